@@ -1,0 +1,33 @@
+"""Configuration: the dataclass tree, presets, recipes and flags, and the judge of combinations."""
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.presets import PRESETS
+from megatron_eve.config.recipe import from_dict, load_recipe, parse
+from megatron_eve.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from megatron_eve.config.validate import validate
+
+__all__ = [
+    "PRESETS",
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "from_dict",
+    "load_recipe",
+    "parse",
+    "validate",
+]

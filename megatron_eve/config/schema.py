@@ -1,0 +1,221 @@
+"""The one configuration tree of a run: plain frozen dataclasses with Megatron's own names.
+
+A recipe (YAML) fills it, a flag overrides it (`--tensor-model-parallel-size 2` sets
+`parallel.tensor_model_parallel_size`), `validate.py` judges it before any process group exists, and a copy goes
+into every checkpoint. A docstring under a field is its line in `--help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+# Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the decoder (Llama family) and of the EVE patch embedding layer. Presets fill these."""
+
+    __pydantic_config__ = _STRICT
+
+    num_layers: int = 8
+    """Decoder layers."""
+    hidden_size: int = 64
+    """Decoder width D."""
+    ffn_hidden_size: int = 160
+    """Inner width of the gated MLP (SwiGLU)."""
+    num_attention_heads: int = 4
+    """Query heads; the head dimension is hidden_size / num_attention_heads."""
+    num_query_groups: int | None = None
+    """Key/value heads (grouped-query attention); None means one for each query head."""
+    vocab_size: int = 384
+    """Rows of the tokenizer's vocabulary, before padding for tensor parallelism."""
+    max_position_embeddings: int = 2048
+    """Longest sample the decoder was made for, in tokens."""
+    norm_epsilon: float = 1e-5
+    """Epsilon of every RMSNorm of the decoder."""
+    rotary_base: int = 10000
+    """Base (theta) of the rotary position embedding."""
+    patch_embedding_size: int = 32
+    """Width C of the patch embedding layer (`mm_hidden_size` of the published configuration)."""
+    patch_embedding_heads: int = 8
+    """Heads of the local and global cross-attention of the patch embedding layer."""
+    image_size: int = 224
+    """Pixels of an image's long side as the model sees it: 672, or 1344 for the HD model."""
+    teacher_size: int = 112
+    """Pixels of the teacher's square image (336 for CLIP ViT-L/14-336); sets the grid that shapes are rounded to."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model and the data are spread over ranks."""
+
+    __pydantic_config__ = _STRICT
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer's matrices."""
+    sequence_parallel: bool = False
+    """Split the activations between the matrices over the tensor-parallel ranks too."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers of one chunk of the interleaved schedule; None runs the plain 1F1B schedule."""
+    context_parallel_size: int = 1
+    """Ranks that share one pack's tokens."""
+    use_distributed_optimizer: bool = True
+    """Shard the optimizer state over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the next forward pass runs (needs --overlap-grad-reduce)."""
+    distributed_timeout_minutes: int = 10
+    """A collective that waits longer than this fails instead of hanging."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What trains, on how many samples, in which precision."""
+
+    __pydantic_config__ = _STRICT
+
+    stage: Literal[1, 2, 3] = 2
+    """1 pre-alignment (decoder frozen), 2 generative pretraining, 3 supervised fine-tuning."""
+    global_batch_size: int = 16
+    """Samples of one optimizer step, over all ranks."""
+    train_iters: int | None = None
+    """Optimizer steps of the run (give this or --train-samples)."""
+    train_samples: int | None = None
+    """Samples of the run; only its last step may be short."""
+    exit_interval: int | None = None
+    """Save and exit when the iteration is a multiple of this, leaving the schedule as it is."""
+    seed: int = 1234
+    """Seeds the initial weights and the order of the samples."""
+    bf16: bool = False
+    """Compute in bfloat16, with float32 master weights and gradient reduction."""
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute whole layers or only the core attention in the backward pass, to save memory."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With full recompute: every layer group ("uniform") or the first ones ("block")."""
+    recompute_num_layers: int | None = None
+    """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
+    loss_normalization: Literal["global", "microbatch"] = "global"
+    """Divide the loss by the labels of the whole step, or take the published mean over microbatch means."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule. The defaults are the published ones: no weight decay, no gradient clipping."""
+
+    __pydantic_config__ = _STRICT
+
+    lr: float = 4e-5
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    lr_warmup_fraction: float = 0.01
+    """Part of the steps over which the rate rises from zero."""
+    lr_overrides: dict[str, float] = field(default_factory=dict)
+    """Peak rates of parameters whose name matches a glob, such as {"vision_model.*": 4e-4}; 0 is a rate too."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; never applied to biases and norms."""
+    adam_beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    adam_beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 0.0
+    """Global gradient norm to clip to; 0 does not clip, as the published runs."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the samples come from and how they are packed."""
+
+    __pydantic_config__ = _STRICT
+
+    data_path: str | None = None
+    """Prefix of a dataset made by tools/preprocess_data.py (its --output-prefix)."""
+    tokenizer_model: str | None = None
+    """The sentencepiece tokenizer.model; when given it must be the one the dataset was made with."""
+    mock_data: bool = False
+    """Train on synthetic samples instead of --data-path."""
+    seq_length: int = 2048
+    """Most tokens of one pack; no sample may be longer."""
+    shuffle: bool = True
+    """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order."""
+    mmap_bin_files: bool = True
+    """Map the .bin files into memory; off uses plain reads."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where runs are saved and started from."""
+
+    __pydantic_config__ = _STRICT
+
+    save: str | None = None
+    """Folder for checkpoints (iter_0000100/, latest_checkpointed_iteration.txt) and losses.jsonl."""
+    load: str | None = None
+    """Folder to resume from; a folder without a checkpoint starts from the beginning."""
+    save_interval: int | None = None
+    """Save every so many iterations, beside the save at the end."""
+    pretrained_checkpoint: str | None = None
+    """Start from the weights alone: a checkpoint folder of ours, or one in the published Hugging Face layout."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is reported."""
+
+    __pydantic_config__ = _STRICT
+
+    log_interval: int = 1
+    """Iterations between two log lines."""
+    tensorboard_dir: str | None = None
+    """Folder for TensorBoard event files."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole tree."""
+
+    __pydantic_config__ = _STRICT
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as nested plain dictionaries, ready for YAML or JSON."""
+        return asdict(self)
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole run: --train-samples, or --train-iters full batches."""
+        if self.training.train_samples is not None:
+            return self.training.train_samples
+        return (self.training.train_iters or 0) * self.training.global_batch_size
+
+    @property
+    def total_iterations(self) -> int:
+        """Optimizer steps of the whole run, a short last step included."""
+        return -(-self.total_samples // self.training.global_batch_size)
+
+    @property
+    def virtual_pipeline_model_parallel_size(self) -> int | None:
+        """Model chunks of a rank under the interleaved schedule, None without it."""
+        layers = self.parallel.num_layers_per_virtual_pipeline_stage
+        if layers is None:
+            return None
+        return self.model.num_layers // self.parallel.pipeline_model_parallel_size // layers

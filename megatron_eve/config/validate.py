@@ -1,0 +1,169 @@
+"""Judge a configuration before any process group exists: every refusal names the flag and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.schema import RunConfig
+
+
+def validate(config: RunConfig, world_size: int) -> None:
+    """Refuse what cannot run on `world_size` ranks.
+
+    Raises:
+        ConfigError: all complaints at once, a line each.
+    """
+    complaints = [
+        *_sizes(config), *_layout(config, world_size), *_pipeline(config), *_training(config), *_optimizer(config),
+        *_data(config), *_checkpoint(config),
+    ]  # fmt: skip
+    if complaints:
+        raise ConfigError("\n".join(complaints))
+
+
+def _positive(section: object, *names: str) -> Iterator[str]:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < 1:
+            yield f"--{name.replace('_', '-')} {value}: must be at least 1"
+
+
+def _sizes(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    yield from _positive(
+        model, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
+        "vocab_size", "max_position_embeddings", "patch_embedding_size", "patch_embedding_heads",
+        "image_size", "teacher_size",
+    )  # fmt: skip
+    if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
+        yield (
+            f"--hidden-size {model.hidden_size}: not divisible by --num-attention-heads {model.num_attention_heads}"
+        )
+    groups = model.num_query_groups
+    if groups and groups > 0 and model.num_attention_heads % groups:
+        yield f"--num-query-groups {groups}: must divide --num-attention-heads {model.num_attention_heads}"
+    if model.patch_embedding_heads > 0 and model.patch_embedding_size % model.patch_embedding_heads:
+        yield (
+            f"--patch-embedding-size {model.patch_embedding_size}: not divisible by "
+            f"--patch-embedding-heads {model.patch_embedding_heads}"
+        )
+    if model.teacher_size > 0 and (model.teacher_size % 14 or model.image_size % (2 * model.teacher_size)):
+        yield (
+            f"--image-size {model.image_size}: must be an even multiple of --teacher-size {model.teacher_size}, "
+            "itself a multiple of 14 (672 or 1344 with 336)"
+        )
+
+
+def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
+    parallel, model = config.parallel, config.model
+    yield from _positive(
+        parallel, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
+        "distributed_timeout_minutes",
+    )  # fmt: skip
+    tensor, pipeline, context = (
+        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.context_parallel_size,
+    )  # fmt: skip
+    if min(tensor, pipeline, context) < 1:
+        return
+    ranks = tensor * pipeline * context
+    if world_size % ranks:
+        yield (
+            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} x "
+            f"--context-parallel-size {context} = {ranks} ranks, but {world_size} were started; "
+            f"start a multiple of {ranks} (torchrun --nproc-per-node) or change the layout"
+        )
+    if context > 1:
+        yield f"--context-parallel-size {context}: context parallelism is not built yet; set it to 1"
+    for name in ("num_attention_heads", "ffn_hidden_size", "hidden_size"):
+        if getattr(model, name) % tensor:
+            yield (
+                f"--tensor-model-parallel-size {tensor}: must divide --{name.replace('_', '-')} {getattr(model, name)}"
+            )
+    groups = model.num_query_groups
+    if groups and groups > 0 and groups % tensor:
+        yield f"--tensor-model-parallel-size {tensor}: must divide --num-query-groups {groups}"
+    if parallel.sequence_parallel and tensor == 1:
+        yield "--sequence-parallel: splits work between tensor-parallel ranks; set --tensor-model-parallel-size above 1"
+    if parallel.overlap_param_gather and not (
+        parallel.overlap_grad_reduce and parallel.use_distributed_optimizer
+    ):
+        yield "--overlap-param-gather: needs --overlap-grad-reduce and --use-distributed-optimizer"
+
+
+def _pipeline(config: RunConfig) -> Iterator[str]:
+    pipeline, layers = config.parallel.pipeline_model_parallel_size, config.model.num_layers
+    chunk = config.parallel.num_layers_per_virtual_pipeline_stage
+    if pipeline > 0 and layers % pipeline:
+        yield f"--pipeline-model-parallel-size {pipeline}: must divide --num-layers {layers}"
+    elif chunk is not None:
+        if pipeline < 2:
+            yield (
+                "--num-layers-per-virtual-pipeline-stage: the interleaved schedule needs "
+                "--pipeline-model-parallel-size above 1"
+            )
+        elif chunk < 1 or (layers // pipeline) % chunk:
+            yield (
+                f"--num-layers-per-virtual-pipeline-stage {chunk}: must divide the {layers // pipeline} "
+                "layers of a stage"
+            )
+        elif layers // pipeline == chunk:
+            yield (
+                f"--num-layers-per-virtual-pipeline-stage {chunk}: is the whole stage, so nothing interleaves; "
+                "choose a smaller number or leave the flag out"
+            )
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    training = config.training
+    yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
+    if training.train_iters is None and training.train_samples is None:
+        yield "--train-iters: say how long to train (or give --train-samples)"
+    if training.train_iters is not None and training.train_samples is not None:
+        yield "--train-samples: give this or --train-iters, not both"
+    full = training.recompute_granularity == "full"
+    if full and not (training.recompute_method and training.recompute_num_layers):
+        yield (
+            "--recompute-granularity full: also set --recompute-method and --recompute-num-layers "
+            "(uniform and 1, say)"
+        )
+    if not full and (training.recompute_method or training.recompute_num_layers):
+        yield "--recompute-method: only with --recompute-granularity full; leave it out"
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    optimizer = config.optimizer
+    if not 0 <= optimizer.min_lr <= optimizer.lr:
+        yield f"--min-lr {optimizer.min_lr}: must lie between 0 and --lr {optimizer.lr}"
+    if not 0 <= optimizer.lr_warmup_fraction < 1:
+        yield f"--lr-warmup-fraction {optimizer.lr_warmup_fraction}: must lie in [0, 1)"
+    if optimizer.clip_grad < 0:
+        yield f"--clip-grad {optimizer.clip_grad}: must be 0 (no clipping, as published) or a positive norm"
+    for pattern, rate in optimizer.lr_overrides.items():
+        if rate < 0:
+            yield f"--lr-overrides {pattern}: a learning rate cannot be negative ({rate})"
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    yield from _positive(data, "seq_length")
+    if data.mock_data and data.data_path:
+        yield "--mock-data: makes its own samples; leave --data-path out"
+    if not data.mock_data and not data.data_path:
+        yield "--data-path: name a dataset made by tools/preprocess_data.py (or use --mock-data)"
+    tensor = config.parallel.tensor_model_parallel_size
+    if config.parallel.sequence_parallel and data.seq_length > 0 and tensor > 0 and data.seq_length % tensor:
+        yield (
+            f"--seq-length {data.seq_length}: must be a multiple of --tensor-model-parallel-size {tensor} "
+            "with --sequence-parallel"
+        )
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    checkpoint = config.checkpoint
+    yield from _positive(checkpoint, "save_interval")
+    yield from _positive(config.logging, "log_interval")
+    if checkpoint.save_interval and not checkpoint.save:
+        yield "--save-interval: also say where, with --save"
+    if config.training.exit_interval and not checkpoint.save:
+        yield "--exit-interval: saves before it exits; say where with --save"

@@ -1,0 +1,111 @@
+"""Recipes and flags: one tree, flags over recipe over preset, and mistakes that name themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, load_recipe, parse
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "preset: eve_7b\n"
+        "parallel: {tensor_model_parallel_size: 4, sequence_parallel: true}\n"
+        "optimizer:\n  lr: 4e-5\n"  # a string in YAML 1.1
+        "training: {global_batch_size: 512, train_samples: 33_000_000}\n"
+    )
+    return path
+
+
+def test_published_sizes() -> None:
+    eve = PRESETS["eve_7b"]
+    sizes = (eve.num_layers, eve.hidden_size, eve.ffn_hidden_size, eve.num_attention_heads, eve.vocab_size)
+    assert sizes == (32, 4096, 11008, 32, 32000)
+    assert (eve.patch_embedding_size, eve.image_size, eve.teacher_size, eve.max_position_embeddings) == (
+        1024,
+        672,
+        336,
+        4096,
+    )
+    assert PRESETS["eve_7b_hd"].image_size == 1344
+
+
+def test_flags_over_recipe_over_preset(recipe: Path) -> None:
+    config = parse(
+        ["--config", str(recipe), "--tensor-model-parallel-size", "2", "--num-layers=16", "--bf16"]
+    )
+    assert config.parallel.tensor_model_parallel_size == 2  # flag over recipe
+    assert config.parallel.sequence_parallel is True  # recipe
+    assert config.optimizer.lr == 4e-5
+    assert config.model.num_layers == 16  # flag over preset
+    assert config.model.hidden_size == 4096  # preset
+    assert config.training.bf16 is True
+    assert config.optimizer.clip_grad == 0.0  # default: the published runs do not clip
+    assert config.total_iterations == -(-33_000_000 // 512)
+
+
+def test_preset_flag_over_recipe(recipe: Path) -> None:
+    assert parse(["--config", str(recipe), "--preset", "eve_tiny"]).model == PRESETS["eve_tiny"]
+
+
+def test_round_trip() -> None:
+    config = RunConfig(model=PRESETS["eve_7b_hd"])
+    assert from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "test") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("paralel: {tensor_model_parallel_size: 2}", "paralel: "),
+        ("parallel: {tensor_parallel_size: 2}", "parallel.tensor_parallel_size: "),
+        ("optimizer: {lr: fast}", "optimizer.lr: Input should be a valid number"),
+        ("training: {stage: 4}", "training.stage: Input should be 1, 2 or 3"),
+        ("training: 5", "training: must be a section"),
+        ("- a\n- b", "a recipe is a mapping"),
+        ("a: [", "not a YAML recipe"),
+        ("preset: eve_70b", "no such preset; choose one of eve_7b"),
+        ("data: {data_path: !!python/object/apply:os.system ['true']}", "not a YAML recipe"),
+    ],
+)
+def test_wrong_recipe(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_tiny_recipes_load(stage: int) -> None:
+    path = Path(__file__).parents[2] / "examples" / "eve_tiny" / f"stage{stage}.yaml"
+    config = load_recipe(path)
+    assert config.training.stage == stage
+    assert config.optimizer.min_lr == 0.0
+    assert config.model == PRESETS["eve_tiny"]
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for section in RunConfig().to_dict().values():
+        for name in section:
+            assert f"--{name.replace('_', '-')}" in text
+
+
+def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--tensor-parallel", "2"])
+    assert caught.value.code == 2
+    assert "--tensor-parallel" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Wrong combinations are refused before any process group exists, naming the flag and the remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, validate
+
+
+def config(**sections: dict[str, object]) -> RunConfig:
+    base = RunConfig(model=PRESETS["eve_tiny"]).to_dict()
+    base["training"]["train_iters"] = 10
+    base["data"]["mock_data"] = True
+    for section, values in sections.items():
+        base[section].update(values)
+    return from_dict(base, "test")
+
+
+def test_a_good_configuration() -> None:
+    validate(config(), 1)
+    layout = {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "num_layers_per_virtual_pipeline_stage": 1,
+    }
+    validate(config(parallel=layout), 8)
+
+
+@pytest.mark.parametrize(
+    ("sections", "flag", "remedy"),
+    [
+        (
+            {"parallel": {"tensor_model_parallel_size": 3}},
+            "--tensor-model-parallel-size 3",
+            "start a multiple of 3",
+        ),
+        ({"parallel": {"tensor_model_parallel_size": 0}}, "--tensor-model-parallel-size 0", "at least 1"),
+        ({"parallel": {"tensor_model_parallel_size": 8}}, "--tensor-model-parallel-size 8", "must divide"),
+        ({"parallel": {"sequence_parallel": True}}, "--sequence-parallel", "above 1"),
+        ({"parallel": {"context_parallel_size": 2}}, "--context-parallel-size 2", "set it to 1"),
+        ({"parallel": {"overlap_param_gather": True}}, "--overlap-param-gather", "--overlap-grad-reduce"),
+        ({"parallel": {"num_layers_per_virtual_pipeline_stage": 1}}, "--num-layers-per-virtual", "above 1"),
+        (
+            {"parallel": {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2}},
+            "--num-layers-per-virtual-pipeline-stage 2",
+            "leave the flag out",
+        ),
+        ({"model": {"num_attention_heads": 7}}, "--hidden-size 128", "--num-attention-heads 7"),
+        ({"model": {"num_query_groups": 3}}, "--num-query-groups 3", "must divide"),
+        ({"model": {"image_size": 700}}, "--image-size 700", "even multiple"),
+        ({"model": {"image_size": 336, "teacher_size": 336}}, "--image-size 336", "even multiple"),
+        ({"model": {"patch_embedding_heads": 5}}, "--patch-embedding-size", "--patch-embedding-heads 5"),
+        ({"training": {"train_iters": None}}, "--train-iters", "--train-samples"),
+        ({"training": {"train_samples": 5}}, "--train-samples", "not both"),
+        ({"training": {"global_batch_size": 0}}, "--global-batch-size 0", "at least 1"),
+        (
+            {"training": {"recompute_granularity": "full"}},
+            "--recompute-granularity full",
+            "--recompute-method",
+        ),
+        ({"training": {"recompute_method": "uniform"}}, "--recompute-method", "leave it out"),
+        ({"optimizer": {"min_lr": 1.0}}, "--min-lr 1.0", "between 0 and --lr"),
+        ({"optimizer": {"lr_warmup_fraction": 1.5}}, "--lr-warmup-fraction 1.5", "[0, 1)"),
+        ({"optimizer": {"clip_grad": -1.0}}, "--clip-grad -1.0", "no clipping"),
+        (
+            {"optimizer": {"lr_overrides": {"vision_model.*": -1}}},
+            "--lr-overrides vision_model.*",
+            "negative",
+        ),
+        ({"data": {"mock_data": False}}, "--data-path", "tools/preprocess_data.py"),
+        ({"data": {"data_path": "x"}}, "--mock-data", "leave --data-path out"),
+        ({"checkpoint": {"save_interval": 5}}, "--save-interval", "--save"),
+        ({"training": {"exit_interval": 5}}, "--exit-interval", "--save"),
+    ],
+)
+def test_refusals(sections: dict[str, dict[str, object]], flag: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(config(**sections), 1)
+    assert any(line.startswith(flag) and remedy in line for line in str(caught.value).split("\n"))
+
+
+def test_all_complaints_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(config(training={"train_iters": None}, optimizer={"clip_grad": -1.0}), 1)
+    assert len(str(caught.value).split("\n")) == 2
