@@ -1,0 +1,213 @@
+"""The parts of a dataset on disk, and the manifest that joins them.
+
+A dataset is a prefix, OUT, and these files:
+
+    OUT_text.bin, .idx    megatron-core IndexedDataset, int32; row i is sample i: n token ids, then n labels
+    OUT_image.bin, .idx   megatron-core IndexedDataset, uint8; row j is image j, the bytes of its file
+    OUT_samples.npy       SAMPLE_DTYPE [samples]
+    OUT_images.npy        IMAGE_DTYPE [images]
+    OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
+
+The three image parts are absent when no sample has an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.errors import DataError
+
+FORMAT_VERSION = 1
+
+SAMPLE_DTYPE = np.dtype(
+    [
+        ("length", "<i4"),  # tokens once images are expanded
+        ("text_length", "<i4"),  # tokens with an image counted as one
+        ("labels", "<i4"),  # labels that train, after the shift
+        ("num_images", "<i4"),
+        ("first_image", "<i8"),  # the sample's images are rows first_image .. first_image + num_images - 1
+    ]
+)
+IMAGE_DTYPE = np.dtype([("width", "<i4"), ("height", "<i4"), ("num_bytes", "<i8")])  # pixels, as decoded
+
+TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
+IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
+MANIFEST = "_dataset.json"
+
+AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
+
+# Megatron's .idx: magic, version, dtype code, number of sequences, of documents; then lengths (int32),
+# offsets and document bounds (int64).
+_INDEX_HEADER = struct.Struct("<9sQBQQ")
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_VERSION = 1
+_INDEX_DTYPES = {1: np.dtype(np.uint8), 4: np.dtype(np.int32)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """What a dataset was made with. Sizes in pixels; lengths in tokens, an image being one."""
+
+    template: str
+    image_size: int
+    teacher_size: int
+    model_max_length: int
+    apply_exif: bool
+    max_pixels: int
+    tokenizer_sha256: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo(DatasetSettings):
+    """The manifest: settings, counts, and which rows of the input were left out.
+
+    Attributes:
+        num_tokens: tokens of all samples once images are expanded.
+        num_text_tokens: the same with an image counted as one.
+        num_labels: labels that train, after the shift.
+        num_cut: samples cut at `model_max_length`.
+        text_bytes, image_bytes: sizes of the two .bin files.
+        longest_sample, longest_length: the sample with most expanded tokens, and how many.
+        num_rows: rows of the input that were read.
+        skipped: rows left out, by reason.
+        skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
+    """
+
+    num_samples: int
+    num_images: int
+    num_tokens: int
+    num_text_tokens: int
+    num_labels: int
+    num_cut: int
+    text_bytes: int
+    image_bytes: int
+    longest_sample: int
+    longest_length: int
+    num_rows: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of the manifest file."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def read_info(prefix: str) -> DatasetInfo:
+    """Read the manifest of the dataset at `prefix`.
+
+    Raises:
+        DataError: missing, not JSON, of another format version, or with other fields than this version has.
+    """
+    path = Path(prefix + MANIFEST)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: the path of a dataset is its --output-prefix, without _text.bin or "
+            f"{MANIFEST}; if that is what was given, preprocessing did not finish: run it again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} is of format version {version!r} and this code reads version {FORMAT_VERSION}: "
+            "make the dataset again with this version's tools/preprocess_data.py"
+        )
+    try:
+        return DatasetInfo(**content)
+    except TypeError as error:
+        raise DataError(f"{path} is not a manifest this version wrote ({error}): {AGAIN}") from error
+
+
+def check_index(prefix: str, dtype: np.dtype[Any], rows: int, num_bytes: int) -> None:
+    """Check a Megatron .idx/.bin pair against the manifest without loading either.
+
+    megatron-core itself asserts, reads past the end, or returns nonsense on such files.
+
+    Args:
+        prefix: of the pair, such as OUT_text.
+        dtype: what the .bin holds.
+        rows, num_bytes: sequences in the .idx and size of the .bin, from the manifest.
+
+    Raises:
+        DataError: a file is missing, of another version or type, or of another size than the manifest says.
+    """
+    index, data = Path(prefix + ".idx"), Path(prefix + ".bin")
+    for path in (index, data):
+        if not path.is_file():
+            raise DataError(f"{path} is missing: {AGAIN}")
+    with index.open("rb") as stream:
+        header = stream.read(_INDEX_HEADER.size)
+    if len(header) < _INDEX_HEADER.size:
+        raise DataError(f"{index} is truncated ({len(header)} bytes, less than its header): {AGAIN}")
+    magic, version, code, sequences, documents = _INDEX_HEADER.unpack(header)
+    if magic != _INDEX_MAGIC:
+        raise DataError(f"{index} is not a Megatron index file: {AGAIN}")
+    if version != _INDEX_VERSION:
+        raise DataError(f"{index} is of version {version}, and version {_INDEX_VERSION} can be read: {AGAIN}")
+    if _INDEX_DTYPES.get(code) != dtype:
+        raise DataError(f"{index} is for data of type code {code}, not {dtype}: {AGAIN}")
+    if sequences != rows:
+        raise DataError(f"{index} has {sequences} rows where the manifest says {rows}: {AGAIN}")
+    for path, expected in ((index, len(header) + 12 * sequences + 8 * documents), (data, num_bytes)):
+        found = path.stat().st_size
+        if found != expected:
+            kind = "truncated" if found < expected else "too long"
+            raise DataError(f"{path} is {kind} ({found} bytes where {expected} are due): {AGAIN}")
+
+
+def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+    """Map a structured .npy file of `rows` records into memory, read-only.
+
+    Raises:
+        DataError: missing, truncated, or not `rows` records of `dtype`.
+    """
+    try:
+        records = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {AGAIN}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read, it may be truncated ({error}): {AGAIN}") from error
+    if records.dtype != dtype or records.shape != (rows,):
+        raise DataError(
+            f"{path} holds {records.shape} records of {records.dtype}, the manifest says ({rows},): {AGAIN}"
+        )
+    return records
+
+
+def row_problem(
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], num_images: int, vocab_size: int
+) -> str | None:
+    """What is wrong with a sample's tokens and labels, or None."""
+    if len(tokens) == 0 or len(tokens) != len(labels):
+        return f"{len(tokens)} tokens and {len(labels)} labels"
+    is_image = tokens == IMAGE_TOKEN_ID
+    outside = ~is_image & ((tokens < 0) | (tokens >= vocab_size))
+    if outside.any():
+        return f"token id {tokens[outside][0]} is out of range for a vocabulary of {vocab_size}"
+    if ((labels != tokens) | is_image)[labels != IGNORE_INDEX].any():
+        return "a label is neither its token nor the value that is ignored"
+    if np.count_nonzero(is_image) != num_images:
+        return f"{np.count_nonzero(is_image)} image placeholders for {num_images} images"
+    return None
+
+
+def megatron_indexed() -> Any:
+    """megatron-core's module of indexed datasets, imported without its warnings (about optimizers)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets import indexed_dataset
+    return indexed_dataset

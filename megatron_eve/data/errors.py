@@ -1,0 +1,25 @@
+"""What goes wrong with data: a dataset that cannot be used, or one row of the input that is left out."""
+
+
+class DataError(ValueError):
+    """Data on disk cannot be used as asked.
+
+    The message names the file, the row where there is one, and what to do about it.
+    """
+
+
+class SkipRow(ValueError):
+    """One row of the input, or one image file, cannot be used; preprocessing leaves it out and counts it.
+
+    Attributes:
+        reason: the key that it is counted by, such as "image_missing".
+        detail: what was found.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"

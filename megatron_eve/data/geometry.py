@@ -1,0 +1,88 @@
+"""Image size -> resized size -> token grid -> token count. Pure functions on integers, standard library only.
+
+Follows the any-resolution rule of EVE v1 (baaivision/EVE, `mm_utils.process_images`): the long side of a
+picture takes all of the teacher's patches, the short side as many whole ones as it touches, and the model
+sees the picture at a whole multiple of the teacher's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCH_SIZE = 14
+"""Side of a patch in pixels, for the model and for the teacher."""
+
+CELL_PATCHES = 4
+"""Patches that become one token: a 2 x 2 cell."""
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """What one picture becomes. Pixels for sizes, tokens for the grid.
+
+    Attributes:
+        width, height: the picture resized for the model, in pixels (multiples of 28).
+        rows, columns: the token grid; one token is a 2 x 2 cell of 14-pixel patches.
+        teacher_width, teacher_height: the picture resized for the teacher, in pixels (multiples of 14).
+    """
+
+    width: int
+    height: int
+    rows: int
+    columns: int
+    teacher_width: int
+    teacher_height: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions in the sequence: one CLS, and in each row its cells and a row-end token."""
+        return 1 + self.rows * (self.columns + 1)
+
+    @property
+    def patches(self) -> int:
+        """14 x 14 patches of the resized picture."""
+        return CELL_PATCHES * self.rows * self.columns
+
+
+def check_sizes(image_size: int, teacher_size: int) -> None:
+    """Raise ValueError unless these sizes, in pixels, give whole 2 x 2 cells for every picture."""
+    if teacher_size < PATCH_SIZE or teacher_size % PATCH_SIZE:
+        raise ValueError(
+            f"teacher size {teacher_size} is not a positive multiple of the patch size {PATCH_SIZE}: "
+            "use the size the teacher was trained at, 336 for CLIP ViT-L/14-336"
+        )
+    if image_size < 2 * teacher_size or image_size % (2 * teacher_size):
+        raise ValueError(
+            f"image size {image_size} is not a multiple of twice the teacher size {teacher_size}: "
+            f"use {2 * teacher_size} or {4 * teacher_size}"
+        )
+
+
+def image_geometry(width: int, height: int, image_size: int, teacher_size: int = 336) -> ImageGeometry:
+    """Geometry of a picture of `width` x `height` pixels; exact in integers for every size.
+
+    The short side is stretched up to the next teacher patch, so the aspect ratio is kept only roughly.
+
+    Args:
+        width, height: the upright raw picture, in pixels, each at least 1.
+        image_size: long side of the resized picture, in pixels (672 or 1344 as published).
+        teacher_size: side of the teacher's picture, in pixels.
+
+    Raises:
+        ValueError: for a size below 1 or sizes that do not divide into 2 x 2 cells.
+    """
+    check_sizes(image_size, teacher_size)
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture of {width} x {height} pixels has no area: leave it out of the dataset")
+    longest = teacher_size // PATCH_SIZE
+    shortest = -(-longest * min(width, height) // max(width, height))
+    columns, rows = (longest, shortest) if width > height else (shortest, longest)
+    scale = image_size // teacher_size
+    return ImageGeometry(
+        width=columns * PATCH_SIZE * scale,
+        height=rows * PATCH_SIZE * scale,
+        rows=rows * scale // 2,
+        columns=columns * scale // 2,
+        teacher_width=columns * PATCH_SIZE,
+        teacher_height=rows * PATCH_SIZE,
+    )

@@ -1,0 +1,122 @@
+"""Bytes of an image file -> an RGB picture, with every way to fail turned into a reason that can be counted.
+
+What Pillow would do by itself and is not wanted here: try every format it knows (EPS starts Ghostscript),
+clip 16-bit gray to white instead of scaling it, and decode pictures of any size. What is kept as published:
+`convert("RGB")` for everything else, which drops an alpha channel rather than blending it.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError, features
+
+from megatron_eve.data.errors import SkipRow
+
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + (
+    ("AVIF",) if features.check("avif") else ()
+)
+
+MAX_PIXELS_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Pillow refuses pictures above this by itself, so a higher cap would have no effect."""
+
+DEFAULT_MAX_PIXELS = 89_478_485
+"""A quarter of a gigabyte as RGB: Pillow's own threshold for a warning."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(SkipRow):
+    """An image file that cannot be used.
+
+    `reason` is "image_empty", "image_format", "image_too_large" (pixels) or "image_damaged" (or truncated).
+    """
+
+
+def decode_image(data: bytes, *, apply_exif: bool, max_pixels: int) -> Image.Image:
+    """Decode a whole image file (the first frame of an animated one).
+
+    Args:
+        data: the file's bytes.
+        apply_exif: turn the picture upright as its EXIF orientation says. The published code does not (but
+            TIFF, which Pillow always turns).
+        max_pixels: refuse larger pictures, from the header, before a pixel is decoded.
+
+    Returns:
+        An RGB picture with its pixels loaded.
+
+    Raises:
+        ImageError: empty, not in an accepted format, too large, truncated or corrupt.
+    """
+    image = _open(data, max_pixels)
+    # Pillow's plugins raise nearly anything on damaged input: OSError, SyntaxError, struct.error, IndexError.
+    # Whatever it is, this file cannot be decoded, and that is the answer wanted here.
+    try:
+        rgb = _to_rgb(image)  # decodes the whole file
+    except Exception as error:
+        raise ImageError("image_damaged", f"{image.format} does not decode: {error}") from error
+    turn = _UPRIGHT.get(_orientation(image)) if apply_exif else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError("image_empty", "the file has no bytes")
+    try:
+        image = Image.open(BytesIO(data), formats=ACCEPTED_FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(
+            "image_format", f"not {', '.join(ACCEPTED_FORMATS)}: begins with {data[:12]!r}"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", str(error)) from error
+    except Exception as error:  # as above: a damaged header raises nearly anything
+        raise ImageError("image_damaged", f"the header does not decode: {error}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError("image_too_large", f"{width} x {height} pixels, more than the cap of {max_pixels}")
+    if width < 1 or height < 1:
+        raise ImageError("image_damaged", f"the header says {width} x {height} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) where there is none or it cannot be read. Only once decoded."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block is no reason to lose a picture that decodes
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _gray_to_rgb(_scale(np.asarray(image), (65535,)))
+    if image.mode == "F":
+        return _gray_to_rgb(_scale(np.asarray(image), (1, 255, 65535)))
+    return image.convert("RGB")
+
+
+def _scale(values: NDArray[np.generic], ranges: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Gray values to 0..255: from the first range 0..r that holds them all, else from their own span."""
+    gray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(gray.min()), float(gray.max())
+    white = next((float(r) for r in ranges if low >= 0 and high <= r), 0.0)
+    if not white:
+        gray, white = gray - low, (high - low) or 1.0
+    return np.rint(gray * (255.0 / white)).astype(np.uint8)
+
+
+def _gray_to_rgb(gray: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(gray).convert("RGB")

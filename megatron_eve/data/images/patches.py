@@ -1,0 +1,43 @@
+"""Resize a picture and cut it into patches, in the order in which the patch embedding wants them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
+
+
+def resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    """`image` (RGB) resized as published, with Pillow's default filter: bicubic, antialiased.
+
+    Returns:
+        uint8 [height, width, 3], writable and contiguous.
+    """
+    return np.array(image.resize((width, height)), dtype=np.uint8)
+
+
+def cut_patches(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut a resized picture into 14 x 14 patches, grouped in 2 x 2 cells.
+
+    Args:
+        pixels: uint8 [H, W, 3], H and W multiples of 28.
+
+    Returns:
+        uint8 [H * W / 196, 588]: cells row by row; in a cell the patches (0,0), (0,1), (1,0), (1,1); in a
+        patch (channel, y, x), the layout of a convolution's weight.
+    """
+    height, width, channels = pixels.shape
+    rows, columns = height // (2 * PATCH_SIZE), width // (2 * PATCH_SIZE)
+    grid = pixels.reshape(rows, 2, PATCH_SIZE, columns, 2, PATCH_SIZE, channels)
+    cells = grid.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, 2, 2, channel, y, x)
+    return np.ascontiguousarray(cells).reshape(-1, channels * PATCH_SIZE * PATCH_SIZE)
+
+
+def image_patches(image: Image.Image, geometry: ImageGeometry) -> NDArray[np.uint8]:
+    """Patches of an upright RGB picture at the model's size: uint8 [geometry.patches, 588].
+
+    See `cut_patches` for their order.
+    """
+    return cut_patches(resize(image, geometry.width, geometry.height))

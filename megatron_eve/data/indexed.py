@@ -1,0 +1,163 @@
+"""Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
+
+`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when a dataset
+is opened, since that takes seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.dataset_format import (
+    AGAIN,
+    IMAGE_DTYPE,
+    MANIFEST,
+    SAMPLE_DTYPE,
+    DatasetInfo,
+    DatasetSettings,
+    check_index,
+    megatron_indexed,
+    open_records,
+    read_info,
+    row_problem,
+)
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.indexed_writer import DatasetWriter, StoredImage
+
+__all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
+
+
+class IndexedVisionDataset:
+    """A dataset on disk, opened read-only; see `dataset_format` for its files.
+
+    Args:
+        prefix: the --output-prefix it was written to.
+        mmap: map the two .bin files into memory; False reads each row with a system call.
+
+    Attributes:
+        info: the manifest.
+        samples: SAMPLE_DTYPE [samples], mapped.
+        images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
+
+    Raises:
+        DataError: a part is missing, truncated, of another version, or does not match the manifest.
+    """
+
+    def __init__(self, prefix: str | Path, *, mmap: bool = True) -> None:
+        self.prefix = str(prefix)
+        self.info = info = read_info(self.prefix)
+        self.samples = open_records(self.prefix + "_samples.npy", SAMPLE_DTYPE, info.num_samples)
+        check_index(self.prefix + "_text", np.dtype(np.int32), info.num_samples, info.text_bytes)
+        self.images: NDArray[Any] = np.empty(0, dtype=IMAGE_DTYPE)
+        if info.num_images:
+            self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
+            check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
+        megatron = megatron_indexed()
+        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap)
+        self._image = megatron.IndexedDataset(self.prefix + "_image", mmap=mmap) if info.num_images else None
+
+    def __len__(self) -> int:
+        return self.info.num_samples
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
+        return self.samples["length"][indices].astype(np.int64)
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and labels of sample `index`: int64 [n] each, images not expanded, labels not shifted.
+
+        Raises:
+            IndexError: no such sample.
+            DataError: the row does not match its record, or holds an id that is not in the vocabulary.
+        """
+        sample = self.samples[_checked_index(index, len(self))]
+        length = int(sample["text_length"])
+        row = self._row(self._text, "_text", index, 2 * length).astype(np.int64)
+        tokens, labels = row[:length], row[length:]
+        problem = row_problem(tokens, labels, int(sample["num_images"]), self.info.vocab_size)
+        if problem:
+            raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
+        return tokens, labels
+
+    def image_bytes(self, image: int) -> bytes:
+        """The file of image `image`, as it was.
+
+        Raises:
+            IndexError: no such image.
+            DataError: the row does not match its record.
+        """
+        record = self.images[_checked_index(image, len(self.images))]
+        return self._row(self._image, "_image", image, int(record["num_bytes"])).tobytes()
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid of image `image`, from its recorded size alone."""
+        record = self.images[_checked_index(image, len(self.images))]
+        return image_geometry(
+            int(record["width"]), int(record["height"]), self.info.image_size, self.info.teacher_size
+        )
+
+    def check_compatible(
+        self,
+        *,
+        tokenizer_sha256: str | None,
+        vocab_size: int,
+        image_size: int,
+        teacher_size: int,
+        seq_length: int,
+    ) -> None:
+        """Check that a run can train on this dataset.
+
+        Args:
+            tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
+            vocab_size: of the run's model, without padding.
+            image_size, teacher_size: of the run's model, in pixels.
+            seq_length: tokens that a pack holds.
+
+        Raises:
+            DataError: it cannot; the message names the file, what differs and the remedy.
+        """
+        info, path = self.info, self.prefix + MANIFEST
+        if tokenizer_sha256 is not None and tokenizer_sha256 != info.tokenizer_sha256:
+            raise DataError(
+                f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
+                f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
+            )
+        for name, ours, theirs in (
+            ("vocabulary", info.vocab_size, vocab_size),
+            ("image size", info.image_size, image_size),
+            ("teacher size", info.teacher_size, teacher_size),
+        ):
+            if ours != theirs:
+                raise DataError(
+                    f"{path} was made for {name} {ours} and the run has {theirs}: "
+                    "use the matching recipe, or preprocess the data again"
+                )
+        if info.longest_length > seq_length:
+            raise DataError(
+                f"row {info.longest_sample} of {self.prefix} has {info.longest_length} tokens and a pack "
+                f"holds {seq_length}: raise --seq-length to {info.longest_length} or more, or preprocess the data "
+                "with a smaller --model-max-length"
+            )
+
+    def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
+        """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""
+        pointer, length, _ = indexed.index[int(row)]
+        itemsize = np.dtype(indexed.index.dtype).itemsize
+        size = self.info.text_bytes if part == "_text" else self.info.image_bytes
+        if length != expected or not 0 <= pointer <= size - expected * itemsize:
+            raise DataError(
+                f"row {row} of {self.prefix}{part}.idx has {length} values at byte {pointer} where "
+                f"{expected} are recorded: {AGAIN}"
+            )
+        return np.array(indexed[int(row)])
+
+
+def _checked_index(index: int, size: int) -> int:
+    if not 0 <= index < size:
+        raise IndexError(f"index {index} is out of range for {size} rows")
+    return int(index)

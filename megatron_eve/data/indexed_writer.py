@@ -1,0 +1,239 @@
+"""Write datasets; `dataset_format` lists their files.
+
+megatron-core is imported only when a writer is made, since that takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.data.dataset_format import (
+    IMAGE_DTYPE,
+    IMAGE_PARTS,
+    MANIFEST,
+    SAMPLE_DTYPE,
+    TEXT_PARTS,
+    DatasetInfo,
+    DatasetSettings,
+    megatron_indexed,
+    row_problem,
+)
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.geometry import image_geometry
+
+_PARTIAL = ".partial"
+MAX_ROW_BYTES = 2**31 - 1
+"""megatron-core keeps a row's length as int32."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image file as it goes into a dataset: its bytes, and its size in pixels as it will be decoded."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+class DatasetWriter:
+    """Writes a dataset sample by sample; nothing can be opened before `finalise`.
+
+    Everything goes to files named `*.partial`. As a context manager it removes them unless finalised.
+
+    Args:
+        prefix: where the dataset goes; see `dataset_format` for what is put behind it. A dataset that is
+            there already stays whole until `finalise` replaces it.
+        settings: recorded in the manifest; token counts follow from its sizes.
+    """
+
+    def __init__(self, prefix: str | Path, settings: DatasetSettings) -> None:
+        self.prefix = str(prefix)
+        self.settings = settings
+        Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
+        self._text = _IndexedWriter(self.prefix + "_text", np.int32)
+        self._image = _IndexedWriter(self.prefix + "_image", np.uint8)
+        self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
+        self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
+        self._tokens = self._text_tokens = self._labels = self._cut = 0
+        self._longest = (0, 0)  # (sample, tokens)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples added so far."""
+        return self._samples.rows
+
+    def add_sample(
+        self, tokens: ArrayLike, labels: ArrayLike, images: Sequence[StoredImage], *, cut: bool = False
+    ) -> None:
+        """Append one sample.
+
+        Args:
+            tokens: n ids, an image counted as one IMAGE_TOKEN_ID.
+            labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
+            images: as many as there are placeholders, in their order.
+            cut: the text was longer than `model_max_length`.
+
+        Raises:
+            DataError: the parts do not belong together, or an id is not in the vocabulary.
+        """
+        ids, targets = np.asarray(tokens, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+        problem = row_problem(ids, targets, len(images), self.settings.vocab_size)
+        if problem:
+            raise DataError(f"sample {self.num_samples} for {self.prefix}: {problem}")
+        length = len(ids)
+        first_image = self._images.rows
+        for image in images:
+            settings = self.settings
+            geometry = image_geometry(image.width, image.height, settings.image_size, settings.teacher_size)
+            length += geometry.tokens - 1
+            self._image.add(np.frombuffer(image.data, dtype=np.uint8))
+            self._images.add((image.width, image.height, len(image.data)))
+        num_labels = int(np.count_nonzero(targets[1:] != IGNORE_INDEX))
+        if length > self._longest[1]:
+            self._longest = (self.num_samples, length)
+        self._text.add(np.concatenate([ids, targets]).astype(np.int32))
+        self._samples.add((length, len(ids), num_labels, len(images), first_image))
+        self._tokens += length
+        self._text_tokens += len(ids)
+        self._labels += num_labels
+        self._cut += cut
+
+    def finalise(
+        self,
+        *,
+        num_rows: int | None = None,
+        skipped: Mapping[str, int] | None = None,
+        skipped_first: Mapping[str, list[dict[str, Any]]] | None = None,
+    ) -> DatasetInfo:
+        """Put everything in place, the manifest last and atomically.
+
+        Args:
+            num_rows: rows of the input that were read; the number of samples if not given.
+            skipped, skipped_first: see DatasetInfo.
+
+        Raises:
+            DataError: no sample was added.
+        """
+        if self.num_samples == 0:
+            raise DataError(f"no sample for {self.prefix}: an empty dataset is not written")
+        info = DatasetInfo(
+            **asdict(self.settings),
+            num_samples=self.num_samples,
+            num_images=self._images.rows,
+            num_tokens=self._tokens,
+            num_text_tokens=self._text_tokens,
+            num_labels=self._labels,
+            num_cut=self._cut,
+            text_bytes=self._text.num_bytes,
+            image_bytes=self._image.num_bytes,
+            longest_sample=self._longest[0],
+            longest_length=self._longest[1],
+            num_rows=self.num_samples if num_rows is None else num_rows,
+            skipped=dict(skipped or {}),
+            skipped_first=dict(skipped_first or {}),
+        )
+        for writer in (self._text, self._image, self._samples, self._images):
+            writer.close()
+        Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
+        for part in TEXT_PARTS:
+            _publish(self.prefix + part)
+        for part in IMAGE_PARTS:
+            if info.num_images:
+                _publish(self.prefix + part)
+            else:  # megatron-core cannot map an empty file
+                Path(self.prefix + part + _PARTIAL).unlink()
+                Path(self.prefix + part).unlink(missing_ok=True)
+        Path(self.prefix + MANIFEST + _PARTIAL).write_text(info.to_json(), encoding="utf-8")
+        _publish(self.prefix + MANIFEST)
+        return info
+
+    def abort(self) -> None:
+        """Close and remove what was written. Does nothing after `finalise`."""
+        for writer in (self._text, self._image, self._samples, self._images):
+            writer.discard()
+        for part in (*TEXT_PARTS, *IMAGE_PARTS, MANIFEST):
+            Path(self.prefix + part + _PARTIAL).unlink(missing_ok=True)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class _IndexedWriter:
+    """One megatron-core indexed dataset under its partial name."""
+
+    def __init__(self, prefix: str, dtype: type[np.generic]) -> None:
+        self.num_bytes = 0
+        self._prefix = prefix
+        self._dtype = np.dtype(dtype)
+        self._builder = megatron_indexed().IndexedDatasetBuilder(f"{prefix}.bin{_PARTIAL}", dtype=dtype)
+        self._builder.sequence_lengths = array("i")  # 4 bytes a row where a list of int takes 40
+
+    def add(self, row: NDArray[Any]) -> None:
+        if row.dtype != self._dtype:  # the builder would truncate values silently
+            raise TypeError(f"{self._prefix} takes {self._dtype}, not {row.dtype}")
+        if row.nbytes > MAX_ROW_BYTES:
+            raise DataError(
+                f"a row of {row.nbytes} bytes for {self._prefix}.bin: a row holds {MAX_ROW_BYTES}"
+            )
+        # What the builder's add_item does, without a torch tensor in between.
+        self._builder.data_file.write(row.tobytes())
+        self._builder.sequence_lengths.append(row.size)
+        self.num_bytes += row.nbytes
+
+    def close(self) -> None:
+        self._builder.end_document()  # one document: samples are rows, and nothing reads document bounds
+        self._builder.finalize(f"{self._prefix}.idx{_PARTIAL}")
+
+    def discard(self) -> None:
+        self._builder.data_file.close()
+
+
+class _RecordWriter:
+    """A structured .npy file written record by record, under its partial name."""
+
+    def __init__(self, path: str, dtype: np.dtype[Any]) -> None:
+        self.rows = 0
+        self._dtype = dtype
+        self._file: IO[bytes] = open(path + _PARTIAL, "wb")  # noqa: SIM115 (closed by close or discard)
+        self._header_bytes = self._write_header()
+
+    def _write_header(self) -> int:
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.rows,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+    def add(self, record: tuple[int, ...]) -> None:
+        self._file.write(np.array(record, dtype=self._dtype).tobytes())
+        self.rows += 1
+
+    def close(self) -> None:
+        self._file.seek(0)
+        if self._write_header() != self._header_bytes:  # numpy leaves room for the first axis to grow
+            raise RuntimeError("numpy's .npy header changed its length with the number of rows")
+        self._file.close()
+
+    def discard(self) -> None:
+        self._file.close()
+
+
+def _publish(path: str) -> None:
+    """Give a finished file its name, once it is on the disk."""
+    with open(path + _PARTIAL, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(path + _PARTIAL, path)

@@ -1,0 +1,181 @@
+"""One row of the input -> token ids, labels and checked image files, or the reason why not."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.conversation import TEMPLATES, encode_conversation
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.geometry import check_sizes
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
+from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
+from megatron_eve.data.rows import InputRow
+from megatron_eve.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """What `preprocess` is to do; the flags of tools/preprocess_data.py.
+
+    Attributes:
+        input: a JSON array or a .jsonl file of rows with `id`, `image` (a name, a list or none) and
+            `conversations`.
+        image_root: the folder that image names are relative to, and must stay in.
+        tokenizer_model: a Llama tokenizer.model.
+        output_prefix: where the dataset goes.
+        template: "plain" or "vicuna_v1".
+        image_size, teacher_size: pixels, see `geometry`.
+        model_max_length: texts are cut at this many tokens, an image counted as one.
+        workers: processes; 1 works in this one.
+        apply_exif: turn pictures upright as their EXIF data says.
+        max_image_pixels: larger pictures are left out.
+    """
+
+    input: str
+    image_root: str
+    tokenizer_model: str
+    output_prefix: str
+    template: str = "plain"
+    image_size: int = 672
+    teacher_size: int = 336
+    model_max_length: int = 2048
+    workers: int = 1
+    apply_exif: bool = True
+    max_image_pixels: int = DEFAULT_MAX_PIXELS
+
+    def check(self) -> None:
+        """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
+        try:
+            check_sizes(self.image_size, self.teacher_size)
+        except ValueError as error:
+            raise DataError(f"--image-size, --teacher-size: {error}") from error
+        if self.template not in TEMPLATES:
+            raise DataError(f"--template {self.template}: use {' or '.join(sorted(TEMPLATES))}")
+        if not Path(self.image_root).is_dir():
+            raise DataError(f"--image-root {self.image_root} is not a directory")
+        if self.workers < 1:
+            raise DataError(f"--workers {self.workers}: use 1 or more")
+        if self.model_max_length < 2:
+            raise DataError(f"--model-max-length {self.model_max_length}: use 2 or more")
+        if not 1 <= self.max_image_pixels <= MAX_PIXELS_LIMIT:
+            raise DataError(f"--max-image-pixels {self.max_image_pixels}: use 1 to {MAX_PIXELS_LIMIT}")
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row that is kept: int32 [n] tokens and labels as `DatasetWriter.add_sample` takes them."""
+
+    tokens: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    images: list[StoredImage]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that is left out: its number in the input (from 1), why, and what it called itself."""
+
+    row: int
+    reason: str
+    detail: str
+    id: str | None = None
+    image: str | None = None
+
+
+class RowEncoder:
+    """Turns rows into samples; one for each process."""
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self._config = config
+        self._tokenizer = Tokenizer(config.tokenizer_model)
+        self._root = os.path.realpath(config.image_root)
+
+    def encode(self, row: InputRow) -> EncodedRow | SkippedRow:
+        """Tokenise the text of a row and decode its images."""
+        try:
+            return self._encode(row)
+        except SkipRow as skip:
+            fields = row.value if isinstance(row.value, Mapping) else {}
+            named = {key: _printable(fields[key]) for key in ("id", "image") if fields.get(key) is not None}
+            return SkippedRow(row.number, skip.reason, _printable(skip.detail), **named)
+
+    def _encode(self, row: InputRow) -> EncodedRow:
+        if row.problem is not None:
+            raise SkipRow("broken_json", row.problem)
+        if not isinstance(row.value, Mapping):
+            raise SkipRow("not_an_object", f"it is {type(row.value).__name__}")
+        names = _image_names(row.value.get("image"))
+        turns: Any = row.value.get("conversations")
+        whole = encode_conversation(turns, self._tokenizer, self._config.template, len(names))
+        encoded = whole.cut(self._config.model_max_length)
+        if encoded.num_labels == 0:
+            raise SkipRow(
+                "nothing_to_train", f"{len(whole.tokens)} tokens, of which {whole.num_labels} train"
+            )
+        images = [self._load_image(name) for name in names]
+        return EncodedRow(
+            tokens=np.array(encoded.tokens, dtype=np.int32),
+            labels=np.array(encoded.labels, dtype=np.int32),
+            images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample
+            cut=len(whole.tokens) > len(encoded.tokens),
+        )
+
+    def _load_image(self, name: str) -> StoredImage:
+        data = read_image_file(self._root, name)
+        image = decode_image(
+            data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
+        )
+        return StoredImage(data, image.width, image.height)
+
+
+def _image_names(value: object) -> list[str]:
+    names: list[object] = value if isinstance(value, list) else [] if value is None else [value]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise SkipRow("image_field", f"{name!r:.80}")
+    return [str(name) for name in names]
+
+
+def read_image_file(root: str, name: str) -> bytes:
+    """Bytes of the file `name` under `root`.
+
+    Args:
+        root: a real path (`os.path.realpath`).
+        name: relative; links are followed as long as they stay under `root`.
+
+    Raises:
+        SkipRow: it leaves the root, is missing, is not a file, or cannot be read.
+    """
+    if os.path.isabs(name):
+        raise SkipRow("image_outside_root", f"{name} is an absolute path")
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+    except ValueError:  # a null byte, or half of a surrogate pair
+        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name") from None
+    if os.path.commonpath([root, path]) != root:
+        raise SkipRow("image_outside_root", f"{name} leads to {path}")
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise SkipRow("image_not_a_file", name)
+        if status.st_size > MAX_ROW_BYTES:
+            raise SkipRow("image_file_too_large", f"{name} has {status.st_size} bytes")
+        return Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SkipRow("image_missing", name) from None
+    except OSError as error:
+        raise SkipRow("image_unreadable", f"{name}: {error.strerror}") from error
+
+
+def _printable(value: object) -> str:
+    """Text for a list that people read: control characters and halves of surrogate pairs as escapes."""
+    text = str(value)[:300]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,48 @@
+"""Fixtures of the tests of `data`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_eve.data.preprocess import PreprocessConfig
+from megatron_eve.data.tokenizer import Tokenizer
+from tests.data.helpers import picture
+from tests.golden_dir import find_golden
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+    return find_golden("tokenize") / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, tokenizer_path: Path) -> Callable[..., PreprocessConfig]:
+    """Writes rows to data.json (or lines to data.jsonl); returns a config for images in tmp_path/photos.
+
+    `tmp_path/photos/ok.jpg` is a picture that is always there.
+    """
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture(40, 30).save(photos / "ok.jpg")
+
+    def make(rows: Sequence[Any], *, lines: bool = False, **settings: Any) -> PreprocessConfig:
+        if lines:
+            text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+        else:
+            text = json.dumps(rows)
+        path = tmp_path / ("data.jsonl" if lines else "data.json")
+        path.write_text(text, encoding="utf-8")
+        given = {"input": str(path), "image_root": str(photos), "tokenizer_model": str(tokenizer_path)}
+        return PreprocessConfig(**{**given, "output_prefix": str(tmp_path / "out" / "set")} | settings)
+
+    return make

@@ -1,0 +1,55 @@
+"""Small pictures, rows and datasets for the tests of `data`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from megatron_eve.data.indexed import DatasetInfo, IndexedVisionDataset
+from megatron_eve.data.preprocess import PreprocessConfig, preprocess
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeConfig = Callable[..., PreprocessConfig]
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A small smooth picture without symmetry, so that a turn or a flip shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = 255 * x // max(width - 1, 1)
+    green = 255 * y // max(height - 1, 1)
+    blue = (red + 2 * green + 40 * seed) // 3 % 256
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    """The bytes of a file."""
+    stream = BytesIO()
+    image.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+def caption_row(number: int, image: object, caption: str = "A red car.") -> dict[str, Any]:
+    turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": caption}]
+    return {"id": f"id{number}", "image": image, "conversations": turns}
+
+
+def run(config: PreprocessConfig) -> DatasetInfo:
+    return preprocess(config, progress=False)
+
+
+def text_row(question: str = "Why?", answer: str = "Because.") -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def opened(config: PreprocessConfig) -> IndexedVisionDataset:
+    return IndexedVisionDataset(config.output_prefix)
+
+
+def skipped_rows(config: PreprocessConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"{config.output_prefix}_skipped.jsonl").open()]

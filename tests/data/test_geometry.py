@@ -1,0 +1,98 @@
+"""Image size -> grid, by the rule of the published model, exact for every size."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_eve.data import geometry
+from megatron_eve.data.geometry import image_geometry
+from tests.golden_dir import find_golden
+
+
+@pytest.mark.parametrize("image_size", [672, 1344])
+def test_every_golden_size(image_size: int) -> None:
+    sizes = json.loads((find_golden("preprocess") / "sizes.json").read_text())["geometry"]
+    assert len(sizes) == 13
+    for size in sizes:
+        golden = size[str(image_size)]
+        found = image_geometry(size["width"], size["height"], image_size)
+        assert [found.rows, found.columns] == golden["token_hw"]
+        assert found.tokens == golden["n_image_tokens"]
+        assert [found.width, found.height] == golden["needhw"][:2]
+        assert [found.teacher_width, found.teacher_height] == golden["basehw"][:2]
+        assert found.teacher_width * found.teacher_height == 14 * 14 * golden["n_clip_patches"]
+        assert found.patches == math.prod(golden["patch_hw"])
+
+
+def test_the_mini_model_of_the_golden_cases() -> None:
+    meta = json.loads((find_golden("mini224_mixed") / "meta.json").read_text())
+    wide = image_geometry(200, 150, meta["image_size"], meta["image_size_clip"])
+    assert (wide.rows, wide.columns) == (6, 8)
+    assert (wide.width, wide.height, wide.teacher_width, wide.teacher_height) == (224, 168, 112, 84)
+
+
+@given(st.integers(1, 10**15), st.integers(1, 10**15), st.sampled_from([672, 1344]))
+def test_exact_at_sizes_where_floats_are_not(width: int, height: int, image_size: int) -> None:
+    found = image_geometry(width, height, image_size)
+    short = math.ceil(Fraction(24 * min(width, height), max(width, height)))
+    scale = image_size // 672
+    assert max(found.rows, found.columns) == 24 * scale
+    assert min(found.rows, found.columns) == short * scale
+    assert (found.columns >= found.rows) if width > height else (found.rows >= found.columns)
+    assert found.tokens == 1 + found.rows * (found.columns + 1)
+    assert (found.width, found.height) == (28 * found.columns, 28 * found.rows)
+    assert found.patches * 14 * 14 == found.width * found.height
+    ratio = Fraction(image_size, 336)
+    assert (found.teacher_width * ratio, found.teacher_height * ratio) == (found.width, found.height)
+
+
+@given(st.integers(1, 23), st.integers(10**15, 10**18))
+def test_a_pixel_more_is_a_patch_more(patches: int, patch: int) -> None:
+    """At these sizes a float takes `patches` patches and one pixel for `patches` patches."""
+    exact = image_geometry(24 * patch, patches * patch, 672)
+    more = image_geometry(24 * patch, patches * patch + 1, 672)
+    assert (exact.rows, more.rows) == (patches, patches + 1)
+    assert image_geometry(patches * patch + 1, 24 * patch, 672).columns == patches + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((0, 5, 672), "0 x 5"),
+        ((5, -1, 672), "5 x -1"),
+        ((5, 5, 700), "image size 700"),
+        ((5, 5, 336), "image size 336"),
+        ((5, 5, 0), "image size 0"),
+        ((5, 5, 672, 100), "teacher size 100"),
+        ((5, 5, 672, 0), "teacher size 0"),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(arguments: tuple[int, ...], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        image_geometry(*arguments)
+
+
+def test_geometry_imports_only_the_standard_library() -> None:
+    tree = ast.parse(Path(geometry.__file__).read_text())
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    assert {str(module).split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
+
+
+def test_text_modules_load_without_torch_or_megatron() -> None:
+    code = (
+        "import sys; from megatron_eve.data import geometry, tokenizer, conversation, preprocess, images, indexed; "
+        "sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    )
+    root = Path(geometry.__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0

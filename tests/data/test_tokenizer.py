@@ -1,0 +1,96 @@
+"""The Llama tokenizer, as Hugging Face's slow one with legacy=True."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.tokenizer import Tokenizer
+from tests.golden_dir import find_golden
+
+
+def test_ids_and_digest(tokenizer: Tokenizer, tokenizer_path: Path) -> None:
+    assert (tokenizer.vocab_size, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (384, 0, 1, 2)
+    assert tokenizer.sha256 == hashlib.sha256(tokenizer_path.read_bytes()).hexdigest()
+
+
+def test_control_pieces_in_a_text_are_cut_out_first(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("One car."), 2, *tokenizer.encode("Two"), 0, *tokenizer.encode(" cars"), 1]
+    assert tokenizer.encode("One car.</s>Two<unk> cars<s>") == ids
+    assert tokenizer.encode("Two", bos=True) == [1, *tokenizer.encode("Two")]
+    # Each stretch has its own leading piece, which a text in one go would have only at its start.
+    assert ids.count(tokenizer.encode("Two")[0]) >= 1
+    assert tokenizer.encode("TwoTwo") != tokenizer.encode("Two") * 2
+
+
+def test_text_that_only_looks_like_a_control_piece(tokenizer: Tokenizer) -> None:
+    for text in ("< s>", "<S>", "<0x0A>", "<image>", "<pad>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert min(ids) > 2
+
+
+def test_what_was_encoded_is_decoded(tokenizer: Tokenizer) -> None:
+    corpus = (find_golden("tokenize") / "corpus.txt").read_text(encoding="utf-8")
+    for line in [*corpus.splitlines(), "猫 🐱 é", "two  spaces", " leading", "line\nbreak\t", ""]:
+        assert tokenizer.decode(tokenizer.encode(line)) == line
+        assert tokenizer.decode([1, *tokenizer.encode(line), 2]) == line
+
+
+@pytest.mark.parametrize("token", [-200, -1, 384])
+def test_only_text_is_decoded(tokenizer: Tokenizer, token: int) -> None:
+    with pytest.raises(ValueError, match=str(token)):
+        tokenizer.decode([300, token])
+
+
+@given(st.text(alphabet="aé猫🐱 \n.▁", max_size=20), st.sampled_from(["<s>", "</s>", "<unk>"]))
+def test_offsets_say_where_a_token_begins(text: str, special: str) -> None:
+    tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
+    whole = text + special + text
+    found = list(tokenizer.encode_with_offsets(whole))
+    assert [token for token, _ in found] == tokenizer.encode(whole)
+    begins = [begin for _, begin in found]
+    assert begins == sorted(begins)
+    half = len(tokenizer.encode(text))
+    assert begins[half] == len(text)
+    assert begins[half + 1 :] == [len(text + special) + begin for begin in begins[:half]]
+
+
+def test_a_word_begins_with_its_space(tokenizer: Tokenizer) -> None:
+    text = "é car  猫."
+    found = list(tokenizer.encode_with_offsets(text))
+    assert {begin for _, begin in found} >= {0, 1, 5, 6, 7, 8}
+    before = [token for token, begin in found if begin < 1]
+    assert tokenizer.decode(before) == "é"
+    assert tokenizer.decode([token for token, begin in found if begin >= 5]) == " 猫."
+
+
+def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.model.*tokenizer\.model"):
+        Tokenizer(tmp_path / "missing.model")
+    (tmp_path / "text.model").write_text('{"model": {}}')
+    with pytest.raises(DataError, match=r"text\.model is not a sentencepiece model"):
+        Tokenizer(tmp_path / "text.model")
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty\.model"):
+        Tokenizer(tmp_path / "empty.model")
+
+
+def test_a_tokenizer_without_bos_is_refused(tmp_path: Path) -> None:
+    corpus = find_golden("tokenize") / "corpus.txt"
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(tmp_path / "no_bos"),
+        vocab_size=120,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(DataError, match=r"no_bos\.model has the control pieces"):
+        Tokenizer(tmp_path / "no_bos.model")
