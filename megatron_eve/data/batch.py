@@ -1,0 +1,221 @@
+"""Samples to one microbatch: a pack of expanded samples, end to end, with everything the model needs to know.
+
+Images are expanded here and nowhere else: a placeholder becomes the rows that the patch embedding will fill
+(CLS, then each row of cells with its row-end token), so lengths, positions, labels and cu_seqlens are exact on
+every pipeline stage before a pixel is read.
+
+Letters: T = tokens of the pack with padding, S = samples, I = images, P = patches (4 a cell), n = tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
+from megatron_eve.data.images import ImageError, decode_image, image_patches
+
+PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
+FILLER_SAMPLE_ID = -1
+
+
+class VisionDataset(Protocol):
+    """What batches and loaders ask of a dataset; ``IndexedVisionDataset`` and ``MockDataset`` provide it."""
+
+    @property
+    def info(self) -> Any:
+        """Holds ``apply_exif`` and ``max_pixels``, the settings the images were measured under."""
+
+    @property
+    def samples(self) -> NDArray[Any]:
+        """[samples] structured array with the fields ``length, labels, first_image, num_images``."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Expanded tokens of each sample."""
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and unshifted labels of a sample, images not expanded."""
+
+    def image_bytes(self, image: int) -> bytes:
+        """The image file."""
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid, known without decoding."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """One microbatch: one pack. All tensors are on the CPU, int64 unless said.
+
+    Sample s owns rows ``cu_seqlens_padded[s] .. cu_seqlens_padded[s + 1]``, of which the first
+    ``cu_seqlens[s + 1] - cu_seqlens[s]`` are real.
+    """
+
+    tokens: torch.Tensor
+    """[T] token ids; image rows and padding hold 0."""
+    labels: torch.Tensor
+    """[T] the token that follows within the sample, IGNORE_INDEX where nothing is to be learned."""
+    position_ids: torch.Tensor
+    """[T] count from 0 in each sample, through its padding."""
+    cu_seqlens: torch.Tensor
+    """[S + 1] int32, bounds of the samples as if there were no padding."""
+    cu_seqlens_padded: torch.Tensor
+    """[S + 1] int32, bounds of the samples with their padding; the last is T."""
+    max_seqlen: int
+    """Longest sample with its padding."""
+    image_starts: torch.Tensor
+    """[I] row of each image's CLS."""
+    image_grids: torch.Tensor
+    """[I, 2] rows and columns of cells of each image."""
+    patches: torch.Tensor | None
+    """[P, 588] uint8, images in order; a patch is (channel, y, x). None on a rank that needs no pixels."""
+    sample_ids: torch.Tensor
+    """[S] index in the dataset; -1 = filler of an empty pack."""
+
+    @property
+    def num_patches(self) -> int:
+        """P, known from the geometry also where ``patches`` is None."""
+        return 4 * int(self.image_grids.prod(dim=1).sum())
+
+
+def expand(
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], geometries: Sequence[ImageGeometry]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Replaces each image placeholder by the rows of its image, then shifts the labels.
+
+    Args:
+        tokens: [n] token ids with IMAGE_TOKEN_ID once for each image.
+        labels: [n] unshifted labels.
+        geometries: of the sample's images, in order.
+
+    Returns:
+        tokens [length] with 0 in image rows; labels [length] shifted by one, so that row t holds what row t + 1
+        is (the last row of an image predicts the first text token after it); [images] row of each CLS.
+
+    Raises:
+        DataError: as many placeholders as images are wanted.
+    """
+    is_image = tokens == IMAGE_TOKEN_ID
+    if int(is_image.sum()) != len(geometries):
+        raise DataError(
+            f"a sample has {int(is_image.sum())} image placeholders and {len(geometries)} images: preprocess it again"
+        )
+    rows = np.ones(len(tokens), dtype=np.int64)
+    rows[is_image] = [geometry.tokens for geometry in geometries]
+    expanded = np.repeat(np.where(is_image, 0, tokens), rows)
+    unshifted = np.repeat(np.where(is_image, IGNORE_INDEX, labels), rows)
+    shifted = np.append(unshifted[1:], IGNORE_INDEX)
+    starts = (np.cumsum(rows) - rows)[is_image]
+    return expanded, shifted, starts
+
+
+def padding_multiples(tensor_parallel: int, context_parallel: int) -> tuple[int, int]:
+    """(what each sample is padded to a multiple of, what the whole pack is padded to a multiple of).
+
+    Context parallelism cuts every sample into ``2 * cp`` chunks (zig-zag, so that causal work is even); sequence
+    parallelism cuts the rank's share of the pack into ``tp``.
+    """
+    if context_parallel > 1:
+        return 2 * context_parallel, 2 * context_parallel * tensor_parallel
+    return 1, tensor_parallel
+
+
+def padded_lengths(lengths: NDArray[np.int64], context_parallel: int) -> NDArray[np.int64]:
+    """[n] what each sample occupies in a pack under context parallelism."""
+    multiple, _ = padding_multiples(1, context_parallel)
+    return -(-lengths // multiple) * multiple
+
+
+def build_batch(
+    dataset: VisionDataset,
+    sample_indices: Sequence[int],
+    *,
+    tensor_parallel: int,
+    context_parallel: int,
+    with_pixels: bool,
+) -> PackedBatch:
+    """Builds the microbatch of one pack.
+
+    Args:
+        dataset: where the samples lie.
+        sample_indices: rows of the dataset, in the order they take in the pack. None at all gives a pack with a
+            filler: a single token 0 without a label, so that every rank has a microbatch to run.
+        tensor_parallel, context_parallel: sizes that set the padding (see :func:`padding_multiples`); what the
+            whole pack needs on top goes to its last sample.
+        with_pixels: decode the images; False leaves ``patches`` None and reads no image.
+
+    Raises:
+        DataError: an image that cannot be decoded, or a sample whose text and images do not match.
+    """
+    texts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    image_rows: list[int] = []
+    for index in sample_indices:
+        sample = dataset.samples[index]
+        images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
+        texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
+        image_rows.extend(images)
+    if not texts:
+        nothing = np.zeros(0, dtype=np.int64)
+        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), nothing))
+
+    lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
+    padded = padded_lengths(lengths, context_parallel)
+    _, pack_multiple = padding_multiples(tensor_parallel, context_parallel)
+    padded[-1] += -int(padded.sum()) % pack_multiple
+    bounds = np.append(0, np.cumsum(padded))
+    total, starts = int(bounds[-1]), bounds[:-1]
+
+    tokens = np.zeros(total, dtype=np.int64)
+    labels = np.full(total, IGNORE_INDEX, dtype=np.int64)
+    real = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    tokens[real] = np.concatenate([text[0] for text in texts])
+    labels[real] = np.concatenate([text[1] for text in texts])
+    image_starts = np.concatenate([text[2] + start for text, start in zip(texts, starts, strict=True)])
+    geometries = [dataset.image_geometry(image) for image in image_rows]
+    grids = np.array([(g.rows, g.columns) for g in geometries], dtype=np.int64).reshape(-1, 2)
+
+    return PackedBatch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(np.arange(total) - np.repeat(starts, padded)),
+        cu_seqlens=torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32)),
+        cu_seqlens_padded=torch.from_numpy(bounds.astype(np.int32)),
+        max_seqlen=int(padded.max()),
+        image_starts=torch.from_numpy(image_starts),
+        image_grids=torch.from_numpy(grids),
+        patches=_decode(dataset, image_rows, geometries) if with_pixels else None,
+        sample_ids=torch.tensor(list(sample_indices) or [FILLER_SAMPLE_ID], dtype=torch.int64),
+    )
+
+
+def _decode(
+    dataset: VisionDataset, image_rows: Sequence[int], geometries: Sequence[ImageGeometry]
+) -> torch.Tensor:
+    """[P, 588] uint8 patches of the given images, in order."""
+    patches = np.empty((sum(geometry.patches for geometry in geometries), PATCH_VALUES), dtype=np.uint8)
+    first = 0
+    for row, geometry in zip(image_rows, geometries, strict=True):
+        try:
+            image = decode_image(
+                dataset.image_bytes(row),
+                apply_exif=dataset.info.apply_exif,
+                max_pixels=dataset.info.max_pixels,
+            )
+        except ImageError as error:
+            raise DataError(
+                f"image {row} of the dataset cannot be decoded ({error}): "
+                "it was readable when the dataset was made, so the file is damaged; copy or preprocess it again"
+            ) from error
+        patches[first : first + geometry.patches] = image_patches(image, geometry)
+        first += geometry.patches
+    return torch.from_numpy(patches)

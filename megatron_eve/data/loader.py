@@ -1,0 +1,213 @@
+"""Steps to microbatches: which samples a step holds, how they are packed, and the batches of this rank.
+
+The state of the loader is one number, the samples consumed so far. Everything else follows from it, the seed and
+the manifest: the samples of the step, their packs, what each data-parallel rank runs, and the totals that the
+loss is divided by, all before an image is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.batch import PackedBatch, VisionDataset, build_batch, padded_lengths, padding_multiples
+from megatron_eve.data.order import sample_order
+from megatron_eve.data.packing import deal_packs, pack_step
+
+_AHEAD = 2  # microbatches that are built while one runs
+
+
+class LazyBatches(Sequence[PackedBatch]):
+    """The microbatches of one step on one rank, each built when it is asked for or a little before.
+
+    It can be iterated any number of times, also in turns, as the chunks of an interleaved schedule do: a batch
+    is built once and kept until the step is dropped. An error in building one is raised where it is asked for.
+    """
+
+    def __init__(
+        self,
+        builders: Sequence[Callable[[], PackedBatch]],
+        executor: ThreadPoolExecutor,
+        near_end: Callable[[], None],
+    ) -> None:
+        """``near_end`` is called when the last batch is asked for, to prepare what comes after this step."""
+        self._builders = builders
+        self._executor = executor
+        self._near_end = near_end
+        self._futures: list[Future[PackedBatch]] = []
+
+    def __len__(self) -> int:
+        return len(self._builders)
+
+    @overload
+    def __getitem__(self, index: int) -> PackedBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PackedBatch]: ...
+    def __getitem__(self, index: int | slice) -> PackedBatch | list[PackedBatch]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # raises IndexError; understands negative numbers
+        self.start(number + 1 + _AHEAD)
+        if number == len(self) - 1:
+            self._near_end()
+        return self._futures[number].result()
+
+    def start(self, count: int) -> None:
+        """Begins to build the first ``count`` batches, those that exist and are not begun."""
+        for builder in self._builders[len(self._futures) : count]:
+            self._futures.append(self._executor.submit(builder))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step. The totals are those of the whole step, over all data-parallel ranks."""
+
+    batches: Sequence[PackedBatch]
+    """The microbatches of this rank, built lazily; may be iterated more than once."""
+    num_microbatches: int
+    """Microbatches of this rank, the same number on every rank."""
+    num_labels: int
+    """Rows with a label."""
+    num_images: int
+    num_tokens: int
+    """Tokens of the samples with images expanded, without any padding."""
+    capacity_fraction: float
+    """How full the packs are: tokens / (packs * seq_length)."""
+    sample_ids: NDArray[np.int64]
+    """[n] dataset indices of the step, in their order."""
+
+
+class StepLoader:
+    """Gives the microbatches of any step of a run."""
+
+    def __init__(
+        self,
+        dataset: VisionDataset,
+        *,
+        global_batch_size: int,
+        seq_length: int,
+        seed: int,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        pack_multiple: int = 1,
+        tensor_parallel: int = 1,
+        context_parallel: int = 1,
+        shuffle: bool = True,
+        with_pixels: bool,
+    ) -> None:
+        """
+        Args:
+            dataset: where the samples lie.
+            global_batch_size: samples of a full step, over all ranks.
+            seq_length: tokens that a pack may hold.
+            seed: of the order of samples.
+            data_parallel_rank, data_parallel_size: whose microbatches these are.
+            pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
+                interleaved schedule, else 1).
+            tensor_parallel, context_parallel: sizes that set the padding.
+            shuffle: False keeps the order of the dataset.
+            with_pixels: decode the images; only ranks that embed patches need it.
+
+        Raises:
+            ValueError: an empty dataset, or sizes that do not go together.
+        """
+        if not len(dataset):
+            raise ValueError("the dataset holds no sample: see the summary that preprocessing printed")
+        if global_batch_size < 1:
+            raise ValueError(f"--global-batch-size is {global_batch_size}; it must be at least 1")
+        if not 0 <= data_parallel_rank < data_parallel_size:
+            raise ValueError(
+                f"data-parallel rank {data_parallel_rank} is not below the size {data_parallel_size}"
+            )
+        _, multiple = padding_multiples(tensor_parallel, context_parallel)
+        if seq_length < 1 or seq_length % multiple:
+            raise ValueError(
+                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel} and context parallel "
+                f"{context_parallel} it must be a multiple of {multiple}, so that a padded pack still fits"
+            )
+        self._dataset = dataset
+        self._global_batch_size = global_batch_size
+        self._seq_length = seq_length
+        self._seed = seed
+        self._rank = data_parallel_rank
+        self._ranks = data_parallel_size
+        self._pack_multiple = pack_multiple
+        self._context_parallel = context_parallel
+        self._shuffle = shuffle
+        self._build = partial(
+            build_batch,
+            dataset,
+            tensor_parallel=tensor_parallel,
+            context_parallel=context_parallel,
+            with_pixels=with_pixels,
+        )
+        # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
+        # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-loader")
+        self._expected: tuple[tuple[int, int], Step] | None = None
+
+    def step(self, consumed_samples: int, num_samples: int | None = None) -> Step:
+        """The step that takes ``num_samples`` samples after the first ``consumed_samples`` of the run.
+
+        Steps may be asked for in any order; asked for one after another, the next one's first batches are built
+        while this one's last one runs.
+
+        Args:
+            consumed_samples: samples that the run has taken so far.
+            num_samples: at most, and by default, ``global_batch_size``; less only for the last step of a run.
+
+        Raises:
+            ValueError: a number out of range, or a sample that is longer than ``seq_length``.
+        """
+        count = self._global_batch_size if num_samples is None else num_samples
+        if consumed_samples < 0 or not 1 <= count <= self._global_batch_size:
+            raise ValueError(
+                f"no step takes {count} samples after {consumed_samples} consumed ones: it takes "
+                f"1 .. {self._global_batch_size}, after 0 or more"
+            )
+        expected, self._expected = self._expected, None
+        if expected is not None and expected[0] == (consumed_samples, count):
+            return expected[1]
+        return self._plan(consumed_samples, count)
+
+    def close(self) -> None:
+        """Stops building batches; what has not begun is dropped."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _plan(self, consumed: int, count: int) -> Step:
+        """Chooses, packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
+        positions = np.arange(consumed, consumed + count, dtype=np.int64)
+        ids = sample_order(positions, len(self._dataset), self._seed, self._shuffle)
+        lengths = self._dataset.lengths(ids)
+        lengths_in_pack = padded_lengths(lengths, self._context_parallel)
+        packs = pack_step(lengths_in_pack, self._seq_length, self._ranks * self._pack_multiple)
+        mine = deal_packs(packs, lengths_in_pack, self._ranks)[self._rank]
+        rows = self._dataset.samples[ids]
+        num_tokens = int(lengths.sum())
+        return Step(
+            batches=LazyBatches(
+                [partial(self._build, ids[pack].tolist()) for pack in mine],
+                self._executor,
+                near_end=partial(self._prepare, consumed + count, count),
+            ),
+            num_microbatches=len(mine),
+            num_labels=int(rows["labels"].sum()),
+            num_images=int(rows["num_images"].sum()),
+            num_tokens=num_tokens,
+            capacity_fraction=num_tokens / (len(packs) * self._seq_length),
+            sample_ids=ids,
+        )
+
+    def _prepare(self, consumed: int, count: int) -> None:
+        """Plans the step that is likely to come next and begins its first batches."""
+        if self._expected is None or self._expected[0] != (consumed, count):
+            step = self._plan(consumed, count)
+            assert isinstance(step.batches, LazyBatches)
+            step.batches.start(_AHEAD)
+            self._expected = (consumed, count), step

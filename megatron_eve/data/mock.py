@@ -1,0 +1,132 @@
+"""Synthetic samples with the interface of the indexed dataset, for ``--mock-data``: speed runs, tests, smoke tests.
+
+Noise pictures in the shapes of web photos and random token ids, both a function of (seed, row): nothing is stored.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+
+# Width and height of the noise pictures, and how often: photo shapes at a quarter of their usual size. Only the
+# ratio sets the token count, and small files keep the mock from measuring a JPEG decoder.
+PHOTO_SHAPES = ((160, 120), (120, 160), (160, 107), (107, 160), (160, 90), (128, 128))
+PHOTO_SHARES = (0.30, 0.10, 0.30, 0.10, 0.10, 0.10)
+_TEXT_ONLY_SHARE = 1 / 16
+_BOS_ID = 1
+_FIRST_PLAIN_ID = 3  # after <unk>, <s>, </s>
+
+_SAMPLE_FIELDS = np.dtype(
+    [
+        ("length", np.int32),
+        ("text_length", np.int32),
+        ("labels", np.int32),
+        ("first_image", np.int64),
+        ("num_images", np.int32),
+    ]
+)
+_IMAGE_FIELDS = np.dtype([("width", np.int32), ("height", np.int32), ("num_bytes", np.int64)])
+
+
+@dataclass(frozen=True)
+class MockInfo:
+    """The settings of a mock dataset that its readers ask for."""
+
+    vocab_size: int
+    image_size: int
+    teacher_size: int
+    template: str = "plain"
+    apply_exif: bool = False
+    max_pixels: int = 1 << 24
+
+
+class MockDataset:
+    """Caption samples of random content: ``<s><image> caption``, one in sixteen without an image."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        vocab_size: int,
+        image_size: int,
+        seq_length: int,
+        seed: int,
+        teacher_size: int = 336,
+    ) -> None:
+        """
+        Args:
+            size: number of samples.
+            vocab_size: token ids are drawn below it.
+            image_size: longest side of a resized picture in pixels.
+            seq_length: no sample is longer than this, in tokens.
+            seed: of shapes, lengths, texts and pictures.
+            teacher_size: longest side of the teacher's picture in pixels.
+
+        Raises:
+            ValueError: a sequence length that has no room for a picture and a few words.
+        """
+        self.info = MockInfo(vocab_size=vocab_size, image_size=image_size, teacher_size=teacher_size)
+        self._seed = seed & ((1 << 63) - 1)
+        self._geometries = [image_geometry(w, h, image_size, teacher_size) for w, h in PHOTO_SHAPES]
+        image_tokens = np.array([geometry.tokens for geometry in self._geometries])
+        longest_text = seq_length - int(image_tokens.max())
+        if longest_text < 8 or vocab_size <= _FIRST_PLAIN_ID or size < 1:
+            raise ValueError(
+                f"mock data needs --seq-length {int(image_tokens.max()) + 8} or more at image size {image_size} "
+                f"(it is {seq_length}), a vocabulary of more than {_FIRST_PLAIN_ID} (it is {vocab_size}) and "
+                f"at least one sample (asked for: {size})"
+            )
+        random = np.random.default_rng((self._seed, 0))
+        has_image = random.random(size) >= _TEXT_ONLY_SHARE
+        caption = np.clip(random.lognormal(np.log(130.0), 0.45, size).astype(np.int64), 4, longest_text - 1)
+        self._shapes = random.choice(len(PHOTO_SHAPES), int(has_image.sum()), p=PHOTO_SHARES)
+
+        self.samples: NDArray[Any] = np.zeros(size, dtype=_SAMPLE_FIELDS)
+        self.samples["text_length"] = 1 + has_image + caption
+        self.samples["length"] = 1 + caption
+        self.samples["length"][has_image] += image_tokens[self._shapes].astype(np.int32)
+        self.samples["labels"] = caption
+        self.samples["first_image"] = np.cumsum(has_image) - has_image
+        self.samples["num_images"] = has_image
+        self.images: NDArray[Any] = np.zeros(len(self._shapes), dtype=_IMAGE_FIELDS)
+        self.images["width"] = np.array(PHOTO_SHAPES)[self._shapes, 0]
+        self.images["height"] = np.array(PHOTO_SHAPES)[self._shapes, 1]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] expanded tokens of each sample."""
+        return self.samples["length"][indices].astype(np.int64)
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """([text_length] tokens, [text_length] unshifted labels), the image as one placeholder."""
+        sample = self.samples[index]
+        head = [_BOS_ID] + [IMAGE_TOKEN_ID] * int(sample["num_images"])
+        random = np.random.default_rng((self._seed, 1, index))
+        caption = random.integers(_FIRST_PLAIN_ID, self.info.vocab_size, int(sample["labels"]))
+        tokens = np.concatenate([np.array(head, dtype=np.int64), caption])
+        labels = np.concatenate([np.full(len(head), IGNORE_INDEX, dtype=np.int64), caption])
+        return tokens, labels
+
+    def image_bytes(self, image: int) -> bytes:
+        """A JPEG file of noise."""
+        width, height = PHOTO_SHAPES[self._shapes[image]]
+        noise = np.random.default_rng((self._seed, 2, image)).integers(
+            0, 256, (height, width, 3), dtype=np.uint8
+        )
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, format="JPEG", quality=75)
+        return file.getvalue()
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid of a picture."""
+        return self._geometries[self._shapes[image]]

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch, build_batch, expand
+from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.images import decode_image, image_patches
+from megatron_eve.data.mock import MockInfo
+from tests.data.helpers import encoded, picture
+
+IMG, NO = IMAGE_TOKEN_ID, IGNORE_INDEX
+
+
+class ListDataset:
+    """Samples as (tokens, labels, images), images as (width, height)."""
+
+    def __init__(self, samples: list[tuple[list[int], list[int], list[tuple[int, int]]]]) -> None:
+        self.info = MockInfo(vocab_size=100, image_size=224, teacher_size=112)
+        self.sizes = [size for _, _, sizes in samples for size in sizes]
+        self._texts = [(np.array(tokens), np.array(labels)) for tokens, labels, _ in samples]
+        counts = np.array([len(sizes) for _, _, sizes in samples])
+        self.samples = np.zeros(
+            len(samples),
+            dtype=[(name, np.int64) for name in ("length", "labels", "first_image", "num_images")],
+        )
+        self.samples["num_images"] = counts
+        self.samples["first_image"] = np.cumsum(counts) - counts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.samples["length"][indices]
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._texts[index]
+
+    def image_bytes(self, image: int) -> bytes:
+        return encoded(picture(*self.sizes[image], seed=image), "PNG")
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        return image_geometry(*self.sizes[image], self.info.image_size, self.info.teacher_size)
+
+
+# Grids at image size 224: a square gives 8 x 8 cells (73 rows), 1 x 8 wide gives 1 x 8 (10), 8 x 1 gives 8 x 1 (17).
+SQUARE, WIDE, TALL = (50, 50), (400, 40), (40, 400)
+
+
+@pytest.fixture
+def dataset() -> ListDataset:
+    return ListDataset(
+        [
+            ([1, IMG, 5, 6], [NO, NO, 5, 6], [WIDE]),
+            ([1, 7, 8], [NO, 7, 8], []),
+            ([1, 9, IMG, 10, IMG, 11, 2], [NO, NO, NO, 10, NO, 11, 2], [TALL, SQUARE]),
+            ([IMG], [NO], [TALL]),
+        ]
+    )
+
+
+def build(
+    dataset: ListDataset, indices: list[int], tensor: int = 1, context: int = 1, pixels: bool = True
+) -> PackedBatch:
+    return build_batch(dataset, indices, tensor_parallel=tensor, context_parallel=context, with_pixels=pixels)
+
+
+def test_expand_gives_each_image_its_rows_and_shifts_labels_afterwards() -> None:
+    wide = image_geometry(*WIDE, 224, 112)
+    assert (wide.rows, wide.columns, wide.tokens) == (1, 8, 10)
+    tokens, labels, starts = expand(np.array([1, IMG, 5, 6]), np.array([NO, NO, 5, 6]), [wide])
+    assert tokens.tolist() == [1] + [0] * 10 + [5, 6]
+    assert labels.tolist() == [NO] * 10 + [5, 6, NO]  # the last image row predicts the text after it
+    assert starts.tolist() == [1]
+
+
+def test_a_label_on_the_first_token_trains_nothing() -> None:
+    _, labels, _ = expand(np.array([4, 5]), np.array([4, 5]), [])
+    assert labels.tolist() == [5, NO]
+
+
+def test_expand_refuses_text_and_images_that_do_not_match() -> None:
+    with pytest.raises(DataError, match="2 image placeholders and 1 images"):
+        expand(np.array([IMG, IMG]), np.array([NO, NO]), [image_geometry(*WIDE, 224, 112)])
+
+
+def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
+    batch = build(dataset, [2, 1, 0])
+    lengths = [5 + 17 + 73, 3, 3 + 10]
+    assert batch.cu_seqlens.tolist() == batch.cu_seqlens_padded.tolist() == [0, *np.cumsum(lengths)]
+    assert batch.max_seqlen == lengths[0]
+    assert batch.position_ids.tolist() == [p for length in lengths for p in range(length)]
+    assert batch.tokens.tolist() == [1, 9, *[0] * 17, 10, *[0] * 73, 11, 2, 1, 7, 8, 1, *[0] * 10, 5, 6]
+    first = [NO] * 18 + [10] + [NO] * 73 + [11, 2, NO]
+    assert batch.labels.tolist() == [*first, 7, 8, NO, *[NO] * 10, 5, 6, NO]
+    assert batch.image_starts.tolist() == [2, 20, 99]
+    assert batch.image_grids.tolist() == [[8, 1], [8, 8], [1, 8]]
+    assert batch.sample_ids.tolist() == [2, 1, 0]
+
+
+def test_dtypes(dataset: ListDataset) -> None:
+    for batch in (build(dataset, [0, 2]), build(dataset, [1]), build(dataset, [])):
+        types = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        del types["max_seqlen"]
+        narrow = {"cu_seqlens": torch.int32, "cu_seqlens_padded": torch.int32, "patches": torch.uint8}
+        for name, tensor in types.items():
+            assert tensor.dtype == narrow.get(name, torch.int64), name
+            assert tensor.is_contiguous(), name
+
+
+def test_pixels_are_the_images_in_order(dataset: ListDataset) -> None:
+    batch = build(dataset, [2, 1, 0])
+    assert batch.patches is not None
+    assert batch.patches.shape == (4 * (8 + 64 + 8), 588) and batch.num_patches == len(batch.patches)
+    expected = [
+        image_patches(
+            decode_image(dataset.image_bytes(image), apply_exif=False, max_pixels=10**6),
+            dataset.image_geometry(image),
+        )
+        for image in (1, 2, 0)
+    ]
+    assert (batch.patches.numpy() == np.concatenate(expected)).all()
+
+
+def test_without_pixels_everything_else_is_the_same(
+    dataset: ListDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_pixels = build(dataset, [0, 2], tensor=2)
+    monkeypatch.setattr(dataset, "image_bytes", None)  # reading a file would fail
+    without = build(dataset, [0, 2], tensor=2, pixels=False)
+    assert without.patches is None and without.num_patches == with_pixels.num_patches
+    for field in dataclasses.fields(PackedBatch):
+        if field.name not in ("patches", "max_seqlen"):
+            assert torch.equal(getattr(with_pixels, field.name), getattr(without, field.name)), field.name
+
+
+def test_a_text_only_pack_has_no_rows_of_images(dataset: ListDataset) -> None:
+    batch = build(dataset, [1, 1])
+    assert batch.patches is not None and batch.patches.shape == (0, 588)
+    assert batch.image_starts.shape == (0,) and batch.image_grids.shape == (0, 2) and batch.num_patches == 0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "context", "sample_multiple", "pack_multiple"),
+    [(1, 1, 1, 1), (2, 1, 1, 2), (8, 1, 1, 8), (1, 2, 4, 4), (2, 2, 4, 8), (4, 4, 8, 32)],
+)
+def test_padding_is_what_parallelism_asks_and_no_more(
+    dataset: ListDataset, tensor: int, context: int, sample_multiple: int, pack_multiple: int
+) -> None:
+    plain = build(dataset, [0, 2, 1, 3])
+    batch = build(dataset, [0, 2, 1, 3], tensor, context)
+    real, slots = batch.cu_seqlens.diff(), batch.cu_seqlens_padded.diff()
+    assert torch.equal(batch.cu_seqlens, plain.cu_seqlens)
+    assert (slots % sample_multiple == 0)[:-1].all() and (
+        slots % (2 * context if context > 1 else 1) == 0
+    ).all()
+    assert len(batch.tokens) == int(batch.cu_seqlens_padded[-1]) and len(batch.tokens) % pack_multiple == 0
+    assert (slots - real >= 0).all() and (slots - real < sample_multiple)[:-1].all()
+    assert len(batch.tokens) - int((-(-real // sample_multiple) * sample_multiple).sum()) < pack_multiple
+    assert batch.max_seqlen == int(slots.max())
+
+    starts, old = batch.cu_seqlens_padded.tolist(), plain.cu_seqlens.tolist()
+    for sample, length in enumerate(real.tolist()):
+        new, was = starts[sample], old[sample]
+        assert torch.equal(batch.tokens[new : new + length], plain.tokens[was : was + length])
+        assert torch.equal(batch.labels[new : new + length], plain.labels[was : was + length])
+        assert (batch.tokens[new + length : starts[sample + 1]] == 0).all()
+        assert (batch.labels[new + length : starts[sample + 1]] == NO).all()
+        slot = batch.position_ids[new : starts[sample + 1]]
+        assert slot.tolist() == list(range(len(slot)))
+    # The first image of sample 2 begins two rows into its slot, wherever that is.
+    assert batch.image_starts.tolist() == [starts[0] + 1, starts[1] + 2, starts[1] + 20, starts[3]]
+
+
+@pytest.mark.parametrize(("tensor", "context", "tokens"), [(1, 1, 1), (4, 1, 4), (2, 2, 8)])
+def test_an_empty_pack_holds_one_filler_without_label(
+    dataset: ListDataset, tensor: int, context: int, tokens: int
+) -> None:
+    batch = build(dataset, [], tensor, context)
+    assert batch.tokens.tolist() == [0] * tokens and batch.labels.tolist() == [NO] * tokens
+    assert batch.cu_seqlens.tolist() == [0, 1] and batch.cu_seqlens_padded.tolist() == [0, tokens]
+    assert batch.sample_ids.tolist() == [FILLER_SAMPLE_ID] and batch.num_patches == 0
+
+
+def test_an_image_that_does_not_decode_is_named(
+    dataset: ListDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "image_bytes", lambda image: b"not a picture")
+    with pytest.raises(
+        DataError, match=r"image 0 of the dataset cannot be decoded \(image_format.*preprocess"
+    ):
+        build(dataset, [0])
