@@ -1,0 +1,1 @@
+"""Between Hugging Face layouts and this model: one declarative table, read in both directions."""

@@ -1,0 +1,157 @@
+"""Read a model in the published Hugging Face layout into this rank's model chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from safetensors import safe_open
+
+from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.convert.tables import EVE_RULES, IGNORED_HF_KEYS, Sizes, rule_for
+
+# config.json of the published model (model_type "eve") against our names.
+_CONFIG_FIELDS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "mm_hidden_size": "patch_embedding_size",
+}
+
+
+class HFFolder:
+    """The safetensors shards of a folder as one lazily read collection of tensors.
+
+    Raises:
+        ConfigError: no shards, or an index that names a shard which is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._handles: dict[Path, Any] = {}
+        index = folder / "model.safetensors.index.json"
+        if index.exists():
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self._places = {key: folder / name for key, name in places.items()}
+        elif (folder / "model.safetensors").exists():
+            with safe_open(folder / "model.safetensors", "pt") as shard:
+                self._places = {key: folder / "model.safetensors" for key in shard.keys()}  # noqa: SIM118
+        else:
+            raise ConfigError(
+                f"{folder}: neither model.safetensors nor model.safetensors.index.json is there"
+            )
+        for path in set(self._places.values()):
+            if not path.exists():
+                raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
+
+    def keys(self) -> Iterator[str]:
+        """Names of all tensors."""
+        return iter(self._places)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Raises:
+            ConfigError: if the folder has none of that name.
+        """
+        if key not in self._places:
+            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole EVE model")
+        path = self._places[key]
+        if path not in self._handles:
+            self._handles[path] = safe_open(path, "pt")
+        return self._handles[path].get_tensor(key)
+
+
+def model_config_of(folder: Path, image_size: int, teacher_size: int) -> ModelConfig:
+    """The `ModelConfig` that a published `config.json` describes; pixel sizes are not in it."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = {ours: fields[theirs] for theirs, ours in _CONFIG_FIELDS.items()}
+    groups = fields.get("num_key_value_heads", fields["num_attention_heads"])
+    return ModelConfig(
+        **values,
+        num_query_groups=None if groups == fields["num_attention_heads"] else groups,
+        max_position_embeddings=fields["max_position_embeddings"],
+        image_size=image_size,
+        teacher_size=teacher_size,
+    )
+
+
+def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
+    """Fill bare model chunks from a folder in the published layout, under this run's layout.
+
+    Raises:
+        ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
+            or one that no rule knows. Nothing is changed by then.
+    """
+    _check_config(folder, model)
+    source = HFFolder(folder)
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    tensor_size = parallel_state.get_tensor_model_parallel_world_size()
+    planned: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    for name, parameter, padded in global_parameters(chunks):
+        rule, keys = rule_for(name)
+        sizes = Sizes.of(model, padded)
+        full = rule.layout.merge([source.tensor(key) for key in keys], sizes)
+        shard = rule.layout.shard(full, tensor_rank, tensor_size)
+        if shard.shape != parameter.shape:
+            raise ConfigError(
+                f"{folder}: {', '.join(keys)} makes {name} of shape {tuple(shard.shape)} on this rank, "
+                f"but the model has {tuple(parameter.shape)}"
+            )
+        planned.append((parameter, shard))
+    _check_unexpected(source, model)
+    with torch.no_grad():
+        for parameter, shard in planned:
+            parameter.copy_(shard)
+
+
+def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Parameter, int]]:
+    """Parameters of bare chunks with layers numbered over all stages, and the padded vocabulary size."""
+    for chunk in chunks:
+        numbers = {str(i): layer.layer_number - 1 for i, layer in enumerate(chunk.decoder.layers)}
+        for name, parameter in chunk.named_parameters():
+            parts = name.split(".")
+            if name.startswith("decoder.layers."):
+                parts[2] = str(numbers[parts[2]])
+            yield ".".join(parts), parameter, chunk.vocab_size
+
+
+def _check_config(folder: Path, model: ModelConfig) -> None:
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for theirs, ours in _CONFIG_FIELDS.items():
+        if theirs not in fields:
+            raise ConfigError(f"{folder}/config.json: has no {theirs}; this is not a published EVE model")
+        if fields[theirs] != getattr(model, ours):
+            raise ConfigError(
+                f"{folder}/config.json: {theirs} is {fields[theirs]}, this run has --{ours.replace('_', '-')} "
+                f"{getattr(model, ours)}; use the preset or recipe of that model"
+            )
+
+
+def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:
+    known = _known_keys(model)
+    for key in source.keys():  # noqa: SIM118
+        if (
+            key not in known
+            and not key.startswith("model.vision_tower.")
+            and not IGNORED_HF_KEYS.fullmatch(key)
+        ):
+            raise ConfigError(
+                f"{source.folder}: holds {key}, which no rule knows; is this another model family?"
+            )
+
+
+def _known_keys(model: ModelConfig) -> set[str]:
+    """Hugging Face keys of the decoder and the projector at this depth."""
+    keys: set[str] = set()
+    for rule in EVE_RULES:
+        for name in rule.hf:
+            keys.update(name.replace("*", str(i)) for i in range(model.num_layers))
+    return keys

@@ -1,0 +1,58 @@
+"""Two specifications of one decoder layer: torch ("local") and TransformerEngine.
+
+Both give the same parameter names in a checkpoint: TransformerEngine fuses each norm into the matrix behind it
+and names its weight `linear_qkv.layer_norm_weight`; the torch specification keeps megatron-core's
+`sharded_state_dict_keys_map`, which stores `input_layernorm.weight` under that name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
+
+
+def torch_layer_spec() -> ModuleSpec:
+    """A Llama decoder layer from torch and megatron-core's own parallel linear layers."""
+    spec = gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    return spec
+
+
+def transformer_engine_layer_spec() -> ModuleSpec:
+    """A Llama decoder layer from TransformerEngine: norms fused into linear layers, fused attention on packs.
+
+    Raises:
+        RuntimeError: where TransformerEngine is not installed (megatron-core then has mock classes only).
+    """
+    if not gpt_layer_specs.HAVE_TE:
+        raise RuntimeError(
+            "--transformer-impl transformer_engine: TransformerEngine does not import here; "
+            "`make install-gpu` installs it on GPU machines, --transformer-impl local does without"
+        )
+    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec()
+
+
+def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
+    """The norm after the last layer, which lives outside the block (the depth taps end before it)."""
+    if transformer_engine:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        return TENorm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+    return RMSNorm(config=config, hidden_size=config.hidden_size)
+
+
+def block_spec(
+    config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """The layers that this pipeline stage (and model chunk) builds, without a final norm."""
+    layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)

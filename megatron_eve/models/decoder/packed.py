@@ -1,0 +1,82 @@
+"""What every decoder layer is told about a pack: where its samples begin and end, and the cache when generating.
+
+Shapes: T = tokens of a pack (padding included), S = samples in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+
+class KeyValueCache:
+    """Keys and values of earlier steps of a generation, a pair of tensors for each layer and sample.
+
+    Holds this rank's heads only: [tokens so far, key/value heads, head dimension]. One cache serves all model
+    chunks of a rank, since layer numbers are global.
+    """
+
+    def __init__(self) -> None:
+        self._store: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def extend(
+        self, layer_number: int, sample: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append this step's keys and values ([new tokens, heads, dim]) and return all of them."""
+        slot = (layer_number, sample)
+        if slot in self._store:
+            earlier_key, earlier_value = self._store[slot]
+            key, value = torch.cat([earlier_key, key]), torch.cat([earlier_value, value])
+        self._store[slot] = (key, value)
+        return key, value
+
+    def drop(self, sample: int) -> None:
+        """Forget a finished sample."""
+        for slot in [slot for slot in self._store if slot[1] == sample]:
+            del self._store[slot]
+
+
+@dataclass
+class PackedParams(PackedSeqParams):
+    """megatron-core's packed-sequence parameters with what the torch layers need beside them.
+
+    Attributes:
+        lengths: padded tokens of each sample, on the host, so that no layer has to ask the device.
+        cache: keys and values of earlier steps when generating, else None.
+        samples: names of the pack's samples in the cache, in pack order (generation only).
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    cache: KeyValueCache | None = None
+    samples: list[int] = field(default_factory=list)
+
+
+def packed_params(
+    cu_seqlens: torch.Tensor,
+    cu_seqlens_padded: torch.Tensor,
+    lengths: list[int],
+    cache: KeyValueCache | None = None,
+    samples: list[int] | None = None,
+) -> PackedParams:
+    """Describe a pack to the decoder.
+
+    Args:
+        cu_seqlens: int32 [S+1], where samples begin without their padding, on the device.
+        cu_seqlens_padded: int32 [S+1], the same with padding; its last entry is T.
+        lengths: padded tokens of each sample.
+        cache, samples: for generation, see `PackedParams`.
+    """
+    return PackedParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        cu_seqlens_q_padded=cu_seqlens_padded,
+        cu_seqlens_kv_padded=cu_seqlens_padded,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+        lengths=lengths,
+        cache=cache,
+        samples=samples or [],
+    )

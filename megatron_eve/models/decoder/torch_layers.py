@@ -1,0 +1,91 @@
+"""Decoder layers in plain torch, for machines without TransformerEngine and as its numerical reference.
+
+Shapes: T = tokens of a pack, H = query heads on this rank, G = key/value heads on this rank, d = head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from megatron_eve.models.decoder.packed import PackedParams
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm as Llama computes it: statistics in float32, the weight applied last.
+
+    megatron-core's own wrapper of torch norms refuses sequence parallelism; here the weight carries the mark
+    `sequence_parallel` by which megatron-core sums its gradient over the ranks that each saw a shard of tokens.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.eps = config.layernorm_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis of [..., D]; returns the input's dtype."""
+        normed = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class PackedAttention(torch.nn.Module):
+    """Causal attention inside each sample of a pack by torch's SDPA, with no [T, T] mask.
+
+    A sample's padding stands at its end, where causal attention of real tokens cannot see it.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any
+    ) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+        self.grouped = config.num_query_groups != config.num_attention_heads
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedParams | None = None,
+    ) -> torch.Tensor:
+        """Attend within samples.
+
+        Args:
+            query: [T, H, d]; key, value: [T, G, d], rotated already.
+            packed_seq_params: lengths of the samples, and the cache when generating.
+
+        Returns:
+            [T, H * d].
+        """
+        assert packed_seq_params is not None, "the decoder takes packed sequences only"
+        lengths, cache = packed_seq_params.lengths, packed_seq_params.cache
+        outputs = []
+        pieces = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        for i, (q, k, v) in enumerate(pieces):
+            if cache is not None:
+                k, v = cache.extend(self.layer_number, packed_seq_params.samples[i], k, v)
+            outputs.append(self._attend(q, k, v))
+        return torch.cat(outputs).flatten(1)  # (T, H * d)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        # A step of a generation has one new token, which may see all keys; otherwise keys and queries coincide.
+        causal = q.shape[0] == k.shape[0]
+        assert causal or q.shape[0] == 1, "a cached step takes one token at a time"
+        out = functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],  # (1, H, Tq, d)
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            is_causal=causal,
+            scale=self.softmax_scale,
+            enable_gqa=self.grouped,
+        )
+        return out[0].transpose(0, 1)  # (Tq, H, d)

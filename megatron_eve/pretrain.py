@@ -1,0 +1,48 @@
+"""The command that trains: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
+
+Imports stay inside the functions: saving a checkpoint starts a helper process that imports this module again,
+and a wrong flag should be refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+
+
+def main() -> None:
+    """Parse and check the configuration, then join the other ranks and train."""
+    from megatron_eve.config import ConfigError, parse, validate
+
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    # Every rank sees the same mistake; one of them says so.
+    quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
+    with quiet:
+        try:
+            config = parse(prog="python -m megatron_eve.pretrain")
+            validate(config, ranks)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+    from megatron_eve.training.initialize import run_rank
+
+    run_rank(lambda: _train(config))
+
+
+def _train(config: object) -> None:
+    from megatron_eve.accelerator import accelerator
+    from megatron_eve.config import RunConfig
+
+    assert isinstance(config, RunConfig)
+    accelerator()
+    from megatron_eve.training.initialize import distributed
+    from megatron_eve.training.train import train
+
+    with distributed(config):
+        train(config)
+
+
+if __name__ == "__main__":
+    main()

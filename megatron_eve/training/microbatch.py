@@ -1,0 +1,85 @@
+"""From a `PackedBatch` of the loader to the model's inputs on this rank.
+
+Every rank knows a pack's shapes from the manifest. Only the first rank of a tensor-parallel group on the first
+stage decodes pixels; it sends uint8 patches to the rest of its group. Pixels never travel between stages.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
+from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.models.decoder.packed import packed_params
+from megatron_eve.models.vlm import ModelInputs
+
+
+def decodes_pixels() -> bool:
+    """True on the ranks whose loader must decode images."""
+    return (
+        parallel_state.is_pipeline_first_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+    )
+
+
+def model_inputs(batch: PackedBatch, *, pre_process: bool, post_process: bool) -> ModelInputs:
+    """Move what a model chunk needs of a pack to the device.
+
+    Rows with labels are picked here, on the host, so that the device is never asked for a count.
+
+    Args:
+        batch: the pack, on the host.
+        pre_process: the chunk embeds tokens and patches.
+        post_process: the chunk computes losses.
+    """
+    device = accelerator().device
+    inputs = ModelInputs(
+        packed=packed_params(
+            batch.cu_seqlens.to(device),
+            batch.cu_seqlens_padded.to(device),
+            batch.cu_seqlens_padded.diff().tolist(),
+        ),
+        position_ids=batch.position_ids.to(device),
+    )
+    if pre_process:
+        inputs.tokens = batch.tokens.to(device)
+        inputs.patches = _shared_patches(batch)
+        inputs.image_grids = batch.image_grids.to(device)
+        inputs.image_rows = image_rows(batch.image_starts, batch.image_grids).to(device)
+    if post_process:
+        rows = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+        inputs.output_rows = rows.to(device)
+        inputs.labels = batch.labels[rows].to(device)
+    return inputs
+
+
+def image_rows(image_starts: torch.Tensor, image_grids: torch.Tensor) -> torch.Tensor:
+    """Rows of the pack that images fill, image after image.
+
+    Args:
+        image_starts: int64 [I], row of each image's CLS.
+        image_grids: int64 [I, 2], rows and columns of its tokens.
+
+    Returns:
+        int64 [V], V = sum of 1 + rows * (columns + 1).
+    """
+    counts = 1 + image_grids[:, 0] * (image_grids[:, 1] + 1)
+    # Position in the concatenation of all images, moved by how far each image lies from its place there.
+    offsets = image_starts - (counts.cumsum(0) - counts)
+    return torch.arange(int(counts.sum())) + offsets.repeat_interleave(counts)
+
+
+def _shared_patches(batch: PackedBatch) -> torch.Tensor:
+    """uint8 [P, 588], decoded on one rank of the tensor-parallel group and broadcast to the others."""
+    device = accelerator().device
+    if batch.patches is not None:
+        patches = batch.patches.to(device)
+    else:
+        patches = torch.empty(batch.num_patches, PATCH_VALUES, dtype=torch.uint8, device=device)
+    if parallel_state.get_tensor_model_parallel_world_size() > 1 and batch.num_patches:
+        torch.distributed.broadcast(
+            patches, group=parallel_state.get_tensor_model_parallel_group(), group_src=0
+        )
+    return patches

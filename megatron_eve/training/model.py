@@ -1,0 +1,153 @@
+"""From the configuration tree to model chunks: megatron-core's configuration, the stage's freezing, the DDP wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.stages import STAGES
+
+# Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
+VOCAB_MULTIPLE = 128
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
+    """Vocabulary rows after padding to a multiple of 128 a tensor-parallel rank."""
+    multiple = VOCAB_MULTIPLE * tensor_parallel
+    return -(-vocab_size // multiple) * multiple
+
+
+def uses_transformer_engine(config: RunConfig) -> bool:
+    """Which layer specification a run builds.
+
+    Raises:
+        ConfigError: if TransformerEngine is asked for where it cannot run.
+    """
+    choice = config.training.transformer_impl
+    if choice == "transformer_engine" and not accelerator().transformer_engine:
+        raise ConfigError(
+            "--transformer-impl transformer_engine: needs a GPU and TransformerEngine (make install-gpu); "
+            "use --transformer-impl local here"
+        )
+    return choice == "transformer_engine" or (choice == "auto" and accelerator().transformer_engine)
+
+
+def transformer_config(config: RunConfig) -> TransformerConfig:
+    """megatron-core's view of the configuration: a Llama decoder with this run's layout and precision."""
+    model, parallel, training = config.model, config.parallel, config.training
+    on_gpu = accelerator().name == "cuda"
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    built = TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups or model.num_attention_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=training.bf16,
+        use_cpu_initialization=not on_gpu,
+        recompute_granularity=training.recompute_granularity,
+        recompute_method=training.recompute_method,
+        recompute_num_layers=training.recompute_num_layers,
+        # Packs differ in length, so stages exchange shapes; megatron-core wants this dispatcher beside it,
+        # although nothing here is a mixture of experts.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # Batched exchanges give silently wrong numbers under the interleaved schedule (PP 2 x VPP 2).
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        # With gloo, freeing a sent tensor races with its sending.
+        deallocate_pipeline_outputs=on_gpu,
+        gradient_accumulation_fusion=False,  # needs NVIDIA's apex, an optional source build
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=on_gpu,
+        apply_rope_fusion=uses_transformer_engine(config),
+        persist_layer_norm=False,
+    )
+    built.finalize_model_grads_func = finalize_model_grads
+    return built
+
+
+def build_chunks(config: RunConfig, *, freeze: bool = True) -> list[VisionLanguageModel]:
+    """This rank's model chunks (one, or one per virtual stage), bare and on the device, frozen as the stage says."""
+    transformer = transformer_config(config)
+    engine = uses_transformer_engine(config)
+    virtual = config.virtual_pipeline_model_parallel_size
+    chunks = []
+    for i in range(virtual or 1):
+        vp_stage = i if virtual else None
+        chunk = VisionLanguageModel(
+            transformer,
+            config.model,
+            padded_vocab_size=padded_vocab_size(
+                config.model.vocab_size, config.parallel.tensor_model_parallel_size
+            ),
+            transformer_engine=engine,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vp_stage=vp_stage,
+        )
+        if freeze:
+            STAGES[config.training.stage].freeze(chunk)
+        chunks.append(chunk.to(accelerator().device))
+    return chunks
+
+
+def wrap_for_training(
+    config: RunConfig, chunks: Sequence[VisionLanguageModel]
+) -> list[DistributedDataParallel]:
+    """Half precision and megatron-core's DDP around bare chunks, with weights equal over data-parallel ranks."""
+    parallel = config.parallel
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        grad_reduce_in_fp32=config.training.bf16,
+    )
+    wrapped = []
+    for i, chunk in enumerate(chunks):
+        module = Float16Module(chunk.config, chunk) if config.training.bf16 else chunk
+        # Only the first chunk of a rank reduces in buckets; later ones wait for it anyway.
+        wrapped.append(DistributedDataParallel(chunk.config, ddp, module, disable_bucketing=i > 0))
+    for module in wrapped:
+        module.broadcast_params()
+    if parallel.overlap_grad_reduce:
+        # Only the last microbatch of a step may start the reduction.
+        no_sync = [module.no_sync for module in wrapped]
+        chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    return wrapped
+
+
+def unwrap(module: Any) -> VisionLanguageModel:
+    """The bare chunk inside DDP and half-precision wrappers."""
+    while hasattr(module, "module"):
+        module = module.module
+    return module

@@ -1,0 +1,71 @@
+"""megatron-core's optimizer and schedule, set up as the published recipes have them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_eve.config import RunConfig
+
+
+def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+    """AdamW over what is not frozen, with a rate of its own for names that match `--lr-overrides`."""
+    settings = config.optimizer
+    megatron = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_eps,
+        clip_grad=settings.clip_grad,
+        bf16=config.training.bf16,
+        params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    overrides = get_standard_config_overrides(megatron)
+    for pattern, rate in settings.lr_overrides.items():
+        # Names carry a `module.` for each wrapper.
+        key = ParamKey(name=(pattern, f"*module.{pattern}"))
+        overrides[key] = {"max_lr": rate, "min_lr": min(settings.min_lr, rate)}  # type: ignore[typeddict-item]
+    return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
+
+
+def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Linear warm-up from zero, then the decay; counted in samples, so a short last step counts as it should.
+
+    As in the published runs (Hugging Face's cosine schedule) the first step has rate 0 when there is a warm-up,
+    and the warm-up is a whole number of steps, rounded up.
+    """
+    settings = config.optimizer
+    warmup_steps = math.ceil(config.total_iterations * settings.lr_warmup_fraction)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=warmup_steps * config.training.global_batch_size,
+        lr_decay_steps=max(config.total_samples, 1),
+        lr_decay_style=settings.lr_decay_style,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+
+
+def learning_rate(optimizer: MegatronOptimizer) -> float:
+    """The rate of the parameters without an override, for the log."""
+    from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
+
+    rate = get_canonical_lr_for_logging(optimizer.param_groups)
+    return max((group["lr"] for group in optimizer.param_groups), default=0.0) if rate is None else rate

@@ -1,0 +1,87 @@
+"""One optimizer step through megatron-core's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_eve.data.batch import PackedBatch
+from megatron_eve.data.loader import Step
+from megatron_eve.training.loss import LossFunction, Normalizer
+from megatron_eve.training.microbatch import model_inputs
+from megatron_eve.training.model import unwrap
+
+
+def forward_step(
+    batches: Iterator[PackedBatch], model: torch.nn.Module, *, loss_function: LossFunction
+) -> tuple[torch.Tensor, LossFunction]:
+    """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
+    chunk = unwrap(model)
+    inputs = model_inputs(next(batches), pre_process=chunk.pre_process, post_process=chunk.post_process)
+    return model(inputs), loss_function
+
+
+def forward_backward(
+    chunks: Sequence[DistributedDataParallel],
+    step: Step,
+    normalizer: Normalizer,
+    *,
+    forward_only: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Run a step's packs forward and backward; gradients are left reduced in the DDP buffers.
+
+    Returns:
+        Losses of the whole step by name, float64 scalars, the same on every rank of the last stage (zero elsewhere).
+    """
+    interleaved = len(chunks) > 1
+    iterators = [iter(step.batches) for _ in chunks]
+    results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
+        forward_step_func=partial(forward_step, loss_function=normalizer.language_loss()),
+        data_iterator=iterators if interleaved else iterators[0],
+        model=list(chunks) if interleaved else chunks[0],
+        num_microbatches=step.num_microbatches,
+        seq_length=1,  # unused: stages exchange shapes (variable_seq_lengths)
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return _reduce(results)
+
+
+def _reduce(results: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Sum the reported shares over microbatches and data-parallel ranks, in float64 and in a fixed order."""
+    total = sum((r["lm loss"].double() for r in results), start=torch.zeros((), dtype=torch.float64))
+    total = torch.as_tensor(total)
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(total, group=group)
+    return {"lm loss": total}
+
+
+def train_step(
+    chunks: Sequence[DistributedDataParallel], optimizer: Any, step: Step, normalizer: Normalizer
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Forward, backward, update.
+
+    Returns:
+        losses (see `forward_backward`) and the gradient norm before any clipping.
+
+    Raises:
+        FloatingPointError: the gradient is not finite, so no update was made.
+    """
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    losses = forward_backward(chunks, step, normalizer)
+    succeeded, grad_norm, _ = optimizer.step()
+    if not succeeded:
+        raise FloatingPointError(
+            f"the gradient of this step is not finite; its samples are {step.sample_ids.tolist()}; "
+            "nothing was updated: resume from the last checkpoint with a lower --lr"
+        )
+    return losses, float(grad_norm or 0.0)

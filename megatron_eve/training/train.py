@@ -1,0 +1,147 @@
+"""The training loop: one loop for every stage, layout and accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import RunConfig
+from megatron_eve.data.loader import StepLoader
+from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint
+from megatron_eve.training.data import build_loader, fingerprint, open_dataset
+from megatron_eve.training.loss import Normalizer
+from megatron_eve.training.model import build_chunks, wrap_for_training
+from megatron_eve.training.monitor import Monitor, print_rank_0
+from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.stages import STAGES
+from megatron_eve.training.step import train_step
+
+
+@dataclass
+class Trainer:
+    """What a run is made of, on this rank, ready for its next step."""
+
+    config: RunConfig
+    chunks: list[DistributedDataParallel]
+    optimizer: Any
+    scheduler: Any
+    loader: StepLoader
+    dataset: dict[str, Any]
+    progress: Progress
+
+
+def setup(config: RunConfig) -> Trainer:
+    """Build model, optimizer, schedule and data, and load what `--load` or `--pretrained-checkpoint` name.
+
+    The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
+    """
+    data = open_dataset(config)
+    loader = build_loader(config, data)
+    bare = build_chunks(config)
+    if config.checkpoint.pretrained_checkpoint:
+        load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
+    chunks = wrap_for_training(config, bare)
+    optimizer = build_optimizer(config, chunks)
+    progress = Progress()
+    if config.checkpoint.load:
+        progress = load_checkpoint(config, chunks, optimizer, fingerprint(data))
+    scheduler = build_scheduler(config, optimizer)
+    scheduler.step(increment=progress.consumed_samples)
+    return Trainer(config, chunks, optimizer, scheduler, loader, fingerprint(data), progress)
+
+
+def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
+    """Weights alone, from a folder of ours or from one in the published Hugging Face layout."""
+    if (Path(folder) / "config.json").exists():
+        from megatron_eve.convert.load import load_hf_weights
+
+        load_hf_weights(Path(folder), chunks, config.model)
+    else:
+        load_weights(folder, chunks, config.model)
+
+
+def train_one(trainer: Trainer, monitor: Monitor | None = None) -> dict[str, torch.Tensor]:
+    """One iteration: take the next samples, step, and move the run's state on.
+
+    Returns:
+        The step's losses (see `train_step`).
+    """
+    config, done = trainer.config, trainer.progress
+    count = min(config.training.global_batch_size, config.total_samples - done.consumed_samples)
+    if monitor:
+        monitor.start()
+    step = trainer.loader.step(done.consumed_samples, count)
+    normalizer = Normalizer(
+        num_labels=step.num_labels,
+        num_microbatches=step.num_microbatches,
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        kind=config.training.loss_normalization,
+    )
+    rate = learning_rate(trainer.optimizer)
+    losses, grad_norm = train_step(trainer.chunks, trainer.optimizer, step, normalizer)
+    trainer.scheduler.step(increment=count)
+    trainer.progress = Progress(done.iteration + 1, done.consumed_samples + count)
+    if monitor:
+        monitor.report(
+            trainer.progress.iteration, trainer.progress.consumed_samples, step, losses, rate, grad_norm
+        )
+    return losses
+
+
+def train(config: RunConfig) -> None:
+    """Run until the samples are used up (or the exit interval), saving on the way. Collective."""
+    trainer = setup(config)
+    announce(trainer)
+    monitor = Monitor(config, active=torch.distributed.get_rank() == torch.distributed.get_world_size() - 1)
+    saved = trainer.progress.iteration
+    while trainer.progress.consumed_samples < config.total_samples:
+        train_one(trainer, monitor)
+        iteration = trainer.progress.iteration
+        leave = bool(config.training.exit_interval and iteration % config.training.exit_interval == 0)
+        due = bool(config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0)
+        if config.checkpoint.save and (leave or due):
+            saved = _save(trainer)
+        if leave:
+            print_rank_0(
+                f"exiting at iteration {iteration} (--exit-interval {config.training.exit_interval})"
+            )
+            break
+    if config.checkpoint.save and saved != trainer.progress.iteration:
+        _save(trainer)
+    monitor.close()
+    trainer.loader.close()
+
+
+def _save(trainer: Trainer) -> int:
+    save_checkpoint(trainer.config, trainer.progress, trainer.chunks, trainer.optimizer, trainer.dataset)
+    print_rank_0(
+        f"saved checkpoint at iteration {trainer.progress.iteration} to {trainer.config.checkpoint.save}"
+    )
+    return trainer.progress.iteration
+
+
+def announce(trainer: Trainer) -> None:
+    """Print the configuration and the plan once, before the first step. Collective."""
+    config, parallel = trainer.config, trainer.config.parallel
+    counts = torch.zeros(2, dtype=torch.int64)
+    for chunk in trainer.chunks:
+        for parameter in chunk.parameters():
+            counts += torch.tensor([parameter.numel(), parameter.numel() * parameter.requires_grad])
+    counts = counts.to(accelerator().device)
+    torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    print_rank_0(
+        f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
+        f"stage {config.training.stage} ({STAGES[config.training.stage].name}) on {accelerator().name}: "
+        f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size} x "
+        f"DP {parallel_state.get_data_parallel_world_size()}, "
+        f"{counts[0]:,} parameters over tensor and pipeline ranks, {counts[1]:,} train\n"
+        f"{trainer.dataset['samples']:,} samples in the dataset; {config.total_samples:,} samples in "
+        f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
+    )

@@ -1,0 +1,166 @@
+"""The name table in both directions, and what a wrong Hugging Face folder is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.convert.tables import (
+    EVE_RULES,
+    IGNORED_HF_KEYS,
+    QKV,
+    Column,
+    GatedMLP,
+    Row,
+    Sizes,
+    rule_for,
+    to_hf,
+)
+from tests.golden_dir import find_golden
+from tests.layouts import ONE, PP2_VPP2, TP2_PP2, TP2_SP, Layout, parametrize
+from tests.ranks import RankError, RankPool
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+@pytest.mark.parametrize("groups", [4, 8])
+def test_round_trip(tensor_parallel: int, groups: int) -> None:
+    """Hugging Face -> full -> shards -> full -> Hugging Face, with and without grouped queries."""
+    heads, dim, width = 8, 4, 12
+    sizes = Sizes(num_query_groups=groups, head_dim=dim, padded_vocab_size=512)
+    query, key, value = (torch.randn(n * dim, width) for n in (heads, groups, groups))
+    gate, up = torch.randn(16, width), torch.randn(16, width)
+    for layout, parts in (
+        (QKV(), [query, key, value]),
+        (GatedMLP(), [gate, up]),
+        (Column(), [torch.randn(8, width)]),
+        (Row(), [torch.randn(width, 8)]),
+    ):
+        full = layout.merge(parts, sizes)
+        shards = [layout.shard(full, rank, tensor_parallel) for rank in range(tensor_parallel)]
+        back = layout.split(layout.unshard(shards), sizes, len(parts))
+        assert all(torch.equal(a, b) for a, b in zip(parts, back, strict=True))
+
+
+def test_qkv_is_grouped_as_megatron_wants() -> None:
+    """Group g holds its queries, then its key, then its value."""
+    sizes = Sizes(num_query_groups=2, head_dim=1, padded_vocab_size=0)
+    query, key, value = (
+        torch.tensor([[0.0], [1], [2], [3]]),
+        torch.tensor([[10.0], [11]]),
+        torch.tensor([[20.0], [21]]),
+    )
+    full = QKV().merge([query, key, value], sizes)
+    assert full[:, 0].tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
+
+
+def test_vocabulary_padding_is_stripped() -> None:
+    sizes = Sizes(num_query_groups=1, head_dim=1, padded_vocab_size=8)
+    rule, _ = rule_for("output_layer.weight")
+    weight = torch.randn(5, 3)
+    full = rule.layout.merge([weight], sizes)
+    assert full.shape == (8, 3) and not full[5:].any()
+    shards = [rule.layout.shard(full, rank, 2) for rank in range(2)]
+    assert torch.equal(to_hf("output_layer.weight", shards, sizes, 5)["lm_head.weight"], weight)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(KeyError, match=r"no rule for decoder\.moe"):
+        rule_for("decoder.moe")
+
+
+def test_every_published_key_has_a_place() -> None:
+    """98 keys are needed for inference; everything else in the folder is ignored on purpose."""
+    keys = set(load_file(find_golden("_shared/hf_mini224") / "model.safetensors"))
+    fixed = {name.replace("*", str(i)) for rule in EVE_RULES for name in rule.hf for i in range(8)}
+    ours = {key for key in keys if key in fixed or key.startswith("model.vision_tower.")}
+    assert len(ours) == 98
+    assert all(IGNORED_HF_KEYS.fullmatch(key) for key in keys - ours)
+
+
+def config(parallel: ParallelConfig, model: ModelConfig | None = None) -> RunConfig:
+    return RunConfig(
+        model=model or ModelConfig(), parallel=parallel, training=TrainingConfig(transformer_impl="local")
+    )
+
+
+def load_and_collect(some: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """Runs on each rank: load the folder, then give every tensor back under its Hugging Face name."""
+    from megatron.core import parallel_state
+
+    from megatron_eve.convert.load import global_parameters, load_hf_weights
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.model import build_chunks
+
+    found: dict[str, torch.Tensor] = {}
+    with model_parallel(some):
+        chunks = build_chunks(some)
+        load_hf_weights(folder, chunks, some.model)
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        for name, parameter, padded in global_parameters(chunks):
+            shards = [torch.empty_like(parameter) for _ in range(size)]
+            group = parallel_state.get_tensor_model_parallel_group()
+            torch.distributed.all_gather(shards, parameter.detach().contiguous(), group=group)
+            found.update(to_hf(name, shards, Sizes.of(some.model, padded), some.model.vocab_size))
+    return found
+
+
+@pytest.mark.distributed
+@parametrize(ONE, TP2_SP, PP2_VPP2, TP2_PP2)
+def test_loading_is_bit_exact(ranks: RankPool, layout: Layout) -> None:
+    folder = find_golden("_shared/hf_mini224")
+    golden = load_file(folder / "model.safetensors")
+    found: dict[str, torch.Tensor] = {}
+    for some in ranks.run(layout.world_size, load_and_collect, config(layout.parallel), folder):
+        found.update(some)
+    assert len(found) == 98
+    assert all(torch.equal(tensor, golden[name]) for name, tensor in found.items())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(find_golden("_shared/hf_mini224"), tmp_path / "hf"))
+
+
+def error(ranks: RankPool, folder: Path, model: ModelConfig | None = None) -> str:
+    with pytest.raises(RankError) as caught:
+        ranks.run(1, load_and_collect, config(ParallelConfig(), model), folder)
+    return str(caught.value)
+
+
+@pytest.mark.distributed
+def test_wrong_folders(ranks: RankPool, folder: Path) -> None:
+    assert "intermediate_size is 160" in error(ranks, folder, replace(ModelConfig(), ffn_hidden_size=128))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "model.norm.weight"}, folder / "model.safetensors")
+    assert "has no tensor model.norm.weight" in error(ranks, folder)
+    save_file({**tensors, "model.layers.0.moe.weight": torch.ones(1)}, folder / "model.safetensors")
+    assert "holds model.layers.0.moe.weight, which no rule knows" in error(ranks, folder)
+    save_file({**tensors, "model.norm.weight": torch.ones(3)}, folder / "model.safetensors")
+    assert "final_layernorm.weight of shape (3,)" in error(ranks, folder)
+    (folder / "model.safetensors").unlink()
+    assert "neither model.safetensors nor" in error(ranks, folder)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00001-of-00002.safetensors: named by" in error(ranks, folder)
+
+
+@pytest.mark.distributed
+def test_sharded_folder(ranks: RankPool, folder: Path) -> None:
+    """Shards with an index load as one file does."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, some in halves.items():
+        save_file({name: tensors[name] for name in some}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, some in halves.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (found,) = ranks.run(1, load_and_collect, config(ParallelConfig()), folder)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())

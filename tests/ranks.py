@@ -1,0 +1,122 @@
+"""Ranks for distributed tests: processes that are started once, import megatron-core once, and run many functions.
+
+Importing megatron-core takes seconds a process, a gloo process group a tenth of one. So the pool keeps its
+processes, and each `run` makes a process group over the first `world_size` of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+MOST_RANKS = 4
+# A function that takes longer hangs: the pool is ended and started anew for the next test.
+TIMEOUT_SECONDS = 240
+
+
+class RankError(AssertionError):
+    """A rank raised; the message holds the tracebacks of all ranks that did."""
+
+
+def _serve(pipe: Connection) -> None:
+    """Life of a rank: wait for (function, arguments, rank, world size, port), run it in a process group, answer."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from megatron_eve.accelerator import accelerator
+
+    accelerator()
+    import torch.distributed as dist
+
+    while True:
+        try:
+            function, arguments, rank, world_size, port = pipe.recv()
+        except EOFError:
+            return
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            dist.init_process_group("gloo", rank=rank, world_size=world_size)
+            try:
+                answer = (True, function(*arguments))
+            finally:
+                _leave()
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+def _leave() -> None:
+    """Forget the layout and the process group, whatever state a failed test left them in."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class RankPool:
+    """Up to four ranks, started when first needed."""
+
+    def __init__(self) -> None:
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Run a module-level function on every rank of a fresh gloo process group.
+
+        Returns:
+            What each rank returned, in rank order (must pickle).
+
+        Raises:
+            RankError: a rank raised, or did not answer in time.
+        """
+        self._start(world_size)
+        port = _free_port()
+        for rank in range(world_size):
+            self._pipes[rank].send((function, arguments, rank, world_size, port))
+        answers = []
+        for rank in range(world_size):
+            if not self._pipes[rank].poll(TIMEOUT_SECONDS):
+                self.close()
+                raise RankError(f"rank {rank} of {world_size} did not answer within {TIMEOUT_SECONDS} s")
+            answers.append(self._pipes[rank].recv())
+        failed = [f"rank {rank}:\n{text}" for rank, (fine, text) in enumerate(answers) if not fine]
+        if failed:
+            raise RankError("\n".join(failed))
+        return [answer for _, answer in answers]
+
+    def _start(self, count: int) -> None:
+        assert count <= MOST_RANKS
+        context = multiprocessing.get_context("spawn")
+        for _ in range(count - len(self._processes)):
+            ours, theirs = context.Pipe()
+            # Not daemonic: saving a checkpoint starts a helper process.
+            process = context.Process(target=_serve, args=(theirs,))
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def close(self) -> None:
+        """End the ranks."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        self._processes, self._pipes = [], []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

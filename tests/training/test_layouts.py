@@ -1,0 +1,205 @@
+"""The layout must not be the judge of numbers: losses agree under every layout, and across a resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_eve.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from tests.golden_dir import find_golden
+from tests.layouts import DP2, ONE, PP2, PP2_VPP2, TP2, TP2_DP2, TP2_PP2, TP2_SP, Layout, parametrize
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+
+def run_config(parallel: ParallelConfig, iterations: int = 20, **training: Any) -> RunConfig:
+    """A small run from the published test weights, with several packs a step."""
+    return RunConfig(
+        model=ModelConfig(),
+        parallel=parallel,
+        training=TrainingConfig(global_batch_size=8, train_iters=iterations, **training),
+        optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
+        data=DataConfig(mock_data=True, seq_length=512),
+        checkpoint=CheckpointConfig(pretrained_checkpoint=str(find_golden("_shared/hf_mini224"))),
+    )
+
+
+@dataclass
+class Trace:
+    """What a run went through, on the last rank."""
+
+    losses: list[float]
+    samples: list[list[int]]
+
+
+def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace:
+    """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
+    import torch
+
+    from megatron_eve.training.checkpoint import save_checkpoint
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup, train_one
+
+    trace = Trace([], [])
+    with model_parallel(config):
+        trainer = setup(config)
+        while trainer.progress.iteration < (stop or config.total_iterations):
+            step = trainer.loader.step(trainer.progress.consumed_samples)
+            trace.samples.append(step.sample_ids.tolist())
+            trace.losses.append(float(train_one(trainer)["lm loss"]))
+        if save:
+            save_checkpoint(config, trainer.progress, trainer.chunks, trainer.optimizer, trainer.dataset)
+        trainer.loader.close()
+        torch.distributed.barrier()
+    return trace
+
+
+@pytest.fixture(scope="module")
+def single_device(ranks: RankPool) -> Trace:
+    return ranks.run(1, run, run_config(ONE.parallel))[-1]
+
+
+def test_it_learns(single_device: Trace) -> None:
+    assert single_device.losses[-1] < single_device.losses[0] - 0.01
+
+
+@parametrize(TP2, TP2_SP, PP2, PP2_VPP2, DP2, TP2_PP2, TP2_DP2)
+def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
+    trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
+    assert trace.samples == single_device.samples
+    assert trace.losses == pytest.approx(single_device.losses, abs=1e-5, rel=0)
+
+
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        {"recompute_granularity": "selective"},
+    ],
+    ids=["full", "selective"],
+)
+def test_recomputation_changes_nothing(
+    ranks: RankPool, single_device: Trace, recompute: dict[str, Any]
+) -> None:
+    trace = ranks.run(2, run, run_config(TP2_SP.parallel, **recompute), 4)[-1]
+    assert trace.losses == pytest.approx(single_device.losses[:4], abs=1e-5, rel=0)
+
+
+def test_overlap_changes_nothing(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
+    """Overlapped reduction and gathering, several packs a step, a save and a resume between."""
+    parallel = replace(DP2.parallel, overlap_grad_reduce=True, overlap_param_gather=True)
+    config = run_config(parallel)
+    first = ranks.run(2, run, saving_in(config, tmp_path), 4, True)[-1]
+    second = ranks.run(2, run, loading_from(config, tmp_path), 6)[-1]
+    assert first.losses + second.losses == pytest.approx(single_device.losses[:6], abs=1e-5, rel=0)
+
+
+def test_bf16_follows_float32(ranks: RankPool, single_device: Trace) -> None:
+    trace = ranks.run(2, run, run_config(TP2_SP.parallel, bf16=True), 3)[-1]
+    assert trace.losses == pytest.approx(single_device.losses[:3], rel=0.01)
+    assert trace.losses != single_device.losses[:3]
+
+
+def test_microbatch_mean_is_the_mean_of_means(ranks: RankPool) -> None:
+    """With one pack a rank the published normaliser weighs ranks alike, the global one weighs labels alike."""
+    published = ranks.run(2, run, run_config(DP2.parallel, loss_normalization="microbatch"), 2)[-1]
+    ours = ranks.run(2, run, run_config(DP2.parallel), 2)[-1]
+    assert published.losses != pytest.approx(ours.losses, abs=1e-6, rel=0)
+    assert published.losses == pytest.approx(ours.losses, abs=0.2)
+
+
+def saving_in(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, checkpoint=replace(config.checkpoint, save=str(folder)))
+
+
+def loading_from(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, checkpoint=CheckpointConfig(load=str(folder)))
+
+
+@parametrize(ONE, TP2_SP, PP2_VPP2, TP2_PP2, TP2_DP2)
+def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
+    config = run_config(layout.parallel, iterations=6)
+    whole = ranks.run(layout.world_size, run, config)[-1]
+    first = ranks.run(layout.world_size, run, saving_in(config, tmp_path), 3, True)[-1]
+    second = ranks.run(layout.world_size, run, loading_from(config, tmp_path))[-1]
+    assert [loss.hex() for loss in first.losses + second.losses] == [loss.hex() for loss in whole.losses]
+    assert first.samples + second.samples == whole.samples
+
+
+def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
+    config = run_config(TP2_PP2.parallel)
+    ranks.run(4, run, saving_in(config, tmp_path), 3, True)
+    for other in (DP2, ONE, PP2_VPP2):
+        trace = ranks.run(other.world_size, run, loading_from(run_config(other.parallel), tmp_path), 5)[-1]
+        assert trace.samples == single_device.samples[3:5]
+        assert trace.losses == pytest.approx(single_device.losses[3:5], abs=1e-5, rel=0)
+
+
+def test_frozen_decoder(ranks: RankPool, single_device: Trace) -> None:
+    """Stage 1 trains the front end alone: the first loss is the same, later ones are not; nothing hangs."""
+    traces = [
+        ranks.run(some.world_size, run, run_config(some.parallel, stage=1), 5)[-1] for some in (ONE, TP2_PP2)
+    ]
+    assert traces[0].losses == pytest.approx(traces[1].losses, abs=1e-5, rel=0)
+    assert traces[0].losses[0] == pytest.approx(single_device.losses[0], abs=1e-6)
+    assert traces[0].losses[4] != pytest.approx(single_device.losses[4], abs=1e-6)
+
+
+def frozen_checkpoint(config: RunConfig) -> tuple[int, int, list[str]]:
+    """Runs on each rank: parameters with optimizer state, frozen ones changed by a step, trained names."""
+    import torch
+
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup, train_one
+
+    with model_parallel(config):
+        trainer = setup(config)
+        before = {n: p.detach().clone() for c in trainer.chunks for n, p in c.named_parameters()}
+        train_one(trainer)
+        train_one(trainer)
+        changed = {
+            n for c in trainer.chunks for n, p in c.named_parameters() if not torch.equal(p, before[n])
+        }
+        trained = {n for c in trainer.chunks for n, p in c.named_parameters() if p.requires_grad}
+        trainer.loader.close()
+        return len(trained), len(changed - trained), sorted(changed)
+
+
+def test_stage_1_moves_only_the_front_end(ranks: RankPool) -> None:
+    trained, wrong, changed = ranks.run(1, frozen_checkpoint, run_config(ONE.parallel, stage=1))[0]
+    assert wrong == 0
+    assert len(changed) == trained == 23
+    assert all("vision_model." in name for name in changed)
+
+
+def rates(config: RunConfig) -> list[tuple[float, int]]:
+    """Runs on each rank: (learning rate, parameters) of each group after warm-up."""
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup
+
+    with model_parallel(config):
+        trainer = setup(config)
+        trainer.scheduler.step(increment=2 * config.training.global_batch_size)
+        trainer.loader.close()
+        return [
+            (group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups if group["params"]
+        ]
+
+
+def test_a_rate_of_zero_is_a_rate(ranks: RankPool) -> None:
+    config = run_config(ONE.parallel)
+    config = replace(config, optimizer=replace(config.optimizer, lr_overrides={"vision_model.*": 0.0}))
+    found = ranks.run(1, rates, config)[0]
+    assert {rate for rate, _ in found} == {0.0, 4e-5}
