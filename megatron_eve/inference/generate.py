@@ -1,0 +1,200 @@
+"""Greedy generation with a key-value cache, under tensor and pipeline parallelism.
+
+Prompts of unequal length and with any number of images run together as one pack; each later step is a pack of one
+token a prompt. Both go through megatron-core's forward-only schedule, so a layout that trains also generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
+from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.images import decode_image
+from megatron_eve.data.mock import MockInfo
+from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
+from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
+from megatron_eve.training.microbatch import decodes_pixels, model_inputs
+
+
+@dataclass
+class Prompt:
+    """What to continue.
+
+    Attributes:
+        tokens: ids with IMAGE_TOKEN_ID once for each image (see `encode_prompt`).
+        images: the image files' bytes, in order.
+    """
+
+    tokens: list[int]
+    images: list[bytes] = field(default_factory=list)
+
+
+def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel: int) -> RunConfig:
+    """A run's configuration made fit for generation.
+
+    No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
+    torch layers, whose attention keeps the cache; the checkpoint does not mind.
+    """
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel
+    )
+    training = replace(
+        config.training,
+        transformer_impl="local",
+        recompute_granularity=None,
+        recompute_method=None,
+        recompute_num_layers=None,
+    )
+    return replace(config, parallel=parallel, training=training)
+
+
+@torch.no_grad()
+def generate(
+    model: VisionLanguageModel,
+    prompts: Sequence[Prompt],
+    model_config: ModelConfig,
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    apply_exif: bool = True,
+) -> list[list[int]]:
+    """Continue prompts greedily. Collective over all ranks of the model.
+
+    Args:
+        model: this rank's stage, bare, built under `generation_config`.
+        prompts: what to continue.
+        model_config: sizes; image sizes set how pictures are resized.
+        max_new_tokens: stop after so many.
+        stop_ids: a token that ends an answer; it is not part of what is returned.
+        apply_exif: turn pictures upright, as their dataset did.
+
+    Returns:
+        New token ids of each prompt, the same on every rank.
+    """
+    model.eval()
+    cache = KeyValueCache()
+    answers: list[list[int]] = [[] for _ in prompts]
+    batch = _prompt_batch(prompts, model_config, apply_exif)
+    lengths = batch.cu_seqlens.diff().tolist()
+    active = list(range(len(prompts)))
+    inputs = model_inputs(batch, pre_process=model.pre_process, post_process=False)
+    inputs.packed.cache, inputs.packed.samples = cache, active
+    inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
+    for step in range(max_new_tokens):
+        chosen = _next_tokens(model, inputs, len(active))
+        continuing = []
+        for sample, token in zip(active, chosen, strict=True):
+            if token in stop_ids:
+                cache.drop(sample)
+                continue
+            answers[sample].append(token)
+            continuing.append(sample)
+        active = continuing
+        if not active or step + 1 == max_new_tokens:
+            break
+        inputs = _step_inputs(
+            [answers[s][-1] for s in active],
+            [lengths[s] + len(answers[s]) - 1 for s in active],
+            active,
+            cache,
+        )
+    return answers
+
+
+def _next_tokens(model: VisionLanguageModel, inputs: ModelInputs, count: int) -> list[int]:
+    """Run one pack through all stages and tell every rank the most likely next token of each sample."""
+
+    def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
+        def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return logits.new_zeros(()), logits.argmax(-1)
+
+        return stage(inputs), choose
+
+    results = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter([None]),
+        model=model,
+        num_microbatches=1,
+        seq_length=1,  # unused: stages exchange shapes
+        micro_batch_size=1,
+        forward_only=True,
+    )
+    tokens = results[0] if results else torch.empty(count, dtype=torch.int64, device=accelerator().device)
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            tokens,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return tokens.tolist()
+
+
+def _step_inputs(
+    tokens: list[int], positions: list[int], samples: list[int], cache: KeyValueCache
+) -> ModelInputs:
+    """A pack of one token a sample, at the position that follows what the cache holds."""
+    device = accelerator().device
+    count = len(tokens)
+    bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
+    packed = packed_params(bounds, bounds, [1] * count, cache, samples)
+    packed.max_seqlen_kv = max(positions) + 1
+    return ModelInputs(
+        packed=packed,
+        position_ids=torch.tensor(positions, device=device),
+        tokens=torch.tensor(tokens, device=device),
+        patches=torch.empty(0, PATCH_VALUES, dtype=torch.uint8, device=device),
+        image_grids=torch.empty(0, 2, dtype=torch.int64, device=device),
+        image_rows=torch.empty(0, dtype=torch.int64, device=device),
+        output_rows=torch.arange(count, device=device),
+    )
+
+
+class _Prompts:
+    """Prompts with the interface of a dataset, so that they are packed by the loader's own code."""
+
+    def __init__(self, prompts: Sequence[Prompt], model: ModelConfig, apply_exif: bool) -> None:
+        self.info = MockInfo(model.vocab_size, model.image_size, model.teacher_size, apply_exif=apply_exif)
+        self._prompts = prompts
+        self._images = [data for prompt in prompts for data in prompt.images]
+        counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)
+        self.samples = np.zeros(len(prompts), dtype=[("first_image", np.int64), ("num_images", np.int32)])
+        self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.array(self._prompts[index].tokens, dtype=np.int64)
+        return tokens, np.full_like(tokens, IGNORE_INDEX)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return np.array([len(self._prompts[i].tokens) for i in indices], dtype=np.int64)
+
+    def image_bytes(self, image: int) -> bytes:
+        return self._images[image]
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        picture = decode_image(
+            self._images[image], apply_exif=self.info.apply_exif, max_pixels=self.info.max_pixels
+        )
+        return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
+
+
+def _prompt_batch(prompts: Sequence[Prompt], model: ModelConfig, apply_exif: bool) -> PackedBatch:
+    return build_batch(
+        _Prompts(prompts, model, apply_exif),
+        range(len(prompts)),
+        tensor_parallel=1,
+        context_parallel=1,
+        with_pixels=decodes_pixels(),
+    )

@@ -1,0 +1,194 @@
+"""The commands as a user starts them: preprocess, pretrain, generate; and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.golden_dir import find_golden
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.distributed
+
+
+def command(*words: str, ranks: int = 0, timeout: int = 180) -> subprocess.CompletedProcess[str]:
+    """Run a Python command, under torchrun if ranks are given."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return subprocess.run(
+        [sys.executable, *launcher, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> str:
+    return str(find_golden("tokenize") / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
+    """A dataset of eight noise pictures, made by the command."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        height, width = random.integers(40, 200, 2)
+        Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"a picture, number {i}"}]
+        rows.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(rows))
+    found = command(
+        "tools/preprocess_data.py", "--input", str(folder / "data.json"), "--image-root", str(folder),
+        "--tokenizer-model", tokenizer, "--output-prefix", str(folder / "set"), "--image-size", "224",
+        "--teacher-size", "112",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return folder / "set"
+
+
+SMALL = ["--preset", "eve_mini", "--global-batch-size", "4", "--seq-length", "256"]
+
+
+def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -> None:
+    """Save under TP 2, resume under PP 2, caption under one rank; losses.jsonl and TensorBoard hold the run."""
+    run = [*SMALL, "--data-path", str(dataset), "--tokenizer-model", tokenizer, "--train-iters", "4"]
+    run += ["--save", str(tmp_path / "run"), "--tensorboard-dir", str(tmp_path / "board")]
+    first = command(
+        "-m",
+        "megatron_eve.pretrain",
+        *run,
+        "--tensor-model-parallel-size",
+        "2",
+        "--exit-interval",
+        "2",
+        ranks=2,
+    )
+    assert first.returncode == 0, first.stderr
+    assert "exiting at iteration 2" in first.stdout
+    second = command(
+        "-m", "megatron_eve.pretrain", *run, "--load", str(tmp_path / "run"), "--pipeline-model-parallel-size", "2",
+        ranks=2,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    assert "starting at iteration 2" in second.stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records] == [1, 2, 3, 4]
+    assert all(float.fromhex(record["lm_loss_hex"]) == record["lm_loss"] for record in records)
+    line = next(
+        line for line in second.stdout.splitlines() if line.startswith(" iteration        3/       4")
+    )
+    for part in ("lm loss:", "learning rate:", "grad norm:", "samples/s:", "tokens/s:", "pack fill:"):
+        assert part in line
+    assert list((tmp_path / "board").glob("events.*"))
+    pictures = [str(dataset.parent / f"{i}.jpg") for i in range(2)]
+    answer = command(
+        "-m", "megatron_eve.generate", "--load", str(tmp_path / "run"), "--tokenizer-model", tokenizer,
+        "--image", *pictures, "--max-new-tokens", "4",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    captions = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [caption["image"] for caption in captions] == pictures
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tensor-model-parallel-size", "3"], "start a multiple of 3"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--lr", "fast"], "--lr"),
+    ],
+)
+def test_wrong_flags_stop_before_torch(words: list[str], message: str) -> None:
+    started = time.monotonic()
+    found = command("-m", "megatron_eve.pretrain", "--mock-data", "--train-iters", "1", *words)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert time.monotonic() - started < 20
+
+
+def test_wrong_flag_is_said_once_by_all_ranks() -> None:
+    found = command("-m", "megatron_eve.pretrain", "--mock-data", ranks=2)
+    assert found.returncode != 0
+    assert found.stderr.count("--train-iters: say how long") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vocab-size", "500"], "vocabulary"),
+        (["--image-size", "448"], "image size"),
+        (["--seq-length", "32"], "--seq-length"),
+    ],
+)
+def test_dataset_made_for_another_model(dataset: Path, words: list[str], message: str) -> None:
+    found = command(
+        "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(dataset), "--train-iters", "1", *words
+    )
+    assert found.returncode != 0
+    assert message in found.stderr
+
+
+def test_dataset_made_with_another_tokenizer(dataset: Path, tmp_path: Path, tokenizer: str) -> None:
+    import sentencepiece
+
+    text = Path(find_golden("tokenize") / "corpus.txt")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "other"),
+        vocab_size=320,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    found = command(
+        "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(dataset), "--train-iters", "1",
+        "--tokenizer-model", str(tmp_path / "other.model"),
+    )  # fmt: skip
+    assert found.returncode != 0
+    assert "another tokenizer" in found.stderr
+
+
+def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
+    """Bytes rot after preprocessing: the rank that decodes fails while the other waits for its pixels."""
+    for path in dataset.parent.glob("set_*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rotten = tmp_path / "set_image.bin"
+    rotten.write_bytes(bytes(rotten.stat().st_size))
+    started = time.monotonic()
+    found = command(
+        "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(tmp_path / "set"), "--train-iters", "2",
+        "--tensor-model-parallel-size", "2", ranks=2,
+    )  # fmt: skip
+    assert found.returncode != 0
+    assert time.monotonic() - started < 60
+    assert "rank 0 failed" in found.stderr and "cannot be decoded" in found.stderr
+    lost = found.stderr.find("rank 1: lost contact")
+    assert lost == -1 or found.stderr.find("rank 0 failed") < lost
+
+
+def test_generate_refuses_what_is_not_there(tmp_path: Path, tokenizer: str) -> None:
+    words = ["--load", str(tmp_path), "--image", "none.jpg", "--tokenizer-model", tokenizer]
+    found = command("-m", "megatron_eve.generate", *words)
+    assert found.returncode == 2
+    assert "--image none.jpg: no such file" in found.stderr
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 30)).save(picture)
+    found = command(
+        "-m", "megatron_eve.generate", *words[:2], "--image", str(picture), "--tokenizer-model", tokenizer
+    )
+    assert found.returncode != 0
+    assert "no latest_checkpointed_iteration.txt there" in found.stderr
