@@ -1,0 +1,314 @@
+"""Golden cases that need the model: embeddings, logits, loss, gradients and greedy tokens, under any layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from PIL import Image
+
+from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig, validate
+from megatron_eve.convert.load import global_parameters, load_hf_weights, model_config_of
+from megatron_eve.convert.tables import Sizes, to_hf
+from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.loader import StepLoader
+from megatron_eve.data.mock import MockInfo
+from megatron_eve.inference.generate import Prompt, generate, generation_config
+from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.initialize import model_parallel
+from megatron_eve.training.loss import Normalizer
+from megatron_eve.training.microbatch import decodes_pixels, model_inputs
+from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
+from megatron_eve.training.step import forward_backward
+from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
+from megatron_eve.verification.report import ACTIVATIONS, GRADIENTS, LOSSES, Row, absolute, equal, relative
+
+
+class CaseDataset:
+    """A case's samples with the interface of a dataset, so that the loader packs them as it packs any other."""
+
+    def __init__(self, case: ModelCase) -> None:
+        self._case = case
+        self.info = MockInfo(
+            case.model.vocab_size, case.model.image_size, case.model.teacher_size, apply_exif=False
+        )
+        self._files = [path for path in case.images if path is not None]
+        masks = case.inputs["attention_mask"]
+        self._texts = [
+            (ids[mask].numpy(), labels[mask].numpy())
+            for ids, labels, mask in zip(case.inputs["input_ids"], case.inputs["labels"], masks, strict=True)
+        ]
+        counts = np.array([path is not None for path in case.images], dtype=np.int64)
+        self.samples = np.zeros(
+            len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
+        )
+        self.samples["labels"] = [(labels[1:] != -100).sum() for _, labels in self._texts]
+        self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The case's own ids and labels, its padding left out."""
+        return self._texts[index]
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens with images expanded."""
+        return np.array([self._length(int(i)) for i in indices], dtype=np.int64)
+
+    def _length(self, index: int) -> int:
+        sample = self.samples[index]
+        text = len(self._texts[index][0])
+        return text - 1 + self.image_geometry(sample["first_image"]).tokens if sample["num_images"] else text
+
+    def image_bytes(self, image: int) -> bytes:
+        """The raw picture file."""
+        return self._files[image].read_bytes()
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """From the picture's own size."""
+        with Image.open(self._files[image]) as picture:
+            return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
+
+
+def case_config(case: ModelCase, parallel: ParallelConfig) -> RunConfig:
+    """A configuration that runs a case: packs as small as its longest sample, so that there are several."""
+    multiple = parallel.tensor_model_parallel_size
+    longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
+    return RunConfig(
+        model=case.model,
+        # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
+        parallel=replace(parallel, use_distributed_optimizer=False),
+        training=TrainingConfig(global_batch_size=len(case.images), train_iters=1, transformer_impl="local"),
+        data=DataConfig(seq_length=-(-longest // multiple) * multiple, shuffle=False, mock_data=True),
+    )
+
+
+def check_model_case(folder: Path, parallel: ParallelConfig) -> list[Row]:
+    """Run one case under a layout, in the process group that exists. Collective; every rank has all rows."""
+    case = read_model_case(folder)
+    config = case_config(case, parallel)
+    validate(config, torch.distributed.get_world_size())
+    with model_parallel(config):
+        return _check_under_layout(case, config)
+
+
+def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
+    parallel = config.parallel
+    bare = build_chunks(config)
+    load_hf_weights(case.hf, bare, case.model)
+    chunks = wrap_for_training(config, bare)
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    loader = StepLoader(
+        CaseDataset(case),
+        global_batch_size=config.training.global_batch_size,
+        seq_length=config.data.seq_length,
+        seed=0,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
+        tensor_parallel=parallel.tensor_model_parallel_size,
+        shuffle=False,
+        with_pixels=decodes_pixels(),
+    )
+    step = loader.step(0)
+    rows = list(check_pictures(case))
+    rows += _gathered(_check_embeddings(case, bare[0], step.batches))
+    rows += _gathered(_check_logits(case, chunks, step.batches))
+    normalizer = Normalizer(
+        step.num_labels, step.num_microbatches, parallel_state.get_data_parallel_world_size()
+    )
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    losses = forward_backward(chunks, step, normalizer)
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        loss = absolute("llm_loss", float(losses["lm loss"]), float(case.outputs["llm_loss"]), LOSSES)
+    rows += _gathered([loss] if parallel_state.is_pipeline_last_stage(ignore_virtual=True) else [])
+    rows += _check_gradients(case, _gradients(bare, case))
+    loader.close()
+    return rows
+
+
+def _gathered(rows: list[Row]) -> list[Row]:
+    """Rows found on any rank; of a row found on several (tensor- and data-parallel ranks) the worst."""
+    everyone: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, rows)
+    worst: dict[str, Row] = {}
+    for row in (row for some in everyone for row in some):
+        if row.name not in worst or not row.error <= worst[row.name].error:
+            worst[row.name] = row
+    return list(worst.values())
+
+
+def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
+    """The samples of a pack and the rows each of them takes, padding left out."""
+    starts, lengths = batch.cu_seqlens_padded.tolist(), batch.cu_seqlens.diff().tolist()
+    for sample, start, length in zip(batch.sample_ids.tolist(), starts, lengths, strict=False):
+        if sample != FILLER_SAMPLE_ID:
+            yield sample, slice(start, start + length)
+
+
+@torch.no_grad()
+def _check_embeddings(
+    case: ModelCase, first: VisionLanguageModel, batches: Sequence[PackedBatch]
+) -> list[Row]:
+    """Patch embedding layer and decoder input, on the first stage."""
+    if not first.pre_process:
+        return []
+    rows = []
+    for batch in batches:
+        inputs = model_inputs(batch, pre_process=True, post_process=False)
+        hidden = first.embed(inputs)[:, 0]
+        patch_rows = first.vision_model.patch_embedding(inputs.patches, inputs.image_grids)
+        images = iter(zip(batch.image_grids.tolist(), _split_images(batch, patch_rows), strict=True))
+        for sample, place in _samples(batch):
+            golden = case.outputs["inputs_embeds"][sample, : place.stop - place.start]
+            rows.append(relative(f"inputs_embeds.{sample}", hidden[place], golden, ACTIVATIONS))
+            if case.images[sample] is not None and f"pel_local.{sample}" in case.outputs:
+                (height, width), vectors = next(images)
+                cells = vectors[1:].reshape(height, width + 1, -1)[:, :width].flatten(0, 1)
+                outputs = case.outputs
+                rows.append(
+                    relative(f"pel_class.{sample}", vectors[:1], outputs[f"pel_class.{sample}"], ACTIVATIONS)
+                )
+                rows.append(
+                    relative(f"pel_local.{sample}", cells, outputs[f"pel_local.{sample}"], ACTIVATIONS)
+                )
+    return rows
+
+
+def _split_images(batch: PackedBatch, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    grids = batch.image_grids
+    return rows.split((1 + grids[:, 0] * (grids[:, 1] + 1)).tolist())
+
+
+@torch.no_grad()
+def _check_logits(
+    case: ModelCase, chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch]
+) -> list[Row]:
+    """Logits of every real row, through the schedule."""
+
+    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        chunk, batch = unwrap(model), next(iterator)
+        inputs = model_inputs(batch, pre_process=chunk.pre_process, post_process=False)
+        inputs.output_rows = torch.arange(len(batch.tokens))
+        return model(inputs), lambda logits: (logits.new_zeros(()), (batch, logits))
+
+    interleaved = len(chunks) > 1
+    results = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=[iter(batches) for _ in chunks] if interleaved else iter(batches),
+        model=list(chunks) if interleaved else chunks[0],
+        num_microbatches=len(batches),
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=True,
+    )
+    rows: list[Row] = []
+    for batch, logits in results:
+        for sample, place in _samples(batch):
+            rows += _compare_logits(case, sample, logits[place, : case.model.vocab_size])
+    return rows
+
+
+def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[Row]:
+    length, outputs = len(logits), case.outputs
+    picked = outputs["logits_index"][:, 0] == sample
+    positions = outputs["logits_index"][picked, 1]
+    top = logits.topk(2).values
+    clear = top[:, 0] - top[:, 1] > 1e-4  # nearer than this, rounding may choose the other
+    same = logits.argmax(-1) == outputs["logits_argmax"][sample, :length]
+    return [
+        relative(f"logits_rows.{sample}", logits[positions], outputs["logits_rows"][picked], ACTIVATIONS),
+        relative(
+            f"logits_logsumexp.{sample}",
+            logits.logsumexp(-1),
+            outputs["logits_logsumexp"][sample, :length],
+            ACTIVATIONS,
+        ),
+        equal(f"logits_argmax.{sample}", int((clear & ~same).sum())),
+    ]
+
+
+def _gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[str, torch.Tensor]:
+    """Gradients of all parameters under their Hugging Face names, whole, on every rank. Collective."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    mine: dict[str, torch.Tensor] = {}
+    for name, parameter, padded in global_parameters(chunks):
+        gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
+        shards = [torch.empty_like(gradient) for _ in range(size)]
+        torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
+        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case.model.vocab_size))
+    everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, mine)
+    return {name: gradient for some in everyone for name, gradient in some.items()}
+
+
+def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> list[Row]:
+    """Gradients of the language loss. `grad.*` is of the total loss; where its aligning part is given apart it is
+    taken out, and lm_head gets none of it. Gradients given only as a total wait for the aligning layer."""
+    outputs = case.outputs
+    no_aligning = float(outputs.get("clip_loss", torch.zeros(()))) == 0.0
+    rows = []
+    for key, golden in outputs.items():
+        if not key.startswith("grad.") or "vision_tower_compressor" in key:
+            continue
+        name = key.removeprefix("grad.")
+        if f"grad_clip.{name}" in outputs:
+            golden = golden - outputs[f"grad_clip.{name}"]
+        elif name != "lm_head.weight" and not no_aligning:
+            continue
+        rows.append(relative(f"language grad.{name}", gradients[name], golden, GRADIENTS))
+    return rows
+
+
+def check_greedy(folder: Path, parallel: ParallelConfig) -> list[Row]:
+    """`generate/`: greedy tokens equal, from the sibling cases' pictures. Collective.
+
+    A token is compared up to the first position where the published model's own margin is within rounding.
+    """
+    rows = []
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for entry in json.loads((folder / "greedy.json").read_text(encoding="utf-8"))["cases"]:
+        entries.setdefault(entry["case"], []).append(entry)
+    for name, some in entries.items():
+        if (folder.parent / name).is_dir():
+            rows += _check_answers(folder.parent / name, some, parallel)
+    return rows
+
+
+def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: ParallelConfig) -> list[Row]:
+    """Greedy tokens for prompts of one case, all in one pack."""
+    meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
+    hf = linked(case, "hf")
+    model = model_config_of(hf, meta["image_size"], meta["image_size_clip"])
+    config = generation_config(
+        RunConfig(model=model, training=TrainingConfig(transformer_impl="local")),
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+    )
+    prompts = [
+        Prompt(entry["input_ids"], [next((case / "raw").glob(f"{entry['sample']}_*.png")).read_bytes()])
+        for entry in entries
+    ]
+    with model_parallel(config):
+        (chunk,) = build_chunks(config, freeze=False)
+        load_hf_weights(hf, [chunk], model)
+        count = max(len(entry["new_tokens"]) for entry in entries)
+        answers = generate(chunk, prompts, model, max_new_tokens=count, stop_ids=(), apply_exif=False)
+    rows = []
+    for entry, ours in zip(entries, answers, strict=True):
+        golden, margins = entry["new_tokens"], entry["top1_minus_top2_logit"]
+        clear = next((i for i, margin in enumerate(margins) if margin < 1e-4), len(golden))
+        different = sum(a != b for a, b in zip(ours[:clear], golden[:clear], strict=True))
+        rows.append(equal(f"{case.name}.{entry['sample']}.{entry['kind']}: tokens", different))
+    return rows

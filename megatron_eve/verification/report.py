@@ -1,0 +1,52 @@
+"""Rows of a verification table: one for each tensor or case, with its error, its tolerance and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Float32 tolerances that tell right from nearly right (relative L2; losses absolute).
+ACTIVATIONS = 5e-6
+LOSSES = 1e-5
+GRADIENTS = 5e-5
+# A gradient this small is rounding noise of the reference itself: its error is measured against the floor.
+SMALLEST_NORM = 1e-4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance; an error that is not a number never is."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        return f"{self.name:<76s} {self.error:9.2e} {self.tolerance:9.1e}  {'ok' if self.ok else 'MISS'}"
+
+
+def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> Row:
+    """Relative L2 distance of two tensors of one shape; another shape is a miss."""
+    if ours.shape != golden.shape:
+        return Row(
+            f"{name} (shape {tuple(ours.shape)}, golden {tuple(golden.shape)})", float("inf"), tolerance
+        )
+    ours, golden = ours.double(), golden.double()
+    scale = max(golden.norm().item(), SMALLEST_NORM)
+    return Row(name, ((ours - golden).norm() / scale).item(), tolerance)
+
+
+def absolute(name: str, ours: float, golden: float, tolerance: float) -> Row:
+    """Distance of two numbers."""
+    return Row(name, abs(ours - golden), tolerance)
+
+
+def equal(name: str, differences: int) -> Row:
+    """A comparison that must be exact: how many entries differ."""
+    return Row(name, float(differences), 0.0)

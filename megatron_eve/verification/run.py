@@ -1,0 +1,27 @@
+"""Which check a golden folder gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_eve.config import ParallelConfig
+from megatron_eve.verification.cases import check_preprocess, check_tokenize
+from megatron_eve.verification.model import check_greedy, check_model_case
+from megatron_eve.verification.report import Row
+
+
+def check_folder(folder: Path, parallel: ParallelConfig) -> list[Row]:
+    """All rows of one golden folder under a layout; the process group of all ranks exists. Collective.
+
+    Raises:
+        FileNotFoundError: the folder is of no known form.
+    """
+    if (folder / "sizes.json").is_file():
+        return list(check_preprocess(folder))
+    if (folder / "cases.json").is_file():
+        return list(check_tokenize(folder))
+    if (folder / "greedy.json").is_file():
+        return check_greedy(folder, parallel)
+    if (folder / "meta.json").is_file():
+        return check_model_case(folder, parallel)
+    raise FileNotFoundError(f"{folder}: not a golden case")
