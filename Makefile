@@ -1,0 +1,97 @@
+# The commands of this repository. `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+# A package index for everything but torch, and one for torch alone; empty means pip's own configuration decides.
+INDEX_URL ?=
+TORCH_INDEX_URL ?=
+# More arguments for pytest, such as ARGS="-k packing -x".
+ARGS ?=
+CUDA ?=
+
+# What the environment holds: cpu, cu12 or cu13. `make install-gpu` records it, so that a later `make test` keeps the
+# CUDA build of torch.
+FLAVOUR = $(or $(file < $(VENV)/flavour),cpu)
+CONSTRAINTS = constraints/$(FLAVOUR).txt
+TORCH = $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
+STAMP = $(VENV)/installed
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
+INDEX = $(if $(INDEX_URL),--index-url $(INDEX_URL))
+TORCH_INDEX = $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),$(INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-gpu quickstart test test-slow lint format clean check-python check-cuda
+
+help: ## List these commands
+	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Variables: PYTHON=python3.11  VENV=.venv  ARGS='-k packing' (to pytest)"
+	@echo "           INDEX_URL=...  TORCH_INDEX_URL=... (other package indexes; see README)"
+
+install: $(STAMP) ## Make the virtual environment .venv, pinned by constraints/cpu.txt
+
+$(STAMP): pyproject.toml setup.py $(wildcard constraints/*.txt) | check-python
+	@echo "==> $(VENV): a virtual environment with the versions of $(CONSTRAINTS)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"
+	@$(PIP) $(TORCH_INDEX) torch==$(TORCH)
+	@echo "==> megatron_eve, with what its quickstart and its tests need"
+	@$(PIP) $(INDEX) --editable '.[dev,quickstart]'
+	@found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
+		$(TORCH)|$(TORCH)+*) echo "==> torch $$found is in place" ;; \
+		*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \
+			"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac
+	@echo $(FLAVOUR) > $(VENV)/flavour
+	@touch $@
+
+install-gpu: FLAVOUR = cu$(CUDA)
+install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds TransformerEngine and DALI
+	@test "$$(cat $(VENV)/flavour 2>/dev/null)" = $(FLAVOUR) || rm -f $(STAMP)
+	@$(MAKE) --no-print-directory install FLAVOUR=$(FLAVOUR)
+	@found="$$($(BIN)/python -c 'import torch; print(torch.version.cuda)')"; case "$$found" in $(CUDA).*) ;; *) \
+		echo "error: this torch was built for CUDA $$found, not $(CUDA): set TORCH_INDEX_URL to an index with CUDA wheels" >&2; \
+		exit 1 ;; esac
+	@echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (ten minutes or more)"
+	@$(PIP) $(INDEX) setuptools wheel ninja pybind11 transformer-engine transformer-engine-cu$(CUDA)
+	@CUDNN_PATH="$$($(BIN)/python -c 'import nvidia.cudnn as cudnn; print(list(cudnn.__path__)[0])')" NVTE_FRAMEWORK=pytorch \
+		PATH="$(abspath $(BIN)):$$PATH" $(PIP) $(INDEX) --no-build-isolation transformer-engine-torch
+	@echo "==> DALI"
+	@$(PIP) $(INDEX) nvidia-dali-cuda$(CUDA)0
+	@$(BIN)/python -c "import torch, transformer_engine.pytorch, nvidia.dali; print('==> all of it imports')"
+
+check-python:
+	@$(PYTHON) -c "import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
+	'error: Python 3.11, 3.12 or 3.13 is needed and $(PYTHON) is %d.%d; choose another: make install PYTHON=python3.11' % v[:2])" \
+	|| { command -v $(PYTHON) > /dev/null || echo "error: $(PYTHON) is not there: make install PYTHON=..." >&2; exit 1; }
+
+check-cuda:
+	@case "$(CUDA)" in 12|13) ;; *) echo "error: say which CUDA: make install-gpu CUDA=12, or CUDA=13" >&2; exit 1;; esac
+	@command -v nvcc > /dev/null || { echo "error: nvcc is not on the PATH. TransformerEngine's torch part is compiled here: install" \
+		"the CUDA $(CUDA) toolkit, put its bin folder on the PATH, and repeat" >&2; exit 1; }
+	@nvcc --version | grep -q "release $(CUDA)\." || { echo "error: CUDA=$(CUDA) was asked for and this is another nvcc:" >&2; \
+		nvcc --version >&2; exit 1; }
+
+quickstart: install ## The whole path on two cores: photos, pretraining, a kill, a resume, captions
+	@$(BIN)/python examples/quickstart/run.py
+
+test: install ## All tests but the slow ones and those for a GPU
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install ## The slow tests, the quickstart from end to end among them
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: install ## Style (ruff) and types (mypy)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+format: install ## Let ruff sort the imports and set the layout
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean: ## Remove what was built and run here; .venv too
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,138 @@
+"""What the quickstart prints, and its picture of the two runs."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STEPS = 8
+COMMAND_WIDTH = 70
+
+Records = Sequence[dict[str, Any]]
+"""Lines of a losses.jsonl, one an iteration."""
+
+
+class Console:
+    """Numbered steps with the time that has passed."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._step = 0
+
+    @property
+    def elapsed(self) -> str:
+        """Minutes and seconds since the start."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def step(self, title: str, what: str) -> None:
+        """Open the next step and say what happens in it."""
+        self._step += 1
+        print(f"\n[{self._step}/{STEPS}] {self.elapsed}  {title}: {what}", flush=True)
+
+    def say(self, *lines: str) -> None:
+        """Lines inside the step."""
+        for line in lines:
+            print(f"            {line}", flush=True)
+
+    def command(self, words: Sequence[str]) -> None:
+        """A command as one could type it, broken before a flag where the line gets long."""
+        lines = ["$"]
+        for word in words:
+            word = shlex.quote(word)
+            if word.startswith("--") and len(lines[-1]) > COMMAND_WIDTH:
+                lines[-1] += " \\"
+                lines.append("   ")
+            lines[-1] += f" {word}"
+        self.say(*lines)
+
+    def training(self, record: dict[str, Any], iterations: int) -> None:
+        """One line of a run's progress."""
+        rate = record["tokens"] / record["seconds"]
+        self.say(
+            f"iteration {record['iteration']:4d}/{iterations}   loss {record['lm_loss']:7.4f}   "
+            f"{rate:6,.0f} tokens/s   {self.elapsed}"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The records of both runs.
+
+    Attributes:
+        reference: of the uninterrupted run.
+        before: of the other run, up to its kill.
+        after: of the other run, from the resume on.
+    """
+
+    reference: Records
+    before: Records
+    after: Records
+
+    @property
+    def killed(self) -> int:
+        """The last iteration before the kill."""
+        return int(self.before[-1]["iteration"])
+
+    @property
+    def checkpoint(self) -> int:
+        """The iteration that the resumed run started from."""
+        return int(self.after[0]["iteration"]) - 1
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Rows for the closing table; the losses have been compared before."""
+        first, last = self.reference[0], self.reference[-1]
+        rate = statistics.median(record["tokens"] / record["seconds"] for record in self.reference)
+        samples = sum(record["samples"] for record in self.reference)
+        return [
+            ("samples", f"{samples:,} in {len(self.reference)} iterations"),
+            ("loss at start", f"{first['lm_loss']:.4f}"),
+            ("loss at end", f"{last['lm_loss']:.4f}"),
+            ("tokens/s", f"{rate:,.0f} (median of the iterations)"),
+            ("killed, resumed", f"after iteration {self.killed}, from {self.checkpoint}"),
+            ("losses equal bit for bit", f"yes, all {len(self.reference)}"),
+        ]
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of two columns."""
+    left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
+    rule = f"+-{'-' * left}-+-{'-' * right}-+"
+    return "\n".join([rule, *(f"| {name:<{left}} | {value:<{right}} |" for name, value in rows), rule])
+
+
+def plot(outcome: Outcome, path: Path) -> None:
+    """Draw the losses of both runs into a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for records, label, colour, width in (
+        (outcome.reference, "uninterrupted", "#bbbbbb", 6.0),
+        (outcome.before, "until the kill", "#c0392b", 1.5),
+        (outcome.after, "resumed", "#1f618d", 1.5),
+    ):
+        iterations, losses = zip(*((r["iteration"], r["lm_loss"]) for r in records), strict=True)
+        axes.plot(iterations, losses, label=label, color=colour, linewidth=width)
+    axes.axvline(outcome.killed, color="#c0392b", linestyle=":")
+    axes.annotate(
+        f"SIGKILL after {outcome.killed},\nresumed from {outcome.checkpoint}",
+        xy=(outcome.killed, axes.get_ylim()[1]),
+        xytext=(8, -8),
+        textcoords="offset points",
+        verticalalignment="top",
+        color="#c0392b",
+    )
+    axes.set(
+        xlabel="iteration", ylabel="language model loss", title="EVE stage 2 as TP 2 x PP 2, without a GPU"
+    )
+    axes.legend(loc="upper right")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

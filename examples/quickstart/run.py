@@ -1,0 +1,270 @@
+"""The quickstart: pretrain a toy EVE model on real photos with tensor and pipeline parallelism, on two cores.
+
+It makes a dataset from pictures and captions, trains stage 2 on four processes (TP 2 x PP 2), trains once more
+and kills that run halfway, resumes it, requires that every loss equals the uninterrupted run's bit for bit, and
+lets the model caption three of the photos: it has learnt them by heart, so the pixels reach the words.
+
+    python examples/quickstart/run.py            (or: make quickstart)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import photos
+import tokenizer
+from launch import ROOT, Command, StepFailed, follow, module, read_losses
+from report import Console, Outcome, plot, table
+
+from megatron_eve.config.recipe import load_recipe
+from megatron_eve.config.schema import RunConfig
+
+RANKS = 4
+LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2, "--sequence-parallel")
+ASKED = ("chelsea", "coffee", "rocket")
+"""The photos that the model captions at the end."""
+MARKER = ".megatron_eve_quickstart"
+"""Left in the output folder: only a folder that holds it is ever deleted."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The steps, each a method that raises `StepFailed` where something is not as it must be.
+
+    Attributes:
+        output: the folder that the quickstart owns.
+        recipe: YAML of the training runs.
+        config: what the recipe says.
+        console: gets the progress.
+    """
+
+    output: Path
+    recipe: Path
+    config: RunConfig
+    console: Console
+
+    @property
+    def _data(self) -> Path:
+        return self.output / "data"
+
+    @property
+    def _tokenizer(self) -> Path:
+        return self._data / "tokenizer.model"
+
+    def run(self) -> None:
+        """All eight steps, the table, the picture."""
+        step, iterations, kill_at = self.console.step, self.config.total_iterations, self._kill_point()
+        self.clean()
+        self.make_dataset()
+        step(
+            "Pretraining, uninterrupted", f"EVE's stage 2 as TP 2 x PP 2 on {RANKS} processes: the reference"
+        )
+        self.train("reference", log="reference")
+        step("The same once more, and a kill", f"in another folder; SIGKILL at about iteration {kill_at}")
+        killed = self.train("interrupted", log="interrupted", stop_at=kill_at)
+        if killed >= iterations:
+            raise StepFailed("the run was over before the kill: raise training.train_iters in the recipe")
+        step("Resuming", "the same command again; it goes on from the latest whole checkpoint")
+        self.train("interrupted", log="resumed")
+        step("Comparing", "every loss of the interrupted run with the uninterrupted one's, bit for bit")
+        reference, interrupted = self._losses("reference"), self._losses("interrupted")
+        require_same_losses(reference, interrupted, iterations)
+        self.console.say(f"equal at all {iterations} iterations, those after the resume included")
+        step(
+            "Captioning",
+            "one process reads the checkpoint of the four and describes photos it was trained on",
+        )
+        right = self.caption()
+        outcome = Outcome(reference, interrupted[:killed], interrupted[killed:])
+        picture = self.output / "loss.png"
+        plot(outcome, picture)
+        rows = [
+            ("layout", f"TP 2 with sequence parallelism x PP 2, {RANKS} processes"),
+            *outcome.rows(),
+            ("captions word for word", f"{right} of {len(ASKED)}"),
+            ("losses drawn in", shown(picture)),
+            ("time", self.console.elapsed),
+        ]
+        print("\n" + table(rows))
+        if right < len(ASKED):
+            raise StepFailed("a caption is not the one that the model was trained on")
+
+    def clean(self) -> None:
+        """Start with an empty folder, deleting none but the quickstart's own."""
+        if self.output.exists() and any(self.output.iterdir()):
+            if not (self.output / MARKER).exists():
+                raise StepFailed(f"{self.output} holds other files: choose another folder with --output")
+            shutil.rmtree(self.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / MARKER).touch()
+
+    def make_dataset(self) -> None:
+        """Steps 1 to 3: pictures and captions, a tokenizer, the indexed dataset that training reads."""
+        captions, console, model = photos.load_captions(), self.console, self.config.model
+        console.step(
+            "Photos", f"{len(captions)} pictures that scikit-image brings along, a sentence for each"
+        )
+        rows = photos.export(self._data)
+        console.say(f"-> {shown(rows)} (the LLaVA layout), {shown(self._data / 'images')}")
+
+        pieces = tokenizer.VOCAB_SIZE
+        console.step(
+            "Tokenizer", f"sentencepiece with Llama's traits, {pieces} pieces learnt from the captions"
+        )
+        console.say(f"-> {shown(tokenizer.train(captions.values(), self._tokenizer))}")
+
+        console.step(
+            "Dataset", "captions become token ids, images keep their bytes; both are indexed and mapped"
+        )
+        arguments = words(
+            "--input", rows, "--image-root", self._data / "images", "--tokenizer-model", self._tokenizer,
+            "--output-prefix", self._data / "photos", "--template", "plain", "--image-size", model.image_size,
+            "--teacher-size", model.teacher_size, "--workers", 2,
+        )  # fmt: skip
+        self._announce("python tools/preprocess_data.py", arguments)
+        command = [sys.executable, "tools/preprocess_data.py", *arguments]
+        with Command(command, self._log("preprocess")) as running:
+            output = running.wait()
+        console.say(*(line for line in output.splitlines() if line and not line.startswith("preprocess:")))
+
+    def train(self, name: str, log: str, stop_at: int | None = None) -> int:
+        """Train on four ranks, from the latest checkpoint of the run's folder if it holds one.
+
+        Args:
+            name: of the run, so of its folder.
+            log: name for the log.
+            stop_at: kill all its processes with SIGKILL once this iteration is reported.
+
+        Returns:
+            The last iteration that was reported.
+        """
+        folder, iterations, iteration = self.output / name, self.config.total_iterations, 0
+        arguments = words(
+            "--config", self.recipe, *LAYOUT, "--data-path", self._data / "photos",
+            "--tokenizer-model", self._tokenizer, "--save", folder, "--load", folder,
+            "--tensorboard-dir", folder / "tensorboard",
+        )  # fmt: skip
+        if log == name:  # a resume is the same command again
+            self._announce(f"torchrun --nproc-per-node {RANKS} -m megatron_eve.pretrain", arguments)
+        with Command(module(RANKS, "megatron_eve.pretrain", *arguments), self._log(log)) as running:
+            for record in follow(running, folder / "losses.jsonl"):
+                iteration = record["iteration"]
+                if iteration in (1, iterations) or iteration % 20 == 0:
+                    self.console.training(record, iterations)
+                if stop_at is not None and iteration >= stop_at:
+                    killed = running.kill()
+                    iteration = self._losses(name)[-1]["iteration"]
+                    self.console.say(f"SIGKILL to all {killed} processes after iteration {iteration}")
+                    return iteration
+            running.wait()
+        return iteration
+
+    def caption(self) -> int:
+        """Caption three training photos greedily and compare; returns how many came back word for word."""
+        dataset = json.loads((self._data / "captions.json").read_text(encoding="utf-8"))
+        rows = {row["id"]: row for row in dataset}
+        images = [self._data / "images" / rows[name]["image"] for name in ASKED]
+        arguments = words(
+            "--load", self.output / "interrupted", "--tokenizer-model", self._tokenizer, "--template", "plain",
+            "--max-new-tokens", 64, "--image", *images,
+        )  # fmt: skip
+        self._announce("torchrun --nproc-per-node 1 -m megatron_eve.generate", arguments)
+        with Command(module(1, "megatron_eve.generate", *arguments), self._log("generate")) as running:
+            output = running.wait()
+        answers = [json.loads(line) for line in output.splitlines() if line.startswith('{"image"')]
+        if len(answers) != len(images):
+            raise StepFailed(f"{len(answers)} answers for {len(images)} photos; see {self._log('generate')}")
+        right = 0
+        for name, answer in zip(ASKED, answers, strict=True):
+            expected = rows[name]["conversations"][-1]["value"]
+            right += answer["text"] == expected
+            verdict = "word for word" if answer["text"] == expected else f"but it was trained on: {expected}"
+            self.console.say(f"{rows[name]['image']}: {answer['text']}", f"    {verdict}")
+        return right
+
+    def _kill_point(self) -> int:
+        """An iteration near the middle of the run, some steps after a checkpoint."""
+        every, middle = self.config.checkpoint.save_interval, self.config.total_iterations // 2
+        if not every or every > middle:
+            raise StepFailed(
+                f"{self.recipe} must save before the middle of the run (checkpoint.save_interval)"
+            )
+        return middle // every * every + max(1, every // 3)
+
+    def _losses(self, name: str) -> list[dict[str, Any]]:
+        return read_losses(self.output / name / "losses.jsonl")
+
+    def _log(self, name: str) -> Path:
+        return self.output / "logs" / f"{name}.log"
+
+    def _announce(self, command: str, arguments: list[str]) -> None:
+        self.console.command([shown(word) for word in [*command.split(), *arguments]])
+
+
+def require_same_losses(
+    reference: list[dict[str, Any]], other: list[dict[str, Any]], iterations: int
+) -> None:
+    """Compare the exact losses of two runs at every iteration, repeated ones included.
+
+    Raises:
+        StepFailed: naming the first iteration that differs or is missing.
+    """
+    expected = {record["iteration"]: record["lm_loss_hex"] for record in reference}
+    reached = {record["iteration"] for record in other}
+    missing = set(range(1, iterations + 1)) - (reached & set(expected))
+    if missing:
+        raise StepFailed(f"no loss was recorded for iteration {min(missing)}")
+    for record in other:
+        iteration, found = record["iteration"], record["lm_loss_hex"]
+        if found != expected[iteration]:
+            raise StepFailed(
+                f"iteration {iteration}: the loss is {found}, uninterrupted {expected[iteration]}"
+            )
+
+
+def words(*parts: object) -> list[str]:
+    """The parts of a command line as strings."""
+    return [str(part) for part in parts]
+
+
+def shown(word: object) -> str:
+    """A path as one would type it: relative to the repository where it lies inside."""
+    path = Path(str(word))
+    return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(word)
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "quickstart", help="folder (default: quickstart)"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "examples/eve_tiny/stage2.yaml",
+        help="recipe of the training runs",
+    )
+    arguments = parser.parse_args()
+    recipe = arguments.config.resolve()
+    print(
+        "megatron_eve quickstart: photos and captions -> dataset -> pretraining, a kill, a resume -> captions"
+    )
+    try:
+        Quickstart(arguments.output.resolve(), recipe, load_recipe(recipe), Console()).run()
+    except StepFailed as failure:
+        sys.exit(f"\nquickstart failed: {failure}")
+    except KeyboardInterrupt:
+        sys.exit("\nquickstart stopped, and with it all that it had started")
+
+
+if __name__ == "__main__":
+    main()

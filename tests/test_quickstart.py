@@ -1,0 +1,108 @@
+"""The quickstart: its own judgements here, the whole of it in `make test-slow`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart"
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    return importlib.import_module("launch")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("skimage")
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    return importlib.import_module("run")
+
+
+def losses(*values: float) -> list[dict[str, object]]:
+    return [{"iteration": i, "lm_loss_hex": value.hex()} for i, value in enumerate(values, start=1)]
+
+
+def test_kill_reaches_grandchildren_in_sessions_of_their_own(launch: ModuleType, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = (
+        "import subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session=True)"
+    )
+    with launch.Command([sys.executable, "-c", parent, str(note)], tmp_path / "log") as running:
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        grandchild = int(note.read_text())
+        assert running.running and psutil.pid_exists(grandchild)
+        assert running.kill() == 2
+        assert not running.running and not psutil.pid_exists(grandchild)
+
+
+def test_a_failing_command_shows_its_own_words_not_those_of_torchrun(
+    launch: ModuleType, tmp_path: Path
+) -> None:
+    script = "print('the cause'); print('E1 torch/distributed/elastic: rank 0 failed'); raise SystemExit(3)"
+    with (
+        launch.Command([sys.executable, "-c", script], tmp_path / "log") as running,
+        pytest.raises(launch.StepFailed, match=r"status 3.*\n.*the cause$"),
+    ):
+        running.wait()
+
+
+def test_follow_leaves_out_a_line_cut_off_by_a_kill(launch: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    path.write_text('{"iteration": 1}\n{"iterat')
+    assert launch.read_losses(path) == [{"iteration": 1}]
+    assert launch.read_losses(tmp_path / "none.jsonl") == []
+
+
+def test_losses_must_be_equal_at_every_iteration(run: ModuleType) -> None:
+    reference = losses(3.0, 2.0, 1.0)
+    run.require_same_losses(reference, [*losses(3.0, 2.0), *losses(3.0, 2.0, 1.0)[1:]], 3)
+    with pytest.raises(run.StepFailed, match="iteration 3: the loss is"):
+        run.require_same_losses(reference, losses(3.0, 2.0, 1.0 + 2**-52), 3)
+    with pytest.raises(
+        run.StepFailed, match="iteration 2: the loss is"
+    ):  # before the kill, though mended after it
+        run.require_same_losses(reference, [*losses(3.0, 2.5), *losses(3.0, 2.0, 1.0)[1:]], 3)
+    with pytest.raises(run.StepFailed, match="no loss was recorded for iteration 3"):
+        run.require_same_losses(reference, losses(3.0, 2.0), 3)
+
+
+def test_only_a_folder_of_its_own_is_deleted(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    (tmp_path / "thesis.tex").write_text("mine")
+    command = [sys.executable, str(QUICKSTART / "run.py"), "--output", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1 and "choose another folder" in found.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(1200)
+def test_the_whole_quickstart(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    output = tmp_path / "quickstart"
+    command = [sys.executable, str(QUICKSTART / "run.py"), "--output", str(output)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "losses equal bit for bit" in found.stdout and "3 of 3" in found.stdout
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    reference = [
+        json.loads(line) for line in (output / "reference" / "losses.jsonl").read_text().splitlines()
+    ]
+    assert reference[-1]["lm_loss"] < 0.1 * reference[0]["lm_loss"]
