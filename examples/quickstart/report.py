@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 8
-COMMAND_WIDTH = 70
+COMMAND_WIDTH = 60
 
 Records = Sequence[dict[str, Any]]
 """Lines of a losses.jsonl, one an iteration."""

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
 from megatron_eve.training.loss import LossFunction, Normalizer
@@ -55,8 +56,9 @@ def forward_backward(
 
 def _reduce(results: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Sum the reported shares over microbatches and data-parallel ranks, in float64 and in a fixed order."""
-    total = sum((r["lm loss"].double() for r in results), start=torch.zeros((), dtype=torch.float64))
-    total = torch.as_tensor(total)
+    total = torch.zeros((), dtype=torch.float64, device=accelerator().device)
+    for result in results:
+        total += result["lm loss"]
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         torch.distributed.all_reduce(total, group=group)
