@@ -41,7 +41,9 @@ def main() -> None:
     """Parse, check what can be checked without torch, generate, print."""
     import tyro
 
-    arguments = tyro.cli(GenerateArguments, prog="python -m megatron_eve.generate")
+    arguments = tyro.cli(
+        tyro.conf.FlagCreatePairsOff[GenerateArguments], prog="python -m megatron_eve.generate"
+    )
     problems = [f"--image {path}: no such file" for path in arguments.image if not Path(path).is_file()]
     if not Path(arguments.tokenizer_model).is_file():
         problems.append(f"--tokenizer-model {arguments.tokenizer_model}: no such file")

@@ -38,8 +38,10 @@ class Arguments:
 
 def main() -> None:
     """Start the ranks that the layout needs, then check."""
-    arguments = tyro.cli(Arguments, prog="verify_golden.py")
-    folders = list(case_folders(arguments.folders))
+    arguments = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], prog="verify_golden.py")
+    if not arguments.folders:
+        sys.exit("error: name at least one DIR, such as tests/golden")
+    folders = case_folders(arguments.folders)
     ranks = arguments.tensor_model_parallel_size * arguments.pipeline_model_parallel_size
     if ranks > 1 and "RANK" not in os.environ:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
