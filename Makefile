@@ -56,8 +56,11 @@ install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds Trans
 		exit 1 ;; esac
 	@echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (ten minutes or more)"
 	@$(PIP) $(INDEX) setuptools wheel ninja pybind11 transformer-engine transformer-engine-cu$(CUDA)
-	@CUDNN_PATH="$$($(BIN)/python -c 'import nvidia.cudnn as cudnn; print(list(cudnn.__path__)[0])')" NVTE_FRAMEWORK=pytorch \
-		PATH="$(abspath $(BIN)):$$PATH" $(PIP) $(INDEX) --no-build-isolation transformer-engine-torch
+	@site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+		CUDA_HOME="$${CUDA_HOME:-$$(nvcc --dryrun -x cu -c -o /dev/null /dev/null 2>&1 | sed -n 's/^#\$$ TOP=//p')}" \
+		CUDNN_PATH="$$site/nvidia/cudnn" CPATH="$$(echo "$$site"/nvidia/*/include | tr ' ' ':')$${CPATH:+:$$CPATH}" \
+		NVTE_FRAMEWORK=pytorch PATH="$(abspath $(BIN)):$$PATH" \
+		$(PIP) $(INDEX) --no-build-isolation transformer-engine-torch
 	@echo "==> DALI"
 	@$(PIP) $(INDEX) nvidia-dali-cuda$(CUDA)0
 	@$(BIN)/python -c "import torch, transformer_engine.pytorch, nvidia.dali; print('==> all of it imports')"

@@ -25,7 +25,8 @@ class RankError(AssertionError):
 
 def _serve(pipe: Connection) -> None:
     """Life of a rank: wait for (function, arguments, rank, world size, port), run it in a process group, answer."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # The ranks are gloo's, also where there is a GPU.
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     import torch
 
     torch.set_num_threads(1)

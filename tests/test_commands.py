@@ -28,7 +28,7 @@ def command(*words: str, ranks: int = 0, timeout: int = 180) -> subprocess.Compl
         text=True,
         timeout=timeout,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=False,
     )
 

@@ -43,7 +43,9 @@ class Command:
         self.log = log
         self._file: TextIO = log.open("w", encoding="utf-8")
         # One thread a rank: four ranks share two cores, and the order of additions stays the same in every run.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        # Four ranks on CPUs, also where there is a GPU.
+        mine = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, **mine}
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,

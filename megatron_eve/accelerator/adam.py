@@ -37,8 +37,7 @@ class FusedAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, in place; float32 state."""
         for group in self.param_groups:
-            if not group["params"]:
-                continue
+            # Groups that are empty on this rank count too: a checkpoint keeps the groups of one rank for all.
             group["step"] = group.get("step", 0) + 1
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:

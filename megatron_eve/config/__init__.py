@@ -13,10 +13,11 @@ from megatron_eve.config.schema import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.config.validate import validate
+from megatron_eve.config.validate import TRACKER, validate
 
 __all__ = [
     "PRESETS",
+    "TRACKER",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",

@@ -95,7 +95,7 @@ class TrainingConfig:
     bf16: bool = False
     """Compute in bfloat16, with float32 master weights and gradient reduction."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs."""
+    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs, with --bf16."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute whole layers or only the core attention in the backward pass, to save memory."""
     recompute_method: Literal["uniform", "block"] | None = None

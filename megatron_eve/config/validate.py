@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
+
+# Megatron's name of the file that names the latest checkpoint of a folder.
+TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -121,6 +125,8 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "--train-iters: say how long to train (or give --train-samples)"
     if training.train_iters is not None and training.train_samples is not None:
         yield "--train-samples: give this or --train-iters, not both"
+    if training.transformer_impl == "transformer_engine" and not training.bf16:
+        yield "--transformer-impl transformer_engine: its attention over packs takes bfloat16 only; add --bf16"
     full = training.recompute_granularity == "full"
     if full and not (training.recompute_method and training.recompute_num_layers):
         yield (
@@ -163,6 +169,11 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
     yield from _positive(checkpoint, "save_interval")
     yield from _positive(config.logging, "log_interval")
+    if checkpoint.save and checkpoint.load != checkpoint.save and (Path(checkpoint.save) / TRACKER).exists():
+        yield (
+            f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
+            "or choose another folder"
+        )
     if checkpoint.save_interval and not checkpoint.save:
         yield "--save-interval: also say where, with --save"
     if config.training.exit_interval and not checkpoint.save:

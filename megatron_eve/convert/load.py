@@ -113,14 +113,10 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
 
 
 def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Parameter, int]]:
-    """Parameters of bare chunks with layers numbered over all stages, and the padded vocabulary size."""
+    """Parameters of bare chunks under their global names, each with the padded vocabulary size."""
     for chunk in chunks:
-        numbers = {str(i): layer.layer_number - 1 for i, layer in enumerate(chunk.decoder.layers)}
-        for name, parameter in chunk.named_parameters():
-            parts = name.split(".")
-            if name.startswith("decoder.layers."):
-                parts[2] = str(numbers[parts[2]])
-            yield ".".join(parts), parameter, chunk.vocab_size
+        for name, parameter in chunk.global_named_parameters():
+            yield name, parameter, chunk.vocab_size
 
 
 def _check_config(folder: Path, model: ModelConfig) -> None:

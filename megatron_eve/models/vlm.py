@@ -6,6 +6,7 @@ D = decoder width, W = vocabulary (padded for tensor parallelism).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +30,14 @@ _ROTARY_STEP = 1024
 
 @dataclass
 class ModelInputs:
-    """One pack on the device, as the model takes it. Fields a pipeline stage does not need are None there.
+    """One pack on the device, as the model takes it. Fields that a pipeline stage does not need are None there.
 
     Attributes:
         packed: where samples begin and end.
         position_ids: int64 [T], restarting at each sample.
         tokens: int64 [T], 0 in image rows and padding (first stage).
         patches: uint8 [P, 588] (first stage).
-        image_grids: int64 [I, 2], rows and columns (first stage).
+        image_grids: int64 [I, 2], rows and columns, on the host: shapes follow from them (first stage).
         image_rows: int64 [V], where image rows go in the pack, image after image (first stage).
         output_rows: int64 [R], rows that get logits: those with a label, or the last of each prompt (last stage).
         labels: int64 [R], next token of each output row, or None for logits instead of losses (last stage).
@@ -93,6 +94,15 @@ class VisionLanguageModel(GPTModel):
             # its input gradient is all-reduced, not reduce-scattered.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+
+    def global_named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters with layers numbered over all stages, so that a name means the same under any layout."""
+        numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(self.decoder.layers)}
+        for name, parameter in self.named_parameters():
+            parts = name.split(".")
+            if name.startswith("decoder.layers."):
+                parts[2] = numbers[parts[2]]
+            yield ".".join(parts), parameter
 
     def embed(self, inputs: ModelInputs) -> torch.Tensor:
         """Token embeddings with image rows filled in.

@@ -22,15 +22,17 @@ import yaml
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-from megatron_eve.config import ModelConfig, RunConfig
+from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.training.model import unwrap
 
-TRACKER = "latest_checkpointed_iteration.txt"
 # Tap projections will make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
 CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+_EXTRA = "_extra_state"
+# A resumed run follows its own flags in these, not those the checkpoint was written under.
+_OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 
 
 class CheckpointError(RuntimeError):
@@ -107,7 +109,7 @@ def save_checkpoint(
         _sync(partial)
         replaced = final.with_name(final.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():  # of an earlier run, or of one that was killed before it named this checkpoint
+        if final.exists():  # whole, but of a run that was killed before it named it
             final.rename(replaced)
         partial.rename(final)
         _write_tracker(root, progress.iteration)
@@ -166,6 +168,7 @@ def load_checkpoint(
     saved = _open(folder)
     _check_model(folder, saved["config"]["model"], config.model, ignore=set())
     _check_data(folder, saved, config, dataset)
+    settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {
         **state,
@@ -174,13 +177,11 @@ def load_checkpoint(
     same_layout = saved["config"]["parallel"] == config.to_dict()["parallel"]
     if same_layout:
         request["rng_state"] = _rng_state()
-    rates = [(group.get("max_lr"), group.get("min_lr")) for group in optimizer.param_groups]
     loaded = dist_checkpointing.load(request, str(folder))
     _load_model(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
-    for group, (max_lr, min_lr) in zip(optimizer.param_groups, rates, strict=True):
-        # The schedule is this run's, not the one the checkpoint was written under.
-        group["max_lr"], group["min_lr"] = max_lr, min_lr
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     if same_layout:
         _restore_rng(loaded["rng_state"])
     return Progress(saved["iteration"], saved["consumed_samples"])
@@ -226,15 +227,19 @@ _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or res
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
-    return {
-        f"model{i}": unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
-        for i, chunk in enumerate(chunks)
-    }
+    """Sharded weights. TransformerEngine's extra state (FP8 scales) stays out, so both layer specs read it."""
+    states = {}
+    for i, chunk in enumerate(chunks):
+        state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
+        states[f"model{i}"] = {name: part for name, part in state.items() if not name.endswith(_EXTRA)}
+    return states
 
 
 def _load_model(chunks: Sequence[Any], loaded: dict[str, Any]) -> None:
     for i, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(loaded[f"model{i}"])
+        result = unwrap(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
+        wrong = [name for name in result.missing_keys if not name.endswith(_EXTRA)] + result.unexpected_keys
+        assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"
 
 
 def _open(folder: Path) -> dict[str, Any]:
@@ -324,10 +329,12 @@ def _rng_state() -> ShardedObject:
 
 
 def _restore_rng(states: dict[str, Any]) -> None:
+    if ("cuda" in states) != torch.cuda.is_available():
+        return  # written on the other accelerator, whose generators have other states
     random.setstate(states["random"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and "cuda" in states:
+    if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
 

@@ -50,7 +50,13 @@ def open_dataset(config: RunConfig) -> IndexedVisionDataset | MockDataset:
 
 def fingerprint(dataset: IndexedVisionDataset | MockDataset) -> dict[str, Any]:
     """What must stay the same for a checkpoint's place in the data to mean anything."""
-    return {"samples": len(dataset), "tokenizer_sha256": getattr(dataset.info, "tokenizer_sha256", "mock")}
+    tokens = (
+        dataset.info.num_tokens
+        if hasattr(dataset.info, "num_tokens")
+        else int(dataset.samples["length"].sum())
+    )
+    tokenizer = getattr(dataset.info, "tokenizer_sha256", "mock")
+    return {"samples": len(dataset), "tokens": tokens, "tokenizer_sha256": tokenizer}
 
 
 def build_loader(config: RunConfig, dataset: IndexedVisionDataset | MockDataset) -> StepLoader:

@@ -116,9 +116,11 @@ def run_rank(main: Callable[[], None]) -> None:
         raise
     except BaseException as error:
         rank = global_rank()
-        if any(sign in str(error) for sign in _PEER_LOST):
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST):
+            first_line = str(error).split("\n")[0]
             print(
-                f"rank {rank}: lost contact with another rank; its error is above",
+                f"rank {rank}: lost contact with another rank, whose error stands above if it had time to print one "
+                f"({first_line})",
                 file=sys.stderr,
                 flush=True,
             )

@@ -46,7 +46,7 @@ def model_inputs(batch: PackedBatch, *, pre_process: bool, post_process: bool) -
     if pre_process:
         inputs.tokens = batch.tokens.to(device)
         inputs.patches = _shared_patches(batch)
-        inputs.image_grids = batch.image_grids.to(device)
+        inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
         inputs.image_rows = image_rows(batch.image_starts, batch.image_grids).to(device)
     if post_process:
         rows = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]

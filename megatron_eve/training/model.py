@@ -42,7 +42,9 @@ def uses_transformer_engine(config: RunConfig) -> bool:
             "--transformer-impl transformer_engine: needs a GPU and TransformerEngine (make install-gpu); "
             "use --transformer-impl local here"
         )
-    return choice == "transformer_engine" or (choice == "auto" and accelerator().transformer_engine)
+    # TransformerEngine has no attention over packs in float32.
+    automatic = choice == "auto" and accelerator().transformer_engine and config.training.bf16
+    return choice == "transformer_engine" or automatic
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:

@@ -19,9 +19,11 @@ class Monitor:
     Args:
         config: of the run.
         active: True on the rank that reports.
+        start: iteration that the run goes on from. Iterations after it that a killed run reported stay in
+            losses.jsonl, where the last line of an iteration counts; TensorBoard drops them.
     """
 
-    def __init__(self, config: RunConfig, active: bool) -> None:
+    def __init__(self, config: RunConfig, active: bool, start: int) -> None:
         self._config = config
         self._active = active
         self._started = time.perf_counter()
@@ -33,7 +35,7 @@ class Monitor:
         if active and config.logging.tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(config.logging.tensorboard_dir)
+            self._board = SummaryWriter(config.logging.tensorboard_dir, purge_step=start + 1)
 
     def start(self) -> None:
         """Begin to time an iteration."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatch
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_eve.config import RunConfig
+from megatron_eve.training.model import unwrap
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
@@ -33,10 +35,12 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
         overlap_param_gather=config.parallel.overlap_param_gather,
     )
     overrides = get_standard_config_overrides(megatron)
-    for pattern, rate in settings.lr_overrides.items():
-        # Names carry a `module.` for each wrapper.
-        key = ParamKey(name=(pattern, f"*module.{pattern}"))
-        overrides[key] = {"max_lr": rate, "min_lr": min(settings.min_lr, rate)}  # type: ignore[typeddict-item]
+    named = [pair for chunk in chunks for pair in unwrap(chunk).global_named_parameters()]
+    for number, (pattern, rate) in enumerate(settings.lr_overrides.items()):
+        chosen = {id(parameter) for name, parameter in named if fnmatch(name, pattern)}
+        key = ParamKey(predicate=ParamPredicate(name=pattern, fn=lambda p, chosen=chosen: id(p) in chosen))
+        # megatron-core tells groups apart in a checkpoint by `lr_mult`, which it uses for nothing else.
+        overrides[key] = {"max_lr": rate, "min_lr": min(settings.min_lr, rate), "lr_mult": 2.0 + number}
     return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
 
 
@@ -48,12 +52,14 @@ def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> Optimize
     """
     settings = config.optimizer
     warmup_steps = math.ceil(config.total_iterations * settings.lr_warmup_fraction)
+    warmup_samples = warmup_steps * config.training.global_batch_size
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=warmup_steps * config.training.global_batch_size,
+        # megatron-core wants some decay after the warm-up; a run of one or two steps may have none.
+        lr_warmup_steps=min(warmup_samples, config.total_samples - 1),
         lr_decay_steps=max(config.total_samples, 1),
         lr_decay_style=settings.lr_decay_style,
         start_wd=settings.weight_decay,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-import torch
+from megatron_eve.models.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Stage:
     name: str
     trainable: tuple[str, ...]
 
-    def freeze(self, module: torch.nn.Module) -> None:
+    def freeze(self, chunk: VisionLanguageModel) -> None:
         """Freeze every parameter of a bare model chunk that this stage does not train."""
-        for name, parameter in module.named_parameters():
+        for name, parameter in chunk.global_named_parameters():
             if not any(fnmatch(name, pattern) for pattern in self.trainable):
                 parameter.requires_grad_(False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -74,16 +75,17 @@ def train_step(
         losses (see `forward_backward`) and the gradient norm before any clipping.
 
     Raises:
-        FloatingPointError: the gradient is not finite, so no update was made.
+        FloatingPointError: the gradient is not finite. The weights may have taken it by then, so the run ends
+            here, on every rank alike and before anything is saved.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     losses = forward_backward(chunks, step, normalizer)
     succeeded, grad_norm, _ = optimizer.step()
-    if not succeeded:
+    if not succeeded or not math.isfinite(grad_norm):
         raise FloatingPointError(
             f"the gradient of this step is not finite; its samples are {step.sample_ids.tolist()}; "
-            "nothing was updated: resume from the last checkpoint with a lower --lr"
+            "nothing of it was saved: resume from the last checkpoint with a lower --lr"
         )
-    return losses, float(grad_norm or 0.0)
+    return losses, float(grad_norm)

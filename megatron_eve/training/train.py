@@ -99,7 +99,8 @@ def train(config: RunConfig) -> None:
     """Run until the samples are used up (or the exit interval), saving on the way. Collective."""
     trainer = setup(config)
     announce(trainer)
-    monitor = Monitor(config, active=torch.distributed.get_rank() == torch.distributed.get_world_size() - 1)
+    last_rank = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+    monitor = Monitor(config, active=last_rank, start=trainer.progress.iteration)
     saved = trainer.progress.iteration
     while trainer.progress.consumed_samples < config.total_samples:
         train_one(trainer, monitor)

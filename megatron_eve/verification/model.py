@@ -220,7 +220,8 @@ def _check_logits(
 
 
 def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[Row]:
-    length, outputs = len(logits), case.outputs
+    logits, outputs = logits.cpu(), case.outputs
+    length = len(logits)
     picked = outputs["logits_index"][:, 0] == sample
     positions = outputs["logits_index"][picked, 1]
     top = logits.topk(2).values
@@ -247,6 +248,7 @@ def _gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[s
         gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
         shards = [torch.empty_like(gradient) for _ in range(size)]
         torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
+        shards = [shard.cpu() for shard in shards]
         mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case.model.vocab_size))
     everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everyone, mine)

@@ -37,7 +37,7 @@ def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: flo
         return Row(
             f"{name} (shape {tuple(ours.shape)}, golden {tuple(golden.shape)})", float("inf"), tolerance
         )
-    ours, golden = ours.double(), golden.double()
+    ours, golden = ours.cpu().double(), golden.double()
     scale = max(golden.norm().item(), SMALLEST_NORM)
     return Row(name, ((ours - golden).norm() / scale).item(), tolerance)
 

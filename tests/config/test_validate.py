@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, validate
+from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, from_dict, validate
 
 
 def config(**sections: dict[str, object]) -> RunConfig:
@@ -60,6 +62,7 @@ def test_a_good_configuration() -> None:
             "--recompute-method",
         ),
         ({"training": {"recompute_method": "uniform"}}, "--recompute-method", "leave it out"),
+        ({"training": {"transformer_impl": "transformer_engine"}}, "--transformer-impl", "add --bf16"),
         ({"optimizer": {"min_lr": 1.0}}, "--min-lr 1.0", "between 0 and --lr"),
         ({"optimizer": {"lr_warmup_fraction": 1.5}}, "--lr-warmup-fraction 1.5", "[0, 1)"),
         ({"optimizer": {"clip_grad": -1.0}}, "--clip-grad -1.0", "no clipping"),
@@ -78,6 +81,15 @@ def test_refusals(sections: dict[str, dict[str, object]], flag: str, remedy: str
     with pytest.raises(ConfigError) as caught:
         validate(config(**sections), 1)
     assert any(line.startswith(flag) and remedy in line for line in str(caught.value).split("\n"))
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+    save = str(tmp_path)
+    validate(config(checkpoint={"save": save}), 1)
+    (tmp_path / TRACKER).write_text("5")
+    with pytest.raises(ConfigError, match="holds the checkpoints of a run"):
+        validate(config(checkpoint={"save": save}), 1)
+    validate(config(checkpoint={"save": save, "load": save}), 1)
 
 
 def test_all_complaints_at_once() -> None:

@@ -19,7 +19,7 @@ from megatron_eve.config import (
 )
 from tests.golden_dir import find_golden
 from tests.layouts import DP2, ONE, PP2, PP2_VPP2, TP2, TP2_DP2, TP2_PP2, TP2_SP, Layout, parametrize
-from tests.ranks import RankPool
+from tests.ranks import RankError, RankPool
 
 pytestmark = pytest.mark.distributed
 
@@ -184,22 +184,65 @@ def test_stage_1_moves_only_the_front_end(ranks: RankPool) -> None:
     assert all("vision_model." in name for name in changed)
 
 
-def rates(config: RunConfig) -> list[tuple[float, int]]:
-    """Runs on each rank: (learning rate, parameters) of each group after warm-up."""
+def rates(config: RunConfig) -> dict[float, int]:
+    """Runs on each rank: weights that train at each peak rate, after setup (and a resume, if there is one)."""
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup
 
     with model_parallel(config):
         trainer = setup(config)
-        trainer.scheduler.step(increment=2 * config.training.global_batch_size)
         trainer.loader.close()
-        return [
-            (group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups if group["params"]
-        ]
+        found: dict[float, int] = {}
+        for group in trainer.optimizer.param_groups:
+            weights = sum(p.numel() for p in group["params"])
+            found[group["max_lr"]] = found.get(group["max_lr"], 0) + weights
+        return found
 
 
-def test_a_rate_of_zero_is_a_rate(ranks: RankPool) -> None:
+@pytest.mark.parametrize("distributed", [True, False], ids=["distributed", "plain"])
+def test_rates_by_name_survive_a_resume(ranks: RankPool, tmp_path: Path, distributed: bool) -> None:
+    """Overrides name layers over all stages, 0 is a rate, and a checkpoint does not mix the groups up."""
+    config = run_config(replace(PP2.parallel, use_distributed_optimizer=distributed), iterations=6)
+    overrides = {"vision_model.*": 0.0, "decoder.layers.5.*": 4e-4}
+    config = replace(config, optimizer=replace(config.optimizer, lr_overrides=overrides))
+    first, last = ranks.run(2, rates, config)
+    assert first[0.0] > 0 and first.get(4e-4, 0) == 0  # layer 5 of 8 lies on the last stage
+    assert last[4e-4] > 0 and last.get(0.0, 0) == 0
+    whole = ranks.run(2, run, config)[-1]
+    ranks.run(2, run, saving_in(config, tmp_path), 3, True)
+    resumed = loading_from(config, tmp_path)
+    assert ranks.run(2, rates, resumed) == [first, last]
+    losses = ranks.run(2, run, resumed)[-1].losses
+    assert [loss.hex() for loss in losses] == [loss.hex() for loss in whole.losses[3:]]
+
+
+def poisoned(config: RunConfig) -> None:
+    """Runs on each rank: one weight is not a number."""
+    import torch
+
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup, train_one
+
+    with model_parallel(config):
+        trainer = setup(config)
+        try:
+            with torch.no_grad():
+                next(trainer.chunks[0].parameters()).view(-1)[0] = float("nan")
+            train_one(trainer)
+        finally:
+            trainer.loader.close()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(ranks: RankPool) -> None:
+    with pytest.raises(RankError) as caught:
+        ranks.run(2, poisoned, run_config(TP2.parallel))
+    assert str(caught.value).count("FloatingPointError: the gradient of this step is not finite") == 2
+    assert "its samples are [" in str(caught.value)
+
+
+def test_the_shortest_runs(ranks: RankPool) -> None:
+    """One iteration; and a last step that is short, in a run whose warm-up would be as long."""
+    assert len(ranks.run(1, run, run_config(ONE.parallel, iterations=1))[-1].losses) == 1
     config = run_config(ONE.parallel)
-    config = replace(config, optimizer=replace(config.optimizer, lr_overrides={"vision_model.*": 0.0}))
-    found = ranks.run(1, rates, config)[0]
-    assert {rate for rate, _ in found} == {0.0, 4e-5}
+    config = replace(config, training=replace(config.training, train_iters=None, train_samples=5))
+    assert len(ranks.run(1, run, config)[-1].losses) == 1

@@ -241,11 +241,9 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(torch.float32, dtype)
 
 
-def _variance(x: Tensor) -> Tensor:
-    """[..., C] -> [...], at least in float32. ``Tensor.var`` takes several times as long on a CPU."""
-    wide = x.to(_at_least_float32(x.dtype))
-    centred = wide - wide.mean(dim=-1, keepdim=True)
-    return torch.linalg.vector_norm(centred, dim=-1).square() / x.shape[-1]
+def _mean_square(x: Tensor) -> Tensor:
+    """[..., C] -> [...], at least in float32."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=_at_least_float32(x.dtype)).square() / x.shape[-1]
 
 
 class _EmbedCells(torch.autograd.Function):
@@ -264,35 +262,37 @@ class _EmbedCells(torch.autograd.Function):
         Returns the mean embedding of each cell [N, C], its variance [N, 1], and that of each patch [N, 4].
         """
         cells = pixels.view(-1, 4, pixels.shape[1])
+        average = weight.mean(dim=0)  # (K,), which gives each embedding's mean over C
+        centred, level = weight - average, (cell_pixels @ average)[:, None]
         mean = pixels.new_empty(len(cells), weight.shape[0])
         mean_variance = pixels.new_empty(len(cells), 1, dtype=_at_least_float32(pixels.dtype))
         variance = mean_variance.new_empty(len(cells), 4)
         for block in _blocks(len(cells), pixels.device):
-            embedded = cells[block] @ weight.T  # (n, 4, C)
+            embedded = cells[block] @ centred.T  # (n, 4, C)
+            variance[block] = _mean_square(embedded)
             torch.mean(embedded, dim=1, out=mean[block])
-            variance[block] = _variance(embedded)
-            mean_variance[block, 0] = _variance(mean[block])
-        ctx.save_for_backward(pixels, cell_pixels, weight, mean)
+            mean_variance[block, 0] = _mean_square(mean[block])
+            mean[block] += level[block]
+        ctx.save_for_backward(pixels, cell_pixels, centred, mean, level)
         return mean, mean_variance, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the weight; pixels have none."""
-        pixels, cell_pixels, weight, mean = ctx.saved_tensors
+        pixels, cell_pixels, centred, mean, level = ctx.saved_tensors
         d_mean, d_mean_variance, d_variance = grads
         cells = pixels.view(-1, 4, pixels.shape[1])
-        products = weight.new_zeros(pixels.shape[1], pixels.shape[1])  # (K, K)
-        d_weight = torch.zeros_like(weight)
+        factor = 2 / centred.shape[0]
+        products = centred.new_zeros(pixels.shape[1], pixels.shape[1])  # (K, K)
+        d_weight = torch.zeros_like(centred)
         for block in _blocks(len(cells), pixels.device):
             weighted = cells[block] * d_variance[block, :, None].to(pixels.dtype)
             products.addmm_(weighted.flatten(0, 1).T, cells[block].flatten(0, 1))
-            centred = mean[block] - mean[block].mean(dim=1, keepdim=True)
-            d_embedded = torch.addcmul(
-                d_mean[block], centred, d_mean_variance[block].to(mean.dtype), value=2 / weight.shape[0]
-            )
+            slope = d_mean_variance[block].to(mean.dtype)
+            d_embedded = torch.addcmul(d_mean[block], mean[block] - level[block], slope, value=factor)
             d_weight.addmm_(d_embedded.T, cell_pixels[block])
-        d_weight.addmm_(weight - weight.mean(dim=0), products, alpha=2 / weight.shape[0])
+        d_weight.addmm_(centred, products, alpha=factor)
         return None, None, d_weight
 
 
