@@ -54,7 +54,7 @@ install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds Trans
 	@found="$$($(BIN)/python -c 'import torch; print(torch.version.cuda)')"; case "$$found" in $(CUDA).*) ;; *) \
 		echo "error: this torch was built for CUDA $$found, not $(CUDA): set TORCH_INDEX_URL to an index with CUDA wheels" >&2; \
 		exit 1 ;; esac
-	@echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (ten minutes or more)"
+	@echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (many minutes; MAX_JOBS=n sets the jobs)"
 	@$(PIP) $(INDEX) setuptools wheel ninja pybind11 transformer-engine transformer-engine-cu$(CUDA)
 	@site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 		CUDA_HOME="$${CUDA_HOME:-$$(nvcc --dryrun -x cu -c -o /dev/null /dev/null 2>&1 | sed -n 's/^#\$$ TOP=//p')}" \
