@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -24,7 +24,7 @@ class RankError(AssertionError):
 
 
 def _serve(pipe: Connection) -> None:
-    """Life of a rank: wait for (function, arguments, rank, world size, port), run it in a process group, answer."""
+    """Life of a rank: wait for (function, arguments, rank, world size, store), run it in a process group, answer."""
     # The ranks are gloo's, also where there is a GPU.
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     import torch
@@ -37,13 +37,12 @@ def _serve(pipe: Connection) -> None:
 
     while True:
         try:
-            function, arguments, rank, world_size, port = pipe.recv()
+            function, arguments, rank, world_size, store = pipe.recv()
         except EOFError:
             return
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         try:
-            dist.init_process_group("gloo", rank=rank, world_size=world_size)
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
             try:
                 answer = (True, function(*arguments))
             finally:
@@ -69,6 +68,8 @@ class RankPool:
     def __init__(self) -> None:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="ranks_")
+        self._runs = 0
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run a module-level function on every rank of a fresh gloo process group.
@@ -80,9 +81,11 @@ class RankPool:
             RankError: a rank raised, or did not answer in time.
         """
         self._start(world_size)
-        port = _free_port()
+        # Ranks meet in a file: a port found free may be taken before they use it.
+        self._runs += 1
+        store = f"file://{self._folder.name}/store_{self._runs}"
         for rank in range(world_size):
-            self._pipes[rank].send((function, arguments, rank, world_size, port))
+            self._pipes[rank].send((function, arguments, rank, world_size, store))
         answers = []
         for rank in range(world_size):
             if not self._pipes[rank].poll(TIMEOUT_SECONDS):
@@ -115,9 +118,3 @@ class RankPool:
             if process.is_alive():
                 process.kill()
         self._processes, self._pipes = [], []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
