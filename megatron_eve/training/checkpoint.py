@@ -193,13 +193,7 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
     Raises:
         CheckpointError: no checkpoint, one that is half there, or another model size.
     """
-    root = Path(folder)
-    iteration = latest_iteration(root)
-    if iteration is None:
-        raise CheckpointError(
-            f"{root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
-        )
-    path = iteration_folder(root, iteration)
+    path = _latest_folder(folder)
     saved = _open(path)
     _check_model(path, saved["config"]["model"], model, ignore=SHAPELESS)
     _load_model(chunks, dist_checkpointing.load(_model_state(chunks), str(path)))
@@ -211,19 +205,24 @@ def saved_config(folder: str) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is no checkpoint.
     """
-    root = Path(folder)
-    iteration = latest_iteration(root)
-    if iteration is None:
-        raise CheckpointError(
-            f"{root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
-        )
-    path = iteration_folder(root, iteration) / "config.yaml"
+    path = _latest_folder(folder) / "config.yaml"
     if not path.exists():
         raise CheckpointError(f"{path}: missing, so this checkpoint is not whole; {_REMEDY}")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or restore this one"
+
+
+def _latest_folder(folder: str) -> Path:
+    """The folder of a run's latest checkpoint, which must be there."""
+    root = Path(folder)
+    iteration = latest_iteration(root)
+    if iteration is None:
+        raise CheckpointError(
+            f"{root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
+        )
+    return iteration_folder(root, iteration)
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:

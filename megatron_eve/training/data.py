@@ -7,6 +7,7 @@ from typing import Any
 from megatron.core import parallel_state
 
 from megatron_eve.config import RunConfig
+from megatron_eve.data.batch import VisionDataset
 from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
@@ -59,7 +60,7 @@ def fingerprint(dataset: IndexedVisionDataset | MockDataset) -> dict[str, Any]:
     return {"samples": len(dataset), "tokens": tokens, "tokenizer_sha256": tokenizer}
 
 
-def build_loader(config: RunConfig, dataset: IndexedVisionDataset | MockDataset) -> StepLoader:
+def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
     """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
     parallel = config.parallel
     interleaved = config.virtual_pipeline_model_parallel_size is not None

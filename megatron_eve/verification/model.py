@@ -19,13 +19,13 @@ from megatron_eve.convert.load import global_parameters, load_hf_weights, model_
 from megatron_eve.convert.tables import Sizes, to_hf
 from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
-from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.data import build_loader
 from megatron_eve.training.initialize import model_parallel
 from megatron_eve.training.loss import Normalizer
-from megatron_eve.training.microbatch import decodes_pixels, model_inputs
+from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
 from megatron_eve.training.step import forward_backward
 from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
@@ -102,23 +102,10 @@ def check_model_case(folder: Path, parallel: ParallelConfig) -> list[Row]:
 
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
-    parallel = config.parallel
     bare = build_chunks(config)
     load_hf_weights(case.hf, bare, case.model)
     chunks = wrap_for_training(config, bare)
-    interleaved = config.virtual_pipeline_model_parallel_size is not None
-    loader = StepLoader(
-        CaseDataset(case),
-        global_batch_size=config.training.global_batch_size,
-        seq_length=config.data.seq_length,
-        seed=0,
-        data_parallel_rank=parallel_state.get_data_parallel_rank(),
-        data_parallel_size=parallel_state.get_data_parallel_world_size(),
-        pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
-        tensor_parallel=parallel.tensor_model_parallel_size,
-        shuffle=False,
-        with_pixels=decodes_pixels(),
-    )
+    loader = build_loader(config, CaseDataset(case))
     step = loader.step(0)
     rows = list(check_pictures(case))
     rows += _gathered(_check_embeddings(case, bare[0], step.batches))
