@@ -20,19 +20,31 @@ class Layout:
 
 
 def layout(name: str, world_size: int, **sizes: Any) -> Layout:
-    """Build a layout; `tp` and `pp` are short for the long names."""
-    names = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size"}
+    """Build a layout; `tp`, `pp`, `cp` and `sp` are short for the long names."""
+    names = {
+        "tp": "tensor_model_parallel_size",
+        "pp": "pipeline_model_parallel_size",
+        "cp": "context_parallel_size",
+        "sp": "sequence_parallel",
+    }
     return Layout(name, world_size, ParallelConfig(**{names.get(k, k): v for k, v in sizes.items()}))
 
 
 ONE = layout("TP1", 1)
-TP2_SP = layout("TP2+SP", 2, tp=2, sequence_parallel=True)
+TP2_SP = layout("TP2+SP", 2, tp=2, sp=True)
 TP2 = layout("TP2", 2, tp=2)
 PP2 = layout("PP2", 2, pp=2)
 PP2_VPP2 = layout("PP2xVPP2", 2, pp=2, num_layers_per_virtual_pipeline_stage=2)
 DP2 = layout("DP2", 2)
-TP2_PP2 = layout("TP2xPP2", 4, tp=2, pp=2, sequence_parallel=True)
-TP2_DP2 = layout("TP2xDP2", 4, tp=2, sequence_parallel=True)
+TP2_PP2 = layout("TP2xPP2", 4, tp=2, pp=2, sp=True)
+TP2_DP2 = layout("TP2xDP2", 4, tp=2, sp=True)
+PP4 = layout("PP4", 4, pp=4)
+CP2 = layout("CP2", 2, cp=2)
+CP4 = layout("CP4", 4, cp=4)
+TP2_CP2 = layout("TP2xCP2", 4, tp=2, cp=2)
+TP2_SP_CP2 = layout("TP2+SPxCP2", 4, tp=2, cp=2, sp=True)
+PP2_VPP2_CP2 = layout("PP2xVPP2xCP2", 4, pp=2, cp=2, num_layers_per_virtual_pipeline_stage=2)
+CP2_DP2 = layout("CP2xDP2", 4, cp=2)
 PP4_VPP2 = layout("PP4xVPP2", 4, pp=4, num_layers_per_virtual_pipeline_stage=1)
 
 

@@ -32,6 +32,10 @@ class Arguments:
     """Pipeline stages."""
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk of the interleaved schedule."""
+    context_parallel_size: int = 1
+    """Ranks that share one pack's tokens."""
+    recompute: bool = False
+    """Run with full recomputation (every layer)."""
     misses_only: bool = False
     """Print only the rows that miss."""
 
@@ -42,7 +46,11 @@ def main() -> None:
     if not arguments.folders:
         sys.exit("error: name at least one DIR, such as tests/golden")
     folders = case_folders(arguments.folders)
-    ranks = arguments.tensor_model_parallel_size * arguments.pipeline_model_parallel_size
+    ranks = (
+        arguments.tensor_model_parallel_size
+        * arguments.pipeline_model_parallel_size
+        * arguments.context_parallel_size
+    )
     if ranks > 1 and "RANK" not in os.environ:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,12 +89,13 @@ def check(arguments: Arguments, folders: list[Path]) -> None:
         sequence_parallel=arguments.sequence_parallel,
         pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
         num_layers_per_virtual_pipeline_stage=arguments.num_layers_per_virtual_pipeline_stage,
+        context_parallel_size=arguments.context_parallel_size,
     )
     misses = total = 0
     with process_group(parallel):
         speaks = torch.distributed.get_rank() == 0
         for folder in folders:
-            rows = check_folder(folder, parallel)
+            rows = check_folder(folder, parallel, arguments.recompute)
             total += len(rows)
             misses += sum(not row.ok for row in rows)
             if speaks:

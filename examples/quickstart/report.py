@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEPS = 8
+STEPS = 9
 COMMAND_WIDTH = 60
 
 Records = Sequence[dict[str, Any]]
@@ -56,7 +56,7 @@ class Console:
         rate = record["tokens"] / record["seconds"]
         self.say(
             f"iteration {record['iteration']:4d}/{iterations}   loss {record['lm_loss']:7.4f}   "
-            f"{rate:6,.0f} tokens/s   {self.elapsed}"
+            f"aligning {record['align_loss']:6.4f}   {rate:6,.0f} tokens/s   {self.elapsed}"
         )
 
 
@@ -91,8 +91,8 @@ class Outcome:
         samples = sum(record["samples"] for record in self.reference)
         return [
             ("samples", f"{samples:,} in {len(self.reference)} iterations"),
-            ("loss at start", f"{first['lm_loss']:.4f}"),
-            ("loss at end", f"{last['lm_loss']:.4f}"),
+            ("language loss", f"{first['lm_loss']:.4f} at the start, {last['lm_loss']:.4f} at the end"),
+            ("aligning loss", f"{first['align_loss']:.4f} at the start, {last['align_loss']:.4f} at the end"),
             ("tokens/s", f"{rate:,.0f} (median of the iterations)"),
             ("killed, resumed", f"after iteration {self.killed}, from {self.checkpoint}"),
             ("losses equal bit for bit", f"yes, all {len(self.reference)}"),
@@ -113,14 +113,18 @@ def plot(outcome: Outcome, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, (axes, below) = pyplot.subplots(
+        2, 1, figsize=(8, 6), height_ratios=(3, 2), sharex=True, layout="constrained"
+    )
     for records, label, colour, width in (
         (outcome.reference, "uninterrupted", "#bbbbbb", 6.0),
         (outcome.before, "until the kill", "#c0392b", 1.5),
         (outcome.after, "resumed", "#1f618d", 1.5),
     ):
-        iterations, losses = zip(*((r["iteration"], r["lm_loss"]) for r in records), strict=True)
-        axes.plot(iterations, losses, label=label, color=colour, linewidth=width)
+        iterations = [record["iteration"] for record in records]
+        axes.plot(iterations, [r["lm_loss"] for r in records], label=label, color=colour, linewidth=width)
+        below.plot(iterations, [r["align_loss"] for r in records], color=colour, linewidth=width)
+    below.axvline(outcome.killed, color="#c0392b", linestyle=":")
     axes.axvline(outcome.killed, color="#c0392b", linestyle=":")
     axes.annotate(
         f"SIGKILL after {outcome.killed},\nresumed from {outcome.checkpoint}",
@@ -130,9 +134,8 @@ def plot(outcome: Outcome, path: Path) -> None:
         verticalalignment="top",
         color="#c0392b",
     )
-    axes.set(
-        xlabel="iteration", ylabel="language model loss", title="EVE stage 2 as TP 2 x PP 2, without a GPU"
-    )
+    axes.set(ylabel="language loss", title="EVE stage 2 as TP 2 x PP 2, without a GPU")
+    below.set(xlabel="iteration", ylabel="aligning loss")
     axes.legend(loc="upper right")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

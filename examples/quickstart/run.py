@@ -54,14 +54,19 @@ class Quickstart:
         return self.output / "data"
 
     @property
+    def _teacher(self) -> Path:
+        return self.output / "teacher"
+
+    @property
     def _tokenizer(self) -> Path:
         return self._data / "tokenizer.model"
 
     def run(self) -> None:
-        """All eight steps, the table, the picture."""
+        """All nine steps, the table, the picture."""
         step, iterations, kill_at = self.console.step, self.config.total_iterations, self._kill_point()
         self.clean()
         self.make_dataset()
+        self.make_teacher()
         step(
             "Pretraining, uninterrupted", f"EVE's stage 2 as TP 2 x PP 2 on {RANKS} processes: the reference"
         )
@@ -133,6 +138,19 @@ class Quickstart:
             output = running.wait()
         console.say(*(line for line in output.splitlines() if line and not line.startswith("preprocess:")))
 
+    def make_teacher(self) -> None:
+        """Step 4: a stand-in for CLIP, which the aligning layer learns to imitate."""
+        self.console.step(
+            "Teacher",
+            "a tiny vision tower with random weights in place of CLIP ViT-L/14-336, so nothing is downloaded",
+        )
+        arguments = words(self._teacher)
+        self._announce("python examples/toy_teacher.py", arguments)
+        with Command(
+            [sys.executable, "examples/toy_teacher.py", *arguments], self._log("teacher")
+        ) as running:
+            running.wait()
+
     def train(self, name: str, log: str, stop_at: int | None = None) -> int:
         """Train on four ranks, from the latest checkpoint of the run's folder if it holds one.
 
@@ -147,8 +165,8 @@ class Quickstart:
         folder, iterations, iteration = self.output / name, self.config.total_iterations, 0
         arguments = words(
             "--config", self.recipe, *LAYOUT, "--data-path", self._data / "photos",
-            "--tokenizer-model", self._tokenizer, "--save", folder, "--load", folder,
-            "--tensorboard-dir", folder / "tensorboard",
+            "--tokenizer-model", self._tokenizer, "--teacher-model", self._teacher,
+            "--save", folder, "--load", folder, "--tensorboard-dir", folder / "tensorboard",
         )  # fmt: skip
         if log == name:  # a resume is the same command again
             self._announce(f"torchrun --nproc-per-node {RANKS} -m megatron_eve.pretrain", arguments)
@@ -215,17 +233,22 @@ def require_same_losses(
     Raises:
         StepFailed: naming the first iteration that differs or is missing.
     """
-    expected = {record["iteration"]: record["lm_loss_hex"] for record in reference}
+    expected = {record["iteration"]: _exact(record) for record in reference}
     reached = {record["iteration"] for record in other}
     missing = set(range(1, iterations + 1)) - (reached & set(expected))
     if missing:
         raise StepFailed(f"no loss was recorded for iteration {min(missing)}")
     for record in other:
-        iteration, found = record["iteration"], record["lm_loss_hex"]
+        iteration, found = record["iteration"], _exact(record)
         if found != expected[iteration]:
             raise StepFailed(
-                f"iteration {iteration}: the loss is {found}, uninterrupted {expected[iteration]}"
+                f"iteration {iteration}: the losses are {found}, uninterrupted {expected[iteration]}"
             )
+
+
+def _exact(record: dict[str, Any]) -> str:
+    """Both losses of an iteration, digit for digit."""
+    return " and ".join(value for name, value in record.items() if name.endswith("_hex"))
 
 
 def words(*parts: object) -> list[str]:

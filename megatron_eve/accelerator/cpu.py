@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 TESTED_MEGATRON_CORE = "0.16.1"
 CPU = torch.device("cpu")
@@ -86,6 +87,9 @@ def _map_devices() -> None:
 
         return build
 
+    # `with torch.device("meta")`, by which transformers loads models, knows factory functions by a list that is made
+    # at its first use: it must hold the real ones, which are what it gets to see.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
     torch.cuda.current_device = lambda: CPU  # type: ignore[assignment, return-value]

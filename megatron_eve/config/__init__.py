@@ -4,6 +4,7 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.recipe import from_dict, load_recipe, parse
 from megatron_eve.config.schema import (
+    AlignmentConfig,
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
@@ -18,6 +19,7 @@ from megatron_eve.config.validate import TRACKER, validate
 __all__ = [
     "PRESETS",
     "TRACKER",
+    "AlignmentConfig",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",

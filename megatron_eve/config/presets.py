@@ -16,6 +16,7 @@ EVE_7B = ModelConfig(
     patch_embedding_size=1024,
     image_size=672,
     teacher_size=336,
+    teacher_hidden_size=1024,
 )
 
 PRESETS: dict[str, ModelConfig] = {
@@ -26,6 +27,6 @@ PRESETS: dict[str, ModelConfig] = {
     "eve_mini": ModelConfig(),
     "eve_tiny": ModelConfig(
         num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=4, vocab_size=512,
-        patch_embedding_size=64, image_size=224, teacher_size=112,
+        patch_embedding_size=64, image_size=224, teacher_size=112, teacher_hidden_size=64,
     ),
 }  # fmt: skip

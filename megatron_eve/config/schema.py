@@ -45,7 +45,24 @@ class ModelConfig:
     image_size: int = 224
     """Pixels of an image's long side as the model sees it: 672, or 1344 for the HD model."""
     teacher_size: int = 112
-    """Pixels of the teacher's square image (336 for CLIP ViT-L/14-336); sets the grid that shapes are rounded to."""
+    """The teacher's square image in 14-pixel patches times 14 (336 for CLIP ViT-L/14-336); sets the grid that shapes
+    are rounded to."""
+    teacher_hidden_size: int = 48
+    """Width K of the teacher and so of the aligning layer (1024 for CLIP ViT-L/14-336)."""
+    aligning_heads: int = 8
+    """Heads with which the aligning layer attends over depths."""
+    tap_interval: int = 4
+    """Every so many layers, counted down from the last, a depth of the decoder goes to the aligning layer."""
+
+    @property
+    def tap_depths(self) -> tuple[int, ...]:
+        """Depths that are aligned, last first: 0 is the decoder's input, num_layers the output of the final norm."""
+        return tuple(range(self.num_layers, -1, -self.tap_interval))
+
+    @property
+    def pooling(self) -> int:
+        """Tokens along each side of a teacher patch: 1 at 672 pixels, 2 at 1344."""
+        return self.image_size // (2 * self.teacher_size)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class ParallelConfig:
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk of the interleaved schedule; None runs the plain 1F1B schedule."""
     context_parallel_size: int = 1
-    """Ranks that share one pack's tokens."""
+    """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
@@ -104,6 +121,24 @@ class TrainingConfig:
     """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
     loss_normalization: Literal["global", "microbatch"] = "global"
     """Divide the loss by the labels of the whole step, or take the published mean over microbatch means."""
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """The patch aligning layer: distils a frozen vision tower (CLIP) from several depths of the decoder."""
+
+    __pydantic_config__ = _STRICT
+
+    patch_aligning: bool = False
+    """Train with the patch aligning layer; it needs --teacher-model. Off, neither is built."""
+    teacher_model: str | None = None
+    """Folder of the teacher in Hugging Face layout: a vision tower that gives a patch grid (CLIP, SigLIP, DINOv2)."""
+    teacher_hidden_state: int = -2
+    """Which of the teacher's hidden states is the target; -2 is the output of its last layer but one."""
+    teacher_trust_remote_code: bool = False
+    """Let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP)."""
+    align_loss_weight: float = 1.0
+    """Weight of the aligning loss beside the language loss."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +226,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

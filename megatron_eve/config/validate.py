@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     """
     complaints = [
         *_sizes(config), *_layout(config, world_size), *_pipeline(config), *_training(config), *_optimizer(config),
-        *_data(config), *_checkpoint(config),
+        *_data(config), *_alignment(config), *_checkpoint(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -38,7 +39,7 @@ def _sizes(config: RunConfig) -> Iterator[str]:
     yield from _positive(
         model, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
         "vocab_size", "max_position_embeddings", "patch_embedding_size", "patch_embedding_heads",
-        "image_size", "teacher_size",
+        "image_size", "teacher_size", "teacher_hidden_size", "aligning_heads", "tap_interval",
     )  # fmt: skip
     if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
         yield (
@@ -77,8 +78,6 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
             f"--context-parallel-size {context} = {ranks} ranks, but {world_size} were started; "
             f"start a multiple of {ranks} (torchrun --nproc-per-node) or change the layout"
         )
-    if context > 1:
-        yield f"--context-parallel-size {context}: context parallelism is not built yet; set it to 1"
     for name in ("num_attention_heads", "ffn_hidden_size", "hidden_size"):
         if getattr(model, name) % tensor:
             yield (
@@ -157,11 +156,70 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:
         yield "--data-path: name a dataset made by tools/preprocess_data.py (or use --mock-data)"
-    tensor = config.parallel.tensor_model_parallel_size
-    if config.parallel.sequence_parallel and data.seq_length > 0 and tensor > 0 and data.seq_length % tensor:
+    parallel = config.parallel
+    context = parallel.context_parallel_size
+    # Each sample is cut into 2 * CP chunks, and a rank's share of the pack over the tensor-parallel ranks.
+    multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
+    if data.seq_length > 0 and multiple > 0 and data.seq_length % multiple:
         yield (
-            f"--seq-length {data.seq_length}: must be a multiple of --tensor-model-parallel-size {tensor} "
-            "with --sequence-parallel"
+            f"--seq-length {data.seq_length}: must be a multiple of {multiple} with --tensor-model-parallel-size "
+            f"{parallel.tensor_model_parallel_size} and --context-parallel-size {context}"
+        )
+
+
+def _alignment(config: RunConfig) -> Iterator[str]:
+    alignment, model = config.alignment, config.model
+    if not alignment.patch_aligning:
+        if alignment.teacher_model:
+            yield "--teacher-model: only used with --patch-aligning; add that, or leave the teacher out"
+        return
+    if not alignment.align_loss_weight > 0:
+        yield (
+            f"--align-loss-weight {alignment.align_loss_weight}: must be positive; --no-patch-aligning trains "
+            "without the aligning layer"
+        )
+    if min(model.teacher_hidden_size, model.aligning_heads, model.tap_interval) > 0:
+        if model.teacher_hidden_size % model.aligning_heads:
+            yield (
+                f"--teacher-hidden-size {model.teacher_hidden_size}: not divisible by "
+                f"--aligning-heads {model.aligning_heads}"
+            )
+        if model.num_layers < model.tap_interval:
+            yield (
+                f"--tap-interval {model.tap_interval}: {model.num_layers} layers have no second depth; choose a "
+                "smaller interval"
+            )
+    if not alignment.teacher_model:
+        yield (
+            "--patch-aligning: name the teacher's folder with --teacher-model (CLIP ViT-L/14-336 in Hugging Face "
+            "layout), or train without it: --no-patch-aligning"
+        )
+    else:
+        yield from _teacher(Path(alignment.teacher_model), config)
+
+
+def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
+    """Does the folder hold a vision tower of the width and grid that the model was told?"""
+    if not (folder / "config.json").is_file():
+        yield f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
+        return
+    if not [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]:
+        yield f"--teacher-model {folder}: no weights there (*.safetensors or *.bin); copy the folder again"
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tower = {**fields, **(fields.get("vision_config") or {})}
+        width = int(tower["hidden_size"])
+        int(tower["patch_size"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield (
+            f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid "
+            f"({type(error).__name__}: {error})"
+        )
+        return
+    if width != config.model.teacher_hidden_size:
+        yield (
+            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is {width} wide; "
+            f"set it to {width}"
         )
 
 

@@ -12,7 +12,9 @@ from megatron.core import parallel_state
 from safetensors import safe_open
 
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.tables import EVE_RULES, IGNORED_HF_KEYS, Sizes, rule_for
+from megatron_eve.convert.tables import ALIGNING_HF_KEYS, IGNORED_HF_KEYS, Sizes, eve_rules, rule_for
+from megatron_eve.models.vlm import is_aligning
+from megatron_eve.training.monitor import print_rank_0
 
 # config.json of the published model (model_type "eve") against our names.
 _CONFIG_FIELDS = {
@@ -69,10 +71,14 @@ class HFFolder:
         return self._handles[path].get_tensor(key)
 
 
-def model_config_of(folder: Path, image_size: int, teacher_size: int) -> ModelConfig:
-    """The `ModelConfig` that a published `config.json` describes; pixel sizes are not in it."""
+def model_config_of(
+    folder: Path, image_size: int, teacher_size: int, teacher_hidden_size: int | None = None
+) -> ModelConfig:
+    """The `ModelConfig` that a published `config.json` describes; pixel sizes and the teacher's width are not in it."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values = {ours: fields[theirs] for theirs, ours in _CONFIG_FIELDS.items()}
+    if teacher_hidden_size is not None:
+        values["teacher_hidden_size"] = teacher_hidden_size
     groups = fields.get("num_key_value_heads", fields["num_attention_heads"])
     return ModelConfig(
         **values,
@@ -86,6 +92,8 @@ def model_config_of(folder: Path, image_size: int, teacher_size: int) -> ModelCo
 def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
     """Fill bare model chunks from a folder in the published layout, under this run's layout.
 
+    An aligning layer that the folder lacks altogether keeps its initial weights; one that the model lacks is not read.
+
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             or one that no rule knows. Nothing is changed by then.
@@ -95,8 +103,14 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     tensor_size = parallel_state.get_tensor_model_parallel_world_size()
     planned: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    rules = eve_rules(model)
+    aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in source.keys())  # noqa: SIM118
+    if not aligned and any(chunk.patch_aligning for chunk in chunks):
+        print_rank_0(f"{folder}: holds no aligning layer, so that of this run keeps its initial weights")
     for name, parameter, padded in global_parameters(chunks):
-        rule, keys = rule_for(name)
+        if not aligned and is_aligning(name):
+            continue
+        rule, keys = rule_for(name, rules)
         sizes = Sizes.of(model, padded)
         full = rule.layout.merge([source.tensor(key) for key in keys], sizes)
         shard = rule.layout.shard(full, tensor_rank, tensor_size)
@@ -138,6 +152,7 @@ def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:
             key not in known
             and not key.startswith("model.vision_tower.")
             and not IGNORED_HF_KEYS.fullmatch(key)
+            and not ALIGNING_HF_KEYS.fullmatch(key)
         ):
             raise ConfigError(
                 f"{source.folder}: holds {key}, which no rule knows; is this another model family?"
@@ -147,7 +162,7 @@ def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:
 def _known_keys(model: ModelConfig) -> set[str]:
     """Hugging Face keys of the decoder and the projector at this depth."""
     keys: set[str] = set()
-    for rule in EVE_RULES:
+    for rule in eve_rules(model):
         for name in rule.hf:
             keys.update(name.replace("*", str(i)) for i in range(model.num_layers))
     return keys

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from typing_extensions import override
@@ -190,14 +191,39 @@ EVE_RULES: tuple[Rule, ...] = (
     Rule("vision_model.patch_embedding.*", ("model.vision_tower.*",), Replicated()),
 )
 
-# Published keys that this model does not hold: the aligning layer's (training only, not built yet), the teacher,
-# listed twice, and a buffer that transformers 4.31 saved.
+# Published keys that a model without an aligning layer does not hold, and those that none holds: the teacher, listed
+# twice, and a buffer that transformers 4.31 saved.
+ALIGNING_HF_KEYS = re.compile(r"model\.vision_tower_compressor\.(norm_layer|input_layer|output_layer)\..*")
 IGNORED_HF_KEYS = re.compile(
-    r"model\.vision_tower_compressor\..*|model\.vision_clip\..*|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"model\.vision_tower_compressor\.clip_layer\..*|model\.vision_clip\..*"
+    r"|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
 
 
-def rule_for(megatron_name: str, rules: Sequence[Rule] = EVE_RULES) -> tuple[Rule, tuple[str, ...]]:
+@cache
+def eve_rules(model: ModelConfig) -> tuple[Rule, ...]:
+    """All rules of a model: the fixed ones, and those of the aligning layer, whose taps are numbered by depth.
+
+    The published `norm_layer.j` belongs to the depth `num_layers - j * tap_interval`: 0 is the last, behind the
+    final norm, and the last of them the decoder's input.
+    """
+    compressor = "model.vision_tower_compressor"
+    rules = []
+    for j, depth in enumerate(model.tap_depths):
+        last, first = "aligning_layer.query_tap", "input_tap"
+        tap = last if j == 0 else first if depth == 0 else f"decoder.layers.{depth - 1}.tap"
+        theirs = f"{compressor}.norm_layer.{j}"
+        rules += [
+            Rule(f"{tap}.norm.weight", (f"{theirs}.0.weight",), Replicated()),
+            Rule(f"{tap}.norm.bias", (f"{theirs}.0.bias",), Replicated()),
+            Rule(f"{tap}.projection.weight", (f"{theirs}.1.weight",), Replicated()),
+        ]
+    for layer in ("input_layer", "output_layer"):
+        rules.append(Rule(f"aligning_layer.{layer}.*", (f"{compressor}.{layer}.*",), Replicated()))
+    return (*EVE_RULES, *rules)
+
+
+def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str, ...]]:
     """The rule of one of our tensors, and its Hugging Face names with `*` filled in.
 
     Raises:
@@ -212,11 +238,11 @@ def rule_for(megatron_name: str, rules: Sequence[Rule] = EVE_RULES) -> tuple[Rul
 
 
 def to_hf(
-    megatron_name: str, shards: Sequence[torch.Tensor], sizes: Sizes, vocab_size: int
+    megatron_name: str, shards: Sequence[torch.Tensor], sizes: Sizes, model: ModelConfig
 ) -> dict[str, torch.Tensor]:
     """One of our tensors (or its gradient), given its shards in tensor-parallel order, as Hugging Face tensors."""
-    rule, names = rule_for(megatron_name)
+    rule, names = rule_for(megatron_name, eve_rules(model))
     full = rule.layout.unshard(shards)
     if isinstance(rule.layout, Vocabulary):
-        full = full[:vocab_size]
+        full = full[: model.vocab_size]
     return dict(zip(names, rule.layout.split(full, sizes, len(names)), strict=True))

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
-from megatron_eve.data.images import ImageError, decode_image, image_patches
+from megatron_eve.data.images import ImageError, decode_image, image_patches, teacher_square
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1
@@ -53,6 +54,26 @@ class VisionDataset(Protocol):
         """Resized size and token grid, known without decoding."""
 
 
+@dataclass(frozen=True)
+class TeacherShare:
+    """Which images of a pack a rank prepares for the teacher: equal contiguous shares, the last ones may be short."""
+
+    patch_size: int
+    """Side of the teacher's patches in pixels."""
+    rank: int
+    ranks: int
+    """Ranks that share the teacher's work on a pack."""
+
+    def images(self, count: int) -> range:
+        """Positions of this rank's images among the ``count`` of a pack."""
+        each = self.each(count)
+        return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
+
+    def each(self, count: int) -> int:
+        """Images that every rank has room for."""
+        return -(-count // self.ranks)
+
+
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """One microbatch: one pack. All tensors are on the CPU, int64 unless said.
@@ -79,6 +100,8 @@ class PackedBatch:
     """[I, 2] rows and columns of cells of each image."""
     patches: torch.Tensor | None
     """[P, 588] uint8, images in order; a patch is (channel, y, x). None on a rank that needs no pixels."""
+    teacher_images: torch.Tensor | None
+    """[share of I, S, S, 3] uint8, this rank's share of the images as the teacher sees them; None without teacher."""
     sample_ids: torch.Tensor
     """[S] index in the dataset; -1 = filler of an empty pack."""
 
@@ -143,6 +166,7 @@ def build_batch(
     tensor_parallel: int,
     context_parallel: int,
     with_pixels: bool,
+    teacher: TeacherShare | None = None,
 ) -> PackedBatch:
     """Builds the microbatch of one pack.
 
@@ -153,6 +177,7 @@ def build_batch(
         tensor_parallel, context_parallel: sizes that set the padding (see :func:`padding_multiples`); what the
             whole pack needs on top goes to its last sample.
         with_pixels: decode the images; False leaves ``patches`` None and reads no image.
+        teacher: prepare this share of the images for the teacher too.
 
     Raises:
         DataError: an image that cannot be decoded, or a sample whose text and images do not match.
@@ -184,6 +209,7 @@ def build_batch(
     geometries = [dataset.image_geometry(image) for image in image_rows]
     grids = np.array([(g.rows, g.columns) for g in geometries], dtype=np.int64).reshape(-1, 2)
 
+    patches, teacher_images = _decode(dataset, image_rows, geometries, with_pixels, teacher)
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
@@ -193,29 +219,49 @@ def build_batch(
         max_seqlen=int(padded.max()),
         image_starts=torch.from_numpy(image_starts),
         image_grids=torch.from_numpy(grids),
-        patches=_decode(dataset, image_rows, geometries) if with_pixels else None,
+        patches=patches,
+        teacher_images=teacher_images,
         sample_ids=torch.tensor(list(sample_indices) or [FILLER_SAMPLE_ID], dtype=torch.int64),
     )
 
 
 def _decode(
-    dataset: VisionDataset, image_rows: Sequence[int], geometries: Sequence[ImageGeometry]
-) -> torch.Tensor:
-    """[P, 588] uint8 patches of the given images, in order."""
-    patches = np.empty((sum(geometry.patches for geometry in geometries), PATCH_VALUES), dtype=np.uint8)
-    first = 0
-    for row, geometry in zip(image_rows, geometries, strict=True):
-        try:
-            image = decode_image(
-                dataset.image_bytes(row),
-                apply_exif=dataset.info.apply_exif,
-                max_pixels=dataset.info.max_pixels,
-            )
-        except ImageError as error:
-            raise DataError(
-                f"image {row} of the dataset cannot be decoded ({error}): "
-                "it was readable when the dataset was made, so the file is damaged; copy or preprocess it again"
-            ) from error
-        patches[first : first + geometry.patches] = image_patches(image, geometry)
-        first += geometry.patches
-    return torch.from_numpy(patches)
+    dataset: VisionDataset,
+    image_rows: Sequence[int],
+    geometries: Sequence[ImageGeometry],
+    with_pixels: bool,
+    teacher: TeacherShare | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Patches [P, 588] of the given images and this rank's share of them for the teacher; each is decoded once."""
+    share = teacher.images(len(image_rows)) if teacher else range(0)
+    pixels: list[NDArray[np.uint8]] = []
+    squares: list[NDArray[np.uint8]] = []
+    for position, (row, geometry) in enumerate(zip(image_rows, geometries, strict=True)):
+        if not with_pixels and position not in share:
+            continue
+        image = _decode_image(dataset, row)
+        if with_pixels:
+            pixels.append(image_patches(image, geometry))
+        if teacher and position in share:
+            squares.append(teacher_square(image, geometry, dataset.info.teacher_size, teacher.patch_size))
+    patches = np.concatenate(pixels) if pixels else np.empty((0, PATCH_VALUES), dtype=np.uint8)
+    return (
+        torch.from_numpy(patches) if with_pixels else None,
+        _stack(squares, dataset.info.teacher_size // PATCH_SIZE * teacher.patch_size) if teacher else None,
+    )
+
+
+def _stack(squares: list[NDArray[np.uint8]], side: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack(squares) if squares else np.empty((0, side, side, 3), dtype=np.uint8))
+
+
+def _decode_image(dataset: VisionDataset, row: int) -> Image.Image:
+    try:
+        return decode_image(
+            dataset.image_bytes(row), apply_exif=dataset.info.apply_exif, max_pixels=dataset.info.max_pixels
+        )
+    except ImageError as error:
+        raise DataError(
+            f"image {row} of the dataset cannot be decoded ({error}): "
+            "it was readable when the dataset was made, so the file is damaged; copy or preprocess it again"
+        ) from error

@@ -16,7 +16,14 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.batch import PackedBatch, VisionDataset, build_batch, padded_lengths, padding_multiples
+from megatron_eve.data.batch import (
+    PackedBatch,
+    TeacherShare,
+    VisionDataset,
+    build_batch,
+    padded_lengths,
+    padding_multiples,
+)
 from megatron_eve.data.order import sample_order
 from megatron_eve.data.packing import deal_packs, pack_step
 
@@ -100,6 +107,7 @@ class StepLoader:
         context_parallel: int = 1,
         shuffle: bool = True,
         with_pixels: bool,
+        teacher: TeacherShare | None = None,
     ) -> None:
         """
         Args:
@@ -113,6 +121,8 @@ class StepLoader:
             tensor_parallel, context_parallel: sizes that set the padding.
             shuffle: False keeps the order of the dataset.
             with_pixels: decode the images; only ranks that embed patches need it.
+            teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
+                one need it.
 
         Raises:
             ValueError: an empty dataset, or sizes that do not go together.
@@ -146,6 +156,7 @@ class StepLoader:
             tensor_parallel=tensor_parallel,
             context_parallel=context_parallel,
             with_pixels=with_pixels,
+            teacher=teacher,
         )
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
         # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.

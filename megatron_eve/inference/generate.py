@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
@@ -43,7 +43,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     """A run's configuration made fit for generation.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
-    torch layers, whose attention keeps the cache; the checkpoint does not mind.
+    torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind.
     """
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel
@@ -55,7 +55,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         recompute_method=None,
         recompute_num_layers=None,
     )
-    return replace(config, parallel=parallel, training=training)
+    return replace(config, parallel=parallel, training=training, alignment=AlignmentConfig())
 
 
 @torch.no_grad()
@@ -87,8 +87,9 @@ def generate(
     batch = _prompt_batch(prompts, model_config, apply_exif)
     lengths = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
-    inputs = model_inputs(batch, pre_process=model.pre_process, post_process=False)
+    inputs = model_inputs(batch, model)
     inputs.packed.cache, inputs.packed.samples = cache, active
+    inputs.labels = None
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
     for step in range(max_new_tokens):
         chosen = _next_tokens(model, inputs, len(active))

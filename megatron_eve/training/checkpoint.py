@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,17 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
+from megatron_eve.models.vlm import is_aligning
 from megatron_eve.training.model import unwrap
+from megatron_eve.training.monitor import print_rank_0
 
-# Tap projections will make layers differ from each other; and optimizer state must load under any layout.
+# Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
 CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# Sizes of the aligning layer, which matter only where there is one.
+ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 _EXTRA = "_extra_state"
 # A resumed run follows its own flags in these, not those the checkpoint was written under.
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
@@ -75,7 +79,12 @@ def iteration_folder(folder: Path, iteration: int) -> Path:
 
 
 def save_checkpoint(
-    config: RunConfig, progress: Progress, chunks: Sequence[Any], optimizer: Any, dataset: dict[str, Any]
+    config: RunConfig,
+    progress: Progress,
+    chunks: Sequence[Any],
+    optimizer: Any,
+    dataset: dict[str, Any],
+    teacher: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint and make it the latest. Collective.
 
@@ -85,6 +94,7 @@ def save_checkpoint(
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
         dataset: what identifies the data (see `megatron_eve.training.data.fingerprint`).
+        teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
     assert config.checkpoint.save is not None
     root = Path(config.checkpoint.save)
@@ -97,7 +107,7 @@ def save_checkpoint(
     torch.distributed.barrier()
     with _parameters_gathered(config, chunks):
         dist_checkpointing.save(
-            _run_state(config, progress, chunks, optimizer, dataset),
+            {**_run_state(config, progress, chunks, optimizer, dataset), "teacher": teacher},
             str(partial),
             content_metadata=dict(CONTENT),
         )
@@ -149,7 +159,11 @@ def _parameters_gathered(config: RunConfig, chunks: Sequence[Any]) -> Iterator[N
 
 
 def load_checkpoint(
-    config: RunConfig, chunks: Sequence[Any], optimizer: Any, dataset: dict[str, Any]
+    config: RunConfig,
+    chunks: Sequence[Any],
+    optimizer: Any,
+    dataset: dict[str, Any],
+    teacher: dict[str, Any] | None = None,
 ) -> Progress:
     """Resume from `--load`, under any layout. Collective.
 
@@ -157,7 +171,8 @@ def load_checkpoint(
         Where the run stood; `Progress()` if the folder has no checkpoint yet.
 
     Raises:
-        CheckpointError: a checkpoint that is half there, of another model size, or made with other data.
+        CheckpointError: a checkpoint that is half there, of another model size, or made with other data, another
+            teacher, or none.
     """
     assert config.checkpoint.load is not None
     root = Path(config.checkpoint.load)
@@ -168,6 +183,7 @@ def load_checkpoint(
     saved = _open(folder)
     _check_model(folder, saved["config"]["model"], config.model, ignore=set())
     _check_data(folder, saved, config, dataset)
+    _check_teacher(folder, saved, config, teacher)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {
@@ -190,13 +206,26 @@ def load_checkpoint(
 def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:
     """Read only the weights of a checkpoint folder's latest checkpoint, for another stage or for generation.
 
+    An aligning layer that the checkpoint lacks keeps its initial weights; one that the model lacks is not read.
+
     Raises:
         CheckpointError: no checkpoint, one that is half there, or another model size.
     """
     path = _latest_folder(folder)
     saved = _open(path)
-    _check_model(path, saved["config"]["model"], model, ignore=SHAPELESS)
-    _load_model(chunks, dist_checkpointing.load(_model_state(chunks), str(path)))
+    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
+    fresh = not aligned and unwrap(chunks[0]).patch_aligning
+    ignore = SHAPELESS if aligned and not fresh else SHAPELESS | ALIGNING_SIZES
+    _check_model(path, saved["config"]["model"], model, ignore=ignore)
+    state = _model_state(chunks)
+    if fresh:
+        print_rank_0(
+            f"{path}: made without --patch-aligning, so the aligning layer keeps its initial weights"
+        )
+        for part in state.values():
+            for name in [name for name in part if is_aligning(name)]:
+                del part[name]
+    _load_model(chunks, dist_checkpointing.load(state, str(path)), optional=is_aligning if fresh else None)
 
 
 def saved_config(folder: str) -> dict[str, Any]:
@@ -234,10 +263,13 @@ def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
     return states
 
 
-def _load_model(chunks: Sequence[Any], loaded: dict[str, Any]) -> None:
+def _load_model(
+    chunks: Sequence[Any], loaded: dict[str, Any], optional: Callable[[str], bool] | None = None
+) -> None:
     for i, chunk in enumerate(chunks):
         result = unwrap(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
-        wrong = [name for name in result.missing_keys if not name.endswith(_EXTRA)] + result.unexpected_keys
+        missing = [name for name in result.missing_keys if not (optional and optional(name))]
+        wrong = [name for name in missing if not name.endswith(_EXTRA)] + result.unexpected_keys
         assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"
 
 
@@ -303,6 +335,28 @@ def _check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset:
                 f"{folder}: was made with a dataset whose {name} is {value}, this run's is {dataset.get(name)}; "
                 "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
             )
+
+
+def _check_teacher(
+    folder: Path, saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None
+) -> None:
+    """A resumed run goes on aligning with the very teacher, wherever that lies now."""
+    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
+    if aligned != config.alignment.patch_aligning:
+        flag = "--patch-aligning" if aligned else "--no-patch-aligning"
+        raise CheckpointError(
+            f"{folder}: was made with {flag}; resume with it, or start anew from its weights with "
+            "--pretrained-checkpoint"
+        )
+    before = saved.get("teacher")
+    if before and teacher:
+        for name, sha256 in before["sha256"].items():
+            if teacher["sha256"].get(name) != sha256:
+                raise CheckpointError(
+                    f"{folder}: was made with the teacher {before['path']}, whose {name} has sha256 {sha256}; that of "
+                    f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
+                    "start anew from its weights with --pretrained-checkpoint"
+                )
 
 
 def _rng_state() -> ShardedObject:

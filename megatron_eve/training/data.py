@@ -12,6 +12,7 @@ from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.training.microbatch import decodes_pixels
+from megatron_eve.training.teaching import teacher_share
 
 MOCK_SAMPLES = 4096
 
@@ -76,4 +77,5 @@ def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
         context_parallel=parallel.context_parallel_size,
         shuffle=config.data.shuffle,
         with_pixels=decodes_pixels(),
+        teacher=teacher_share(config),
     )

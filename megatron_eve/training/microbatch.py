@@ -1,7 +1,8 @@
 """From a `PackedBatch` of the loader to the model's inputs on this rank.
 
-Every rank knows a pack's shapes from the manifest. Only the first rank of a tensor-parallel group on the first
-stage decodes pixels; it sends uint8 patches to the rest of its group. Pixels never travel between stages.
+Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
+its pictures and sends uint8 patches to the others; on the last stage each of them decodes its share of the pictures
+for the teacher. Pixels never travel between stages.
 """
 
 from __future__ import annotations
@@ -12,46 +13,62 @@ from megatron.core import parallel_state
 from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.packed import packed_params
-from megatron_eve.models.vlm import ModelInputs
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
+from megatron_eve.training.aligned_cells import aligned_cells, context_rows
+from megatron_eve.training.teaching import pack_features
 
 
 def decodes_pixels() -> bool:
     """True on the ranks whose loader must decode images."""
     return (
         parallel_state.is_pipeline_first_stage(ignore_virtual=True)
-        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_tensor_and_context_parallel_rank() == 0
     )
 
 
-def model_inputs(batch: PackedBatch, *, pre_process: bool, post_process: bool) -> ModelInputs:
+def model_inputs(
+    batch: PackedBatch, chunk: VisionLanguageModel, teacher: Teacher | None = None
+) -> ModelInputs:
     """Move what a model chunk needs of a pack to the device.
 
     Rows with labels are picked here, on the host, so that the device is never asked for a count.
 
     Args:
         batch: the pack, on the host.
-        pre_process: the chunk embeds tokens and patches.
-        post_process: the chunk computes losses.
+        chunk: which inputs are wanted follows from its place in the pipeline.
+        teacher: gives the aligning layer its targets; without one it is passed over.
     """
     device = accelerator().device
+    lengths = batch.cu_seqlens_padded.diff().tolist()
     inputs = ModelInputs(
-        packed=packed_params(
-            batch.cu_seqlens.to(device),
-            batch.cu_seqlens_padded.to(device),
-            batch.cu_seqlens_padded.diff().tolist(),
-        ),
+        packed=packed_params(batch.cu_seqlens.to(device), batch.cu_seqlens_padded.to(device), lengths),
         position_ids=batch.position_ids.to(device),
     )
-    if pre_process:
+    mine = context_rows(batch)
+    if mine is not None:
+        size = parallel_state.get_context_parallel_world_size()
+        inputs.packed.gathered_order = gathered_order(lengths, size).to(device)
+        inputs.context_rows = mine.to(device)
+    if chunk.patch_aligning:
+        cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
+        inputs.packed.taps = cells.rows
+        if chunk.post_process and teacher is not None:
+            index = cells.teacher_index(teacher.grid).to(device)
+            inputs.teacher_features = pack_features(teacher, batch)[index]
+            inputs.cell_weights = cells.weights().to(device)
+    if chunk.pre_process:
         inputs.tokens = batch.tokens.to(device)
         inputs.patches = _shared_patches(batch)
         inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
         inputs.image_rows = image_rows(batch.image_starts, batch.image_grids).to(device)
-    if post_process:
-        rows = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+    if chunk.post_process:
+        labels = batch.labels if mine is None else batch.labels[mine]
+        rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
         inputs.output_rows = rows.to(device)
-        inputs.labels = batch.labels[rows].to(device)
+        inputs.labels = labels[rows].to(device)
     return inputs
 
 
@@ -72,14 +89,14 @@ def image_rows(image_starts: torch.Tensor, image_grids: torch.Tensor) -> torch.T
 
 
 def _shared_patches(batch: PackedBatch) -> torch.Tensor:
-    """uint8 [P, 588], decoded on one rank of the tensor-parallel group and broadcast to the others."""
+    """uint8 [P, 588], decoded on one of the ranks that share the pack and broadcast to the others."""
     device = accelerator().device
     if batch.patches is not None:
         patches = batch.patches.to(device)
     else:
         patches = torch.empty(batch.num_patches, PATCH_VALUES, dtype=torch.uint8, device=device)
-    if parallel_state.get_tensor_model_parallel_world_size() > 1 and batch.num_patches:
+    if parallel_state.get_tensor_and_context_parallel_world_size() > 1 and batch.num_patches:
         torch.distributed.broadcast(
-            patches, group=parallel_state.get_tensor_model_parallel_group(), group_src=0
+            patches, group=parallel_state.get_tensor_and_context_parallel_group(), group_src=0
         )
     return patches

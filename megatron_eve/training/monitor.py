@@ -25,7 +25,7 @@ class Monitor:
 
     def __init__(self, config: RunConfig, active: bool, start: int) -> None:
         self._config = config
-        self._active = active
+        self.active = active
         self._started = time.perf_counter()
         self._losses: Any = None
         self._board: Any = None
@@ -49,17 +49,27 @@ class Monitor:
         losses: dict[str, torch.Tensor],
         learning_rate: float,
         grad_norm: float,
+        flops: float,
     ) -> None:
-        """Report an iteration that just ended (losses are read here, which waits for the device)."""
-        if not self._active:
+        """Report an iteration that just ended (losses are read here, which waits for the device).
+
+        Args:
+            iteration, consumed_samples: where the run stands now.
+            step: what the iteration held.
+            losses: by name, as logged: "lm loss", and "align loss" with the aligning layer.
+            learning_rate: of parameters without a rate of their own.
+            grad_norm: before any clipping.
+            flops: model FLOPs of the iteration on each rank (see `training/flops.py`).
+        """
+        if not self.active:
             return
         seconds = time.perf_counter() - self._started
-        loss = float(losses["lm loss"])
+        values = {name.replace(" ", "_"): float(loss) for name, loss in losses.items()}
         record = {
             "iteration": iteration,
             "consumed_samples": consumed_samples,
-            "lm_loss": loss,
-            "lm_loss_hex": loss.hex(),
+            **values,
+            **{f"{name}_hex": value.hex() for name, value in values.items()},
             "lr": learning_rate,
             "grad_norm": grad_norm,
             "samples": len(step.sample_ids),
@@ -68,12 +78,13 @@ class Monitor:
             "images": step.num_images,
             "seconds": seconds,
             "pack_fill": step.capacity_fraction,
+            "tflops_per_gpu": flops / seconds / 1e12,
         }
         if self._losses:
             self._losses.write(json.dumps(record) + "\n")
             self._losses.flush()
         if self._board:
-            for name in ("lm_loss", "lr", "grad_norm", "pack_fill"):
+            for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu"):
                 self._board.add_scalar(name, record[name], iteration)
             self._board.add_scalar("samples_per_second", len(step.sample_ids) / seconds, iteration)
             self._board.add_scalar("tokens_per_second", step.num_tokens / seconds, iteration)
@@ -82,17 +93,19 @@ class Monitor:
 
     def _line(self, record: dict[str, Any]) -> str:
         seconds = record["seconds"]
+        aligning = f" align loss: {record['align_loss']:.6E} |" if "align_loss" in record else ""
         return (
             f" iteration {record['iteration']:8d}/{self._config.total_iterations:8d} |"
             f" consumed samples: {record['consumed_samples']:12d} |"
             f" elapsed time per iteration (ms): {1000 * seconds:.1f} |"
             f" learning rate: {record['lr']:.6E} |"
             f" global batch size: {record['samples']:5d} |"
-            f" lm loss: {record['lm_loss']:.6E} |"
+            f" lm loss: {record['lm_loss']:.6E} |{aligning}"
             f" grad norm: {record['grad_norm']:.3f} |"
             f" samples/s: {record['samples'] / seconds:.1f} |"
             f" tokens/s: {record['tokens'] / seconds:.0f} |"
             f" pack fill: {record['pack_fill']:.3f} |"
+            f" throughput per GPU (TFLOP/s/GPU): {record['tflops_per_gpu']:.4g} |"
         )
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.models.vlm import ALIGNING_PARAMETERS, VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stage:
 
 STAGES: dict[int, Stage] = {
     # The decoder stays as the language model left it, so that noisy early visual rows cannot break it.
-    1: Stage("LLM-guided pre-alignment", ("vision_model.*",)),
+    1: Stage("LLM-guided pre-alignment", ("vision_model.*", *ALIGNING_PARAMETERS)),
     2: Stage("generative pretraining", ("*",)),
     3: Stage("supervised fine-tuning", ("*",)),
 }

@@ -15,36 +15,50 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import unwrap
 
 
 def forward_step(
-    batches: Iterator[PackedBatch], model: torch.nn.Module, *, loss_function: LossFunction
-) -> tuple[torch.Tensor, LossFunction]:
+    batches: Iterator[PackedBatch],
+    model: torch.nn.Module,
+    *,
+    normalizer: Normalizer,
+    teacher: Teacher | None,
+) -> tuple[Any, LossFunction]:
     """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
-    chunk = unwrap(model)
-    inputs = model_inputs(next(batches), pre_process=chunk.pre_process, post_process=chunk.post_process)
-    return model(inputs), loss_function
+    batch = next(batches)
+    return model(model_inputs(batch, unwrap(model), teacher)), normalizer.loss_function(batch)
 
 
 def forward_backward(
     chunks: Sequence[DistributedDataParallel],
     step: Step,
     normalizer: Normalizer,
+    teacher: Teacher | None = None,
     *,
     forward_only: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Run a step's packs forward and backward; gradients are left reduced in the DDP buffers.
 
+    Args:
+        chunks: this rank's model chunks, in DDP.
+        step: the packs.
+        normalizer: what the losses are divided by.
+        teacher: on the last stage of a model with an aligning layer.
+        forward_only: losses without gradients.
+
     Returns:
-        Losses of the whole step by name, float64 scalars, the same on every rank of the last stage (zero elsewhere).
+        Losses of the whole step by name ("lm loss", and "align loss" with the aligning layer), float64 scalars, the
+        same on every rank of the last stage (zero elsewhere).
     """
     interleaved = len(chunks) > 1
     iterators = [iter(step.batches) for _ in chunks]
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, loss_function=normalizer.language_loss()),
+        forward_step_func=partial(forward_step, normalizer=normalizer, teacher=teacher),
         data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=step.num_microbatches,
@@ -52,22 +66,30 @@ def forward_backward(
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return _reduce(results)
+    return _reduce(results, unwrap(chunks[0]))
 
 
-def _reduce(results: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Sum the reported shares over microbatches and data-parallel ranks, in float64 and in a fixed order."""
-    total = torch.zeros((), dtype=torch.float64, device=accelerator().device)
+def _reduce(results: list[dict[str, torch.Tensor]], chunk: VisionLanguageModel) -> dict[str, torch.Tensor]:
+    """Sum the reported shares over microbatches and ranks, in float64 and in a fixed order."""
+    names = ["lm loss", "align loss"] if chunk.patch_aligning else ["lm loss"]
+    totals = torch.zeros(len(names), dtype=torch.float64, device=accelerator().device)
     for result in results:
-        total += result["lm loss"]
+        totals += torch.stack([result[name].double() for name in names])
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        torch.distributed.all_reduce(total, group=group)
-    return {"lm loss": total}
+        torch.distributed.all_reduce(totals, group=group)
+        if chunk.patch_aligning and chunk.config.sequence_parallel:
+            # Each tensor-parallel rank aligned its own rows.
+            torch.distributed.all_reduce(totals[1:], group=parallel_state.get_tensor_model_parallel_group())
+    return dict(zip(names, totals, strict=True))
 
 
 def train_step(
-    chunks: Sequence[DistributedDataParallel], optimizer: Any, step: Step, normalizer: Normalizer
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: Any,
+    step: Step,
+    normalizer: Normalizer,
+    teacher: Teacher | None = None,
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Forward, backward, update.
 
@@ -81,7 +103,7 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    losses = forward_backward(chunks, step, normalizer)
+    losses = forward_backward(chunks, step, normalizer, teacher)
     succeeded, grad_norm, _ = optimizer.step()
     if not succeeded or not math.isfinite(grad_norm):
         raise FloatingPointError(

@@ -13,28 +13,41 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
-from megatron_eve.data.loader import StepLoader
+from megatron_eve.data.batch import VisionDataset
+from megatron_eve.data.loader import Step, StepLoader
+from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint
 from megatron_eve.training.data import build_loader, fingerprint, open_dataset
+from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.stages import STAGES
 from megatron_eve.training.step import train_step
+from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
 
 
 @dataclass
 class Trainer:
-    """What a run is made of, on this rank, ready for its next step."""
+    """What a run is made of, on this rank, ready for its next step.
+
+    Attributes:
+        samples: the dataset.
+        dataset, teacher_identity: what identifies it, and the teacher, in a checkpoint.
+        teacher: on ranks of the last stage, with the aligning layer.
+    """
 
     config: RunConfig
     chunks: list[DistributedDataParallel]
     optimizer: Any
     scheduler: Any
     loader: StepLoader
+    samples: VisionDataset
     dataset: dict[str, Any]
     progress: Progress
+    teacher: Teacher | None = None
+    teacher_identity: dict[str, Any] | None = None
 
 
 def setup(config: RunConfig) -> Trainer:
@@ -44,6 +57,8 @@ def setup(config: RunConfig) -> Trainer:
     """
     data = open_dataset(config)
     loader = build_loader(config, data)
+    teacher = build_teacher(config)
+    identity = shared_identity(config)
     bare = build_chunks(config)
     if config.checkpoint.pretrained_checkpoint:
         load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
@@ -51,10 +66,12 @@ def setup(config: RunConfig) -> Trainer:
     optimizer = build_optimizer(config, chunks)
     progress = Progress()
     if config.checkpoint.load:
-        progress = load_checkpoint(config, chunks, optimizer, fingerprint(data))
+        progress = load_checkpoint(config, chunks, optimizer, fingerprint(data), identity)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
-    return Trainer(config, chunks, optimizer, scheduler, loader, fingerprint(data), progress)
+    return Trainer(
+        config, chunks, optimizer, scheduler, loader, data, fingerprint(data), progress, teacher, identity
+    )
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
@@ -80,19 +97,32 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> dict[str, tor
     step = trainer.loader.step(done.consumed_samples, count)
     normalizer = Normalizer(
         num_labels=step.num_labels,
+        num_images=step.num_images,
         num_microbatches=step.num_microbatches,
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        align_loss_weight=config.alignment.align_loss_weight,
         kind=config.training.loss_normalization,
     )
     rate = learning_rate(trainer.optimizer)
-    losses, grad_norm = train_step(trainer.chunks, trainer.optimizer, step, normalizer)
+    losses, grad_norm = train_step(trainer.chunks, trainer.optimizer, step, normalizer, trainer.teacher)
     trainer.scheduler.step(increment=count)
     trainer.progress = Progress(done.iteration + 1, done.consumed_samples + count)
-    if monitor:
-        monitor.report(
-            trainer.progress.iteration, trainer.progress.consumed_samples, step, losses, rate, grad_norm
-        )
+    if monitor and monitor.active:
+        progress, flops = trainer.progress, _flops(trainer, step)
+        monitor.report(progress.iteration, progress.consumed_samples, step, losses, rate, grad_norm, flops)
     return losses
+
+
+def _flops(trainer: Trainer, step: Step) -> float:
+    """Model FLOPs of a step on each rank."""
+    config = trainer.config
+    parts = model_flops(
+        config.model,
+        step_work(trainer.samples, step.sample_ids),
+        decoder_trains=config.training.stage != 1,
+        teacher=teacher_sizes(config),
+    )
+    return sum(parts.values()) / torch.distributed.get_world_size()
 
 
 def train(config: RunConfig) -> None:
@@ -121,7 +151,14 @@ def train(config: RunConfig) -> None:
 
 
 def _save(trainer: Trainer) -> int:
-    save_checkpoint(trainer.config, trainer.progress, trainer.chunks, trainer.optimizer, trainer.dataset)
+    save_checkpoint(
+        trainer.config,
+        trainer.progress,
+        trainer.chunks,
+        trainer.optimizer,
+        trainer.dataset,
+        trainer.teacher_identity,
+    )
     print_rank_0(
         f"saved checkpoint at iteration {trainer.progress.iteration} to {trainer.config.checkpoint.save}"
     )

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from megatron_eve.config import ModelConfig
 from megatron_eve.convert.load import model_config_of
 from megatron_eve.data.conversation import ConversationError, encode_conversation, encode_prompt
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
-from megatron_eve.data.images import resize
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
+from megatron_eve.data.images import padded_square, resize, teacher_square
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.verification.report import Row, equal
 
-# int(255 * mean) of CLIP's mean, the colour the published code pads with.
-PAD_COLOUR = (122, 116, 104)
 TEACHER_SIZE = 336
+# The published configuration's name of the teacher's folder, beside that of the weights in the cases.
+_TEACHER = "mm_vision_tower_clip"
 
 
 def linked(folder: Path, name: str) -> Path:
@@ -42,6 +42,7 @@ class ModelCase:
         meta: meta.json.
         inputs, outputs: tensors by name.
         hf: folder of the weights.
+        teacher: folder of the teacher, None where the case has no aligning loss or the folder is not there.
         model: sizes of the model.
         images: for each sample, its picture file, or None where the text has no image.
     """
@@ -51,6 +52,7 @@ class ModelCase:
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
     hf: Path
+    teacher: Path | None
     model: ModelConfig
     images: list[Path | None]
 
@@ -62,26 +64,22 @@ def read_model_case(folder: Path) -> ModelCase:
     inputs = load_file(folder / "inputs.safetensors")
     raw = {path.name.split("_", 1)[0]: path for path in (folder / "raw").glob("*.png")}
     images = [raw[str(i)] if (row == -200).any() else None for i, row in enumerate(inputs["input_ids"])]
+    outputs = load_file(folder / "outputs.safetensors")
+    teacher = hf.resolve().parent / json.loads((hf / "config.json").read_text(encoding="utf-8"))[_TEACHER]
+    aligned = "clip_loss" in outputs and (teacher / "config.json").is_file()
+    width = (
+        json.loads((teacher / "config.json").read_text(encoding="utf-8"))["hidden_size"] if aligned else None
+    )
     return ModelCase(
         folder=folder,
         meta=meta,
         inputs=inputs,
-        outputs=load_file(folder / "outputs.safetensors"),
+        outputs=outputs,
         hf=hf,
-        model=model_config_of(hf, meta["image_size"], meta["image_size_clip"]),
+        teacher=teacher if aligned else None,
+        model=model_config_of(hf, meta["image_size"], meta["image_size_clip"], width),
         images=images,
     )
-
-
-def padded_square(pixels: np.ndarray, size: int, ratio: int) -> np.ndarray:
-    """The published square canvas around a resized picture, uint8 [size, size, 3]; for comparison only."""
-    height, width, _ = pixels.shape
-    unit = 14 * ratio
-    top, left = (((size - height) // unit) // 2) * unit, (((size - width) // unit) // 2) * unit
-    canvas = np.empty((size, size, 3), dtype=np.uint8)
-    canvas[:] = PAD_COLOUR
-    canvas[top : top + height, left : left + width] = pixels
-    return canvas
 
 
 def canvases(
@@ -90,11 +88,9 @@ def canvases(
     """Both published canvases of a picture file: the model's and the teacher's."""
     with Image.open(path) as picture:
         image = picture.convert("RGB")
-    eve = padded_square(
-        resize(image, geometry.width, geometry.height), image_size, image_size // teacher_size
-    )
-    teacher = padded_square(resize(image, geometry.teacher_width, geometry.teacher_height), teacher_size, 1)
-    return eve, teacher
+    resized = resize(image, geometry.width, geometry.height)
+    eve = padded_square(resized, image_size, PATCH_SIZE * image_size // teacher_size)
+    return eve, teacher_square(image, geometry, teacher_size, PATCH_SIZE)
 
 
 def check_pictures(case: ModelCase) -> Iterator[Row]:

@@ -14,20 +14,30 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from PIL import Image
 
-from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig, validate
+from megatron_eve.config import (
+    AlignmentConfig,
+    DataConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+    validate,
+)
 from megatron_eve.convert.load import global_parameters, load_hf_weights, model_config_of
-from megatron_eve.convert.tables import Sizes, to_hf
+from megatron_eve.convert.tables import ALIGNING_HF_KEYS, Sizes, to_hf
 from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.inference.generate import Prompt, generate, generation_config
+from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.aligned_cells import AlignedCells, aligned_cells, context_rows
 from megatron_eve.training.data import build_loader
 from megatron_eve.training.initialize import model_parallel
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
 from megatron_eve.training.step import forward_backward
+from megatron_eve.training.teaching import build_teacher
 from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
 from megatron_eve.verification.report import ACTIVATIONS, GRADIENTS, LOSSES, Row, absolute, equal, relative
 
@@ -79,23 +89,36 @@ class CaseDataset:
             return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
 
 
-def case_config(case: ModelCase, parallel: ParallelConfig) -> RunConfig:
+def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> RunConfig:
     """A configuration that runs a case: packs as small as its longest sample, so that there are several."""
-    multiple = parallel.tensor_model_parallel_size
+    context = parallel.context_parallel_size
+    multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
     longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
     return RunConfig(
         model=case.model,
         # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False),
-        training=TrainingConfig(global_batch_size=len(case.images), train_iters=1, transformer_impl="local"),
+        training=TrainingConfig(
+            stage=1 if case.meta.get("stage") == "stage1" else 3,
+            global_batch_size=len(case.images),
+            train_iters=1,
+            transformer_impl="local",
+            recompute_granularity="full" if recompute else None,
+            recompute_method="uniform" if recompute else None,
+            recompute_num_layers=1 if recompute else None,
+        ),
+        alignment=AlignmentConfig(
+            patch_aligning=case.teacher is not None,
+            teacher_model=str(case.teacher) if case.teacher else None,
+        ),
         data=DataConfig(seq_length=-(-longest // multiple) * multiple, shuffle=False, mock_data=True),
     )
 
 
-def check_model_case(folder: Path, parallel: ParallelConfig) -> list[Row]:
+def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[Row]:
     """Run one case under a layout, in the process group that exists. Collective; every rank has all rows."""
     case = read_model_case(folder)
-    config = case_config(case, parallel)
+    config = case_config(case, parallel, recompute)
     validate(config, torch.distributed.get_world_size())
     with model_parallel(config):
         return _check_under_layout(case, config)
@@ -105,22 +128,47 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     bare = build_chunks(config)
     load_hf_weights(case.hf, bare, case.model)
     chunks = wrap_for_training(config, bare)
+    teacher = build_teacher(config)
     loader = build_loader(config, CaseDataset(case))
     step = loader.step(0)
     rows = list(check_pictures(case))
     rows += _gathered(_check_embeddings(case, bare[0], step.batches))
-    rows += _gathered(_check_logits(case, chunks, step.batches))
+    outputs = _forward(chunks, step.batches, teacher)
+    for sample in range(len(case.images)):
+        rows += _compare_logits(case, sample, outputs["logits", sample][:, : case.model.vocab_size])
+        for name in (f"pal_pred.{sample}", f"pal_teacher.{sample}"):
+            # Samples without an image are aligned with nothing; the published code runs them for the graph alone.
+            if case.teacher is not None and case.images[sample] is not None and name in case.outputs:
+                ours = outputs[name.split(".")[0], sample]
+                rows.append(relative(name, ours, case.outputs[name], ACTIVATIONS))
     normalizer = Normalizer(
-        step.num_labels, step.num_microbatches, parallel_state.get_data_parallel_world_size()
+        num_labels=step.num_labels,
+        num_images=step.num_images,
+        num_microbatches=step.num_microbatches,
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
     )
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    losses = forward_backward(chunks, step, normalizer)
-    if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
-        loss = absolute("llm_loss", float(losses["lm loss"]), float(case.outputs["llm_loss"]), LOSSES)
-    rows += _gathered([loss] if parallel_state.is_pipeline_last_stage(ignore_virtual=True) else [])
-    rows += _check_gradients(case, _gradients(bare, case))
+    losses = forward_backward(chunks, step, normalizer, teacher)
+    rows += _gathered(_check_losses(case, losses))
+    rows += _check_gradients(case, whole_gradients(bare, case))
     loader.close()
+    return rows
+
+
+def _check_losses(case: ModelCase, losses: dict[str, torch.Tensor]) -> list[Row]:
+    """Both losses and their sum, on the last stage."""
+    if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        return []
+    names = {"llm_loss": "lm loss", "clip_loss": "align loss"}
+    rows = [
+        absolute(theirs, float(losses[ours]), float(case.outputs[theirs]), LOSSES)
+        for theirs, ours in names.items()
+        if ours in losses
+    ]
+    if case.teacher is not None:
+        total = float(sum(losses.values()))
+        rows.append(absolute("total_loss", total, float(case.outputs["total_loss"]), LOSSES))
     return rows
 
 
@@ -152,7 +200,7 @@ def _check_embeddings(
         return []
     rows = []
     for batch in batches:
-        inputs = model_inputs(batch, pre_process=True, post_process=False)
+        inputs = model_inputs(batch, first)
         hidden = first.embed(inputs)[:, 0]
         patch_rows = first.vision_model.patch_embedding(inputs.patches, inputs.image_grids)
         images = iter(zip(batch.image_grids.tolist(), _split_images(batch, patch_rows), strict=True))
@@ -177,17 +225,41 @@ def _split_images(batch: PackedBatch, rows: torch.Tensor) -> tuple[torch.Tensor,
     return rows.split((1 + grids[:, 0] * (grids[:, 1] + 1)).tolist())
 
 
+# A part of an output on one rank: name and sample, which of its rows, and the rows.
+_Piece = tuple[tuple[str, int], torch.Tensor, torch.Tensor]
+
+
 @torch.no_grad()
-def _check_logits(
-    case: ModelCase, chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch]
-) -> list[Row]:
-    """Logits of every real row, through the schedule."""
+def _forward(
+    chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch], teacher: Teacher | None
+) -> dict[tuple[str, int], torch.Tensor]:
+    """Logits of every real row, predictions and targets of the aligning layer, through the schedule. Collective.
+
+    Returns:
+        On every rank, by ("logits" | "pal_pred" | "pal_teacher", sample).
+    """
+    predicted: list[torch.Tensor] = []
+    last = unwrap(chunks[-1])
+    hook = None
+    if last.post_process and last.patch_aligning:
+        hook = last.aligning_layer.register_forward_hook(lambda *call: predicted.append(call[-1]))
 
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         chunk, batch = unwrap(model), next(iterator)
-        inputs = model_inputs(batch, pre_process=chunk.pre_process, post_process=False)
-        inputs.output_rows = torch.arange(len(batch.tokens))
-        return model(inputs), lambda logits: (logits.new_zeros(()), (batch, logits))
+        inputs = model_inputs(batch, chunk, teacher)
+        mine = context_rows(batch)
+        mine = torch.arange(len(batch.tokens)) if mine is None else mine
+        inputs.labels, inputs.output_rows = None, torch.arange(len(mine))
+
+        def collect(logits: torch.Tensor) -> tuple[torch.Tensor, list[_Piece]]:
+            pieces = list(_logit_pieces(batch, mine, logits))
+            if inputs.teacher_features is not None:
+                cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
+                pieces += _aligning_pieces(batch, cells, "pal_pred", predicted.pop())
+                pieces += _aligning_pieces(batch, cells, "pal_teacher", inputs.teacher_features)
+            return logits.new_zeros(()), pieces
+
+        return model(inputs), collect
 
     interleaved = len(chunks) > 1
     results = get_forward_backward_func()(
@@ -199,11 +271,38 @@ def _check_logits(
         micro_batch_size=1,
         forward_only=True,
     )
-    rows: list[Row] = []
-    for batch, logits in results:
-        for sample, place in _samples(batch):
-            rows += _compare_logits(case, sample, logits[place, : case.model.vocab_size])
-    return rows
+    if hook is not None:
+        hook.remove()
+    everyone: list[list[_Piece]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, [piece for result in results for piece in result])
+    parts: dict[tuple[str, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for name, rows, values in (piece for some in everyone for piece in some):
+        parts.setdefault(name, []).append((rows, values))
+    whole = {}
+    for name, some in parts.items():
+        values = torch.cat([value for _, value in some])
+        whole[name] = values.new_full(
+            (int(max(r.max() for r, _ in some if len(r))) + 1, values.shape[1]), torch.nan
+        )
+        whole[name][torch.cat([rows for rows, _ in some])] = values
+    return whole
+
+
+def _logit_pieces(batch: PackedBatch, mine: torch.Tensor, logits: torch.Tensor) -> Iterator[_Piece]:
+    for sample, place in _samples(batch):
+        here = (mine >= place.start) & (mine < place.stop)
+        yield ("logits", sample), mine[here] - place.start, logits[here.to(logits.device)].cpu()
+
+
+def _aligning_pieces(
+    batch: PackedBatch, cells: AlignedCells, name: str, values: torch.Tensor
+) -> Iterator[_Piece]:
+    """Rows of the aligning layer, counted over the teacher patches of their image."""
+    owners = torch.bucketize(batch.image_starts, batch.cu_seqlens_padded[1:].long(), right=True)
+    for image, owner in enumerate(owners.tolist()):
+        here = cells.images == image
+        patch = cells.patches[here, 0] * cells.grids[image, 1] + cells.patches[here, 1]
+        yield (name, int(batch.sample_ids[owner])), patch, values[here.to(values.device)].cpu()
 
 
 def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[Row]:
@@ -226,37 +325,43 @@ def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[
     ]
 
 
-def _gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[str, torch.Tensor]:
+def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[str, torch.Tensor]:
     """Gradients of all parameters under their Hugging Face names, whole, on every rank. Collective."""
     group = parallel_state.get_tensor_model_parallel_group()
     size = parallel_state.get_tensor_model_parallel_world_size()
     mine: dict[str, torch.Tensor] = {}
     for name, parameter, padded in global_parameters(chunks):
+        if not parameter.requires_grad:
+            continue
         gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
         shards = [torch.empty_like(gradient) for _ in range(size)]
         torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
         shards = [shard.cpu() for shard in shards]
-        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case.model.vocab_size))
+        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case.model))
     everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everyone, mine)
     return {name: gradient for some in everyone for name, gradient in some.items()}
 
 
 def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> list[Row]:
-    """Gradients of the language loss. `grad.*` is of the total loss; where its aligning part is given apart it is
-    taken out, and lm_head gets none of it. Gradients given only as a total wait for the aligning layer."""
-    outputs = case.outputs
-    no_aligning = float(outputs.get("clip_loss", torch.zeros(()))) == 0.0
-    rows = []
+    """`grad.*` is of the total loss. Where there is no teacher to align with, only gradients of the language loss can
+    be compared: those whose aligning part is given apart, and lm_head's, which gets none of it."""
+    outputs, rows = case.outputs, []
+    total = case.teacher is not None or float(outputs.get("clip_loss", torch.zeros(()))) == 0.0
     for key, golden in outputs.items():
-        if not key.startswith("grad.") or "vision_tower_compressor" in key:
+        if not key.startswith("grad."):
             continue
         name = key.removeprefix("grad.")
-        if f"grad_clip.{name}" in outputs:
-            golden = golden - outputs[f"grad_clip.{name}"]
-        elif name != "lm_head.weight" and not no_aligning:
-            continue
-        rows.append(relative(f"language grad.{name}", gradients[name], golden, GRADIENTS))
+        if total:
+            if name in gradients:
+                rows.append(relative(key, gradients[name], golden, GRADIENTS))
+            elif not ALIGNING_HF_KEYS.fullmatch(name):  # a batch without any image needs no teacher
+                rows.append(equal(f"{key} is missing", 1))
+        elif f"grad_clip.{name}" in outputs:
+            language = golden - outputs[f"grad_clip.{name}"]
+            rows.append(relative(f"language {key}", gradients[name], language, GRADIENTS))
+        elif name == "lm_head.weight":
+            rows.append(relative(f"language {key}", gradients[name], golden, GRADIENTS))
     return rows
 
 

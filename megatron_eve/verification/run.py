@@ -10,8 +10,13 @@ from megatron_eve.verification.model import check_greedy, check_model_case
 from megatron_eve.verification.report import Row
 
 
-def check_folder(folder: Path, parallel: ParallelConfig) -> list[Row]:
+def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[Row]:
     """All rows of one golden folder under a layout; the process group of all ranks exists. Collective.
+
+    Args:
+        folder: the case.
+        parallel: the layout.
+        recompute: run model cases with full recomputation.
 
     Raises:
         FileNotFoundError: the folder is of no known form.
@@ -23,5 +28,5 @@ def check_folder(folder: Path, parallel: ParallelConfig) -> list[Row]:
     if (folder / "greedy.json").is_file():
         return check_greedy(folder, parallel)
     if (folder / "meta.json").is_file():
-        return check_model_case(folder, parallel)
+        return check_model_case(folder, parallel, recompute)
     raise FileNotFoundError(f"{folder}: not a golden case")

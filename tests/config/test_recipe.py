@@ -90,7 +90,7 @@ def test_tiny_recipes_load(stage: int) -> None:
     path = Path(__file__).parents[2] / "examples" / "eve_tiny" / f"stage{stage}.yaml"
     config = load_recipe(path)
     assert config.training.stage == stage
-    assert config.optimizer.min_lr == 0.0
+    assert config.optimizer.min_lr == 0.0 and config.alignment.patch_aligning
     assert config.model == PRESETS["eve_tiny"]
 
 

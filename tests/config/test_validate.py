@@ -40,7 +40,13 @@ def test_a_good_configuration() -> None:
         ({"parallel": {"tensor_model_parallel_size": 0}}, "--tensor-model-parallel-size 0", "at least 1"),
         ({"parallel": {"tensor_model_parallel_size": 8}}, "--tensor-model-parallel-size 8", "must divide"),
         ({"parallel": {"sequence_parallel": True}}, "--sequence-parallel", "above 1"),
-        ({"parallel": {"context_parallel_size": 2}}, "--context-parallel-size 2", "set it to 1"),
+        (
+            {"parallel": {"context_parallel_size": 3}},
+            "--tensor-model-parallel-size 1",
+            "start a multiple of 3",
+        ),
+        ({"parallel": {"context_parallel_size": 2}, "data": {"seq_length": 510}}, "--seq-length 510", "of 4"),
+        ({"model": {"tap_interval": 0}}, "--tap-interval 0", "at least 1"),
         ({"parallel": {"overlap_param_gather": True}}, "--overlap-param-gather", "--overlap-grad-reduce"),
         ({"parallel": {"num_layers_per_virtual_pipeline_stage": 1}}, "--num-layers-per-virtual", "above 1"),
         (

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.convert.tables import (
+    ALIGNING_HF_KEYS,
     EVE_RULES,
     IGNORED_HF_KEYS,
     QKV,
@@ -20,6 +21,7 @@ from megatron_eve.convert.tables import (
     GatedMLP,
     Row,
     Sizes,
+    eve_rules,
     rule_for,
     to_hf,
 )
@@ -62,31 +64,44 @@ def test_qkv_is_grouped_as_megatron_wants() -> None:
 
 def test_vocabulary_padding_is_stripped() -> None:
     sizes = Sizes(num_query_groups=1, head_dim=1, padded_vocab_size=8)
-    rule, _ = rule_for("output_layer.weight")
+    rule, _ = rule_for("output_layer.weight", EVE_RULES)
     weight = torch.randn(5, 3)
     full = rule.layout.merge([weight], sizes)
     assert full.shape == (8, 3) and not full[5:].any()
     shards = [rule.layout.shard(full, rank, 2) for rank in range(2)]
-    assert torch.equal(to_hf("output_layer.weight", shards, sizes, 5)["lm_head.weight"], weight)
+    assert torch.equal(
+        to_hf("output_layer.weight", shards, sizes, ModelConfig(vocab_size=5))["lm_head.weight"], weight
+    )
 
 
 def test_unknown_name() -> None:
     with pytest.raises(KeyError, match=r"no rule for decoder\.moe"):
-        rule_for("decoder.moe")
+        rule_for("decoder.moe", EVE_RULES)
 
 
 def test_every_published_key_has_a_place() -> None:
-    """98 keys are needed for inference; everything else in the folder is ignored on purpose."""
+    """98 keys are needed for inference, 13 by the aligning layer; everything else is ignored on purpose."""
     keys = set(load_file(find_golden("_shared/hf_mini224") / "model.safetensors"))
     fixed = {name.replace("*", str(i)) for rule in EVE_RULES for name in rule.hf for i in range(8)}
     ours = {key for key in keys if key in fixed or key.startswith("model.vision_tower.")}
     assert len(ours) == 98
-    assert all(IGNORED_HF_KEYS.fullmatch(key) for key in keys - ours)
+    aligning = {key for key in keys if ALIGNING_HF_KEYS.fullmatch(key)}
+    rules = [rule for rule in eve_rules(ModelConfig()) if rule not in EVE_RULES]
+    assert aligning == {
+        name.replace("*", end) for rule in rules for name in rule.hf for end in ("weight", "bias")
+    }
+    assert len(aligning) == 13
+    assert all(IGNORED_HF_KEYS.fullmatch(key) for key in keys - ours - aligning)
 
 
-def config(parallel: ParallelConfig, model: ModelConfig | None = None) -> RunConfig:
+def config(
+    parallel: ParallelConfig, model: ModelConfig | None = None, patch_aligning: bool = False
+) -> RunConfig:
     return RunConfig(
-        model=model or ModelConfig(), parallel=parallel, training=TrainingConfig(transformer_impl="local")
+        model=model or ModelConfig(),
+        parallel=parallel,
+        training=TrainingConfig(transformer_impl="local"),
+        alignment=AlignmentConfig(patch_aligning=patch_aligning),
     )
 
 
@@ -107,19 +122,21 @@ def load_and_collect(some: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
             shards = [torch.empty_like(parameter) for _ in range(size)]
             group = parallel_state.get_tensor_model_parallel_group()
             torch.distributed.all_gather(shards, parameter.detach().contiguous(), group=group)
-            found.update(to_hf(name, shards, Sizes.of(some.model, padded), some.model.vocab_size))
+            found.update(to_hf(name, shards, Sizes.of(some.model, padded), some.model))
     return found
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("aligning", [False, True], ids=["plain", "aligning"])
 @parametrize(ONE, TP2_SP, PP2_VPP2, TP2_PP2)
-def test_loading_is_bit_exact(ranks: RankPool, layout: Layout) -> None:
+def test_loading_is_bit_exact(ranks: RankPool, layout: Layout, aligning: bool) -> None:
     folder = find_golden("_shared/hf_mini224")
     golden = load_file(folder / "model.safetensors")
     found: dict[str, torch.Tensor] = {}
-    for some in ranks.run(layout.world_size, load_and_collect, config(layout.parallel), folder):
+    some_config = config(layout.parallel, patch_aligning=aligning)
+    for some in ranks.run(layout.world_size, load_and_collect, some_config, folder):
         found.update(some)
-    assert len(found) == 98
+    assert len(found) == 98 + 13 * aligning
     assert all(torch.equal(tensor, golden[name]) for name, tensor in found.items())
 
 

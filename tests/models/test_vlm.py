@@ -51,7 +51,8 @@ def pack_logits(
             ends = (batch.cu_seqlens_padded[:-1] + batch.cu_seqlens.diff()).tolist()
             if edit in pack:
                 batch.tokens[ends[list(pack).index(edit)] - 1] = 7
-            inputs = model_inputs(batch, pre_process=True, post_process=False)
+            inputs = model_inputs(batch, model)
+            inputs.labels = None
             inputs.output_rows = torch.arange(len(batch.tokens))
             logits = model(inputs)
             starts = batch.cu_seqlens_padded.tolist()
@@ -97,7 +98,7 @@ def losses_and_gradients(some: RunConfig, pack: Sequence[int]) -> tuple[torch.Te
 
     with model_parallel(some):
         (model,) = build_chunks(some)
-        losses = model(model_inputs(mock_batch(some, pack), pre_process=True, post_process=True))
+        losses = model(model_inputs(mock_batch(some, pack), model)).language
         losses.sum().backward()
         norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
         assert len(norms) == len(list(model.parameters())), "a parameter got no gradient"

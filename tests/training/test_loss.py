@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from megatron_eve.models.vlm import ModelLosses
 from megatron_eve.training.loss import Normalizer
 
+# Packs of (losses of labelled rows, distances of images).
+Pack = tuple[list[float], list[float]]
+PACKS: list[Pack] = [([1.0, 2.0, 3.0], [0.5, 0.7]), ([10.0], []), ([], [0.9]), ([4.0, 4.0], [0.1])]
 
-def shares(kind: str, packs: list[list[float]], ranks: int) -> tuple[float, float]:
-    """(loss as the schedule and DDP average it, sum of the reported shares) of packs dealt to ranks."""
-    labels = sum(len(pack) for pack in packs)
+
+def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tuple[float, float, float]:
+    """(loss as the schedule and DDP average it, sums of both reported shares) of packs dealt to ranks."""
     each = len(packs) // ranks
-    normalizer = Normalizer(labels, each, ranks, kind)  # type: ignore[arg-type]
-    averaged = reported = 0.0
-    for pack in packs:
-        loss, report = normalizer.language_loss()(torch.tensor(pack))
-        reported += float(report["lm loss"])
+    normalizer = Normalizer(
+        num_labels=sum(len(labels) for labels, _ in packs),
+        num_images=sum(len(images) for _, images in packs),
+        num_microbatches=each,
+        data_parallel_size=ranks,
+        align_loss_weight=weight,
+        kind=kind,  # type: ignore[arg-type]
+    )
+    averaged = language = aligning = 0.0
+    for labels, images in packs:
+        # A row more than there are labels: the batch is counted, not the losses.
+        batch: Any = SimpleNamespace(
+            labels=torch.tensor([*[1] * len(labels), -100]), image_grids=torch.ones(len(images), 2)
+        )
+        losses = ModelLosses(torch.tensor(labels), torch.tensor(sum(images)))
+        loss, report = normalizer.loss_function(batch)(losses)
+        language, aligning = language + float(report["lm loss"]), aligning + float(report["align loss"])
         loss /= each  # megatron-core, in place
         averaged += float(loss) / ranks  # DDP
-    return averaged, reported
-
-
-PACKS = [[1.0, 2.0, 3.0], [10.0], [], [4.0, 4.0]]
+    return averaged, language, aligning
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_global_mean_over_labels(ranks: int) -> None:
-    averaged, reported = shares("global", PACKS, ranks)
-    assert averaged == pytest.approx(24 / 6)
-    assert reported == pytest.approx(24 / 6)
+def test_global_means_over_labels_and_images(ranks: int) -> None:
+    expected = (24 / 6 + 2.2 / 4, 24 / 6, 2.2 / 4)
+    assert shares("global", PACKS, ranks) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_published_mean_of_means(ranks: int) -> None:
-    averaged, reported = shares("microbatch", PACKS, ranks)
-    assert averaged == pytest.approx((2 + 10 + 0 + 4) / 4)
-    assert reported == pytest.approx((2 + 10 + 0 + 4) / 4)
+def test_published_means_of_means(ranks: int) -> None:
+    language, aligning = (2 + 10 + 0 + 4) / 4, (0.6 + 0 + 0.9 + 0.1) / 4
+    assert shares("microbatch", PACKS, ranks) == pytest.approx((language + aligning, language, aligning))
 
 
-def test_a_step_without_labels_is_zero() -> None:
-    assert shares("global", [[], []], 2) == (0.0, 0.0)
+def test_the_weight_is_of_the_aligning_loss_alone() -> None:
+    assert shares("global", PACKS, 2, weight=0.5) == pytest.approx((4 + 0.5 * 0.55, 4, 0.55))
+
+
+@pytest.mark.parametrize("kind", ["global", "microbatch"])
+def test_a_step_without_labels_and_images_is_zero(kind: str) -> None:
+    assert shares(kind, [([], []), ([], [])], 2) == (0.0, 0.0, 0.0)
+
+
+def test_without_an_aligning_layer_there_is_no_aligning_loss() -> None:
+    batch: Any = SimpleNamespace(labels=torch.tensor([1]), image_grids=torch.ones(1, 2))
+    loss, report = Normalizer(1, 1, 1, 1).loss_function(batch)(ModelLosses(torch.tensor([3.0]), None))
+    assert float(loss) == 3.0 and set(report) == {"lm loss"}

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
+from megatron_eve.data.images.constants import PAD_COLOUR
 
 
 def resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
@@ -41,3 +42,40 @@ def image_patches(image: Image.Image, geometry: ImageGeometry) -> NDArray[np.uin
     See `cut_patches` for their order.
     """
     return cut_patches(resize(image, geometry.width, geometry.height))
+
+
+def padded_square(pixels: NDArray[np.uint8], size: int, unit: int) -> NDArray[np.uint8]:
+    """The published square canvas: a picture in the middle, the pad colour around it.
+
+    Args:
+        pixels: uint8 [H, W, 3], a resized picture.
+        size: side of the square in pixels.
+        unit: the margins before the picture are whole multiples of this; an odd rest goes behind it.
+    """
+    height, width, _ = pixels.shape
+    top, left = (((size - side) // unit) // 2 * unit for side in (height, width))
+    canvas = np.empty((size, size, 3), dtype=np.uint8)
+    canvas[:] = PAD_COLOUR
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
+
+
+def teacher_square(
+    image: Image.Image, geometry: ImageGeometry, teacher_size: int, patch_size: int
+) -> NDArray[np.uint8]:
+    """An upright RGB picture as the teacher sees it, the grey margins included.
+
+    Args:
+        image: the raw picture.
+        geometry: its geometry; the teacher's grid is that of 14-pixel patches in `teacher_size`.
+        teacher_size: as in the model's configuration, in pixels of 14-pixel patches.
+        patch_size: side of the teacher's own patches; another size than 14 scales its picture.
+
+    Returns:
+        uint8 [S, S, 3] with S = teacher_size / 14 * patch_size.
+    """
+    width, height, side = (
+        pixels // PATCH_SIZE * patch_size
+        for pixels in (geometry.teacher_width, geometry.teacher_height, teacher_size)
+    )
+    return padded_square(resize(image, width, height), side, patch_size)

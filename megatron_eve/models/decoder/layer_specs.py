@@ -7,6 +7,8 @@ and names its weight `linear_qkv.layer_norm_weight`; the torch specification kee
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from megatron.core.models.gpt import gpt_layer_specs
@@ -14,6 +16,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_eve.models.decoder.depth_taps import TappedLayer
 from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
 
 
@@ -50,9 +53,26 @@ def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
 
 
 def block_spec(
-    config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
+    config: TransformerConfig,
+    transformer_engine: bool,
+    vp_stage: int | None,
+    *,
+    tap_depths: Collection[int] = (),
+    tap_width: int = 0,
 ) -> TransformerBlockSubmodules:
-    """The layers that this pipeline stage (and model chunk) builds, without a final norm."""
+    """The layers that this pipeline stage (and model chunk) builds, without a final norm.
+
+    Args:
+        tap_depths: depths that go to the aligning layer (see `depth_taps`); none leaves the layers as they are.
+        tap_width: what a tap is projected to.
+    """
     layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)
+    if not tap_depths:
+        return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)
+    taps = {"tap_depths": tap_depths, "tap_width": tap_width}
+    layers = [
+        replace(layer, module=TappedLayer, params={**layer.params, **taps, "closes_chunk": i == count - 1})
+        for i in range(count)
+    ]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=None)

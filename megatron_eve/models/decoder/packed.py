@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_eve.models.decoder.depth_taps import TapRows
+
 
 class KeyValueCache:
     """Keys and values of earlier steps of a generation, a pair of tensors for each layer and sample.
@@ -43,12 +45,18 @@ class PackedParams(PackedSeqParams):
     """megatron-core's packed-sequence parameters with what the torch layers need beside them.
 
     Attributes:
-        lengths: padded tokens of each sample, on the host, so that no layer has to ask the device.
+        lengths: padded tokens of each sample, on the host, so that no layer has to ask the device. Like all bounds,
+            they are of the whole pack also under context parallelism.
+        gathered_order: int64 [T], where each row of the pack stands in the concatenation of what the
+            context-parallel ranks hold (context parallelism only).
+        taps: which rows are tapped for the aligning layer, None without one.
         cache: keys and values of earlier steps when generating, else None.
         samples: names of the pack's samples in the cache, in pack order (generation only).
     """
 
     lengths: list[int] = field(default_factory=list)
+    gathered_order: torch.Tensor | None = None
+    taps: TapRows | None = None
     cache: KeyValueCache | None = None
     samples: list[int] = field(default_factory=list)
 

@@ -1,0 +1,48 @@
+"""Make a toy teacher: CLIP's vision tower in Hugging Face layout, tiny and with random weights.
+
+It has the shape that `--preset eve_tiny` expects of a teacher, so that a recipe can be tried without the real CLIP
+ViT-L/14-336. What it teaches means nothing, but it is a function of the picture.
+
+    python examples/toy_teacher.py FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_eve.config import PRESETS, ModelConfig
+
+
+def save_toy_teacher(folder: Path, model: ModelConfig) -> Path:
+    """Save a seeded random tower of the width and picture size that a model expects; returns the folder."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    width = model.teacher_hidden_size
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=model.teacher_size,
+        patch_size=14,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Read the command line and save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where to put config.json and model.safetensors")
+    parser.add_argument("--preset", default="eve_tiny", choices=PRESETS, help="model it has to fit")
+    arguments = parser.parse_args()
+    print(f"-> {save_toy_teacher(arguments.folder, PRESETS[arguments.preset])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The frozen vision tower whose patch features the aligning layer imitates: CLIP ViT-L/14-336 as published.
+
+transformers provides the tower, so any that it knows and that gives a patch grid will do (CLIP, SigLIP, DINOv2);
+its activation and norms are what the folder's config.json says. It is no part of the model: no gradients, no
+optimizer, no place in a checkpoint, which keeps its path and hashes only.
+
+Shapes: i = images, S = side of the square picture in pixels, G = S / patch size, K = width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig
+from megatron_eve.models.eve.patch_embedding import CLIP_MEAN, CLIP_STD
+
+# The grid of the model's own geometry is made of patches of this size.
+_GEOMETRY_PATCH = 14
+
+
+def tower_fields(folder: str) -> dict[str, Any]:
+    """config.json of a teacher's folder; of a model with a text tower too, the vision tower's part on top."""
+    fields = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return {**fields, **(fields.get("vision_config") or {})}
+
+
+def teacher_patch_size(folder: str) -> int:
+    """Side of the teacher's patches in pixels."""
+    return int(tower_fields(folder)["patch_size"])
+
+
+def teacher_identity(folder: str) -> dict[str, Any]:
+    """What a checkpoint keeps of the teacher: {"path": folder, "sha256": {file name: hash}}.
+
+    Hashed are the configuration, the weight files that are read, and Python files that may be.
+    """
+    path = Path(folder)
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
+    hashes = {}
+    for file in files:
+        with file.open("rb") as stream:
+            hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"path": str(path), "sha256": hashes}
+
+
+class Teacher:
+    """A vision tower on this rank's device, frozen.
+
+    Args:
+        alignment: names the folder.
+        model: sizes the tower must have.
+        dtype: it computes in (bfloat16 in --bf16 runs).
+        device: where.
+
+    Raises:
+        ConfigError: a folder that cannot be loaded, lacks weights, or holds a tower of another width or grid.
+    """
+
+    def __init__(
+        self, alignment: AlignmentConfig, model: ModelConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        assert alignment.teacher_model is not None
+        self.folder = Path(alignment.teacher_model)
+        self.patch_size = teacher_patch_size(alignment.teacher_model)
+        self.grid = model.teacher_size // _GEOMETRY_PATCH
+        self.hidden_state = alignment.teacher_hidden_state
+        self.width = model.teacher_hidden_size
+        self.dtype = dtype
+        tower = _load_tower(self.folder, alignment.teacher_trust_remote_code)
+        self.tower = tower.requires_grad_(False).eval().to(device=device, dtype=dtype)
+        self._mean, self._std = (torch.tensor(x, device=device) for x in _normalisation(self.folder))
+        self._check()
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of pictures.
+
+        Args:
+            images: uint8 [i, S, S, 3].
+
+        Returns:
+            [i, G * G, K], patches row by row, class and register tokens left out.
+
+        Raises:
+            ConfigError: the tower's output has no G x G grid, or not as many hidden states.
+        """
+        pixels = ((images.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2)
+        states = self.tower(pixel_values=pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        if not -len(states) <= self.hidden_state < len(states):
+            raise ConfigError(
+                f"--teacher-hidden-state {self.hidden_state}: the tower in {self.folder} has {len(states)} of them"
+            )
+        features = states[self.hidden_state]
+        others = features.shape[1] - self.grid**2  # class and register tokens stand in front
+        if others < 0 or features.shape[2] != self.width:
+            raise ConfigError(
+                f"--teacher-model {self.folder}: gives {features.shape[1]} tokens of width {features.shape[2]} for a "
+                f"picture; {self.grid} x {self.grid} patches (--teacher-size) of width {self.width} "
+                "(--teacher-hidden-size) were expected"
+            )
+        return features[:, others:]
+
+    @property
+    def side(self) -> int:
+        """S."""
+        return self.grid * self.patch_size
+
+    def _check(self) -> None:
+        """One grey picture through the tower, so that a wrong one is found before the first step."""
+        try:
+            self(torch.full((1, self.side, self.side, 3), 127, dtype=torch.uint8, device=self._mean.device))
+        except ConfigError:
+            raise
+        except (
+            Exception
+        ) as error:  # whatever a tower raises on a picture of another size than it was made for
+            raise ConfigError(
+                f"--teacher-model {self.folder}: does not take pictures of {self.side} x {self.side} pixels, which "
+                f"--teacher-size {self.grid * _GEOMETRY_PATCH} asks for ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
+    """The vision tower of a folder, of a model with a text tower too; from local files only."""
+    import transformers
+
+    common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    towers: Any = transformers.MODEL_MAPPING  # from configurations to models
+    quiet = transformers.logging
+    verbosity = quiet.get_verbosity()
+    quiet.set_verbosity_error()  # the text tower's weights are left over on purpose
+    quiet.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **common)
+        vision = getattr(config, "vision_config", None)
+        known = vision is not None and type(vision) in towers
+        loader = towers[type(vision)] if known else transformers.AutoModel
+        tower, report = loader.from_pretrained(
+            folder, config=vision if known else config, output_loading_info=True, **common
+        )
+    except Exception as error:  # transformers raises nearly anything on a folder it cannot read
+        raise ConfigError(f"--teacher-model {folder}: cannot be loaded: {error}") from error
+    finally:
+        quiet.set_verbosity(verbosity)
+    # transformers fills what is missing with random numbers.
+    missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if missing:
+        raise ConfigError(
+            f"--teacher-model {folder}: {len(missing)} weights are missing or of another shape, {missing[0]} among "
+            "them; copy the folder again"
+        )
+    return getattr(tower, "vision_model", tower)
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each colour, from preprocessor_config.json or else CLIP's."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return CLIP_MEAN, CLIP_STD
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(fields.get("image_mean", CLIP_MEAN)), tuple(fields.get("image_std", CLIP_STD))

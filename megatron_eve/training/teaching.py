@@ -1,0 +1,99 @@
+"""The teacher in a run: on the last stage only, its images shared by the ranks that share a pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import RunConfig
+from megatron_eve.data.batch import PackedBatch, TeacherShare
+from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.models.eve.teacher import Teacher, teacher_identity, teacher_patch_size, tower_fields
+from megatron_eve.training.flops import TeacherSizes
+
+
+def runs_teacher(config: RunConfig) -> bool:
+    """True on ranks that hold the last stage of a model with an aligning layer."""
+    return config.alignment.patch_aligning and parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+
+
+def build_teacher(config: RunConfig) -> Teacher | None:
+    """Load the teacher where it runs; None elsewhere.
+
+    Raises:
+        ConfigError: see `Teacher`.
+    """
+    if not runs_teacher(config):
+        return None
+    dtype = torch.bfloat16 if config.training.bf16 else torch.float32
+    return Teacher(config.alignment, config.model, dtype=dtype, device=accelerator().device)
+
+
+def teacher_share(config: RunConfig) -> TeacherShare | None:
+    """Which images of its packs this rank decodes for the teacher; None where no teacher runs."""
+    if not runs_teacher(config):
+        return None
+    assert config.alignment.teacher_model is not None
+    return TeacherShare(
+        teacher_patch_size(config.alignment.teacher_model),
+        rank=parallel_state.get_tensor_and_context_parallel_rank(),
+        ranks=parallel_state.get_tensor_and_context_parallel_world_size(),
+    )
+
+
+def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
+    """What the teacher costs, for the count of FLOPs; None without one."""
+    if not config.alignment.patch_aligning:
+        return None
+    assert config.alignment.teacher_model is not None
+    fields = tower_fields(config.alignment.teacher_model)
+    layers, state = int(fields["num_hidden_layers"]), config.alignment.teacher_hidden_state
+    return TeacherSizes(
+        layers=state
+        % (layers + 1),  # hidden state 0 is the embedding; those behind the target are not needed
+        hidden_size=int(fields["hidden_size"]),
+        # DINOv2 gives a ratio instead.
+        ffn_hidden_size=int(
+            fields.get("intermediate_size") or fields["hidden_size"] * fields.get("mlp_ratio", 4)
+        ),
+        tokens=(config.model.teacher_size // PATCH_SIZE) ** 2 + 1,
+        patch_values=3 * int(fields["patch_size"]) ** 2,
+    )
+
+
+def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:
+    """Teacher features of all images of a pack: [images * G * G, K], image after image.
+
+    Each rank computes its share of the images; collective over the ranks that share the pack, unless it has no
+    image.
+    """
+    count = len(batch.image_grids)
+    assert batch.teacher_images is not None, "this rank's loader prepares no pictures for the teacher"
+    patches = teacher.grid**2
+    device = accelerator().device
+    ranks = parallel_state.get_tensor_and_context_parallel_world_size()
+    each = -(-count // ranks)
+    features = torch.zeros(each, patches, teacher.width, dtype=teacher.dtype, device=device)
+    if len(batch.teacher_images):
+        features[: len(batch.teacher_images)] = teacher(batch.teacher_images.to(device, non_blocking=True))
+    if ranks == 1 or not count:
+        return features.flatten(0, 1)
+    everyone = features.new_empty(ranks * each, patches, teacher.width)
+    group = parallel_state.get_tensor_and_context_parallel_group()
+    torch.distributed.all_gather_into_tensor(everyone, features, group=group)
+    return everyone.flatten(0, 1)
+
+
+def shared_identity(config: RunConfig) -> dict[str, Any] | None:
+    """Path and hashes of the teacher, hashed once and told to every rank; None without one. Collective."""
+    if not config.alignment.patch_aligning:
+        return None
+    assert config.alignment.teacher_model is not None
+    told: list[dict[str, Any] | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        told[0] = teacher_identity(config.alignment.teacher_model)
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]

@@ -1,0 +1,162 @@
+"""Training against the plain single-device reference: losses, gradients, and six AdamW steps of every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from megatron_eve.config import OptimizerConfig, RunConfig
+from tests.golden_dir import find_golden
+from tests.layouts import ONE, PP2_VPP2_CP2, TP2_PP2, Layout, parametrize
+from tests.ranks import RankPool
+from tests.reference_eve import ReferenceEVE, ReferenceSample
+from tests.training.test_aligning import TEACHER, Content, one_step, run_config
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 6
+
+
+def reference(content: Content, dtype: torch.dtype) -> tuple[ReferenceEVE, list[ReferenceSample]]:
+    """The published weights and the samples of a content."""
+    from megatron_eve.verification.cases import read_model_case
+
+    case = read_model_case(find_golden("mini224_mixed"))
+    model = ReferenceEVE(
+        case.hf.resolve(), find_golden(TEACHER), image_size=content.image_size, teacher_size=112, dtype=dtype
+    )
+    samples = []
+    for i in range(content.first, content.first + content.count):
+        real, path = case.inputs["attention_mask"][i], case.images[i]
+        ids, labels = case.inputs["input_ids"][i][real].tolist(), case.inputs["labels"][i][real].tolist()
+        samples.append(ReferenceSample(ids, labels, None if path is None else Image.open(path)))
+    return model, samples
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    "content", [Content(), Content(448), Content(224, 1, 1), Content(448, 1, 2)], ids=str
+)
+def test_losses_and_gradients(ranks: RankPool, content: Content, stage: int) -> None:
+    found = ranks.run(1, one_step, run_config(ONE.parallel, content, stage=stage), content.first)[-1]
+    model, samples = reference(content, torch.float64)
+    model.freeze_for(stage)
+    result = model.forward(samples)
+    total = result.language_loss + result.align_loss
+    if total.requires_grad:
+        total.backward()
+    assert found.losses["lm loss"] == pytest.approx(float(result.language_loss), abs=5e-6)
+    assert found.losses["align loss"] == pytest.approx(float(result.align_loss), abs=1e-6)
+    expected = {name: p.grad for name, p in model.parameters.items() if p.grad is not None}
+    trained = {name for name, p in model.parameters.items() if p.requires_grad}
+    assert set(found.gradients) == trained
+    for name, gradient in found.gradients.items():
+        if name in expected:
+            # Our rotary angles and the reference's differ in their last float32 digits.
+            distance = (gradient - expected[name]).norm() / max(float(expected[name].norm()), 1e-8)
+            assert distance < 2e-5, name
+        else:
+            assert not gradient.any(), name  # no image in the batch: nothing of the vision side is moved
+
+
+@dataclass
+class Steps:
+    """Losses of every step, and the weights behind the last, by Hugging Face name (last rank)."""
+
+    language: list[float]
+    aligning: list[float]
+
+
+def six_steps(config: RunConfig) -> Steps:
+    """Runs on each rank: six optimizer steps on the case, in float32, from the published weights."""
+    from megatron.core import parallel_state
+
+    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.model import build_chunks, wrap_for_training
+    from megatron_eve.training.optimizer import build_optimizer, build_scheduler
+    from megatron_eve.training.step import train_step
+    from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.verification.cases import read_model_case
+    from megatron_eve.verification.model import CaseDataset
+
+    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
+    with model_parallel(config):
+        bare = build_chunks(config)
+        load_hf_weights(case.hf, bare, case.model)
+        chunks = wrap_for_training(config, bare)
+        optimizer = build_optimizer(config, chunks)
+        scheduler = build_scheduler(config, optimizer)
+        scheduler.step(increment=0)
+        teacher = build_teacher(config)
+        loader = build_loader(config, CaseDataset(case))
+        step = loader.step(0)
+        data_parallel = parallel_state.get_data_parallel_world_size()
+        normalizer = Normalizer(step.num_labels, step.num_images, step.num_microbatches, data_parallel)
+        taken = Steps([], [])
+        for _ in range(STEPS):
+            losses, _ = train_step(chunks, optimizer, step, normalizer, teacher)
+            scheduler.step(increment=config.training.global_batch_size)
+            taken.language.append(float(losses["lm loss"]))
+            taken.aligning.append(float(losses["align loss"]))
+        loader.close()
+    return taken
+
+
+@pytest.fixture(scope="module")
+def plain_steps() -> Any:
+    """Steps of the reference with torch's own AdamW and cosine schedule, by (stage, rate, content)."""
+    known: dict[Any, Steps] = {}
+
+    def steps(stage: int, rate: float, content: Content) -> Steps:
+        if (stage, rate, content) not in known:
+            model, samples = reference(content, torch.float32)
+            model.freeze_for(stage)
+            trained = [p for p in model.parameters.values() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
+            taken = Steps([], [])
+            for _ in range(STEPS):
+                result = model.forward(samples)
+                optimizer.zero_grad()
+                (result.language_loss + result.align_loss).backward()
+                optimizer.step()
+                schedule.step()
+                taken.language.append(float(result.language_loss))
+                taken.aligning.append(float(result.align_loss))
+            known[stage, rate, content] = taken
+        return known[stage, rate, content]
+
+    return steps
+
+
+@parametrize(ONE, TP2_PP2, PP2_VPP2_CP2)
+@pytest.mark.parametrize(
+    ("stage", "rate", "image_size"),
+    [(1, 4e-4, 224), (2, 4e-5, 224), (3, 2e-5, 448)],
+    ids=["1", "2", "3-pooled"],
+)
+def test_six_steps_of_each_stage(
+    ranks: RankPool, plain_steps: Any, layout: Layout, stage: int, rate: float, image_size: int
+) -> None:
+    content = Content(image_size)
+    config = run_config(layout.parallel, content, stage=stage)
+    config = replace(
+        config,
+        training=replace(config.training, train_iters=STEPS),
+        optimizer=OptimizerConfig(lr=rate, lr_warmup_fraction=0.0),
+        parallel=layout.parallel,
+    )
+    taken = ranks.run(layout.world_size, six_steps, config)[-1]
+    expected = plain_steps(stage, rate, content)
+    assert taken.language == pytest.approx(expected.language, abs=2e-5)
+    assert taken.aligning == pytest.approx(expected.aligning, abs=2e-5)
+    assert (
+        expected.aligning[-1] < expected.aligning[0] - 100 * 2e-5
+    )  # it moves much farther than the tolerance

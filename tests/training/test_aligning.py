@@ -1,0 +1,187 @@
+"""The aligning layer under every layout: losses and all gradients equal to the single device, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_eve.config import AlignmentConfig, DataConfig, ParallelConfig, RunConfig, TrainingConfig
+from tests.golden_dir import find_golden
+from tests.layouts import (
+    CP2,
+    CP2_DP2,
+    CP4,
+    DP2,
+    ONE,
+    PP2,
+    PP2_VPP2,
+    PP2_VPP2_CP2,
+    PP4,
+    PP4_VPP2,
+    TP2,
+    TP2_CP2,
+    TP2_PP2,
+    TP2_SP,
+    TP2_SP_CP2,
+    Layout,
+)
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+TEACHER = "_shared/openai/clip-mini-patch14-112"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the step holds.
+
+    Attributes:
+        image_size: 224, or 448 with 2 x 2 pooling.
+        first, count: samples of the case: 0, 2 and 3 have an image, 1 has none.
+    """
+
+    image_size: int = 224
+    first: int = 0
+    count: int = 4
+
+
+def run_config(parallel: ParallelConfig, content: Content, **training: Any) -> RunConfig:
+    from megatron_eve.verification.cases import read_model_case
+
+    model = read_model_case(find_golden("mini224_mixed")).model
+    return RunConfig(
+        model=replace(model, image_size=content.image_size),
+        parallel=replace(parallel, use_distributed_optimizer=False),
+        training=TrainingConfig(
+            stage=training.pop("stage", 2),
+            global_batch_size=content.count,
+            train_iters=1,
+            transformer_impl="local",
+            **training,
+        ),
+        alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
+        # Two packs for four samples; a third of them without an image.
+        data=DataConfig(mock_data=True, shuffle=False, seq_length=320 if content.image_size == 224 else 512),
+    )
+
+
+@dataclass
+class Outcome:
+    """Losses and whole gradients by Hugging Face name."""
+
+    losses: dict[str, float]
+    gradients: dict[str, torch.Tensor]
+
+
+def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outcome | None:
+    """Runs on each rank: one step in float64.
+
+    Args:
+        config: of the run.
+        first: consumed samples.
+        unmarked: glob of parameters that lose their mark `sequence_parallel`.
+    """
+    from megatron.core import parallel_state
+
+    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.models.eve.teacher import Teacher
+    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.model import build_chunks, wrap_for_training
+    from megatron_eve.training.step import forward_backward
+    from megatron_eve.verification.cases import read_model_case
+    from megatron_eve.verification.model import CaseDataset, whole_gradients
+
+    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
+    with model_parallel(config):
+        bare = build_chunks(config)
+        load_hf_weights(case.hf, bare, case.model)
+        for chunk in bare:
+            chunk.double()
+            chunk.config.params_dtype = chunk.config.pipeline_dtype = torch.float64
+            for name, parameter in chunk.global_named_parameters():
+                if unmarked and fnmatch(name, unmarked):
+                    del parameter.sequence_parallel
+        chunks = wrap_for_training(config, bare)
+        teacher = None
+        if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+            teacher = Teacher(config.alignment, config.model, dtype=torch.float64, device=torch.device("cpu"))
+        loader = build_loader(config, CaseDataset(case))
+        step = loader.step(first)
+        for wrapped in chunks:
+            wrapped.zero_grad_buffer()
+        data_parallel = parallel_state.get_data_parallel_world_size()
+        normalizer = Normalizer(step.num_labels, step.num_images, step.num_microbatches, data_parallel)
+        losses = forward_backward(chunks, step, normalizer, teacher)
+        loader.close()
+        gradients = whole_gradients(bare, case)
+    last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+    return Outcome({name: float(loss) for name, loss in losses.items()}, gradients) if last else None
+
+
+@pytest.fixture(scope="module")
+def single_device(ranks: RankPool) -> Any:
+    return cache(lambda content: ranks.run(1, one_step, run_config(ONE.parallel, content), content.first)[-1])
+
+
+def worst_gradient(found: Outcome, expected: Outcome) -> tuple[float, str]:
+    """Largest relative L2 distance of a gradient, and whose it is."""
+    assert set(found.gradients) == set(expected.gradients)
+    errors = []
+    for name, golden in expected.gradients.items():
+        scale = golden.norm().item()
+        error = (found.gradients[name] - golden).norm().item()
+        errors.append((error / scale if scale > 1e-12 else error, name))
+    return max(errors)
+
+
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+OFTEN = (ONE, TP2, TP2_SP, PP2, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2)
+SELDOM = (DP2, TP2_CP2, CP4, PP4_VPP2)  # their parts are all above
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [*OFTEN, *(pytest.param(layout, marks=pytest.mark.slow) for layout in SELDOM)],
+    ids=[layout.name for layout in (*OFTEN, *SELDOM)],
+)
+@pytest.mark.parametrize("recompute", [{}, FULL], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+@pytest.mark.parametrize("text_only", [False, True], ids=["images", "text"])
+def test_the_layout_changes_nothing(
+    ranks: RankPool,
+    single_device: Any,
+    layout: Layout,
+    recompute: dict[str, Any],
+    image_size: int,
+    text_only: bool,
+) -> None:
+    content = Content(image_size, first=1, count=1) if text_only else Content(image_size)
+    expected = single_device(content)
+    assert (expected.losses["align loss"] == 0) == text_only
+    found = ranks.run(
+        layout.world_size, one_step, run_config(layout.parallel, content, **recompute), content.first
+    )[-1]
+    for name, loss in expected.losses.items():
+        assert found.losses[name] == pytest.approx(loss, abs=5e-6)  # the cross entropy is float32
+    error, name = worst_gradient(found, expected)
+    assert error < 1e-6, name
+
+
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+@pytest.mark.parametrize("unmarked", ["input_tap.*", "decoder.layers.*.tap.*", "aligning_layer.*"])
+def test_a_missing_mark_is_noticed(
+    ranks: RankPool, single_device: Any, image_size: int, unmarked: str
+) -> None:
+    """Without `sequence_parallel` on a tap's weights their gradient is short, and the matrix must see it."""
+    content = Content(image_size)
+    found = ranks.run(2, one_step, run_config(TP2_SP.parallel, content), 0, unmarked)[-1]
+    error, name = worst_gradient(found, single_device(content))
+    assert error > 0.1 and "vision_tower_compressor" in name
