@@ -20,6 +20,7 @@ from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_wei
 from megatron_eve.training.data import build_loader, fingerprint, open_dataset
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
+from megatron_eve.training.memory import training_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
@@ -172,14 +173,24 @@ def announce(trainer: Trainer) -> None:
     for chunk in trainer.chunks:
         for parameter in chunk.parameters():
             counts += torch.tensor([parameter.numel(), parameter.numel() * parameter.requires_grad])
-    counts = counts.to(accelerator().device)
+    held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
+    most = torch.tensor([held.weights, held.gradients, held.optimizer])
+    counts, most = counts.to(accelerator().device), most.to(accelerator().device)
     torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    weights, gradients, optimizer = (value / 2**20 for value in most.tolist())
+    virtual = config.virtual_pipeline_model_parallel_size
     print_rank_0(
         f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
         f"stage {config.training.stage} ({STAGES[config.training.stage].name}) on {accelerator().name}: "
-        f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size} x "
-        f"DP {parallel_state.get_data_parallel_world_size()}, "
+        f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
+        f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
+        f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{counts[0]:,} parameters over tensor and pipeline ranks, {counts[1]:,} train\n"
+        f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
+        f"optimizer state {optimizer:,.1f}\n"
         f"{trainer.dataset['samples']:,} samples in the dataset; {config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
     )
+    if trainer.teacher_identity:
+        print_rank_0(f"teacher: {yaml.safe_dump(trainer.teacher_identity, sort_keys=False)}".rstrip())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import (
+    AlignmentConfig,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -18,18 +19,33 @@ from megatron_eve.config import (
     TrainingConfig,
 )
 from tests.golden_dir import find_golden
-from tests.layouts import DP2, ONE, PP2, PP2_VPP2, TP2, TP2_DP2, TP2_PP2, TP2_SP, Layout, parametrize
+from tests.layouts import (
+    CP2,
+    DP2,
+    ONE,
+    PP2,
+    PP2_VPP2,
+    TP2_DP2,
+    TP2_PP2,
+    TP2_SP,
+    TP2_SP_CP2,
+    Layout,
+    parametrize,
+)
 from tests.ranks import RankError, RankPool
 
 pytestmark = pytest.mark.distributed
 
+TEACHER = "_shared/openai/clip-mini-patch14-112"
+
 
 def run_config(parallel: ParallelConfig, iterations: int = 20, **training: Any) -> RunConfig:
-    """A small run from the published test weights, with several packs a step."""
+    """A small run from the published test weights, with several packs a step and the aligning layer."""
     return RunConfig(
         model=ModelConfig(),
         parallel=parallel,
         training=TrainingConfig(global_batch_size=8, train_iters=iterations, **training),
+        alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
         optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
         data=DataConfig(mock_data=True, seq_length=512),
         checkpoint=CheckpointConfig(pretrained_checkpoint=str(find_golden("_shared/hf_mini224"))),
@@ -41,6 +57,7 @@ class Trace:
     """What a run went through, on the last rank."""
 
     losses: list[float]
+    aligning: list[float]
     samples: list[list[int]]
 
 
@@ -52,15 +69,24 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 
-    trace = Trace([], [])
+    trace = Trace([], [], [])
     with model_parallel(config):
         trainer = setup(config)
         while trainer.progress.iteration < (stop or config.total_iterations):
             step = trainer.loader.step(trainer.progress.consumed_samples)
             trace.samples.append(step.sample_ids.tolist())
-            trace.losses.append(float(train_one(trainer)["lm loss"]))
+            losses = train_one(trainer)
+            trace.losses.append(float(losses["lm loss"]))
+            trace.aligning.append(float(losses.get("align loss", 0.0)))
         if save:
-            save_checkpoint(config, trainer.progress, trainer.chunks, trainer.optimizer, trainer.dataset)
+            save_checkpoint(
+                config,
+                trainer.progress,
+                trainer.chunks,
+                trainer.optimizer,
+                trainer.dataset,
+                trainer.teacher_identity,
+            )
         trainer.loader.close()
         torch.distributed.barrier()
     return trace
@@ -73,13 +99,15 @@ def single_device(ranks: RankPool) -> Trace:
 
 def test_it_learns(single_device: Trace) -> None:
     assert single_device.losses[-1] < single_device.losses[0] - 0.01
+    assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
 
 
-@parametrize(TP2, TP2_SP, PP2, PP2_VPP2, DP2, TP2_PP2, TP2_DP2)
+@parametrize(TP2_SP, PP2, PP2_VPP2, CP2, DP2, TP2_PP2, TP2_DP2, TP2_SP_CP2)
 def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert trace.samples == single_device.samples
     assert trace.losses == pytest.approx(single_device.losses, abs=1e-5, rel=0)
+    assert trace.aligning == pytest.approx(single_device.aligning, abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize(
@@ -128,27 +156,28 @@ def loading_from(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, checkpoint=CheckpointConfig(load=str(folder)))
 
 
-@parametrize(ONE, TP2_SP, PP2_VPP2, TP2_PP2, TP2_DP2)
+@parametrize(ONE, TP2_SP, PP2_VPP2, CP2, TP2_PP2, TP2_DP2)
 def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
     config = run_config(layout.parallel, iterations=6)
     whole = ranks.run(layout.world_size, run, config)[-1]
     first = ranks.run(layout.world_size, run, saving_in(config, tmp_path), 3, True)[-1]
     second = ranks.run(layout.world_size, run, loading_from(config, tmp_path))[-1]
     assert [loss.hex() for loss in first.losses + second.losses] == [loss.hex() for loss in whole.losses]
+    assert first.aligning + second.aligning == whole.aligning
     assert first.samples + second.samples == whole.samples
 
 
 def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
     config = run_config(TP2_PP2.parallel)
     ranks.run(4, run, saving_in(config, tmp_path), 3, True)
-    for other in (DP2, ONE, PP2_VPP2):
+    for other in (DP2, ONE, PP2_VPP2, CP2):
         trace = ranks.run(other.world_size, run, loading_from(run_config(other.parallel), tmp_path), 5)[-1]
         assert trace.samples == single_device.samples[3:5]
         assert trace.losses == pytest.approx(single_device.losses[3:5], abs=1e-5, rel=0)
 
 
 def test_frozen_decoder(ranks: RankPool, single_device: Trace) -> None:
-    """Stage 1 trains the front end alone: the first loss is the same, later ones are not; nothing hangs."""
+    """Stage 1 trains the vision side alone: the first loss is the same, later ones are not; nothing hangs."""
     traces = [
         ranks.run(some.world_size, run, run_config(some.parallel, stage=1), 5)[-1] for some in (ONE, TP2_PP2)
     ]
@@ -157,31 +186,82 @@ def test_frozen_decoder(ranks: RankPool, single_device: Trace) -> None:
     assert traces[0].losses[4] != pytest.approx(single_device.losses[4], abs=1e-6)
 
 
-def frozen_checkpoint(config: RunConfig) -> tuple[int, int, list[str]]:
-    """Runs on each rank: parameters with optimizer state, frozen ones changed by a step, trained names."""
+@dataclass
+class Moved:
+    """What two steps of stage 1 moved, held and reduced on a rank."""
+
+    trained: dict[str, int]
+    changed: set[str]
+    expected: Any
+    gradient_elements: int
+    moment_elements: int
+    allocated: int
+
+
+def two_steps(config: RunConfig) -> Moved:
+    """Runs on each rank."""
     import torch
 
     from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.memory import training_bytes
     from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config):
         trainer = setup(config)
         before = {n: p.detach().clone() for c in trainer.chunks for n, p in c.named_parameters()}
+        expected = training_bytes(trainer.chunks, trainer.optimizer, bf16=False)
         train_one(trainer)
         train_one(trainer)
-        changed = {
-            n for c in trainer.chunks for n, p in c.named_parameters() if not torch.equal(p, before[n])
-        }
-        trained = {n for c in trainer.chunks for n, p in c.named_parameters() if p.requires_grad}
         trainer.loader.close()
-        return len(trained), len(changed - trained), sorted(changed)
+        named = {n: p for c in trainer.chunks for n, p in c.named_parameters()}
+        optimizers = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+        moments = [
+            state[name]
+            for some in optimizers
+            for state in some.optimizer.state.values()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        return Moved(
+            trained={n.removeprefix("module."): p.numel() for n, p in named.items() if p.requires_grad},
+            changed={n.removeprefix("module.") for n, p in named.items() if not torch.equal(p, before[n])},
+            expected=expected,
+            gradient_elements=sum(b.grad_data.numel() for c in trainer.chunks for b in c.buffers),
+            moment_elements=sum(moment.numel() for moment in moments),
+            allocated=sum(moment.nbytes for moment in moments),
+        )
 
 
-def test_stage_1_moves_only_the_front_end(ranks: RankPool) -> None:
-    trained, wrong, changed = ranks.run(1, frozen_checkpoint, run_config(ONE.parallel, stage=1))[0]
-    assert wrong == 0
-    assert len(changed) == trained == 23
-    assert all("vision_model." in name for name in changed)
+def test_stage_1_spends_nothing_on_the_frozen_decoder(ranks: RankPool) -> None:
+    """No gradient buffer (so no reduction), no optimizer state, no movement: in names, elements and bytes."""
+    from megatron_eve.models.vlm import is_aligning
+
+    frozen = ranks.run(1, two_steps, run_config(ONE.parallel, stage=1))[0]
+    assert frozen.changed == set(frozen.trained)
+    assert all(name.startswith("vision_model.") or is_aligning(name) for name in frozen.changed)
+    assert len(frozen.trained) == 23 + 13
+    elements = sum(frozen.trained.values())
+    # megatron-core rounds each parameter's place in a distributed optimizer's buffer up to 64 elements.
+    assert elements <= frozen.gradient_elements <= elements + 64 * len(frozen.trained) + 256
+    assert frozen.moment_elements == 2 * elements
+    assert frozen.expected.gradients == 4 * frozen.gradient_elements
+    assert frozen.expected.optimizer == frozen.allocated
+    whole = ranks.run(1, two_steps, run_config(ONE.parallel))[0]
+    decoder = sum(whole.trained.values()) - elements
+    assert decoder > 5 * elements
+    assert whole.moment_elements - frozen.moment_elements == 2 * decoder
+
+
+def test_stage_1_on_two_stages(ranks: RankPool) -> None:
+    """Each pipeline stage holds state for its taps alone, sharded over data-parallel ranks where there are some."""
+    first, last = ranks.run(2, two_steps, run_config(PP2.parallel, stage=1))
+    assert {name.split(".")[0] for name in first.trained} == {"vision_model", "input_tap", "decoder"}
+    assert {name.split(".")[0] for name in last.trained} == {"aligning_layer"}
+    for moved in (first, last):
+        assert moved.changed == set(moved.trained)
+        assert moved.moment_elements == 2 * sum(moved.trained.values())
+    halves = ranks.run(2, two_steps, run_config(DP2.parallel, stage=1))
+    both = sum(first.trained.values()) + sum(last.trained.values())
+    assert sum(half.moment_elements for half in halves) == 2 * both
 
 
 def rates(config: RunConfig) -> dict[float, int]:
@@ -235,7 +315,7 @@ def poisoned(config: RunConfig) -> None:
 
 def test_a_gradient_that_is_not_finite_ends_the_run(ranks: RankPool) -> None:
     with pytest.raises(RankError) as caught:
-        ranks.run(2, poisoned, run_config(TP2.parallel))
+        ranks.run(2, poisoned, run_config(TP2_SP.parallel))
     assert str(caught.value).count("FloatingPointError: the gradient of this step is not finite") == 2
     assert "its samples are [" in str(caught.value)
 

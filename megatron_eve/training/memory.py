@@ -1,0 +1,43 @@
+"""What training costs in bytes beside activations: gradient buffers and optimizer state, of what trains only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+
+# Adam's two moments and, beside bfloat16 weights, the master weight: float32 each.
+_MOMENTS, _MASTER = 8, 4
+
+
+@dataclass(frozen=True)
+class TrainingBytes:
+    """Bytes on one rank.
+
+    Attributes:
+        weights: all parameters, frozen ones too.
+        gradients: DDP's buffers, which are also what a step reduces over the data-parallel ranks.
+        optimizer: Adam's moments and master weights, this rank's shard of them.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf16: bool) -> TrainingBytes:
+    """Count them, before or after the first step (the optimizer allocates in it).
+
+    Args:
+        chunks: this rank's model chunks, in DDP.
+        optimizer: megatron-core's.
+        bf16: the run keeps float32 master weights.
+    """
+    shard = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return TrainingBytes(
+        weights=sum(p.nbytes for chunk in chunks for p in chunk.parameters()),
+        gradients=sum(buffer.grad_data.nbytes for chunk in chunks for buffer in chunk.buffers),
+        optimizer=shard * (_MOMENTS + _MASTER * bf16),
+    )
