@@ -214,8 +214,9 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
     path = _latest_folder(folder)
     saved = _open(path)
     aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
-    fresh = not aligned and unwrap(chunks[0]).patch_aligning
-    ignore = SHAPELESS if aligned and not fresh else SHAPELESS | ALIGNING_SIZES
+    wanted = unwrap(chunks[0]).patch_aligning
+    fresh = wanted and not aligned
+    ignore = SHAPELESS if wanted and aligned else SHAPELESS | ALIGNING_SIZES
     _check_model(path, saved["config"]["model"], model, ignore=ignore)
     state = _model_state(chunks)
     if fresh:

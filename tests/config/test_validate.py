@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,70 @@ def test_all_complaints_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         validate(config(training={"train_iters": None}, optimizer={"clip_grad": -1.0}), 1)
     assert len(str(caught.value).split("\n")) == 2
+
+
+def tower(folder: Path, **fields: object) -> str:
+    """A folder with the configuration of a teacher and a weight file by name."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "patch_size": 14, **fields}))
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+def test_a_good_teacher(tmp_path: Path) -> None:
+    validate(config(alignment={"patch_aligning": True, "teacher_model": tower(tmp_path / "clip")}), 1)
+    both = tower(tmp_path / "both", hidden_size=512, vision_config={"hidden_size": 64, "patch_size": 16})
+    validate(config(alignment={"patch_aligning": True, "teacher_model": both}), 1)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "model", "flag", "remedy"),
+    [
+        ({"patch_aligning": True}, {}, "--patch-aligning", "--no-patch-aligning"),
+        ({"teacher_model": "x"}, {}, "--teacher-model", "add that"),
+        (
+            {"patch_aligning": True, "align_loss_weight": 0.0},
+            {},
+            "--align-loss-weight 0.0",
+            "--no-patch-aligning",
+        ),
+        (
+            {"patch_aligning": True, "align_loss_weight": float("nan")},
+            {},
+            "--align-loss-weight nan",
+            "positive",
+        ),
+        ({"patch_aligning": True}, {"aligning_heads": 5}, "--teacher-hidden-size 64", "--aligning-heads 5"),
+        ({"patch_aligning": True}, {"tap_interval": 5}, "--tap-interval 5", "smaller interval"),
+        (
+            {"patch_aligning": True, "teacher_model": "/nowhere"},
+            {},
+            "--teacher-model /nowhere",
+            "no config.json",
+        ),
+    ],
+)
+def test_teacher_refusals(
+    alignment: dict[str, object], model: dict[str, object], flag: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(config(alignment=alignment, model=model), 1)
+    assert any(line.startswith(flag) and remedy in line for line in str(caught.value).split("\n")), (
+        caught.value
+    )
+
+
+def test_wrong_teacher_folders(tmp_path: Path) -> None:
+    def complaint(folder: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            validate(config(alignment={"patch_aligning": True, "teacher_model": folder}), 1)
+        return str(caught.value)
+
+    wide = tower(tmp_path / "wide", hidden_size=1024)
+    assert complaint(wide) == f"--teacher-hidden-size 64: the tower in {wide} is 1024 wide; set it to 1024"
+    assert "does not describe a vision tower" in complaint(tower(tmp_path / "text", patch_size=None))
+    bare = Path(tower(tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    assert "no weights there" in complaint(str(bare))
+    (bare / "config.json").write_text("{")
+    assert "does not describe a vision tower" in complaint(str(bare))

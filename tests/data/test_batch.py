@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch, build_batch, expand
+from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch, TeacherShare, build_batch, expand
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
-from megatron_eve.data.images import decode_image, image_patches
+from megatron_eve.data.images import decode_image, image_patches, teacher_square
 from megatron_eve.data.mock import MockInfo
 from tests.data.helpers import encoded, picture
 
@@ -196,3 +196,51 @@ def test_an_image_that_does_not_decode_is_named(
         DataError, match=r"image 0 of the dataset cannot be decoded \(image_format.*preprocess"
     ):
         build(dataset, [0])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_teacher_images_are_shared_out(
+    dataset: ListDataset, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image once, in order, as the padded square; a rank reads no other file than those of its share."""
+    read: list[int] = []
+    original = dataset.image_bytes
+    monkeypatch.setattr(dataset, "image_bytes", lambda image: read.append(image) or original(image))
+    shares = [
+        build_batch(
+            dataset, [2, 1, 0], tensor_parallel=1, context_parallel=1, with_pixels=False,
+            teacher=TeacherShare(14, rank, ranks),
+        ).teacher_images
+        for rank in range(ranks)
+    ]  # fmt: skip
+    assert read == [1, 2, 0]
+    assert all(share is not None and share.dtype == torch.uint8 for share in shares)
+    squares = torch.cat([share for share in shares if share is not None])
+    for square, image in zip(squares, (1, 2, 0), strict=True):
+        picture = decode_image(original(image), apply_exif=False, max_pixels=10**6)
+        expected = teacher_square(picture, dataset.image_geometry(image), 112, 14)
+        assert torch.equal(square, torch.from_numpy(expected))
+    assert squares.shape == (3, 112, 112, 3)
+
+
+def test_one_rank_decodes_an_image_once_for_both(
+    dataset: ListDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = dataset.image_bytes
+    monkeypatch.setattr(dataset, "image_bytes", lambda image: read.append(image) or original(image))
+    batch = build_batch(
+        dataset,
+        [0, 2],
+        tensor_parallel=1,
+        context_parallel=1,
+        with_pixels=True,
+        teacher=TeacherShare(16, 0, 1),
+    )
+    assert len(read) == 3
+    assert batch.patches is not None and batch.teacher_images is not None
+    assert batch.teacher_images.shape == (3, 128, 128, 3)  # 8 x 8 patches of 16 pixels
+    none = build_batch(
+        dataset, [1], tensor_parallel=1, context_parallel=1, with_pixels=True, teacher=TeacherShare(14, 0, 1)
+    )
+    assert none.teacher_images is not None and none.teacher_images.shape == (0, 112, 112, 3)

@@ -185,3 +185,30 @@ def test_a_missing_mark_is_noticed(
     found = ranks.run(2, one_step, run_config(TP2_SP.parallel, content), 0, unmarked)[-1]
     error, name = worst_gradient(found, single_device(content))
     assert error > 0.1 and "vision_tower_compressor" in name
+
+
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+def test_a_rank_without_an_image(ranks: RankPool, single_device: Any, image_size: int) -> None:
+    """Two data-parallel ranks, one of which has no image, with reductions that start while gradients come in."""
+    content = Content(image_size, first=1, count=2)
+    config = run_config(replace(DP2.parallel, overlap_grad_reduce=True), content)
+    found = ranks.run(2, one_step, config, content.first)[-1]
+    error, name = worst_gradient(found, single_device(content))
+    assert error < 1e-6, name
+    assert found.losses == pytest.approx(single_device(content).losses, abs=5e-6)
+
+
+def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
+    """An interval of 3 in 8 layers: taps at 8, 5 and 2, none at the input; the first chunk of four has none at all."""
+    content = Content()
+
+    def uneven(layout: Layout) -> RunConfig:
+        config = run_config(layout.parallel, content)
+        return replace(config, model=replace(config.model, tap_interval=3))
+
+    expected = ranks.run(1, one_step, uneven(ONE), 0)[-1]
+    for layout in (PP4_VPP2, TP2_SP_CP2):
+        found = ranks.run(layout.world_size, one_step, uneven(layout), 0)[-1]
+        error, name = worst_gradient(found, expected)
+        assert error < 1e-6, name
+        assert found.losses == pytest.approx(expected.losses, abs=5e-6)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import CheckpointConfig, ModelConfig, RunConfig
+from megatron_eve.config import AlignmentConfig, CheckpointConfig, ModelConfig, RunConfig
+from tests.golden_dir import find_golden
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankError, RankPool
-from tests.training.test_layouts import loading_from, run, run_config, saving_in
+from tests.training.test_layouts import TEACHER, loading_from, run, run_config, saving_in
 
 pytestmark = pytest.mark.distributed
 
@@ -119,4 +123,80 @@ def test_weights_of_another_size(ranks: RankPool, copy: Path) -> None:
         checkpoint=CheckpointConfig(pretrained_checkpoint=str(copy)),
     )
     with pytest.raises(RankError, match="--num-layers 8, this run has 4"):
+        ranks.run(1, run, config, 1)
+
+
+PLAIN = AlignmentConfig()
+
+
+def without_teacher(config: RunConfig) -> RunConfig:
+    return replace(config, alignment=PLAIN)
+
+
+def everything_in(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Runs on each rank: names of the tensors of a checkpoint, and its common part."""
+    from megatron.core import dist_checkpointing
+
+    names = list(dist_checkpointing.load_tensors_metadata(str(folder)))
+    return names, dist_checkpointing.load_common_state_dict(str(folder))
+
+
+def test_the_teacher_is_known_by_its_hashes_alone(ranks: RankPool, checkpoint: Path) -> None:
+    folder = checkpoint / "iter_0000002"
+    names, common = ranks.run(1, everything_in, folder)[0]
+    weights = {name for name in names if not name.startswith("optimizer.")}
+    assert any("aligning_layer.query_tap" in name for name in weights)
+    assert not [name for name in names if "tower" in name or "embeddings.position_embedding" in name]
+    teacher = find_golden(TEACHER)
+    assert common["teacher"]["path"] == str(teacher)
+    expected = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
+    assert common["teacher"]["sha256"]["model.safetensors"] == expected
+
+
+def test_another_teacher_or_none(ranks: RankPool, copy: Path, tmp_path: Path) -> None:
+    assert "was made with --patch-aligning; resume with it" in load(
+        ranks, copy, without_teacher(run_config(ONE.parallel, iterations=4))
+    )
+    moved = Path(shutil.copytree(find_golden(TEACHER), tmp_path / "moved"))
+    config = run_config(ONE.parallel, iterations=4)
+    config = replace(config, alignment=replace(config.alignment, teacher_model=str(moved)))
+    assert len(ranks.run(1, run, loading_from(config, copy), 3)[-1].losses) == 1
+    weights = load_file(moved / "model.safetensors")
+    weights[next(iter(weights))] += 1
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    error = load(ranks, copy, config)
+    assert "whose model.safetensors has sha256" in error and "--teacher-model" in error
+
+
+def test_an_aligning_layer_may_come_and_go_between_stages(
+    ranks: RankPool, copy: Path, tmp_path: Path
+) -> None:
+    """Weights alone: without the layer it is left behind; where it is new it starts fresh, and that is said."""
+    aligned = run_config(ONE.parallel, iterations=2)
+    onward = replace(without_teacher(aligned), checkpoint=CheckpointConfig(pretrained_checkpoint=str(copy)))
+    plain = ranks.run(1, run, saving_in(onward, tmp_path / "plain"), 1, True)[-1]
+    assert plain.aligning == [0.0]
+    back = replace(aligned, checkpoint=CheckpointConfig(pretrained_checkpoint=str(tmp_path / "plain")))
+    # Another width matters only to the layer that is not there.
+    trace = ranks.run(2, run, replace(back, parallel=TP2_SP.parallel), 1)[-1]
+    assert trace.aligning[0] > 0.5
+    narrow = replace(onward, model=replace(onward.model, teacher_hidden_size=32))
+    assert ranks.run(1, run, narrow, 1)[-1].losses == plain.losses
+    error = load(ranks, copy, replace(aligned, model=replace(aligned.model, aligning_heads=4)))
+    assert "--aligning-heads 8, this run has 4" in error
+
+
+def test_a_published_folder_without_the_aligning_layer(ranks: RankPool, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(find_golden("_shared/hf_mini224"), tmp_path / "hf"))
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: x for name, x in tensors.items() if "vision_tower_compressor" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    config = replace(run_config(ONE.parallel), checkpoint=CheckpointConfig(pretrained_checkpoint=str(folder)))
+    known = ranks.run(1, run, run_config(ONE.parallel), 1)[-1]
+    fresh = ranks.run(1, run, config, 1)[-1]
+    assert fresh.losses == known.losses and fresh.aligning != known.aligning
+    assert fresh.aligning[0] > 0.5
+    half = {**kept, **{name: x for name, x in tensors.items() if "compressor.output_layer" in name}}
+    save_file(half, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RankError, match=r"has no tensor model\.vision_tower_compressor\.norm_layer"):
         ranks.run(1, run, config, 1)

@@ -155,7 +155,8 @@ def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
             f"--teacher-model {folder}: {len(missing)} weights are missing or of another shape, {missing[0]} among "
             "them; copy the folder again"
         )
-    return getattr(tower, "vision_model", tower)
+    # A model with a text tower that only code of its own folder knows comes whole.
+    return tower.vision_model if vision is not None and not known else tower
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
