@@ -193,4 +193,4 @@ def announce(trainer: Trainer) -> None:
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
     )
     if trainer.teacher_identity:
-        print_rank_0(f"teacher: {yaml.safe_dump(trainer.teacher_identity, sort_keys=False)}".rstrip())
+        print_rank_0(yaml.safe_dump({"teacher": trainer.teacher_identity}, sort_keys=False).rstrip())

@@ -99,7 +99,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
         # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False),
         training=TrainingConfig(
-            stage=1 if case.meta.get("stage") == "stage1" else 3,
+            stage=3 if "lm_head.weight" in case.meta["trainable"] else 1,
             global_batch_size=len(case.images),
             train_iters=1,
             transformer_impl="local",

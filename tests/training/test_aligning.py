@@ -212,3 +212,36 @@ def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
         error, name = worst_gradient(found, expected)
         assert error < 1e-6, name
         assert found.losses == pytest.approx(expected.losses, abs=5e-6)
+
+
+def boundaries(config: RunConfig) -> list[tuple[int, int, int]]:
+    """Runs on each rank: (rows that arrive, hidden rows among them, tapped rows) of each pack and chunk."""
+    from megatron_eve.models.vlm import VisionLanguageModel
+
+    seen = []
+    original = VisionLanguageModel._open_taps
+
+    def watched(self: Any, hidden: torch.Tensor, inputs: Any) -> Any:
+        if not self.pre_process:
+            seen.append((len(hidden), inputs.packed.taps.hidden_rows, inputs.packed.taps.count))
+        return original(self, hidden, inputs)
+
+    VisionLanguageModel._open_taps = watched  # type: ignore[method-assign]
+    try:
+        one_step(config, 0)
+    finally:
+        VisionLanguageModel._open_taps = original  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, image_size: int) -> None:
+    """Eight layers in four stages, tapped at 0 and 4: one tap behind layer 2, two behind layers 4 and 6."""
+    content = Content(image_size)
+    found = ranks.run(4, boundaries, run_config(PP4.parallel, content))
+    assert found[0] == [] and found[1]
+    tapped = 64 + 48 + 40  # teacher patches, whatever the resolution
+    for taps, seen in zip((1, 2, 2), found[1:], strict=True):
+        assert sum(count for _, _, count in seen) == tapped
+        for arrived, hidden, count in seen:
+            assert arrived - hidden == -(-taps * count * 48 // 64)
