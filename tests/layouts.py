@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,7 @@ CP2_DP2 = layout("CP2xDP2", 4, cp=2)
 PP4_VPP2 = layout("PP4xVPP2", 4, pp=4, num_layers_per_virtual_pipeline_stage=1)
 
 
-def parametrize(*layouts: Layout) -> pytest.MarkDecorator:
-    """A test for each of these layouts, as the argument `layout`."""
-    return pytest.mark.parametrize("layout", layouts, ids=lambda some: some.name)
+def parametrize(*layouts: Layout, slow: Sequence[Layout] = ()) -> pytest.MarkDecorator:
+    """A test for each of these layouts, as the argument `layout`; `slow` ones only in `make test-slow`."""
+    some = [*layouts, *(pytest.param(layout, marks=pytest.mark.slow) for layout in slow)]
+    return pytest.mark.parametrize("layout", some, ids=[layout.name for layout in (*layouts, *slow)])

@@ -72,11 +72,10 @@ def test_follow_leaves_out_a_line_cut_off_by_a_kill(launch: ModuleType, tmp_path
 def test_losses_must_be_equal_at_every_iteration(run: ModuleType) -> None:
     reference = losses(3.0, 2.0, 1.0)
     run.require_same_losses(reference, [*losses(3.0, 2.0), *losses(3.0, 2.0, 1.0)[1:]], 3)
-    with pytest.raises(run.StepFailed, match="iteration 3: the loss is"):
+    with pytest.raises(run.StepFailed, match="iteration 3: the losses are"):
         run.require_same_losses(reference, losses(3.0, 2.0, 1.0 + 2**-52), 3)
-    with pytest.raises(
-        run.StepFailed, match="iteration 2: the loss is"
-    ):  # before the kill, though mended after it
+    # Before the kill, though mended after it.
+    with pytest.raises(run.StepFailed, match="iteration 2: the losses are"):
         run.require_same_losses(reference, [*losses(3.0, 2.5), *losses(3.0, 2.0, 1.0)[1:]], 3)
     with pytest.raises(run.StepFailed, match="no loss was recorded for iteration 3"):
         run.require_same_losses(reference, losses(3.0, 2.0), 3)

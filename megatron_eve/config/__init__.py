@@ -14,6 +14,7 @@ from megatron_eve.config.schema import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_eve.config.tower import TowerSizes, tower_sizes
 from megatron_eve.config.validate import TRACKER, validate
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "RunConfig",
+    "TowerSizes",
     "TrainingConfig",
     "from_dict",
     "load_recipe",
     "parse",
+    "tower_sizes",
     "validate",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.config.tower import tower_sizes
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -132,6 +132,11 @@ def _training(config: RunConfig) -> Iterator[str]:
             "--recompute-granularity full: also set --recompute-method and --recompute-num-layers "
             "(uniform and 1, say)"
         )
+    group, pipeline = training.recompute_num_layers, config.parallel.pipeline_model_parallel_size
+    if full and group and training.recompute_method == "uniform" and pipeline > 0:
+        chunk = config.parallel.num_layers_per_virtual_pipeline_stage or config.model.num_layers // pipeline
+        if group < 1 or chunk % group:
+            yield f"--recompute-num-layers {group}: must divide the {chunk} layers of a model chunk"
     if not full and (training.recompute_method or training.recompute_num_layers):
         yield "--recompute-method: only with --recompute-granularity full; leave it out"
 
@@ -199,27 +204,24 @@ def _alignment(config: RunConfig) -> Iterator[str]:
 
 
 def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
-    """Does the folder hold a vision tower of the width and grid that the model was told?"""
-    if not (folder / "config.json").is_file():
-        yield f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
+    """Does the folder hold a vision tower of the width that the model was told?"""
+    try:
+        tower = tower_sizes(str(folder), config.alignment.teacher_trust_remote_code)
+    except ConfigError as error:
+        yield str(error)
         return
     if not [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]:
         yield f"--teacher-model {folder}: no weights there (*.safetensors or *.bin); copy the folder again"
-    try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tower = {**fields, **(fields.get("vision_config") or {})}
-        width = int(tower["hidden_size"])
-        int(tower["patch_size"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if tower.hidden_size != config.model.teacher_hidden_size:
         yield (
-            f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid "
-            f"({type(error).__name__}: {error})"
+            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is "
+            f"{tower.hidden_size} wide; set it to {tower.hidden_size}"
         )
-        return
-    if width != config.model.teacher_hidden_size:
+    state = config.alignment.teacher_hidden_state
+    if not -tower.num_layers - 1 <= state <= tower.num_layers:
         yield (
-            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is {width} wide; "
-            f"set it to {width}"
+            f"--teacher-hidden-state {state}: the tower in {folder} has {tower.num_layers + 1} of them; "
+            "-2 is the last but one"
         )
 
 

@@ -12,7 +12,14 @@ from megatron.core import parallel_state
 from safetensors import safe_open
 
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.tables import ALIGNING_HF_KEYS, IGNORED_HF_KEYS, Sizes, eve_rules, rule_for
+from megatron_eve.convert.tables import (
+    ALIGNING_HF_KEYS,
+    IGNORED_HF_KEYS,
+    PUBLISHED_TAP_INTERVAL,
+    Sizes,
+    eve_rules,
+    rule_for,
+)
 from megatron_eve.models.vlm import is_aligning
 from megatron_eve.training.monitor import print_rank_0
 
@@ -105,7 +112,13 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
     planned: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     rules = eve_rules(model)
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in source.keys())  # noqa: SIM118
-    if not aligned and any(chunk.patch_aligning for chunk in chunks):
+    wanted = any(chunk.patch_aligning for chunk in chunks)
+    if wanted and aligned and model.tap_interval != PUBLISHED_TAP_INTERVAL:
+        raise ConfigError(
+            f"{folder}: its aligning layer is tapped every {PUBLISHED_TAP_INTERVAL} layers, this run has "
+            f"--tap-interval {model.tap_interval}; use {PUBLISHED_TAP_INTERVAL}, or train with --no-patch-aligning"
+        )
+    if wanted and not aligned:
         print_rank_0(f"{folder}: holds no aligning layer, so that of this run keeps its initial weights")
     for name, parameter, padded in global_parameters(chunks):
         if not aligned and is_aligning(name):

@@ -193,6 +193,8 @@ EVE_RULES: tuple[Rule, ...] = (
 
 # Published keys that a model without an aligning layer does not hold, and those that none holds: the teacher, listed
 # twice, and a buffer that transformers 4.31 saved.
+# Its taps are named by number, and the number means a depth by the published interval only.
+PUBLISHED_TAP_INTERVAL = 4
 ALIGNING_HF_KEYS = re.compile(r"model\.vision_tower_compressor\.(norm_layer|input_layer|output_layer)\..*")
 IGNORED_HF_KEYS = re.compile(
     r"model\.vision_tower_compressor\.clip_layer\..*|model\.vision_clip\..*"
@@ -204,8 +206,8 @@ IGNORED_HF_KEYS = re.compile(
 def eve_rules(model: ModelConfig) -> tuple[Rule, ...]:
     """All rules of a model: the fixed ones, and those of the aligning layer, whose taps are numbered by depth.
 
-    The published `norm_layer.j` belongs to the depth `num_layers - j * tap_interval`: 0 is the last, behind the
-    final norm, and the last of them the decoder's input.
+    The published `norm_layer.j` belongs to the depth `num_layers - 4 j`, ours to that by `--tap-interval`: 0 is the
+    last, behind the final norm, and the last of them the decoder's input.
     """
     compressor = "model.vision_tower_compressor"
     rules = []

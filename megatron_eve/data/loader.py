@@ -79,9 +79,12 @@ class Step:
     """The microbatches of this rank, built lazily; may be iterated more than once."""
     num_microbatches: int
     """Microbatches of this rank, the same number on every rank."""
+    num_packs: int
+    """Microbatches of all data-parallel ranks that hold a sample; the others only fill up the layout's number."""
     num_labels: int
     """Rows with a label."""
     num_images: int
+    """Images."""
     num_tokens: int
     """Tokens of the samples with images expanded, without any padding."""
     capacity_fraction: float
@@ -208,6 +211,7 @@ class StepLoader:
                 near_end=partial(self._prepare, consumed + count, count),
             ),
             num_microbatches=len(mine),
+            num_packs=sum(bool(pack) for pack in packs),
             num_labels=int(rows["labels"].sum()),
             num_images=int(rows["num_images"].sum()),
             num_tokens=num_tokens,

@@ -351,6 +351,13 @@ def _check_teacher(
         )
     before = saved.get("teacher")
     if before and teacher:
+        state = saved["config"]["alignment"]["teacher_hidden_state"]
+        if state != config.alignment.teacher_hidden_state:
+            raise CheckpointError(
+                f"{folder}: was made with --teacher-hidden-state {state}, this run has "
+                f"{config.alignment.teacher_hidden_state}; resume with the same, or start anew from its weights with "
+                "--pretrained-checkpoint"
+            )
         for name, sha256 in before["sha256"].items():
             if teacher["sha256"].get(name) != sha256:
                 raise CheckpointError(

@@ -27,7 +27,8 @@ class Normalizer:
 
     Attributes:
         num_labels, num_images: of the whole step, over all data-parallel ranks.
-        num_microbatches: M, packs of this rank.
+        num_packs: packs of the step that hold a sample.
+        num_microbatches: M, packs of this rank, with those that only fill up the layout's number.
         data_parallel_size: D.
         align_loss_weight: of the aligning loss in the sum of both.
         kind: "global", or "microbatch" for the published mean of per-microbatch means
@@ -37,6 +38,7 @@ class Normalizer:
 
     num_labels: int
     num_images: int
+    num_packs: int
     num_microbatches: int
     data_parallel_size: int
     align_loss_weight: float = 1.0
@@ -52,7 +54,7 @@ class Normalizer:
         labels, images, scale = self.num_labels, self.num_images, float(packs)
         if self.kind == "microbatch":
             labels = int((batch.labels != IGNORE_INDEX).sum())
-            images, scale = len(batch.image_grids), 1.0
+            images, scale = len(batch.image_grids), packs / max(self.num_packs, 1)
 
         def loss_function(losses: ModelLosses) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             total = losses.language.sum() * (scale / max(labels, 1))

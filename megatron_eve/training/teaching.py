@@ -8,10 +8,10 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import RunConfig
+from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
-from megatron_eve.models.eve.teacher import Teacher, teacher_identity, teacher_patch_size, tower_fields
+from megatron_eve.models.eve.teacher import Teacher, teacher_identity
 from megatron_eve.training.flops import TeacherSizes
 
 
@@ -36,9 +36,8 @@ def teacher_share(config: RunConfig) -> TeacherShare | None:
     """Which images of its packs this rank decodes for the teacher; None where no teacher runs."""
     if not runs_teacher(config):
         return None
-    assert config.alignment.teacher_model is not None
     return TeacherShare(
-        teacher_patch_size(config.alignment.teacher_model),
+        _tower(config).patch_size,
         rank=parallel_state.get_tensor_and_context_parallel_rank(),
         ranks=parallel_state.get_tensor_and_context_parallel_world_size(),
     )
@@ -48,20 +47,20 @@ def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
     """What the teacher costs, for the count of FLOPs; None without one."""
     if not config.alignment.patch_aligning:
         return None
-    assert config.alignment.teacher_model is not None
-    fields = tower_fields(config.alignment.teacher_model)
-    layers, state = int(fields["num_hidden_layers"]), config.alignment.teacher_hidden_state
+    tower = _tower(config)
     return TeacherSizes(
-        layers=state
-        % (layers + 1),  # hidden state 0 is the embedding; those behind the target are not needed
-        hidden_size=int(fields["hidden_size"]),
-        # DINOv2 gives a ratio instead.
-        ffn_hidden_size=int(
-            fields.get("intermediate_size") or fields["hidden_size"] * fields.get("mlp_ratio", 4)
-        ),
+        # Hidden state 0 is the embedding; layers behind the target are not needed.
+        layers=config.alignment.teacher_hidden_state % (tower.num_layers + 1),
+        hidden_size=tower.hidden_size,
+        ffn_hidden_size=tower.ffn_hidden_size,
         tokens=(config.model.teacher_size // PATCH_SIZE) ** 2 + 1,
-        patch_values=3 * int(fields["patch_size"]) ** 2,
+        patch_values=3 * tower.patch_size**2,
     )
+
+
+def _tower(config: RunConfig) -> TowerSizes:
+    assert config.alignment.teacher_model is not None
+    return tower_sizes(config.alignment.teacher_model, config.alignment.teacher_trust_remote_code)
 
 
 def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:

@@ -99,6 +99,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> dict[str, tor
     normalizer = Normalizer(
         num_labels=step.num_labels,
         num_images=step.num_images,
+        num_packs=step.num_packs,
         num_microbatches=step.num_microbatches,
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         align_loss_weight=config.alignment.align_loss_weight,

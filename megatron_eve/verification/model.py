@@ -99,7 +99,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
         # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False),
         training=TrainingConfig(
-            stage=3 if "lm_head.weight" in case.meta["trainable"] else 1,
+            stage=3 if "lm_head.weight" in case.meta.get("trainable", ["lm_head.weight"]) else 1,
             global_batch_size=len(case.images),
             train_iters=1,
             transformer_impl="local",
@@ -144,6 +144,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     normalizer = Normalizer(
         num_labels=step.num_labels,
         num_images=step.num_images,
+        num_packs=step.num_packs,
         num_microbatches=step.num_microbatches,
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
     )

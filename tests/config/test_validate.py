@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, from_dict, validate
+from megatron_eve.config import (
+    PRESETS,
+    TRACKER,
+    ConfigError,
+    RunConfig,
+    TowerSizes,
+    from_dict,
+    tower_sizes,
+    validate,
+)
 
 
 def config(**sections: dict[str, object]) -> RunConfig:
@@ -68,6 +77,17 @@ def test_a_good_configuration() -> None:
             "--recompute-granularity full",
             "--recompute-method",
         ),
+        (
+            {
+                "training": {
+                    "recompute_granularity": "full",
+                    "recompute_method": "uniform",
+                    "recompute_num_layers": 3,
+                }
+            },
+            "--recompute-num-layers 3",
+            "the 4 layers",
+        ),
         ({"training": {"recompute_method": "uniform"}}, "--recompute-method", "leave it out"),
         ({"training": {"transformer_impl": "transformer_engine"}}, "--transformer-impl", "add --bf16"),
         ({"optimizer": {"min_lr": 1.0}}, "--min-lr 1.0", "between 0 and --lr"),
@@ -108,15 +128,32 @@ def test_all_complaints_at_once() -> None:
 def tower(folder: Path, **fields: object) -> str:
     """A folder with the configuration of a teacher and a weight file by name."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "patch_size": 14, **fields}))
+    common = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "patch_size": 14,
+        "num_attention_heads": 4,
+    }
+    (folder / "config.json").write_text(json.dumps({**common, **fields}))
     (folder / "model.safetensors").touch()
     return str(folder)
 
 
 def test_a_good_teacher(tmp_path: Path) -> None:
     validate(config(alignment={"patch_aligning": True, "teacher_model": tower(tmp_path / "clip")}), 1)
-    both = tower(tmp_path / "both", hidden_size=512, vision_config={"hidden_size": 64, "patch_size": 16})
+    vision = {"hidden_size": 64, "patch_size": 16, "num_attention_heads": 4}
+    both = tower(tmp_path / "both", model_type="clip", hidden_size=512, vision_config=vision)
     validate(config(alignment={"patch_aligning": True, "teacher_model": both}), 1)
+
+
+def test_sizes_that_a_teacher_leaves_to_its_model_type(tmp_path: Path) -> None:
+    """As published SigLIP folders do: 768 wide in patches of 16."""
+    siglip = tower(
+        tmp_path / "siglip", model_type="siglip", vision_config={"model_type": "siglip_vision_model"}
+    )
+    settings = {"patch_aligning": True, "teacher_model": siglip}
+    validate(config(alignment=settings, model={"teacher_hidden_size": 768}), 1)
+    assert tower_sizes(siglip, False) == TowerSizes(768, 16, 12, 3072)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +201,16 @@ def test_wrong_teacher_folders(tmp_path: Path) -> None:
 
     wide = tower(tmp_path / "wide", hidden_size=1024)
     assert complaint(wide) == f"--teacher-hidden-size 64: the tower in {wide} is 1024 wide; set it to 1024"
-    assert "does not describe a vision tower" in complaint(tower(tmp_path / "text", patch_size=None))
+    assert "does not describe a vision tower" in complaint(
+        tower(tmp_path / "text", model_type="gpt2", patch_size=None)
+    )
+    assert "does not describe a vision tower" in complaint(tower(tmp_path / "new", model_type="unheard_of"))
+    deep = {"patch_aligning": True, "teacher_model": tower(tmp_path / "deep"), "teacher_hidden_state": 14}
+    with pytest.raises(ConfigError, match=r"--teacher-hidden-state 14: .* has 13 of them"):
+        validate(config(alignment=deep), 1)
     bare = Path(tower(tmp_path / "bare"))
     (bare / "model.safetensors").unlink()
     assert "no weights there" in complaint(str(bare))
-    (bare / "config.json").write_text("{")
-    assert "does not describe a vision tower" in complaint(str(bare))
+    broken = Path(tower(tmp_path / "broken"))
+    (broken / "config.json").write_text("{")
+    assert "does not describe a vision tower" in complaint(str(broken))

@@ -140,6 +140,13 @@ def test_loading_is_bit_exact(ranks: RankPool, layout: Layout, aligning: bool) -
     assert all(torch.equal(tensor, golden[name]) for name, tensor in found.items())
 
 
+@pytest.mark.distributed
+def test_published_taps_belong_to_every_fourth_depth(ranks: RankPool) -> None:
+    some = config(ParallelConfig(), replace(ModelConfig(), tap_interval=3), patch_aligning=True)
+    with pytest.raises(RankError, match="tapped every 4 layers, this run has --tap-interval 3"):
+        ranks.run(1, load_and_collect, some, find_golden("_shared/hf_mini224"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(find_golden("_shared/hf_mini224"), tmp_path / "hf"))

@@ -98,7 +98,9 @@ def six_steps(config: RunConfig) -> Steps:
         loader = build_loader(config, CaseDataset(case))
         step = loader.step(0)
         data_parallel = parallel_state.get_data_parallel_world_size()
-        normalizer = Normalizer(step.num_labels, step.num_images, step.num_microbatches, data_parallel)
+        normalizer = Normalizer(
+            step.num_labels, step.num_images, step.num_packs, step.num_microbatches, data_parallel
+        )
         taken = Steps([], [])
         for _ in range(STEPS):
             losses, _ = train_step(chunks, optimizer, step, normalizer, teacher)

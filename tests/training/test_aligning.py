@@ -29,6 +29,7 @@ from tests.layouts import (
     TP2_SP,
     TP2_SP_CP2,
     Layout,
+    parametrize,
 )
 from tests.ranks import RankPool
 
@@ -118,7 +119,9 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
         for wrapped in chunks:
             wrapped.zero_grad_buffer()
         data_parallel = parallel_state.get_data_parallel_world_size()
-        normalizer = Normalizer(step.num_labels, step.num_images, step.num_microbatches, data_parallel)
+        normalizer = Normalizer(
+            step.num_labels, step.num_images, step.num_packs, step.num_microbatches, data_parallel
+        )
         losses = forward_backward(chunks, step, normalizer, teacher)
         loader.close()
         gradients = whole_gradients(bare, case)
@@ -143,15 +146,12 @@ def worst_gradient(found: Outcome, expected: Outcome) -> tuple[float, str]:
 
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-OFTEN = (ONE, TP2, TP2_SP, PP2, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2)
-SELDOM = (DP2, TP2_CP2, CP4, PP4_VPP2)  # their parts are all above
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [*OFTEN, *(pytest.param(layout, marks=pytest.mark.slow) for layout in SELDOM)],
-    ids=[layout.name for layout in (*OFTEN, *SELDOM)],
-)
+@parametrize(
+    ONE, TP2, TP2_SP, PP2, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2,
+    slow=(DP2, TP2_CP2, CP4, PP4_VPP2),  # their parts are all among the others
+)  # fmt: skip
 @pytest.mark.parametrize("recompute", [{}, FULL], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
 @pytest.mark.parametrize("text_only", [False, True], ids=["images", "text"])

@@ -161,6 +161,8 @@ def test_another_teacher_or_none(ranks: RankPool, copy: Path, tmp_path: Path) ->
     config = run_config(ONE.parallel, iterations=4)
     config = replace(config, alignment=replace(config.alignment, teacher_model=str(moved)))
     assert len(ranks.run(1, run, loading_from(config, copy), 3)[-1].losses) == 1
+    other_state = replace(config, alignment=replace(config.alignment, teacher_hidden_state=-3))
+    assert "was made with --teacher-hidden-state -2, this run has -3" in load(ranks, copy, other_state)
     weights = load_file(moved / "model.safetensors")
     weights[next(iter(weights))] += 1
     save_file(weights, moved / "model.safetensors", {"format": "pt"})

@@ -22,6 +22,7 @@ def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tup
     normalizer = Normalizer(
         num_labels=sum(len(labels) for labels, _ in packs),
         num_images=sum(len(images) for _, images in packs),
+        num_packs=sum(bool(labels or images) for labels, images in packs),
         num_microbatches=each,
         data_parallel_size=ranks,
         align_loss_weight=weight,
@@ -53,6 +54,13 @@ def test_published_means_of_means(ranks: int) -> None:
     assert shares("microbatch", PACKS, ranks) == pytest.approx((language + aligning, language, aligning))
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_packs_that_only_fill_up_do_not_dilute(ranks: int) -> None:
+    filled = [*PACKS, ([], []), ([], [])]
+    for kind in ("global", "microbatch"):
+        assert shares(kind, filled, ranks) == pytest.approx(shares(kind, PACKS, 1))
+
+
 def test_the_weight_is_of_the_aligning_loss_alone() -> None:
     assert shares("global", PACKS, 2, weight=0.5) == pytest.approx((4 + 0.5 * 0.55, 4, 0.55))
 
@@ -64,5 +72,5 @@ def test_a_step_without_labels_and_images_is_zero(kind: str) -> None:
 
 def test_without_an_aligning_layer_there_is_no_aligning_loss() -> None:
     batch: Any = SimpleNamespace(labels=torch.tensor([1]), image_grids=torch.ones(1, 2))
-    loss, report = Normalizer(1, 1, 1, 1).loss_function(batch)(ModelLosses(torch.tensor([3.0]), None))
+    loss, report = Normalizer(1, 1, 1, 1, 1).loss_function(batch)(ModelLosses(torch.tensor([3.0]), None))
     assert float(loss) == 3.0 and set(report) == {"lm loss"}

@@ -16,22 +16,11 @@ from typing import Any
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig
+from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
 from megatron_eve.models.eve.patch_embedding import CLIP_MEAN, CLIP_STD
 
 # The grid of the model's own geometry is made of patches of this size.
 _GEOMETRY_PATCH = 14
-
-
-def tower_fields(folder: str) -> dict[str, Any]:
-    """config.json of a teacher's folder; of a model with a text tower too, the vision tower's part on top."""
-    fields = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return {**fields, **(fields.get("vision_config") or {})}
-
-
-def teacher_patch_size(folder: str) -> int:
-    """Side of the teacher's patches in pixels."""
-    return int(tower_fields(folder)["patch_size"])
 
 
 def teacher_identity(folder: str) -> dict[str, Any]:
@@ -67,7 +56,7 @@ class Teacher:
     ) -> None:
         assert alignment.teacher_model is not None
         self.folder = Path(alignment.teacher_model)
-        self.patch_size = teacher_patch_size(alignment.teacher_model)
+        self.patch_size = tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code).patch_size
         self.grid = model.teacher_size // _GEOMETRY_PATCH
         self.hidden_state = alignment.teacher_hidden_state
         self.width = model.teacher_hidden_size
@@ -155,8 +144,13 @@ def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
             f"--teacher-model {folder}: {len(missing)} weights are missing or of another shape, {missing[0]} among "
             "them; copy the folder again"
         )
-    # A model with a text tower that only code of its own folder knows comes whole.
-    return tower.vision_model if vision is not None and not known else tower
+    if vision is None or known:
+        return tower
+    if not hasattr(tower, "vision_model"):  # a model with a text tower, known to code of its own folder only
+        raise ConfigError(
+            f"--teacher-model {folder}: its {type(tower).__name__} has no part named vision_model"
+        )
+    return tower.vision_model
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

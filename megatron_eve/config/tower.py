@@ -1,0 +1,57 @@
+"""What a teacher's folder says of its vision tower, read by transformers without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from megatron_eve.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """Sizes of a vision tower.
+
+    Attributes:
+        hidden_size: K.
+        patch_size: side of a patch in pixels.
+        num_layers: encoder layers.
+        ffn_hidden_size: inner width of its MLP.
+    """
+
+    hidden_size: int
+    patch_size: int
+    num_layers: int
+    ffn_hidden_size: int
+
+
+@cache
+def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
+    """Read config.json of a vision tower, or of a model that has one beside a text tower.
+
+    Sizes that the file leaves out are those that transformers knows for its model type.
+
+    Raises:
+        ConfigError: no such file, or none that describes a tower with a patch grid.
+    """
+    import transformers
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(
+            f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        config = getattr(config, "vision_config", None) or config
+        width = int(config.hidden_size)
+        # DINOv2 gives a ratio instead.
+        inner = getattr(config, "intermediate_size", None) or width * getattr(config, "mlp_ratio", 4)
+        return TowerSizes(width, int(config.patch_size), int(config.num_hidden_layers), int(inner))
+    except Exception as error:  # transformers raises nearly anything on a file it cannot read
+        raise ConfigError(
+            f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid that "
+            f"transformers {transformers.__version__} knows ({type(error).__name__}: {error})"
+        ) from error
