@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_eve.config import AlignmentConfig, DataConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import (
+    AlignmentConfig,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from tests.golden_dir import find_golden
 from tests.layouts import (
     CP2,
@@ -245,3 +253,43 @@ def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, imag
         assert sum(count for _, _, count in seen) == tapped
         for arrived, hidden, count in seen:
             assert arrived - hidden == -(-taps * count * 48 // 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with TransformerEngine")
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+def test_transformer_engine_aligns_as_torch_does(tmp_path: Path, image_size: int) -> None:
+    """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
+    pytest.importorskip("transformer_engine.pytorch")
+    from megatron_eve.accelerator import accelerator
+    from megatron_eve.training.data import build_loader, open_dataset
+    from megatron_eve.training.initialize import distributed
+    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.model import build_chunks
+    from megatron_eve.training.teaching import build_teacher
+
+    accelerator()
+    teacher = find_golden(TEACHER)
+    found = {}
+    for choice in ("local", "transformer_engine"):
+        config = RunConfig(
+            model=ModelConfig(hidden_size=256, ffn_hidden_size=704, image_size=image_size),
+            training=TrainingConfig(train_iters=1, bf16=True, transformer_impl=choice, **FULL),  # type: ignore[arg-type]
+            alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(teacher)),
+            data=DataConfig(mock_data=True, seq_length=1024),
+        )
+        with distributed(config):
+            torch.manual_seed(0)
+            (chunk,) = build_chunks(config)
+            chunk.bfloat16()
+            loader = build_loader(config, open_dataset(config))
+            losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_teacher(config)))
+            (losses.language.mean() + losses.aligning).backward()
+            loader.close()
+            taps = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}
+            found[choice] = (losses.language.detach(), losses.aligning.detach(), taps)
+    for ours, theirs in zip(found["local"][:2], found["transformer_engine"][:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    for name, gradient in found["local"][2].items():
+        other = found["transformer_engine"][2][name]
+        assert (gradient - other).norm() < 0.1 * gradient.norm(), name
