@@ -49,8 +49,8 @@ def test_losses_and_gradients(ranks: RankPool, content: Content, stage: int) -> 
     total = result.language_loss + result.align_loss
     if total.requires_grad:
         total.backward()
-    assert found.losses["lm loss"] == pytest.approx(float(result.language_loss), abs=5e-6)
-    assert found.losses["align loss"] == pytest.approx(float(result.align_loss), abs=1e-6)
+    assert found.losses["lm loss"] == pytest.approx(result.language_loss.item(), abs=5e-6)
+    assert found.losses["align loss"] == pytest.approx(result.align_loss.item(), abs=1e-6)
     expected = {name: p.grad for name, p in model.parameters.items() if p.grad is not None}
     trained = {name for name, p in model.parameters.items() if p.requires_grad}
     assert set(found.gradients) == trained
@@ -130,8 +130,8 @@ def plain_steps() -> Any:
                 (result.language_loss + result.align_loss).backward()
                 optimizer.step()
                 schedule.step()
-                taken.language.append(float(result.language_loss))
-                taken.aligning.append(float(result.align_loss))
+                taken.language.append(result.language_loss.item())
+                taken.aligning.append(result.align_loss.item())
             known[stage, rate, content] = taken
         return known[stage, rate, content]
 

@@ -98,7 +98,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     """
     from megatron.core import parallel_state
 
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.convert import load
     from megatron_eve.models.eve.teacher import Teacher
     from megatron_eve.training.data import build_loader
     from megatron_eve.training.initialize import model_parallel
@@ -111,7 +111,10 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
     with model_parallel(config):
         bare = build_chunks(config)
-        load_hf_weights(case.hf, bare, case.model)
+        # Weights are wanted, the same under every layout, also for taps at depths that nobody published.
+        published, load.PUBLISHED_TAP_INTERVAL = load.PUBLISHED_TAP_INTERVAL, config.model.tap_interval
+        load.load_hf_weights(case.hf, bare, case.model)
+        load.PUBLISHED_TAP_INTERVAL = published
         for chunk in bare:
             chunk.double()
             chunk.config.params_dtype = chunk.config.pipeline_dtype = torch.float64
