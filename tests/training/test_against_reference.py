@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_eve.config import OptimizerConfig, RunConfig
+from megatron_eve.config import OptimizerConfig, ParallelConfig, RunConfig
 from tests.golden_dir import find_golden
-from tests.layouts import ONE, PP2_VPP2_CP2, TP2_PP2, Layout, parametrize
+from tests.layouts import ONE, PP2_VPP2_CP2, TP2_PP2, TP2_SP_CP2, Layout, parametrize
 from tests.ranks import RankPool
 from tests.reference_eve import ReferenceEVE, ReferenceSample
 from tests.training.test_aligning import TEACHER, Content, one_step, run_config
@@ -162,3 +162,61 @@ def test_six_steps_of_each_stage(
     assert (
         expected.aligning[-1] < expected.aligning[0] - 100 * 2e-5
     )  # it moves much farther than the tolerance
+
+
+def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Runs on each rank: losses and whole gradients of the published case's pictures at 1344 pixels, in float32."""
+    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.model import build_chunks, wrap_for_training
+    from megatron_eve.training.step import forward_backward
+    from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.verification.cases import read_model_case
+    from megatron_eve.verification.model import CaseDataset, case_config, whole_gradients
+
+    case = read_model_case(find_golden("eve672_square_wide_tall"))
+    case = replace(case, model=replace(case.model, image_size=1344))
+    config = case_config(case, parallel, recompute=True)
+    with model_parallel(config):
+        bare = build_chunks(config)
+        load_hf_weights(case.hf, bare, case.model)
+        chunks = wrap_for_training(config, bare)
+        loader = build_loader(config, CaseDataset(case))
+        step = loader.step(0)
+        normalizer = Normalizer(step.num_labels, step.num_images, step.num_packs, step.num_microbatches, 1)
+        losses = forward_backward(chunks, step, normalizer, build_teacher(config))
+        loader.close()
+        return {name: float(loss) for name, loss in losses.items()}, whole_gradients(bare, case)
+
+
+@pytest.mark.slow
+@parametrize(ONE, TP2_SP_CP2)
+def test_1344_pixels(ranks: RankPool, layout: Layout) -> None:
+    """The HD model's own sizes: 2,353 rows for a square picture, a 336-pixel teacher, 2 x 2 pooling."""
+    from megatron_eve.verification.cases import read_model_case
+
+    case = read_model_case(find_golden("eve672_square_wide_tall"))
+    assert case.teacher is not None
+    losses, gradients = ranks.run(layout.world_size, published_hd, layout.parallel)[0]
+    model = ReferenceEVE(case.hf.resolve(), case.teacher, image_size=1344, teacher_size=336)
+    samples = []
+    for ids, labels, real, path in zip(
+        case.inputs["input_ids"],
+        case.inputs["labels"],
+        case.inputs["attention_mask"],
+        case.images,
+        strict=True,
+    ):
+        picture = None if path is None else Image.open(path)
+        samples.append(ReferenceSample(ids[real].tolist(), labels[real].tolist(), picture))
+    result = model.forward(samples)
+    (result.language_loss + result.align_loss).backward()
+    assert losses["lm loss"] == pytest.approx(result.language_loss.item(), abs=1e-5)
+    assert losses["align loss"] == pytest.approx(result.align_loss.item(), abs=1e-5)
+    assert set(gradients) == set(model.parameters)
+    for name, parameter in model.parameters.items():
+        assert parameter.grad is not None
+        distance = (gradients[name] - parameter.grad).norm() / max(float(parameter.grad.norm()), 1e-4)
+        assert distance < 5e-5, name
