@@ -20,6 +20,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint 
 INDEX = $(if $(INDEX_URL),--index-url $(INDEX_URL))
 TORCH_INDEX = $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),$(INDEX))
 
+COMMA = ,
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-gpu quickstart test test-slow lint format clean check-python check-cuda
 
@@ -39,7 +41,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard constraints/*.txt) | check-python
 	@echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"
 	@$(PIP) $(TORCH_INDEX) torch==$(TORCH)
 	@echo "==> megatron_eve, with what its quickstart and its tests need"
-	@$(PIP) $(INDEX) --editable '.[dev,quickstart]'
+	@$(PIP) $(INDEX) --editable '.[dev,quickstart$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)]'
 	@found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
 		$(TORCH)|$(TORCH)+*) echo "==> torch $$found is in place" ;; \
 		*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \

@@ -185,6 +185,11 @@ class DataConfig:
     """Most tokens of one pack; no sample may be longer."""
     shuffle: bool = True
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order."""
+    image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"
+    """Who decodes images: DALI (on the GPU where there is one), threads with fast CPU libraries, or the plain
+    reference, bit-equal to the published preprocessing. "auto" is DALI on GPUs, threads elsewhere."""
+    num_workers: int = 2
+    """Threads that decode images on each rank that needs pixels."""
     mmap_bin_files: bool = True
     """Map the .bin files into memory; off uses plain reads."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,7 +157,9 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
 
 def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
-    yield from _positive(data, "seq_length")
+    yield from _positive(data, "seq_length", "num_workers")
+    if data.image_decoder == "dali" and not dali_is_installed():
+        yield "--image-decoder dali: DALI is not installed here; see README (Installing), or use threads"
     if data.mock_data and data.data_path:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:
@@ -170,6 +173,14 @@ def _data(config: RunConfig) -> Iterator[str]:
             f"--seq-length {data.seq_length}: must be a multiple of {multiple} with --tensor-model-parallel-size "
             f"{parallel.tensor_model_parallel_size} and --context-parallel-size {context}"
         )
+
+
+def dali_is_installed() -> bool:
+    """Is there a DALI to import? Asked without importing it, which takes a while."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
 
 
 def _alignment(config: RunConfig) -> Iterator[str]:

@@ -9,19 +9,26 @@ Letters: T = tokens of the pack with padding, S = samples, I = images, P = patch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
-from megatron_eve.data.images import ImageError, decode_image, image_patches, teacher_square
+from megatron_eve.data.images import ImageError
+from megatron_eve.data.images.backends import (
+    DecodeSettings,
+    ImageDecoder,
+    ImageTask,
+    PillowDecoder,
+    Prepared,
+    stand_in,
+)
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1
@@ -52,6 +59,9 @@ class VisionDataset(Protocol):
 
     def image_geometry(self, image: int) -> ImageGeometry:
         """Resized size and token grid, known without decoding."""
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Have the images of these samples read ahead, where that means anything."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,8 @@ class PackedBatch:
     """[share of I, S, S, 3] uint8, this rank's share of the images as the teacher sees them; None without teacher."""
     sample_ids: torch.Tensor
     """[S] index in the dataset; -1 = filler of an empty pack."""
+    damaged: dict[int, str]
+    """Images of the dataset that this rank could not decode, and why; a grey stand-in has their place."""
 
     @property
     def num_patches(self) -> int:
@@ -167,6 +179,7 @@ def build_batch(
     context_parallel: int,
     with_pixels: bool,
     teacher: TeacherShare | None = None,
+    decoder: ImageDecoder | None = None,
 ) -> PackedBatch:
     """Builds the microbatch of one pack.
 
@@ -178,9 +191,10 @@ def build_batch(
             whole pack needs on top goes to its last sample.
         with_pixels: decode the images; False leaves ``patches`` None and reads no image.
         teacher: prepare this share of the images for the teacher too.
+        decoder: decodes them; by default the plain reference.
 
     Raises:
-        DataError: an image that cannot be decoded, or a sample whose text and images do not match.
+        DataError: a sample whose text and images do not match.
     """
     texts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
     image_rows: list[int] = []
@@ -209,7 +223,7 @@ def build_batch(
     geometries = [dataset.image_geometry(image) for image in image_rows]
     grids = np.array([(g.rows, g.columns) for g in geometries], dtype=np.int64).reshape(-1, 2)
 
-    patches, teacher_images = _decode(dataset, image_rows, geometries, with_pixels, teacher)
+    patches, teacher_images, damaged = _decode(dataset, image_rows, geometries, with_pixels, teacher, decoder)
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
@@ -222,7 +236,15 @@ def build_batch(
         patches=patches,
         teacher_images=teacher_images,
         sample_ids=torch.tensor(list(sample_indices) or [FILLER_SAMPLE_ID], dtype=torch.int64),
+        damaged=damaged,
     )
+
+
+def decode_settings(dataset: VisionDataset, teacher: TeacherShare | None) -> DecodeSettings:
+    """What decoding a dataset's pictures needs to know, beside the pictures."""
+    info = dataset.info
+    patch_size = teacher.patch_size if teacher else PATCH_SIZE
+    return DecodeSettings(info.apply_exif, info.max_pixels, info.teacher_size, patch_size)
 
 
 def _decode(
@@ -231,37 +253,46 @@ def _decode(
     geometries: Sequence[ImageGeometry],
     with_pixels: bool,
     teacher: TeacherShare | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Patches [P, 588] of the given images and this rank's share of them for the teacher; each is decoded once."""
+    decoder: ImageDecoder | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, dict[int, str]]:
+    """Patches [P, 588] of the given images, this rank's share of them for the teacher, and what was damaged.
+
+    Each image is decoded once; one that cannot be is replaced by its stand-in.
+    """
+    settings = decode_settings(dataset, teacher)
     share = teacher.images(len(image_rows)) if teacher else range(0)
-    pixels: list[NDArray[np.uint8]] = []
-    squares: list[NDArray[np.uint8]] = []
-    for position, (row, geometry) in enumerate(zip(image_rows, geometries, strict=True)):
-        if not with_pixels and position not in share:
-            continue
-        image = _decode_image(dataset, row)
-        if with_pixels:
-            pixels.append(image_patches(image, geometry))
-        if teacher and position in share:
-            squares.append(teacher_square(image, geometry, dataset.info.teacher_size, teacher.patch_size))
-    patches = np.concatenate(pixels) if pixels else np.empty((0, PATCH_VALUES), dtype=np.uint8)
+    wanted = [i for i in range(len(image_rows)) if with_pixels or i in share]
+    tasks = [
+        ImageTask(dataset.image_bytes(image_rows[i]), geometries[i], with_pixels, i in share) for i in wanted
+    ]
+    prepared: list[Prepared] = []
+    damaged: dict[int, str] = {}
+    for i, task, result in zip(
+        wanted, tasks, (decoder or PillowDecoder(settings)).prepare(tasks), strict=True
+    ):
+        if isinstance(result, ImageError):
+            damaged[image_rows[i]] = str(result)
+            result = stand_in(task, settings)
+        prepared.append(result)
+    patches = [one.patches for one in prepared if one.patches is not None]
+    squares = [one.square for one in prepared if one.square is not None]
+    side = settings.teacher_side
+    nothing = (
+        torch.empty(0, PATCH_VALUES, dtype=torch.uint8),
+        torch.empty(0, side, side, 3, dtype=torch.uint8),
+    )
     return (
-        torch.from_numpy(patches) if with_pixels else None,
-        _stack(squares, dataset.info.teacher_size // PATCH_SIZE * teacher.patch_size) if teacher else None,
+        _together(torch.cat, patches, nothing[0]) if with_pixels else None,
+        _together(torch.stack, squares, nothing[1]) if teacher else None,
+        damaged,
     )
 
 
-def _stack(squares: list[NDArray[np.uint8]], side: int) -> torch.Tensor:
-    return torch.from_numpy(np.stack(squares) if squares else np.empty((0, side, side, 3), dtype=np.uint8))
-
-
-def _decode_image(dataset: VisionDataset, row: int) -> Image.Image:
-    try:
-        return decode_image(
-            dataset.image_bytes(row), apply_exif=dataset.info.apply_exif, max_pixels=dataset.info.max_pixels
-        )
-    except ImageError as error:
-        raise DataError(
-            f"image {row} of the dataset cannot be decoded ({error}): "
-            "it was readable when the dataset was made, so the file is damaged; copy or preprocess it again"
-        ) from error
+def _together(
+    join: Callable[[list[torch.Tensor]], torch.Tensor], parts: list[torch.Tensor], nothing: torch.Tensor
+) -> torch.Tensor:
+    """Join tensors, of which a stand-in may lie on the host and the others on a GPU."""
+    if not parts:
+        return nothing
+    device = next((part.device for part in parts if part.is_cuda), parts[0].device)
+    return join([part.to(device) for part in parts])

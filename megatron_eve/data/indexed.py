@@ -6,6 +6,7 @@ is opened, since that takes seconds.
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class IndexedVisionDataset:
 
     Args:
         prefix: the --output-prefix it was written to.
-        mmap: map the two .bin files into memory; False reads each row with a system call.
+        mmap_bin_files: map the two .bin files into memory; False reads each row with a system call.
 
     Attributes:
         info: the manifest.
@@ -48,7 +49,7 @@ class IndexedVisionDataset:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
     """
 
-    def __init__(self, prefix: str | Path, *, mmap: bool = True) -> None:
+    def __init__(self, prefix: str | Path, *, mmap_bin_files: bool = True) -> None:
         self.prefix = str(prefix)
         self.info = info = read_info(self.prefix)
         self.samples = open_records(self.prefix + "_samples.npy", SAMPLE_DTYPE, info.num_samples)
@@ -58,8 +59,10 @@ class IndexedVisionDataset:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
             check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
         megatron = megatron_indexed()
-        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap)
-        self._image = megatron.IndexedDataset(self.prefix + "_image", mmap=mmap) if info.num_images else None
+        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap_bin_files)
+        self._image = (
+            megatron.IndexedDataset(self.prefix + "_image", mmap=mmap_bin_files) if info.num_images else None
+        )
 
     def __len__(self) -> int:
         return self.info.num_samples
@@ -100,6 +103,24 @@ class IndexedVisionDataset:
         return image_geometry(
             int(record["width"]), int(record["height"]), self.info.image_size, self.info.teacher_size
         )
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Ask the kernel to read the images of these samples ahead; says nothing where the files are not mapped."""
+        reader = getattr(self._image, "bin_reader", None)
+        mapped = getattr(getattr(reader, "_bin_buffer_mmap", None), "_mmap", None)
+        if mapped is None:
+            return
+        assert self._image is not None
+        for sample in self.samples[indices]:
+            first, count = int(sample["first_image"]), int(sample["num_images"])
+            if not count:
+                continue
+            # A sample's images lie one behind the other; madvise wants the start of a page.
+            start = int(self._image.index[first][0])
+            end = start + int(self.images["num_bytes"][first : first + count].astype(np.int64).sum())
+            start -= start % mmap.PAGESIZE
+            if 0 <= start < end <= len(mapped):
+                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def check_compatible(
         self,

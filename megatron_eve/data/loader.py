@@ -7,6 +7,7 @@ loss is divided by, all before an image is read.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from megatron_eve.data.batch import (
     padded_lengths,
     padding_multiples,
 )
+from megatron_eve.data.images.backends import ImageDecoder
 from megatron_eve.data.order import sample_order
 from megatron_eve.data.packing import deal_packs, pack_step
 
+_MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
 _AHEAD = 2  # microbatches that are built while one runs
 
 
@@ -111,6 +114,7 @@ class StepLoader:
         shuffle: bool = True,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
+        decoder: ImageDecoder | None = None,
     ) -> None:
         """
         Args:
@@ -126,6 +130,7 @@ class StepLoader:
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
                 one need it.
+            decoder: decodes the images; closed with the loader. By default the plain reference.
 
         Raises:
             ValueError: an empty dataset, or sizes that do not go together.
@@ -153,6 +158,8 @@ class StepLoader:
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
         self._shuffle = shuffle
+        self.damaged: dict[int, str] = {}
+        """Images that this rank could not decode so far, and why."""
         self._build = partial(
             build_batch,
             dataset,
@@ -160,7 +167,10 @@ class StepLoader:
             context_parallel=context_parallel,
             with_pixels=with_pixels,
             teacher=teacher,
+            decoder=decoder,
         )
+        self._decoder = decoder
+        self._reads_images = with_pixels or teacher is not None
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
         # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-loader")
@@ -193,6 +203,8 @@ class StepLoader:
     def close(self) -> None:
         """Stops building batches; what has not begun is dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._decoder is not None:
+            self._decoder.close()
 
     def _plan(self, consumed: int, count: int) -> Step:
         """Chooses, packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
@@ -203,10 +215,12 @@ class StepLoader:
         packs = pack_step(lengths_in_pack, self._seq_length, self._ranks * self._pack_multiple)
         mine = deal_packs(packs, lengths_in_pack, self._ranks)[self._rank]
         rows = self._dataset.samples[ids]
+        if self._reads_images:
+            self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())
         return Step(
             batches=LazyBatches(
-                [partial(self._build, ids[pack].tolist()) for pack in mine],
+                [partial(self._built, ids[pack].tolist()) for pack in mine],
                 self._executor,
                 near_end=partial(self._prepare, consumed + count, count),
             ),
@@ -218,6 +232,15 @@ class StepLoader:
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,
         )
+
+    def _built(self, indices: list[int]) -> PackedBatch:
+        """One batch; an image that turns out damaged is remembered, and said once."""
+        batch = self._build(indices)
+        for image, reason in batch.damaged.items():
+            if image not in self.damaged and len(self.damaged) < _MOST_SAID:
+                print(f"image {image} of the dataset: {reason}; a grey one takes its place", file=sys.stderr)
+            self.damaged[image] = reason
+        return batch
 
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches."""

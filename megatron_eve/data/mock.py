@@ -127,6 +127,9 @@ class MockDataset:
         Image.fromarray(noise).save(file, format="JPEG", quality=75)
         return file.getvalue()
 
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Nothing is stored, so nothing can be read ahead."""
+
     def image_geometry(self, image: int) -> ImageGeometry:
         """Resized size and token grid of a picture."""
         return self._geometries[self._shapes[image]]

@@ -184,6 +184,9 @@ class _Prompts:
     def image_bytes(self, image: int) -> bytes:
         return self._images[image]
 
+    def will_need(self, indices: np.ndarray) -> None:
+        """All of it is in memory."""
+
     def image_geometry(self, image: int) -> ImageGeometry:
         picture = decode_image(
             self._images[image], apply_exif=self.info.apply_exif, max_pixels=self.info.max_pixels

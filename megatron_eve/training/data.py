@@ -6,8 +6,10 @@ from typing import Any
 
 from megatron.core import parallel_state
 
+from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
-from megatron_eve.data.batch import VisionDataset
+from megatron_eve.data.batch import VisionDataset, decode_settings
+from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
@@ -34,7 +36,7 @@ def open_dataset(config: RunConfig) -> IndexedVisionDataset | MockDataset:
             seed=config.training.seed,
         )
     assert data.data_path is not None
-    dataset = IndexedVisionDataset(data.data_path, mmap=data.mmap_bin_files)
+    dataset = IndexedVisionDataset(data.data_path, mmap_bin_files=data.mmap_bin_files)
     sha256 = None
     if data.tokenizer_model:
         from megatron_eve.data.tokenizer import Tokenizer
@@ -65,6 +67,16 @@ def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
     """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
     parallel = config.parallel
     interleaved = config.virtual_pipeline_model_parallel_size is not None
+    teacher = teacher_share(config)
+    decoder = None
+    if decodes_pixels() or teacher is not None:
+        device = accelerator().device
+        decoder = open_decoder(
+            config.data.image_decoder,
+            decode_settings(dataset, teacher),
+            threads=config.data.num_workers,
+            gpu=device.index if device.type == "cuda" else None,
+        )
     return StepLoader(
         dataset,
         global_batch_size=config.training.global_batch_size,
@@ -77,5 +89,6 @@ def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
         context_parallel=parallel.context_parallel_size,
         shuffle=config.data.shuffle,
         with_pixels=decodes_pixels(),
-        teacher=teacher_share(config),
+        teacher=teacher,
+        decoder=decoder,
     )

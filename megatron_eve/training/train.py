@@ -150,6 +150,20 @@ def train(config: RunConfig) -> None:
         _save(trainer)
     monitor.close()
     trainer.loader.close()
+    report_damaged(trainer)
+
+
+def report_damaged(trainer: Trainer) -> None:
+    """Say once how many images could not be decoded in this process's part of the run, and which. Collective."""
+    everyone: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, trainer.loader.damaged)
+    damaged = {image: reason for some in everyone for image, reason in some.items()}
+    if damaged:
+        rows = ", ".join(map(str, sorted(damaged)))
+        print_rank_0(
+            f"{len(damaged)} damaged images were replaced by grey ones: {rows}; the dataset was whole when it was "
+            "made, so copy or preprocess it again"
+        )
 
 
 def _save(trainer: Trainer) -> int:

@@ -83,6 +83,9 @@ class CaseDataset:
         """The raw picture file."""
         return self._files[image].read_bytes()
 
+    def will_need(self, indices: np.ndarray) -> None:
+        """Small files, read when needed."""
+
     def image_geometry(self, image: int) -> ImageGeometry:
         """From the picture's own size."""
         with Image.open(self._files[image]) as picture:
@@ -111,7 +114,12 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
             patch_aligning=case.teacher is not None,
             teacher_model=str(case.teacher) if case.teacher else None,
         ),
-        data=DataConfig(seq_length=-(-longest // multiple) * multiple, shuffle=False, mock_data=True),
+        data=DataConfig(
+            seq_length=-(-longest // multiple) * multiple,
+            shuffle=False,
+            mock_data=True,
+            image_decoder="pillow",
+        ),
     )
 
 

@@ -107,7 +107,7 @@ def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
 def test_dtypes(dataset: ListDataset) -> None:
     for batch in (build(dataset, [0, 2]), build(dataset, [1]), build(dataset, [])):
         types = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        del types["max_seqlen"], types["teacher_images"]
+        del types["max_seqlen"], types["teacher_images"], types["damaged"]
         narrow = {"cu_seqlens": torch.int32, "cu_seqlens_padded": torch.int32, "patches": torch.uint8}
         for name, tensor in types.items():
             assert tensor.dtype == narrow.get(name, torch.int64), name
@@ -136,7 +136,7 @@ def test_without_pixels_everything_else_is_the_same(
     without = build(dataset, [0, 2], tensor=2, pixels=False)
     assert without.patches is None and without.num_patches == with_pixels.num_patches
     for field in dataclasses.fields(PackedBatch):
-        if field.name not in ("patches", "teacher_images", "max_seqlen"):
+        if field.name not in ("patches", "teacher_images", "max_seqlen", "damaged"):
             assert torch.equal(getattr(with_pixels, field.name), getattr(without, field.name)), field.name
 
 
@@ -188,14 +188,24 @@ def test_an_empty_pack_holds_one_filler_without_label(
     assert batch.sample_ids.tolist() == [FILLER_SAMPLE_ID] and batch.num_patches == 0
 
 
-def test_an_image_that_does_not_decode_is_named(
+def test_an_image_that_does_not_decode_gets_a_stand_in(
     dataset: ListDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "image_bytes", lambda image: b"not a picture")
-    with pytest.raises(
-        DataError, match=r"image 0 of the dataset cannot be decoded \(image_format.*preprocess"
-    ):
-        build(dataset, [0])
+    """It is named, the others stay as they are, and shapes do not change."""
+    whole, original = build(dataset, [0, 2]), dataset.image_bytes
+    monkeypatch.setattr(dataset, "image_bytes", lambda image: b"rot" if image == 1 else original(image))
+    batch = build(dataset, [0, 2])
+    assert list(batch.damaged) == [1] and "not JPEG" in batch.damaged[1] and whole.damaged == {}
+    assert batch.patches is not None and whole.patches is not None
+    assert batch.patches.shape == whole.patches.shape
+    first, last = 4 * 8, 4 * (8 + 8)  # patches of image 1
+    assert torch.equal(batch.patches[:first], whole.patches[:first])
+    assert torch.equal(batch.patches[last:], whole.patches[last:])
+    assert batch.patches[first:last].unflatten(1, (3, 196)).unique(dim=2).flatten().unique().tolist() == [
+        104,
+        116,
+        122,
+    ]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

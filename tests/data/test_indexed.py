@@ -55,7 +55,7 @@ def prefix(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_what_goes_in_comes_out(prefix: Path, mmap: bool) -> None:
-    dataset = IndexedVisionDataset(prefix, mmap=mmap)
+    dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
     assert len(dataset) == 3
     wide, tall = (image_geometry(i.width, i.height, 672) for i in (WIDE, TALL))
     lengths = [3 + wide.tokens, 3, 3 + tall.tokens + wide.tokens]
@@ -326,7 +326,7 @@ def test_damaged_rows_are_named(prefix: Path, position: int, token: int, message
 def test_damaged_row_tables_are_named(prefix: Path, mmap: bool) -> None:
     overwrite(Path(f"{prefix}_text.idx"), 34 + 4, np.int32(12).tobytes())  # length of row 1
     overwrite(Path(f"{prefix}_image.idx"), 34 + 3 * 4 + 8, np.int64(10**6).tobytes())  # offset of row 1
-    dataset = IndexedVisionDataset(prefix, mmap=mmap)
+    dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
     with pytest.raises(DataError, match=r"row 1 of .*set_text\.idx has 12 values"):
         dataset.text(1)
     with pytest.raises(DataError, match=r"row 1 of .*set_image\.idx has 11 values at byte 1000000"):

@@ -326,3 +326,43 @@ def test_the_shortest_runs(ranks: RankPool) -> None:
     config = run_config(ONE.parallel)
     config = replace(config, training=replace(config.training, train_iters=None, train_samples=5))
     assert len(ranks.run(1, run, config)[-1].losses) == 1
+
+
+def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
+    """Runs on each rank: every 50th image's bytes are `rot`; what the run went through and what it missed."""
+    from megatron_eve.data.mock import MockDataset
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import report_damaged, setup, train_one
+
+    original = MockDataset.image_bytes
+    MockDataset.image_bytes = lambda self, image: original(self, image) if image % 50 else rot  # type: ignore[method-assign]
+    trace = Trace([], [], [])
+    try:
+        with model_parallel(config):
+            trainer = setup(config)
+            while trainer.progress.iteration < config.total_iterations:
+                losses = train_one(trainer)
+                trace.losses.append(float(losses["lm loss"]))
+                trace.aligning.append(float(losses["align loss"]))
+            trainer.loader.close()
+            report_damaged(trainer)
+            return trace, trainer.loader.damaged
+    finally:
+        MockDataset.image_bytes = original  # type: ignore[method-assign]
+
+
+def test_images_that_rot_cost_only_themselves(ranks: RankPool) -> None:
+    """One in fifty, in a pipeline whose two ends decode the same records: as if those pictures were grey."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    config = run_config(PP2.parallel, iterations=12)
+    grey = BytesIO()
+    Image.new("RGB", (160, 120), (122, 116, 104)).save(grey, "PNG")
+    (_, at_first), (last, at_last) = ranks.run(2, run_with_rot, config, b"rot")
+    assert at_first and at_first == at_last and all(image % 50 == 0 for image in at_first)
+    assert set(at_first) == set(at_last) and "not JPEG" in next(iter(at_first.values()))
+    _, (expected, nothing) = ranks.run(2, run_with_rot, config, grey.getvalue())
+    assert nothing == {}
+    assert last == expected

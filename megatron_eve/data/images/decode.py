@@ -7,6 +7,7 @@ clip 16-bit gray to white instead of scaling it, and decode pictures of any size
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -35,6 +36,21 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the head of an image file says.
+
+    Attributes:
+        format: Pillow's name of it, one of ACCEPTED_FORMATS.
+        mode: Pillow's name of the pixel kind.
+        orientation: EXIF orientation where it stands in the head; 1 is upright.
+    """
+
+    format: str
+    mode: str
+    orientation: int
 
 
 class ImageError(SkipRow):
@@ -68,6 +84,30 @@ def decode_image(data: bytes, *, apply_exif: bool, max_pixels: int) -> Image.Ima
         raise ImageError("image_damaged", f"{image.format} does not decode: {error}") from error
     turn = _UPRIGHT.get(_orientation(image)) if apply_exif else None
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def read_header(data: bytes, max_pixels: int) -> ImageHeader:
+    """Read the head of an image file without decoding a pixel.
+
+    Raises:
+        ImageError: empty, not in an accepted format, too large, or a head that cannot be read.
+    """
+    image = _open(data, max_pixels)
+    return ImageHeader(image.format or "", image.mode, _orientation(image) if image.format == "JPEG" else 1)
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn uint8 [H, W, 3] as an EXIF orientation says; the same as Pillow's transpositions."""
+    turned = {
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: np.rot90(x, -1),
+        7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda x: np.rot90(x),
+    }.get(orientation)
+    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -1,0 +1,144 @@
+"""Images a second from JPEG bytes to what the model takes: each backend against the published way.
+
+    python benchmarks/decoding.py [--images 96] [--rounds 5]
+
+The published way: Pillow decodes, the picture is resized twice (for the model at 672 pixels and for the teacher at
+336), each is pasted on a grey square and normalised in float on the host, and a DataLoader's worker processes pass the
+floats on. Ours gives the same pictures as uint8 patches and squares; what has to be normalised is normalised where it
+is used. Workers and threads are one or two; medians of the rounds, taken in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.images import CLIP_MEAN, CLIP_STD, padded_square, resize
+from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
+
+IMAGE_SIZE, TEACHER_SIZE = 672, 336
+SHAPES = ((640, 480), (1600, 1200))
+SETTINGS = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=TEACHER_SIZE)
+
+
+def photos(count: int, width: int, height: int) -> list[bytes]:
+    """JPEG files with the edges, gradients and noise of photos, quality 90, seeded."""
+    files = []
+    for seed in range(count):
+        random = np.random.default_rng(seed)
+        coarse = random.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height)), dtype=np.int32)
+        pixels = smooth + random.normal(0, 6, smooth.shape)
+        stream = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    return files
+
+
+class Published(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Both float canvases of a picture, with the mask as a fourth channel."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.open(io.BytesIO(self._files[index])).convert("RGB")
+        g = image_geometry(*image.size, IMAGE_SIZE, TEACHER_SIZE)
+        return (
+            normalised(resize(image, g.width, g.height), IMAGE_SIZE, 28),
+            normalised(resize(image, g.teacher_width, g.teacher_height), TEACHER_SIZE, 14),
+        )
+
+
+def normalised(pixels: NDArray[np.uint8], size: int, unit: int) -> torch.Tensor:
+    """float32 [4, S, S]: three normalised colours on the grey square, and the mask."""
+    square = padded_square(pixels, size, unit)
+    canvas = np.zeros((4, size, size), dtype=np.float32)
+    scaled = (square * np.float32(1 / 255) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    canvas[:3] = scaled.transpose(2, 0, 1)
+    height, width, _ = pixels.shape
+    top, left = (((size - side) // unit) // 2 * unit for side in (height, width))
+    canvas[3, top : top + height, left : left + width] = 1
+    return torch.from_numpy(canvas)
+
+
+def published(files: list[bytes], workers: int) -> Callable[[], int]:
+    """A pass over the files with worker processes that live on; gives the bytes that go to the device."""
+    loader = torch.utils.data.DataLoader(
+        Published(files), batch_size=16, num_workers=workers, persistent_workers=True
+    )
+
+    def run() -> int:
+        return sum(part.nbytes for batch in loader for part in batch)
+
+    return run
+
+
+def backend(name: str, files: list[bytes], threads: int) -> Callable[[], int]:
+    """A pass over the files in packs of 16."""
+    decoder = open_decoder(name, SETTINGS, threads=threads, gpu=None)  # type: ignore[arg-type]
+    tasks = []
+    for data in files:
+        width, height = Image.open(io.BytesIO(data)).size
+        tasks.append(ImageTask(data, image_geometry(width, height, IMAGE_SIZE, TEACHER_SIZE), True, True))
+
+    def run() -> int:
+        total = 0
+        for first in range(0, len(tasks), 16):
+            for one in decoder.prepare(tasks[first : first + 16]):
+                assert isinstance(one, Prepared) and one.patches is not None and one.square is not None
+                total += one.patches.nbytes + one.square.nbytes
+        return total
+
+    return run
+
+
+def main() -> None:
+    """Time all of them in turns and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=96, help="pictures of a pass")
+    parser.add_argument("--rounds", type=int, default=5, help="passes of each, after one that is not counted")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # threads are the backends' own
+    print("| pictures | workers or threads | way | images/s | ratio | bytes to the device, a picture |")
+    print("|---|---|---|---|---|---|")
+    for width, height in SHAPES:
+        files = photos(arguments.images, width, height)
+        for workers in (1, 2):
+            ways: dict[str, Callable[[], int]] = {"published": published(files, workers)}
+            for name in ("pillow", "threads", "dali"):
+                if name != "pillow" or workers == 1:  # the plain reference has one thread
+                    ways[name] = backend(name, files, workers)
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            sent = {name: way() for name, way in ways.items()}
+            for _ in range(arguments.rounds):
+                for name, way in ways.items():
+                    began = time.perf_counter()
+                    way()
+                    seconds[name].append(time.perf_counter() - began)
+            base = statistics.median(seconds["published"])
+            for name, taken in seconds.items():
+                middle = statistics.median(taken)
+                print(
+                    f"| {width}x{height} | {workers} | {name} | {len(files) / middle:.0f} | {base / middle:.2f} | "
+                    f"{sent[name] // len(files):,} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

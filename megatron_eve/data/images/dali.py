@@ -1,0 +1,160 @@
+"""Decoding with NVIDIA DALI: one pipeline, on the GPU (nvJPEG) or on the CPU.
+
+Read, decode, resize to both sizes, cut into patches: all inside DALI, so that on a GPU nothing but the files' bytes
+crosses from host to device, and the patches are already where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, prepare_with_pillow
+from megatron_eve.data.images.constants import PAD_COLOUR
+from megatron_eve.data.images.decode import ImageError, read_header
+
+# What DALI decodes as Pillow does; it turns GIF and AVIF away, and sees 16-bit gray and 1-bit pictures otherwise.
+_MODES = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "L", "RGBA", "P"),
+    "WEBP": ("RGB", "RGBA"),
+}
+# Pictures of one run of the pipeline; a pack with more takes several.
+_BATCH = 64
+
+
+class DaliDecoder:
+    """A DALI pipeline that is built when first needed, and again after it broke.
+
+    Args:
+        settings: of the dataset and rank.
+        threads: of the pipeline.
+        gpu: index of the device it decodes on; None for the CPU.
+    """
+
+    def __init__(self, settings: DecodeSettings, *, threads: int, gpu: int | None) -> None:
+        import nvidia.dali  # noqa: F401  an ImportError now rather than at the first picture
+
+        self._settings = settings
+        self._threads = threads
+        self._gpu = gpu
+        self._pipelines: dict[tuple[bool, bool], Any] = {}
+
+    def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
+        """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
+        results: list[Prepared | ImageError | None] = [None] * len(tasks)
+        groups: dict[tuple[bool, bool], list[int]] = {}
+        for number, task in enumerate(tasks):
+            try:
+                header = read_header(task.data, self._settings.max_pixels)
+            except ImageError as error:
+                results[number] = error
+                continue
+            if header.mode in _MODES.get(header.format, ()):
+                groups.setdefault((task.patches, task.teacher), []).append(number)
+            else:
+                results[number] = prepare_with_pillow(task, self._settings)
+        for wanted, numbers in groups.items():
+            for first in range(0, len(numbers), _BATCH):
+                some = numbers[first : first + _BATCH]
+                for number, result in zip(some, self._run(wanted, [tasks[n] for n in some]), strict=True):
+                    results[number] = result
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        """Drop the pipelines."""
+        self._pipelines.clear()
+
+    def _run(self, wanted: tuple[bool, bool], tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
+        try:
+            pipeline = self._pipelines.get(wanted) or self._build(wanted)
+            self._pipelines[wanted] = pipeline
+            outputs = self._outputs(pipeline, wanted, tasks)
+        except RuntimeError:
+            # After an error DALI calls its pipeline invalid: Pillow judges these pictures, the next ones get a new one.
+            self._pipelines.pop(wanted, None)
+            return [prepare_with_pillow(task, self._settings) for task in tasks]
+        patches = outputs.pop(0) if wanted[0] else [None] * len(tasks)
+        squares = outputs.pop(0) if wanted[1] else [None] * len(tasks)
+        return [Prepared(*pair) for pair in zip(patches, squares, strict=True)]
+
+    def _outputs(
+        self, pipeline: Any, wanted: tuple[bool, bool], tasks: Sequence[ImageTask]
+    ) -> list[list[Any]]:
+        """Feed the files and their sizes, run once, and hand the tensors out."""
+        pipeline.feed_input("files", [np.frombuffer(task.data, dtype=np.uint8) for task in tasks])
+        geometries = [task.geometry for task in tasks]
+        if wanted[0]:
+            pipeline.feed_input("size", [np.array([g.height, g.width], np.float32) for g in geometries])
+            pipeline.feed_input(
+                "cells",
+                [
+                    np.array([g.rows, 2, PATCH_SIZE, g.columns, 2, PATCH_SIZE, 3], np.int32)
+                    for g in geometries
+                ],
+            )
+        if wanted[1]:
+            patch, side = self._settings.teacher_patch_size, self._settings.teacher_side
+            sizes = [np.array([g.teacher_height, g.teacher_width]) // PATCH_SIZE * patch for g in geometries]
+            pipeline.feed_input("teacher_size", [size.astype(np.float32) for size in sizes])
+            margins = [(side - size) // patch // 2 * patch for size in sizes]
+            pipeline.feed_input("start", [-margin.astype(np.int32) for margin in margins])
+        return [[self._tensor(batch, i) for i in range(len(tasks))] for batch in pipeline.run()]
+
+    def _tensor(self, batch: Any, number: int) -> torch.Tensor:
+        """A copy that outlives the pipeline's next run."""
+        if self._gpu is None:
+            return torch.from_numpy(np.array(batch[number]))
+        return torch.from_dlpack(batch[number]).clone()
+
+    def _build(self, wanted: tuple[bool, bool]) -> Any:
+        """The pipeline for pictures of which patches, the teacher's square, or both are wanted."""
+        from nvidia import dali
+
+        fn: Any = dali.fn
+        types: Any = dali.types
+        side = self._settings.teacher_side
+
+        def resized(image: Any, size: str) -> Any:
+            wish = fn.external_source(name=size, dtype=types.FLOAT, ndim=1)
+            return fn.resize(
+                image, size=wish, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
+            )
+
+        # Nothing is run ahead: the loader's own thread decides what is decoded next.
+        pipeline = dali.Pipeline(
+            batch_size=_BATCH, num_threads=self._threads, device_id=self._gpu, prefetch_queue_depth=1,
+            exec_pipelined=False, exec_async=False,
+        )  # fmt: skip
+        with pipeline:
+            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+            image = fn.decoders.image(
+                files,
+                device="cpu" if self._gpu is None else "mixed",
+                output_type=types.RGB,
+                adjust_orientation=self._settings.apply_exif,
+                # The GPU's decoding engine and its CUDA kernels differ by a level now and then: only the latter.
+                **({} if self._gpu is None else {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True}),
+            )
+            outputs = []
+            if wanted[0]:
+                cells = fn.external_source(name="cells", dtype=types.INT32, ndim=1)
+                grid = fn.transpose(
+                    fn.reshape(resized(image, "size"), shape=cells), perm=[0, 3, 1, 4, 6, 2, 5]
+                )
+                outputs.append(fn.reshape(grid, shape=[-1, 3 * PATCH_SIZE * PATCH_SIZE]))
+            if wanted[1]:
+                start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+                outputs.append(
+                    fn.slice(
+                        resized(image, "teacher_size"), start=start, shape=[side, side], axes=[0, 1],
+                        out_of_bounds_policy="pad", fill_values=list(PAD_COLOUR),
+                    )
+                )  # fmt: skip
+            pipeline.set_outputs(*outputs)
+        pipeline.build()
+        return pipeline

@@ -1,0 +1,201 @@
+"""The three backends: the same pixels to a few levels, the same refusals, and no picture that takes others along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.images import ImageError
+from megatron_eve.data.images.backends import (
+    DecodeSettings,
+    ImageDecoder,
+    ImageTask,
+    Prepared,
+    open_decoder,
+    stand_in,
+)
+from tests.data.helpers import encoded, picture
+
+SETTINGS = DecodeSettings(apply_exif=True, max_pixels=4_000_000, teacher_size=112)
+# Mean and largest distance from Pillow in 8-bit levels that a backend may show on the pictures below.
+MEAN, LARGEST = 0.3, 30
+
+
+@pytest.fixture(params=["threads", "dali"])
+def decoder(request: pytest.FixtureRequest) -> Any:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    some = open_decoder(request.param, SETTINGS, threads=2, gpu=None)
+    yield some
+    some.close()
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Edges and noise on top of a smooth picture, as photos have them."""
+    random = np.random.default_rng(seed)
+    pixels = np.asarray(picture(width, height, seed=seed)).astype(np.int32)
+    pixels[height // 3 :, : width // 2] //= 2
+    pixels += random.normal(0, 6, pixels.shape).astype(np.int32)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def task(data: bytes, size: tuple[int, int], patches: bool = True, teacher: bool = True) -> ImageTask:
+    return ImageTask(data, image_geometry(*size, 224, 112), patches, teacher)
+
+
+def reference(tasks: list[ImageTask], settings: DecodeSettings = SETTINGS) -> list[Prepared | ImageError]:
+    return open_decoder("pillow", settings, threads=1, gpu=None).prepare(tasks)
+
+
+def assert_near(found: Prepared | ImageError, expected: Prepared | ImageError) -> None:
+    assert isinstance(found, Prepared) and isinstance(expected, Prepared)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert ours.dtype == torch.uint8 and ours.shape == theirs.shape
+            distance = (ours.int() - theirs.int()).abs().float()
+            assert distance.mean() < MEAN and distance.max() <= LARGEST
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(320, 240), (240, 320), (200, 200), (500, 40), (37, 480), (33, 47), (1, 1), (1600, 1200), (113, 112)],
+)
+def test_sizes(decoder: ImageDecoder, size: tuple[int, int]) -> None:
+    tasks = [task(encoded(photo(*size), "JPEG", quality=90), size)]
+    assert_near(decoder.prepare(tasks)[0], reference(tasks)[0])
+
+
+KINDS = [
+    ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}),
+    ("JPEG", "RGB", {"subsampling": 2}), ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "L", {}), ("PNG", "LA", {}),
+    ("PNG", "P", {}), ("PNG", "1", {}), ("PNG", "I;16", {}), ("WEBP", "RGB", {}), ("WEBP", "RGBA", {}),
+    ("GIF", "P", {}), ("BMP", "RGB", {}), ("TIFF", "RGB", {}), ("PPM", "RGB", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode", "options"), KINDS, ids=str)
+def test_kinds(decoder: ImageDecoder, kind: str, mode: str, options: dict[str, Any]) -> None:
+    """Also those that a backend hands to Pillow."""
+    image = photo(120, 90)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    tasks = [task(encoded(image, kind, **options), (120, 90))]
+    assert_near(decoder.prepare(tasks)[0], reference(tasks)[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("apply_exif", [True, False])
+def test_exif(decoder: ImageDecoder, orientation: int, apply_exif: bool) -> None:
+    name = "threads" if "Threads" in type(decoder).__name__ else "dali"
+    settings = DecodeSettings(apply_exif, 4_000_000, 112)
+    some = open_decoder(name, settings, threads=1, gpu=None)  # type: ignore[arg-type]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = apply_exif and orientation > 4
+    tasks = [task(encoded(photo(120, 90), "JPEG", exif=exif.tobytes()), (90, 120) if turned else (120, 90))]
+    found, expected = some.prepare(tasks), reference(tasks, settings)
+    some.close()
+    assert_near(found[0], expected[0])
+
+
+def test_a_pack_in_order_with_what_each_wants(decoder: ImageDecoder) -> None:
+    """More pictures than one run of a DALI pipeline holds; patches, squares and both mixed; run twice."""
+    sizes = [(60 + 7 * i % 50, 50 + 11 * i % 60) for i in range(70)]
+    wants = [(True, True), (True, False), (False, True)]
+    tasks = [task(encoded(photo(*s, seed=i), "JPEG"), s, *wants[i % 3]) for i, s in enumerate(sizes)]
+    expected = reference(tasks)
+    for _ in range(2):
+        for found, reference_one in zip(decoder.prepare(tasks), expected, strict=True):
+            assert_near(found, reference_one)
+    assert decoder.prepare([]) == []
+
+
+def test_bad_files_are_answers(decoder: ImageDecoder) -> None:
+    """Empty, of no format, cut short, too large, a picture of something else; the good ones among them stay."""
+    good = encoded(photo(80, 60), "JPEG")
+    huge = encoded(Image.new("1", (4000, 4000)), "PNG")
+    files = [good, b"", b"not a picture", good[: len(good) // 2], huge, good[:20], good]
+    tasks = [task(data, (80, 60)) for data in files]
+    expected = reference(tasks)
+    reasons = [one.reason if isinstance(one, ImageError) else None for one in expected]
+    assert reasons[0] is None and reasons[-1] is None
+    assert reasons[1:6] == [
+        "image_empty",
+        "image_format",
+        "image_damaged",
+        "image_too_large",
+        "image_format",
+    ]
+    for _ in range(2):  # a pipeline that broke is built anew
+        for found, other, reason in zip(decoder.prepare(tasks), expected, reasons, strict=True):
+            if reason is None:
+                assert_near(found, other)
+            else:
+                assert isinstance(found, ImageError) and found.reason == reason
+        assert_near(decoder.prepare(tasks[:1])[0], expected[0])
+
+
+def test_noise_in_the_middle_breaks_nothing(decoder: ImageDecoder) -> None:
+    """Whatever comes of it, it is a picture or an answer."""
+    random = np.random.default_rng(0)
+    good = encoded(photo(160, 120), "JPEG")
+    tasks = []
+    for _ in range(30):
+        data = bytearray(good)
+        for place in random.integers(2, len(data), 20):
+            data[place] = int(random.integers(256))
+        tasks.append(task(bytes(data), (160, 120)))
+    for found in decoder.prepare(tasks):
+        assert isinstance(found, ImageError) or (found.patches is not None and found.patches.shape[1] == 588)
+
+
+def test_a_stand_in_is_the_pad_colour_in_the_recorded_shape() -> None:
+    some = task(b"", (120, 90))
+    grey = task(encoded(Image.new("RGB", (120, 90), (122, 116, 104)), "PNG"), (120, 90))
+    (expected,) = reference([grey])
+    found = stand_in(some, SETTINGS)
+    assert isinstance(expected, Prepared)
+    assert found.patches is not None and expected.patches is not None
+    assert torch.equal(found.patches, expected.patches)
+    assert found.square is not None and expected.square is not None
+    assert torch.equal(found.square, expected.square)
+
+
+def test_auto_is_threads_without_a_gpu() -> None:
+    some = open_decoder("auto", SETTINGS, threads=1, gpu=None)
+    assert type(some).__name__ == "ThreadsDecoder"
+    some.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with DALI")
+def test_dali_on_a_gpu_is_near_pillow() -> None:
+    pytest.importorskip("nvidia.dali")
+    some = open_decoder("dali", SETTINGS, threads=2, gpu=0)
+    tasks = [
+        task(encoded(photo(w, h), "JPEG", quality=90), (w, h)) for w, h in [(320, 240), (90, 400), (800, 600)]
+    ]
+    for found, expected in zip(some.prepare(tasks), reference(tasks), strict=True):
+        assert isinstance(found, Prepared) and found.patches is not None and found.patches.is_cuda
+        assert found.square is not None
+        assert_near(Prepared(found.patches.cpu(), found.square.cpu()), expected)
+
+
+def test_usual_files_do_not_go_through_pillow(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("went through Pillow")
+
+    tasks = [task(encoded(photo(64, 48, seed=i), "JPEG"), (64, 48)) for i in range(3)]
+    expected = reference(tasks)
+    for module in ("backends", "threads"):
+        monkeypatch.setattr(f"megatron_eve.data.images.{module}.decode_image", refuse)
+    for found, other in zip(decoder.prepare(tasks), expected, strict=True):
+        assert_near(found, other)
