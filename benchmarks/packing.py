@@ -1,4 +1,7 @@
-"""The share of real tokens in a batch: packed steps against samples padded to the longest of a micro-batch.
+"""What packing is worth: real tokens in a batch, and equal work on data-parallel ranks.
+
+Packed steps against samples padded to the longest of a micro-batch; balanced packs against samples dealt in arrival
+order (rank r of R takes every R-th, as a distributed sampler does), on steps of a manifest of 33 million rows.
 
     python benchmarks/packing.py [--seq-length 8192] [--steps 20]
 
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.batch import padded_lengths, padding_multiples
 from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.packing import deal_packs, pack_step
+from megatron_eve.data.order import sample_order
+from megatron_eve.data.packing import deal_packs, pack_step, sample_work
 
 # Width, height, share.
 SHAPES = [
@@ -35,6 +39,7 @@ CAPTION_MEDIAN = 130.0
 CAPTION_SIGMA = 0.35  # 95 % of the captions have 65 to 260 tokens, the mean is 138
 GLOBAL_BATCH_SIZE = 512
 PUBLISHED_MICRO_BATCH = 16
+MANIFEST_ROWS = 33_000_000
 
 
 def sample_lengths(count: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -64,6 +69,35 @@ def packed_shares(
     ]
     real = int(lengths.sum())
     return real / sum(totals), real / (len(packs) * seq_length), max(ranks) * data_parallel / real
+
+
+def spread(lengths: NDArray[np.int64], seq_length: int, data_parallel: int) -> tuple[float, float]:
+    """Work of the slowest rank over the mean: balanced packs, and arrival order."""
+    work = sample_work(lengths)
+    hands = deal_packs(pack_step(lengths, seq_length, data_parallel), lengths, data_parallel)
+    ours = [sum(float(work[pack].sum()) for pack in hand) for hand in hands]
+    arrival = [float(work[rank::data_parallel].sum()) for rank in range(data_parallel)]
+    mean = float(work.sum()) / data_parallel
+    return max(ours) / mean, max(arrival) / mean
+
+
+def show_spread(steps: int, seq_length: int, random: np.random.Generator) -> None:
+    """Table of the spread for 2 to 128 ranks; time and memory of the order of 33 million rows."""
+    lengths = sample_lengths(MANIFEST_ROWS, random)
+    seconds, drawn = [], []
+    for step in random.integers(0, MANIFEST_ROWS // GLOBAL_BATCH_SIZE, steps):
+        positions = np.arange(GLOBAL_BATCH_SIZE, dtype=np.int64) + step * GLOBAL_BATCH_SIZE
+        start = time.perf_counter()
+        ids = sample_order(positions, MANIFEST_ROWS, 1234, True)
+        seconds.append(time.perf_counter() - start)
+        drawn.append(lengths[ids])
+    print(f"\norder of a step of {GLOBAL_BATCH_SIZE} out of {MANIFEST_ROWS:,} rows: "
+          f"{1000 * statistics.median(seconds):.2f} ms, nothing stored")  # fmt: skip
+    print(f"{'slowest rank over mean':46} {'balanced':>11} {'arrival':>9}")
+    for data_parallel in (2, 4, 8, 16, 32, 64, 128):
+        pairs = [spread(some, seq_length, data_parallel) for some in drawn]
+        ours, arrival = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"{f'DP {data_parallel}':46} {ours:11.4f} {arrival:9.4f}")
 
 
 def main() -> None:
@@ -97,6 +131,7 @@ def main() -> None:
         pack_step(lengths, arguments.seq_length, 4)
         seconds.append(time.perf_counter() - start)
     print(f"packing a step of {GLOBAL_BATCH_SIZE}: {1000 * statistics.median(seconds):.1f} ms")
+    show_spread(arguments.steps, arguments.seq_length, random)
 
 
 if __name__ == "__main__":

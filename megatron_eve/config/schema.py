@@ -183,6 +183,8 @@ class DataConfig:
     """Train on synthetic samples instead of --data-path."""
     seq_length: int = 2048
     """Most tokens of one pack; no sample may be longer."""
+    max_images_per_pack: int | None = None
+    """Most images of one pack, which bounds what the patch embedding and the teacher keep; None does not bound it."""
     shuffle: bool = True
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order."""
     image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"

@@ -157,7 +157,7 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
 
 def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
-    yield from _positive(data, "seq_length", "num_workers")
+    yield from _positive(data, "seq_length", "num_workers", "max_images_per_pack")
     if data.image_decoder == "dali" and not dali_is_installed():
         yield "--image-decoder dali: DALI is not installed here; see README (Installing), or use threads"
     if data.mock_data and data.data_path:

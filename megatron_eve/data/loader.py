@@ -111,6 +111,7 @@ class StepLoader:
         pack_multiple: int = 1,
         tensor_parallel: int = 1,
         context_parallel: int = 1,
+        most_images: int | None = None,
         shuffle: bool = True,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
@@ -126,6 +127,7 @@ class StepLoader:
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
             tensor_parallel, context_parallel: sizes that set the padding.
+            most_images: images that a pack may hold; None does not bound it.
             shuffle: False keeps the order of the dataset.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
@@ -157,6 +159,7 @@ class StepLoader:
         self._ranks = data_parallel_size
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
+        self._most_images = most_images
         self._shuffle = shuffle
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, and why."""
@@ -212,9 +215,15 @@ class StepLoader:
         ids = sample_order(positions, len(self._dataset), self._seed, self._shuffle)
         lengths = self._dataset.lengths(ids)
         lengths_in_pack = padded_lengths(lengths, self._context_parallel)
-        packs = pack_step(lengths_in_pack, self._seq_length, self._ranks * self._pack_multiple)
-        mine = deal_packs(packs, lengths_in_pack, self._ranks)[self._rank]
         rows = self._dataset.samples[ids]
+        packs = pack_step(
+            lengths_in_pack,
+            self._seq_length,
+            self._ranks * self._pack_multiple,
+            rows["num_images"],
+            self._most_images,
+        )
+        mine = deal_packs(packs, lengths_in_pack, self._ranks)[self._rank]
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())

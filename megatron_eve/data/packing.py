@@ -19,28 +19,40 @@ from numpy.typing import ArrayLike, NDArray
 _ATTENTION_LENGTH = 49_152.0
 
 
-def pack_step(lengths: ArrayLike, capacity: int, multiple: int = 1) -> list[list[int]]:
-    """Splits the samples of a step into packs of at most ``capacity`` tokens.
+def pack_step(
+    lengths: ArrayLike,
+    capacity: int,
+    multiple: int = 1,
+    images: ArrayLike | None = None,
+    most_images: int | None = None,
+) -> list[list[int]]:
+    """Splits the samples of a step into packs of at most ``capacity`` tokens (and ``most_images`` images).
 
     The number of packs is the smallest multiple of ``multiple`` that the samples are found to fit into; within
     that number they are balanced by work (length and squared length). Longest sample first, each goes into the
-    pack with the least work so far; where a pack has become too long, samples are exchanged between it and
-    shorter ones until all fit; where they cannot be made to, there are ``multiple`` packs more.
+    pack with the least work so far that has room for its images; where a pack has become too long, samples are
+    exchanged between it and shorter ones until all fit; where they cannot be made to, there are ``multiple`` packs
+    more.
 
     Args:
         lengths: [n] tokens of each sample, with whatever padding each sample needs.
         capacity: tokens of a pack.
         multiple: number of packs that the layout consumes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
+        images: [n] images of each sample; wanted with ``most_images`` only.
+        most_images: images that a pack may hold, which bounds what the patch embedding and the teacher keep; None
+            does not bound it.
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs
         than samples. Equal arguments give equal packs on every machine.
 
     Raises:
-        ValueError: a sample that is longer than a pack, no sample, or a senseless argument.
+        ValueError: a sample that is longer than a pack or has more images, no sample, or a senseless argument.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
+    counts = np.zeros_like(sizes) if images is None or most_images is None else np.asarray(images, np.int64)
+    room = most_images or 1
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError("a step needs at least one sample, as a flat list of lengths")
     if capacity < 1 or multiple < 1:
@@ -55,11 +67,17 @@ def pack_step(lengths: ArrayLike, capacity: int, multiple: int = 1) -> list[list
             "raise --seq-length, or preprocess the data with a smaller maximum length"
         )
 
-    fewest = -(-int(sizes.sum()) // capacity)
+    if int(counts.max()) > room:
+        raise ValueError(
+            f"sample {int(counts.argmax())} of the step has {int(counts.max())} images and a pack holds {room}: "
+            "raise --max-images-per-pack"
+        )
+
+    fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // room))
     count = -(-fewest // multiple) * multiple
     while True:
-        packs = _balance(sizes, count)
-        if _make_fit(packs, sizes, capacity):
+        packs = _balance(sizes, count, counts, room)
+        if packs and _make_fit(packs, sizes, capacity, counts, room):
             return [sorted(pack) for pack in packs]
         count += multiple  # ends at one sample a pack at the latest
 
@@ -80,7 +98,7 @@ def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> li
     """
     if len(packs) % ranks:
         raise ValueError(f"{len(packs)} packs cannot be dealt equally to {ranks} data-parallel ranks")
-    work = _work(np.asarray(lengths, dtype=np.int64))
+    work = sample_work(np.asarray(lengths, dtype=np.int64))
     pack_work = np.array([float(work[pack].sum()) for pack in packs])
     heaviest_first = np.argsort(-pack_work, kind="stable")
     hands: list[list[list[int]]] = [[] for _ in range(ranks)]
@@ -93,40 +111,61 @@ def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> li
     return hands
 
 
-def _work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+def sample_work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     """[n] cost of each sample in tokens of matrix-product work: its length, and its share of attention."""
     return sizes * (1.0 + sizes / _ATTENTION_LENGTH)
 
 
-def _balance(sizes: NDArray[np.int64], count: int) -> list[list[int]]:
-    """Deals the samples to ``count`` packs, longest first, each to the pack with the least work so far."""
-    work = _work(sizes).tolist()
+def _balance(
+    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], room: int
+) -> list[list[int]] | None:
+    """Deals the samples to ``count`` packs, longest first, each to the one with the least work that has room.
+
+    Returns:
+        The packs, or None where a sample's images found room in none of them.
+    """
+    work, wants = sample_work(sizes).tolist(), images.tolist()
     packs: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
     least = [(0.0, pack) for pack in range(count)]  # a heap
     for sample in np.argsort(-sizes, kind="stable").tolist():
+        full = []
+        while least and held[least[0][1]] + wants[sample] > room:
+            full.append(heapq.heappop(least))
+        if not least:
+            return None
         load, pack = least[0]
         packs[pack].append(sample)
+        held[pack] += wants[sample]
         heapq.heapreplace(least, (load + work[sample], pack))
+        for entry in full:
+            heapq.heappush(least, entry)
     return packs
 
 
-def _make_fit(packs: list[list[int]], sizes: NDArray[np.int64], capacity: int) -> bool:
+def _make_fit(
+    packs: list[list[int]], sizes: NDArray[np.int64], capacity: int, images: NDArray[np.int64], room: int
+) -> bool:
     """Exchanges samples, in place, until no pack is longer than ``capacity``; False where that does not work out.
 
     The longest pack gives a sample, for a smaller one or for none, to the shortest pack with which that evens
-    the two out. Each exchange lowers the sum of squares, so it ends; as many as there are samples are tried.
+    the two out and leaves both with room for their images. Each exchange lowers the sum of squares, so it ends; as
+    many as there are samples are tried.
     """
     lengths = np.array([sizes[pack].sum() for pack in packs], dtype=np.int64)
+    held = np.array([images[pack].sum() for pack in packs], dtype=np.int64)
     for _ in range(len(sizes)):
         longest = int(lengths.argmax())
         if lengths[longest] <= capacity:
             return True
-        given = sizes[packs[longest]]
+        given, given_images = sizes[packs[longest]], images[packs[longest]]
         for other in np.argsort(lengths, kind="stable"):
             gap = lengths[longest] - lengths[other]
-            taken = np.append(sizes[packs[other]], 0)
+            taken, taken_images = np.append(sizes[packs[other]], 0), np.append(images[packs[other]], 0)
             change = given[:, None] - taken  # tokens that the exchange of each pair moves
-            cost = np.where((change > 0) & (change < gap), np.abs(2 * change - gap), gap)
+            moves = given_images[:, None] - taken_images
+            fits = (held[longest] - moves <= room) & (held[other] + moves <= room)
+            cost = np.where((change > 0) & (change < gap) & fits, np.abs(2 * change - gap), gap)
             best = int(cost.argmin())
             if cost.flat[best] < gap:
                 give, take = divmod(best, len(taken))
@@ -136,6 +175,8 @@ def _make_fit(packs: list[list[int]], sizes: NDArray[np.int64], capacity: int) -
                 packs[other].append(moved)
                 lengths[longest] -= change.flat[best]
                 lengths[other] += change.flat[best]
+                held[longest] -= moves.flat[best]
+                held[other] += moves.flat[best]
                 break
         else:
             return False

@@ -87,6 +87,7 @@ def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
         pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
         tensor_parallel=parallel.tensor_model_parallel_size,
         context_parallel=parallel.context_parallel_size,
+        most_images=config.data.max_images_per_pack,
         shuffle=config.data.shuffle,
         with_pixels=decodes_pixels(),
         teacher=teacher,

@@ -37,6 +37,40 @@ def test_packs_hold_every_sample_once_within_capacity(
     assert len(packs) < 2 * sum(lengths) / capacity + 1 + multiple
 
 
+@given(
+    samples=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 3)), min_size=1, max_size=40),
+    capacity=st.integers(50, 200),
+    room=st.integers(3, 8),
+    multiple=st.integers(1, 4),
+)
+@settings(max_examples=200, deadline=None)
+def test_packs_hold_no_more_images_than_allowed(
+    samples: list[tuple[int, int]], capacity: int, room: int, multiple: int
+) -> None:
+    lengths, images = zip(*samples, strict=True)
+    packs = pack_step(lengths, capacity, multiple, images, room)
+    assert sorted(sample for pack in packs for sample in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[sample] for sample in pack) <= capacity for pack in packs)
+    assert all(sum(images[sample] for sample in pack) <= room for pack in packs)
+    assert len(packs) % multiple == 0
+    assert packs == pack_step(lengths, capacity, multiple, images, room)
+    # A cap that is never met changes nothing.
+    assert pack_step(lengths, capacity, multiple, images, sum(images) + 1) == pack_step(
+        lengths, capacity, multiple
+    )
+
+
+def test_a_cap_on_images_is_met_with_as_few_packs_as_it_takes() -> None:
+    lengths, images = [10] * 12, [1] * 8 + [0] * 4
+    packs = pack_step(lengths, 1000, 1, images, 3)
+    assert len(packs) == 3  # eight images in threes
+    assert sorted(len(pack) for pack in packs) == [4, 4, 4]
+    with pytest.raises(
+        ValueError, match=r"sample 1 of the step has 5 images and a pack holds 4.*--max-images-per-pack"
+    ):
+        pack_step([10, 10], 100, 1, [0, 5], 4)
+
+
 def test_as_few_packs_as_fit() -> None:
     assert sorted(pack_step([3, 3, 2, 2, 2], 6)) == [
         [0, 1],
