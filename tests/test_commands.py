@@ -162,20 +162,37 @@ def test_dataset_made_with_another_tokenizer(dataset: Path, tmp_path: Path, toke
     assert "another tokenizer" in found.stderr
 
 
-def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
-    """Bytes rot after preprocessing: the rank that decodes fails while the other waits for its pixels."""
+def two_ranks_on(dataset: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Two iterations of TP 2 on a copy of the dataset that lies in `folder`; its first rank decodes."""
+    return command(
+        "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(folder / "set"), "--train-iters", "2",
+        "--tensor-model-parallel-size", "2", ranks=2,
+    )  # fmt: skip
+
+
+def test_images_that_rot_are_replaced_and_counted(dataset: Path, tmp_path: Path) -> None:
     for path in dataset.parent.glob("set_*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     rotten = tmp_path / "set_image.bin"
     rotten.write_bytes(bytes(rotten.stat().st_size))
+    found = two_ranks_on(dataset, tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("a grey one takes its place") == 8
+    assert "8 damaged images were replaced by grey ones: 0, 1, 2, 3, 4, 5, 6, 7;" in found.stdout
+
+
+def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
+    """Records that do not fit their rows: the rank that decodes fails while the other waits for its pixels."""
+    for path in dataset.parent.glob("set_*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    images = np.load(tmp_path / "set_images.npy")
+    images["num_bytes"] += 1
+    np.save(tmp_path / "set_images.npy", images)
     started = time.monotonic()
-    found = command(
-        "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(tmp_path / "set"), "--train-iters", "2",
-        "--tensor-model-parallel-size", "2", ranks=2,
-    )  # fmt: skip
+    found = two_ranks_on(dataset, tmp_path)
     assert found.returncode != 0
     assert time.monotonic() - started < 60
-    assert "rank 0 failed" in found.stderr and "cannot be decoded" in found.stderr
+    assert "rank 0 failed" in found.stderr and "are recorded" in found.stderr
     lost = found.stderr.find("rank 1: lost contact")
     assert lost == -1 or found.stderr.find("rank 0 failed") < lost
 

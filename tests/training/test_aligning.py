@@ -76,7 +76,12 @@ def run_config(parallel: ParallelConfig, content: Content, **training: Any) -> R
         ),
         alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
         # Two packs for four samples; a third of them without an image.
-        data=DataConfig(mock_data=True, shuffle=False, seq_length=320 if content.image_size == 224 else 512),
+        data=DataConfig(
+            mock_data=True,
+            shuffle=False,
+            seq_length=320 if content.image_size == 224 else 512,
+            image_decoder="pillow",  # bit-equal to what the reference sees
+        ),
     )
 
 
