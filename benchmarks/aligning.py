@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ def planned(preset: str, stages: int) -> list[tuple[str, ...]]:
         depths = range(stage * layers, (stage + 1) * layers)
         # Under full recompute each layer keeps the hidden states and the taps that it was given; taps are one
         # tensor until the next depth joins them.
-        kept = {max(taps_before(depth + 1, model.tap_depths), 0) for depth in depths}
+        kept = {taps_before(depth + 1, model.tap_depths) for depth in depths}
         flight = stages - stage  # microbatches under 1F1B
         held = sum(kept) * tap
         last = stage == stages - 1
@@ -200,7 +199,7 @@ def main() -> None:
     for preset in ("eve_7b", "eve_7b_hd"):
         for stages in (4, 8):
             show(header, planned(preset, stages))
-    one = replace(PRESETS["eve_7b"])
+    one = PRESETS["eve_7b"]
     print(f"The published code keeps {one.num_layers + 1} hidden states of a pack: "
           f"{(one.num_layers + 1) * PACK * one.hidden_size * BFLOAT16 / 1e6:.0f} MB.")  # fmt: skip
 

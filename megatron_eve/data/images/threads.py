@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared
-from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
+from megatron_eve.data.images.patches import cut_patches, padded_square
 
 
 class ThreadsDecoder:
@@ -45,14 +45,15 @@ class ThreadsDecoder:
         geometry, settings = task.geometry, self._settings
         patches = square = None
         if task.patches:
-            patches = cut_cells(_resize(image, geometry.height, geometry.width))
+            patches = torch.from_numpy(cut_patches(_resize(image, geometry.height, geometry.width)))
         if task.teacher:
             height, width = (
                 side // PATCH_SIZE * settings.teacher_patch_size
                 for side in (geometry.teacher_height, geometry.teacher_width)
             )
-            square = pad_to_square(
-                _resize(image, height, width), settings.teacher_side, settings.teacher_patch_size
+            resized = _resize(image, height, width)
+            square = torch.from_numpy(
+                padded_square(resized, settings.teacher_side, settings.teacher_patch_size)
             )
         return Prepared(patches, square)
 
@@ -72,26 +73,7 @@ def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
     ).copy()
 
 
-def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _resize(image: torch.Tensor, height: int, width: int) -> NDArray[np.uint8]:
     """uint8 [1, 3, H, W] -> uint8 [height, width, 3]; bicubic with antialiasing, as Pillow's default."""
     resized = functional.interpolate(image, (height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0)
-
-
-def cut_cells(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [H, W, 3] -> uint8 [H * W / 196, 588] in the order of `cut_patches`."""
-    height, width, channels = pixels.shape
-    grid = pixels.reshape(
-        height // (2 * PATCH_SIZE), 2, PATCH_SIZE, width // (2 * PATCH_SIZE), 2, PATCH_SIZE, channels
-    )
-    return grid.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * PATCH_SIZE * PATCH_SIZE)
-
-
-def pad_to_square(pixels: torch.Tensor, size: int, unit: int) -> torch.Tensor:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], as `padded_square`."""
-    height, width, _ = pixels.shape
-    top, left = (((size - side) // unit) // 2 * unit for side in (height, width))
-    square = torch.empty(size, size, 3, dtype=torch.uint8)
-    square[:] = torch.tensor(PAD_COLOUR, dtype=torch.uint8)
-    square[top : top + height, left : left + width] = pixels
-    return square
+    return resized[0].permute(1, 2, 0).numpy()
