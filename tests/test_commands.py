@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -178,7 +179,76 @@ def test_images_that_rot_are_replaced_and_counted(dataset: Path, tmp_path: Path)
     found = two_ranks_on(dataset, tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("a grey one takes its place") == 8
-    assert "8 damaged images were replaced by grey ones: 0, 1, 2, 3, 4, 5, 6, 7;" in found.stdout
+    named = ", ".join(f"image {image} of {tmp_path / 'set'}" for image in range(8))
+    assert f"8 damaged images were replaced by grey ones: {named};" in found.stdout
+
+
+def copy(dataset: Path, folder: Path, name: str) -> Path:
+    """Another dataset with the same samples."""
+    folder.mkdir(exist_ok=True)
+    for path in dataset.parent.glob("set_*"):
+        (folder / path.name.replace("set", name, 1)).write_bytes(path.read_bytes())
+    return folder / name
+
+
+def test_a_blend_with_held_out_samples(dataset: Path, tmp_path: Path) -> None:
+    """Two datasets in shares, a third that is only measured; nothing appears beside them; the shares are the run's."""
+    folder = tmp_path / "data"
+    photos, more, other = (copy(dataset, folder, name) for name in ("photos", "more", "other"))
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    run = [
+        "-m", "megatron_eve.pretrain", *SMALL, "--split", "75,25", "--valid-data-path", str(other),
+        "--eval-interval", "2", "--train-iters", "3", "--save", str(tmp_path / "run"),
+    ]  # fmt: skip
+    found = command(*run, "--data-path", "0.75", str(photos), "0.25", str(more))
+    assert found.returncode == 0, found.stderr
+    assert "photos: 6 samples to train on, 2 held out" in found.stdout
+    assert "other: 0 samples to train on, 8 held out" in found.stdout
+    for iteration in (2, 3):
+        for name in ("photos", "more", "other"):
+            assert f"validation loss at iteration {iteration} on {name} | lm loss value: " in found.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run" / "valid_losses.jsonl").read_text().splitlines()]
+    losses = {(line["iteration"], line["dataset"]): line["lm_loss"] for line in lines}
+    assert len(losses) == 6
+    assert losses[3, "photos"] == losses[3, "more"] != losses[3, "other"]  # the same split of equal samples
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+    again = [*run, "--load", str(tmp_path / "run"), "--data-path", "0.5", str(photos), "0.5", str(more)]
+    found = command(*again)
+    assert found.returncode != 0
+    assert "whose weights are [0.75, 0.25], this run's are [0.5, 0.5]" in found.stderr
+
+
+def test_batches_of_one_modality_from_a_shared_cache(dataset: Path, tmp_path: Path) -> None:
+    cache, losses = tmp_path / "cache", []
+    for _ in range(2):
+        found = command(
+            "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(dataset), "--train-iters", "2",
+            "--group-by-modality", "--data-cache-path", str(cache), ranks=2,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        losses.append(re.findall(r"lm loss: (\S+)", found.stdout))
+        (path,) = cache.iterdir()
+    assert path.name.startswith("modalities-")
+    assert np.load(path).tolist() == [8, *range(8)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+
+
+def test_a_split_that_leaves_nothing(dataset: Path) -> None:
+    found = command(
+        "-m",
+        "megatron_eve.pretrain",
+        *SMALL,
+        "--data-path",
+        str(dataset),
+        "--train-iters",
+        "1",
+        "--split",
+        "99,1",
+    )
+    assert found.returncode != 0
+    assert f"--split 99,1 leaves nothing to hold out of the 8 samples of {dataset}" in found.stderr
 
 
 def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Configuration: the dataclass tree, presets, recipes and flags, and the judge of combinations."""
 
+from megatron_eve.config.blend import Blend, parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.recipe import from_dict, load_recipe, parse
@@ -21,6 +22,7 @@ __all__ = [
     "PRESETS",
     "TRACKER",
     "AlignmentConfig",
+    "Blend",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
@@ -34,6 +36,8 @@ __all__ = [
     "from_dict",
     "load_recipe",
     "parse",
+    "parse_blend",
+    "parse_split",
     "tower_sizes",
     "validate",
 ]

@@ -8,10 +8,21 @@ into every checkpoint. A docstring under a field is its line in `--help`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
+
+
+def _words(value: Any) -> Any:
+    """A recipe may leave the brackets of a single word out, and write a weight as a number."""
+    words = [value] if isinstance(value, str) else value
+    return [str(word) for word in words] if isinstance(words, list | tuple) else words
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,11 @@ class TrainingConfig:
     """Samples of the run; only its last step may be short."""
     exit_interval: int | None = None
     """Save and exit when the iteration is a multiple of this, leaving the schedule as it is."""
+    eval_interval: int | None = None
+    """Every so many iterations, and at the end, measure the losses on the held-out samples of each dataset (see --split
+    and --valid-data-path)."""
+    eval_iters: int | None = None
+    """Most batches of each dataset that an evaluation takes, always the same ones; None takes all held-out samples."""
     seed: int = 1234
     """Seeds the initial weights and the order of the samples."""
     bf16: bool = False
@@ -175,8 +191,16 @@ class DataConfig:
 
     __pydantic_config__ = _STRICT
 
-    data_path: str | None = None
-    """Prefix of a dataset made by tools/preprocess_data.py (its --output-prefix)."""
+    data_path: Words = ()
+    """Prefixes of datasets made by tools/preprocess_data.py (its --output-prefix). Several are read as one, or, with a
+    weight before each (0.3 a 0.7 b), in these shares."""
+    valid_data_path: Words = ()
+    """Prefixes of held-out datasets for --eval-interval, none of whose samples is trained on."""
+    split: str = "100,0"
+    """Shares of each dataset of --data-path that are trained on and held out, drawn at random and alike in every run:
+    99,1 holds out one sample in a hundred."""
+    data_cache_path: str | None = None
+    """Folder for what takes a while to compute from a dataset; may be shared by runs. Nothing is written elsewhere."""
     tokenizer_model: str | None = None
     """The sentencepiece tokenizer.model; when given it must be the one the dataset was made with."""
     mock_data: bool = False
@@ -186,7 +210,10 @@ class DataConfig:
     max_images_per_pack: int | None = None
     """Most images of one pack, which bounds what the patch embedding and the teacher keep; None does not bound it."""
     shuffle: bool = True
-    """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order."""
+    """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
+    leaves of one has a fixed random order)."""
+    group_by_modality: bool = False
+    """Draw batches that hold samples with images or text alone, not both (the published stage 3)."""
     image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"
     """Who decodes images: DALI (on the GPU where there is one), threads with fast CPU libraries, or the plain
     reference, bit-equal to the published preprocessing. "auto" is DALI on GPUs, threads elsewhere."""

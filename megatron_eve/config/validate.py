@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.tower import tower_sizes
@@ -164,6 +165,7 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:
         yield "--data-path: name a dataset made by tools/preprocess_data.py (or use --mock-data)"
+    yield from _sampling(config)
     parallel = config.parallel
     context = parallel.context_parallel_size
     # Each sample is cut into 2 * CP chunks, and a rank's share of the pack over the tensor-parallel ranks.
@@ -173,6 +175,34 @@ def _data(config: RunConfig) -> Iterator[str]:
             f"--seq-length {data.seq_length}: must be a multiple of {multiple} with --tensor-model-parallel-size "
             f"{parallel.tensor_model_parallel_size} and --context-parallel-size {context}"
         )
+
+
+def _sampling(config: RunConfig) -> Iterator[str]:
+    data, training = config.data, config.training
+    yield from _positive(training, "eval_interval", "eval_iters")
+    try:
+        blend, held_out = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
+        share = parse_split(data.split)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if held_out.weights:
+        yield "--valid-data-path: losses are measured on each dataset by itself; leave the weights out"
+    for prefix in held_out.prefixes:
+        if prefix in blend.prefixes:
+            yield f"--valid-data-path {prefix}: is trained on too (--data-path); hold out a part with --split instead"
+    if data.mock_data and held_out.prefixes:
+        yield "--mock-data: makes its own samples; leave --valid-data-path out"
+    if training.eval_interval and not share and not held_out.prefixes:
+        yield "--eval-interval: nothing is held out; add --split 99,1, say, or --valid-data-path"
+    if held_out.prefixes and not training.eval_interval:
+        yield "--valid-data-path: only read with --eval-interval; add that, or leave the path out"
+    if training.eval_iters and not training.eval_interval:
+        yield "--eval-iters: only used with --eval-interval; add that, or leave it out"
+    if data.group_by_modality and blend.weights:
+        yield "--group-by-modality: goes through all samples once an epoch; leave the weights of --data-path out"
+    if data.group_by_modality and not data.shuffle:
+        yield "--group-by-modality: draws an order of its own; leave --no-shuffle out"
 
 
 def dali_is_installed() -> bool:

@@ -42,8 +42,8 @@ class VisionDataset(Protocol):
         """Holds ``apply_exif`` and ``max_pixels``, the settings the images were measured under."""
 
     @property
-    def samples(self) -> NDArray[Any]:
-        """[samples] structured array with the fields ``length, labels, first_image, num_images``."""
+    def samples(self) -> Any:
+        """[samples] indexed as a structured array with the fields ``length, labels, first_image, num_images``."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -56,6 +56,9 @@ class VisionDataset(Protocol):
 
     def image_bytes(self, image: int) -> bytes:
         """The image file."""
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
 
     def image_geometry(self, image: int) -> ImageGeometry:
         """Resized size and token grid, known without decoding."""
@@ -115,7 +118,7 @@ class PackedBatch:
     sample_ids: torch.Tensor
     """[S] index in the dataset; -1 = filler of an empty pack."""
     damaged: dict[int, str]
-    """Images of the dataset that this rank could not decode, and why; a grey stand-in has their place."""
+    """Images that this rank could not decode, with their names and why; a grey stand-in has their place."""
 
     @property
     def num_patches(self) -> int:
@@ -271,7 +274,7 @@ def _decode(
         wanted, tasks, (decoder or PillowDecoder(settings)).prepare(tasks), strict=True
     ):
         if isinstance(result, ImageError):
-            damaged[image_rows[i]] = str(result)
+            damaged[image_rows[i]] = f"{dataset.image_name(image_rows[i])}: {result}"
             result = stand_in(task, settings)
         prepared.append(result)
     patches = [one.patches for one in prepared if one.patches is not None]

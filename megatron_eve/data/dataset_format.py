@@ -14,6 +14,7 @@ The three image parts are absent when no sample has an image.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import struct
 import warnings
@@ -205,9 +206,8 @@ def row_problem(
     return None
 
 
-def megatron_indexed() -> Any:
-    """megatron-core's module of indexed datasets, imported without its warnings (about optimizers)."""
+def megatron_datasets(module: str) -> Any:
+    """A module of megatron.core.datasets, imported when it is wanted and without its warnings (about optimizers)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from megatron.core.datasets import indexed_dataset
-    return indexed_dataset
+        return importlib.import_module(f"megatron.core.datasets.{module}")

@@ -21,7 +21,7 @@ from megatron_eve.data.dataset_format import (
     DatasetInfo,
     DatasetSettings,
     check_index,
-    megatron_indexed,
+    megatron_datasets,
     open_records,
     read_info,
     row_problem,
@@ -58,7 +58,7 @@ class IndexedVisionDataset:
         if info.num_images:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
             check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
-        megatron = megatron_indexed()
+        megatron = megatron_datasets("indexed_dataset")
         self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap_bin_files)
         self._image = (
             megatron.IndexedDataset(self.prefix + "_image", mmap=mmap_bin_files) if info.num_images else None
@@ -96,6 +96,10 @@ class IndexedVisionDataset:
         """
         record = self.images[_checked_index(image, len(self.images))]
         return self._row(self._image, "_image", image, int(record["num_bytes"])).tobytes()
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+        return f"image {image} of {self.prefix}"
 
     def image_geometry(self, image: int) -> ImageGeometry:
         """Resized size and token grid of image `image`, from its recorded size alone."""

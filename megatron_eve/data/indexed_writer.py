@@ -25,7 +25,7 @@ from megatron_eve.data.dataset_format import (
     TEXT_PARTS,
     DatasetInfo,
     DatasetSettings,
-    megatron_indexed,
+    megatron_datasets,
     row_problem,
 )
 from megatron_eve.data.errors import DataError
@@ -180,7 +180,8 @@ class _IndexedWriter:
         self.num_bytes = 0
         self._prefix = prefix
         self._dtype = np.dtype(dtype)
-        self._builder = megatron_indexed().IndexedDatasetBuilder(f"{prefix}.bin{_PARTIAL}", dtype=dtype)
+        megatron = megatron_datasets("indexed_dataset")
+        self._builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin{_PARTIAL}", dtype=dtype)
         self._builder.sequence_lengths = array("i")  # 4 bytes a row where a list of int takes 40
 
     def add(self, row: NDArray[Any]) -> None:

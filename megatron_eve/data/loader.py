@@ -1,6 +1,6 @@
 """Steps to microbatches: which samples a step holds, how they are packed, and the batches of this rank.
 
-The state of the loader is one number, the samples consumed so far. Everything else follows from it, the seed and
+The state of the loader is one number, the samples consumed so far. Everything else follows from it, the order and
 the manifest: the samples of the step, their packs, what each data-parallel rank runs, and the totals that the
 loss is divided by, all before an image is read.
 """
@@ -26,8 +26,8 @@ from megatron_eve.data.batch import (
     padding_multiples,
 )
 from megatron_eve.data.images.backends import ImageDecoder
-from megatron_eve.data.order import sample_order
 from megatron_eve.data.packing import deal_packs, pack_step
+from megatron_eve.data.sampling import Order
 
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
 _AHEAD = 2  # microbatches that are built while one runs
@@ -102,17 +102,16 @@ class StepLoader:
     def __init__(
         self,
         dataset: VisionDataset,
+        order: Order,
         *,
         global_batch_size: int,
         seq_length: int,
-        seed: int,
         data_parallel_rank: int,
         data_parallel_size: int,
         pack_multiple: int = 1,
         tensor_parallel: int = 1,
         context_parallel: int = 1,
         most_images: int | None = None,
-        shuffle: bool = True,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
         decoder: ImageDecoder | None = None,
@@ -120,15 +119,14 @@ class StepLoader:
         """
         Args:
             dataset: where the samples lie.
+            order: which of them stands at which position of the run.
             global_batch_size: samples of a full step, over all ranks.
             seq_length: tokens that a pack may hold.
-            seed: of the order of samples.
             data_parallel_rank, data_parallel_size: whose microbatches these are.
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
             tensor_parallel, context_parallel: sizes that set the padding.
             most_images: images that a pack may hold; None does not bound it.
-            shuffle: False keeps the order of the dataset.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
                 one need it.
@@ -151,18 +149,16 @@ class StepLoader:
                 f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel} and context parallel "
                 f"{context_parallel} it must be a multiple of {multiple}, so that a padded pack still fits"
             )
-        self._dataset = dataset
+        self._dataset, self._order = dataset, order
         self._global_batch_size = global_batch_size
         self._seq_length = seq_length
-        self._seed = seed
         self._rank = data_parallel_rank
         self._ranks = data_parallel_size
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
         self._most_images = most_images
-        self._shuffle = shuffle
         self.damaged: dict[int, str] = {}
-        """Images that this rank could not decode so far, and why."""
+        """Images that this rank could not decode so far, with their names and why."""
         self._build = partial(
             build_batch,
             dataset,
@@ -201,7 +197,18 @@ class StepLoader:
         expected, self._expected = self._expected, None
         if expected is not None and expected[0] == (consumed_samples, count):
             return expected[1]
-        return self._plan(consumed_samples, count)
+        return self._run_step(consumed_samples, count)
+
+    def step_of(self, sample_ids: NDArray[np.int64]) -> Step:
+        """A step of any samples, beside the run: its order, and what is being prepared for it, stay as they are.
+
+        Args:
+            sample_ids: [n] samples of the dataset, in the step's order.
+
+        Raises:
+            ValueError: a sample that is longer than ``seq_length``.
+        """
+        return self._plan(sample_ids, lambda: None)
 
     def close(self) -> None:
         """Stops building batches; what has not begun is dropped."""
@@ -209,10 +216,13 @@ class StepLoader:
         if self._decoder is not None:
             self._decoder.close()
 
-    def _plan(self, consumed: int, count: int) -> Step:
-        """Chooses, packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
-        positions = np.arange(consumed, consumed + count, dtype=np.int64)
-        ids = sample_order(positions, len(self._dataset), self._seed, self._shuffle)
+    def _run_step(self, consumed: int, count: int) -> Step:
+        """The step at a place of the run."""
+        ids = self._order(np.arange(consumed, consumed + count, dtype=np.int64))
+        return self._plan(ids, partial(self._prepare, consumed + count, count))
+
+    def _plan(self, ids: NDArray[np.int64], near_end: Callable[[], None]) -> Step:
+        """Packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
         lengths = self._dataset.lengths(ids)
         lengths_in_pack = padded_lengths(lengths, self._context_parallel)
         rows = self._dataset.samples[ids]
@@ -231,7 +241,7 @@ class StepLoader:
             batches=LazyBatches(
                 [partial(self._built, ids[pack].tolist()) for pack in mine],
                 self._executor,
-                near_end=partial(self._prepare, consumed + count, count),
+                near_end=near_end,
             ),
             num_microbatches=len(mine),
             num_packs=sum(bool(pack) for pack in packs),
@@ -247,14 +257,14 @@ class StepLoader:
         batch = self._build(indices)
         for image, reason in batch.damaged.items():
             if image not in self.damaged and len(self.damaged) < _MOST_SAID:
-                print(f"image {image} of the dataset: {reason}; a grey one takes its place", file=sys.stderr)
+                print(f"{reason}; a grey one takes its place", file=sys.stderr)
             self.damaged[image] = reason
         return batch
 
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches."""
         if self._expected is None or self._expected[0] != (consumed, count):
-            step = self._plan(consumed, count)
+            step = self._run_step(consumed, count)
             assert isinstance(step.batches, LazyBatches)
             step.batches.start(_AHEAD)
             self._expected = (consumed, count), step

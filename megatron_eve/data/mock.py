@@ -127,6 +127,10 @@ class MockDataset:
         Image.fromarray(noise).save(file, format="JPEG", quality=75)
         return file.getvalue()
 
+    def image_name(self, image: int) -> str:
+        """What a message calls a picture."""
+        return f"mock image {image}"
+
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Nothing is stored, so nothing can be read ahead."""
 

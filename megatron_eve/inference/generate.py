@@ -184,6 +184,10 @@ class _Prompts:
     def image_bytes(self, image: int) -> bytes:
         return self._images[image]
 
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+        return f"image {image} of the prompts"
+
     def will_need(self, indices: np.ndarray) -> None:
         """All of it is in memory."""
 

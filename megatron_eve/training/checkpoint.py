@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
-from megatron_eve.training.model import unwrap
+from megatron_eve.training.model import parameters_gathered, unwrap
 from megatron_eve.training.monitor import print_rank_0
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
@@ -93,7 +92,7 @@ def save_checkpoint(
         progress: where the run stands.
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
-        dataset: what identifies the data (see `megatron_eve.training.data.fingerprint`).
+        dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
     assert config.checkpoint.save is not None
@@ -105,7 +104,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     torch.distributed.barrier()
-    with _parameters_gathered(config, chunks):
+    with parameters_gathered(config, chunks):
         dist_checkpointing.save(
             {**_run_state(config, progress, chunks, optimizer, dataset), "teacher": teacher},
             str(partial),
@@ -143,19 +142,6 @@ def _run_state(
             _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
         ),
     }
-
-
-@contextmanager
-def _parameters_gathered(config: RunConfig, chunks: Sequence[Any]) -> Iterator[None]:
-    """With overlapped gathering, parameters arrive only when the next forward pass asks: ask now."""
-    if not config.parallel.overlap_param_gather:
-        yield
-        return
-    for chunk in chunks:
-        chunk.disable_forward_pre_hook()  # gathers, too
-    yield
-    for chunk in chunks:
-        chunk.enable_forward_pre_hook()
 
 
 def load_checkpoint(
@@ -322,7 +308,14 @@ def _check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore
 
 def _check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
     """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
-    order = {"--seed": ("training", "seed"), "--shuffle": ("data", "shuffle")}
+    order = {
+        "--seed": ("training", "seed"),
+        "--shuffle": ("data", "shuffle"),
+        "--split": ("data", "split"),
+        "--group-by-modality": ("data", "group_by_modality"),
+    }
+    if config.data.group_by_modality:  # batches are drawn as such
+        order["--global-batch-size"] = ("training", "global_batch_size")
     mine = config.to_dict()
     for flag, (section, name) in order.items():
         if saved["config"][section][name] != mine[section][name]:
@@ -333,7 +326,7 @@ def _check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset:
     for name, value in saved["dataset"].items():
         if dataset.get(name) != value:
             raise CheckpointError(
-                f"{folder}: was made with a dataset whose {name} is {value}, this run's is {dataset.get(name)}; "
+                f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
                 "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
             )
 

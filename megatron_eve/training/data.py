@@ -1,33 +1,74 @@
-"""The run's dataset and loader, checked against the configuration before the first step."""
+"""The run's samples, their order and its loader, checked against the configuration before the first step."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from megatron.core import parallel_state
+from numpy.typing import NDArray
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import RunConfig
+from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
+from megatron_eve.data.cache import cached_array
+from megatron_eve.data.errors import DataError
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.joined import JoinedDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
+from megatron_eve.data.sampling import (
+    BlendedOrder,
+    GroupedOrder,
+    Order,
+    Part,
+    ShuffledOrder,
+    by_modality,
+    split_dataset,
+)
 from megatron_eve.training.microbatch import decodes_pixels
 from megatron_eve.training.teaching import teacher_share
 
 MOCK_SAMPLES = 4096
 
 
-def open_dataset(config: RunConfig) -> IndexedVisionDataset | MockDataset:
-    """Open `--data-path` (or make `--mock-data`) and refuse data that this run's model cannot take.
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains and is judged on.
+
+    Attributes:
+        dataset: all samples, those of several datasets counted through.
+        order: which of them stands at which position of the run.
+        training: what is trained on of each dataset.
+        held_out: what losses are measured on, of each dataset that has such samples.
+        identity: what must stay the same for a checkpoint's place in the order to mean anything.
+    """
+
+    dataset: VisionDataset
+    order: Order
+    training: tuple[Part, ...]
+    held_out: tuple[Part, ...]
+    identity: dict[str, Any]
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary or image size; a sample longer than --seq-length.
+        DataError: damaged files; another tokenizer, vocabulary or image size; a sample longer than --seq-length;
+            a split that leaves nothing of a dataset; datasets that do not go together.
+        ConfigError: a flag that cannot be read.
     """
-    data, model = config.data, config.model
+    data = config.data
     if data.mock_data:
-        return MockDataset(
+        model = config.model
+        mock = MockDataset(
             MOCK_SAMPLES,
             vocab_size=model.vocab_size,
             image_size=model.image_size,
@@ -35,8 +76,68 @@ def open_dataset(config: RunConfig) -> IndexedVisionDataset | MockDataset:
             seq_length=data.seq_length,
             seed=config.training.seed,
         )
-    assert data.data_path is not None
-    dataset = IndexedVisionDataset(data.data_path, mmap_bin_files=data.mmap_bin_files)
+        return data_in_memory(config, mock)
+    blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
+    prefixes = (*blend.prefixes, *others.prefixes)
+    datasets = [_open(config, prefix) for prefix in prefixes]
+    training, held_out = _divide(config, prefixes, datasets, len(blend.prefixes))
+    dataset = datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
+    trained = datasets[: len(training)]
+    identity = {
+        "samples": [len(dataset) for dataset in trained],
+        "tokens": [dataset.info.num_tokens for dataset in trained],
+        "tokenizer_sha256": trained[0].info.tokenizer_sha256,
+        "weights": list(blend.weights or []),
+    }
+    modalities = partial(
+        cached_array,
+        data.data_cache_path,
+        _cache_name(trained, training),
+        partial(by_modality, dataset.samples, training),
+    )
+    order = _order(config, training, blend.weights, modalities)
+    return RunData(dataset, order, tuple(training), tuple(held_out), identity)
+
+
+def _divide(
+    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
+) -> tuple[list[Part], list[Part]]:
+    """What is trained on, and what is held out, of datasets of which the first `trained` are trained on."""
+    share = parse_split(config.data.split)
+    names = [Path(prefix).name for prefix in prefixes]
+    training, held_out, first = [], [], 0
+    for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
+        name = names[number] if names.count(names[number]) == 1 else prefix
+        kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
+        first += len(dataset)
+        if number < trained:
+            training.append(kept)
+            if not len(kept) or (share and not len(out)):
+                raise DataError(
+                    f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
+                    f"{len(dataset)} samples of {prefix}: change the shares, or leave the dataset out"
+                )
+        if len(out):
+            held_out.append(out)
+    return training, held_out
+
+
+def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
+    """A dataset that has no files, split and ordered as the configuration says."""
+    training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
+    identity = {
+        "samples": [len(dataset)],
+        "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
+        "tokenizer_sha256": "mock",
+        "weights": [],
+    }
+    order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
+    return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
+
+
+def _open(config: RunConfig, prefix: str) -> IndexedVisionDataset:
+    data, model = config.data, config.model
+    dataset = IndexedVisionDataset(prefix, mmap_bin_files=data.mmap_bin_files)
     sha256 = None
     if data.tokenizer_model:
         from megatron_eve.data.tokenizer import Tokenizer
@@ -52,18 +153,32 @@ def open_dataset(config: RunConfig) -> IndexedVisionDataset | MockDataset:
     return dataset
 
 
-def fingerprint(dataset: IndexedVisionDataset | MockDataset) -> dict[str, Any]:
-    """What must stay the same for a checkpoint's place in the data to mean anything."""
-    tokens = (
-        dataset.info.num_tokens
-        if hasattr(dataset.info, "num_tokens")
-        else int(dataset.samples["length"].sum())
-    )
-    tokenizer = getattr(dataset.info, "tokenizer_sha256", "mock")
-    return {"samples": len(dataset), "tokens": tokens, "tokenizer_sha256": tokenizer}
+def _order(
+    config: RunConfig,
+    parts: Sequence[Part],
+    weights: Sequence[float] | None,
+    modalities: Callable[[], NDArray[np.int64]],
+) -> Order:
+    """The order that the flags ask for; `modalities` computes what `GroupedOrder` wants to know."""
+    seed, shuffle = config.training.seed, config.data.shuffle
+    if config.data.group_by_modality:
+        return GroupedOrder(parts, modalities(), config.training.global_batch_size, seed)
+    if weights:
+        return BlendedOrder(parts, weights, seed, shuffle)
+    return ShuffledOrder(parts, seed, shuffle)
 
 
-def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
+def _cache_name(datasets: Sequence[IndexedVisionDataset], parts: Sequence[Part]) -> str:
+    """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
+    told = hashlib.sha256()
+    for dataset, part in zip(datasets, parts, strict=True):
+        path = Path(dataset.prefix + "_samples.npy").resolve()
+        status = path.stat()
+        told.update(f"{path} {status.st_size} {status.st_mtime_ns} {part}\n".encode())
+    return f"modalities-{told.hexdigest()[:32]}"
+
+
+def build_loader(config: RunConfig, data: RunData) -> StepLoader:
     """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
     parallel = config.parallel
     interleaved = config.virtual_pipeline_model_parallel_size is not None
@@ -73,22 +188,21 @@ def build_loader(config: RunConfig, dataset: VisionDataset) -> StepLoader:
         device = accelerator().device
         decoder = open_decoder(
             config.data.image_decoder,
-            decode_settings(dataset, teacher),
+            decode_settings(data.dataset, teacher),
             threads=config.data.num_workers,
             gpu=device.index if device.type == "cuda" else None,
         )
     return StepLoader(
-        dataset,
+        data.dataset,
+        data.order,
         global_batch_size=config.training.global_batch_size,
         seq_length=config.data.seq_length,
-        seed=config.training.seed,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
         tensor_parallel=parallel.tensor_model_parallel_size,
         context_parallel=parallel.context_parallel_size,
         most_images=config.data.max_images_per_pack,
-        shuffle=config.data.shuffle,
         with_pixels=decodes_pixels(),
         teacher=teacher,
         decoder=decoder,

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from megatron.core import parallel_state
 
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.data.loader import Step
 from megatron_eve.models.vlm import ModelLosses
 
 LossFunction = Callable[[ModelLosses], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -43,6 +45,21 @@ class Normalizer:
     data_parallel_size: int
     align_loss_weight: float = 1.0
     kind: Literal["global", "microbatch"] = "global"
+
+    @classmethod
+    def of(
+        cls, step: Step, align_loss_weight: float = 1.0, kind: Literal["global", "microbatch"] = "global"
+    ) -> Normalizer:
+        """The normaliser of a step under the layout that is set up."""
+        return cls(
+            num_labels=step.num_labels,
+            num_images=step.num_images,
+            num_packs=step.num_packs,
+            num_microbatches=step.num_microbatches,
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            align_loss_weight=align_loss_weight,
+            kind=kind,
+        )
 
     def loss_function(self, batch: PackedBatch) -> LossFunction:
         """The function megatron-core's schedule calls on what the last stage computed from a pack.

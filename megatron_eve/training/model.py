@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -154,3 +155,19 @@ def unwrap(module: Any) -> VisionLanguageModel:
     while hasattr(module, "module"):
         module = module.module
     return module
+
+
+@contextmanager
+def parameters_gathered(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> Iterator[None]:
+    """Use the parameters as they are outside a training step.
+
+    With overlapped gathering, they arrive only when a training step's forward pass asks for them: ask now.
+    """
+    if not config.parallel.overlap_param_gather:
+        yield
+        return
+    for chunk in chunks:
+        chunk.disable_forward_pre_hook()  # gathers, too
+    yield
+    for chunk in chunks:
+        chunk.enable_forward_pre_hook()

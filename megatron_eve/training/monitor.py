@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,15 @@ class Monitor:
         self.active = active
         self._started = time.perf_counter()
         self._losses: Any = None
+        self._held_out: Any = None
         self._board: Any = None
         if active and config.checkpoint.save:
             Path(config.checkpoint.save).mkdir(parents=True, exist_ok=True)
             self._losses = (Path(config.checkpoint.save) / "losses.jsonl").open("a", encoding="utf-8")
+            if config.training.eval_interval:
+                self._held_out = (Path(config.checkpoint.save) / "valid_losses.jsonl").open(
+                    "a", encoding="utf-8"
+                )
         if active and config.logging.tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -108,9 +114,27 @@ class Monitor:
             f" throughput per GPU (TFLOP/s/GPU): {record['tflops_per_gpu']:.4g} |"
         )
 
+    def report_held_out(self, iteration: int, name: str, losses: dict[str, float]) -> None:
+        """Report an evaluation of one dataset: a log line, valid_losses.jsonl, TensorBoard ("... validation/NAME")."""
+        if not self.active:
+            return
+        values = {loss.replace(" ", "_"): value for loss, value in losses.items()}
+        if self._held_out:
+            self._held_out.write(json.dumps({"iteration": iteration, "dataset": name, **values}) + "\n")
+            self._held_out.flush()
+        if self._board:
+            for loss, value in values.items():
+                self._board.add_scalar(f"{loss} validation/{name}", value, iteration)
+        told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
+        perplexity = math.exp(min(20.0, losses["lm loss"]))
+        print(
+            f" validation loss at iteration {iteration} on {name} |{told} lm loss PPL: {perplexity:.6E} |",
+            flush=True,
+        )
+
     def close(self) -> None:
         """Finish writing."""
-        for writer in (self._losses, self._board):
+        for writer in (self._losses, self._held_out, self._board):
             if writer:
                 writer.close()
 

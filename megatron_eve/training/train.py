@@ -13,11 +13,11 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
-from megatron_eve.data.batch import VisionDataset
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint
-from megatron_eve.training.data import build_loader, fingerprint, open_dataset
+from megatron_eve.training.data import RunData, build_loader, open_data
+from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.memory import training_bytes
@@ -34,8 +34,8 @@ class Trainer:
     """What a run is made of, on this rank, ready for its next step.
 
     Attributes:
-        samples: the dataset.
-        dataset, teacher_identity: what identifies it, and the teacher, in a checkpoint.
+        data: samples, their order, and what is held out.
+        teacher_identity: what identifies the teacher in a checkpoint.
         teacher: on ranks of the last stage, with the aligning layer.
     """
 
@@ -44,8 +44,7 @@ class Trainer:
     optimizer: Any
     scheduler: Any
     loader: StepLoader
-    samples: VisionDataset
-    dataset: dict[str, Any]
+    data: RunData
     progress: Progress
     teacher: Teacher | None = None
     teacher_identity: dict[str, Any] | None = None
@@ -56,7 +55,7 @@ def setup(config: RunConfig) -> Trainer:
 
     The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
     """
-    data = open_dataset(config)
+    data = open_data(config)
     loader = build_loader(config, data)
     teacher = build_teacher(config)
     identity = shared_identity(config)
@@ -67,12 +66,10 @@ def setup(config: RunConfig) -> Trainer:
     optimizer = build_optimizer(config, chunks)
     progress = Progress()
     if config.checkpoint.load:
-        progress = load_checkpoint(config, chunks, optimizer, fingerprint(data), identity)
+        progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
-    return Trainer(
-        config, chunks, optimizer, scheduler, loader, data, fingerprint(data), progress, teacher, identity
-    )
+    return Trainer(config, chunks, optimizer, scheduler, loader, data, progress, teacher, identity)
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
@@ -96,15 +93,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> dict[str, tor
     if monitor:
         monitor.start()
     step = trainer.loader.step(done.consumed_samples, count)
-    normalizer = Normalizer(
-        num_labels=step.num_labels,
-        num_images=step.num_images,
-        num_packs=step.num_packs,
-        num_microbatches=step.num_microbatches,
-        data_parallel_size=parallel_state.get_data_parallel_world_size(),
-        align_loss_weight=config.alignment.align_loss_weight,
-        kind=config.training.loss_normalization,
-    )
+    normalizer = Normalizer.of(step, config.alignment.align_loss_weight, config.training.loss_normalization)
     rate = learning_rate(trainer.optimizer)
     losses, grad_norm = train_step(trainer.chunks, trainer.optimizer, step, normalizer, trainer.teacher)
     trainer.scheduler.step(increment=count)
@@ -120,7 +109,7 @@ def _flops(trainer: Trainer, step: Step) -> float:
     config = trainer.config
     parts = model_flops(
         config.model,
-        step_work(trainer.samples, step.sample_ids),
+        step_work(trainer.data.dataset, step.sample_ids),
         decoder_trains=config.training.stage != 1,
         teacher=teacher_sizes(config),
     )
@@ -133,12 +122,14 @@ def train(config: RunConfig) -> None:
     announce(trainer)
     last_rank = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
     monitor = Monitor(config, active=last_rank, start=trainer.progress.iteration)
-    saved = trainer.progress.iteration
+    saved = evaluated = trainer.progress.iteration
     while trainer.progress.consumed_samples < config.total_samples:
         train_one(trainer, monitor)
         iteration = trainer.progress.iteration
         leave = bool(config.training.exit_interval and iteration % config.training.exit_interval == 0)
         due = bool(config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0)
+        if config.training.eval_interval and iteration % config.training.eval_interval == 0:
+            evaluated = _evaluate(trainer, monitor)
         if config.checkpoint.save and (leave or due):
             saved = _save(trainer)
         if leave:
@@ -146,6 +137,8 @@ def train(config: RunConfig) -> None:
                 f"exiting at iteration {iteration} (--exit-interval {config.training.exit_interval})"
             )
             break
+    if config.training.eval_interval and evaluated != trainer.progress.iteration:
+        _evaluate(trainer, monitor)
     if config.checkpoint.save and saved != trainer.progress.iteration:
         _save(trainer)
     monitor.close()
@@ -159,11 +152,19 @@ def report_damaged(trainer: Trainer) -> None:
     torch.distributed.all_gather_object(everyone, trainer.loader.damaged)
     damaged = {image: reason for some in everyone for image, reason in some.items()}
     if damaged:
-        rows = ", ".join(map(str, sorted(damaged)))
+        named = ", ".join(trainer.data.dataset.image_name(image) for image in sorted(damaged))
         print_rank_0(
-            f"{len(damaged)} damaged images were replaced by grey ones: {rows}; the dataset was whole when it was "
-            "made, so copy or preprocess it again"
+            f"{len(damaged)} damaged images were replaced by grey ones: {named}; the datasets were whole when they "
+            "were made, so copy or preprocess them again"
         )
+
+
+def _evaluate(trainer: Trainer, monitor: Monitor) -> int:
+    iteration = trainer.progress.iteration
+    results = evaluate(trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.teacher)
+    for name, losses in results.items():
+        monitor.report_held_out(iteration, name, losses)
+    return iteration
 
 
 def _save(trainer: Trainer) -> int:
@@ -172,7 +173,7 @@ def _save(trainer: Trainer) -> int:
         trainer.progress,
         trainer.chunks,
         trainer.optimizer,
-        trainer.dataset,
+        trainer.data.identity,
         trainer.teacher_identity,
     )
     print_rank_0(
@@ -204,8 +205,18 @@ def announce(trainer: Trainer) -> None:
         f"{counts[0]:,} parameters over tensor and pipeline ranks, {counts[1]:,} train\n"
         f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
         f"optimizer state {optimizer:,.1f}\n"
-        f"{trainer.dataset['samples']:,} samples in the dataset; {config.total_samples:,} samples in "
+        f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
     )
     if trainer.teacher_identity:
         print_rank_0(yaml.safe_dump({"teacher": trainer.teacher_identity}, sort_keys=False).rstrip())
+
+
+def _samples(data: RunData) -> str:
+    """What of each dataset is trained on and what is held out, a line each."""
+    held_out = {part.name: len(part) for part in data.held_out}
+    trained = {part.name: len(part) for part in data.training}
+    return "\n".join(
+        f"{name}: {trained.get(name, 0):,} samples to train on, {held_out.get(name, 0):,} held out"
+        for name in {**trained, **held_out}
+    )

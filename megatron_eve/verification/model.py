@@ -31,7 +31,7 @@ from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.aligned_cells import AlignedCells, aligned_cells, context_rows
-from megatron_eve.training.data import build_loader
+from megatron_eve.training.data import build_loader, data_in_memory
 from megatron_eve.training.initialize import model_parallel
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.microbatch import model_inputs
@@ -78,6 +78,10 @@ class CaseDataset:
         sample = self.samples[index]
         text = len(self._texts[index][0])
         return text - 1 + self.image_geometry(sample["first_image"]).tokens if sample["num_images"] else text
+
+    def image_name(self, image: int) -> str:
+        """The picture file."""
+        return str(self._files[image])
 
     def image_bytes(self, image: int) -> bytes:
         """The raw picture file."""
@@ -137,7 +141,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     load_hf_weights(case.hf, bare, case.model)
     chunks = wrap_for_training(config, bare)
     teacher = build_teacher(config)
-    loader = build_loader(config, CaseDataset(case))
+    loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
     step = loader.step(0)
     rows = list(check_pictures(case))
     rows += _gathered(_check_embeddings(case, bare[0], step.batches))
@@ -149,13 +153,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
             if case.teacher is not None and case.images[sample] is not None and name in case.outputs:
                 ours = outputs[name.split(".")[0], sample]
                 rows.append(relative(name, ours, case.outputs[name], ACTIVATIONS))
-    normalizer = Normalizer(
-        num_labels=step.num_labels,
-        num_images=step.num_images,
-        num_packs=step.num_packs,
-        num_microbatches=step.num_microbatches,
-        data_parallel_size=parallel_state.get_data_parallel_world_size(),
-    )
+    normalizer = Normalizer.of(step)
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = forward_backward(chunks, step, normalizer, teacher)

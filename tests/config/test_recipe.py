@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, load_recipe, parse
+from megatron_eve.config import (
+    PRESETS,
+    Blend,
+    ConfigError,
+    RunConfig,
+    from_dict,
+    load_recipe,
+    parse,
+    parse_blend,
+    parse_split,
+)
 
 
 @pytest.fixture
@@ -51,6 +61,26 @@ def test_flags_over_recipe_over_preset(recipe: Path) -> None:
 
 def test_preset_flag_over_recipe(recipe: Path) -> None:
     assert parse(["--config", str(recipe), "--preset", "eve_tiny"]).model == PRESETS["eve_tiny"]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("one", ("one",)), ("[one, two]", ("one", "two")), ("[0.25, one, 3, two]", ("0.25", "one", "3", "two"))],
+)
+def test_datasets_in_a_recipe(tmp_path: Path, written: str, words: tuple[str, ...]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"data:\n  data_path: {written}\n")
+    assert parse(["--config", str(path)]).data.data_path == words
+    flags = ["--data-path", "0.5", "a", "0.5", "b"]
+    assert parse(["--config", str(path), *flags]).data.data_path == ("0.5", "a", "0.5", "b")
+
+
+def test_blends() -> None:
+    assert parse_blend(["a"]) == Blend(("a",))
+    assert parse_blend(["a", "b"]) == Blend(("a", "b"))
+    assert parse_blend(["3", "a", "1e-2", "b"]) == Blend(("a", "b"), (3.0, 0.01))
+    assert parse_blend(["0.3", "a"]) == Blend(("a",), (0.3,))
+    assert [parse_split(text) for text in ("100,0", "99,1", "1,1")] == [0.0, 0.01, 0.5]
 
 
 def test_round_trip() -> None:

@@ -39,6 +39,11 @@ def test_a_good_configuration() -> None:
     validate(config(parallel=layout), 8)
 
 
+# Data of a run without mock data.
+BLEND: dict[str, object] = {"mock_data": False, "data_path": ("a",)}
+WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
+
+
 @pytest.mark.parametrize(
     ("sections", "flag", "remedy"),
     [
@@ -99,7 +104,30 @@ def test_a_good_configuration() -> None:
             "negative",
         ),
         ({"data": {"mock_data": False}}, "--data-path", "tools/preprocess_data.py"),
-        ({"data": {"data_path": "x"}}, "--mock-data", "leave --data-path out"),
+        ({"data": {"data_path": ("x",)}}, "--mock-data", "leave --data-path out"),
+        ({"data": BLEND | {"data_path": ("0.5", "a", "-1", "b")}}, "--data-path -1 b", "must be positive"),
+        ({"data": BLEND | {"data_path": ("0.5", "a", "b")}}, "--data-path 0.5 a b", "a weight before each"),
+        ({"data": BLEND | {"data_path": ("a", "b", "a")}}, "--data-path a", "comes twice"),
+        ({"data": BLEND | {"split": "99"}}, "--split 99", "such as 99,1"),
+        ({"data": BLEND | {"split": "0,1"}}, "--split 0,1", "such as 99,1"),
+        ({"data": BLEND | {"split": "98,1,1"}}, "--split 98,1,1", "such as 99,1"),
+        ({"data": BLEND | {"valid_data_path": ("b",)}}, "--valid-data-path", "--eval-interval"),
+        (
+            {"data": BLEND | {"valid_data_path": ("1", "b", "2", "c")}},
+            "--valid-data-path",
+            "leave the weights out",
+        ),
+        ({"data": BLEND | {"valid_data_path": ("a",)}}, "--valid-data-path a", "--split"),
+        ({"data": WEIGHTED | {"group_by_modality": True}}, "--group-by-modality", "weights"),
+        (
+            {"data": BLEND | {"shuffle": False, "group_by_modality": True}},
+            "--group-by-modality",
+            "--no-shuffle",
+        ),
+        ({"data": {"valid_data_path": ("b",)}}, "--mock-data", "--valid-data-path"),
+        ({"training": {"eval_interval": 5}}, "--eval-interval", "--split"),
+        ({"training": {"eval_interval": 0}, "data": {"split": "9,1"}}, "--eval-interval 0", "at least 1"),
+        ({"training": {"eval_iters": 5}}, "--eval-iters", "--eval-interval"),
         ({"checkpoint": {"save_interval": 5}}, "--save-interval", "--save"),
         ({"training": {"exit_interval": 5}}, "--exit-interval", "--save"),
     ],

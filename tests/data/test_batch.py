@@ -45,6 +45,9 @@ class ListDataset:
     def image_bytes(self, image: int) -> bytes:
         return encoded(picture(*self.sizes[image], seed=image), "PNG")
 
+    def image_name(self, image: int) -> str:
+        return f"image {image}"
+
     def image_geometry(self, image: int) -> ImageGeometry:
         return image_geometry(*self.sizes[image], self.info.image_size, self.info.teacher_size)
 

@@ -12,6 +12,7 @@ from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.order import sample_order
+from megatron_eve.data.sampling import Part, ShuffledOrder
 
 SEQ_LENGTH = 512
 
@@ -22,13 +23,12 @@ def dataset() -> MockDataset:
 
 
 def make(dataset: MockDataset, rank: int = 0, ranks: int = 1, **options: Any) -> StepLoader:
-    settings: dict[str, Any] = {
-        "global_batch_size": 12,
-        "seq_length": SEQ_LENGTH,
-        "seed": 3,
-        "with_pixels": False,
-    }
-    return StepLoader(dataset, data_parallel_rank=rank, data_parallel_size=ranks, **(settings | options))
+    settings: dict[str, Any] = {"global_batch_size": 12, "seq_length": SEQ_LENGTH, "with_pixels": False}
+    part = Part("mock", 0, len(dataset), 0, len(dataset))
+    order = ShuffledOrder([part], options.pop("seed", 3), options.pop("shuffle", True))
+    return StepLoader(
+        dataset, order, data_parallel_rank=rank, data_parallel_size=ranks, **(settings | options)
+    )
 
 
 def samples_of(batches: Any) -> list[int]:

@@ -62,10 +62,10 @@ def pack_logits(
 
 def mock_batch(some: RunConfig, pack: Sequence[int]) -> Any:
     from megatron_eve.data.batch import build_batch
-    from megatron_eve.training.data import open_dataset
+    from megatron_eve.training.data import open_data
 
     return build_batch(
-        open_dataset(some),
+        open_data(some).dataset,
         pack,
         tensor_parallel=some.parallel.tensor_model_parallel_size,
         context_parallel=1,
@@ -118,9 +118,9 @@ def labels_of(some: RunConfig, pack: Sequence[int]) -> int:
 
 def text_only_sample(some: RunConfig) -> int:
     """Runs on each rank: a sample of the mock dataset without an image."""
-    from megatron_eve.training.data import open_dataset
+    from megatron_eve.training.data import open_data
 
-    return int(np.flatnonzero(open_dataset(some).samples["num_images"] == 0)[0])
+    return int(np.flatnonzero(open_data(some).dataset.samples["num_images"] == 0)[0])
 
 
 @parametrize(ONE, TP2, TP2_SP)

@@ -73,10 +73,8 @@ class Steps:
 
 def six_steps(config: RunConfig) -> Steps:
     """Runs on each rank: six optimizer steps on the case, in float32, from the published weights."""
-    from megatron.core import parallel_state
-
     from megatron_eve.convert.load import load_hf_weights
-    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer
     from megatron_eve.training.model import build_chunks, wrap_for_training
@@ -95,12 +93,9 @@ def six_steps(config: RunConfig) -> Steps:
         scheduler = build_scheduler(config, optimizer)
         scheduler.step(increment=0)
         teacher = build_teacher(config)
-        loader = build_loader(config, CaseDataset(case))
+        loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
-        data_parallel = parallel_state.get_data_parallel_world_size()
-        normalizer = Normalizer(
-            step.num_labels, step.num_images, step.num_packs, step.num_microbatches, data_parallel
-        )
+        normalizer = Normalizer.of(step)
         taken = Steps([], [])
         for _ in range(STEPS):
             losses, _ = train_step(chunks, optimizer, step, normalizer, teacher)
@@ -167,7 +162,7 @@ def test_six_steps_of_each_stage(
 def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Runs on each rank: losses and whole gradients of the published case's pictures at 1344 pixels, in float32."""
     from megatron_eve.convert.load import load_hf_weights
-    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer
     from megatron_eve.training.model import build_chunks, wrap_for_training
@@ -183,9 +178,9 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
         bare = build_chunks(config)
         load_hf_weights(case.hf, bare, case.model)
         chunks = wrap_for_training(config, bare)
-        loader = build_loader(config, CaseDataset(case))
+        loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
-        normalizer = Normalizer(step.num_labels, step.num_images, step.num_packs, step.num_microbatches, 1)
+        normalizer = Normalizer.of(step)
         losses = forward_backward(chunks, step, normalizer, build_teacher(config))
         loader.close()
         return {name: float(loss) for name, loss in losses.items()}, whole_gradients(bare, case)

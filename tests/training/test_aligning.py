@@ -105,7 +105,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
 
     from megatron_eve.convert import load
     from megatron_eve.models.eve.teacher import Teacher
-    from megatron_eve.training.data import build_loader
+    from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer
     from megatron_eve.training.model import build_chunks, wrap_for_training
@@ -130,14 +130,11 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
         teacher = None
         if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
             teacher = Teacher(config.alignment, config.model, dtype=torch.float64, device=torch.device("cpu"))
-        loader = build_loader(config, CaseDataset(case))
+        loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(first)
         for wrapped in chunks:
             wrapped.zero_grad_buffer()
-        data_parallel = parallel_state.get_data_parallel_world_size()
-        normalizer = Normalizer(
-            step.num_labels, step.num_images, step.num_packs, step.num_microbatches, data_parallel
-        )
+        normalizer = Normalizer.of(step)
         losses = forward_backward(chunks, step, normalizer, teacher)
         loader.close()
         gradients = whole_gradients(bare, case)
@@ -270,7 +267,7 @@ def test_transformer_engine_aligns_as_torch_does(tmp_path: Path, image_size: int
     """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
     pytest.importorskip("transformer_engine.pytorch")
     from megatron_eve.accelerator import accelerator
-    from megatron_eve.training.data import build_loader, open_dataset
+    from megatron_eve.training.data import build_loader, open_data
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.microbatch import model_inputs
     from megatron_eve.training.model import build_chunks
@@ -290,7 +287,7 @@ def test_transformer_engine_aligns_as_torch_does(tmp_path: Path, image_size: int
             torch.manual_seed(0)
             (chunk,) = build_chunks(config)
             chunk.bfloat16()
-            loader = build_loader(config, open_dataset(config))
+            loader = build_loader(config, open_data(config))
             losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_teacher(config)))
             (losses.language.mean() + losses.aligning).backward()
             loader.close()

@@ -84,7 +84,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
                 trainer.progress,
                 trainer.chunks,
                 trainer.optimizer,
-                trainer.dataset,
+                trainer.data.identity,
                 trainer.teacher_identity,
             )
         trainer.loader.close()

@@ -1,0 +1,73 @@
+"""Megatron's notation for several datasets and for a split: `--data-path 0.3 a 0.7 b`, `--split 99,1`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_eve.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Datasets of a run, and how much of it each one is.
+
+    Attributes:
+        prefixes: of the datasets.
+        weights: one for each, of any positive sum; None reads each sample of all of them once an epoch.
+    """
+
+    prefixes: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+
+def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
+    """Read prefixes, or weights and prefixes in turns.
+
+    Raises:
+        ConfigError: a weight without a prefix, one that is not positive, or a prefix that comes twice.
+    """
+    weights = [_number(word) for word in words[::2]]
+    if len(words) > 1 and len(words) % 2 == 0 and None not in weights:
+        prefixes, shares = tuple(words[1::2]), tuple(weight for weight in weights if weight is not None)
+        for weight, prefix in zip(shares, prefixes, strict=True):
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ConfigError(
+                    f"{flag} {weight:g} {prefix}: a weight must be positive; leave the dataset out instead"
+                )
+    else:
+        prefixes, shares = tuple(words), None
+    for prefix in prefixes:
+        if _number(prefix) is not None:
+            raise ConfigError(
+                f"{flag} {' '.join(words)}: give prefixes alone, or a weight before each of them (0.3 a 0.7 b)"
+            )
+        if prefixes.count(prefix) > 1:
+            raise ConfigError(f"{flag} {prefix}: comes twice; give it a larger weight instead")
+    return Blend(prefixes, shares)
+
+
+def parse_split(text: str) -> float:
+    """Read `99,1`, the shares of training and of held-out samples.
+
+    Returns:
+        What part of the samples is held out, 0 .. 1.
+
+    Raises:
+        ConfigError: not two numbers of which the first is positive and the second is not negative.
+    """
+    numbers = [_number(word) for word in text.split(",")]
+    known = [number for number in numbers if number is not None and 0 <= number < math.inf]
+    if len(numbers) != 2 or len(known) != 2 or not known[0]:
+        raise ConfigError(
+            f"--split {text}: two numbers, the shares of training and of held-out samples, such as 99,1"
+        )
+    return known[1] / sum(known)
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None

@@ -1,0 +1,111 @@
+"""Several datasets with the interface of one: samples and images are counted through, dataset after dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.dataset_format import MANIFEST, SAMPLE_DTYPE
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.geometry import ImageGeometry
+from megatron_eve.data.indexed import IndexedVisionDataset
+
+
+class JoinedSamples:
+    """The samples of several datasets, indexed as one structured array; copies what is asked for, nothing else."""
+
+    def __init__(self, datasets: Sequence[IndexedVisionDataset], first_images: NDArray[np.int64]) -> None:
+        self._samples = [dataset.samples for dataset in datasets]
+        self._first_images = first_images
+        self._bounds = np.cumsum([len(samples) for samples in self._samples])
+
+    def __getitem__(self, indices: Any) -> Any:
+        """Records at an index or an array of them: SAMPLE_DTYPE, ``first_image`` counted over all datasets."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        which = np.searchsorted(self._bounds, wanted, side="right")
+        records = np.empty(wanted.shape, dtype=SAMPLE_DTYPE)
+        for number in np.unique(which):
+            here = which == number
+            samples = self._samples[number]
+            records[here] = samples[wanted[here] - (self._bounds[number] - len(samples))]
+        records["first_image"] += self._first_images[which]
+        return records[()]
+
+
+class JoinedDataset:
+    """Several datasets as one, opened by one run.
+
+    Attributes:
+        info: the manifest of the first; ``max_pixels`` is the largest of all.
+        samples: SAMPLE_DTYPE, indexed like an array (see `JoinedSamples`).
+
+    Raises:
+        DataError: the datasets' images were not turned upright alike, or their tokenizers differ.
+    """
+
+    def __init__(self, datasets: Sequence[IndexedVisionDataset]) -> None:
+        """
+        Args:
+            datasets: at least one, in the order in which samples and images are counted.
+        """
+        first = datasets[0]
+        for dataset in datasets[1:]:
+            for name, remedy in (
+                ("apply_exif", "preprocess both with or without --ignore-exif-orientation"),
+                ("tokenizer_sha256", "preprocess both with the same --tokenizer-model"),
+            ):
+                if getattr(dataset.info, name) != getattr(first.info, name):
+                    raise DataError(
+                        f"{dataset.prefix}{MANIFEST} has another {name} than {first.prefix}{MANIFEST}: {remedy}"
+                    )
+        self._datasets = list(datasets)
+        self._sample_bounds = np.cumsum([len(dataset) for dataset in datasets])
+        self._image_bounds = np.cumsum([dataset.info.num_images for dataset in datasets])
+        self.info = dataclasses.replace(
+            first.info, max_pixels=max(dataset.info.max_pixels for dataset in datasets)
+        )
+        self.samples = JoinedSamples(datasets, np.append(0, self._image_bounds[:-1]))
+
+    def __len__(self) -> int:
+        return int(self._sample_bounds[-1])
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
+        return self.samples[indices]["length"].astype(np.int64)
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and labels of a sample (see `IndexedVisionDataset.text`)."""
+        dataset, row = self._locate(self._sample_bounds, index)
+        return dataset.text(row)
+
+    def image_bytes(self, image: int) -> bytes:
+        """The file of an image (see `IndexedVisionDataset.image_bytes`)."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_bytes(row)
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_name(row)
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid of an image."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_geometry(row)
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Ask the kernel to read the images of these samples ahead."""
+        which = np.searchsorted(self._sample_bounds, indices, side="right")
+        for number in np.unique(which):
+            dataset = self._datasets[number]
+            dataset.will_need(indices[which == number] - (self._sample_bounds[number] - len(dataset)))
+
+    def _locate(self, bounds: NDArray[np.int64], index: int) -> tuple[IndexedVisionDataset, int]:
+        if not 0 <= index < bounds[-1]:
+            raise IndexError(f"index {index} is out of range for {bounds[-1]} rows")
+        number = int(np.searchsorted(bounds, index, side="right"))
+        return self._datasets[number], int(index) - (int(bounds[number - 1]) if number else 0)
