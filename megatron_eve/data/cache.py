@@ -32,8 +32,8 @@ def cached_array(folder: str | None, name: str, build: Callable[[], NDArray[Any]
     path = Path(folder) / f"{name}.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or cut short by a disk that was full: make it again
+    except Exception:  # not there; or damaged, and then numpy can raise almost anything: make it again
+        pass
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".partial")
     try:

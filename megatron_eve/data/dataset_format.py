@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import struct
 import warnings
 from dataclasses import dataclass, field
@@ -168,6 +169,11 @@ def check_index(prefix: str, dtype: np.dtype[Any], rows: int, num_bytes: int) ->
         if found != expected:
             kind = "truncated" if found < expected else "too long"
             raise DataError(f"{path} is {kind} ({found} bytes where {expected} are due): {AGAIN}")
+    with index.open("rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        (last,) = struct.unpack("<q", stream.read(8))
+    if not documents or last != rows:
+        raise DataError(f"{index} is damaged (its last document ends at row {last} of {rows}): {AGAIN}")
 
 
 def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
@@ -180,7 +186,7 @@ def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {AGAIN}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy parses a header as Python: a damaged one can raise almost anything
         raise DataError(f"{path} cannot be read, it may be truncated ({error}): {AGAIN}") from error
     if records.dtype != dtype or records.shape != (rows,):
         raise DataError(

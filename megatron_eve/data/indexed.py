@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.dataset_format import (
     AGAIN,
     IMAGE_DTYPE,
@@ -78,14 +79,33 @@ class IndexedVisionDataset:
             IndexError: no such sample.
             DataError: the row does not match its record, or holds an id that is not in the vocabulary.
         """
-        sample = self.samples[_checked_index(index, len(self))]
+        index = _checked_index(index, len(self))
+        sample = self.samples[index]
         length = int(sample["text_length"])
         row = self._row(self._text, "_text", index, 2 * length).astype(np.int64)
         tokens, labels = row[:length], row[length:]
         problem = row_problem(tokens, labels, int(sample["num_images"]), self.info.vocab_size)
         if problem:
             raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
+        self._check_record(index, labels)
         return tokens, labels
+
+    def _check_record(self, index: int, labels: NDArray[np.int64]) -> None:
+        """Steps were packed and losses are divided by what the record says: it must be so."""
+        sample = self.samples[index]
+        first, count = int(sample["first_image"]), int(sample["num_images"])
+        if not 0 <= first <= len(self.images) - count:
+            problem = f"images {first} .. {first + count - 1} of {len(self.images)}"
+        else:
+            length = len(labels) - count + sum(self.image_geometry(first + i).tokens for i in range(count))
+            trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
+            if (length, trained) == (sample["length"], sample["labels"]):
+                return
+            problem = (
+                f"{sample['length']} tokens and {sample['labels']} labels where its row and its images have "
+                f"{length} and {trained}"
+            )
+        raise DataError(f"record {index} of {self.prefix}_samples.npy says {problem}; {AGAIN}")
 
     def image_bytes(self, image: int) -> bytes:
         """The file of image `image`, as it was.
@@ -102,11 +122,19 @@ class IndexedVisionDataset:
         return f"image {image} of {self.prefix}"
 
     def image_geometry(self, image: int) -> ImageGeometry:
-        """Resized size and token grid of image `image`, from its recorded size alone."""
+        """Resized size and token grid of image `image`, from its recorded size alone.
+
+        Raises:
+            IndexError: no such image.
+            DataError: a record of a picture without area.
+        """
         record = self.images[_checked_index(image, len(self.images))]
-        return image_geometry(
-            int(record["width"]), int(record["height"]), self.info.image_size, self.info.teacher_size
-        )
+        width, height = int(record["width"]), int(record["height"])
+        if min(width, height) < 1:
+            raise DataError(
+                f"record {image} of {self.prefix}_images.npy says {width} x {height} pixels; {AGAIN}"
+            )
+        return image_geometry(width, height, self.info.image_size, self.info.teacher_size)
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the kernel to read the images of these samples ahead; says nothing where the files are not mapped."""
@@ -117,8 +145,8 @@ class IndexedVisionDataset:
         assert self._image is not None
         for sample in self.samples[indices]:
             first, count = int(sample["first_image"]), int(sample["num_images"])
-            if not count:
-                continue
+            if not (count > 0 and 0 <= first <= len(self.images) - count):
+                continue  # no image, or a damaged record, which is said when the sample is read
             # A sample's images lie one behind the other; madvise wants the start of a page.
             start = int(self._image.index[first][0])
             end = start + int(self.images["num_bytes"][first : first + count].astype(np.int64).sum())
