@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -79,6 +80,8 @@ class Monitor:
             "lr": learning_rate,
             "grad_norm": grad_norm,
             "samples": len(step.sample_ids),
+            # Two runs that agree in this saw the same samples in the same order.
+            "sample_ids_sha256": hashlib.sha256(step.sample_ids.astype("<i8").tobytes()).hexdigest()[:16],
             "tokens": step.num_tokens,
             "labels": step.num_labels,
             "images": step.num_images,

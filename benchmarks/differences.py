@@ -1,0 +1,106 @@
+"""How far the decoders are from Pillow, in 8-bit levels, over many sizes and kinds of files.
+
+    python benchmarks/differences.py [--sizes 60]
+
+The photos that scikit-image brings along, resized to random sizes (sides of 16 to 2400 pixels, ratios up to 12),
+saved in each kind of file, decoded to the model's picture (672 pixels) and the teacher's (336). For each kind: the mean
+distance over all values of all pictures, the mean of the worst picture, the largest of a single value, and the share
+of values that are off by more than 2 levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+
+from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
+
+IMAGE_SIZE, TEACHER_SIZE = 672, 336
+SETTINGS = DecodeSettings(apply_exif=False, max_pixels=1 << 26, teacher_size=TEACHER_SIZE)
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "immunohistochemistry")
+KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("JPEG 4:2:0, quality 90", "JPEG", "RGB", {"quality": 90, "subsampling": 2}),
+    ("JPEG 4:4:4, quality 95", "JPEG", "RGB", {"quality": 95, "subsampling": 0}),
+    ("JPEG progressive", "JPEG", "RGB", {"quality": 85, "progressive": True}),
+    ("JPEG gray", "JPEG", "L", {"quality": 90}),
+    ("JPEG CMYK", "JPEG", "CMYK", {"quality": 90}),
+    ("PNG RGB", "PNG", "RGB", {}),
+    ("PNG RGBA", "PNG", "RGBA", {}),
+    ("PNG palette", "PNG", "P", {}),
+    ("WebP", "WEBP", "RGB", {"quality": 90}),
+    ("GIF (handed to Pillow)", "GIF", "P", {}),
+)
+
+
+def sizes(count: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Widths and heights, their logarithms spread evenly."""
+    found: list[tuple[int, int]] = []
+    while len(found) < count:
+        width, height = np.exp(random.uniform(np.log(16), np.log(2400), 2)).astype(int).tolist()
+        if max(width, height) <= 12 * min(width, height):
+            found.append((width, height))
+    return found
+
+
+def tasks_of(kind: str, mode: str, options: dict[str, Any], shapes: list[tuple[int, int]]) -> list[ImageTask]:
+    """A file for each size, from the photos in turns."""
+    tasks = []
+    for number, (width, height) in enumerate(shapes):
+        photo = Image.fromarray(getattr(skimage.data, PHOTOS[number % len(PHOTOS)])())
+        stream = io.BytesIO()
+        photo.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).convert(mode).save(
+            stream, kind, **options
+        )
+        geometry = image_geometry(width, height, IMAGE_SIZE, TEACHER_SIZE)
+        tasks.append(ImageTask(stream.getvalue(), geometry, True, True))
+    return tasks
+
+
+def levels(task: ImageTask, found: Any, expected: Any) -> torch.Tensor:
+    """Distances of all values of both pictures; the teacher's without its grey border."""
+    assert isinstance(found, Prepared) and isinstance(expected, Prepared)
+    assert found.patches is not None and expected.patches is not None
+    assert found.square is not None and expected.square is not None
+    patches = (found.patches.int() - expected.patches.int()).abs().flatten()
+    square = (found.square.int() - expected.square.int()).abs()
+    g = task.geometry
+    top, left = (((TEACHER_SIZE - side) // 14) // 2 * 14 for side in (g.teacher_height, g.teacher_width))
+    inside = square[top : top + g.teacher_height, left : left + g.teacher_width]
+    return torch.cat([patches, inside.flatten()])
+
+
+def main() -> None:
+    """Compare and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, default=60, help="sizes, the same for every kind")
+    arguments = parser.parse_args()
+    shapes = sizes(arguments.sizes, np.random.default_rng(0))
+    plain = open_decoder("pillow", SETTINGS, threads=1, gpu=None)
+    print("| decoder | kind | mean | worst picture's mean | largest | off by more than 2 |")
+    print("|---|---|---|---|---|---|")
+    for name in ("threads", "dali"):
+        decoder = open_decoder(name, SETTINGS, threads=2, gpu=None)  # type: ignore[arg-type]
+        for kind, file_format, mode, options in KINDS:
+            tasks = tasks_of(file_format, mode, options, shapes)
+            found, expected = decoder.prepare(tasks), plain.prepare(tasks)
+            parts = [levels(*three) for three in zip(tasks, found, expected, strict=True)]
+            everything = torch.cat(parts).float()
+            print(
+                f"| {name} | {kind} | {everything.mean():.4f} | {max(p.float().mean() for p in parts):.3f} | "
+                f"{int(everything.max())} | {100 * (everything > 2).float().mean():.2f} % |",
+                flush=True,
+            )
+        decoder.close()
+
+
+if __name__ == "__main__":
+    main()
