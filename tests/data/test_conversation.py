@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -281,3 +281,60 @@ def test_tokens_are_those_of_the_text_and_labels_those_of_the_answers(texts: lis
         assert label in (token, IGNORE_INDEX)
     expected = "".join(f"{answer}|" for answer in texts[1::2] if answer)
     assert trained(encoded, tokenizer) == expected.replace("▁", " ")
+
+
+# What rows of other people's data hold: any text, placeholders anywhere, any order of roles, things that are no turn.
+ANY_TEXT = st.lists(TEXT | st.sampled_from(["<image>", "<image>\n", "</s>", "\ud800"]), max_size=4).map(
+    "".join
+)
+ANY_TURN = st.fixed_dictionaries(
+    {
+        "from": st.sampled_from(["human", "gpt", "human", "gpt", "system", "", None]),
+        "value": ANY_TEXT | st.none(),
+    }
+)
+
+
+@settings(max_examples=500)
+@given(
+    conversation=st.lists(ANY_TURN | st.just("no turn"), max_size=6),
+    num_images=st.integers(0, 3),
+    template=st.sampled_from(["plain", "vicuna_v1"]),
+)
+def test_any_conversation_is_encoded_or_refused_with_a_reason(
+    conversation: list[Any], num_images: int, template: str
+) -> None:
+    tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
+    try:
+        encoded = encode_conversation(conversation, tokenizer, template, num_images)
+    except ConversationError as error:
+        assert str(error).startswith(f"{error.reason}: ")
+        return
+    roles = [turn["from"] for turn in conversation]
+    answers = [turn["value"] for turn in conversation[roles[0] == "gpt" :] if turn["from"] == "gpt"]
+    expected = ["human", "gpt"] * len(roles)
+    assert roles[roles[0] == "gpt" :] == expected[: len(roles) - (roles[0] == "gpt")]
+    assert encoded.num_images == num_images
+    assert encoded.tokens[0] == tokenizer.bos_id
+    assert len(encoded.labels) == len(encoded.tokens)
+    for token, label in zip(encoded.tokens, encoded.labels, strict=True):
+        assert label == IGNORE_INDEX or (label == token and token != IMAGE_TOKEN_ID)
+        assert token == IMAGE_TOKEN_ID or 0 <= token < tokenizer.vocab_size
+    if not any(answers):
+        assert encoded.num_labels == 0
+
+
+@settings(max_examples=200)
+@given(
+    roles=st.lists(st.sampled_from(["human", "gpt"]), min_size=1, max_size=6),
+)
+def test_roles_in_turns_are_taken_and_no_others(roles: list[str]) -> None:
+    tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
+    left = roles[1:] if roles[0] == "gpt" else roles
+    taken = bool(left) and left == (["human", "gpt"] * len(left))[: len(left)]
+    try:
+        encode_conversation([{"from": role, "value": "x"} for role in roles], tokenizer, "vicuna_v1", 0)
+    except ConversationError as error:
+        assert not taken and error.reason == ("role_order" if left else "no_conversation")
+    else:
+        assert taken

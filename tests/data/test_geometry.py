@@ -56,6 +56,34 @@ def test_exact_at_sizes_where_floats_are_not(width: int, height: int, image_size
     assert (found.teacher_width * ratio, found.teacher_height * ratio) == (found.width, found.height)
 
 
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.sampled_from([(672, 336), (1344, 336), (224, 112), (448, 112)]),
+)
+def test_against_a_grid_that_is_drawn(width: int, height: int, sizes: tuple[int, int]) -> None:
+    """The long side fills the square; patches are laid along the short side until they cover it, and counted."""
+    image_size, teacher_size = sizes
+    longest = teacher_size // 14
+    patch = Fraction(max(width, height), longest)  # side of a teacher's patch in raw pixels
+    covered, short = Fraction(0), 0
+    while covered < min(width, height):
+        covered, short = covered + patch, short + 1
+    columns, rows = (longest, short) if width > height else (short, longest)
+    cells = [
+        (y, x)
+        for y in range(rows * image_size // 28 // longest)
+        for x in range(columns * image_size // 28 // longest)
+    ]
+    ends = len({y for y, _ in cells})
+
+    found = image_geometry(width, height, image_size, teacher_size)
+    assert (found.teacher_width, found.teacher_height) == (14 * columns, 14 * rows)
+    assert (found.rows, found.columns) == (max(cells)[0] + 1, max(cells)[1] + 1)
+    assert found.tokens == 1 + len(cells) + ends
+    assert found.patches == 4 * len(cells)
+
+
 @given(st.integers(1, 23), st.integers(10**15, 10**18))
 def test_a_pixel_more_is_a_patch_more(patches: int, patch: int) -> None:
     """At these sizes a float takes `patches` patches and one pixel for `patches` patches."""
