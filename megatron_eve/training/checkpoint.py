@@ -23,23 +23,23 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
+from megatron_eve.training.compatibility import (
+    ALIGNING_SIZES,
+    SHAPELESS,
+    CheckpointError,
+    check_data,
+    check_model,
+    check_teacher,
+)
 from megatron_eve.training.model import parameters_gathered, unwrap
 from megatron_eve.training.monitor import print_rank_0
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
 CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
-# Sizes that change no weight: the HD model starts from 672-pixel weights.
-SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
-# Sizes of the aligning layer, which matter only where there is one.
-ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 _EXTRA = "_extra_state"
 # A resumed run follows its own flags in these, not those the checkpoint was written under.
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def load_checkpoint(
         return Progress()
     folder = iteration_folder(root, iteration)
     saved = _open(folder)
-    _check_model(folder, saved["config"]["model"], config.model, ignore=set())
-    _check_data(folder, saved, config, dataset)
-    _check_teacher(folder, saved, config, teacher)
+    check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_data(folder, saved, config, dataset)
+    check_teacher(folder, saved, config, teacher)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {
@@ -203,7 +203,7 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
     wanted = unwrap(chunks[0]).patch_aligning
     fresh = wanted and not aligned
     ignore = SHAPELESS if wanted and aligned else SHAPELESS | ALIGNING_SIZES
-    _check_model(path, saved["config"]["model"], model, ignore=ignore)
+    check_model(path, saved["config"]["model"], model, ignore=ignore)
     state = _model_state(chunks)
     if fresh:
         print_rank_0(
@@ -294,70 +294,6 @@ def _missing_part(folder: Path) -> str | None:
         if path.stat().st_size < size:
             return f"{name} holds {path.stat().st_size} of {size} bytes"
     return None
-
-
-def _check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
-    for name, value in saved.items():
-        mine = getattr(model, name, None)
-        if name not in ignore and mine != value:
-            raise CheckpointError(
-                f"{folder}: was made with --{name.replace('_', '-')} {value}, this run has {mine}; "
-                "use the same --preset or recipe, or another checkpoint"
-            )
-
-
-def _check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
-    """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
-    order = {
-        "--seed": ("training", "seed"),
-        "--shuffle": ("data", "shuffle"),
-        "--split": ("data", "split"),
-        "--group-by-modality": ("data", "group_by_modality"),
-    }
-    if config.data.group_by_modality:  # batches are drawn as such
-        order["--global-batch-size"] = ("training", "global_batch_size")
-    mine = config.to_dict()
-    for flag, (section, name) in order.items():
-        if saved["config"][section][name] != mine[section][name]:
-            raise CheckpointError(
-                f"{folder}: was made with {flag} {saved['config'][section][name]}, this run has {mine[section][name]}; "
-                "resume with the same order, or start anew from its weights with --pretrained-checkpoint"
-            )
-    for name, value in saved["dataset"].items():
-        if dataset.get(name) != value:
-            raise CheckpointError(
-                f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
-                "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
-            )
-
-
-def _check_teacher(
-    folder: Path, saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None
-) -> None:
-    """A resumed run goes on aligning with the very teacher, wherever that lies now."""
-    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
-    if aligned != config.alignment.patch_aligning:
-        flag = "--patch-aligning" if aligned else "--no-patch-aligning"
-        raise CheckpointError(
-            f"{folder}: was made with {flag}; resume with it, or start anew from its weights with "
-            "--pretrained-checkpoint"
-        )
-    before = saved.get("teacher")
-    if before and teacher:
-        state = saved["config"]["alignment"]["teacher_hidden_state"]
-        if state != config.alignment.teacher_hidden_state:
-            raise CheckpointError(
-                f"{folder}: was made with --teacher-hidden-state {state}, this run has "
-                f"{config.alignment.teacher_hidden_state}; resume with the same, or start anew from its weights with "
-                "--pretrained-checkpoint"
-            )
-        for name, sha256 in before["sha256"].items():
-            if teacher["sha256"].get(name) != sha256:
-                raise CheckpointError(
-                    f"{folder}: was made with the teacher {before['path']}, whose {name} has sha256 {sha256}; that of "
-                    f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
-                    "start anew from its weights with --pretrained-checkpoint"
-                )
 
 
 def _rng_state() -> ShardedObject:

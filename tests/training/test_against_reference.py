@@ -81,8 +81,8 @@ def six_steps(config: RunConfig) -> Steps:
     from megatron_eve.training.optimizer import build_optimizer, build_scheduler
     from megatron_eve.training.step import train_step
     from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import CaseDataset
 
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
     with model_parallel(config):
@@ -168,8 +168,9 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
     from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.verification.case_run import CaseDataset, case_config
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import CaseDataset, case_config, whole_gradients
+    from megatron_eve.verification.model import whole_gradients
 
     case = read_model_case(find_golden("eve672_square_wide_tall"))
     case = replace(case, model=replace(case.model, image_size=1344))

@@ -110,8 +110,9 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.training.loss import Normalizer
     from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
+    from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import CaseDataset, whole_gradients
+    from megatron_eve.verification.model import whole_gradients
 
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
     with model_parallel(config):

@@ -1,0 +1,82 @@
+"""May a run go on from this checkpoint? Model, data and teacher of both, compared before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.config import ModelConfig, RunConfig
+
+# Sizes that change no weight: the HD model starts from 672-pixel weights.
+SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# Sizes of the aligning layer, which matter only where there is one.
+ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names it, the reason and the remedy."""
+
+
+def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
+    """Refuse a checkpoint of other sizes than the model's, but for those in `ignore`."""
+    for name, value in saved.items():
+        mine = getattr(model, name, None)
+        if name not in ignore and mine != value:
+            raise CheckpointError(
+                f"{folder}: was made with --{name.replace('_', '-')} {value}, this run has {mine}; "
+                "use the same --preset or recipe, or another checkpoint"
+            )
+
+
+def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
+    """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
+    order = {
+        "--seed": ("training", "seed"),
+        "--shuffle": ("data", "shuffle"),
+        "--split": ("data", "split"),
+        "--group-by-modality": ("data", "group_by_modality"),
+    }
+    if config.data.group_by_modality:  # batches are drawn as such
+        order["--global-batch-size"] = ("training", "global_batch_size")
+    mine = config.to_dict()
+    for flag, (section, name) in order.items():
+        if saved["config"][section][name] != mine[section][name]:
+            raise CheckpointError(
+                f"{folder}: was made with {flag} {saved['config'][section][name]}, this run has {mine[section][name]}; "
+                "resume with the same order, or start anew from its weights with --pretrained-checkpoint"
+            )
+    for name, value in saved["dataset"].items():
+        if dataset.get(name) != value:
+            raise CheckpointError(
+                f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
+                "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
+            )
+
+
+def check_teacher(
+    folder: Path, saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None
+) -> None:
+    """A resumed run goes on aligning with the very teacher, wherever that lies now."""
+    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
+    if aligned != config.alignment.patch_aligning:
+        flag = "--patch-aligning" if aligned else "--no-patch-aligning"
+        raise CheckpointError(
+            f"{folder}: was made with {flag}; resume with it, or start anew from its weights with "
+            "--pretrained-checkpoint"
+        )
+    before = saved.get("teacher")
+    if before and teacher:
+        state = saved["config"]["alignment"]["teacher_hidden_state"]
+        if state != config.alignment.teacher_hidden_state:
+            raise CheckpointError(
+                f"{folder}: was made with --teacher-hidden-state {state}, this run has "
+                f"{config.alignment.teacher_hidden_state}; resume with the same, or start anew from its weights with "
+                "--pretrained-checkpoint"
+            )
+        for name, sha256 in before["sha256"].items():
+            if teacher["sha256"].get(name) != sha256:
+                raise CheckpointError(
+                    f"{folder}: was made with the teacher {before['path']}, whose {name} has sha256 {sha256}; that of "
+                    f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
+                    "start anew from its weights with --pretrained-checkpoint"
+                )

@@ -1,0 +1,104 @@
+"""A golden case as a run: its samples as a dataset, and a configuration that runs them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from megatron_eve.config import (
+    AlignmentConfig,
+    DataConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.mock import MockInfo
+from megatron_eve.verification.cases import ModelCase
+
+
+class CaseDataset:
+    """A case's samples with the interface of a dataset, so that the loader packs them as it packs any other."""
+
+    def __init__(self, case: ModelCase) -> None:
+        self._case = case
+        self.info = MockInfo(
+            case.model.vocab_size, case.model.image_size, case.model.teacher_size, apply_exif=False
+        )
+        self._files = [path for path in case.images if path is not None]
+        masks = case.inputs["attention_mask"]
+        self._texts = [
+            (ids[mask].numpy(), labels[mask].numpy())
+            for ids, labels, mask in zip(case.inputs["input_ids"], case.inputs["labels"], masks, strict=True)
+        ]
+        counts = np.array([path is not None for path in case.images], dtype=np.int64)
+        self.samples = np.zeros(
+            len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
+        )
+        self.samples["labels"] = [(labels[1:] != -100).sum() for _, labels in self._texts]
+        self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The case's own ids and labels, its padding left out."""
+        return self._texts[index]
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens with images expanded."""
+        return np.array([self._length(int(i)) for i in indices], dtype=np.int64)
+
+    def _length(self, index: int) -> int:
+        sample = self.samples[index]
+        text = len(self._texts[index][0])
+        return text - 1 + self.image_geometry(sample["first_image"]).tokens if sample["num_images"] else text
+
+    def image_name(self, image: int) -> str:
+        """The picture file."""
+        return str(self._files[image])
+
+    def image_bytes(self, image: int) -> bytes:
+        """The raw picture file."""
+        return self._files[image].read_bytes()
+
+    def will_need(self, indices: np.ndarray) -> None:
+        """Small files, read when needed."""
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """From the picture's own size."""
+        with Image.open(self._files[image]) as picture:
+            return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
+
+
+def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> RunConfig:
+    """A configuration that runs a case: packs as small as its longest sample, so that there are several."""
+    context = parallel.context_parallel_size
+    multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
+    longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
+    return RunConfig(
+        model=case.model,
+        # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
+        parallel=replace(parallel, use_distributed_optimizer=False),
+        training=TrainingConfig(
+            stage=3 if "lm_head.weight" in case.meta.get("trainable", ["lm_head.weight"]) else 1,
+            global_batch_size=len(case.images),
+            train_iters=1,
+            transformer_impl="local",
+            recompute_granularity="full" if recompute else None,
+            recompute_method="uniform" if recompute else None,
+            recompute_num_layers=1 if recompute else None,
+        ),
+        alignment=AlignmentConfig(
+            patch_aligning=case.teacher is not None,
+            teacher_model=str(case.teacher) if case.teacher else None,
+        ),
+        data=DataConfig(
+            seq_length=-(-longest // multiple) * multiple,
+            shuffle=False,
+            mock_data=True,
+            image_decoder="pillow",
+        ),
+    )
