@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.golden_dir import find_golden
+from tests.training.test_kill import write_dataset
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.distributed
@@ -216,23 +216,33 @@ def test_a_blend_with_held_out_samples(dataset: Path, tmp_path: Path) -> None:
     again = [*run, "--load", str(tmp_path / "run"), "--data-path", "0.5", str(photos), "0.5", str(more)]
     found = command(*again)
     assert found.returncode != 0
-    assert "whose weights are [0.75, 0.25], this run's are [0.5, 0.5]" in found.stderr
+    assert "whose shares are [0.75, 0.25], this run's are [0.5, 0.5]" in found.stderr
 
 
-def test_batches_of_one_modality_from_a_shared_cache(dataset: Path, tmp_path: Path) -> None:
-    cache, losses = tmp_path / "cache", []
-    for _ in range(2):
+def test_batches_of_one_modality_from_a_shared_cache(tmp_path: Path) -> None:
+    """16 rows with images and 4 without, in batches of 4: one step of five is of text alone, in every epoch."""
+    dataset, cache, images = write_dataset(tmp_path / "set", 20, 0), tmp_path / "cache", []
+    for name in ("one", "two"):
         found = command(
-            "-m", "megatron_eve.pretrain", *SMALL, "--data-path", str(dataset), "--train-iters", "2",
-            "--group-by-modality", "--data-cache-path", str(cache), ranks=2,
+            "-m", "megatron_eve.pretrain", *SMALL, "--seq-length", "384", "--data-path", dataset, "--train-iters",
+            "10", "--group-by-modality", "--data-cache-path", str(cache), "--save", str(tmp_path / name), ranks=2,
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
-        losses.append(re.findall(r"lm loss: (\S+)", found.stdout))
+        lines = (tmp_path / name / "losses.jsonl").read_text().splitlines()
+        images.append([json.loads(line)["images"] for line in lines])
         (path,) = cache.iterdir()
     assert path.name.startswith("modalities-")
-    assert np.load(path).tolist() == [8, *range(8)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 2
+    assert np.load(path)[0] == 16
+    assert images[0] == images[1]
+    assert [images[0][epoch : epoch + 5].count(0) for epoch in (0, 5)] == [1, 1]
+
+
+def test_a_mock_split_that_leaves_nothing() -> None:
+    found = command(
+        "-m", "megatron_eve.pretrain", *SMALL, "--mock-data", "--train-iters", "1", "--split", "1,99999"
+    )
+    assert found.returncode != 0
+    assert "leaves nothing to train on" in found.stderr
 
 
 def test_a_split_that_leaves_nothing(dataset: Path) -> None:

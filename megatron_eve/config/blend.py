@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
+
+# Positions after which a blend begins again (`data/sampling.py`): no share may be smaller than one of them.
+BLEND_PERIOD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
     """Read prefixes, or weights and prefixes in turns.
 
     Raises:
-        ConfigError: a weight without a prefix, one that is not positive, or a prefix that comes twice.
+        ConfigError: a weight without a prefix, one that is not positive or too small, or a prefix that comes twice.
     """
     weights = [_number(word) for word in words[::2]]
     if len(words) > 1 and len(words) % 2 == 0 and None not in weights:
@@ -36,6 +40,12 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
                 raise ConfigError(
                     f"{flag} {weight:g} {prefix}: a weight must be positive; leave the dataset out instead"
                 )
+        for weight, prefix in zip(shares, prefixes, strict=True):
+            if weight / sum(shares) * BLEND_PERIOD < 1:
+                raise ConfigError(
+                    f"{flag} {weight:g} {prefix}: this share is less than one sample in {BLEND_PERIOD}; give it more "
+                    "weight, or leave the dataset out"
+                )
     else:
         prefixes, shares = tuple(words), None
     for prefix in prefixes:
@@ -43,7 +53,7 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
             raise ConfigError(
                 f"{flag} {' '.join(words)}: give prefixes alone, or a weight before each of them (0.3 a 0.7 b)"
             )
-        if prefixes.count(prefix) > 1:
+        if [Path(other).resolve() for other in prefixes].count(Path(prefix).resolve()) > 1:
             raise ConfigError(f"{flag} {prefix}: comes twice; give it a larger weight instead")
     return Blend(prefixes, shares)
 

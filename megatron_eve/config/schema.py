@@ -18,8 +18,12 @@ _STRICT = {"extra": "forbid"}
 
 def _words(value: Any) -> Any:
     """A recipe may leave the brackets of a single word out, and write a weight as a number."""
+    if value is None:
+        return []
     words = [value] if isinstance(value, str) else value
-    return [str(word) for word in words] if isinstance(words, list | tuple) else words
+    if not isinstance(words, list | tuple):
+        return words
+    return [str(word) if isinstance(word, int | float) else word for word in words]
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -235,6 +239,14 @@ class CheckpointConfig:
     """Folder to resume from; a folder without a checkpoint starts from the beginning."""
     save_interval: int | None = None
     """Save every so many iterations, beside the save at the end."""
+    async_save: bool = False
+    """Write checkpoints in the background, by forked processes, while training goes on."""
+    keep_last: int | None = None
+    """Keep only so many of the newest checkpoints; None keeps all."""
+    save_retain_interval: int | None = None
+    """With --keep-last: of the older ones, keep those at multiples of this, too."""
+    retain_weights_only: bool = False
+    """Take the optimizer state out of what --save-retain-interval keeps (about six sevenths of its bytes)."""
     pretrained_checkpoint: str | None = None
     """Start from the weights alone: a checkpoint folder of ours, or one in the published Hugging Face layout."""
 

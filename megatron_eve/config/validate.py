@@ -189,7 +189,7 @@ def _sampling(config: RunConfig) -> Iterator[str]:
     if held_out.weights:
         yield "--valid-data-path: losses are measured on each dataset by itself; leave the weights out"
     for prefix in held_out.prefixes:
-        if prefix in blend.prefixes:
+        if Path(prefix).resolve() in map(Path.resolve, map(Path, blend.prefixes)):
             yield f"--valid-data-path {prefix}: is trained on too (--data-path); hold out a part with --split instead"
     if data.mock_data and held_out.prefixes:
         yield "--mock-data: makes its own samples; leave --valid-data-path out"
@@ -275,6 +275,13 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
             f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
             "or choose another folder"
         )
+    yield from _positive(checkpoint, "keep_last", "save_retain_interval")
+    if checkpoint.save_retain_interval and not checkpoint.keep_last:
+        yield "--save-retain-interval: all checkpoints are kept without --keep-last; add that, or leave it out"
+    if checkpoint.retain_weights_only and not checkpoint.save_retain_interval:
+        yield "--retain-weights-only: only used with --save-retain-interval; add that, or leave it out"
+    if (checkpoint.keep_last or checkpoint.async_save) and not checkpoint.save:
+        yield f"--{'keep-last' if checkpoint.keep_last else 'async-save'}: also say where, with --save"
     if checkpoint.save_interval and not checkpoint.save:
         yield "--save-interval: also say where, with --save"
     if config.training.exit_interval and not checkpoint.save:

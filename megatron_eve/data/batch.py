@@ -57,6 +57,9 @@ class VisionDataset(Protocol):
     def image_bytes(self, image: int) -> bytes:
         """The image file."""
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+
     def image_name(self, image: int) -> str:
         """What a message calls an image."""
 

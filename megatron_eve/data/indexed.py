@@ -117,6 +117,10 @@ class IndexedVisionDataset:
         record = self.images[_checked_index(image, len(self.images))]
         return self._row(self._image, "_image", image, int(record["num_bytes"])).tobytes()
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"row {index} of {self.prefix}"
+
     def image_name(self, image: int) -> str:
         """What a message calls an image."""
         return f"image {image} of {self.prefix}"

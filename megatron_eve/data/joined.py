@@ -87,6 +87,11 @@ class JoinedDataset:
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_bytes(row)
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        dataset, row = self._locate(self._sample_bounds, index)
+        return dataset.sample_name(row)
+
     def image_name(self, image: int) -> str:
         """What a message calls an image."""
         dataset, row = self._locate(self._image_bounds, image)

@@ -25,6 +25,8 @@ from megatron_eve.data.batch import (
     padded_lengths,
     padding_multiples,
 )
+from megatron_eve.data.dataset_format import AGAIN
+from megatron_eve.data.errors import DataError
 from megatron_eve.data.images.backends import ImageDecoder
 from megatron_eve.data.packing import deal_packs, pack_step
 from megatron_eve.data.sampling import Order
@@ -186,7 +188,8 @@ class StepLoader:
             num_samples: at most, and by default, ``global_batch_size``; less only for the last step of a run.
 
         Raises:
-            ValueError: a number out of range, or a sample that is longer than ``seq_length``.
+            ValueError: a number out of range, or a sample with more images than a pack may hold.
+            DataError: a sample that is longer than ``seq_length``, or a damaged record.
         """
         count = self._global_batch_size if num_samples is None else num_samples
         if consumed_samples < 0 or not 1 <= count <= self._global_batch_size:
@@ -206,7 +209,7 @@ class StepLoader:
             sample_ids: [n] samples of the dataset, in the step's order.
 
         Raises:
-            ValueError: a sample that is longer than ``seq_length``.
+            DataError: a sample that is longer than ``seq_length``, or a damaged record.
         """
         return self._plan(sample_ids, lambda: None)
 
@@ -224,8 +227,16 @@ class StepLoader:
     def _plan(self, ids: NDArray[np.int64], near_end: Callable[[], None]) -> Step:
         """Packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
         lengths = self._dataset.lengths(ids)
-        lengths_in_pack = padded_lengths(lengths, self._context_parallel)
         rows = self._dataset.samples[ids]
+        wrong = (lengths < 1) | (lengths > self._seq_length) | (rows["num_images"] < 0)
+        if wrong.any():
+            index = int(ids[wrong][0])
+            raise DataError(
+                f"{self._dataset.sample_name(index)} has {lengths[wrong][0]} tokens and {rows['num_images'][wrong][0]} "
+                f"images by its record, and a pack holds {self._seq_length} tokens: raise --seq-length, or, if it is "
+                f"not as long as that, {AGAIN}"
+            )
+        lengths_in_pack = padded_lengths(lengths, self._context_parallel)
         packs = pack_step(
             lengths_in_pack,
             self._seq_length,

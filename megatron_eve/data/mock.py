@@ -127,6 +127,10 @@ class MockDataset:
         Image.fromarray(noise).save(file, format="JPEG", quality=75)
         return file.getvalue()
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"mock sample {index}"
+
     def image_name(self, image: int) -> str:
         """What a message calls a picture."""
         return f"mock image {image}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_eve.config.blend import BLEND_PERIOD
 from megatron_eve.data.dataset_format import megatron_datasets
 from megatron_eve.data.order import sample_order
 
@@ -22,8 +23,6 @@ Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 # Whatever the seed of a run, the same samples are held out: what one run trained on, no other is judged by.
 _SPLIT_KEY = 0x53504C4954
-# Positions after which a blend begins again. Weights are met to this fraction of the run, or better.
-BLEND_PERIOD = 1 << 16
 _CHUNK = 1 << 20
 
 
@@ -90,8 +89,9 @@ class BlendedOrder:
     """Parts in given shares, each with epochs of its own.
 
     megatron-core's blending (the part that lies furthest behind its share comes next) decides a period of
-    `BLEND_PERIOD` positions, which then repeats: any stretch of a run holds the shares to within a sample or two,
-    and a run of any length needs one small table instead of an index as long as itself.
+    `BLEND_PERIOD` positions, which then repeats. Within a period every dataset is within a sample or two of its share,
+    over a run within about one in `BLEND_PERIOD`; and a run of any length needs one small table instead of an index as
+    long as itself.
     """
 
     def __init__(
@@ -100,20 +100,11 @@ class BlendedOrder:
         """
         Args:
             parts: of the datasets, none of them empty.
-            weights: a positive one for each part, of any sum.
+            weights: a positive one for each part, of any sum; no share below one in `BLEND_PERIOD`.
             seed, shuffle: as for `ShuffledOrder`, within each part.
-
-        Raises:
-            ValueError: a share too small for the period.
         """
         self._parts, self._seed, self._shuffle = parts, seed, shuffle
         shares = np.array(weights, dtype=np.float64) / sum(weights)
-        if shares.min() * BLEND_PERIOD < 1:
-            least = int(shares.argmin())
-            raise ValueError(
-                f"--data-path: the share of {parts[least].name} is {shares[least]:.2g}, less than one sample in "
-                f"{BLEND_PERIOD}; give it more weight, or leave it out"
-            )
         self._part = np.zeros(BLEND_PERIOD, dtype=np.int16)
         self._rank = np.zeros(BLEND_PERIOD, dtype=np.int64)
         megatron_datasets("helpers").build_blending_indices(
@@ -218,11 +209,17 @@ def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
     Returns:
         [1 + n] int64: how many have images, then the ranks 0 .. n - 1 through all parts. 8 bytes a sample.
     """
-    size = sum(map(len, parts))
-    has_image = np.zeros(size, dtype=bool)
-    for start in range(0, size, _CHUNK):
-        ranks = np.arange(start, min(start + _CHUNK, size), dtype=np.int64)
-        has_image[ranks] = samples[_through(parts, ranks)]["num_images"] > 0
+    found = []
+    for part in parts:
+        on_disk = np.zeros(
+            part.size, dtype=bool
+        )  # records are read in their order, whatever that of the split
+        for start in range(0, part.size, _CHUNK):
+            stop = min(start + _CHUNK, part.size)
+            records = samples[np.arange(part.first + start, part.first + stop)]
+            on_disk[start:stop] = records["num_images"] > 0
+        found.append(on_disk[part.samples(np.arange(len(part), dtype=np.int64)) - part.first])
+    has_image = np.concatenate(found)
     members = [np.flatnonzero(has_image), np.flatnonzero(~has_image)]
     return np.concatenate([[len(members[0])], *members])
 

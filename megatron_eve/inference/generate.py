@@ -184,6 +184,10 @@ class _Prompts:
     def image_bytes(self, image: int) -> bytes:
         return self._images[image]
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"prompt {index}"
+
     def image_name(self, image: int) -> str:
         """What a message calls an image."""
         return f"image {image} of the prompts"

@@ -1,15 +1,12 @@
-"""Checkpoints in Megatron's layout on disk: `iter_0000100/` folders and `latest_checkpointed_iteration.txt`.
+"""What a checkpoint holds, and how a run takes it up: the latest one that is whole, under any layout.
 
-A checkpoint is megatron-core's distributed format (`torch_dist`), which any layout can read. It is written into
-`iter_0000100.partial`, renamed when every rank has finished, and only then named in the tracker file, itself
-replaced in one step: a kill at any moment leaves the previous checkpoint the latest.
+The format is megatron-core's distributed one (`torch_dist`). `checkpoint_saver` writes it, `checkpoint_store` knows the
+folder.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
+from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
 from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
     SHAPELESS,
@@ -31,7 +29,7 @@ from megatron_eve.training.compatibility import (
     check_model,
     check_teacher,
 )
-from megatron_eve.training.model import parameters_gathered, unwrap
+from megatron_eve.training.model import unwrap
 from megatron_eve.training.monitor import print_rank_0
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
@@ -55,87 +53,31 @@ class Progress:
     consumed_samples: int = 0
 
 
-def latest_iteration(folder: Path) -> int | None:
-    """The iteration that the tracker file names, or None where there is no tracker.
-
-    Raises:
-        CheckpointError: if the tracker file does not hold a number.
-    """
-    tracker = folder / TRACKER
-    if not tracker.exists():
-        return None
-    text = tracker.read_text(encoding="utf-8").strip()
-    if not text.isdigit():
-        raise CheckpointError(
-            f"{tracker}: holds {text[:40]!r}, not an iteration; write the number of a whole iter_ folder into it"
-        )
-    return int(text)
-
-
-def iteration_folder(folder: Path, iteration: int) -> Path:
-    """Megatron's name for a checkpoint."""
-    return folder / f"iter_{iteration:07d}"
-
-
-def save_checkpoint(
+def run_state(
     config: RunConfig,
     progress: Progress,
     chunks: Sequence[Any],
     optimizer: Any,
     dataset: dict[str, Any],
-    teacher: dict[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint and make it the latest. Collective.
+    teacher: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything a checkpoint holds, as megatron-core's sharded state.
 
     Args:
-        config: kept with the checkpoint, with `config.yaml` beside it for people.
+        config: kept with the checkpoint.
         progress: where the run stands.
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
         dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
-    assert config.checkpoint.save is not None
-    root = Path(config.checkpoint.save)
-    final = iteration_folder(root, progress.iteration)
-    partial = final.with_name(final.name + ".partial")
-    main_rank = torch.distributed.get_rank() == 0
-    if main_rank:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    torch.distributed.barrier()
-    with parameters_gathered(config, chunks):
-        dist_checkpointing.save(
-            {**_run_state(config, progress, chunks, optimizer, dataset), "teacher": teacher},
-            str(partial),
-            content_metadata=dict(CONTENT),
-        )
-    torch.distributed.barrier()
-    if main_rank:
-        (partial / "config.yaml").write_text(
-            yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8"
-        )
-        _sync(partial)
-        replaced = final.with_name(final.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():  # whole, but of a run that was killed before it named it
-            final.rename(replaced)
-        partial.rename(final)
-        _write_tracker(root, progress.iteration)
-        shutil.rmtree(replaced, ignore_errors=True)
-    torch.distributed.barrier()
-
-
-def _run_state(
-    config: RunConfig, progress: Progress, chunks: Sequence[Any], optimizer: Any, dataset: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything a checkpoint holds, as megatron-core's sharded state."""
     return {
         "checkpoint_version": 3.0,
         "iteration": progress.iteration,
         "consumed_samples": progress.consumed_samples,
         "config": config.to_dict(),
         "dataset": dataset,
+        "teacher": teacher,
         **_model_state(chunks),
         "rng_state": _rng_state(),
         "optimizer": optimizer.sharded_state_dict(
@@ -153,20 +95,20 @@ def load_checkpoint(
 ) -> Progress:
     """Resume from `--load`, under any layout. Collective.
 
+    The latest checkpoint is taken; where that is damaged, the newest one before it that is not, which is said.
+
     Returns:
         Where the run stood; `Progress()` if the folder has no checkpoint yet.
 
     Raises:
-        CheckpointError: a checkpoint that is half there, of another model size, or made with other data, another
-            teacher, or none.
+        CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
+            data, another teacher, or none.
     """
     assert config.checkpoint.load is not None
-    root = Path(config.checkpoint.load)
-    iteration = latest_iteration(root)
-    if iteration is None:
+    folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
+    if folder is None:
         return Progress()
-    folder = iteration_folder(root, iteration)
-    saved = _open(folder)
+    saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
     check_data(folder, saved, config, dataset)
     check_teacher(folder, saved, config, teacher)
@@ -198,7 +140,10 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
         CheckpointError: no checkpoint, one that is half there, or another model size.
     """
     path = _latest_folder(folder)
-    saved = _open(path)
+    problem = _problem(path)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}, so this checkpoint is not whole; {_REMEDY}")
+    saved = dist_checkpointing.load_common_state_dict(str(path))
     aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
     wanted = unwrap(chunks[0]).patch_aligning
     fresh = wanted and not aligned
@@ -232,13 +177,50 @@ _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or res
 
 def _latest_folder(folder: str) -> Path:
     """The folder of a run's latest checkpoint, which must be there."""
-    root = Path(folder)
-    iteration = latest_iteration(root)
+    store = CheckpointStore(folder)
+    iteration = store.latest()
     if iteration is None:
         raise CheckpointError(
-            f"{root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
+            f"{store.root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
         )
-    return iteration_folder(root, iteration)
+    return store.folder(iteration)
+
+
+def _best_checkpoint(store: CheckpointStore) -> Path | None:
+    """The newest checkpoint that is whole; None where there is none at all. Collective."""
+    told: list[list[int]] = [store.candidates() if torch.distributed.get_rank() == 0 else []]
+    torch.distributed.broadcast_object_list(told, src=0)
+    problems: list[str] = []
+    for iteration in told[0]:
+        folder = store.folder(iteration)
+        problem = _problem(folder, optimizer=True)
+        if problem is None:
+            for line in problems:
+                print_rank_0(f"{line}; going back to iteration {iteration}")
+            return folder
+        problems.append(f"{folder}: {problem}")
+    if problems:
+        raise CheckpointError(
+            f"{'; '.join(problems)}: no checkpoint there is whole; restore one of them, or start anew with another "
+            "--load"
+        )
+    return None
+
+
+def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
+    """What a checkpoint lacks or which file of it is damaged, the same on every rank. Collective.
+
+    Args:
+        folder: of the checkpoint.
+        optimizer: its optimizer state is wanted too.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    verdict: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(verdict, src=0)
+    if verdict[0] is None:
+        verdict = [None] * ranks
+        torch.distributed.all_gather_object(verdict, damaged_part(folder, rank, ranks))
+    return next((problem for problem in verdict if problem), None)
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
@@ -258,42 +240,6 @@ def _load_model(
         missing = [name for name in result.missing_keys if not (optional and optional(name))]
         wrong = [name for name in missing if not name.endswith(_EXTRA)] + result.unexpected_keys
         assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"
-
-
-def _open(folder: Path) -> dict[str, Any]:
-    """The common part of a checkpoint that rank 0 found whole; every rank raises alike if it is not."""
-    verdict: list[str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        verdict[0] = _missing_part(folder)
-    torch.distributed.broadcast_object_list(verdict, src=0)
-    if verdict[0]:
-        raise CheckpointError(f"{folder}: {verdict[0]}, so this checkpoint is not whole; {_REMEDY}")
-    return dist_checkpointing.load_common_state_dict(str(folder))
-
-
-def _missing_part(folder: Path) -> str | None:
-    """What a checkpoint folder lacks: a file, or the end of one. None if it is whole."""
-    from torch.distributed.checkpoint import FileSystemReader
-
-    if not folder.is_dir():
-        return "the folder is missing"
-    for name in ("metadata.json", "common.pt", ".metadata", "config.yaml"):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    try:
-        index = FileSystemReader(folder).read_metadata()
-    except Exception as error:  # a damaged pickle can raise almost anything
-        return f".metadata cannot be read ({type(error).__name__})"
-    needed: dict[str, int] = {}
-    for entry in (index.storage_data or {}).values():
-        needed[entry.relative_path] = max(needed.get(entry.relative_path, 0), entry.offset + entry.length)
-    for name, size in needed.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size < size:
-            return f"{name} holds {path.stat().st_size} of {size} bytes"
-    return None
 
 
 def _rng_state() -> ShardedObject:
@@ -327,27 +273,3 @@ def _restore_rng(states: dict[str, Any]) -> None:
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
     tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's files to disk before it gets its final name."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync_path(path)
-
-
-def _sync_path(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_tracker(root: Path, iteration: int) -> None:
-    temporary = root / f".{TRACKER}.partial"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(str(iteration))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(root / TRACKER)
-    _sync_path(root)

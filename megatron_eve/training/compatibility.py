@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.config import ModelConfig, RunConfig
+from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
@@ -30,20 +31,12 @@ def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore:
 
 def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
     """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
-    order = {
-        "--seed": ("training", "seed"),
-        "--shuffle": ("data", "shuffle"),
-        "--split": ("data", "split"),
-        "--group-by-modality": ("data", "group_by_modality"),
-    }
-    if config.data.group_by_modality:  # batches are drawn as such
-        order["--global-batch-size"] = ("training", "global_batch_size")
-    mine = config.to_dict()
-    for flag, (section, name) in order.items():
-        if saved["config"][section][name] != mine[section][name]:
+    mine, before = _order(config.to_dict()), _order(saved["config"])
+    for flag, value in before.items():
+        if mine.get(flag) != value:
             raise CheckpointError(
-                f"{folder}: was made with {flag} {saved['config'][section][name]}, this run has {mine[section][name]}; "
-                "resume with the same order, or start anew from its weights with --pretrained-checkpoint"
+                f"{folder}: was made with {flag} {value}, this run has {mine.get(flag)}; resume with the same "
+                "order, or start anew from its weights with --pretrained-checkpoint"
             )
     for name, value in saved["dataset"].items():
         if dataset.get(name) != value:
@@ -51,6 +44,21 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
                 "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
             )
+
+
+def _order(config: dict[str, Any]) -> dict[str, Any]:
+    """What the order of samples depends on beside the data, by flag; defaults where an older version wrote nothing."""
+    data = {**asdict(DataConfig()), **config["data"]}
+    held_out = 100 * parse_split(data["split"])
+    order = {
+        "--seed": config["training"]["seed"],
+        "--shuffle": data["shuffle"],
+        "--split": f"{100 - held_out:g},{held_out:g}",
+        "--group-by-modality": data["group_by_modality"],
+    }
+    if data["group_by_modality"]:  # batches are drawn as such
+        order["--global-batch-size"] = config["training"]["global_batch_size"]
+    return order
 
 
 def check_teacher(

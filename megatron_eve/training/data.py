@@ -87,7 +87,9 @@ def open_data(config: RunConfig) -> RunData:
         "samples": [len(dataset) for dataset in trained],
         "tokens": [dataset.info.num_tokens for dataset in trained],
         "tokenizer_sha256": trained[0].info.tokenizer_sha256,
-        "weights": list(blend.weights or []),
+        "shares": [round(weight / sum(blend.weights), 9) for weight in blend.weights]
+        if blend.weights
+        else [],
     }
     modalities = partial(
         cached_array,
@@ -112,24 +114,29 @@ def _divide(
         first += len(dataset)
         if number < trained:
             training.append(kept)
-            if not len(kept) or (share and not len(out)):
-                raise DataError(
-                    f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
-                    f"{len(dataset)} samples of {prefix}: change the shares, or leave the dataset out"
-                )
+            _check_split(config, prefix, kept, out)
         if len(out):
             held_out.append(out)
     return training, held_out
 
 
+def _check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
+    if not len(kept) or (parse_split(config.data.split) and not len(held_out)):
+        raise DataError(
+            f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
+            f"{kept.size} samples of {name}: change the shares, or leave the dataset out"
+        )
+
+
 def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     """A dataset that has no files, split and ordered as the configuration says."""
     training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
+    _check_split(config, "the mock dataset", training, held_out)
     identity = {
         "samples": [len(dataset)],
         "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
         "tokenizer_sha256": "mock",
-        "weights": [],
+        "shares": [],
     }
     order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
     return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)

@@ -10,6 +10,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step, StepLoader
+from megatron_eve.data.order import sample_order
 from megatron_eve.data.sampling import Part
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.loss import Normalizer
@@ -27,7 +28,7 @@ def evaluate(
     """Measure the losses on every dataset's held-out samples, without a trace in the run. Collective.
 
     Always the same samples: those of `--eval-iters` batches of each dataset, or all. Means are over labels and over
-    images, so they do not depend on the batch size, on packing or on the layout.
+    images, so they do not depend on packing, on the layout or, without `--eval-iters`, on the batch size.
 
     Args:
         config: of the run.
@@ -52,7 +53,9 @@ def _steps(config: RunConfig, loader: StepLoader, part: Part) -> Iterator[Step]:
     batch, most = config.training.global_batch_size, config.training.eval_iters
     count = len(part) if most is None else min(len(part), most * batch)
     for start in range(0, count, batch):
-        yield loader.step_of(part.samples(np.arange(start, min(start + batch, count))))
+        # In a random order, the same each time: the first batches speak for all of a dataset that is sorted.
+        ranks = sample_order(np.arange(start, min(start + batch, count)), len(part), seed=0)
+        yield loader.step_of(part.samples(ranks))
 
 
 def _losses(

@@ -41,3 +41,15 @@ def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf
         gradients=sum(buffer.grad_data.nbytes for chunk in chunks for buffer in chunk.buffers),
         optimizer=shard * (_MOMENTS + _MASTER * bf16),
     )
+
+
+def checkpoint_bytes(parameters: int, trained: int, bf16: bool) -> int:
+    """About what a checkpoint takes on disk.
+
+    Args:
+        parameters, trained: of the whole model, and those of them that train.
+        bf16: the weights are in bfloat16.
+    """
+    return parameters * (2 if bf16 else 4) + trained * (
+        _MOMENTS + _MASTER
+    )  # both dtypes keep master weights there

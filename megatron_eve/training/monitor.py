@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -34,11 +35,9 @@ class Monitor:
         self._board: Any = None
         if active and config.checkpoint.save:
             Path(config.checkpoint.save).mkdir(parents=True, exist_ok=True)
-            self._losses = (Path(config.checkpoint.save) / "losses.jsonl").open("a", encoding="utf-8")
+            self._losses = _open_lines(Path(config.checkpoint.save) / "losses.jsonl")
             if config.training.eval_interval:
-                self._held_out = (Path(config.checkpoint.save) / "valid_losses.jsonl").open(
-                    "a", encoding="utf-8"
-                )
+                self._held_out = _open_lines(Path(config.checkpoint.save) / "valid_losses.jsonl")
         if active and config.logging.tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -129,7 +128,7 @@ class Monitor:
             for loss, value in values.items():
                 self._board.add_scalar(f"{loss} validation/{name}", value, iteration)
         told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
-        perplexity = math.exp(min(20.0, losses["lm loss"]))
+        perplexity = math.exp(losses["lm loss"]) if losses["lm loss"] < 20.0 else math.inf
         print(
             f" validation loss at iteration {iteration} on {name} |{told} lm loss PPL: {perplexity:.6E} |",
             flush=True,
@@ -140,6 +139,14 @@ class Monitor:
         for writer in (self._losses, self._held_out, self._board):
             if writer:
                 writer.close()
+
+
+def _open_lines(path: Path) -> TextIO:
+    """A file of lines, to append to; what a kill left of a line is taken off."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8")
 
 
 def print_rank_0(text: str) -> None:

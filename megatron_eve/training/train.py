@@ -15,15 +15,18 @@ from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint
+from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights
+from megatron_eve.training.checkpoint_saver import CheckpointSaver
+from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.data import RunData, build_loader, open_data
 from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
-from megatron_eve.training.memory import training_bytes
+from megatron_eve.training.memory import checkpoint_bytes, training_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.signals import ExitSignals, Watchdog
 from megatron_eve.training.stages import STAGES
 from megatron_eve.training.step import train_step
 from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
@@ -117,33 +120,64 @@ def _flops(trainer: Trainer, step: Step) -> float:
 
 
 def train(config: RunConfig) -> None:
-    """Run until the samples are used up (or the exit interval), saving on the way. Collective."""
+    """Run until the samples are used up, or there is a reason to leave before; saves on the way. Collective.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be resumed from; a disk without room; or the last checkpoint could not
+            be written.
+    """
     trainer = setup(config)
-    announce(trainer)
+    settings, start = config.training, trainer.progress.iteration
+    total, trained = _count_parameters(trainer)
+    announce(trainer, total, trained)
+    saver = CheckpointSaver(config) if config.checkpoint.save else None
+    if saver:
+        saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
     last_rank = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-    monitor = Monitor(config, active=last_rank, start=trainer.progress.iteration)
-    saved = evaluated = trainer.progress.iteration
-    while trainer.progress.consumed_samples < config.total_samples:
-        train_one(trainer, monitor)
-        iteration = trainer.progress.iteration
-        leave = bool(config.training.exit_interval and iteration % config.training.exit_interval == 0)
-        due = bool(config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0)
-        if config.training.eval_interval and iteration % config.training.eval_interval == 0:
-            evaluated = _evaluate(trainer, monitor)
-        if config.checkpoint.save and (leave or due):
-            saved = _save(trainer)
+    monitor = Monitor(config, active=last_rank, start=start)
+    leave: str | None = None
+    # Stacks are shown before collectives time out and take the process with them.
+    watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
+    with ExitSignals() as signals:
+        while trainer.progress.consumed_samples < config.total_samples and not leave:
+            train_one(trainer, monitor)
+            watchdog.feed()
+            iteration = trainer.progress.iteration
+            done = trainer.progress.consumed_samples >= config.total_samples
+            leave = _reason_to_leave(config, iteration, signals)
+            with watchdog.paused():
+                # Before the save, so that a kill in between is made good by a resume.
+                if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
+                    _evaluate(trainer, monitor)
+                if saver:
+                    saver.poll()
+                    if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
+                        _save(trainer, saver)
+        watchdog.close()
         if leave:
-            print_rank_0(
-                f"exiting at iteration {iteration} (--exit-interval {config.training.exit_interval})"
-            )
-            break
-    if config.training.eval_interval and evaluated != trainer.progress.iteration:
-        _evaluate(trainer, monitor)
-    if config.checkpoint.save and saved != trainer.progress.iteration:
-        _save(trainer)
+            print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
+        if saver:
+            saver.finish()
     monitor.close()
     trainer.loader.close()
     report_damaged(trainer)
+    if saver and trainer.progress.iteration not in (start, saver.last):
+        raise CheckpointError(
+            f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
+        )
+
+
+def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
+    return at_the_end or bool(interval and iteration % interval == 0)
+
+
+def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) -> str | None:
+    """Why the run ends after this iteration, if it does. Collective."""
+    caught = signals.received()
+    if caught:
+        return caught
+    interval = config.training.exit_interval
+    return f"--exit-interval {interval}" if interval and iteration % interval == 0 else None
 
 
 def report_damaged(trainer: Trainer) -> None:
@@ -159,40 +193,44 @@ def report_damaged(trainer: Trainer) -> None:
         )
 
 
-def _evaluate(trainer: Trainer, monitor: Monitor) -> int:
-    iteration = trainer.progress.iteration
+def _evaluate(trainer: Trainer, monitor: Monitor) -> None:
     results = evaluate(trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.teacher)
     for name, losses in results.items():
-        monitor.report_held_out(iteration, name, losses)
-    return iteration
+        monitor.report_held_out(trainer.progress.iteration, name, losses)
 
 
-def _save(trainer: Trainer) -> int:
-    save_checkpoint(
-        trainer.config,
+def _save(trainer: Trainer, saver: CheckpointSaver) -> None:
+    saver.save(
         trainer.progress,
         trainer.chunks,
         trainer.optimizer,
         trainer.data.identity,
         trainer.teacher_identity,
     )
-    print_rank_0(
-        f"saved checkpoint at iteration {trainer.progress.iteration} to {trainer.config.checkpoint.save}"
-    )
-    return trainer.progress.iteration
 
 
-def announce(trainer: Trainer) -> None:
-    """Print the configuration and the plan once, before the first step. Collective."""
-    config, parallel = trainer.config, trainer.config.parallel
+def _count_parameters(trainer: Trainer) -> tuple[int, int]:
+    """Parameters over tensor and pipeline ranks, and how many of them train. Collective."""
     counts = torch.zeros(2, dtype=torch.int64)
     for chunk in trainer.chunks:
         for parameter in chunk.parameters():
             counts += torch.tensor([parameter.numel(), parameter.numel() * parameter.requires_grad])
+    counts = counts.to(accelerator().device)
+    torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    return int(counts[0]), int(counts[1])
+
+
+def announce(trainer: Trainer, total: int, trained: int) -> None:
+    """Print the configuration and the plan once, before the first step. Collective.
+
+    Args:
+        trainer: of the run.
+        total, trained: parameters over tensor and pipeline ranks, and how many of them train.
+    """
+    config, parallel = trainer.config, trainer.config.parallel
     held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
     most = torch.tensor([held.weights, held.gradients, held.optimizer])
-    counts, most = counts.to(accelerator().device), most.to(accelerator().device)
-    torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    most = most.to(accelerator().device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
     weights, gradients, optimizer = (value / 2**20 for value in most.tolist())
     virtual = config.virtual_pipeline_model_parallel_size
@@ -202,7 +240,7 @@ def announce(trainer: Trainer) -> None:
         f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
-        f"{counts[0]:,} parameters over tensor and pipeline ranks, {counts[1]:,} train\n"
+        f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
         f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
         f"optimizer state {optimizer:,.1f}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "

@@ -56,6 +56,10 @@ class CaseDataset:
         text = len(self._texts[index][0])
         return text - 1 + self.image_geometry(sample["first_image"]).tokens if sample["num_images"] else text
 
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"sample {index} of the case"
+
     def image_name(self, image: int) -> str:
         """The picture file."""
         return str(self._files[image])

@@ -107,7 +107,12 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
         ({"data": {"data_path": ("x",)}}, "--mock-data", "leave --data-path out"),
         ({"data": BLEND | {"data_path": ("0.5", "a", "-1", "b")}}, "--data-path -1 b", "must be positive"),
         ({"data": BLEND | {"data_path": ("0.5", "a", "b")}}, "--data-path 0.5 a b", "a weight before each"),
-        ({"data": BLEND | {"data_path": ("a", "b", "a")}}, "--data-path a", "comes twice"),
+        ({"data": BLEND | {"data_path": ("a", "b", "./a")}}, "--data-path a", "comes twice"),
+        (
+            {"data": BLEND | {"data_path": ("1", "a", "1e-8", "b")}},
+            "--data-path 1e-08 b",
+            "less than one sample in",
+        ),
         ({"data": BLEND | {"split": "99"}}, "--split 99", "such as 99,1"),
         ({"data": BLEND | {"split": "0,1"}}, "--split 0,1", "such as 99,1"),
         ({"data": BLEND | {"split": "98,1,1"}}, "--split 98,1,1", "such as 99,1"),
@@ -117,7 +122,7 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--valid-data-path",
             "leave the weights out",
         ),
-        ({"data": BLEND | {"valid_data_path": ("a",)}}, "--valid-data-path a", "--split"),
+        ({"data": BLEND | {"valid_data_path": ("./a",)}}, "--valid-data-path ./a", "--split"),
         ({"data": WEIGHTED | {"group_by_modality": True}}, "--group-by-modality", "weights"),
         (
             {"data": BLEND | {"shuffle": False, "group_by_modality": True}},

@@ -45,6 +45,9 @@ class ListDataset:
     def image_bytes(self, image: int) -> bytes:
         return encoded(picture(*self.sizes[image], seed=image), "PNG")
 
+    def sample_name(self, index: int) -> str:
+        return f"sample {index}"
+
     def image_name(self, image: int) -> str:
         return f"image {image}"
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_eve.data.batch import build_batch
 from megatron_eve.data.dataset_format import IMAGE_PARTS, MANIFEST, TEXT_PARTS, DatasetSettings
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
 from megatron_eve.data.images.decode import decode_image
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
+from megatron_eve.data.loader import StepLoader
 from tests.data.helpers import encoded, picture
 
 SETTINGS = DatasetSettings(
@@ -68,6 +68,18 @@ def inflict(prefix: Path, harm: tuple[str, str, int, bytes]) -> None:
         path.write_bytes(content[:at] if kind == "cut" else content + data)
 
 
+def loader_of(dataset: IndexedVisionDataset) -> StepLoader:
+    return StepLoader(
+        dataset,
+        lambda positions: positions,
+        global_batch_size=1,
+        seq_length=2048,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+        with_pixels=True,
+    )
+
+
 def read_everything(prefix: Path, mmap: bool) -> int:
     """As a run does: open, check, read every sample and image; gives how many samples were refused."""
     dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
@@ -75,14 +87,13 @@ def read_everything(prefix: Path, mmap: bool) -> int:
         tokenizer_sha256="ab" * 32, vocab_size=384, image_size=224, teacher_size=112, seq_length=2048
     )
     assert len(dataset) == len(TEXTS)
-    everyone = np.arange(len(dataset))
-    dataset.will_need(everyone)
+    loader = loader_of(dataset)
     refused = 0
-    for index in everyone:
+    for index in range(len(dataset)):
         try:
-            batch = build_batch(dataset, [index], tensor_parallel=1, context_parallel=1, with_pixels=True)
+            (batch,) = loader.step_of(np.array([index])).batches
         except DataError as error:
-            assert str(error)
+            assert f"{prefix}" in str(error)
             refused += 1
             continue
         # What is not refused is of the shapes that were planned.
@@ -95,6 +106,7 @@ def read_everything(prefix: Path, mmap: bool) -> int:
             decode_image(dataset.image_bytes(image), apply_exif=False, max_pixels=1 << 20)
         except (DataError, ImageError) as error:
             assert str(error)
+    loader.close()
     return refused
 
 
@@ -135,3 +147,18 @@ def test_records_that_are_not_so(prefix: Path, tmp_path: Path, field: str, value
     np.save(tmp_path / "set_samples.npy", samples)
     with pytest.raises(DataError, match=message):
         IndexedVisionDataset(tmp_path / "set").text(2)
+
+
+@pytest.mark.parametrize(("field", "value"), [("length", 9999), ("length", 0), ("num_images", -1)])
+def test_records_are_judged_before_they_are_packed(
+    prefix: Path, tmp_path: Path, field: str, value: int
+) -> None:
+    for path in prefix.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    samples = np.load(tmp_path / "set_samples.npy")
+    samples[field][2] = value
+    np.save(tmp_path / "set_samples.npy", samples)
+    with pytest.raises(
+        DataError, match=rf"row 2 of {tmp_path}/set has .* by its record, and a pack holds 2048"
+    ):
+        loader_of(IndexedVisionDataset(tmp_path / "set")).step_of(np.array([2]))

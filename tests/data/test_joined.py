@@ -143,6 +143,20 @@ def test_a_failure_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=rf"--data-cache-path {tmp_path}.*No space left"):
         cached_array(str(tmp_path), "five", lambda: np.arange(5))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_others_have_mapped_is_not_replaced(tmp_path: Path) -> None:
+    """Another process names its file while this one computes: this one takes that."""
+
+    def build() -> np.ndarray:
+        cached_array(str(tmp_path), "five", lambda: np.arange(5))
+        return np.arange(5)
+
+    assert cached_array(str(tmp_path), "five", build).tolist() == [0, 1, 2, 3, 4]
+    inode = (tmp_path / "five.npy").stat().st_ino
+    assert cached_array(str(tmp_path), "five", build).tolist() == [0, 1, 2, 3, 4]
+    assert (tmp_path / "five.npy").stat().st_ino == inode
+    assert [path.name for path in tmp_path.iterdir()] == ["five.npy"]

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import AlignmentConfig, CheckpointConfig, ModelConfig, RunConfig
+from megatron_eve.training.compatibility import CheckpointError, check_data
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankError, RankPool
@@ -51,7 +52,7 @@ def test_layout_on_disk(checkpoint: Path) -> None:
 def test_missing_file(ranks: RankPool, copy: Path, name: str) -> None:
     (copy / "iter_0000002" / name).unlink()
     error = load(ranks, copy, world_size=2)
-    assert f"{name} is missing" in error and "not whole" in error and "older whole iter_ folder" in error
+    assert f"{name} is missing" in error and "no checkpoint there is whole" in error
     assert "rank 0:" in error and "rank 1:" in error  # every rank says so, none waits for another
 
 
@@ -67,8 +68,23 @@ def test_folder_named_by_the_tracker_is_gone(ranks: RankPool, copy: Path) -> Non
 
 
 def test_tracker_without_a_number(ranks: RankPool, copy: Path) -> None:
+    """A resume takes the newest whole checkpoint; who wants weights is asked which."""
     (copy / "latest_checkpointed_iteration.txt").write_text("release!")
-    assert "holds 'release!', not an iteration" in load(ranks, copy)
+    config = run_config(ONE.parallel, iterations=4)
+    assert len(ranks.run(1, run, loading_from(config, copy), 3)[-1].losses) == 1
+    config = replace(config, checkpoint=CheckpointConfig(pretrained_checkpoint=str(copy)))
+    with pytest.raises(RankError, match="holds 'release!', not an iteration"):
+        ranks.run(1, run, config, 1)
+
+
+@pytest.mark.parametrize("name", ["common.pt", ".metadata", "__0_0.distcp", "optimizer__1_1.distcp"])
+def test_a_flipped_bit_is_found(ranks: RankPool, copy: Path, name: str) -> None:
+    path = copy / "iter_0000002" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    error = load(ranks, copy)
+    assert f"{name} is damaged" in error or f"{name} cannot be read" in error
 
 
 def test_another_model_size(ranks: RankPool, copy: Path) -> None:
@@ -76,9 +92,41 @@ def test_another_model_size(ranks: RankPool, copy: Path) -> None:
     assert "was made with --hidden-size 64, this run has 96" in load(ranks, copy, config)
 
 
-def test_another_order_of_samples(ranks: RankPool, copy: Path) -> None:
-    error = load(ranks, copy, run_config(ONE.parallel, seed=7))
-    assert "was made with --seed 1234, this run has 7" in error and "--pretrained-checkpoint" in error
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("training", {"seed": 7}, "--seed 1234, this run has 7"),
+        ("data", {"shuffle": False}, "--shuffle True, this run has False"),
+        ("data", {"split": "99,1"}, "--split 100,0, this run has 99,1"),
+        ("data", {"group_by_modality": True}, "--group-by-modality False, this run has True"),
+    ],
+)
+def test_another_order_of_samples(
+    ranks: RankPool, copy: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    config = run_config(ONE.parallel)
+    config = replace(config, **{section: replace(getattr(config, section), **change)})
+    error = load(ranks, copy, config)
+    assert f"was made with {message}" in error and "--pretrained-checkpoint" in error
+
+
+def test_batches_drawn_by_modality_keep_their_size() -> None:
+    config = run_config(ONE.parallel)
+    config = replace(config, data=replace(config.data, group_by_modality=True))
+    saved = {"config": config.to_dict(), "dataset": {}}
+    check_data(Path("iter"), saved, config, {})
+    other = replace(config, training=replace(config.training, global_batch_size=4))
+    with pytest.raises(CheckpointError, match="--global-batch-size 8, this run has 4"):
+        check_data(Path("iter"), saved, other, {})
+
+
+def test_a_split_is_compared_by_what_it_says() -> None:
+    config = run_config(ONE.parallel)
+    config = replace(config, data=replace(config.data, split="99,1"))
+    saved = {"config": config.to_dict(), "dataset": {}}
+    check_data(Path("iter"), saved, replace(config, data=replace(config.data, split="198, 2")), {})
+    with pytest.raises(CheckpointError, match="--split 99,1, this run has 98,2"):
+        check_data(Path("iter"), saved, replace(config, data=replace(config.data, split="98,2")), {})
 
 
 def test_save_cut_short_is_not_loaded(ranks: RankPool, copy: Path) -> None:

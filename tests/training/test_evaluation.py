@@ -25,6 +25,7 @@ pytestmark = pytest.mark.distributed
 
 TEACHER = "_shared/openai/clip-mini-patch14-112"
 DP2_OVERLAP = layout("DP2+overlap", 2, overlap_grad_reduce=True, overlap_param_gather=True)
+PP2_DP2_OVERLAP = layout("PP2xDP2+overlap", 4, pp=2, overlap_grad_reduce=True, overlap_param_gather=True)
 STEPS = 3
 HELD_OUT = 20  # of 4096 mock samples, at --split 995,5
 
@@ -123,7 +124,7 @@ def test_fewer_batches_are_the_first_ones(ranks: RankPool, single_device: Trace)
     assert found.measured == single_device.measured[:2]
 
 
-@parametrize(ONE, DP2_OVERLAP, PP2_VPP2)
+@parametrize(DP2_OVERLAP, PP2_DP2_OVERLAP, slow=(ONE, PP2_VPP2))
 def test_the_run_is_the_same_bit_for_bit(ranks: RankPool, layout: Layout) -> None:
     """Also where parameters are gathered while the next forward pass runs."""
     config = run_config(layout.parallel)

@@ -11,12 +11,14 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
+from megatron_eve.config import TRACKER
 from megatron_eve.data.indexed import DatasetSettings, DatasetWriter, StoredImage
 
 ROOT = Path(__file__).parents[2]
@@ -85,16 +87,16 @@ def kill(process: subprocess.Popen[bytes]) -> int:
     return len(family)
 
 
-def lines_of(save: Path) -> list[dict[str, object]]:
-    """What losses.jsonl holds; a kill may have cut its last line, which the next run's first one then follows."""
+def lines_of(save: Path) -> list[dict[str, Any]]:
+    """The whole lines of losses.jsonl; a kill may have cut the last one."""
     path = save / "losses.jsonl"
-    if not path.exists():
-        return []
-    return [
-        json.loads(line)
-        for line in path.read_text().splitlines()
-        if line.endswith("}") and line.count("{") == 1
-    ]
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def resumes_at(save: Path) -> int:
+    """The iteration that the next start goes on from."""
+    tracker = save / TRACKER
+    return int(tracker.read_text()) if tracker.exists() else 0
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -109,7 +111,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> Non
 
     save, done = tmp_path / "killed", 0
     for leg in range(kills):
-        known = len(lines_of(save))
+        known, resumed = len(lines_of(save)), resumes_at(save)
         ranks = (2, 4, 2, 1)[leg % 4]
         process = runs.start(save, ranks)
         try:
@@ -119,9 +121,14 @@ def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> Non
             time.sleep(moments.uniform(0.0, 0.5))  # in a step, in a save, or between them
         finally:
             done += process.poll() is None and kill(process) > ranks
+        fresh = lines_of(save)[known:]
+        assert not fresh or fresh[0]["iteration"] == resumed + 1
+    known, resumed = len(lines_of(save)), resumes_at(save)
+    assert resumed > 0  # so that the last start is a resume, and from the last checkpoint
     assert runs.start(save, 1).wait(300) == 0, (tmp_path / "killed.err").read_text()[-2000:]
 
     lines = lines_of(save)
+    assert not lines[known:] or lines[known]["iteration"] == resumed + 1
     assert done >= kills - 1  # a leg may have come to the end of the run before its moment
     assert {line["iteration"] for line in lines} == set(whole)
     assert len(lines) > iterations or kills < 10  # kills threw work away, which was done again

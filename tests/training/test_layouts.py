@@ -65,7 +65,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
     import torch
 
-    from megatron_eve.training.checkpoint import save_checkpoint
+    from megatron_eve.training.checkpoint_saver import CheckpointSaver
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 
@@ -79,8 +79,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
             trace.losses.append(float(losses["lm loss"]))
             trace.aligning.append(float(losses.get("align loss", 0.0)))
         if save:
-            save_checkpoint(
-                config,
+            CheckpointSaver(config).save(
                 trainer.progress,
                 trainer.chunks,
                 trainer.optimizer,

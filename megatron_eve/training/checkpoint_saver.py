@@ -1,0 +1,195 @@
+"""Writing checkpoints: in the foreground or, with `--async-save`, in the background while training goes on.
+
+megatron-core plans the writing, has each rank's tensors written by forked processes, and puts the index behind them
+when all ranks have finished. Only then does the folder get its name (`CheckpointStore.publish`). A checkpoint that
+cannot be written, because the disk is full, say, is given up on all ranks alike; the one before it stays the latest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_eve.config import RunConfig
+from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
+from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, write_checksums
+from megatron_eve.training.compatibility import CheckpointError
+from megatron_eve.training.model import parameters_gathered
+from megatron_eve.training.monitor import print_rank_0
+
+
+class CheckpointSaver:
+    """Writes a run's checkpoints into `--save`. All methods are collective.
+
+    Attributes:
+        last: iteration of the last checkpoint that was written whole by this process, None before it.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.checkpoint.save is not None
+        self._config = config
+        self._store = CheckpointStore(config.checkpoint.save)
+        self._main = torch.distributed.get_rank() == 0
+        self._queue = AsyncCallsQueue()
+        self._writing: tuple[Path, Progress] | None = None
+        self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
+        self.last: int | None = None
+        with contextlib.suppress(
+            CheckpointError
+        ):  # a folder that cannot be cleared up will be heard of in saving
+            self._on_main(self._store.clear)
+
+    def check_space(self, size: int) -> None:
+        """Refuse a disk without room for one checkpoint of `size` bytes more than are kept.
+
+        Raises:
+            CheckpointError: there is no room.
+        """
+
+        def check() -> None:
+            problem = self._store.space_problem(size, self._config.checkpoint.keep_last or 1)
+            if problem:
+                raise CheckpointError(problem)
+
+        self._on_main(check)
+
+    def save(
+        self,
+        progress: Progress,
+        chunks: Sequence[Any],
+        optimizer: Any,
+        dataset: dict[str, Any],
+        teacher: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a checkpoint and make it the latest, or begin to; one that is still being written is waited for.
+
+        Args: see `run_state`.
+        """
+        self.finish()
+        self._paused = 0.0
+        with self._pause():
+            try:
+                folder = self._on_main(partial(self._store.begin, progress.iteration))
+            except CheckpointError as error:
+                self._give_up(progress, str(error))
+                return
+            self._writing = (folder, progress)
+            with parameters_gathered(self._config, chunks):
+                request = dist_checkpointing.save(
+                    run_state(self._config, progress, chunks, optimizer, dataset, teacher),
+                    str(folder),
+                    TorchDistSaveShardedStrategy("torch_dist", 1, separation_hint=OPTIMIZER),
+                    async_sharded_save=True,
+                    content_metadata=dict(CONTENT),
+                )
+                assert request is not None
+                if request.async_fn is not None:
+                    request = request._replace(async_fn=partial(_write, request.async_fn, folder))
+                request.finalize_fns.insert(0, partial(self._store.free_reserve, folder))
+                if self._config.checkpoint.async_save:
+                    self._queue.schedule_async_request(request)
+        if not self._config.checkpoint.async_save:
+            self._conclude(partial(_execute, request))
+
+    def poll(self) -> None:
+        """Name the checkpoint that is being written in the background, if every rank has written its part."""
+        if self._writing:
+            self._conclude(lambda: bool(self._queue.maybe_finalize_async_calls()))
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if there is one."""
+        if self._writing:
+            self._conclude(lambda: bool(self._queue.maybe_finalize_async_calls(blocking=True)))
+
+    def _conclude(self, finished: Callable[[], bool]) -> None:
+        """Publish what is written, as soon as `finished` says so; give it up where it failed."""
+        assert self._writing is not None
+        folder, progress = self._writing
+        try:
+            with self._pause():
+                if not finished():
+                    return
+                self._on_main(partial(self._publish, folder, progress))
+        except CheckpointException as error:  # of torch, on all ranks; the first one knows why
+            reasons = [str(failure[0]) for failure in error.failures.values()]
+            self._give_up(progress, reasons[0] if reasons else "see rank 0")
+            return
+        except CheckpointError as error:
+            self._give_up(progress, str(error))
+            return
+        self._writing, self.last = None, progress.iteration
+        print_rank_0(
+            f"saved checkpoint at iteration {progress.iteration} to {self._store.root} "
+            f"(training stood still for {self._paused:.2f} s)"
+        )
+
+    def _publish(self, folder: Path, progress: Progress) -> None:
+        """Runs on the first rank: the last files, the name, and what need not be kept any more."""
+        settings = self._config.checkpoint
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(self._config.to_dict(), sort_keys=False), encoding="utf-8"
+        )
+        self._store.publish(folder, progress.iteration)
+        try:
+            self._store.prune(settings.keep_last, settings.save_retain_interval, settings.retain_weights_only)
+        except OSError as error:
+            print_rank_0(f"older checkpoints could not be removed ({error}): remove them by hand")
+
+    def _give_up(self, progress: Progress, reason: str) -> None:
+        if self._writing and self._main:
+            self._store.abandon(self._writing[0])
+        self._writing = None
+        print_rank_0(
+            f"the checkpoint of iteration {progress.iteration} was not written: {reason}; {self._store.free} are free "
+            f"for {self._store.root}; the run goes on, and what that folder held before is as it was"
+        )
+
+    def _on_main(self, do: Callable[[], Any]) -> Any:
+        """Do something on the first rank, and tell all ranks what came of it.
+
+        Raises:
+            CheckpointError: it failed; the same on every rank.
+        """
+        answer: list[Any] = [None, None]
+        if self._main:
+            try:
+                answer[0] = do()
+            except (OSError, CheckpointError) as error:
+                answer[1] = str(error)
+        torch.distributed.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise CheckpointError(answer[1])
+        return answer[0]
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+
+def _execute(request: AsyncRequest) -> bool:
+    request.execute_sync()
+    return True
+
+
+def _write(write: Callable[..., None], folder: Path, rank: int, buckets: Any, results: Any) -> None:
+    """Runs where megatron-core writes: its own function, then the checksums of what it wrote.
+
+    A failure to write is in `results` by then, and every rank will hear of it; without its checksums, too, a
+    checkpoint is not published.
+    """
+    write(rank, buckets, results)
+    with contextlib.suppress(OSError):
+        write_checksums(folder, f"rank{rank:05d}", [name for _, name, _ in buckets])

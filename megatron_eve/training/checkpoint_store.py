@@ -1,0 +1,297 @@
+"""The folder of a run's checkpoints on disk: what is whole, what is the latest, what is kept, what fits.
+
+    SAVE/iter_0000100/                       a checkpoint, whole since it has this name
+    SAVE/iter_0000200.partial.../            one that is being written, or whose writing was cut short
+    SAVE/latest_checkpointed_iteration.txt   the latest one's iteration
+
+Inside, beside megatron-core's files: `config.yaml` for people, and `*.sha256`, in the format of `sha256sum -c`, which
+each rank writes for its own files. Nothing here talks to other ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_eve.config import TRACKER
+from megatron_eve.training.compatibility import CheckpointError
+
+_PREFIX, _PARTIAL, _SUMS = "iter_", ".partial", ".sha256"
+_ALWAYS = ("metadata.json", "common.pt", ".metadata", "config.yaml")
+# Files of optimizer state, which are written apart from the weights' (megatron-core's `separation_hint`).
+OPTIMIZER = "optimizer"
+# Held free while tensors are written, so that a disk they fill has room for the small files that come after them.
+_RESERVE, _RESERVE_BYTES = ".reserve", 64 << 20
+
+
+class CheckpointStore:
+    """One run's folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def folder(self, iteration: int) -> Path:
+        """Megatron's name for a checkpoint."""
+        return self.root / f"{_PREFIX}{iteration:07d}"
+
+    def iterations(self) -> list[int]:
+        """Iterations of the folders that have a whole checkpoint's name, oldest first."""
+        names = [path.name.removeprefix(_PREFIX) for path in self.root.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest(self) -> int | None:
+        """The iteration that the tracker file names; None where there is no tracker.
+
+        Raises:
+            CheckpointError: the tracker file does not hold a number.
+        """
+        tracker = self.root / TRACKER
+        if not tracker.exists():
+            return None
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        if not text.isdigit():
+            raise CheckpointError(
+                f"{tracker}: holds {text[:40]!r}, not an iteration; write the number of a whole iter_ folder into it"
+            )
+        return int(text)
+
+    def candidates(self) -> list[int]:
+        """Checkpoints to resume from, best first: the one that the tracker names, then older ones.
+
+        A folder newer than the tracker says belongs to a run that was killed before it named it: the one before it
+        is taken, as if the kill had come a moment earlier. Of a tracker that cannot be read, all are.
+        """
+        try:
+            latest = self.latest()
+        except CheckpointError:
+            return self.iterations()[::-1]
+        if latest is None:
+            return []
+        return [latest, *(older for older in self.iterations()[::-1] if older < latest)]
+
+    def clear(self) -> None:
+        """Remove what kills have left of folders that were being written, replaced or removed."""
+        for kind in (f"{_PARTIAL}*", ".removed", ".replaced"):
+            for path in self.root.glob(f"{_PREFIX}*{kind}"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def begin(self, iteration: int) -> Path:
+        """A new folder to write a checkpoint into. Its name is its own: a writer that outlived a kill cannot reach it.
+
+        Raises:
+            OSError: the folder cannot be made, or the disk is full.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{self.folder(iteration).name}{_PARTIAL}.", dir=self.root))
+        partial.chmod(0o755)
+        try:
+            with (partial / _RESERVE).open("wb") as stream:
+                os.posix_fallocate(stream.fileno(), 0, _RESERVE_BYTES)
+        except OSError:
+            self.abandon(partial)
+            raise
+        return partial
+
+    def publish(self, partial: Path, iteration: int) -> None:
+        """Make a folder that was written whole the latest checkpoint. A kill on the way leaves the one before it so.
+
+        Raises:
+            CheckpointError: a file lacks its checksum, so the rank that wrote it did not finish.
+            OSError: the disk is full, or worse.
+        """
+        final = self.folder(iteration)
+        write_checksums(partial, "run", [name for name in _ALWAYS if (partial / name).exists()])
+        lacking = set(_shards(partial)) - set(_checksums(partial))
+        if lacking:
+            raise CheckpointError(f"{partial}: {sorted(lacking)[0]} has no checksum")
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        replaced = final.with_name(final.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():  # whole, but of a run that was killed before it named it, or damaged
+            final.rename(replaced)
+        partial.rename(final)
+        self._write_tracker(iteration)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def free_reserve(self, partial: Path) -> None:
+        """Give the reserve back, when the tensors are written."""
+        (partial / _RESERVE).unlink(missing_ok=True)
+
+    def abandon(self, partial: Path) -> None:
+        """Remove what could not be written whole."""
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_tracker(self, iteration: int) -> None:
+        temporary = self.root / f".{TRACKER}.partial"
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(str(iteration))
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.root / TRACKER)
+        _sync(self.root)
+
+    def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> None:
+        """Remove what need not be kept, and what was cut short; the latest checkpoint always stays.
+
+        Args:
+            keep_last: the newest so many stay as they are; None keeps all.
+            retain_interval: of the older ones, those at multiples of this stay too.
+            weights_only: those lose their optimizer state.
+        """
+        latest = self.latest()
+        if latest is None or keep_last is None:
+            return
+        older = [iteration for iteration in self.iterations() if iteration <= latest][:-keep_last]
+        for iteration in older:
+            folder = self.folder(iteration)
+            if retain_interval and iteration % retain_interval == 0:
+                if weights_only:
+                    drop_optimizer(folder)
+                continue
+            doomed = folder.with_name(folder.name + ".removed")
+            folder.rename(doomed)  # so that a kill leaves no half of it under a whole one's name
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    @property
+    def free(self) -> str:
+        """How much room the disk has, for people."""
+        return f"{self._free() / 1e9:,.1f} GB"
+
+    def _free(self) -> int:
+        there = self.root
+        while not there.exists():
+            there = there.parent
+        return shutil.disk_usage(there).free
+
+    def space_problem(self, size: int, kept: int) -> str | None:
+        """What is wrong if the disk has no room for one checkpoint more than are kept; None if it has.
+
+        Args:
+            size: bytes of a checkpoint.
+            kept: how many are kept.
+        """
+        free = self._free()
+        held = sum(path.stat().st_size for path in self.root.glob(f"{_PREFIX}*/*") if path.is_file())
+        if free + held >= size * (kept + 1):
+            return None
+        return (
+            f"{self.root}: {self.free} are free there, and {kept + 1} checkpoints of about "
+            f"{size / 1e9:,.1f} GB must fit; make room, choose another --save, or keep fewer (--keep-last)"
+        )
+
+
+def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
+    """What a checkpoint folder lacks: a file, or the end of one. None if it is whole; its bytes are not read.
+
+    Args:
+        folder: of the checkpoint.
+        optimizer: optimizer state is wanted, which `drop_optimizer` may have taken out.
+    """
+    if not folder.is_dir():
+        return "the folder is missing"
+    for name in _ALWAYS:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        needed = _shards(folder)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        return f".metadata cannot be read ({type(error).__name__})"
+    for name, size in needed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size < size:
+            return f"{name} holds {path.stat().st_size} of {size} bytes"
+    if optimizer and not any(name.startswith(OPTIMIZER) for name in needed):
+        return "it was kept without its optimizer state"
+    return None
+
+
+def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
+    """The first file of this rank's share whose bytes are not those that were written; None if there is none."""
+    for name, digest in sorted(_checksums(folder).items())[rank::ranks]:
+        if _sha256(folder / name) != digest:
+            return f"{name} is damaged (its sha256 is another than when it was written)"
+    return None
+
+
+def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
+    """Write `WRITER.sha256` for files of the folder, flushed to disk."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+    with (folder / f"{writer}{_SUMS}").open("w", encoding="utf-8") as stream:
+        stream.writelines(lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def drop_optimizer(folder: Path) -> None:
+    """Take the optimizer state out of a checkpoint; its weights stay readable. Does nothing the second time."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    metadata = FileSystemReader(folder).read_metadata()
+    doomed = {name for name in _shards(folder) if name.startswith(OPTIMIZER)}
+    if not doomed:
+        return
+    assert metadata.storage_data is not None
+    gone = {index for index, entry in metadata.storage_data.items() if entry.relative_path in doomed}
+    keys = {index.fqn for index in gone}
+    metadata.storage_data = {i: entry for i, entry in metadata.storage_data.items() if i not in gone}
+    metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if k not in keys}
+    temporary = folder / ".metadata.partial"
+    with temporary.open("wb") as stream:
+        pickle.dump(metadata, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / ".metadata")
+    for name in doomed:
+        (folder / name).unlink()
+    _rewrite_checksums(folder, doomed)
+
+
+def _rewrite_checksums(folder: Path, gone: set[str]) -> None:
+    for path in folder.glob(f"*{_SUMS}"):
+        names = [name for name in _read_sums(path) if name not in gone]
+        write_checksums(folder, path.name.removesuffix(_SUMS), names)
+
+
+def _shards(folder: Path) -> dict[str, int]:
+    """Files of tensors that the index names, and the bytes that each must have at least."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    needed: dict[str, int] = {}
+    for entry in (FileSystemReader(folder).read_metadata().storage_data or {}).values():
+        needed[entry.relative_path] = max(needed.get(entry.relative_path, 0), entry.offset + entry.length)
+    return needed
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {name: digest for path in folder.glob(f"*{_SUMS}") for name, digest in _read_sums(path).items()}
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return {line[1]: line[0] for line in lines if len(line) == 2}
+
+
+def _sha256(path: Path) -> str:
+    """Digest of a file; of one that cannot be read, none that fits."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error}"
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
