@@ -10,10 +10,22 @@ import contextlib
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_eve.config import RunConfig
+    from megatron_eve.training.signals import ExitSignals
 
 
 def main() -> None:
     """Parse and check the configuration, then join the other ranks and train."""
+    from megatron_eve.training.signals import ExitSignals
+
+    with ExitSignals() as signals:
+        _main(signals)
+
+
+def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import ConfigError, parse, validate
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -28,20 +40,18 @@ def main() -> None:
             sys.exit(2)
     from megatron_eve.training.initialize import run_rank
 
-    run_rank(lambda: _train(config))
+    run_rank(lambda: _train(config, signals))
 
 
-def _train(config: object) -> None:
+def _train(config: RunConfig, signals: ExitSignals) -> None:
     from megatron_eve.accelerator import accelerator
-    from megatron_eve.config import RunConfig
 
-    assert isinstance(config, RunConfig)
     accelerator()
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.train import train
 
     with distributed(config):
-        train(config)
+        train(config, signals)
 
 
 if __name__ == "__main__":

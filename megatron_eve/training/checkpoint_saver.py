@@ -18,6 +18,7 @@ import torch
 import yaml
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -27,6 +28,7 @@ from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, w
 from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.monitor import print_rank_0
+from megatron_eve.training.signals import exit_signals_ignored
 
 
 class CheckpointSaver:
@@ -45,6 +47,10 @@ class CheckpointSaver:
         self._writing: tuple[Path, Progress] | None = None
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
+        with (
+            exit_signals_ignored()
+        ):  # megatron-core's helper process, through which writers report, must outlive them
+            _get_write_results_queue()
         with contextlib.suppress(
             CheckpointError
         ):  # a folder that cannot be cleared up will be heard of in saving

@@ -12,16 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-
-from megatron_eve.accelerator import accelerator
-
 # Slurm sends SIGTERM before it preempts or cancels a job, and the batch scripts SIGUSR1 before the time limit.
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class ExitSignals:
-    """Catches the signals that ask a run to save and leave; use it as a context manager around the loop."""
+    """Catches the signals that ask a run to save and leave; use it as a context manager around the whole of it."""
 
     def __init__(self) -> None:
         self._caught: int = 0
@@ -41,9 +37,24 @@ class ExitSignals:
 
     def received(self) -> str | None:
         """Name of a signal that any rank has caught, the same on every rank; None without one. Collective."""
+        import torch  # not at the top: signals are caught before torch, which takes seconds, is imported
+
+        from megatron_eve.accelerator import accelerator
+
         caught = torch.tensor([self._caught], dtype=torch.int32, device=accelerator().device)
         torch.distributed.all_reduce(caught, op=torch.distributed.ReduceOp.MAX)
         return signal.Signals(int(caught)).name if int(caught) else None
+
+
+@contextmanager
+def exit_signals_ignored() -> Iterator[None]:
+    """Processes that are started in here ignore the signals, which Slurm sends to all of a job's processes."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in EXIT_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Watchdog:

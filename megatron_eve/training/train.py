@@ -119,8 +119,12 @@ def _flops(trainer: Trainer, step: Step) -> float:
     return sum(parts.values()) / torch.distributed.get_world_size()
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, signals: ExitSignals) -> None:
     """Run until the samples are used up, or there is a reason to leave before; saves on the way. Collective.
+
+    Args:
+        config: of the run.
+        signals: caught since the process began.
 
     Raises:
         CheckpointError: a checkpoint that cannot be resumed from; a disk without room; or the last checkpoint could not
@@ -135,29 +139,28 @@ def train(config: RunConfig) -> None:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
     last_rank = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
     monitor = Monitor(config, active=last_rank, start=start)
-    leave: str | None = None
+    leave = signals.received()
     # Stacks are shown before collectives time out and take the process with them.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
-    with ExitSignals() as signals:
-        while trainer.progress.consumed_samples < config.total_samples and not leave:
-            train_one(trainer, monitor)
-            watchdog.feed()
-            iteration = trainer.progress.iteration
-            done = trainer.progress.consumed_samples >= config.total_samples
-            leave = _reason_to_leave(config, iteration, signals)
-            with watchdog.paused():
-                # Before the save, so that a kill in between is made good by a resume.
-                if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
-                    _evaluate(trainer, monitor)
-                if saver:
-                    saver.poll()
-                    if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
-                        _save(trainer, saver)
-        watchdog.close()
-        if leave:
-            print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
-        if saver:
-            saver.finish()
+    while trainer.progress.consumed_samples < config.total_samples and not leave:
+        train_one(trainer, monitor)
+        watchdog.feed()
+        iteration = trainer.progress.iteration
+        done = trainer.progress.consumed_samples >= config.total_samples
+        leave = _reason_to_leave(config, iteration, signals)
+        with watchdog.paused():
+            # Before the save, so that a kill in between is made good by a resume.
+            if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
+                _evaluate(trainer, monitor)
+            if saver:
+                saver.poll()
+                if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
+                    _save(trainer, saver)
+    watchdog.close()
+    if leave:
+        print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
+    if saver:
+        saver.finish()
     monitor.close()
     trainer.loader.close()
     report_damaged(trainer)

@@ -1,0 +1,129 @@
+# shellcheck shell=bash
+# The one launcher of all batch scripts, which source it: it finds the checkout, checks what a script was given, starts
+# torchrun on every node, and sees to it that a job that is cut short goes on.
+#
+#   need DATA "prefix of the dataset"     stop unless the variable is set
+#   need_file TEACHER "..."               and names something that exists
+#   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues
+#
+# A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
+# passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
+# requeued too, until three starts in a row made no new checkpoint.
+
+readonly MOST_STARTS=3
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# Slurm runs a copy of the script from its spool folder, so the checkout is where sbatch was called.
+[[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: sbatch slurm/$(basename "$0"), in the root of the checkout"
+CHECKOUT=$SLURM_SUBMIT_DIR
+[[ -f $CHECKOUT/slurm/launch.sh ]] || die "sbatch was called in $CHECKOUT, which is no checkout: cd to its root first"
+cd "$CHECKOUT" || die "cannot enter $CHECKOUT"
+# shellcheck source=slurm/cluster.env
+source "${CLUSTER_ENV:-slurm/cluster.env}"
+: "${PYTHON:=$CHECKOUT/.venv/bin/python}"
+
+need() { # NAME MEANING
+    [[ -n ${!1:-} ]] || die "$1 is not set: $2. Give it before sbatch, as in $1=... sbatch slurm/..."
+}
+
+need_file() { # NAME MEANING [SUFFIX]
+    need "$1" "$2"
+    [[ -e ${!1}${3:-} ]] || die "$1=${!1}: ${!1}${3:-} does not exist ($2)"
+}
+
+# A port that no other job of the head node has: from the job's id, or one of the next.
+free_port() {
+    local port=$((20000 + SLURM_JOB_ID % 20000))
+    while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
+        port=$((port + 1))
+    done
+    echo "$port"
+}
+
+latest_checkpoint() { # FOLDER
+    cat "$1/latest_checkpointed_iteration.txt" 2> /dev/null || echo none
+}
+
+# Starts in a row that began at the same checkpoint, this one included; kept in SAVE/starts.
+count_start() { # FOLDER
+    local latest count=0 known
+    latest=$(latest_checkpoint "$1")
+    mkdir -p "$1"
+    if read -r known count 2> /dev/null < "$1/starts" && [[ $known != "$latest" ]]; then
+        count=0
+    fi
+    echo "$latest $((count + 1))" > "$1/starts"
+    echo "$((count + 1))"
+}
+
+train() { # RECIPE FLAGS...
+    local recipe=$1 head port ranks starts status=0 step
+    shift
+    [[ -f $recipe ]] || die "the recipe $recipe does not exist in $CHECKOUT"
+    [[ -x $PYTHON || -n $CONTAINER_IMAGE || ${#CONTAINER_COMMAND[@]} -gt 0 ]] \
+        || die "PYTHON=$PYTHON is not there: make install-gpu, or name another in slurm/cluster.env"
+    need SAVE "the folder for checkpoints"
+    [[ $(basename "$SAVE") =~ ^[A-Za-z0-9._-]+$ ]] \
+        || die "SAVE=$SAVE: the name of a run is made of letters, digits, '.', '_' and '-'"
+
+    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    port=$(free_port)
+    ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    starts=$(count_start "$SAVE")
+
+    export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    export CUDA_DEVICE_MAX_CONNECTIONS=1 # kernels run in the order in which they overlap communication
+    if [[ -n $NETWORK_INTERFACE ]]; then
+        export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
+    fi
+    # Compilers' caches belong on a node's own disk: thousands of small files that ranks write at once.
+    local cache=${TMPDIR:-/tmp}/megatron_eve-$SLURM_JOB_ID
+    export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor
+
+    local container=("${CONTAINER_COMMAND[@]}") options=()
+    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE")
+    [[ -z $CONTAINER_MOUNTS ]] || options+=("--container-mounts=$CONTAINER_MOUNTS")
+    local torchrun=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks"
+        --master-addr "$head" --master-port "$port")
+    local command=(-m megatron_eve.pretrain --config "$recipe" --save "$SAVE" --load "$SAVE" "$@")
+
+    printf '%s\n' "" "== job $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)) of it, $(date -Is)" \
+        "   nodes      $SLURM_NNODES x $ranks ranks: $SLURM_JOB_NODELIST" \
+        "   rendezvous $head:$port" \
+        "   checkout   $CHECKOUT ($(git describe --always --dirty 2> /dev/null || echo 'no git'))" \
+        "   checkpoint $SAVE, latest: $(latest_checkpoint "$SAVE"), start $starts from there" \
+        "   command    ${command[*]}"
+
+    local signalled=
+    # Ranks hear the signal and leave with a checkpoint. torchrun's agent must not: it would die of it.
+    trap 'signalled=1; echo "time is nearly up: the ranks are asked to save and leave"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+    # shellcheck disable=SC2016 # expanded on each node
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${options[@]}" \
+        bash -c 'trap "" USR1; export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' \
+        node "${container[@]}" "${torchrun[@]}" "${command[@]}" 2>&1 &
+    step=$!
+    while true; do # wait returns early when a trap has run
+        wait "$step" && status=0 || status=$?
+        kill -0 "$step" 2> /dev/null || break
+    done
+    trap - USR1
+
+    if ((status == 0)) && [[ -z $signalled ]]; then
+        rm -f "$SAVE/starts"
+        echo "== done: $SAVE is at iteration $(latest_checkpoint "$SAVE")"
+        return 0
+    fi
+    if ((starts >= MOST_STARTS)) && [[ $(latest_checkpoint "$SAVE") == $(cut -d ' ' -f 1 "$SAVE/starts") ]]; then
+        die "$starts starts from checkpoint $(latest_checkpoint "$SAVE") ended without a new one; the job stops here. Find out" \
+            "why (above), then submit it again; rm $SAVE/starts forgets the count"
+    fi
+    echo "== the ranks ended with status $status; requeued, to go on from checkpoint $(latest_checkpoint "$SAVE")"
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 60 # until Slurm ends this start of the job
+    exit 1
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=eve-stage2
+#SBATCH --nodes=4
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --time=72:00:00
+#SBATCH --signal=B:USR1@900
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+#
+# Stage 2, generative pretraining: everything trains on captions.
+#
+#   DATA=data/captions33m TEACHER=models/clip-vit-large-patch14-336 \
+#   LOAD=runs/stage1 SAVE=runs/stage2 sbatch slurm/pretrain_stage2.sh
+#
+# RECIPE is examples/eve_7b/stage2.yaml unless it is set; flags behind the script's name override it.
+set -euo pipefail
+source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
+
+need DATA "prefixes of the datasets, with spaces between them (weights before each for a blend)"
+need_file LOAD "the folder of stage 1, whose weights it starts from"
+need_file TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
+read -r -a datasets <<< "$DATA"
+train "${RECIPE:-examples/eve_7b/stage2.yaml}" \
+    --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"

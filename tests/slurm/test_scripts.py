@@ -1,0 +1,249 @@
+"""The batch scripts of `slurm/` on a real Slurm with two nodes: they finish, are cut short in every way, and go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.golden_dir import find_golden
+from tests.slurm.cluster import Cluster, why_not
+from tests.training.test_kill import write_dataset
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+pytestmark = pytest.mark.distributed
+needs_slurm = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+RECIPE = {
+    "preset": "eve_mini",
+    "training": {"stage": 2, "global_batch_size": 6, "train_iters": 30},
+    "parallel": {"pipeline_model_parallel_size": 2},  # one stage on each node
+    "alignment": {"patch_aligning": True},
+    "optimizer": {"lr": 4e-5},
+    "data": {"seq_length": 384},
+    "checkpoint": {"save_interval": 10},
+}
+
+
+class Site:
+    """The cluster, data on its shared disk, and jobs submitted as a user does, from the root of the checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "cluster").mkdir()
+        self.cluster = Cluster(folder / "cluster")
+        self.data = write_dataset(folder / "set", 40, 0)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+        (folder / "cluster.env").write_text(
+            f"PYTHON={sys.executable}\nNETWORK_INTERFACE=lo\nRANKS_PER_NODE=1\nCONTAINER_IMAGE=\nCONTAINER_MOUNTS=\n"
+            "CONTAINER_COMMAND=()\n"
+        )
+
+    def submit(
+        self,
+        name: str,
+        *flags: str,
+        script: str = "pretrain_stage2",
+        options: tuple[str, ...] = (),
+        **given: str,
+    ) -> str:
+        """Submit a script that saves in NAME; variables given as None are left out."""
+        variables = {
+            "DATA": self.data,
+            "TEACHER": str(find_golden("_shared/openai/clip-mini-patch14-112")),
+            "LOAD": str(find_golden("_shared/hf_mini224")),
+            "SAVE": str(self.folder / name),
+            "RECIPE": str(self.folder / "recipe.yaml"),
+            "CLUSTER_ENV": str(self.folder / "cluster.env"),
+            **given,
+        }
+        environment = {
+            **self.cluster.environment,
+            **{name: value for name, value in variables.items() if value},
+        }
+        found = self.cluster.run(
+            "sbatch", "--parsable", "--nodes=2", f"--output={self.log(name)}", *options, f"slurm/{script}.sh", *flags,
+            env=environment, cwd=ROOT,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        return found.stdout.strip()
+
+    def log(self, name: str) -> Path:
+        """What the job that saves in NAME prints."""
+        return self.folder / f"{name}.log"
+
+    def finish(self, job: str, name: str) -> str:
+        """Wait for a job to complete; what it printed."""
+        state = self.cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", timeout=400)
+        printed = self.log(name).read_text()
+        assert state == "COMPLETED", printed[-4000:]
+        return printed
+
+    def losses(self, name: str) -> dict[int, tuple[str, str]]:
+        """Bits of both losses of each iteration; of one that was done twice, the last ones."""
+        path = self.folder / name / "losses.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return {one["iteration"]: (one["lm_loss_hex"], one["align_loss_hex"]) for one in records}
+
+    def wait_until(self, name: str, iteration: int) -> None:
+        """Wait until a run has done so many iterations."""
+        deadline = time.monotonic() + 300
+        while iteration not in self.losses(name):
+            assert time.monotonic() < deadline, self.log(name).read_text()[-4000:]
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if why_not():
+        pytest.skip(str(why_not()))
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        site.cluster.start()
+        yield site
+    finally:
+        site.cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def whole(site: Site) -> dict[int, tuple[str, str]]:
+    """Losses of a run that nothing happens to."""
+    printed = site.finish(site.submit("whole"), "whole")
+    assert "== done: " in printed and "is at iteration 30" in printed
+    assert sorted(site.losses("whole")) == list(range(1, 31))
+    return site.losses("whole")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck() -> None:
+    found = subprocess.run(
+        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.name != "launch.sh"], ids=lambda path: path.stem
+)
+def test_outside_slurm_a_script_says_what_to_do(script: Path) -> None:
+    found = subprocess.run(
+        ["bash", str(script)], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert found.returncode != 0
+    assert "use sbatch" in found.stderr
+
+
+@needs_slurm
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"TEACHER": ""}, "error: TEACHER is not set: the folder of the teacher"),
+        ({"LOAD": "nowhere"}, "error: LOAD=nowhere: nowhere does not exist (the folder of stage 1"),
+        ({"SAVE": "runs/$(touch x)"}, "error: SAVE=runs/$(touch x): the name of a run is made of letters"),
+        ({"RECIPE": "none.yaml"}, "error: the recipe none.yaml does not exist"),
+    ],
+)
+def test_what_is_missing_stops_a_job_before_any_rank_starts(
+    site: Site, given: dict[str, str], message: str
+) -> None:
+    name = f"missing-{next(iter(given))}"
+    job = site.submit(name, **given)
+    assert site.cluster.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
+    assert site.log(name).read_text().strip() == message or message in site.log(name).read_text()
+    assert "srun" not in site.log(name).read_text()
+
+
+@needs_slurm
+def test_time_runs_out(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """The signal of #SBATCH --signal, sent by hand: checkpoint, requeue, and the same losses bit for bit."""
+    job = site.submit("cut")
+    site.wait_until("cut", 13)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    printed = site.finish(job, "cut")
+    assert "time is nearly up" in printed
+    assert "(SIGUSR1)" in printed
+    assert "requeued, to go on from checkpoint " in printed
+    assert printed.count("== job ") == 2
+    assert site.losses("cut") == whole
+
+
+@needs_slurm
+def test_a_node_loses_power(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """Slurm notices and requeues; the run goes on from its last checkpoint when there are two nodes again."""
+    job = site.submit("power")
+    site.wait_until("power", 14)
+    site.cluster.cut_power(2)
+    site.cluster.wait_for(job, "PENDING", "REQUEUED")
+    site.cluster.start_node(2)
+    printed = site.finish(job, "power")
+    assert "latest: 10" in printed
+    assert site.losses("power") == whole
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_three_starts_without_a_checkpoint(site: Site) -> None:
+    """A run that cannot work is not tried for ever."""
+    job = site.submit("hopeless", "--seq-length", "32")
+    assert site.cluster.wait_for(job, "FAILED", "COMPLETED", timeout=400) == "FAILED"
+    printed = site.log("hopeless").read_text()
+    assert printed.count("== job ") == 3
+    assert "3 starts from checkpoint none ended without a new one" in printed
+    assert "--seq-length" in printed
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_the_time_limit_itself(site: Site) -> None:
+    """Slurm's own signal, some time before the limit of two minutes."""
+    flags = ("--train-iters", "200", "--save-interval", "1000")
+    site.finish(site.submit("long", *flags), "long")
+    printed = site.finish(site.submit("limit", *flags, options=("--time=2", "--signal=B:USR1@60")), "limit")
+    assert "time is nearly up" in printed
+    assert site.losses("limit") == site.losses("long")
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_three_stages_in_a_row(site: Site) -> None:
+    """Each stage starts from the weights of the one before, with a fresh optimizer and from its first sample."""
+    before, job = str(find_golden("_shared/hf_mini224")), ""
+    for stage, script in ((1, "pretrain_stage1"), (2, "pretrain_stage2"), (3, "finetune_stage3")):
+        options = (f"--dependency=afterok:{job}",) if job else ()
+        # What a stage starts from does not exist yet when it is submitted: it is looked for when it starts.
+        job = site.submit(
+            f"stage{stage}",
+            "--stage",
+            str(stage),
+            "--train-iters",
+            "5",
+            script=script,
+            options=options,
+            LOAD=before,
+        )
+        before = str(site.folder / f"stage{stage}")
+    site.finish(job, "stage3")
+    for stage in (1, 2, 3):
+        assert sorted(site.losses(f"stage{stage}")) == [1, 2, 3, 4, 5]
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_scancel_ends_a_job_for_good(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    job = site.submit("cancelled")
+    site.wait_until("cancelled", 12)
+    site.cluster.run("scancel", job)
+    assert site.cluster.wait_for(job, "CANCELLED", "COMPLETED", "FAILED") == "CANCELLED"
+    again = site.submit("cancelled")
+    site.finish(again, "cancelled")
+    assert site.losses("cancelled") == whole
