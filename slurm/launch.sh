@@ -81,6 +81,8 @@ train() { # RECIPE FLAGS...
     if [[ -n $NETWORK_INTERFACE ]]; then
         export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
     fi
+    # srun does not take this over from sbatch by itself (since Slurm 22.05): ranks would share one core.
+    [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     # Compilers' caches belong on a node's own disk: thousands of small files that ranks write at once.
     local cache=${TMPDIR:-/tmp}/megatron_eve-$SLURM_JOB_ID
     export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor

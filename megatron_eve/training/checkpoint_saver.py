@@ -47,13 +47,11 @@ class CheckpointSaver:
         self._writing: tuple[Path, Progress] | None = None
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
-        with (
-            exit_signals_ignored()
-        ):  # megatron-core's helper process, through which writers report, must outlive them
+        # megatron-core's helper process, through which writers report, must outlive a signal to the whole job.
+        with exit_signals_ignored():
             _get_write_results_queue()
-        with contextlib.suppress(
-            CheckpointError
-        ):  # a folder that cannot be cleared up will be heard of in saving
+        # A folder that cannot be cleared up will be heard of in saving.
+        with contextlib.suppress(CheckpointError):
             self._on_main(self._store.clear)
 
     def check_space(self, size: int) -> None:
