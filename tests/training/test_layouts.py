@@ -101,7 +101,7 @@ def test_it_learns(single_device: Trace) -> None:
     assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
 
 
-@parametrize(TP2_SP, PP2_VPP2, TP2_DP2, TP2_SP_CP2, slow=(PP2, CP2, DP2, TP2_PP2))
+@parametrize(PP2_VPP2, TP2_DP2, TP2_SP_CP2, slow=(TP2_SP, PP2, CP2, DP2, TP2_PP2))
 def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert trace.samples == single_device.samples
@@ -155,7 +155,7 @@ def loading_from(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, checkpoint=CheckpointConfig(load=str(folder)))
 
 
-@parametrize(TP2_SP, PP2_VPP2, TP2_DP2, slow=(ONE, CP2, TP2_PP2))
+@parametrize(PP2_VPP2, TP2_DP2, slow=(ONE, TP2_SP, CP2, TP2_PP2))
 def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
     config = run_config(layout.parallel, iterations=6)
     whole = ranks.run(layout.world_size, run, config)[-1]
