@@ -5,6 +5,7 @@
 #   need DATA "prefix of the dataset"     stop unless the variable is set
 #   need_file TEACHER "..."               and names something that exists
 #   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues
+#   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA, TEACHER and LOAD, which means MEANING
 #
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
@@ -30,9 +31,9 @@ need() { # NAME MEANING
     [[ -n ${!1:-} ]] || die "$1 is not set: $2. Give it before sbatch, as in $1=... sbatch slurm/..."
 }
 
-need_file() { # NAME MEANING [SUFFIX]
+need_file() { # NAME MEANING
     need "$1" "$2"
-    [[ -e ${!1}${3:-} ]] || die "$1=${!1}: ${!1}${3:-} does not exist ($2)"
+    [[ -e ${!1} ]] || die "$1=${!1}: ${!1} does not exist ($2)"
 }
 
 # A port that no other job of the head node has: from the job's id, or one of the next.
@@ -128,4 +129,14 @@ train() { # RECIPE FLAGS...
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # until Slurm ends this start of the job
     exit 1
+}
+
+train_stage() { # RECIPE MEANING-OF-LOAD FLAGS...
+    local recipe=${RECIPE:-$1} datasets
+    need DATA "prefixes of the datasets, with spaces between them (weights before each for a blend)"
+    need_file LOAD "$2"
+    need_file TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
+    shift 2
+    read -r -a datasets <<< "$DATA"
+    train "$recipe" --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"
 }

@@ -18,10 +18,4 @@
 # RECIPE is examples/eve_7b/stage2.yaml unless it is set; flags behind the script's name override it.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
-
-need DATA "prefixes of the datasets, with spaces between them (weights before each for a blend)"
-need_file LOAD "the folder of stage 1, whose weights it starts from"
-need_file TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
-read -r -a datasets <<< "$DATA"
-train "${RECIPE:-examples/eve_7b/stage2.yaml}" \
-    --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"
+train_stage examples/eve_7b/stage2.yaml "the folder of stage 1, whose weights it starts from" "$@"

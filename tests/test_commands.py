@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
-from tests.training.test_kill import write_dataset
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.distributed
@@ -163,6 +163,14 @@ def test_dataset_made_with_another_tokenizer(dataset: Path, tmp_path: Path, toke
     assert "another tokenizer" in found.stderr
 
 
+def copy(dataset: Path, folder: Path, name: str) -> Path:
+    """Another dataset with the same samples."""
+    folder.mkdir(exist_ok=True)
+    for path in dataset.parent.glob("set_*"):
+        (folder / path.name.replace("set", name, 1)).write_bytes(path.read_bytes())
+    return folder / name
+
+
 def two_ranks_on(dataset: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Two iterations of TP 2 on a copy of the dataset that lies in `folder`; its first rank decodes."""
     return command(
@@ -172,8 +180,7 @@ def two_ranks_on(dataset: Path, folder: Path) -> subprocess.CompletedProcess[str
 
 
 def test_images_that_rot_are_replaced_and_counted(dataset: Path, tmp_path: Path) -> None:
-    for path in dataset.parent.glob("set_*"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copy(dataset, tmp_path, "set")
     rotten = tmp_path / "set_image.bin"
     rotten.write_bytes(bytes(rotten.stat().st_size))
     found = two_ranks_on(dataset, tmp_path)
@@ -181,14 +188,6 @@ def test_images_that_rot_are_replaced_and_counted(dataset: Path, tmp_path: Path)
     assert found.stderr.count("a grey one takes its place") == 8
     named = ", ".join(f"image {image} of {tmp_path / 'set'}" for image in range(8))
     assert f"8 damaged images were replaced by grey ones: {named};" in found.stdout
-
-
-def copy(dataset: Path, folder: Path, name: str) -> Path:
-    """Another dataset with the same samples."""
-    folder.mkdir(exist_ok=True)
-    for path in dataset.parent.glob("set_*"):
-        (folder / path.name.replace("set", name, 1)).write_bytes(path.read_bytes())
-    return folder / name
 
 
 def test_a_blend_with_held_out_samples(dataset: Path, tmp_path: Path) -> None:
@@ -263,8 +262,7 @@ def test_a_split_that_leaves_nothing(dataset: Path) -> None:
 
 def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> None:
     """Records that do not fit their rows: the rank that decodes fails while the other waits for its pixels."""
-    for path in dataset.parent.glob("set_*"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copy(dataset, tmp_path, "set")
     images = np.load(tmp_path / "set_images.npy")
     images["num_bytes"] += 1
     np.save(tmp_path / "set_images.npy", images)

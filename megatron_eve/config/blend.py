@@ -48,12 +48,13 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
                 )
     else:
         prefixes, shares = tuple(words), None
-    for prefix in prefixes:
+    resolved = [Path(prefix).resolve() for prefix in prefixes]
+    for prefix, path in zip(prefixes, resolved, strict=True):
         if _number(prefix) is not None:
             raise ConfigError(
                 f"{flag} {' '.join(words)}: give prefixes alone, or a weight before each of them (0.3 a 0.7 b)"
             )
-        if [Path(other).resolve() for other in prefixes].count(Path(prefix).resolve()) > 1:
+        if resolved.count(path) > 1:
             raise ConfigError(f"{flag} {prefix}: comes twice; give it a larger weight instead")
     return Blend(prefixes, shares)
 

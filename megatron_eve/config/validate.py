@@ -188,8 +188,9 @@ def _sampling(config: RunConfig) -> Iterator[str]:
         return
     if held_out.weights:
         yield "--valid-data-path: losses are measured on each dataset by itself; leave the weights out"
+    trained = {Path(prefix).resolve() for prefix in blend.prefixes}
     for prefix in held_out.prefixes:
-        if Path(prefix).resolve() in map(Path.resolve, map(Path, blend.prefixes)):
+        if Path(prefix).resolve() in trained:
             yield f"--valid-data-path {prefix}: is trained on too (--data-path); hold out a part with --split instead"
     if data.mock_data and held_out.prefixes:
         yield "--mock-data: makes its own samples; leave --valid-data-path out"

@@ -137,7 +137,7 @@ class CheckpointStore:
         _sync(self.root)
 
     def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> None:
-        """Remove what need not be kept, and what was cut short; the latest checkpoint always stays.
+        """Remove what need not be kept; the latest checkpoint always stays.
 
         Args:
             keep_last: the newest so many stay as they are; None keeps all.
@@ -223,25 +223,24 @@ def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
 
 def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
     """Write `WRITER.sha256` for files of the folder, flushed to disk."""
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
-    with (folder / f"{writer}{_SUMS}").open("w", encoding="utf-8") as stream:
-        stream.writelines(lines)
-        stream.flush()
-        os.fsync(stream.fileno())
+    _write_sums(folder / f"{writer}{_SUMS}", {name: _sha256(folder / name) for name in names})
 
 
 def drop_optimizer(folder: Path) -> None:
-    """Take the optimizer state out of a checkpoint; its weights stay readable. Does nothing the second time."""
+    """Take the optimizer state out of a checkpoint; its weights stay readable. Does nothing the second time.
+
+    The files go last, so that a kill leaves something to do for the next call.
+    """
     from torch.distributed.checkpoint import FileSystemReader
 
-    metadata = FileSystemReader(folder).read_metadata()
-    doomed = {name for name in _shards(folder) if name.startswith(OPTIMIZER)}
+    doomed = {path.name for path in folder.glob(f"{OPTIMIZER}*") if path.suffix != _SUMS}
     if not doomed:
         return
-    assert metadata.storage_data is not None
-    gone = {index for index, entry in metadata.storage_data.items() if entry.relative_path in doomed}
+    metadata = FileSystemReader(folder).read_metadata()
+    storage = metadata.storage_data or {}
+    gone = {index for index, entry in storage.items() if entry.relative_path in doomed}
     keys = {index.fqn for index in gone}
-    metadata.storage_data = {i: entry for i, entry in metadata.storage_data.items() if i not in gone}
+    metadata.storage_data = {i: entry for i, entry in storage.items() if i not in gone}
     metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if k not in keys}
     temporary = folder / ".metadata.partial"
     with temporary.open("wb") as stream:
@@ -249,15 +248,13 @@ def drop_optimizer(folder: Path) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / ".metadata")
+    # Only the index has other bytes now: a new digest of the weights would call any damage to them whole.
+    changed = {".metadata": _sha256(folder / ".metadata")}
+    for path in folder.glob(f"*{_SUMS}"):
+        sums = {name: changed.get(name, digest) for name, digest in _read_sums(path).items()}
+        _write_sums(path, {name: digest for name, digest in sums.items() if name not in doomed})
     for name in doomed:
         (folder / name).unlink()
-    _rewrite_checksums(folder, doomed)
-
-
-def _rewrite_checksums(folder: Path, gone: set[str]) -> None:
-    for path in folder.glob(f"*{_SUMS}"):
-        names = [name for name in _read_sums(path) if name not in gone]
-        write_checksums(folder, path.name.removesuffix(_SUMS), names)
 
 
 def _shards(folder: Path) -> dict[str, int]:
@@ -277,6 +274,13 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _read_sums(path: Path) -> dict[str, str]:
     lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     return {line[1]: line[0] for line in lines if len(line) == 2}
+
+
+def _write_sums(path: Path, sums: dict[str, str]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(f"{digest}  {name}\n" for name, digest in sums.items())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _sha256(path: Path) -> str:

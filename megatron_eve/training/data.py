@@ -79,7 +79,12 @@ def open_data(config: RunConfig) -> RunData:
         return data_in_memory(config, mock)
     blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
     prefixes = (*blend.prefixes, *others.prefixes)
-    datasets = [_open(config, prefix) for prefix in prefixes]
+    sha256 = None
+    if data.tokenizer_model:
+        from megatron_eve.data.tokenizer import Tokenizer
+
+        sha256 = Tokenizer(data.tokenizer_model).sha256
+    datasets = [_open(config, prefix, sha256) for prefix in prefixes]
     training, held_out = _divide(config, prefixes, datasets, len(blend.prefixes))
     dataset = datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
     trained = datasets[: len(training)]
@@ -142,16 +147,11 @@ def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
 
 
-def _open(config: RunConfig, prefix: str) -> IndexedVisionDataset:
+def _open(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> IndexedVisionDataset:
     data, model = config.data, config.model
     dataset = IndexedVisionDataset(prefix, mmap_bin_files=data.mmap_bin_files)
-    sha256 = None
-    if data.tokenizer_model:
-        from megatron_eve.data.tokenizer import Tokenizer
-
-        sha256 = Tokenizer(data.tokenizer_model).sha256
     dataset.check_compatible(
-        tokenizer_sha256=sha256,
+        tokenizer_sha256=tokenizer_sha256,
         vocab_size=model.vocab_size,
         image_size=model.image_size,
         teacher_size=model.teacher_size,

@@ -11,11 +11,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megatron_eve.data.indexed import DatasetInfo, IndexedVisionDataset
+from megatron_eve.data.indexed import (
+    DatasetInfo,
+    DatasetSettings,
+    DatasetWriter,
+    IndexedVisionDataset,
+    StoredImage,
+)
 from megatron_eve.data.preprocess import PreprocessConfig, preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., PreprocessConfig]
+# Of datasets that are written without preprocessing, for the model `eve_mini`.
+MINI_SETTINGS = DatasetSettings(
+    template="plain",
+    image_size=224,
+    teacher_size=112,
+    model_max_length=2048,
+    apply_exif=False,
+    max_pixels=1 << 20,
+    tokenizer_sha256="ab" * 32,
+    vocab_size=384,
+)
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -53,3 +70,22 @@ def opened(config: PreprocessConfig) -> IndexedVisionDataset:
 
 def skipped_rows(config: PreprocessConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(f"{config.output_prefix}_skipped.jsonl").open()]
+
+
+def write_dataset(prefix: Path, rows: int, seed: int) -> str:
+    """Noise pictures of all shapes with random captions; a fifth of the rows have none, some have two."""
+    noise = np.random.default_rng(seed)
+    with DatasetWriter(prefix, MINI_SETTINGS) as writer:
+        for row in range(rows):
+            images = []
+            for _ in range((1, 1, 2, 0, 1)[row % 5]):
+                width, height = noise.integers(60, 400, 2).tolist()
+                stream = BytesIO()
+                pixels = noise.integers(0, 255, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(stream, "JPEG")
+                images.append(StoredImage(stream.getvalue(), width, height))
+            caption = noise.integers(3, 384, noise.integers(5, 40)).tolist()
+            head = [1, *[-200] * len(images)]
+            writer.add_sample([*head, *caption], [*[-100] * len(head), *caption], images)
+        writer.finalise()
+    return str(prefix)

@@ -11,24 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_eve.data.dataset_format import IMAGE_PARTS, MANIFEST, TEXT_PARTS, DatasetSettings
+from megatron_eve.data.dataset_format import IMAGE_PARTS, MANIFEST, TEXT_PARTS
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
 from megatron_eve.data.images.decode import decode_image
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.loader import StepLoader
-from tests.data.helpers import encoded, picture
+from tests.data.helpers import MINI_SETTINGS, encoded, picture
 
-SETTINGS = DatasetSettings(
-    template="plain",
-    image_size=224,
-    teacher_size=112,
-    model_max_length=2048,
-    apply_exif=False,
-    max_pixels=1 << 20,
-    tokenizer_sha256="ab" * 32,
-    vocab_size=384,
-)
 TEXTS = [[1, -200, 5, 6], [1, 7, 383], [1, -200, 8, -200, 9], [1, 4, 4, 4, 4]]
 SIZES = [[(20, 10)], [], [(10, 30), (16, 16)], []]
 
@@ -36,7 +26,7 @@ SIZES = [[(20, 10)], [], [(10, 30), (16, 16)], []]
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("whole") / "set"
-    with DatasetWriter(prefix, SETTINGS) as writer:
+    with DatasetWriter(prefix, MINI_SETTINGS) as writer:
         for tokens, sizes in zip(TEXTS, SIZES, strict=True):
             images = [StoredImage(encoded(picture(*size), "PNG"), *size) for size in sizes]
             labels = [token if token > 1 else -100 for token in tokens]

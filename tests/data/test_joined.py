@@ -18,18 +18,9 @@ from megatron_eve.data.dataset_format import DatasetSettings
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.joined import JoinedDataset
-from tests.data.helpers import encoded, picture
+from tests.data.helpers import MINI_SETTINGS, encoded, picture
 
-SETTINGS = DatasetSettings(
-    template="plain",
-    image_size=224,
-    teacher_size=112,
-    model_max_length=2048,
-    apply_exif=False,
-    max_pixels=1000,
-    tokenizer_sha256="ab" * 32,
-    vocab_size=384,
-)
+SETTINGS = replace(MINI_SETTINGS, max_pixels=1000)
 
 
 def write(

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NODES = 2
@@ -126,9 +127,9 @@ class Cluster:
                 words, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
 
-    def _wait(self, done: object, what: str, timeout: float = 30) -> None:
+    def _wait(self, done: Callable[[], bool], what: str, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
-        while not done():  # type: ignore[operator]
+        while not done():
             if time.monotonic() > deadline:
                 logs = "".join(path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.out"))
                 raise TimeoutError(f"waited {timeout:.0f} s for {what}\n{logs}")

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, why_not
-from tests.training.test_kill import write_dataset
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
-from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums
+from megatron_eve.training.checkpoint_store import (
+    CheckpointStore,
+    damaged_part,
+    drop_optimizer,
+    missing_part,
+    write_checksums,
+)
 from megatron_eve.training.compatibility import CheckpointError
 from tests.layouts import ONE, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankError, RankPool
@@ -163,6 +169,23 @@ def test_what_is_kept(ranks: RankPool, tmp_path: Path) -> None:
     CheckpointStore(tmp_path)._write_tracker(2)
     with pytest.raises(RankError, match="iter_0000002: it was kept without its optimizer state"):
         ranks.run(2, run, config_of(TP2_SP, tmp_path, load=True), 7)
+
+
+def test_stripping_a_checkpoint_hides_no_damage_and_can_be_taken_up_again(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    ranks.run(2, train_and_save, config_of(TP2_SP, tmp_path, iterations=1), 1)
+    folder = tmp_path / "iter_0000001"
+    optimizer = {path: path.read_bytes() for path in folder.glob("optimizer*")}
+    drop_optimizer(folder)
+    assert missing_part(folder) is None and damaged_part(folder, 0, 1) is None
+    for path, content in optimizer.items():  # as if killed before the files went
+        path.write_bytes(content)
+    harm_shard(folder)
+    drop_optimizer(folder)
+    assert not list(folder.glob("optimizer*"))
+    assert missing_part(folder) is None
+    assert "__0_0.distcp is damaged" in str(damaged_part(folder, 0, 1))
 
 
 def harm_shard(folder: Path) -> None:
