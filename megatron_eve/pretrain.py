@@ -44,14 +44,20 @@ def _main(signals: ExitSignals) -> None:
 
 
 def _train(config: RunConfig, signals: ExitSignals) -> None:
+    from megatron_eve.training.initialize import distributed, use_deterministic_kernels
+    from megatron_eve.training.logs import configure_logging
+
+    configure_logging()
+    if config.training.deterministic_mode:
+        use_deterministic_kernels()
     from megatron_eve.accelerator import accelerator
 
     accelerator()
-    from megatron_eve.training.initialize import distributed
     from megatron_eve.training.train import train
 
     with distributed(config):
-        train(config, signals)
+        status = train(config, signals)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 #
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
-# requeued too, until three starts in a row made no new checkpoint.
+# requeued too, until three starts in a row made no new checkpoint, or the ranks say in SAVE/stopped that it is no use.
 
 readonly MOST_STARTS=3
 
@@ -102,6 +102,7 @@ train() { # RECIPE FLAGS...
         "   checkpoint $SAVE, latest: $(latest_checkpoint "$SAVE"), start $starts from there" \
         "   command    ${command[*]}"
 
+    rm -f "$SAVE/stopped"
     local signalled=
     # Ranks hear the signal and leave with a checkpoint. torchrun's agent must not: it would die of it.
     trap 'signalled=1; echo "time is nearly up: the ranks are asked to save and leave"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
@@ -121,6 +122,8 @@ train() { # RECIPE FLAGS...
         echo "== done: $SAVE is at iteration $(latest_checkpoint "$SAVE")"
         return 0
     fi
+    # A bad step that the run must end at, and no restart will make good (--bad-step-policy).
+    [[ ! -s $SAVE/stopped ]] || die "$(< "$SAVE/stopped")"
     if ((starts >= MOST_STARTS)) && [[ $(latest_checkpoint "$SAVE") == $(cut -d ' ' -f 1 "$SAVE/starts") ]]; then
         die "$starts starts from checkpoint $(latest_checkpoint "$SAVE") ended without a new one; the job stops here. Find out" \
             "why (above), then submit it again; rm $SAVE/starts forgets the count"

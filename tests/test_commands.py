@@ -81,9 +81,10 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     assert "exiting at iteration 2" in first.stdout
     second = command(
         "-m", "megatron_eve.pretrain", *run, "--load", str(tmp_path / "run"), "--pipeline-model-parallel-size", "2",
-        ranks=2,
+        "--deterministic-mode", "--log-straggler", ranks=2,
     )  # fmt: skip
     assert second.returncode == 0, second.stderr
+    assert second.stdout.count(" stragglers | forward: rank ") == 2
     assert "starting at iteration 2" in second.stdout
     records = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records] == [1, 2, 3, 4]
@@ -102,6 +103,31 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     assert answer.returncode == 0, answer.stderr
     captions = [json.loads(line) for line in answer.stdout.splitlines()]
     assert [caption["image"] for caption in captions] == pictures
+
+
+@pytest.mark.gpu
+def test_a_run_repeats_itself_bit_for_bit_on_a_gpu(tmp_path: Path) -> None:
+    """With --deterministic-mode; without it, attention and gather add in any order."""
+    found = []
+    for name in ("first", "second"):
+        run = [
+            "--bf16",
+            "--mock-data",
+            "--train-iters",
+            "20",
+            "--deterministic-mode",
+            "--save",
+            str(tmp_path / name),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "megatron_eve.pretrain", *SMALL, *run],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / name / "losses.jsonl").read_text().splitlines()
+        found.append([(json.loads(line)["lm_loss_hex"], json.loads(line)["grad_norm"]) for line in lines])
+    assert len(found[0]) == 20
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

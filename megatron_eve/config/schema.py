@@ -139,6 +139,8 @@ class TrainingConfig:
     """With full recompute: every layer group ("uniform") or the first ones ("block")."""
     recompute_num_layers: int | None = None
     """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
+    deterministic_mode: bool = False
+    """Only kernels that give the same bits each time, on GPUs too: slower. CPUs always do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
     """Divide the loss by the labels of the whole step, or take the published mean over microbatch means."""
 
@@ -252,6 +254,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class FaultConfig:
+    """What is done about a step whose loss or gradient norm cannot be right, and what is found out about it."""
+
+    __pydantic_config__ = _STRICT
+
+    bad_step_policy: Literal["stop", "skip"] = "stop"
+    """A step with a loss or gradient norm that is not finite, or a spike: "stop" saves what was before it and ends the
+    run, "skip" goes on without its update. Its samples are listed in SAVE/bad_steps.jsonl."""
+    spike_factor: float | None = None
+    """A loss or gradient norm above so many times the median of the last 100 steps is a spike; None knows none."""
+    rerun_mode: Literal["disabled", "validate_results"] = "disabled"
+    """Run a bad step again, to tell a fault of the hardware from a bad batch (megatron-core's rerun state machine);
+    checks each rank's gradients before they are reduced, too."""
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """What is reported."""
 
@@ -261,6 +279,8 @@ class LoggingConfig:
     """Iterations between two log lines."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard event files."""
+    log_straggler: bool = False
+    """With each log line, say which ranks took longest over their forward passes and their data."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +296,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def to_dict(self) -> dict[str, Any]:

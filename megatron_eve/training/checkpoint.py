@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
+from megatron_eve.training.bad_steps import WINDOW, Values, pending_request, pending_state, restore_pending
 from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
 from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
@@ -47,10 +48,20 @@ class Progress:
     Attributes:
         iteration: optimizer steps done.
         consumed_samples: samples seen; with the seed, all the state the data order has.
+        recent: losses and gradient norms of the last steps whose update was made, for finding spikes.
+        skipped_in_a_row: steps just before this whose update was left out.
     """
 
     iteration: int = 0
     consumed_samples: int = 0
+    recent: tuple[Values, ...] = ()
+    skipped_in_a_row: int = 0
+
+    def after(self, samples: int, values: Values, skipped: bool) -> Progress:
+        """Where a run stands a step later, which took so many samples."""
+        recent = self.recent if skipped else (*self.recent, values)[-WINDOW:]
+        row = self.skipped_in_a_row + 1 if skipped else 0
+        return Progress(self.iteration + 1, self.consumed_samples + samples, recent, row)
 
 
 def run_state(
@@ -73,11 +84,11 @@ def run_state(
     """
     return {
         "checkpoint_version": 3.0,
-        "iteration": progress.iteration,
-        "consumed_samples": progress.consumed_samples,
+        **asdict(progress),
         "config": config.to_dict(),
         "dataset": dataset,
         "teacher": teacher,
+        **pending_state(),
         **_model_state(chunks),
         "rng_state": _rng_state(),
         "optimizer": optimizer.sharded_state_dict(
@@ -121,6 +132,7 @@ def load_checkpoint(
     same_layout = saved["config"]["parallel"] == config.to_dict()["parallel"]
     if same_layout:
         request["rng_state"] = _rng_state()
+    request |= pending_request(saved)
     loaded = dist_checkpointing.load(request, str(folder))
     _load_model(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
@@ -128,7 +140,8 @@ def load_checkpoint(
         group.update(own)
     if same_layout:
         _restore_rng(loaded["rng_state"])
-    return Progress(saved["iteration"], saved["consumed_samples"])
+    restore_pending(loaded)
+    return Progress(**{name: saved[name] for name in asdict(Progress())})
 
 
 def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:

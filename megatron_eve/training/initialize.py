@@ -23,6 +23,17 @@ def global_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def use_deterministic_kernels() -> None:
+    """Refuse kernels that add in another order each time; to be called before anything runs on a GPU."""
+    # TransformerEngine's attention, cuBLAS and NCCL are told by the environment alone.
+    os.environ.update(NVTE_ALLOW_NONDETERMINISTIC_ALGO="0", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def initialize_distributed(parallel: ParallelConfig) -> None:
     """Join the process group that torchrun describes, or make one of this process alone."""
     import torch

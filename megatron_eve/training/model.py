@@ -79,6 +79,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         recompute_granularity=training.recompute_granularity,
         recompute_method=training.recompute_method,
         recompute_num_layers=training.recompute_num_layers,
+        deterministic_mode=training.deterministic_mode,
         # Packs differ in length, so stages exchange shapes; megatron-core wants this dispatcher beside it,
         # although nothing here is a mixture of experts.
         variable_seq_lengths=True,
@@ -135,6 +136,7 @@ def wrap_for_training(
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         grad_reduce_in_fp32=config.training.bf16,
+        check_for_nan_in_grad=config.faults.rerun_mode == "validate_results",
     )
     wrapped = []
     for i, chunk in enumerate(chunks):

@@ -14,6 +14,7 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
+from megatron_eve.training.step import StepResult
 
 
 class Monitor:
@@ -52,32 +53,31 @@ class Monitor:
         iteration: int,
         consumed_samples: int,
         step: Step,
-        losses: dict[str, torch.Tensor],
+        result: StepResult,
         learning_rate: float,
-        grad_norm: float,
         flops: float,
     ) -> None:
-        """Report an iteration that just ended (losses are read here, which waits for the device).
+        """Report an iteration that just ended.
 
         Args:
             iteration, consumed_samples: where the run stands now.
             step: what the iteration held.
-            losses: by name, as logged: "lm loss", and "align loss" with the aligning layer.
+            result: what came of it.
             learning_rate: of parameters without a rate of their own.
-            grad_norm: before any clipping.
             flops: model FLOPs of the iteration on each rank (see `training/flops.py`).
         """
         if not self.active:
             return
         seconds = time.perf_counter() - self._started
-        values = {name.replace(" ", "_"): float(loss) for name, loss in losses.items()}
+        values = {name.replace(" ", "_"): loss for name, loss in result.losses.items()}
         record = {
             "iteration": iteration,
             "consumed_samples": consumed_samples,
             **values,
             **{f"{name}_hex": value.hex() for name, value in values.items()},
             "lr": learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": result.grad_norm,
+            "skipped": result.bad is not None,
             "samples": len(step.sample_ids),
             # Two runs that agree in this saw the same samples in the same order.
             "sample_ids_sha256": hashlib.sha256(step.sample_ids.astype("<i8").tobytes()).hexdigest()[:16],
@@ -96,8 +96,36 @@ class Monitor:
                 self._board.add_scalar(name, record[name], iteration)
             self._board.add_scalar("samples_per_second", len(step.sample_ids) / seconds, iteration)
             self._board.add_scalar("tokens_per_second", step.num_tokens / seconds, iteration)
-        if iteration % self._config.logging.log_interval == 0:
+        if self.is_due(iteration) or result.bad:
             print(self._line(record), flush=True)
+
+    def is_due(self, iteration: int) -> bool:
+        """Is there a log line after this iteration?"""
+        return iteration % self._config.logging.log_interval == 0
+
+    def report_bad_step(self, iteration: int, result: StepResult, step: Step, names: list[str]) -> None:
+        """Say what is wrong with a step, and list its samples in bad_steps.jsonl.
+
+        Args:
+            iteration: of the step.
+            result: what came of it.
+            step: what it held.
+            names: of its samples.
+        """
+        reason = result.bad or "not the same when it was run again"
+        if self._config.checkpoint.save:
+            record = {
+                "iteration": iteration,
+                "reason": reason,
+                "update": "stopped" if result.exit_code else "skipped",
+                **{name.replace(" ", "_"): value for name, value in result.values.items()},
+                "samples": dict(zip(step.sample_ids.tolist(), names, strict=True)),
+            }
+            with (Path(self._config.checkpoint.save) / "bad_steps.jsonl").open(
+                "a", encoding="utf-8"
+            ) as stream:
+                stream.write(json.dumps(record) + "\n")
+        print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         seconds = record["seconds"]
@@ -109,7 +137,7 @@ class Monitor:
             f" learning rate: {record['lr']:.6E} |"
             f" global batch size: {record['samples']:5d} |"
             f" lm loss: {record['lm_loss']:.6E} |{aligning}"
-            f" grad norm: {record['grad_norm']:.3f} |"
+            f" grad norm: {record['grad_norm']:.3f} |{' update skipped |' * record['skipped']}"
             f" samples/s: {record['samples'] / seconds:.1f} |"
             f" tokens/s: {record['tokens'] / seconds:.0f} |"
             f" pack fill: {record['pack_fill']:.3f} |"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,15 +12,18 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.bad_steps import Values, validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import unwrap
+from megatron_eve.training.stragglers import Stragglers
 
 
 def forward_step(
@@ -28,10 +32,13 @@ def forward_step(
     *,
     normalizer: Normalizer,
     teacher: Teacher | None,
+    stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
     """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
     batch = next(batches)
-    return model(model_inputs(batch, unwrap(model), teacher)), normalizer.loss_function(batch)
+    with stragglers.forward() if stragglers else nullcontext():
+        outputs = model(model_inputs(batch, unwrap(model), teacher))
+    return outputs, normalizer.loss_function(batch)
 
 
 def forward_backward(
@@ -41,6 +48,7 @@ def forward_backward(
     teacher: Teacher | None = None,
     *,
     forward_only: bool = False,
+    stragglers: Stragglers | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run a step's packs forward and backward; gradients are left reduced in the DDP buffers.
 
@@ -50,6 +58,7 @@ def forward_backward(
         normalizer: what the losses are divided by.
         teacher: on the last stage of a model with an aligning layer.
         forward_only: losses without gradients.
+        stragglers: takes the times of forward passes.
 
     Returns:
         Losses of the whole step by name ("lm loss", and "align loss" with the aligning layer), float64 scalars, the
@@ -58,7 +67,9 @@ def forward_backward(
     interleaved = len(chunks) > 1
     iterators = [iter(step.batches) for _ in chunks]
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, normalizer=normalizer, teacher=teacher),
+        forward_step_func=partial(
+            forward_step, normalizer=normalizer, teacher=teacher, stragglers=stragglers
+        ),
         data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=step.num_microbatches,
@@ -84,30 +95,76 @@ def _reduce(results: list[dict[str, torch.Tensor]], chunk: VisionLanguageModel) 
     return dict(zip(names, totals, strict=True))
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step, the same on every rank.
+
+    Attributes:
+        losses: by name: "lm loss", and "align loss" with the aligning layer.
+        grad_norm: before any clipping.
+        bad: what is wrong with it; None if nothing is, and only then was an update made.
+        exit_code: nonzero if the run must end here, without an update.
+    """
+
+    losses: Values
+    grad_norm: float
+    bad: str | None = None
+    exit_code: int = 0
+
+    @property
+    def values(self) -> Values:
+        """Losses and gradient norm, by name."""
+        return {**self.losses, "grad norm": self.grad_norm}
+
+
 def train_step(
     chunks: Sequence[DistributedDataParallel],
     optimizer: Any,
     step: Step,
     normalizer: Normalizer,
     teacher: Teacher | None = None,
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Forward, backward, update.
+    *,
+    recent: Sequence[Values] = (),
+    spike_factor: float | None = None,
+    stragglers: Stragglers | None = None,
+) -> StepResult:
+    """Forward, backward, and the update if the step is good.
 
-    Returns:
-        losses (see `forward_backward`) and the gradient norm before any clipping.
-
-    Raises:
-        FloatingPointError: the gradient is not finite. The weights may have taken it by then, so the run ends
-            here, on every rank alike and before anything is saved.
+    Args:
+        chunks, step, normalizer, teacher, stragglers: see `forward_backward`.
+        optimizer: megatron-core's.
+        recent, spike_factor: what makes a step bad (see `why_bad`).
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    losses = forward_backward(chunks, step, normalizer, teacher)
-    succeeded, grad_norm, _ = optimizer.step()
-    if not succeeded or not math.isfinite(grad_norm):
-        raise FloatingPointError(
-            f"the gradient of this step is not finite; its samples are {step.sample_ids.tolist()}; "
-            "nothing of it was saved: resume from the last checkpoint with a lower --lr"
-        )
-    return losses, float(grad_norm)
+    machine = get_rerun_state_machine()
+    # Once, or as often as the machine wants to see the step; what comes of the last time counts.
+    while machine.should_run_forward_backward(None):
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        shares = forward_backward(chunks, step, normalizer, teacher, stragglers=stragglers)
+        # optimizer.step() does both again: they read this rank's share of the gradients, and change nothing.
+        optimizer.prepare_grads()
+        losses, grad_norm = _share(shares, optimizer.get_grad_norm())
+        result = StepResult(losses, grad_norm)
+        result = replace(result, bad=why_bad(result.values, recent, spike_factor))
+        if holds_losses():
+            validate_step(machine, result.values, result.bad)
+    _, leaves, exit_code = machine.should_checkpoint_and_exit()
+    if result.bad is None and not leaves:
+        optimizer.step()
+    return replace(result, exit_code=exit_code)
+
+
+def holds_losses() -> bool:
+    """Is this the rank that reports for all? The last one, which is in the last pipeline stage."""
+    return torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+
+
+def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
+    """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
+    told = torch.stack(
+        [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
+    )
+    torch.distributed.broadcast(told, src=torch.distributed.get_world_size() - 1)
+    *shared, grad_norm = told.tolist()
+    return dict(zip(losses, shared, strict=True)), grad_norm

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.rerun_state_machine import (
+    EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
+    RerunState,
+    get_rerun_state_machine,
+)
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.training.announce import announce, count_parameters
+from megatron_eve.training.bad_steps import exit_code, start_machine, verdict
 from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights
 from megatron_eve.training.checkpoint_saver import CheckpointSaver
 from megatron_eve.training.compatibility import CheckpointError
@@ -22,13 +27,13 @@ from megatron_eve.training.data import RunData, build_loader, open_data
 from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
-from megatron_eve.training.memory import checkpoint_bytes, training_bytes
+from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.signals import ExitSignals, Watchdog
-from megatron_eve.training.stages import STAGES
-from megatron_eve.training.step import train_step
+from megatron_eve.training.step import StepResult, holds_losses, train_step
+from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
 
 
@@ -40,6 +45,7 @@ class Trainer:
         data: samples, their order, and what is held out.
         teacher_identity: what identifies the teacher in a checkpoint.
         teacher: on ranks of the last stage, with the aligning layer.
+        stragglers: with `--log-straggler`.
     """
 
     config: RunConfig
@@ -51,6 +57,7 @@ class Trainer:
     progress: Progress
     teacher: Teacher | None = None
     teacher_identity: dict[str, Any] | None = None
+    stragglers: Stragglers | None = None
 
 
 def setup(config: RunConfig) -> Trainer:
@@ -58,6 +65,7 @@ def setup(config: RunConfig) -> Trainer:
 
     The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
     """
+    start_machine(config.faults)
     data = open_data(config)
     loader = build_loader(config, data)
     teacher = build_teacher(config)
@@ -72,7 +80,13 @@ def setup(config: RunConfig) -> Trainer:
         progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
-    return Trainer(config, chunks, optimizer, scheduler, loader, data, progress, teacher, identity)
+    # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
+    rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
+    get_rerun_state_machine().current_iteration = progress.iteration + rerun
+    stragglers = Stragglers() if config.logging.log_straggler else None
+    return Trainer(
+        config, chunks, optimizer, scheduler, loader, data, progress, teacher, identity, stragglers
+    )
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
@@ -85,26 +99,42 @@ def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
         load_weights(folder, chunks, config.model)
 
 
-def train_one(trainer: Trainer, monitor: Monitor | None = None) -> dict[str, torch.Tensor]:
-    """One iteration: take the next samples, step, and move the run's state on.
+def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
+    """One iteration: take the next samples, step, and move the run's state on, unless the run ends at this step.
 
     Returns:
-        The step's losses (see `train_step`).
+        What came of the step; with a bad one that the policy skips, the state has moved on without its update.
     """
-    config, done = trainer.config, trainer.progress
+    config, done, stragglers = trainer.config, trainer.progress, trainer.stragglers
     count = min(config.training.global_batch_size, config.total_samples - done.consumed_samples)
     if monitor:
         monitor.start()
-    step = trainer.loader.step(done.consumed_samples, count)
+    with stragglers.data() if stragglers else nullcontext():
+        step = trainer.loader.step(done.consumed_samples, count)
     normalizer = Normalizer.of(step, config.alignment.align_loss_weight, config.training.loss_normalization)
     rate = learning_rate(trainer.optimizer)
-    losses, grad_norm = train_step(trainer.chunks, trainer.optimizer, step, normalizer, trainer.teacher)
+    result = train_step(
+        trainer.chunks,
+        trainer.optimizer,
+        step,
+        normalizer,
+        trainer.teacher,
+        recent=done.recent,
+        spike_factor=config.faults.spike_factor,
+        stragglers=stragglers,
+    )
+    result = replace(result, exit_code=exit_code(config.faults, result, done.skipped_in_a_row))
+    if monitor and monitor.active and (result.bad or result.exit_code):
+        names = [trainer.data.dataset.sample_name(sample) for sample in step.sample_ids.tolist()]
+        monitor.report_bad_step(done.iteration + 1, result, step, names)
+    if result.exit_code:
+        return result
     trainer.scheduler.step(increment=count)
-    trainer.progress = Progress(done.iteration + 1, done.consumed_samples + count)
+    trainer.progress = done.after(count, result.values, skipped=result.bad is not None)
     if monitor and monitor.active:
         progress, flops = trainer.progress, _flops(trainer, step)
-        monitor.report(progress.iteration, progress.consumed_samples, step, losses, rate, grad_norm, flops)
-    return losses
+        monitor.report(progress.iteration, progress.consumed_samples, step, result, rate, flops)
+    return result
 
 
 def _flops(trainer: Trainer, step: Step) -> float:
@@ -119,12 +149,16 @@ def _flops(trainer: Trainer, step: Step) -> float:
     return sum(parts.values()) / torch.distributed.get_world_size()
 
 
-def train(config: RunConfig, signals: ExitSignals) -> None:
+def train(config: RunConfig, signals: ExitSignals) -> int:
     """Run until the samples are used up, or there is a reason to leave before; saves on the way. Collective.
 
     Args:
         config: of the run.
         signals: caught since the process began.
+
+    Returns:
+        The exit status: 0, or megatron-core's for a step that must be run again after a restart (16) or that ends the
+        run (17).
 
     Raises:
         CheckpointError: a checkpoint that cannot be resumed from; a disk without room; or the last checkpoint could not
@@ -132,22 +166,27 @@ def train(config: RunConfig, signals: ExitSignals) -> None:
     """
     trainer = setup(config)
     settings, start = config.training, trainer.progress.iteration
-    total, trained = _count_parameters(trainer)
+    total, trained = count_parameters(trainer.chunks)
     announce(trainer, total, trained)
     saver = CheckpointSaver(config) if config.checkpoint.save else None
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
-    last_rank = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-    monitor = Monitor(config, active=last_rank, start=start)
-    leave = signals.received()
+    monitor = Monitor(config, active=holds_losses(), start=start)
+    leave, status = signals.received(), 0
     # Stacks are shown before collectives time out and take the process with them.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
     while trainer.progress.consumed_samples < config.total_samples and not leave:
-        train_one(trainer, monitor)
+        result = train_one(trainer, monitor)
         watchdog.feed()
+        if result.exit_code:
+            status = result.exit_code
+            _stop(trainer, result, saver, start)
+            break
         iteration = trainer.progress.iteration
         done = trainer.progress.consumed_samples >= config.total_samples
         leave = _reason_to_leave(config, iteration, signals)
+        if trainer.stragglers and monitor.is_due(iteration):
+            print_rank_0(trainer.stragglers.report())
         with watchdog.paused():
             # Before the save, so that a kill in between is made good by a resume.
             if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
@@ -168,6 +207,26 @@ def train(config: RunConfig, signals: ExitSignals) -> None:
         raise CheckpointError(
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
+    return status
+
+
+def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
+    """End a run at a step that its policy, or the rerun state machine, stops at: say why, save what was before it.
+
+    A run that ends for good says so in SAVE/stopped, by which the batch scripts know not to requeue it. Collective.
+    """
+    machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
+    why = verdict(trainer.config.faults, iteration + 1, result)
+    print_rank_0(f"stopped at {why}")
+    if saver is None:
+        return
+    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION and torch.distributed.get_rank() == 0:
+        (Path(trainer.config.checkpoint.save or "") / "stopped").write_text(why + "\n", encoding="utf-8")
+    # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
+    reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
+    rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
+    if reruns or rerun or iteration not in (start, saver.last):
+        _save(trainer, saver)
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
@@ -209,55 +268,4 @@ def _save(trainer: Trainer, saver: CheckpointSaver) -> None:
         trainer.optimizer,
         trainer.data.identity,
         trainer.teacher_identity,
-    )
-
-
-def _count_parameters(trainer: Trainer) -> tuple[int, int]:
-    """Parameters over tensor and pipeline ranks, and how many of them train. Collective."""
-    counts = torch.zeros(2, dtype=torch.int64)
-    for chunk in trainer.chunks:
-        for parameter in chunk.parameters():
-            counts += torch.tensor([parameter.numel(), parameter.numel() * parameter.requires_grad])
-    counts = counts.to(accelerator().device)
-    torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
-    return int(counts[0]), int(counts[1])
-
-
-def announce(trainer: Trainer, total: int, trained: int) -> None:
-    """Print the configuration and the plan once, before the first step. Collective.
-
-    Args:
-        trainer: of the run.
-        total, trained: parameters over tensor and pipeline ranks, and how many of them train.
-    """
-    config, parallel = trainer.config, trainer.config.parallel
-    held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
-    most = torch.tensor([held.weights, held.gradients, held.optimizer])
-    most = most.to(accelerator().device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    weights, gradients, optimizer = (value / 2**20 for value in most.tolist())
-    virtual = config.virtual_pipeline_model_parallel_size
-    print_rank_0(
-        f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
-        f"stage {config.training.stage} ({STAGES[config.training.stage].name}) on {accelerator().name}: "
-        f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
-        f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
-        f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
-        f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
-        f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
-        f"optimizer state {optimizer:,.1f}\n"
-        f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
-        f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
-    )
-    if trainer.teacher_identity:
-        print_rank_0(yaml.safe_dump({"teacher": trainer.teacher_identity}, sort_keys=False).rstrip())
-
-
-def _samples(data: RunData) -> str:
-    """What of each dataset is trained on and what is held out, a line each."""
-    held_out = {part.name: len(part) for part in data.held_out}
-    trained = {part.name: len(part) for part in data.training}
-    return "\n".join(
-        f"{name}: {trained.get(name, 0):,} samples to train on, {held_out.get(name, 0):,} held out"
-        for name in {**trained, **held_out}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -94,6 +96,15 @@ class Site:
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         records: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return {one["iteration"]: (one["lm_loss_hex"], one["align_loss_hex"]) for one in records}
+
+    def ranks(self, name: str) -> list[psutil.Process]:
+        """Processes of the ranks of the run that saves in NAME, in their order."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(self.folder / name) in process.cmdline() and "RANK" in process.environ():
+                    found.setdefault(int(process.environ()["RANK"]), process)
+        return [found[rank] for rank in sorted(found)]
 
     def wait_until(self, name: str, iteration: int) -> None:
         """Wait until a run has done so many iterations."""
@@ -188,6 +199,45 @@ def test_a_node_loses_power(site: Site, whole: dict[int, tuple[str, str]]) -> No
     printed = site.finish(job, "power")
     assert "latest: 10" in printed
     assert site.losses("power") == whole
+
+
+@needs_slurm
+def test_a_rank_is_killed(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """torchrun ends the other ranks, and the batch script requeues."""
+    job = site.submit("rank")
+    site.wait_until("rank", 13)
+    site.ranks("rank")[1].kill()
+    printed = site.finish(job, "rank")
+    assert printed.count("== job ") == 2
+    assert "requeued, to go on from checkpoint 10" in printed
+    assert site.losses("rank") == whole
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_rank_hangs(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """A rank that stands still is waited for no longer than is allowed; the others show where they wait for it."""
+    job = site.submit("hang", "--distributed-timeout-minutes", "1")
+    site.wait_until("hang", 13)
+    site.ranks("hang")[0].suspend()
+    printed = site.finish(job, "hang")
+    assert printed.count("== job ") == 2
+    assert "rank 1: no step has ended for 54 s, so the run ends here" in printed
+    assert "forward_backward" in printed  # of its stack
+    assert site.losses("hang") == whole
+
+
+@needs_slurm
+def test_a_loss_that_is_not_a_number_ends_the_job_for_good(site: Site) -> None:
+    """It would come again: the job is not requeued, and says what was wrong and which samples were in the step."""
+    job = site.submit("nan", "--lr", "1e30", "--lr-warmup-fraction", "0")
+    assert site.cluster.wait_for(job, "FAILED", "COMPLETED", timeout=300) == "FAILED"
+    printed = site.log("nan").read_text()
+    assert printed.count("== job ") == 1
+    assert "error: iteration 2: the lm loss is nan; its update was not made" in printed
+    assert "requeued" not in printed
+    (bad,) = [json.loads(line) for line in (site.folder / "nan" / "bad_steps.jsonl").read_text().splitlines()]
+    assert (bad["iteration"], len(bad["samples"])) == (2, RECIPE["training"]["global_batch_size"])
 
 
 @needs_slurm

@@ -98,7 +98,7 @@ def six_steps(config: RunConfig) -> Steps:
         normalizer = Normalizer.of(step)
         taken = Steps([], [])
         for _ in range(STEPS):
-            losses, _ = train_step(chunks, optimizer, step, normalizer, teacher)
+            losses = train_step(chunks, optimizer, step, normalizer, teacher).losses
             scheduler.step(increment=config.training.global_batch_size)
             taken.language.append(float(losses["lm loss"]))
             taken.aligning.append(float(losses["align loss"]))

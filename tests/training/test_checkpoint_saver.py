@@ -68,7 +68,7 @@ def train_and_save(
             trainer = setup(config)
             saver = CheckpointSaver(config)
             while trainer.progress.iteration < config.total_iterations:
-                losses.append(float(train_one(trainer)["lm loss"]))
+                losses.append(train_one(trainer).losses["lm loss"])
                 saver.poll()
                 last = trainer.progress.iteration == config.total_iterations
                 if largest_file:

@@ -68,7 +68,7 @@ def run(config: RunConfig, evaluates: bool = True) -> Trace:
 
         trainer.loader.step_of = noted  # type: ignore[method-assign]
         for _ in range(config.total_iterations):
-            losses = train_one(trainer)
+            losses = train_one(trainer).losses
             trace.training.append([float(loss).hex() for loss in losses.values()])
             if evaluates:
                 found = evaluate(
