@@ -65,6 +65,62 @@ def test_preset_flag_over_recipe(recipe: Path) -> None:
     assert parse(["--config", str(recipe), "--preset", "eve_tiny"]).model == PRESETS["eve_tiny"]
 
 
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    path = tmp_path / "layout.yaml"
+    path.write_text(
+        "parallel: {tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}\n"
+        "training: {global_batch_size: null, recompute_granularity: null}\n"
+    )
+    return path
+
+
+def test_a_later_recipe_over_an_earlier_one(recipe: Path, layout: Path) -> None:
+    layout.write_text(layout.read_text().replace("global_batch_size: null, ", ""))
+    config = parse(["--config", str(recipe), str(layout), "--pipeline-model-parallel-size", "4"])
+    assert config.parallel.tensor_model_parallel_size == 2  # the later one
+    assert config.parallel.sequence_parallel is True  # only in the earlier one
+    assert config.parallel.pipeline_model_parallel_size == 4  # flag over both
+    assert config.training.global_batch_size == 512
+    assert config.model == PRESETS["eve_7b"]
+    turned = parse(["--preset=eve_7b", "--config", str(layout), str(recipe)])
+    assert turned.parallel.tensor_model_parallel_size == 4
+    assert turned.parallel.pipeline_model_parallel_size == 2
+    assert turned == load_recipe(layout, recipe, preset="eve_7b")
+
+
+def test_nothing_in_a_later_recipe_takes_a_setting_back(recipe: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("training: {recompute_granularity: full}\n")
+    second.write_text("preset: eve_tiny\ntraining: {recompute_granularity: null}\n")
+    config = load_recipe(recipe, first, second)
+    assert config.training.recompute_granularity is None
+    assert config.model == PRESETS["eve_tiny"]  # the last preset that is named
+    assert load_recipe(recipe, first, second, preset="eve_mini").model == PRESETS["eve_mini"]
+
+
+def test_a_mistake_is_laid_to_its_file(recipe: Path, layout: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, layout)
+    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(layout, recipe)  # though the second would set it right
+    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    layout.write_text("paralel: {}\n")
+    with pytest.raises(ConfigError, match=r"layout\.yaml: paralel: "):
+        load_recipe(recipe, layout)
+    layout.write_text("preset: eve_70b\n")
+    with pytest.raises(ConfigError, match=r"layout\.yaml: preset: eve_70b: no such preset"):
+        load_recipe(layout, recipe)
+    with pytest.raises(ConfigError, match="--preset eve_70b: no such preset"):
+        load_recipe(recipe, preset="eve_70b")
+    layout.unlink()
+    with pytest.raises(ConfigError, match=r"--config .*layout\.yaml: No such file"):
+        parse(["--config", str(recipe), str(layout)])
+    with pytest.raises(ConfigError, match="--config: names nothing"):
+        parse(["--config", "--bf16"])
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [("one", ("one",)), ("[one, two]", ("one", "two")), ("[0.25, one, 3, two]", ("0.25", "one", "3", "two"))],
