@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from megatron_eve.config import (
     parse,
     parse_blend,
     parse_split,
-    validate,
 )
 
 
@@ -197,29 +195,3 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--tensor-parallel", "2"])
     assert caught.value.code == 2
     assert "--tensor-parallel" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "stage3_hd"])
-def test_recipes_of_the_published_size(name: str) -> None:
-    """They fit 32 ranks, and what the published runs fixed is in them."""
-    config = load_recipe(Path(__file__).parents[2] / "examples" / "eve_7b" / f"{name}.yaml")
-    stage, batch, rate, warmup = {
-        "stage1": (1, 512, 4e-4, 0.03), "stage2": (2, 512, 4e-5, 0.01), "stage3": (3, 128, 2e-5, 0.01),
-        "stage3_hd": (3, 128, 2e-5, 0.01),
-    }[name]  # fmt: skip
-    assert (config.training.stage, config.training.global_batch_size) == (stage, batch)
-    assert (config.optimizer.lr, config.optimizer.lr_warmup_fraction, config.optimizer.clip_grad) == (
-        rate,
-        warmup,
-        0.0,
-    )
-    assert config.data.group_by_modality == (stage == 3)
-    assert config.model.image_size == (1344 if "hd" in name else 672)
-    assert config.alignment.patch_aligning
-    ready = replace(
-        config,
-        alignment=replace(config.alignment, patch_aligning=False),
-        data=replace(config.data, mock_data=True),
-        checkpoint=replace(config.checkpoint, save="run"),
-    )
-    validate(ready, 32)
