@@ -109,10 +109,10 @@ def test_with_pyxis(launch: Launch) -> None:
         f"--container-mounts={ROOT}:{ROOT},/data:/data",
     ]
     assert _command(words)[:3] == ["python3", "-m", "torch.distributed.run"]
-    launch("CONTAINER_IMAGE=eve\nPYTHON=/opt/venv/bin/python")
+    launch("CONTAINER_IMAGE=eve\nPYTHON=/usr/bin/python3.12")
     words = launch.words()
     assert f"--container-mounts={ROOT}:{ROOT}" in words
-    assert _command(words)[0] == "/opt/venv/bin/python"
+    assert _command(words)[0] == "/usr/bin/python3.12"
 
 
 def test_with_a_command_such_as_apptainer(launch: Launch) -> None:
