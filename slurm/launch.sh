@@ -4,7 +4,8 @@
 #
 #   need DATA "prefix of the dataset"     stop unless the variable is set
 #   need_file TEACHER "..."               and names something that exists
-#   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues
+#   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues; LAYOUT, if it is
+#                                         set, names a second recipe that overrides the first
 #   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA, TEACHER and LOAD, which means MEANING
 #
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
@@ -25,7 +26,13 @@ CHECKOUT=$SLURM_SUBMIT_DIR
 cd "$CHECKOUT" || die "cannot enter $CHECKOUT"
 # shellcheck source=slurm/cluster.env
 source "${CLUSTER_ENV:-slurm/cluster.env}"
-: "${PYTHON:=$CHECKOUT/.venv/bin/python}"
+if [[ -n $CONTAINER_IMAGE || ${#CONTAINER_COMMAND[@]} -gt 0 ]]; then
+    : "${PYTHON:=python3}" # the image's; a virtual environment of the checkout links to a Python of the host
+    export PYTHONNOUSERSITE=1 # nor does ~/.local of the host go before what the image holds
+else
+    : "${PYTHON:=$CHECKOUT/.venv/bin/python}"
+    [[ -x $PYTHON ]] || die "PYTHON=$PYTHON is not there: make install-gpu, or name another in slurm/cluster.env"
+fi
 
 need() { # NAME MEANING
     [[ -n ${!1:-} ]] || die "$1 is not set: $2. Give it before sbatch, as in $1=... sbatch slurm/..."
@@ -62,11 +69,13 @@ count_start() { # FOLDER
 }
 
 train() { # RECIPE FLAGS...
-    local recipe=$1 head port ranks starts status=0 step
+    local recipes=("$1") head port ranks starts status=0 step
     shift
-    [[ -f $recipe ]] || die "the recipe $recipe does not exist in $CHECKOUT"
-    [[ -x $PYTHON || -n $CONTAINER_IMAGE || ${#CONTAINER_COMMAND[@]} -gt 0 ]] \
-        || die "PYTHON=$PYTHON is not there: make install-gpu, or name another in slurm/cluster.env"
+    [[ -f ${recipes[0]} ]] || die "the recipe ${recipes[0]} does not exist in $CHECKOUT"
+    if [[ -n ${LAYOUT:-} ]]; then
+        [[ -f $LAYOUT ]] || die "the layout $LAYOUT does not exist in $CHECKOUT"
+        recipes+=("$LAYOUT")
+    fi
     need SAVE "the folder for checkpoints"
     [[ $(basename "$SAVE") =~ ^[A-Za-z0-9._-]+$ ]] \
         || die "SAVE=$SAVE: the name of a run is made of letters, digits, '.', '_' and '-'"
@@ -89,11 +98,12 @@ train() { # RECIPE FLAGS...
     export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor
 
     local container=("${CONTAINER_COMMAND[@]}") options=()
-    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE")
-    [[ -z $CONTAINER_MOUNTS ]] || options+=("--container-mounts=$CONTAINER_MOUNTS")
+    # pyxis neither mounts the checkout by itself nor starts in it.
+    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE" "--container-workdir=$CHECKOUT"
+        "--container-mounts=$CHECKOUT:$CHECKOUT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
     local torchrun=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks"
         --master-addr "$head" --master-port "$port")
-    local command=(-m megatron_eve.pretrain --config "$recipe" --save "$SAVE" --load "$SAVE" "$@")
+    local command=(-m megatron_eve.pretrain --config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
 
     printf '%s\n' "" "== job $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)) of it, $(date -Is)" \
         "   nodes      $SLURM_NNODES x $ranks ranks: $SLURM_JOB_NODELIST" \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from megatron_eve.config import (
     parse,
     parse_blend,
     parse_split,
-    validate,
 )
 
 
@@ -63,6 +61,62 @@ def test_flags_over_recipe_over_preset(recipe: Path) -> None:
 
 def test_preset_flag_over_recipe(recipe: Path) -> None:
     assert parse(["--config", str(recipe), "--preset", "eve_tiny"]).model == PRESETS["eve_tiny"]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    path = tmp_path / "layout.yaml"
+    path.write_text(
+        "parallel: {tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}\n"
+        "training: {global_batch_size: null, recompute_granularity: null}\n"
+    )
+    return path
+
+
+def test_a_later_recipe_over_an_earlier_one(recipe: Path, layout: Path) -> None:
+    layout.write_text(layout.read_text().replace("global_batch_size: null, ", ""))
+    config = parse(["--config", str(recipe), str(layout), "--pipeline-model-parallel-size", "4"])
+    assert config.parallel.tensor_model_parallel_size == 2  # the later one
+    assert config.parallel.sequence_parallel is True  # only in the earlier one
+    assert config.parallel.pipeline_model_parallel_size == 4  # flag over both
+    assert config.training.global_batch_size == 512
+    assert config.model == PRESETS["eve_7b"]
+    turned = parse(["--preset=eve_7b", "--config", str(layout), str(recipe)])
+    assert turned.parallel.tensor_model_parallel_size == 4
+    assert turned.parallel.pipeline_model_parallel_size == 2
+    assert turned == load_recipe(layout, recipe, preset="eve_7b")
+
+
+def test_nothing_in_a_later_recipe_takes_a_setting_back(recipe: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("training: {recompute_granularity: full}\n")
+    second.write_text("preset: eve_tiny\ntraining: {recompute_granularity: null}\n")
+    config = load_recipe(recipe, first, second)
+    assert config.training.recompute_granularity is None
+    assert config.model == PRESETS["eve_tiny"]  # the last preset that is named
+    assert load_recipe(recipe, first, second, preset="eve_mini").model == PRESETS["eve_mini"]
+
+
+def test_a_mistake_is_laid_to_its_file(recipe: Path, layout: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, layout)
+    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(layout, recipe)  # though the second would set it right
+    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    layout.write_text("paralel: {}\n")
+    with pytest.raises(ConfigError, match=r"layout\.yaml: paralel: "):
+        load_recipe(recipe, layout)
+    layout.write_text("preset: eve_70b\n")
+    with pytest.raises(ConfigError, match=r"layout\.yaml: preset: eve_70b: no such preset"):
+        load_recipe(layout, recipe)
+    with pytest.raises(ConfigError, match="--preset eve_70b: no such preset"):
+        load_recipe(recipe, preset="eve_70b")
+    layout.unlink()
+    with pytest.raises(ConfigError, match=r"--config .*layout\.yaml: No such file"):
+        parse(["--config", str(recipe), str(layout)])
+    with pytest.raises(ConfigError, match="--config: names nothing"):
+        parse(["--config", "--bf16"])
 
 
 @pytest.mark.parametrize(
@@ -141,29 +195,3 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--tensor-parallel", "2"])
     assert caught.value.code == 2
     assert "--tensor-parallel" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3", "stage3_hd"])
-def test_recipes_of_the_published_size(name: str) -> None:
-    """They fit 32 ranks, and what the published runs fixed is in them."""
-    config = load_recipe(Path(__file__).parents[2] / "examples" / "eve_7b" / f"{name}.yaml")
-    stage, batch, rate, warmup = {
-        "stage1": (1, 512, 4e-4, 0.03), "stage2": (2, 512, 4e-5, 0.01), "stage3": (3, 128, 2e-5, 0.01),
-        "stage3_hd": (3, 128, 2e-5, 0.01),
-    }[name]  # fmt: skip
-    assert (config.training.stage, config.training.global_batch_size) == (stage, batch)
-    assert (config.optimizer.lr, config.optimizer.lr_warmup_fraction, config.optimizer.clip_grad) == (
-        rate,
-        warmup,
-        0.0,
-    )
-    assert config.data.group_by_modality == (stage == 3)
-    assert config.model.image_size == (1344 if "hd" in name else 672)
-    assert config.alignment.patch_aligning
-    ready = replace(
-        config,
-        alignment=replace(config.alignment, patch_aligning=False),
-        data=replace(config.data, mock_data=True),
-        checkpoint=replace(config.checkpoint, save="run"),
-    )
-    validate(ready, 32)

@@ -1,0 +1,79 @@
+"""The recipes of the published size: what the published runs fixed is in them; every layout is valid and has room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_eve.config import RunConfig, load_recipe, validate
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LAYOUTS = EXAMPLES / "eve_7b" / "layouts"
+# Stage, batch, rate and warm-up of Table 8 of the paper; samples of the recipe.
+RECIPES = {
+    "eve_7b/stage1": (1, 512, 4e-4, 0.03, 16_000_000),
+    "eve_7b/stage2": (2, 512, 4e-5, 0.01, 33_000_000),
+    "eve_7b/stage3": (3, 128, 2e-5, 0.01, 665_000),
+    "eve_7b/stage3_hd": (3, 128, 2e-5, 0.01, 1_800_000),
+    "eve_0.5m/stage1": (1, 512, 4e-4, 0.03, 558_000),
+    "eve_0.5m/stage2": (2, 512, 4e-5, 0.01, 558_000),
+    "eve_0.5m/stage3": (3, 128, 2e-5, 0.01, 665_000),
+}
+AT_672 = [name for name in RECIPES if not name.endswith("_hd")]
+# Recipes, the layout over them, ranks, and GB of a card.
+CHOICES = [
+    *((name, None, ranks, 40) for name in RECIPES for ranks in (16, 32)),
+    *((name, "a100", ranks, 40) for name in AT_672 for ranks in (16, 32)),
+    *((name, "h100", ranks, 80) for name in AT_672 for ranks in (8, 16, 32)),
+    *(("eve_7b/stage3_hd", "h100_hd", ranks, 80) for ranks in (8, 16, 32)),
+]
+
+
+def _load(name: str, layout: str | None = None) -> RunConfig:
+    paths = [EXAMPLES / f"{name}.yaml"]
+    return load_recipe(*paths, *([LAYOUTS / f"{layout}.yaml"] if layout else []))
+
+
+def _gigabytes(config: RunConfig, ranks: int) -> float:
+    """The arithmetic of docs/operations.md (Layouts), where everything trains."""
+    model, parallel = config.model, config.parallel
+    split = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    held = 6.81e9 / split * (2 + 4 + 12 / (ranks / split))
+    kept = 34 * model.hidden_size * config.data.seq_length / parallel.tensor_model_parallel_size
+    layers = 1 if config.training.recompute_granularity == "full" else model.num_layers
+    return (held + kept * layers) / 1e9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_the_published_runs_fixed(name: str) -> None:
+    config = _load(name)
+    stage, batch, rate, warmup, samples = RECIPES[name]
+    assert (config.training.stage, config.training.global_batch_size) == (stage, batch)
+    assert (config.optimizer.lr, config.optimizer.lr_warmup_fraction) == (rate, warmup)
+    assert (config.optimizer.clip_grad, config.optimizer.weight_decay) == (0.0, 0.0)
+    assert config.training.train_samples == samples
+    assert config.data.group_by_modality == (stage == 3)
+    assert config.model.image_size == (1344 if "hd" in name else 672)
+    assert config.alignment.patch_aligning
+
+
+@pytest.mark.parametrize(("name", "layout", "ranks", "card"), CHOICES)
+def test_recipes_and_layouts(name: str, layout: str | None, ranks: int, card: int) -> None:
+    """Each is valid for its ranks, changes nothing but the layout, and leaves a quarter of a card free."""
+    config = _load(name, layout)
+    plain = _load(name)
+    assert (config.optimizer, config.data, config.model) == (plain.optimizer, plain.data, plain.model)
+    ready = replace(
+        config,
+        alignment=replace(config.alignment, patch_aligning=False),
+        data=replace(config.data, mock_data=True),
+        checkpoint=replace(config.checkpoint, save="run"),
+    )
+    validate(ready, ranks)
+    assert _gigabytes(config, ranks) < 0.75 * card
+
+
+def test_every_layout_is_tested() -> None:
+    assert {path.stem for path in LAYOUTS.glob("*.yaml")} == {layout for _, layout, _, _ in CHOICES if layout}

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""What to install into a container image that brings torch and TransformerEngine, and what to leave as it is there.
+
+    python tools/image_requirements.py FOLDER
+
+Run by the Python of the image, from the root of the checkout (the Dockerfile does so). It stops when the image's
+TransformerEngine is not one that megatron-core works with, and otherwise writes
+
+    FOLDER/kept.txt           the versions of torch, TransformerEngine, DALI and their like that the image has
+    FOLDER/tested.txt         versions of constraints/cu13.txt for packages that the image lacks
+    FOLDER/requirements.txt   this package's dependencies, without torch
+
+torch is left out since an image's own build of it is a pre-release by its version (2.10.0a0+...), which no
+`torch>=2.10` takes; pip would ask for another.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# What megatron-core 0.16.1 asks for.
+LOWEST, BELOW = (2, 9), (2, 12)
+# Compiled against each other in the image; pip must not bring others.
+KEPT = re.compile(
+    r"torch|torchvision|(pytorch-)?triton|transformer-engine.*|flash-attn.*|apex|nvidia-.*|cuda-.*"
+)
+
+
+def normalised(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def check_transformer_engine(installed: dict[str, str]) -> None:
+    """Stop unless the image has a TransformerEngine of the right versions."""
+    version = installed.get("transformer-engine")
+    if version is None:
+        sys.exit(
+            "error: this image has no TransformerEngine; build from an NVIDIA PyTorch image (--build-arg BASE=...)"
+        )
+    numbers = tuple(int(number) for number in version.split("+")[0].split(".")[:2])
+    if not LOWEST <= numbers < BELOW:
+        sys.exit(
+            f"error: this image has TransformerEngine {version}, and megatron-core 0.16.1 takes >=2.9,<2.12; choose "
+            "another month of NVIDIA's PyTorch image (--build-arg BASE=...)"
+        )
+
+
+def plan(installed: dict[str, str]) -> dict[str, list[str]]:
+    """The lines of the three files, for an image with these packages (normalised name -> version)."""
+    kept = [f"{name}=={version}" for name, version in sorted(installed.items()) if KEPT.fullmatch(name)]
+    pins = [
+        line.strip()
+        for line in (ROOT / "constraints" / "cu13.txt").read_text(encoding="utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    lacking = [line for line in pins if normalised(line.split("==")[0]) not in installed]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [line for line in project["dependencies"] if not re.match(r"torch\b", line)]
+    if not any(name.startswith("nvidia-dali") for name in installed):
+        requirements += [line for line in lacking if line.startswith("nvidia-dali")]
+    return {"kept": kept, "tested": lacking, "requirements": requirements}
+
+
+def main() -> None:
+    """Check and write."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    installed = {normalised(one.metadata["Name"]): one.version for one in metadata.distributions()}
+    check_transformer_engine(installed)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in plan(installed).items():
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(
+        f"torch {installed.get('torch')} and TransformerEngine {installed['transformer-engine']} stay as they are"
+    )
+
+
+if __name__ == "__main__":
+    main()
