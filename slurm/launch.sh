@@ -4,6 +4,7 @@
 #
 #   need DATA "prefix of the dataset"     stop unless the variable is set
 #   need_file TEACHER "..."               and names something that exists
+#   srun_step COMMAND...                  run a command by srun, in the container if there is one
 #   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues; LAYOUT, if it is
 #                                         set, names a second recipe that overrides the first
 #   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA, TEACHER and LOAD, which means MEANING
@@ -68,6 +69,23 @@ count_start() { # FOLDER
     echo "$((count + 1))"
 }
 
+# What holds for all that runs in a job.
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# srun does not take this over from sbatch by itself (since Slurm 22.05): ranks would share one core.
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+srun_step() { # COMMAND...; sees the node's number in PET_NODE_RANK, which is torchrun's name for it
+    local options=()
+    # pyxis neither mounts the checkout by itself nor starts in it.
+    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE" "--container-workdir=$CHECKOUT"
+        "--container-mounts=$CHECKOUT:$CHECKOUT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
+    # Ranks hear USR1 and leave with a checkpoint. torchrun's agent must not: it would die of it.
+    # shellcheck disable=SC2016 # expanded on each node
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${options[@]}" \
+        bash -c 'trap "" USR1; export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' node "${CONTAINER_COMMAND[@]}" "$@" 2>&1
+}
+
 train() { # RECIPE FLAGS...
     local recipes=("$1") head port ranks starts status=0 step
     shift
@@ -85,22 +103,14 @@ train() { # RECIPE FLAGS...
     ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
     starts=$(count_start "$SAVE")
 
-    export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export CUDA_DEVICE_MAX_CONNECTIONS=1 # kernels run in the order in which they overlap communication
     if [[ -n $NETWORK_INTERFACE ]]; then
         export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
     fi
-    # srun does not take this over from sbatch by itself (since Slurm 22.05): ranks would share one core.
-    [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     # Compilers' caches belong on a node's own disk: thousands of small files that ranks write at once.
     local cache=${TMPDIR:-/tmp}/megatron_eve-$SLURM_JOB_ID
     export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor
 
-    local container=("${CONTAINER_COMMAND[@]}") options=()
-    # pyxis neither mounts the checkout by itself nor starts in it.
-    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE" "--container-workdir=$CHECKOUT"
-        "--container-mounts=$CHECKOUT:$CHECKOUT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
     local torchrun=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks"
         --master-addr "$head" --master-port "$port")
     local command=(-m megatron_eve.pretrain --config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
@@ -114,12 +124,8 @@ train() { # RECIPE FLAGS...
 
     rm -f "$SAVE/stopped"
     local signalled=
-    # Ranks hear the signal and leave with a checkpoint. torchrun's agent must not: it would die of it.
     trap 'signalled=1; echo "time is nearly up: the ranks are asked to save and leave"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
-    # shellcheck disable=SC2016 # expanded on each node
-    srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${options[@]}" \
-        bash -c 'trap "" USR1; export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' \
-        node "${container[@]}" "${torchrun[@]}" "${command[@]}" 2>&1 &
+    srun_step "${torchrun[@]}" "${command[@]}" &
     step=$!
     while true; do # wait returns early when a trap has run
         wait "$step" && status=0 || status=$?

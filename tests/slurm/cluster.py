@@ -176,7 +176,10 @@ MinJobAge=3600
 EnforcePartLimits=ALL
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=node[1-{NODES}] Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=node[1-{NODES}] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node[1-{NODES}] MaxTime=INFINITE State=UP PriorityTier=2
 """
         )
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")

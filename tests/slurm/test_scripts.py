@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
+from megatron_eve.data.indexed import IndexedVisionDataset
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, why_not
@@ -50,6 +52,16 @@ class Site:
             "CONTAINER_COMMAND=()\n"
         )
 
+    def sbatch(self, script: str, *flags: str, options: tuple[str, ...] = (), **variables: str) -> str:
+        """Submit a script with flags behind it, options of sbatch before it, and variables; the job's number."""
+        given = {"CLUSTER_ENV": str(self.folder / "cluster.env"), **variables}
+        found = self.cluster.run(
+            "sbatch", "--parsable", *options, f"slurm/{script}.sh", *flags,
+            env={**self.cluster.environment, **{name: value for name, value in given.items() if value}}, cwd=ROOT,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        return found.stdout.strip()
+
     def submit(
         self,
         name: str,
@@ -58,26 +70,18 @@ class Site:
         options: tuple[str, ...] = (),
         **given: str,
     ) -> str:
-        """Submit a script that saves in NAME; variables given as None are left out."""
+        """Submit a stage that saves in NAME; a variable that is given empty is left out."""
         variables = {
             "DATA": self.data,
             "TEACHER": str(find_golden("_shared/openai/clip-mini-patch14-112")),
             "LOAD": str(find_golden("_shared/hf_mini224")),
             "SAVE": str(self.folder / name),
             "RECIPE": str(self.folder / "recipe.yaml"),
-            "CLUSTER_ENV": str(self.folder / "cluster.env"),
             **given,
         }
-        environment = {
-            **self.cluster.environment,
-            **{name: value for name, value in variables.items() if value},
-        }
-        found = self.cluster.run(
-            "sbatch", "--parsable", "--nodes=2", f"--output={self.log(name)}", *options, f"slurm/{script}.sh", *flags,
-            env=environment, cwd=ROOT,
-        )  # fmt: skip
-        assert found.returncode == 0, found.stderr
-        return found.stdout.strip()
+        return self.sbatch(
+            script, *flags, options=("--nodes=2", f"--output={self.log(name)}", *options), **variables
+        )
 
     def log(self, name: str) -> Path:
         """What the job that saves in NAME prints."""
@@ -238,6 +242,63 @@ def test_a_loss_that_is_not_a_number_ends_the_job_for_good(site: Site) -> None:
     assert "requeued" not in printed
     (bad,) = [json.loads(line) for line in (site.folder / "nan" / "bad_steps.jsonl").read_text().splitlines()]
     assert (bad["iteration"], len(bad["samples"])) == (2, RECIPE["training"]["global_batch_size"])
+
+
+@needs_slurm
+def test_a_task_of_preprocessing_fails_and_only_that_one_again(site: Site) -> None:
+    rows, pictures, out = site.folder / "rows", site.folder / "pictures", site.folder / "parts"
+    rows.mkdir()
+    pictures.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(pictures / f"{number}.jpg")
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"picture {number}"}]
+        row = {"id": number, "image": f"{number}.jpg", "conversations": turns}
+        (rows / f"part-{number}.json").write_text(json.dumps([row]))
+    whole = (rows / "part-1.json").read_text()
+    (rows / "part-1.json").write_text(whole[: len(whole) // 2])  # a copy that was cut short
+
+    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
+    given = {"INPUT": str(rows), "IMAGES": str(pictures), "TOKENIZER": tokenizer, "OUT": str(out)}
+    flags = ("--template", "plain", "--image-size", "224", "--teacher-size", "112")
+
+    def run(tasks: str, *expected: str) -> list[str]:
+        options = (f"--array={tasks}", "--cpus-per-task=1", f"--output={site.folder}/parts-%a.log")
+        job = site.sbatch("preprocess_data", *flags, options=options, **given)
+        numbers = range(3) if tasks == "0-2" else [int(tasks)]
+        ended = [site.cluster.wait_for(f"{job}_{task}", "COMPLETED", "FAILED") for task in numbers]
+        assert tuple(ended) == expected, (site.folder / "parts-1.log").read_text()
+        return [(site.folder / f"parts-{task}.log").read_text() for task in numbers]
+
+    printed = run("0-2", "COMPLETED", "FAILED", "COMPLETED")
+    assert f"error: {rows}/part-1.json" in printed[1]
+    assert sorted(path.name for path in out.glob("*_dataset.json")) == [
+        "part-0_dataset.json",
+        "part-2_dataset.json",
+    ]
+    made = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (rows / "part-1.json").write_text(whole)
+    run("1", "COMPLETED")
+    printed = run("0-2", *["COMPLETED"] * 3)
+    assert all(text.rstrip().endswith("is there already: nothing to do") for text in printed)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert [len(IndexedVisionDataset(str(out / f"part-{number}"))) for number in range(3)] == [1, 1, 1]
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_job_of_higher_priority_takes_the_nodes(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """Preempted: SIGTERM, a checkpoint within the grace time, and on when the nodes are free again."""
+    job = site.submit("preempted", "--save-interval", "1000")
+    site.wait_until("preempted", 13)
+    urgent = site.cluster.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null",
+        "--wrap", "sleep 5",
+    )  # fmt: skip
+    printed = site.finish(job, "preempted")
+    assert site.cluster.state(urgent.stdout.strip()) == "COMPLETED"
+    assert "(SIGTERM)" in printed
+    assert "latest: none, start 2" not in printed
+    assert site.losses("preempted") == whole
 
 
 @needs_slurm
