@@ -24,7 +24,7 @@ RECIPES = {
 AT_672 = [name for name in RECIPES if not name.endswith("_hd")]
 # Recipes, the layout over them, ranks, and GB of a card.
 CHOICES = [
-    *((name, None, ranks, 40) for name in RECIPES for ranks in (16, 32)),
+    *((name, None, ranks, 40) for name in RECIPES for ranks in (8, 16, 32)),
     *((name, "a100", ranks, 40) for name in AT_672 for ranks in (16, 32)),
     *((name, "h100", ranks, 80) for name in AT_672 for ranks in (8, 16, 32)),
     *(("eve_7b/stage3_hd", "h100_hd", ranks, 80) for ranks in (8, 16, 32)),
