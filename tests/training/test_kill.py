@@ -13,7 +13,11 @@ from tests.training.killed_runs import Runs, lines_of, resumes_at
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+# Four ranks on two cores that others want too may need more than the ten minutes that a test has.
+MANY = pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+@pytest.mark.parametrize("kills", [2, MANY])
 def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> None:
     """SIGKILL at any moment to every process of DP 2, which goes on as DP 4 or DP 1: the same samples in order."""
     iterations = 3 * kills + 2
