@@ -166,7 +166,7 @@ class Killer:
         while not come():
             if run.torchrun.poll() is not None or time.monotonic() > deadline:
                 return False
-            time.sleep(0.002)
+            time.sleep(0.005)
         return run.torchrun.poll() is None
 
     def _kill(self, run: Run, leg: Leg, rank: int) -> None:
