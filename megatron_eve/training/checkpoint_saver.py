@@ -8,17 +8,19 @@ cannot be written, because the disk is full, say, is given up on all ranks alike
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.filesystem_async import _get_write_results_queue
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -28,7 +30,7 @@ from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, w
 from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.monitor import print_rank_0
-from megatron_eve.training.signals import exit_signals_ignored
+from megatron_eve.training.signals import end_with_parent, exit_signals_ignored
 
 
 class CheckpointSaver:
@@ -47,9 +49,7 @@ class CheckpointSaver:
         self._writing: tuple[Path, Progress] | None = None
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
-        # megatron-core's helper process, through which writers report, must outlive a signal to the whole job.
-        with exit_signals_ignored():
-            _get_write_results_queue()
+        _start_helper()
         # A folder that cannot be cleared up will be heard of in saving.
         with contextlib.suppress(CheckpointError):
             self._on_main(self._store.clear)
@@ -181,6 +181,18 @@ class CheckpointSaver:
         started = time.perf_counter()
         yield
         self._paused += time.perf_counter() - started
+
+
+def _start_helper() -> None:
+    """Start the process through which writers report to their rank, unless it is there.
+
+    megatron-core would start one itself, which heard signals to the whole job and outlived a rank that is killed.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        with exit_signals_ignored():
+            manager.start(end_with_parent)
+        filesystem_async._results_queue = manager.Queue()
 
 
 def _execute(request: AsyncRequest) -> bool:

@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-from megatron_eve.config import TRACKER
-from tests.data.helpers import write_dataset
+from tests.training.killed_runs import Runs, lines_of, resumes_at
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
 
 
-class Runs:
-    """Starts the command on one blend of two datasets."""
-
-    def __init__(self, folder: Path, iterations: int) -> None:
-        data = ["0.7", write_dataset(folder / "a", 23, 0), "0.3", write_dataset(folder / "b", 9, 1)]
-        self._words = [
-            "-m", "megatron_eve.pretrain", "--preset", "eve_mini", "--global-batch-size", "6", "--seq-length", "384",
-            "--train-iters", str(iterations), "--save-interval", "3", "--lr", "4e-5", "--data-path", *data,
-        ]  # fmt: skip
-
-    def start(self, save: Path, data_parallel: int) -> subprocess.Popen[bytes]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={data_parallel}"]
-        return subprocess.Popen(
-            [sys.executable, *launcher, *self._words, "--save", str(save), "--load", str(save)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.DEVNULL,
-            stderr=(save.parent / f"{save.name}.err").open("ab"),
-        )
+# Four ranks on two cores that others want too may need more than the ten minutes that a test has.
+MANY = pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
-def kill(process: subprocess.Popen[bytes]) -> int:
-    """SIGKILL to torchrun and to its ranks, which have sessions of their own; gives how many there were."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs(family, timeout=10)
-    process.wait()
-    return len(family)
-
-
-def lines_of(save: Path) -> list[dict[str, Any]]:
-    """The whole lines of losses.jsonl; a kill may have cut the last one."""
-    path = save / "losses.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
-
-
-def resumes_at(save: Path) -> int:
-    """The iteration that the next start goes on from."""
-    tracker = save / TRACKER
-    return int(tracker.read_text()) if tracker.exists() else 0
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, MANY])
 def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> None:
     """SIGKILL at any moment to every process of DP 2, which goes on as DP 4 or DP 1: the same samples in order."""
     iterations = 3 * kills + 2
     runs, moments = Runs(tmp_path, iterations), random.Random(kills)
-    assert runs.start(tmp_path / "whole", 1).wait(300) == 0, (tmp_path / "whole.err").read_text()[-2000:]
+    uninterrupted = runs.start(tmp_path / "whole", 1)
+    assert uninterrupted.torchrun.wait(300) == 0, uninterrupted.output()[-2000:]
     whole = {line["iteration"]: line for line in lines_of(tmp_path / "whole")}
     assert sorted(whole) == list(range(1, iterations + 1))
     assert len({line["sample_ids_sha256"] for line in whole.values()}) == iterations
@@ -80,19 +32,20 @@ def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> Non
     for leg in range(kills):
         known, resumed = len(lines_of(save)), resumes_at(save)
         ranks = (2, 4, 2, 1)[leg % 4]
-        process = runs.start(save, ranks)
+        run = runs.start(save, ranks)
         try:
             wanted = known + moments.choice((1, 2, 4, 5))
-            while len(lines_of(save)) < wanted and process.poll() is None:
+            while len(lines_of(save)) < wanted and run.torchrun.poll() is None:
                 time.sleep(0.02)
             time.sleep(moments.uniform(0.0, 0.5))  # in a step, in a save, or between them
         finally:
-            done += process.poll() is None and kill(process) > ranks
+            done += run.torchrun.poll() is None and run.kill() > ranks
         fresh = lines_of(save)[known:]
         assert not fresh or fresh[0]["iteration"] == resumed + 1
     known, resumed = len(lines_of(save)), resumes_at(save)
     assert resumed > 0  # so that the last start is a resume, and from the last checkpoint
-    assert runs.start(save, 1).wait(300) == 0, (tmp_path / "killed.err").read_text()[-2000:]
+    last = runs.start(save, 1)
+    assert last.torchrun.wait(300) == 0, last.output()[-2000:]
 
     lines = lines_of(save)
     assert not lines[known:] or lines[known]["iteration"] == resumed + 1
@@ -105,3 +58,20 @@ def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> Non
             assert line[name] == expected[name], (line["iteration"], name)
         # What the batches held, pixels and all: the loss tells.
         assert line["lm_loss"] == pytest.approx(expected["lm_loss"], abs=1e-5, rel=0)
+
+
+def test_nothing_outlives_a_rank_that_is_killed(tmp_path: Path) -> None:
+    """torchrun ends the other rank, and what both have started ends by itself: writers and megatron-core's helper."""
+    save = tmp_path / "killed"
+    run = Runs(tmp_path, 1000, "--async-save").start(save, 2)
+    try:
+        while resumes_at(save) == 0 and run.torchrun.poll() is None:
+            time.sleep(0.02)
+        ranks, family = run.ranks(), run.everything()
+        assert len(ranks) == 2, run.output()[-2000:]
+        assert len(family) >= 5  # torchrun, and a helper for each rank
+        ranks[0].kill()
+        assert run.torchrun.wait(60) != 0
+        assert run.outlives(20) == []
+    finally:
+        run.kill()

@@ -1,0 +1,340 @@
+"""A run that is killed a hundred times, at random moments, comes through by itself and with the same losses.
+
+    python benchmarks/random_kills.py [--kills 100] [--seed 0]
+
+`eve_mini` on two data-parallel gloo ranks, a checkpoint every three steps with `--async-save --keep-last 2`. Each start
+is ended by SIGKILL: to one of the ranks, whereupon torchrun ends the other; to torchrun and both ranks, so that writers
+and helpers are left to themselves; or to everything. The moment is drawn too: while the run starts, some steps on,
+while a folder is being written, or as soon as one gets its name. After every kill nothing of the run may stay alive,
+every folder with a checkpoint's name must be whole by its checksums, and the tracker must not have gone back. Every
+start that lives long enough must go on from what the tracker names, say nothing of going back, and have removed what
+kills left. In the end the losses of all iterations, those done twice too, must be an uninterrupted run's, bit for bit.
+
+The seed draws victims and kinds of moments; how far a run has got by then is up to the machine. The exit status is 0
+only if all of this held; else the folder of the run stays for inspection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import re
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
+from tests.training.killed_runs import Run, Runs, lines_of, resumes_at
+
+RANKS = 2
+FLAGS = ("--async-save", "--keep-last", "2")
+ITERATIONS = 100  # of the run for each kill: more than there is time for
+VICTIMS = ("a rank", "torchrun and ranks", "everything")
+KINDS = {
+    "starting": 2,
+    "some steps on": 3,
+    "while writing": 4,
+    "while naming": 2,
+}  # and how often each is drawn
+FIRST_START = 8.0  # seconds from a start to its first step, until one has been measured
+WRITING = 1.0  # seconds after a folder appears over which kills are spread; about what writing takes here
+PATIENCE = 300.0  # seconds for a start to reach its moment, and for torchrun to end by itself
+
+
+@dataclass
+class Leg:
+    """A start, and the kill that ended it.
+
+    Attributes:
+        kind, victim: what was drawn.
+        before, after: the iteration in the tracker at the start and after the kill.
+        resumed: the iteration that the start said it goes on from; None if it was killed before that.
+        reached: the last iteration that the run has reported so far.
+        partial: a folder that was being written was left behind.
+        unnamed: a whole folder was left behind that the tracker does not name yet.
+        ending: seconds from the kill until torchrun had ended.
+        wrong: what was not as it should be.
+    """
+
+    kind: str
+    victim: str
+    before: int
+    after: int = 0
+    resumed: int | None = None
+    reached: int = 0
+    partial: bool = False
+    unnamed: bool = False
+    ending: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        resumed = "not resumed yet" if self.resumed is None else f"resumed from {self.resumed}"
+        left = ["a partial folder left"] * self.partial + ["a whole folder not named yet"] * self.unnamed
+        told = [
+            f"started with tracker {self.before}, {resumed}",
+            f"killed {self.kind}: {self.victim}",
+            f"at iteration {self.reached}, tracker {self.after}",
+            *left,
+            *(f"WRONG: {problem}" for problem in self.wrong),
+        ]
+        return "; ".join(told)
+
+
+class Killer:
+    """Starts a run again and again, and kills it.
+
+    Args:
+        folder: for data, checkpoints and logs.
+        kills: how many there will be.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, folder: Path, kills: int, seed: int) -> None:
+        self.runs = Runs(folder, ITERATIONS * kills, *FLAGS)
+        self.save = folder / "killed"
+        self._seed = seed
+        self._starting = FIRST_START
+
+    def leg(self, number: int) -> Leg:
+        """One start and one kill."""
+        draw = random.Random(f"{self._seed}:{number}")
+        kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+        leg = Leg(kind, draw.choice(VICTIMS), resumes_at(self.save))
+        known, leftovers = len(lines_of(self.save)), self._leftovers()
+        run = self.runs.start(self.save, RANKS)
+        try:
+            if self._wait(run, self._moment(kind, known, draw)):
+                self._kill(run, leg, draw.randrange(RANKS))
+            else:
+                leg.wrong.append(f"did not reach its moment; it printed\n{run.output()[-3000:]}")
+        finally:
+            run.kill()
+        self.check_start(run, leg, known, leftovers)
+        self._check_folder(leg)
+        return leg
+
+    def _moment(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
+        """What tells whether the moment to kill has come; `known` lines of losses.jsonl are from earlier starts."""
+        began, there = time.monotonic(), self._folders()
+
+        def waited(seconds: float, since: float) -> bool:
+            return time.monotonic() - since >= seconds
+
+        if kind == "starting":
+            seconds = draw.uniform(0.0, self._starting)
+            return lambda: waited(seconds, began)
+        if kind == "some steps on":
+            wanted, delay = draw.randint(1, 8), draw.uniform(0.0, 0.3)
+
+            def count() -> int:
+                lines = self._count_lines() - known
+                if lines == 1:
+                    self._starting = time.monotonic() - began
+                return lines
+        else:
+            wanted, delay = draw.randint(1, 3), draw.uniform(0.0, WRITING) * (kind == "while writing")
+            pattern = r"iter_\d+\.partial\..*" if kind == "while writing" else r"iter_\d+"
+            seen: set[str] = set()
+
+            def count() -> int:
+                seen.update(name for name in self._folders() - there if re.fullmatch(pattern, name))
+                return len(seen)
+
+        reached: list[float] = []
+
+        def come() -> bool:
+            if not reached and count() >= wanted:
+                reached.append(time.monotonic())
+            return bool(reached) and waited(delay, reached[0])
+
+        return come
+
+    def _wait(self, run: Run, come: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while not come():
+            if run.torchrun.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return run.torchrun.poll() is None
+
+    def _kill(self, run: Run, leg: Leg, rank: int) -> None:
+        """Kill the victim, and wait for what must end by itself. Before there are ranks, torchrun is the victim."""
+        began = time.monotonic()
+        ranks = run.ranks() if leg.victim == "a rank" else []
+        if leg.victim == "everything":
+            run.kill()
+        elif len(ranks) == RANKS:
+            leg.victim = f"rank {rank}"
+            ranks[rank].kill()
+        else:
+            leg.victim = "torchrun and ranks"
+            run.torchrun.kill()
+            run.torchrun.wait()
+            for process in run.ranks():
+                process.kill()
+        try:
+            run.torchrun.wait(PATIENCE)
+        except psutil.TimeoutExpired:
+            leg.wrong.append(f"torchrun did not end within {PATIENCE:.0f} s")
+        leg.ending = time.monotonic() - began
+        alive = run.outlives(20)
+        if alive:
+            leg.wrong.append(f"outlived the run: {alive}")
+
+    def check_start(self, run: Run, leg: Leg, known: int, leftovers: set[str]) -> None:
+        """Judge what a start did: see the file's docstring."""
+        output, lines = run.output(), lines_of(self.save)
+        said = re.search(r"starting at iteration (\d+)", output)
+        leg.resumed = int(said[1]) if said else None
+        if leg.resumed not in (None, leg.before):
+            leg.wrong.append(f"resumed from {leg.resumed}, the tracker named {leg.before}")
+        if "going back to iteration" in output or "no checkpoint there is whole" in output:
+            leg.wrong.append("took a checkpoint for damaged")
+        done = [line["iteration"] for line in lines[known:]]
+        if done != list(range(leg.before + 1, leg.before + 1 + len(done))):
+            leg.wrong.append(f"reported iterations {done}")
+        if done and leftovers & self._folders():
+            leg.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
+        leg.reached = max((line["iteration"] for line in lines), default=0)
+
+    def _check_folder(self, leg: Leg) -> None:
+        """Judge what the kill has left in the run's folder."""
+        store = CheckpointStore(self.save)
+        leg.after = resumes_at(self.save)
+        if leg.after < leg.before:
+            leg.wrong.append("the tracker went back")
+        whole = store.iterations()
+        if leg.after and leg.after not in whole:
+            leg.wrong.append("the tracker names nothing")
+        for iteration in whole:
+            folder = store.folder(iteration)
+            problem = missing_part(folder, optimizer=True) or damaged_part(folder, 0, 1)
+            if problem:
+                leg.wrong.append(f"{folder.name}: {problem}")
+        leg.partial = any(".partial." in name for name in self._folders())
+        leg.unnamed = any(iteration > leg.after for iteration in whole)
+
+    def _count_lines(self) -> int:
+        path = self.save / "losses.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def _folders(self) -> set[str]:
+        return {path.name for path in self.save.glob("iter_*")} if self.save.exists() else set()
+
+    def _leftovers(self) -> set[str]:
+        return {name for name in self._folders() if not re.fullmatch(r"iter_\d+", name)}
+
+    def last_start(self) -> Leg:
+        """One more start, which is asked to leave when it has written a checkpoint."""
+        leg = Leg("not", "nobody", resumes_at(self.save))
+        known, leftovers = len(lines_of(self.save)), self._leftovers()
+        run = self.runs.start(self.save, RANKS)
+        try:
+            if not self._wait(run, lambda: resumes_at(self.save) > leg.before):
+                leg.wrong.append(f"wrote no checkpoint; it printed\n{run.output()[-3000:]}")
+            for rank in run.ranks():
+                rank.send_signal(signal.SIGTERM)
+            if run.torchrun.wait(PATIENCE) != 0:
+                leg.wrong.append(f"did not leave when asked; it printed\n{run.output()[-3000:]}")
+        finally:
+            run.kill()
+        self.check_start(run, leg, known, leftovers)
+        self._check_folder(leg)
+        if leg.resumed is None or leg.after != leg.reached or leg.partial:
+            leg.wrong.append("the last start left no order behind")
+        return leg
+
+
+def differing(killer: Killer, whole: Path) -> list[str]:
+    """Run without a kill as far as the killed run came; what is not equal."""
+    lines = lines_of(killer.save)
+    last = lines[-1]["iteration"]
+    run = killer.runs.start(whole, RANKS, "--save-interval", str(last), "--exit-interval", str(last))
+    try:
+        if run.torchrun.wait() != 0:
+            return [f"the uninterrupted run failed:\n{run.output()[-3000:]}"]
+    finally:
+        run.kill()
+    expected = {line["iteration"]: line for line in lines_of(whole)}
+    names = ("lm_loss_hex", "sample_ids_sha256", "consumed_samples", "lr", "grad_norm")
+    wrong = [
+        f"iteration {line['iteration']}: {name} is {line[name]}, {expected[line['iteration']][name]} without kills"
+        for line, name in itertools.product(lines, names)
+        if line[name] != expected[line["iteration"]][name]
+    ]
+    missing = set(range(1, last + 1)) - {line["iteration"] for line in lines}
+    return wrong + [f"iterations {sorted(missing)} are missing"] * bool(missing)
+
+
+def show(legs: list[Leg], reached: int, lines: int) -> None:
+    """Print what was done to the run and what came of it: iterations reached, and lines of losses.jsonl."""
+    victims = ("rank 0", "rank 1", "torchrun and ranks", "everything")
+    counts = Counter((leg.kind, leg.victim) for leg in legs)
+    print("| killed | " + " | ".join(victims) + " | all | left a partial folder | left a whole one unnamed |")
+    print("|---" * (len(victims) + 4) + "|")
+    for kind in KINDS:
+        these = [leg for leg in legs if leg.kind == kind]
+        row = [*(counts[kind, victim] for victim in victims), len(these)]
+        row += [sum(leg.partial for leg in these), sum(leg.unnamed for leg in these)]
+        print(f"| {kind} | " + " | ".join(str(number) for number in row) + " |")
+    endings = [leg.ending for leg in legs if leg.victim.startswith("rank")]
+    slow = sum(seconds > 5 for seconds in endings)
+    print(
+        f"\n{len(legs)} kills; {sum(leg.resumed is not None for leg in legs)} starts lived to say where they went on, "
+        f"the others were killed before; {sum(leg.after > leg.before for leg in legs)} starts wrote a checkpoint; "
+        f"{reached} iterations were reached, {lines - reached} were done again"
+    )
+    if endings:
+        print(
+            f"torchrun ended the other rank in {statistics.median(endings):.1f} s (median; longest "
+            f"{max(endings):.1f} s, {slow} of {len(endings)} took more than 5 s)"
+        )
+
+
+def main() -> int:
+    """Kill, compare, print.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder, began = Path(tempfile.mkdtemp(prefix="random_kills_")), time.monotonic()
+    killer, legs = Killer(folder, arguments.kills, arguments.seed), []
+    for number in range(1, arguments.kills + 1):
+        legs.append(killer.leg(number))
+        print(f"{number}/{arguments.kills} ({time.monotonic() - began:.0f} s): {legs[-1]}", flush=True)
+    legs.append(killer.last_start())
+    print(f"last start: {legs[-1]}", flush=True)
+    wrong = [problem for leg in legs for problem in leg.wrong]
+    differences = differing(killer, folder / "whole")
+    print("\n".join([*differences, ""]))
+    show(legs[:-1], legs[-1].reached, len(lines_of(killer.save)))
+    print(
+        f"{len(wrong)} things went wrong, {len(differences)} differences; {time.monotonic() - began:.0f} s in all"
+    )
+    if wrong or differences:
+        print(f"see {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
