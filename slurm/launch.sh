@@ -133,13 +133,13 @@ train() { # RECIPE FLAGS...
     done
     trap - USR1
 
+    # Somebody asked the run to leave (scancel --signal=USR1), or it met a step that no restart will make good.
+    [[ -n $signalled || ! -s $SAVE/stopped ]] || die "$(< "$SAVE/stopped")"
     if ((status == 0)) && [[ -z $signalled ]]; then
         rm -f "$SAVE/starts"
         echo "== done: $SAVE is at iteration $(latest_checkpoint "$SAVE")"
         return 0
     fi
-    # A bad step that the run must end at, and no restart will make good (--bad-step-policy).
-    [[ ! -s $SAVE/stopped ]] || die "$(< "$SAVE/stopped")"
     if ((starts >= MOST_STARTS)) && [[ $(latest_checkpoint "$SAVE") == $(cut -d ' ' -f 1 "$SAVE/starts") ]]; then
         die "$starts starts from checkpoint $(latest_checkpoint "$SAVE") ended without a new one; the job stops here. Find out" \
             "why (above), then submit it again; rm $SAVE/starts forgets the count"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.convert.tables import (
@@ -35,8 +37,14 @@ _CONFIG_FIELDS = {
 }
 
 
+# Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
 class HFFolder:
-    """The safetensors shards of a folder as one lazily read collection of tensors.
+    """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
+
+    Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
 
     Raises:
         ConfigError: no shards, or an index that names a shard which is not there.
@@ -44,17 +52,19 @@ class HFFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._handles: dict[Path, Any] = {}
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self._places = {key: folder / name for key, name in places.items()}
-        elif (folder / "model.safetensors").exists():
-            with safe_open(folder / "model.safetensors", "pt") as shard:
-                self._places = {key: folder / "model.safetensors" for key in shard.keys()}  # noqa: SIM118
+        self._open: dict[Path, Any] = {}
+        for name in _WEIGHTS:
+            index = folder / f"{name}.index.json"
+            if index.exists():
+                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                self._places = {key: folder / shard for key, shard in places.items()}
+                break
+            if (folder / name).exists():
+                self._places = dict.fromkeys(self._tensors(folder / name).keys(), folder / name)
+                break
         else:
             raise ConfigError(
-                f"{folder}: neither model.safetensors nor model.safetensors.index.json is there"
+                f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)"
             )
         for path in set(self._places.values()):
             if not path.exists():
@@ -68,14 +78,26 @@ class HFFolder:
         """Read one tensor.
 
         Raises:
-            ConfigError: if the folder has none of that name.
+            ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
         if key not in self._places:
-            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole EVE model")
-        path = self._places[key]
-        if path not in self._handles:
-            self._handles[path] = safe_open(path, "pt")
-        return self._handles[path].get_tensor(key)
+            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model")
+        tensors = self._tensors(self._places[key])
+        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+
+    def _tensors(self, path: Path) -> Any:
+        """A shard that is open: of safetensors its reader, of a pickle its dictionary, mapped into memory."""
+        if path not in self._open:
+            try:
+                if path.suffix == ".safetensors":
+                    self._open[path] = safe_open(path, "pt")
+                else:
+                    mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
+                    self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+                first_line = str(error).split("\n")[0]
+                raise ConfigError(f"{path}: cannot be read ({first_line}); copy the folder again") from None
+        return self._open[path]
 
 
 def model_config_of(
@@ -97,15 +119,16 @@ def model_config_of(
 
 
 def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
-    """Fill bare model chunks from a folder in the published layout, under this run's layout.
+    """Fill bare model chunks from a folder in the published layout, or of a plain Llama, under this run's layout.
 
     An aligning layer that the folder lacks altogether keeps its initial weights; one that the model lacks is not read.
+    A plain Llama (Vicuna) fills the decoder, and everything before it keeps its initial weights.
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             or one that no rule knows. Nothing is changed by then.
     """
-    _check_config(folder, model)
+    language_model = _check_config(folder, model)
     source = HFFolder(folder)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     tensor_size = parallel_state.get_tensor_model_parallel_world_size()
@@ -120,8 +143,14 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         )
     if wanted and not aligned:
         print_rank_0(f"{folder}: holds no aligning layer, so that of this run keeps its initial weights")
+    if language_model:
+        print_rank_0(
+            f"{folder}: holds a language model alone, so the patch embedding keeps its initial weights"
+        )
     for name, parameter, padded in global_parameters(chunks):
         if not aligned and is_aligning(name):
+            continue
+        if language_model and name.startswith("vision_model."):
             continue
         rule, keys = rule_for(name, rules)
         sizes = Sizes.of(model, padded)
@@ -146,16 +175,23 @@ def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Par
             yield name, parameter, chunk.vocab_size
 
 
-def _check_config(folder: Path, model: ModelConfig) -> None:
+def _check_config(folder: Path, model: ModelConfig) -> bool:
+    """Compare the sizes in config.json with the run's; tells whether they are of a plain Llama."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    language_model = fields.get("model_type") == "llama" and "mm_hidden_size" not in fields
     for theirs, ours in _CONFIG_FIELDS.items():
+        if language_model and theirs == "mm_hidden_size":
+            continue
         if theirs not in fields:
-            raise ConfigError(f"{folder}/config.json: has no {theirs}; this is not a published EVE model")
+            raise ConfigError(
+                f"{folder}/config.json: has no {theirs}; this is neither a published EVE model nor a Llama"
+            )
         if fields[theirs] != getattr(model, ours):
             raise ConfigError(
                 f"{folder}/config.json: {theirs} is {fields[theirs]}, this run has --{ours.replace('_', '-')} "
                 f"{getattr(model, ours)}; use the preset or recipe of that model"
             )
+    return language_model
 
 
 def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:

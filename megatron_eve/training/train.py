@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,6 +199,10 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     watchdog.close()
     if leave:
         print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
+    if leave == signal.SIGUSR1.name:  # SIGTERM comes when Slurm has decided already what becomes of the job
+        _tell_launcher(
+            config, f"asked to leave at iteration {trainer.progress.iteration}; submit it again to go on"
+        )
     if saver:
         saver.finish()
     monitor.close()
@@ -211,22 +216,28 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
 
 
 def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
-    """End a run at a step that its policy, or the rerun state machine, stops at: say why, save what was before it.
-
-    A run that ends for good says so in SAVE/stopped, by which the batch scripts know not to requeue it. Collective.
-    """
+    """End a run at a step that its policy or the rerun state machine stops at: say why, save what was before it."""
     machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
     why = verdict(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
         return
-    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION and torch.distributed.get_rank() == 0:
-        (Path(trainer.config.checkpoint.save or "") / "stopped").write_text(why + "\n", encoding="utf-8")
+    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
+        _tell_launcher(trainer.config, why)
     # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
     reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
     if reruns or rerun or iteration not in (start, saver.last):
         _save(trainer, saver)
+
+
+def _tell_launcher(config: RunConfig, why: str) -> None:
+    """Leave word in SAVE/stopped that the run is neither done nor to be started again by itself.
+
+    torchrun passes no exit status of its ranks on, so the batch scripts look there.
+    """
+    if config.checkpoint.save and torch.distributed.get_rank() == 0:
+        (Path(config.checkpoint.save) / "stopped").write_text(why + "\n", encoding="utf-8")
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:

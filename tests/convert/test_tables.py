@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_wrong_folders(ranks: RankPool, folder: Path) -> None:
     save_file({**tensors, "model.norm.weight": torch.ones(3)}, folder / "model.safetensors")
     assert "final_layernorm.weight of shape (3,)" in error(ranks, folder)
     (folder / "model.safetensors").unlink()
-    assert "neither model.safetensors nor" in error(ranks, folder)
+    assert "holds no weights (model.safetensors or" in error(ranks, folder)
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00001-of-00002.safetensors: named by" in error(ranks, folder)
@@ -188,3 +189,60 @@ def test_sharded_folder(ranks: RankPool, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (found,) = ranks.run(1, load_and_collect, config(ParallelConfig()), folder)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A plain language model of the test sizes, as transformers writes it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    sizes = LlamaConfig(
+        num_hidden_layers=8, hidden_size=64, intermediate_size=160, num_attention_heads=4, vocab_size=384,
+        rms_norm_eps=1e-5, max_position_embeddings=2048,
+    )  # fmt: skip
+    LlamaForCausalLM(sizes).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.mark.distributed
+@parametrize(TP2_PP2, slow=(ONE,))
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_plain_llama_fills_the_decoder(ranks: RankPool, llama: Path, layout: Layout, pickled: bool) -> None:
+    """Its tensors arrive bit for bit; what it does not have keeps the weights that this seed begins with."""
+    tensors = load_file(llama / "model.safetensors")
+    if pickled:  # as Vicuna 7B v1.5 is on the hub: shards with an index
+        names = sorted(tensors)
+        for number, some in enumerate((names[::2], names[1::2])):
+            torch.save({name: tensors[name] for name in some}, llama / f"{number}.bin")
+        index = {"weight_map": {name: f"{i % 2}.bin" for i, name in enumerate(names)}}
+        (llama / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (llama / "model.safetensors").unlink()
+    some = config(layout.parallel, patch_aligning=True)
+    found: dict[str, torch.Tensor] = {}
+    for part in ranks.run(layout.world_size, load_and_collect, some, llama):
+        found.update(part)
+    assert len(found) == 98 + 13
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    new = [name for name in found if name not in tensors]
+    assert all("vision_tower" in name or "mm_projector" in name for name in new)
+    assert all(found[name].isfinite().all() for name in new)
+    assert any(found[name].any() for name in new)
+
+
+class Code:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.distributed
+def test_a_pickle_with_code_in_it_is_refused(ranks: RankPool, llama: Path, tmp_path: Path) -> None:
+    (llama / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Code(tmp_path / "made")}, llama / "pytorch_model.bin")
+    assert f"{llama}/pytorch_model.bin: cannot be read (Weights only load failed" in error(ranks, llama)
+    assert not (tmp_path / "made").exists()

@@ -350,6 +350,21 @@ def test_three_stages_in_a_row(site: Site) -> None:
 
 @needs_slurm
 @pytest.mark.slow
+def test_a_run_is_asked_to_leave(site: Site, whole: dict[int, tuple[str, str]]) -> None:
+    """It saves and is not done: the job neither goes on by itself nor lets start what waits for it."""
+    job = site.submit("asked", "--save-interval", "1000")
+    waiting = site.submit("waiting", options=(f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes"))
+    site.wait_until("asked", 12)
+    site.cluster.run("scancel", "--signal=USR1", job)
+    assert site.cluster.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
+    assert "error: asked to leave at iteration " in site.log("asked").read_text()
+    assert site.cluster.wait_for(waiting, "CANCELLED", "RUNNING") == "CANCELLED"
+    site.finish(site.submit("asked"), "asked")
+    assert site.losses("asked") == whole
+
+
+@needs_slurm
+@pytest.mark.slow
 def test_scancel_ends_a_job_for_good(site: Site, whole: dict[int, tuple[str, str]]) -> None:
     job = site.submit("cancelled")
     site.wait_until("cancelled", 12)
