@@ -63,6 +63,29 @@ def test_a_signal_makes_a_checkpoint(
     assert (tmp_path / TRACKER).read_text() == str(iteration)
 
 
+def catches(process: psutil.Process, number: signal.Signals) -> bool:
+    """Has a process put a handler behind a signal?"""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_a_signal_while_a_run_is_still_starting(tmp_path: Path) -> None:
+    """Sent as soon as a rank hears it, long before torch is imported: the run leaves before its first step."""
+    process = start(tmp_path)
+    ranks: list[psutil.Process] = []
+    while process.poll() is None and len(ranks) < 2:
+        time.sleep(0.01)
+        ranks = [child for child in psutil.Process(process.pid).children() if catches(child, signal.SIGUSR1)]
+    assert not (tmp_path / "losses.jsonl").exists()
+    ranks[0].send_signal(signal.SIGUSR1)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-2000:]
+    assert "exiting at iteration 0 (SIGUSR1)" in output
+    assert not (tmp_path / TRACKER).exists()
+    assert not (tmp_path / "losses.jsonl").read_text()
+
+
 HANGS = """
 import threading, time
 from megatron_eve.training.signals import Watchdog
