@@ -11,7 +11,8 @@
 #
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
-# requeued too, until three starts in a row made no new checkpoint, or the ranks say in SAVE/stopped that it is no use.
+# requeued too, until three starts in a row made no new checkpoint. Ranks that leave by themselves say in SAVE/outcome
+# that the run is done, or why it is not and need not be started again.
 
 readonly MOST_STARTS=3
 
@@ -69,7 +70,8 @@ count_start() { # FOLDER
     echo "$((count + 1))"
 }
 
-# What holds for all that runs in a job.
+# What holds for all that runs in a job. The code is the checkout's, whatever an image holds.
+export PYTHONPATH=$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # srun does not take this over from sbatch by itself (since Slurm 22.05): ranks would share one core.
@@ -122,8 +124,8 @@ train() { # RECIPE FLAGS...
         "   checkpoint $SAVE, latest: $(latest_checkpoint "$SAVE"), start $starts from there" \
         "   command    ${command[*]}"
 
-    rm -f "$SAVE/stopped"
-    local signalled=
+    rm -f "$SAVE/outcome"
+    local signalled='' outcome
     trap 'signalled=1; echo "time is nearly up: the ranks are asked to save and leave"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
     srun_step "${torchrun[@]}" "${command[@]}" &
     step=$!
@@ -133,13 +135,14 @@ train() { # RECIPE FLAGS...
     done
     trap - USR1
 
-    # Somebody asked the run to leave (scancel --signal=USR1), or it met a step that no restart will make good.
-    [[ -n $signalled || ! -s $SAVE/stopped ]] || die "$(< "$SAVE/stopped")"
-    if ((status == 0)) && [[ -z $signalled ]]; then
+    outcome=$(cat "$SAVE/outcome" 2> /dev/null || true)
+    if [[ $outcome == "done" ]]; then
         rm -f "$SAVE/starts"
         echo "== done: $SAVE is at iteration $(latest_checkpoint "$SAVE")"
         return 0
     fi
+    # A step that no restart will make good, or somebody asked the run to leave (scancel --signal=USR1).
+    [[ -n $signalled || -z $outcome ]] || die "$outcome"
     if ((starts >= MOST_STARTS)) && [[ $(latest_checkpoint "$SAVE") == $(cut -d ' ' -f 1 "$SAVE/starts") ]]; then
         die "$starts starts from checkpoint $(latest_checkpoint "$SAVE") ended without a new one; the job stops here. Find out" \
             "why (above), then submit it again; rm $SAVE/starts forgets the count"

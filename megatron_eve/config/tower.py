@@ -18,12 +18,14 @@ class TowerSizes:
         patch_size: side of a patch in pixels.
         num_layers: encoder layers.
         ffn_hidden_size: inner width of its MLP.
+        image_size: side in pixels of the square images that it was made for.
     """
 
     hidden_size: int
     patch_size: int
     num_layers: int
     ffn_hidden_size: int
+    image_size: int
 
 
 @cache
@@ -49,7 +51,9 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
         width = int(config.hidden_size)
         # DINOv2 gives a ratio instead.
         inner = getattr(config, "intermediate_size", None) or width * getattr(config, "mlp_ratio", 4)
-        return TowerSizes(width, int(config.patch_size), int(config.num_hidden_layers), int(inner))
+        return TowerSizes(
+            width, int(config.patch_size), int(config.num_hidden_layers), int(inner), int(config.image_size)
+        )
     except Exception as error:  # transformers raises nearly anything on a file it cannot read
         raise ConfigError(
             f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid that "

@@ -23,7 +23,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     """
     complaints = [
         *_sizes(config), *_layout(config, world_size), *_pipeline(config), *_training(config), *_optimizer(config),
-        *_data(config), *_alignment(config), *_checkpoint(config),
+        *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -141,6 +141,18 @@ def _training(config: RunConfig) -> Iterator[str]:
             yield f"--recompute-num-layers {group}: must divide the {chunk} layers of a model chunk"
     if not full and (training.recompute_method or training.recompute_num_layers):
         yield "--recompute-method: only with --recompute-granularity full; leave it out"
+
+
+def _faults(config: RunConfig) -> Iterator[str]:
+    faults = config.faults
+    if faults.spike_factor is not None and faults.spike_factor <= 1:
+        yield f"--spike-factor {faults.spike_factor}: must be above 1, such as 10"
+    interleaved = config.parallel.num_layers_per_virtual_pipeline_stage is not None
+    if faults.rerun_mode != "disabled" and interleaved and config.parallel.overlap_grad_reduce:
+        yield (
+            "--rerun-mode validate_results: with the interleaved schedule and --overlap-grad-reduce, gradients are "
+            "reduced in another order after a restart, and megatron-core would compare one with another; leave one out"
+        )
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from safetensors import SafetensorError, safe_open
 
 from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.convert.hf_folder import HFFolder
 from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
     IGNORED_HF_KEYS,
@@ -35,69 +33,6 @@ _CONFIG_FIELDS = {
     "rms_norm_eps": "norm_epsilon",
     "mm_hidden_size": "patch_embedding_size",
 }
-
-
-# Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
-class HFFolder:
-    """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
-
-    Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
-
-    Raises:
-        ConfigError: no shards, or an index that names a shard which is not there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[Path, Any] = {}
-        for name in _WEIGHTS:
-            index = folder / f"{name}.index.json"
-            if index.exists():
-                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                self._places = {key: folder / shard for key, shard in places.items()}
-                break
-            if (folder / name).exists():
-                self._places = dict.fromkeys(self._tensors(folder / name).keys(), folder / name)
-                break
-        else:
-            raise ConfigError(
-                f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)"
-            )
-        for path in set(self._places.values()):
-            if not path.exists():
-                raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
-
-    def keys(self) -> Iterator[str]:
-        """Names of all tensors."""
-        return iter(self._places)
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """Read one tensor.
-
-        Raises:
-            ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
-        """
-        if key not in self._places:
-            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model")
-        tensors = self._tensors(self._places[key])
-        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
-
-    def _tensors(self, path: Path) -> Any:
-        """A shard that is open: of safetensors its reader, of a pickle its dictionary, mapped into memory."""
-        if path not in self._open:
-            try:
-                if path.suffix == ".safetensors":
-                    self._open[path] = safe_open(path, "pt")
-                else:
-                    mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
-                    self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-                first_line = str(error).split("\n")[0]
-                raise ConfigError(f"{path}: cannot be read ({first_line}); copy the folder again") from None
-        return self._open[path]
 
 
 def model_config_of(

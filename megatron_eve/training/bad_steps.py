@@ -25,7 +25,7 @@ from megatron.core.rerun_state_machine import (
     get_rerun_state_machine,
 )
 
-from megatron_eve.config import FaultConfig
+from megatron_eve.config import FaultConfig, RunConfig
 
 if TYPE_CHECKING:
     from megatron_eve.training.step import StepResult
@@ -92,12 +92,15 @@ def start_machine(faults: FaultConfig) -> None:
     _set_rerun_state_machine(Machine(faults))
 
 
+_WHOLE_STEP = "found a bad loss or gradient norm of the whole step"
+
+
 def validate_step(machine: RerunStateMachine, values: Values, bad: str | None) -> None:
-    """Tell the machine what came of a whole step, on the rank that holds the losses."""
+    """Tell the machine what came of a whole step. On every rank, since any of them may have spoilt it."""
     machine.validate_result(
         result=torch.tensor(list(values.values()), dtype=torch.float64),
         rejection_func=lambda _: bad is not None,
-        message="found a bad loss or gradient norm of the whole step",
+        message=_WHOLE_STEP,
         comparison_func=relative_difference,
         tolerance=TOLERANCE,
     )
@@ -124,16 +127,26 @@ def pending_state() -> dict[str, Any]:
     }
 
 
-def pending_request(saved: dict[str, Any]) -> dict[str, Any]:
+def pending_request(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """What to load of the machine from a checkpoint, given its common state: each rank's own part, if it has one.
 
-    A machine that is off ignores it, and so does a run on another number of ranks: no rank has the same work there.
+    Nothing, if the machine is off; if a bad step is to be skipped, whoever is to blame; or where no rank has the work
+    that it had before.
     """
     machine = get_rerun_state_machine()
-    same_ranks = saved.get(f"{_STATE}_ranks") == torch.distributed.get_world_size()
-    if not same_ranks or machine.mode is RerunMode.DISABLED:
+    same_work = saved.get(f"{_STATE}_ranks") == torch.distributed.get_world_size() and (
+        _division_of_work(saved["config"]) == _division_of_work(config.to_dict())
+    )
+    if not same_work or machine.mode is RerunMode.DISABLED or config.faults.bad_step_policy == "skip":
         return {}
     return {_STATE: {"sharded": machine.state_dict(None, "torch_dist", force=True)["sharded"]}}
+
+
+def _division_of_work(config: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides which rank computes what in a step."""
+    data = config["data"]
+    packs = data["seq_length"], data["max_images_per_pack"], config["training"]["global_batch_size"]
+    return config["parallel"], *packs
 
 
 def restore_pending(loaded: dict[str, Any]) -> None:
@@ -164,7 +177,8 @@ def verdict(faults: FaultConfig, iteration: int, result: StepResult) -> str:
     samples = "its samples are listed in bad_steps.jsonl"
     if result.exit_code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
         return (
-            f"{found}; it is run again when the job is restarted, on other GPUs if it gets some (now {where})"
+            f"{found}; the same twice here ({where}). It is run again when the job is restarted, on other GPUs if it "
+            "gets some; --bad-step-policy skip goes on without it"
         )
     hardware = f"so the hardware is in doubt: {where}. Leave those nodes out (sbatch --exclude)"
     if state is RerunState.RERUNNING_IN_PLACE:
@@ -183,12 +197,12 @@ def verdict(faults: FaultConfig, iteration: int, result: StepResult) -> str:
 
 
 def suspects() -> str:
-    """Ranks whose checks failed in this step, with their nodes and devices, for people. Collective."""
+    """Ranks whose own gradients failed a check in this step, and their nodes, for people. Collective."""
     machine = get_rerun_state_machine()
     call, told = machine.failed_validation_call, None
-    if call is not None:
+    if call is not None and call.caller.message != _WHOLE_STEP:
         node = machine.suspicious_node or os.uname()[1]
         told = f"rank {torch.distributed.get_rank()} on {node}: {call.caller.message}"
     everyone: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, told)
-    return "; ".join(one for one in everyone if one) or "no rank"
+    return "; ".join(one for one in everyone if one) or "no rank by its own gradients"

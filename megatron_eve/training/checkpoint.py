@@ -132,7 +132,7 @@ def load_checkpoint(
     same_layout = saved["config"]["parallel"] == config.to_dict()["parallel"]
     if same_layout:
         request["rng_state"] = _rng_state()
-    request |= pending_request(saved)
+    request |= pending_request(saved, config)
     loaded = dist_checkpointing.load(request, str(folder))
     _load_model(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
@@ -141,7 +141,8 @@ def load_checkpoint(
     if same_layout:
         _restore_rng(loaded["rng_state"])
     restore_pending(loaded)
-    return Progress(**{name: saved[name] for name in asdict(Progress())})
+    # Some of it is younger than the oldest checkpoints.
+    return Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
 
 
 def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:
@@ -201,7 +202,10 @@ def _latest_folder(folder: str) -> Path:
 
 def _best_checkpoint(store: CheckpointStore) -> Path | None:
     """The newest checkpoint that is whole; None where there is none at all. Collective."""
-    told: list[list[int]] = [store.candidates() if torch.distributed.get_rank() == 0 else []]
+    told: list[list[int]] = [[]]
+    if torch.distributed.get_rank() == 0:
+        store.recover()
+        told = [store.candidates()]
     torch.distributed.broadcast_object_list(told, src=0)
     problems: list[str] = []
     for iteration in told[0]:

@@ -74,6 +74,12 @@ class CheckpointStore:
             return []
         return [latest, *(older for older in self.iterations()[::-1] if older < latest)]
 
+    def recover(self) -> None:
+        """Give a checkpoint its name back that a kill left between two names, while it was being replaced."""
+        for path in self.root.glob(f"{_PREFIX}*.replaced"):
+            if not path.with_suffix("").exists():
+                path.rename(path.with_suffix(""))
+
     def clear(self) -> None:
         """Remove what kills have left of folders that were being written, replaced or removed."""
         for kind in (f"{_PARTIAL}*", ".removed", ".replaced"):
@@ -113,7 +119,7 @@ class CheckpointStore:
             _sync(path)
         replaced = final.with_name(final.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():  # whole, but of a run that was killed before it named it, or damaged
+        if final.exists():  # damaged; or nobody names it yet; or it is out of date (see `recover`)
             final.rename(replaced)
         partial.rename(final)
         self._write_tracker(iteration)

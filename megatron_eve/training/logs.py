@@ -19,6 +19,8 @@ class _Cap(logging.Filter):
         self._left = most
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
         self._left -= 1
         if self._left == 0:
             record.msg, record.args = (
@@ -31,7 +33,7 @@ class _Cap(logging.Filter):
 def configure_logging() -> None:
     """Send `logging` and `warnings` to stderr, a line a record, with the rank in front.
 
-    Ranks other than 0 tell their warnings only, and `MOST_WARNINGS` of them. What a run reports of itself (`Monitor`,
+    Ranks other than 0 tell their errors, and `MOST_WARNINGS` warnings. What a run reports of itself (`Monitor`,
     `print_rank_0`) and errors that end it do not pass here.
     """
     rank = global_rank()

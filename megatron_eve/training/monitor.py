@@ -121,10 +121,12 @@ class Monitor:
                 **{name.replace(" ", "_"): value for name, value in result.values.items()},
                 "samples": dict(zip(step.sample_ids.tolist(), names, strict=True)),
             }
-            with (Path(self._config.checkpoint.save) / "bad_steps.jsonl").open(
-                "a", encoding="utf-8"
-            ) as stream:
-                stream.write(json.dumps(record) + "\n")
+            path = Path(self._config.checkpoint.save) / "bad_steps.jsonl"
+            try:
+                with path.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(record) + "\n")
+            except OSError as error:  # a full disk must not end one rank alone
+                print(f" {path} could not be written ({error.strerror}): {record}", flush=True)
         print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
 
     def _line(self, record: dict[str, Any]) -> str:

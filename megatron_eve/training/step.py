@@ -147,8 +147,7 @@ def train_step(
         losses, grad_norm = _share(shares, optimizer.get_grad_norm())
         result = StepResult(losses, grad_norm)
         result = replace(result, bad=why_bad(result.values, recent, spike_factor))
-        if holds_losses():
-            validate_step(machine, result.values, result.bad)
+        validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:
         optimizer.step()

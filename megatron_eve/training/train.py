@@ -173,7 +173,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
     monitor = Monitor(config, active=holds_losses(), start=start)
-    leave, status = signals.received(), 0
+    leave, status, why = signals.received(), 0, ""
     # Stacks are shown before collectives time out and take the process with them.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
     while trainer.progress.consumed_samples < config.total_samples and not leave:
@@ -181,7 +181,8 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
         watchdog.feed()
         if result.exit_code:
             status = result.exit_code
-            _stop(trainer, result, saver, start)
+            with watchdog.paused():
+                why = _stop(trainer, result, saver, start)
             break
         iteration = trainer.progress.iteration
         done = trainer.progress.consumed_samples >= config.total_samples
@@ -199,10 +200,6 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     watchdog.close()
     if leave:
         print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
-    if leave == signal.SIGUSR1.name:  # SIGTERM comes when Slurm has decided already what becomes of the job
-        _tell_launcher(
-            config, f"asked to leave at iteration {trainer.progress.iteration}; submit it again to go on"
-        )
     if saver:
         saver.finish()
     monitor.close()
@@ -212,32 +209,47 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
         raise CheckpointError(
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
+    if trainer.progress.consumed_samples >= config.total_samples:
+        _tell_launcher(config, "done")
+    elif status == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
+        _tell_launcher(config, why)
+    elif leave and leave != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
+        _tell_launcher(
+            config, f"left at iteration {trainer.progress.iteration} ({leave}); submit it again to go on"
+        )
     return status
 
 
-def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
-    """End a run at a step that its policy or the rerun state machine stops at: say why, save what was before it."""
+def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> str:
+    """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective.
+
+    Returns:
+        Why it ends, which is said, too.
+    """
     machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
     why = verdict(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
-        return
-    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
-        _tell_launcher(trainer.config, why)
+        return why
+    saver.finish()
     # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
     reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
     if reruns or rerun or iteration not in (start, saver.last):
         _save(trainer, saver)
+    return why
 
 
 def _tell_launcher(config: RunConfig, why: str) -> None:
-    """Leave word in SAVE/stopped that the run is neither done nor to be started again by itself.
+    """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
 
-    torchrun passes no exit status of its ranks on, so the batch scripts look there.
+    torchrun passes no exit status of its ranks on, so the batch scripts look there; without it they requeue.
     """
     if config.checkpoint.save and torch.distributed.get_rank() == 0:
-        (Path(config.checkpoint.save) / "stopped").write_text(why + "\n", encoding="utf-8")
+        try:
+            (Path(config.checkpoint.save) / "outcome").write_text(why + "\n", encoding="utf-8")
+        except OSError as error:
+            print_rank_0(f"{config.checkpoint.save}/outcome could not be written ({error.strerror}): {why}")
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:

@@ -69,6 +69,19 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--num-layers-per-virtual-pipeline-stage 2",
             "leave the flag out",
         ),
+        ({"faults": {"spike_factor": 0.5}}, "--spike-factor 0.5", "such as 10"),
+        (
+            {
+                "parallel": {
+                    "pipeline_model_parallel_size": 2,
+                    "num_layers_per_virtual_pipeline_stage": 1,
+                    "overlap_grad_reduce": True,
+                },
+                "faults": {"rerun_mode": "validate_results"},
+            },
+            "--rerun-mode validate_results",
+            "leave one out",
+        ),
         ({"model": {"num_attention_heads": 7}}, "--hidden-size 128", "--num-attention-heads 7"),
         ({"model": {"num_query_groups": 3}}, "--num-query-groups 3", "must divide"),
         ({"model": {"image_size": 700}}, "--image-size 700", "even multiple"),
@@ -186,7 +199,7 @@ def test_sizes_that_a_teacher_leaves_to_its_model_type(tmp_path: Path) -> None:
     )
     settings = {"patch_aligning": True, "teacher_model": siglip}
     validate(config(alignment=settings, model={"teacher_hidden_size": 768}), 1)
-    assert tower_sizes(siglip, False) == TowerSizes(768, 16, 12, 3072)
+    assert tower_sizes(siglip, False) == TowerSizes(768, 16, 12, 3072, 224)
 
 
 @pytest.mark.parametrize(

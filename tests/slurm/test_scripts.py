@@ -360,7 +360,7 @@ def test_a_run_is_asked_to_leave(site: Site, whole: dict[int, tuple[str, str]]) 
     site.wait_until("asked", 12)
     site.cluster.run("scancel", "--signal=USR1", job)
     assert site.cluster.wait_for(job, "COMPLETED", "FAILED") == "FAILED"
-    assert "error: asked to leave at iteration " in site.log("asked").read_text()
+    assert "error: left at iteration " in site.log("asked").read_text()
     assert site.cluster.wait_for(waiting, "CANCELLED", "RUNNING") == "CANCELLED"
     flags = ("--pipeline-model-parallel-size", "1", "--tensor-model-parallel-size", "1")
     site.finish(site.submit("asked", *flags, options=("--nodes=1",)), "asked")

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_eve.config import TRACKER, FaultConfig, RunConfig
 from megatron_eve.training.bad_steps import FEWEST, MOST_SKIPS, relative_difference, why_bad
+from megatron_eve.training.checkpoint_store import write_checksums
 from tests.layouts import DP2, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankPool
 from tests.training.test_checkpoint_saver import config_of
@@ -150,7 +151,7 @@ def test_a_run_stops_before_the_update_and_goes_on(
     status, printed = ranks.run(2, endure, faulty(layout, tmp_path), Fault())[0]
     assert status == 17
     assert f"stopped at iteration {BAD}: the " in printed and "is nan" in printed
-    assert "--bad-step-policy skip" in (tmp_path / "stopped").read_text()
+    assert "--bad-step-policy skip" in (tmp_path / "outcome").read_text()
     assert (tmp_path / TRACKER).read_text() == str(BAD - 1)
     (bad,) = lines(tmp_path, "bad_steps.jsonl")
     assert (bad["iteration"], bad["update"], len(bad["samples"])) == (BAD, "stopped", 8)
@@ -227,11 +228,12 @@ def test_bad_steps_in_a_row_are_not_left_out_for_ever(ranks: RankPool, tmp_path:
 
 
 @parametrize(DP2_OVERLAP, slow=(PP2_VPP2,))
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_passing_fault_of_the_hardware(
-    ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole
+    ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole, rank: int
 ) -> None:
     """Run again the step is good: with "skip" the run goes on as if nothing had been, with "stop" it names the rank."""
-    passing = Fault(when=(FIRST,))
+    passing = Fault(when=(FIRST,), rank=rank)
     config = faulty(layout, tmp_path / "skip", bad_step_policy="skip", rerun_mode="validate_results")
     assert ranks.run(2, endure, config, passing)[0][0] == 0
     assert bits(tmp_path / "skip") == whole[layout]
@@ -241,10 +243,34 @@ def test_a_passing_fault_of_the_hardware(
     status, printed = ranks.run(2, endure, config, passing)[0]
     assert status == 17
     assert "run again it gave another result, so the hardware is in doubt: " in printed
-    assert "rank 1 on node1: found NaN in local grad norm" in printed
+    assert f"rank {rank} on node1: found NaN in local grad norm" in printed
+    assert f"rank {1 - rank} on node1" not in printed or layout is PP2_VPP2  # whose stages pass it on
     again = faulty(layout, tmp_path / "stop", load=True, rerun_mode="validate_results")
     assert ranks.run(2, endure, again)[0][0] == 0
     assert bits(tmp_path / "stop") == whole[layout]
+
+
+def test_a_step_in_doubt_is_skipped_when_that_is_asked_for(ranks: RankPool, tmp_path: Path) -> None:
+    """On the same GPU megatron-core's machine would ask for another restart, whatever the policy."""
+    assert ranks.run(2, endure, faulty(DP2, tmp_path, rerun_mode="validate_results"), Fault())[0][0] == 16
+    again = faulty(DP2, tmp_path, load=True, rerun_mode="validate_results", bad_step_policy="skip")
+    assert ranks.run(2, endure, again, Fault())[0][0] == 0
+    assert [line["iteration"] for line in lines(tmp_path) if line["skipped"]] == [BAD]
+    assert (tmp_path / "outcome").read_text() == "done\n"
+
+
+def test_a_checkpoint_from_before_there_were_bad_steps(ranks: RankPool, tmp_path: Path, whole: Whole) -> None:
+    """It lacks what a run remembers of its last steps, and resumes all the same."""
+    import torch
+
+    assert ranks.run(2, endure, faulty(DP2, tmp_path), Fault())[0][0] == 17
+    folder = tmp_path / f"iter_{BAD - 1:07d}"
+    common = torch.load(folder / "common.pt", weights_only=False)
+    del common["recent"], common["skipped_in_a_row"]
+    torch.save(common, folder / "common.pt")
+    write_checksums(folder, "run", ["metadata.json", "common.pt", ".metadata", "config.yaml"])
+    assert ranks.run(2, endure, faulty(DP2, tmp_path, load=True))[0][0] == 0
+    assert bits(tmp_path) == whole[DP2]
 
 
 @parametrize(DP2, slow=(PP2_VPP2, TP2_SP))
@@ -258,12 +284,12 @@ def test_a_fault_that_repeats_itself_is_tried_on_other_gpus(
     for config in (first, resumed):
         status, printed = ranks.run(2, endure, config, Fault())[0]
         assert status == 16
-        assert "it is run again when the job is restarted, on other GPUs if it gets some" in printed
+        assert "It is run again when the job is restarted, on other GPUs if it gets some" in printed
         assert (tmp_path / TRACKER).read_text() == str(BAD - 1)
-        assert not (tmp_path / "stopped").exists()
+        assert not (tmp_path / "outcome").exists()
     status, _ = ranks.run(2, endure, resumed, None if hardware else Fault(), "node2")[0]
     assert status == 17
-    why = (tmp_path / "stopped").read_text()
+    why = (tmp_path / "outcome").read_text()
     if hardware:
         assert "bad before the restart and is not on these GPUs, so the hardware is in doubt: " in why
         assert "rank 1 on node1: found NaN in local grad norm" in why
@@ -274,10 +300,13 @@ def test_a_fault_that_repeats_itself_is_tried_on_other_gpus(
     assert bits(tmp_path) == whole[layout]
 
 
-def test_a_rerun_is_not_taken_up_by_other_ranks(ranks: RankPool, tmp_path: Path, whole: Whole) -> None:
-    """Under another number of ranks no rank has the work that was in doubt."""
+@parametrize(TP2_DP2, PP2_VPP2)
+def test_a_rerun_is_not_taken_up_by_other_ranks(
+    ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole
+) -> None:
+    """Under another layout no rank has the work that was in doubt."""
     assert ranks.run(2, endure, faulty(DP2, tmp_path, rerun_mode="validate_results"), Fault())[0][0] == 16
-    again = faulty(TP2_DP2, tmp_path, load=True, rerun_mode="validate_results")
-    assert ranks.run(4, endure, again)[0][0] == 0
+    again = faulty(layout, tmp_path, load=True, rerun_mode="validate_results")
+    assert ranks.run(layout.world_size, endure, again)[0][0] == 0
     losses = [float.fromhex(loss) for loss in bits(tmp_path).values()]
     assert losses == pytest.approx([float.fromhex(loss) for loss in whole[DP2].values()], abs=1e-5, rel=0)

@@ -269,3 +269,18 @@ def test_two_writers_of_one_iteration_do_not_meet(tmp_path: Path) -> None:
     assert old != new
     with pytest.raises(FileNotFoundError):
         write_checksums(old, "rank00000", [])
+
+
+def test_a_kill_while_a_checkpoint_is_replaced(ranks: RankPool, tmp_path: Path) -> None:
+    """Between its two names: it gets the old one back, and the run goes on from it."""
+    config = config_of(ONE, tmp_path, iterations=2)
+    losses, _ = ranks.run(1, train_and_save, config, 1)[0]
+    (tmp_path / "iter_0000002").rename(tmp_path / "iter_0000002.replaced")
+    assert ranks.run(1, run, config_of(ONE, tmp_path, iterations=3, load=True))[0].losses != losses
+    assert checkpoints(tmp_path) == ["iter_0000001", "iter_0000002", TRACKER]
+    # Where the new one has the name already, the old one is left over.
+    shutil.copytree(tmp_path / "iter_0000002", tmp_path / "iter_0000002.replaced")
+    store = CheckpointStore(tmp_path)
+    store.recover()
+    store.clear()
+    assert checkpoints(tmp_path) == ["iter_0000001", "iter_0000002", TRACKER]

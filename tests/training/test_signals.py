@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
 
 
-def start(save: Path, *words: str) -> subprocess.Popen[str]:
-    """Two ranks on mock data, without an end in sight."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(save: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks on mock data, without an end in sight; whatever becomes of the test, they do not outlive it."""
+    process = subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             "-m", "megatron_eve.pretrain", "--preset", "eve_mini", "--mock-data", "--global-batch-size", "4",
@@ -33,6 +36,13 @@ def start(save: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                one.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
@@ -45,17 +55,17 @@ def start(save: Path, *words: str) -> subprocess.Popen[str]:
 def test_a_signal_makes_a_checkpoint(
     tmp_path: Path, number: signal.Signals, of_ranks: list[int], words: list[str]
 ) -> None:
-    process = start(tmp_path, *words)
     losses = tmp_path / "losses.jsonl"
-    while process.poll() is None and not (losses.exists() and losses.read_text().count("\n") > 2):
-        time.sleep(0.05)
-    ranks = sorted(
-        psutil.Process(process.pid).children(), key=lambda child: int(child.environ().get("RANK", "-1"))
-    )
-    assert len(ranks) == 2
-    for rank in of_ranks:
-        ranks[rank].send_signal(number)
-    output, errors = process.communicate(timeout=120)
+    with started(tmp_path, *words) as process:
+        while process.poll() is None and not (losses.exists() and losses.read_text().count("\n") > 2):
+            time.sleep(0.05)
+        ranks = sorted(
+            psutil.Process(process.pid).children(), key=lambda child: int(child.environ().get("RANK", "-1"))
+        )
+        assert len(ranks) == 2
+        for rank in of_ranks:
+            ranks[rank].send_signal(number)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors[-2000:]
     iteration = losses.read_text().count("\n")
     assert f"exiting at iteration {iteration} ({number.name})" in output
@@ -72,14 +82,16 @@ def catches(process: psutil.Process, number: signal.Signals) -> bool:
 
 def test_a_signal_while_a_run_is_still_starting(tmp_path: Path) -> None:
     """Sent as soon as a rank hears it, long before torch is imported: the run leaves before its first step."""
-    process = start(tmp_path)
     ranks: list[psutil.Process] = []
-    while process.poll() is None and len(ranks) < 2:
-        time.sleep(0.01)
-        ranks = [child for child in psutil.Process(process.pid).children() if catches(child, signal.SIGUSR1)]
-    assert not (tmp_path / "losses.jsonl").exists()
-    ranks[0].send_signal(signal.SIGUSR1)
-    output, errors = process.communicate(timeout=120)
+    with started(tmp_path) as process:
+        while process.poll() is None and len(ranks) < 2:
+            time.sleep(0.01)
+            with contextlib.suppress(psutil.Error, OSError):  # a child of torchrun that ended meanwhile
+                children = psutil.Process(process.pid).children()
+                ranks = [child for child in children if catches(child, signal.SIGUSR1)]
+        assert not (tmp_path / "losses.jsonl").exists()
+        ranks[0].send_signal(signal.SIGUSR1)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors[-2000:]
     assert "exiting at iteration 0 (SIGUSR1)" in output
     assert not (tmp_path / TRACKER).exists()
@@ -106,7 +118,7 @@ waits_for_ever()
 
 def test_the_watchdog_shows_where_a_rank_hangs() -> None:
     """It lets alone what is fed or paused; then it prints every thread's stack and ends the process."""
-    started = time.monotonic()
+    begun = time.monotonic()
     found = subprocess.run(
         [sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False,
         env={**os.environ, "RANK": "3"},
@@ -115,7 +127,7 @@ def test_the_watchdog_shows_where_a_rank_hangs() -> None:
     assert found.stdout == "fed\n"
     assert "rank 3: no step has ended for 1 s" in found.stderr
     assert "in waits_for_ever" in found.stderr
-    assert time.monotonic() - started < 80
+    assert time.monotonic() - begun < 80
 
 
 def test_a_watchdog_that_is_closed_is_quiet() -> None:

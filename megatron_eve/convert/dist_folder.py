@@ -1,0 +1,118 @@
+"""Weights in megatron-core's distributed checkpoint format (`torch_dist`), without a model: one tensor at a time.
+
+torch's own planner asks for each tensor when it is about to write it, and reads those alone that are asked for; so a 7B
+model passes through a few hundred megabytes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItem
+from typing_extensions import override
+
+from megatron_eve.convert.hf_folder import LazyTensor
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """torch warns that there is no process group, which is the intent."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What went wrong, instead of torch's account of which ranks it went wrong on."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+class DistFolder:
+    """Reads a checkpoint's tensors by their keys, whole, whatever layout wrote them.
+
+    Args:
+        folder: the checkpoint (`iter_0000100`).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = FileSystemReader(folder)
+        found = self._reader.read_metadata().state_dict_metadata
+        self._tensors = {key: part for key, part in found.items() if isinstance(part, TensorStorageMetadata)}
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def shape(self, key: str) -> torch.Size:
+        """Of the whole tensor."""
+        return self._tensors[key].size
+
+    def dtype(self, key: str) -> torch.dtype:
+        """As it was saved."""
+        return self._tensors[key].properties.dtype
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor. The last one is kept: several of another layout may be made of it, one after another."""
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            whole = torch.empty(self.shape(key), dtype=self.dtype(key))
+            with _alone():
+                dcp.load({key: whole}, storage_reader=self._reader, no_dist=True)
+            self._last = key, whole
+        return self._last[1]
+
+
+class _StreamPlanner(DefaultSavePlanner):
+    """Plans with tensors that have no data, and makes each when it is its turn to be written."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], done: Callable[[int], None]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._lazy, self._done = tensors, done
+
+    @override
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        tensor = self._lazy[write_item.index.fqn].tensor()
+        self._done(tensor.nbytes)
+        return tensor
+
+
+def write_dist_folder(
+    folder: Path, tensors: Mapping[str, LazyTensor], common: dict[str, Any], done: Callable[[int], None]
+) -> None:
+    """Write a checkpoint that holds weights alone into an existing folder.
+
+    Args:
+        folder: an empty one.
+        tensors: by key.
+        common: what the checkpoint holds beside tensors (see `megatron_eve.training.checkpoint.run_state`).
+        done: called with the bytes of each tensor that was made.
+
+    Raises:
+        OSError: the disk is full, or worse.
+    """
+    with _alone(), _own_errors():
+        dcp.save(
+            {key: lazy.empty() for key, lazy in tensors.items()},
+            storage_writer=FileSystemWriter(folder, thread_count=1),
+            planner=_StreamPlanner(tensors, done),
+            no_dist=True,
+        )
+    torch.save(common, folder / "common.pt")
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))

@@ -1,0 +1,217 @@
+"""A checkpoint of ours -> a folder in the published EVE layout: `tools/convert_checkpoint.py export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_eve.config import ConfigError, RunConfig, from_dict
+from megatron_eve.convert.dist_folder import DistFolder
+from megatron_eve.convert.hf_config import published_config, published_preprocessor
+from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
+from megatron_eve.convert.skeleton import Entry, skeleton
+from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
+from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
+from megatron_eve.training.compatibility import CheckpointError
+
+# What a published folder holds beside weights and configurations.
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+@dataclass
+class ExportPlan:
+    """What becomes of every tensor.
+
+    Attributes:
+        config: of the checkpoint.
+        tensors: of the folder, by Hugging Face key.
+        mapped: Hugging Face keys, by key of the checkpoint.
+        dropped: keys of the checkpoint that nothing is made of, and why.
+        added: Hugging Face keys that the checkpoint does not hold, and where they come from.
+    """
+
+    config: RunConfig
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    added: dict[str, str] = field(default_factory=dict)
+
+
+def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
+    """The latest checkpoint of a run's folder, which must be whole, and the configuration it was made with.
+
+    Raises:
+        CheckpointError: none there, or a damaged one.
+    """
+    store = CheckpointStore(source)
+    iteration = store.latest()
+    if iteration is None:
+        raise CheckpointError(
+            f"{source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
+        )
+    folder = store.folder(iteration)
+    problem = missing_part(folder) or damaged_part(folder, 0, 1)
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}, so this checkpoint is not whole")
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    return folder, from_dict(common["config"], source=str(folder))
+
+
+def plan_export(
+    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, teacher: Path | None
+) -> ExportPlan:
+    """Decide what becomes of every tensor; reads names and shapes, no data.
+
+    Args:
+        checkpoint: its folder.
+        config: it was made with.
+        dtype: of the folder; None keeps that of the checkpoint.
+        teacher: CLIP's folder. With it the aligning layer and the teacher are written, as the published folders have
+            them for further training; without it only what inference needs.
+
+    Raises:
+        ConfigError: a checkpoint without an aligning layer, or with other taps than the published ones, and a teacher.
+        CheckpointError: a tensor that is missing or of another shape.
+    """
+    _check_aligning(config, teacher)
+    source = DistFolder(checkpoint)
+    plan = ExportPlan(config)
+    alignment = replace(config.alignment, patch_aligning=teacher is not None)
+    with skeleton(replace(config, alignment=alignment)) as model:
+        sizes = Sizes.of(config.model, model.padded_vocab_size)
+        for entry in model.entries:
+            _map(plan, entry, source, sizes, dtype)
+    used = set(plan.mapped)
+    for key in source:
+        if key not in used:
+            plan.dropped[key] = (
+                "optimizer state"
+                if key.startswith("optimizer.")
+                else "the aligning layer, which only training needs"
+            )
+    kept = dtype or source.dtype("embedding.word_embeddings.weight")
+    _add_buffers(plan)
+    if teacher is not None:
+        _add_teacher(plan, teacher, kept)
+    return plan
+
+
+def _check_aligning(config: RunConfig, teacher: Path | None) -> None:
+    if teacher is None:
+        return
+    if not config.alignment.patch_aligning:
+        raise ConfigError("--teacher-model: this checkpoint has no aligning layer; leave the teacher out")
+    if config.model.tap_interval != PUBLISHED_TAP_INTERVAL:
+        raise ConfigError(
+            f"--teacher-model: the published layout taps every {PUBLISHED_TAP_INTERVAL} layers, this checkpoint every "
+            f"{config.model.tap_interval}; leave the teacher out"
+        )
+
+
+def _map(plan: ExportPlan, entry: Entry, source: DistFolder, sizes: Sizes, dtype: torch.dtype | None) -> None:
+    """Plan the Hugging Face tensors that one of the checkpoint's makes."""
+    rule, names = rule_for(entry.name, eve_rules(plan.config.model))
+    if entry.key not in source:
+        raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
+    vocabulary = isinstance(rule.layout, Vocabulary)
+    shape = source.shape(entry.key)
+    # Another tensor-parallel size pads the vocabulary to another number of rows.
+    if shape[1:] != entry.shape[1:] or (shape[0] != entry.shape[0] and not vocabulary):
+        raise CheckpointError(f"{entry.key} is {tuple(shape)} in the checkpoint, not {tuple(entry.shape)}")
+
+    def split(full: torch.Tensor) -> list[torch.Tensor]:
+        rows = full[: plan.config.model.vocab_size] if vocabulary else full
+        return rule.layout.split(rows, sizes, len(names))
+
+    shapes = [part.shape for part in split(torch.empty(shape, device="meta"))]
+    plan.mapped[entry.key] = names
+    for number, name in enumerate(names):
+
+        def make(number: int = number) -> torch.Tensor:
+            return split(source.tensor(entry.key))[number]
+
+        plan.tensors[name] = LazyTensor(shapes[number], dtype or source.dtype(entry.key), make)
+
+
+def _add_buffers(plan: ExportPlan) -> None:
+    """The rotary frequencies, which transformers 4.31 saved with every layer and the public code expects."""
+    model = plan.config.model
+    head = model.hidden_size // model.num_attention_heads
+
+    def make() -> torch.Tensor:
+        return 1.0 / (model.rotary_base ** (torch.arange(0, head, 2).float() / head))
+
+    for layer in range(model.num_layers):
+        key = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+        plan.tensors[key] = LazyTensor(torch.Size([head // 2]), torch.float32, make)
+        plan.added[key] = "computed"
+
+
+def _add_teacher(plan: ExportPlan, teacher: Path, dtype: torch.dtype) -> None:
+    folder = HFFolder(teacher)
+    for key in sorted(folder.keys()):
+        if not key.startswith("vision_model.") or key.endswith("position_ids"):
+            continue  # CLIP's text side, and a buffer that older versions saved
+        shape, _ = folder.describe(key)
+        name = f"model.vision_clip.backbone.{key}"
+        plan.tensors[name] = LazyTensor(shape, dtype, partial(folder.tensor, key))
+        plan.added[name] = "the teacher"
+    if not any(origin == "the teacher" for origin in plan.added.values()):
+        raise ConfigError(
+            f"{teacher}: holds no vision_model, so it is no CLIP; name CLIP ViT-L/14-336's folder"
+        )
+
+
+def write_export(
+    plan: ExportPlan, target: Path, tokenizer: Path | None, max_shard_size: str, done: Callable[[int], None]
+) -> None:
+    """Write the folder, under its name only when it is whole.
+
+    Args:
+        plan: what it holds.
+        target: the new folder.
+        tokenizer: a folder whose tokenizer files are copied.
+        max_shard_size: of one safetensors file, such as "2GB"; so much is held in memory.
+        done: called with the bytes of each tensor.
+
+    Raises:
+        ConfigError: the folder exists.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; choose another --target")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
+    try:
+        model = plan.config.model
+        write_shards(unfinished, plan.tensors, max_shard_size, done)
+        kept = plan.tensors["lm_head.weight"].dtype
+        with_teacher = "the teacher" in plan.added.values()
+        config = published_config(model, str(kept).removeprefix("torch."), with_teacher)
+        _write_json(unfinished / "config.json", config)
+        _write_json(unfinished / "preprocessor_config.json", published_preprocessor(model))
+        if tokenizer is not None:
+            for name in _TOKENIZER_FILES:
+                if (tokenizer / name).is_file():
+                    shutil.copyfile(tokenizer / name, unfinished / name)
+        unfinished.chmod(0o755)
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

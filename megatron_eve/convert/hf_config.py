@@ -1,0 +1,194 @@
+"""`config.json` and `preprocessor_config.json` of the model folders that are read and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.config import ConfigError, ModelConfig
+
+# config.json (transformers' Llama, and EVE on top of it) against our names.
+LANGUAGE_FIELDS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "max_position_embeddings": "max_position_embeddings",
+}
+# What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
+_MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "model_type": (("llama", "eve"), "only Llama-family language models and EVE v1 are known"),
+    "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
+    "attention_bias": ((None, False), "attention has no biases here"),
+    "mlp_bias": ((None, False), "the MLP has no biases here"),
+    "rope_scaling": ((None,), "rotary embeddings are not scaled here"),
+    "quantization_config": ((None,), "quantised weights cannot be trained; take the original ones"),
+}
+# CLIP's, which EVE's processors take over.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class HFConfig:
+    """A folder's config.json.
+
+    Attributes:
+        fields: as it stands there.
+        source: its path, for messages.
+    """
+
+    fields: dict[str, Any]
+    source: Path
+
+    @staticmethod
+    def read(folder: Path) -> HFConfig:
+        """Read and judge it.
+
+        Raises:
+            ConfigError: no config.json, or one of a model that this decoder cannot compute.
+        """
+        path = folder / "config.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}; name a model folder in Hugging Face layout"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"{path}: not JSON ({error}); copy the folder again") from None
+        for name, (allowed, meaning) in _MUST_BE.items():
+            if fields.get(name) not in allowed:
+                raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
+        missing = [name for name in LANGUAGE_FIELDS if name not in fields]
+        if missing:
+            raise ConfigError(
+                f"{path}: has no {', '.join(missing)}; this is not a whole model's configuration"
+            )
+        head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+        if head * fields["num_attention_heads"] != fields["hidden_size"]:
+            raise ConfigError(
+                f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
+            )
+        found = HFConfig(fields, path)
+        if found.rope["rope_type"] != "default":
+            raise ConfigError(
+                f"{path}: rope_type is {found.rope['rope_type']!r}, and {_MUST_BE['rope_scaling'][1]}"
+            )
+        return found
+
+    @property
+    def is_eve(self) -> bool:
+        """Is it an EVE, or a language model alone?"""
+        return bool(self.fields["model_type"] == "eve")
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels of the long side, by the name of the published processor; None if it does not say."""
+        found = re.search(r"-(\d+)$", str(self.fields.get("mm_vision_tower") or ""))
+        return int(found[1]) if found else None
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Settings of the rotary embedding, which transformers 5 keeps in a place of their own."""
+        older = {"rope_theta": self.fields.get("rope_theta"), "rope_type": "default"}
+        return {**older, **(self.fields.get("rope_parameters") or {})}
+
+    def model_config(self, **front: int) -> ModelConfig:
+        """Sizes of our model.
+
+        Args:
+            front: fields of `ModelConfig` that config.json does not hold: pixels and the teacher's sizes, and
+                `patch_embedding_size` for a language model.
+        """
+        fields = self.fields
+        values = {ours: fields[theirs] for theirs, ours in LANGUAGE_FIELDS.items()}
+        if "mm_hidden_size" in fields:
+            values["patch_embedding_size"] = fields["mm_hidden_size"]
+        groups = fields.get("num_key_value_heads") or fields["num_attention_heads"]
+        return ModelConfig(
+            **{**front, **values},
+            num_query_groups=None if groups == fields["num_attention_heads"] else groups,
+            rotary_base=int(self.rope["rope_theta"] or ModelConfig.rotary_base),
+        )
+
+
+def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str, Any]:
+    """The config.json of a published EVE (BAAI/EVE-7B-v1.0) with these sizes.
+
+    Args:
+        model: sizes.
+        dtype: of the weights, such as "bfloat16".
+        teacher: the folder holds the teacher and the aligning layer, which the public code loads for training.
+    """
+    # Of today's Llamas; the public code knows the usual base alone.
+    rope = {} if model.rotary_base == ModelConfig.rotary_base else {"rope_theta": model.rotary_base}
+    return {
+        "architectures": ["EVELlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "image_aspect_ratio": "square",
+        "image_grid_pinpoints": None,
+        "initializer_range": 0.02,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "mm_hidden_size": model.patch_embedding_size,
+        "mm_projector_lr": None,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": f"openai/eve-patch14-anypixel-{model.image_size}",
+        "mm_vision_tower_clip": "openai/clip-vit-large-patch14-336",
+        "model_type": "eve",
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
+        "pad_token_id": 0,
+        "pretraining_tp": 1,
+        "requires_cliploss": teacher,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_scaling": None,
+        **rope,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "transformers_version": "4.31.0",
+        "tune_mm_mlp_adapter": False,
+        "use_cache": True,
+        "use_mm_proj": True,
+        "vision_tower_lr": None,
+        "vocab_size": model.vocab_size,
+    }
+
+
+def published_preprocessor(model: ModelConfig) -> dict[str, Any]:
+    """The preprocessor_config.json that the published code asks for, and that the hub lacks."""
+    size = model.image_size
+    return {
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": list(_MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(_STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+        "image_size": size,
+        "image_size_clip": model.teacher_size,
+        "patch_stride": 14,
+        "patch_stride_clip": 14,
+        "conv_stride": 2,
+    }

@@ -1,0 +1,202 @@
+"""A Hugging Face folder -> a checkpoint of ours, one tensor at a time: `tools/convert_checkpoint.py import`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig
+from megatron_eve.convert.dist_folder import write_dist_folder
+from megatron_eve.convert.hf_config import HFConfig
+from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
+from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
+from megatron_eve.convert.tables import (
+    ALIGNING_HF_KEYS,
+    IGNORED_HF_KEYS,
+    PUBLISHED_TAP_INTERVAL,
+    Rule,
+    Sizes,
+    Vocabulary,
+    eve_rules,
+    rule_for,
+)
+from megatron_eve.models.vlm import is_aligning
+from megatron_eve.training.checkpoint import CONTENT
+from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums
+
+_TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
+
+
+@dataclass
+class ImportPlan:
+    """What becomes of every tensor.
+
+    Attributes:
+        config: of the checkpoint, with the model's sizes.
+        tensors: of the checkpoint, by key.
+        mapped: Hugging Face keys that go into them, by key of the checkpoint.
+        dropped: Hugging Face keys that nothing is made of, and why.
+        initialised: keys of the checkpoint that begin at random.
+    """
+
+    config: RunConfig
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    initialised: list[str] = field(default_factory=list)
+
+
+def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed: int) -> ImportPlan:
+    """Decide what becomes of every tensor of a folder; reads names and shapes, no data.
+
+    Args:
+        source: the folder.
+        config: with the model's sizes; with the aligning layer if the checkpoint is to have one.
+        dtype: of the checkpoint; None keeps what each tensor has.
+        seed: for what begins at random.
+
+    Raises:
+        ConfigError: tensors that are missing, of another shape, or that no rule knows.
+    """
+    folder, plan = HFFolder(source), ImportPlan(config)
+    keys = set(folder.keys())
+    aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
+    language_model = not HFConfig.read(source).is_eve
+    rules = eve_rules(config.model)
+    with skeleton(config) as model:
+        initial = model.initial(seed)
+        for entry in model.entries:
+            fresh = (language_model and entry.name in initial) or (is_aligning(entry.name) and not aligned)
+            if fresh:
+                weights = initial[entry.name]
+                plan.initialised.append(entry.key)
+                plan.tensors[entry.key] = LazyTensor(
+                    entry.shape, dtype or weights.dtype, partial(_given, weights)
+                )
+            else:
+                _map(plan, entry, folder, keys, rules, model, dtype)
+    used = {key for some in plan.mapped.values() for key in some}
+    _account(plan, source, keys - used)
+    return plan
+
+
+def _given(weights: torch.Tensor) -> torch.Tensor:
+    return weights
+
+
+def _map(
+    plan: ImportPlan,
+    entry: Entry,
+    folder: HFFolder,
+    keys: set[str],
+    rules: tuple[Rule, ...],
+    model: Skeleton,
+    dtype: torch.dtype | None,
+) -> None:
+    """Plan one tensor of the checkpoint from those of the folder that make it up."""
+    rule, names = rule_for(entry.name, rules)
+    if entry.name == "output_layer.weight" and names[0] not in keys:  # tied: one matrix on both ends
+        names = ("model.embed_tokens.weight",)
+    missing = [name for name in names if name not in keys]
+    if missing:
+        raise ConfigError(f"{folder.folder}: has no tensor {', '.join(missing)}; this is not a whole model")
+    sizes = Sizes.of(plan.config.model, model.padded_vocab_size)
+    parts = [folder.describe(name) for name in names]
+    rows = plan.config.model.vocab_size
+    try:
+        merged = rule.layout.merge([torch.empty(shape, device="meta") for shape, _ in parts], sizes).shape
+    except RuntimeError:
+        merged = torch.Size()
+    if merged != entry.shape or (isinstance(rule.layout, Vocabulary) and parts[0][0][0] != rows):
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in zip(names, parts, strict=True))
+        raise ConfigError(
+            f"{folder.folder}: {shapes}: does not make {entry.name} of shape {tuple(entry.shape)} with {rows} pieces "
+            "in the vocabulary; is config.json that of these weights?"
+        )
+
+    def make() -> torch.Tensor:
+        return rule.layout.merge([folder.tensor(name) for name in names], sizes)
+
+    plan.mapped[entry.key] = names
+    plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
+
+
+def _account(plan: ImportPlan, source: Path, left: set[str]) -> None:
+    """Say why tensors are left out; refuse those that no rule knows."""
+    unexpected = []
+    for key in sorted(left):
+        if ALIGNING_HF_KEYS.fullmatch(key):
+            plan.dropped[key] = "the aligning layer, which this checkpoint is made without"
+        elif IGNORED_HF_KEYS.fullmatch(key):
+            plan.dropped[key] = _BUFFER if key.endswith("inv_freq") else _TEACHER
+        else:
+            unexpected.append(key)
+    if unexpected:
+        raise ConfigError(
+            f"{source}: holds {len(unexpected)} tensors that no rule knows ({', '.join(unexpected[:3])}); is this "
+            "another model family?"
+        )
+
+
+def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) -> None:
+    """Read every tensor that is taken over once.
+
+    Raises:
+        ConfigError: one holds NaN or infinity.
+    """
+    folder = HFFolder(source)
+    for names in plan.mapped.values():
+        for name in names:
+            tensor = folder.tensor(name)
+            if not bool(tensor.isfinite().all()):
+                raise ConfigError(f"{source}: {name} holds values that are not finite; copy the folder again")
+            done(tensor.nbytes)
+
+
+def write_import(
+    plan: ImportPlan, target: Path, teacher: dict[str, object] | None, done: Callable[[int], None]
+) -> None:
+    """Write the checkpoint as iteration 0 of a run's folder, under its name only when it is whole.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+    """
+    import yaml
+
+    store = CheckpointStore(target)
+    if store.latest() is not None or store.iterations():
+        raise ConfigError(f"{target}: holds a run already; choose another --target")
+    partial_folder = store.begin(0)
+    try:
+        common = {
+            "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
+            "dataset": None, "teacher": teacher, "content_metadata": dict(CONTENT),
+        }  # fmt: skip
+        write_dist_folder(partial_folder, plan.tensors, common, done)
+        store.free_reserve(partial_folder)
+        text = yaml.safe_dump(plan.config.to_dict(), sort_keys=False)
+        (partial_folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_checksums(partial_folder, "rank00000", [path.name for path in partial_folder.glob("*.distcp")])
+        store.publish(partial_folder, 0)
+    except BaseException:
+        store.abandon(partial_folder)
+        raise
+
+
+def import_config(source: Path, image_size: int | None, aligning: bool, front: dict[str, int]) -> RunConfig:
+    """The configuration of a checkpoint that is made of a folder.
+
+    Args:
+        source: the folder.
+        image_size: pixels; None takes them from the name of the folder's processor, or 672.
+        aligning: with the aligning layer.
+        front: `teacher_size`, `teacher_hidden_size`, and `patch_embedding_size` for a language model.
+    """
+    found = HFConfig.read(source)
+    size = image_size or found.image_size or 672
+    model = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
+    return RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))

@@ -1,0 +1,57 @@
+"""What a conversion says of itself: a bar while it goes on, and an account of every tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from megatron_eve.convert.hf_folder import LazyTensor
+
+_FIRST = 3  # names that the summary gives of each reason
+
+
+def size_of(tensors: Mapping[str, LazyTensor]) -> int:
+    """Bytes of tensors, which are not made for it."""
+    return sum(lazy.shape.numel() * lazy.dtype.itemsize for lazy in tensors.values())
+
+
+@contextmanager
+def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts bytes; gives the function that moves it."""
+    with tqdm(total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield lambda count: bar.update(count) and None
+
+
+def summary(
+    tensors: Mapping[str, LazyTensor],
+    mapped: Mapping[str, tuple[str, ...]],
+    others: Mapping[str, Mapping[str, str]],
+    every: bool,
+) -> str:
+    """An account for people.
+
+    Args:
+        tensors: what is written.
+        mapped: Hugging Face keys by key of the checkpoint.
+        others: what became of tensors that are not mapped: a word such as "dropped", and the reason of each by its key.
+        every: list every tensor, not only how many there are.
+    """
+    lines = []
+    if every:
+        lines += [f"  {key} <-> {', '.join(names)}" for key, names in mapped.items()]
+    dtypes = Counter(str(lazy.dtype).removeprefix("torch.") for lazy in tensors.values())
+    lines.append(
+        f"written      {len(tensors):,} tensors, {size_of(tensors):,} bytes ({', '.join(sorted(dtypes))})"
+    )
+    count = len({name for names in mapped.values() for name in names})
+    lines.append(f"mapped       {count:,} tensors of the Hugging Face layout, {len(mapped):,} of ours")
+    for word, reasons in others.items():
+        for reason in sorted(set(reasons.values())):
+            keys = [key for key, why in reasons.items() if why == reason]
+            named = keys if every else keys[:_FIRST]
+            more = ", ..." if len(keys) > len(named) else ""
+            lines.append(f"{word:<12} {len(keys):,}: {reason} ({', '.join(named)}{more})")
+    return "\n".join(lines)

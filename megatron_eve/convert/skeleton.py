@@ -1,0 +1,91 @@
+"""What a model's tensors are called and how large they are, from the model itself, built without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.models.decoder.depth_taps import DepthTap
+from megatron_eve.models.eve.front_end import EVEFrontEnd
+from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
+from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.checkpoint import CONTENT
+from megatron_eve.training.initialize import initialize_distributed, model_parallel
+from megatron_eve.training.model import padded_vocab_size, transformer_config
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a model.
+
+    Attributes:
+        name: global name of the parameter, which the rules of `tables.py` know.
+        key: what a checkpoint calls it.
+        shape: of the whole tensor.
+    """
+
+    name: str
+    key: str
+    shape: torch.Size
+
+
+class Skeleton:
+    """A whole model on torch's meta device.
+
+    Attributes:
+        entries: its tensors, in the order of the model.
+        padded_vocab_size: rows of its vocabulary.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._transformer = config, transformer_config(config)
+        self.padded_vocab_size = padded_vocab_size(config.model.vocab_size, 1)
+        with torch.device("meta"):
+            self._model = VisionLanguageModel(
+                self._transformer,
+                config.model,
+                padded_vocab_size=self.padded_vocab_size,
+                transformer_engine=False,
+                patch_aligning=config.alignment.patch_aligning,
+            )
+        keys = {
+            name: part.key for name, part in self._model.sharded_state_dict(metadata=dict(CONTENT)).items()
+        }
+        self.entries = [
+            Entry(name, keys[name], parameter.shape)
+            for name, parameter in self._model.global_named_parameters()
+        ]
+
+    def initial(self, seed: int) -> dict[str, torch.Tensor]:
+        """Initial weights, by name, of what no language model has: patch embedding, projector, taps, aligning layer."""
+        torch.manual_seed(seed)
+        found = {}
+        for path, module in self._model.named_modules():
+            new: torch.nn.Module
+            if isinstance(module, EVEFrontEnd):
+                new = EVEFrontEnd(self._transformer, self._config.model)
+            elif isinstance(module, DepthTap):
+                new = DepthTap(self._transformer, self._config.model.teacher_hidden_size)
+            elif isinstance(module, PatchAligningLayer):
+                new = PatchAligningLayer(self._transformer, self._config.model)
+            else:
+                continue
+            for name, parameter in new.named_parameters():
+                found[f"{path}.{name}"] = parameter.detach()
+        return found
+
+
+@contextmanager
+def skeleton(config: RunConfig) -> Iterator[Skeleton]:
+    """The skeleton of a run's model, in this process alone, whatever its layout, precision and stage."""
+    config = replace(config, parallel=ParallelConfig(), training=TrainingConfig())
+    initialize_distributed(config.parallel)
+    try:
+        with model_parallel(config):
+            yield Skeleton(config)
+    finally:
+        torch.distributed.destroy_process_group()

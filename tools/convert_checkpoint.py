@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Weights from Hugging Face folders to checkpoints of this project, and back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DESCRIPTION = """\
+Weights from Hugging Face folders to checkpoints of this project, and back.
+
+  import    a language model (Llama, Vicuna) -> a start for stage 1
+            an EVE in the published layout   -> a checkpoint to go on from, or to ask
+  export    a checkpoint of any layout       -> the published EVE layout
+
+One tensor passes at a time (on export, one shard), on the CPU and in one process; any layout reads what is written. A
+folder gets its name when it is whole. Every tensor is accounted for in the summary.
+"""
+EPILOG = """\
+examples:
+  python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 --target runs/vicuna \\
+      --teacher-model clip-vit-large-patch14-336 --dtype bfloat16
+  python tools/convert_checkpoint.py export --source runs/stage3 --target eve-7b --tokenizer vicuna-7b-v1.5
+"""
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The two commands and their flags."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{import,export}")
+    incoming = commands.add_parser("import", help="a Hugging Face folder -> a checkpoint")
+    outgoing = commands.add_parser("export", help="a checkpoint -> a folder in the published EVE layout")
+    for one, source, target in (
+        (incoming, "folder in Hugging Face layout", "new folder, for --pretrained-checkpoint and --load"),
+        (outgoing, "folder that --save of a run or an import wrote", "new folder in Hugging Face layout"),
+    ):
+        one.add_argument("--source", required=True, type=Path, metavar="DIR", help=source)
+        one.add_argument("--target", required=True, type=Path, metavar="DIR", help=target)
+        one.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as they are)")
+        one.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
+    incoming.add_argument(
+        "--teacher-model",
+        metavar="DIR",
+        help="CLIP's folder, whose sizes the aligning layer gets and whose hashes are recorded; it is not copied. "
+        "Without it the checkpoint has no aligning layer, which a run with --patch-aligning then begins at random",
+    )
+    incoming.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="672, or 1344 for the HD model (default: as the folder says, or 672)",
+    )
+    incoming.add_argument(
+        "--patch-embedding-size",
+        type=int,
+        default=1024,
+        metavar="C",
+        help="width of the patch embedding that a language model gets (default: %(default)s)",
+    )
+    incoming.add_argument(
+        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
+    )
+    outgoing.add_argument(
+        "--teacher-model",
+        type=Path,
+        metavar="DIR",
+        help="CLIP's folder: write it and the aligning layer, too, as the published folders have them, for training on "
+        "with the public code; asking needs neither",
+    )
+    outgoing.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="copy the tokenizer's files from this folder"
+    )
+    outgoing.add_argument(
+        "--max-shard-size",
+        default="2GB",
+        metavar="SIZE",
+        help="of one file, and of what is held in memory (default: 2GB)",
+    )
+    return parser
+
+
+def run_import(flags: argparse.Namespace) -> None:
+    """Plan, check and write a checkpoint."""
+    from megatron_eve.config import tower_sizes
+    from megatron_eve.convert.importing import check_finite, import_config, plan_import, write_import
+    from megatron_eve.convert.report import progress, size_of, summary
+    from megatron_eve.models.eve.teacher import teacher_identity
+
+    front, identity = {"teacher_size": 336, "teacher_hidden_size": 1024}, None
+    if flags.teacher_model:
+        tower = tower_sizes(flags.teacher_model, trust_remote_code=False)
+        front = {"teacher_size": tower.image_size, "teacher_hidden_size": tower.hidden_size}
+        identity = teacher_identity(flags.teacher_model)
+    front["patch_embedding_size"] = flags.patch_embedding_size
+    config = import_config(flags.source, flags.image_size, flags.teacher_model is not None, front)
+    plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
+    account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
+    if not flags.dry_run:
+        size = size_of(plan.tensors)
+        with progress("checking", size) as done:
+            check_finite(flags.source, plan, done)
+        with progress("writing", size) as done:
+            write_import(plan, flags.target, identity, done)
+    print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
+
+
+def run_export(flags: argparse.Namespace) -> None:
+    """Plan, check and write a folder in Hugging Face layout."""
+    from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
+    from megatron_eve.convert.report import progress, size_of, summary
+
+    checkpoint, config = open_checkpoint(flags.source)
+    plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model)
+    account = {"dropped": plan.dropped, "added": plan.added}
+    if not flags.dry_run:
+        with progress("writing", size_of(plan.tensors)) as done:
+            write_export(plan, flags.target, flags.tokenizer, flags.max_shard_size, done)
+    print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
+
+
+def _dtype(flags: argparse.Namespace) -> torch.dtype | None:
+    import torch
+
+    return getattr(torch, flags.dtype) if flags.dtype else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    flags = build_parser().parse_args(argv)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
+    from megatron_eve.accelerator import accelerator
+    from megatron_eve.config import ConfigError
+    from megatron_eve.training.compatibility import CheckpointError
+
+    accelerator()
+    try:
+        run_import(flags) if flags.command == "import" else run_export(flags)
+    except (ConfigError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
