@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -343,9 +344,15 @@ def test_three_stages_in_a_row(site: Site) -> None:
             LOAD=before,
         )
         before = str(site.folder / f"stage{stage}")
-    site.finish(job, "stage3")
+    export = site.sbatch(
+        "convert_checkpoint", "--dtype", "bfloat16",
+        options=(f"--dependency=afterok:{job}", "--cpus-per-task=1", f"--output={site.log('export')}"),
+        LOAD=before, SAVE=str(site.folder / "export"), TOKENIZER=str(find_golden("tokenize")),
+    )  # fmt: skip
+    site.finish(export, "export")
     for stage in (1, 2, 3):
         assert sorted(site.losses(f"stage{stage}")) == [1, 2, 3, 4, 5]
+    assert {"config.json", "model.safetensors", "tokenizer.model"} <= set(os.listdir(site.folder / "export"))
 
 
 @needs_slurm
