@@ -62,7 +62,7 @@ class Leg:
         before, after: the iteration in the tracker at the start and after the kill.
         resumed: the iteration that the start said it goes on from; None if it was killed before that.
         reached: the last iteration that the run has reported so far.
-        partial: a folder that was being written was left behind.
+        partial: a folder that was being written was left behind, beside those of earlier kills.
         unnamed: a whole folder was left behind that the tracker does not name yet.
         ending: seconds from the kill until torchrun had ended.
         wrong: what was not as it should be.
@@ -86,6 +86,7 @@ class Leg:
             f"started with tracker {self.before}, {resumed}",
             f"killed {self.kind}: {self.victim}",
             f"at iteration {self.reached}, tracker {self.after}",
+            f"all ended in {self.ending:.1f} s",
             *left,
             *(f"WRONG: {problem}" for problem in self.wrong),
         ]
@@ -121,8 +122,8 @@ class Killer:
                 leg.wrong.append(f"did not reach its moment; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self.check_start(run, leg, known, leftovers)
-        self._check_folder(leg)
+        self._check_start(run, leg, known, leftovers)
+        self._check_folder(leg, leftovers)
         return leg
 
     def _moment(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
@@ -193,7 +194,7 @@ class Killer:
         if alive:
             leg.wrong.append(f"outlived the run: {alive}")
 
-    def check_start(self, run: Run, leg: Leg, known: int, leftovers: set[str]) -> None:
+    def _check_start(self, run: Run, leg: Leg, known: int, leftovers: set[str]) -> None:
         """Judge what a start did: see the file's docstring."""
         output, lines = run.output(), lines_of(self.save)
         said = re.search(r"starting at iteration (\d+)", output)
@@ -209,8 +210,8 @@ class Killer:
             leg.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
         leg.reached = max((line["iteration"] for line in lines), default=0)
 
-    def _check_folder(self, leg: Leg) -> None:
-        """Judge what the kill has left in the run's folder."""
+    def _check_folder(self, leg: Leg, leftovers: set[str]) -> None:
+        """Judge what the kill has left in the run's folder, beside what lay there before."""
         store = CheckpointStore(self.save)
         leg.after = resumes_at(self.save)
         if leg.after < leg.before:
@@ -223,7 +224,7 @@ class Killer:
             problem = missing_part(folder, optimizer=True) or damaged_part(folder, 0, 1)
             if problem:
                 leg.wrong.append(f"{folder.name}: {problem}")
-        leg.partial = any(".partial." in name for name in self._folders())
+        leg.partial = any(".partial." in name for name in self._folders() - leftovers)
         leg.unnamed = any(iteration > leg.after for iteration in whole)
 
     def _count_lines(self) -> int:
@@ -250,8 +251,8 @@ class Killer:
                 leg.wrong.append(f"did not leave when asked; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self.check_start(run, leg, known, leftovers)
-        self._check_folder(leg)
+        self._check_start(run, leg, known, leftovers)
+        self._check_folder(leg, set())
         if leg.resumed is None or leg.after != leg.reached or leg.partial:
             leg.wrong.append("the last start left no order behind")
         return leg
