@@ -173,7 +173,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
     monitor = Monitor(config, active=holds_losses(), start=start)
-    leave, status, why = signals.received(), 0, ""
+    leave, status = signals.received(), 0
     # Stacks are shown before collectives time out and take the process with them.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
     while trainer.progress.consumed_samples < config.total_samples and not leave:
@@ -182,7 +182,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
         if result.exit_code:
             status = result.exit_code
             with watchdog.paused():
-                why = _stop(trainer, result, saver, start)
+                _stop(trainer, result, saver, start)
             break
         iteration = trainer.progress.iteration
         done = trainer.progress.consumed_samples >= config.total_samples
@@ -198,46 +198,45 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
                 if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
                     _save(trainer, saver)
     watchdog.close()
-    if leave:
-        print_rank_0(f"exiting at iteration {trainer.progress.iteration} ({leave})")
     if saver:
         saver.finish()
     monitor.close()
     trainer.loader.close()
     report_damaged(trainer)
+    if leave:
+        _leave(trainer, leave)
     if saver and trainer.progress.iteration not in (start, saver.last):
         raise CheckpointError(
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
     if trainer.progress.consumed_samples >= config.total_samples:
         _tell_launcher(config, "done")
-    elif status == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
-        _tell_launcher(config, why)
-    elif leave and leave != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
-        _tell_launcher(
-            config, f"left at iteration {trainer.progress.iteration} ({leave}); submit it again to go on"
-        )
     return status
 
 
-def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> str:
-    """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective.
+def _leave(trainer: Trainer, reason: str) -> None:
+    """Say that a run ends before its time, and whether it is to be started again."""
+    iteration = trainer.progress.iteration
+    print_rank_0(f"exiting at iteration {iteration} ({reason})")
+    if reason != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
+        _tell_launcher(trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on")
 
-    Returns:
-        Why it ends, which is said, too.
-    """
+
+def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
+    """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective."""
     machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
     why = verdict(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
-        return why
+        return
+    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
+        _tell_launcher(trainer.config, why)
     saver.finish()
     # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
     reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
     if reruns or rerun or iteration not in (start, saver.last):
         _save(trainer, saver)
-    return why
 
 
 def _tell_launcher(config: RunConfig, why: str) -> None:
