@@ -32,6 +32,7 @@ WORDS = (
     "--hidden-size", "1024", "--ffn-hidden-size", "2752", "--num-attention-heads", "16", "--vocab-size", "8000",
     "--global-batch-size", "2", "--seq-length", "256", "--train-iters", "100000", "--keep-last", "1",
 )  # fmt: skip
+_SLACK = 0.2  # seconds between what happens and when its line is read
 _STEP = re.compile(r" iteration +(\d+)/.*elapsed time per iteration \(ms\): ([\d.]+)")
 _SAVED = re.compile(r"saved checkpoint at iteration (\d+) .*\(training stood still for ([\d.]+) s\)")
 
@@ -75,7 +76,7 @@ class Timing:
         found = []
         for iteration, seconds in self.steps.items():
             began = self.ended[iteration] - seconds
-            busy = any(self.ended[i] <= began < self.published[i] for i in self.paused)
+            busy = any(self.ended[i] - _SLACK < began < self.published[i] - _SLACK for i in self.paused)
             # A step after the last checkpoint that is known may share its time with one that is not.
             if iteration > 1 and busy == while_writing and iteration <= max(self.paused):
                 found.append(seconds)
