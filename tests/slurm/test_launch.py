@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RECIPE = "examples/eve_7b/stage2.yaml"
 LAYOUT = "examples/eve_7b/layouts/h100.yaml"
-# srun that writes down its words, and where it was called with what for users' packages.
-SRUN = 'printf "%s\\n" "$PWD" "${PYTHONNOUSERSITE:-}" "$@" > "$RECORD"\n'
+# srun that writes down its words, and where it was called with what for users' packages; its run is done at once.
+SRUN = 'printf "%s\\n" "$PWD" "${PYTHONNOUSERSITE:-}" "$@" > "$RECORD"\necho done > "$SAVE/outcome"\n'
 
 
 class Launch:
