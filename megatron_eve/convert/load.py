@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.convert.hf_config import LANGUAGE_FIELDS, HFConfig
 from megatron_eve.convert.hf_folder import HFFolder
 from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
@@ -23,34 +23,13 @@ from megatron_eve.convert.tables import (
 from megatron_eve.models.vlm import is_aligning
 from megatron_eve.training.monitor import print_rank_0
 
-# config.json of the published model (model_type "eve") against our names.
-_CONFIG_FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "ffn_hidden_size",
-    "num_attention_heads": "num_attention_heads",
-    "vocab_size": "vocab_size",
-    "rms_norm_eps": "norm_epsilon",
-    "mm_hidden_size": "patch_embedding_size",
-}
-
 
 def model_config_of(
     folder: Path, image_size: int, teacher_size: int, teacher_hidden_size: int | None = None
 ) -> ModelConfig:
     """The `ModelConfig` that a published `config.json` describes; pixel sizes and the teacher's width are not in it."""
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    values = {ours: fields[theirs] for theirs, ours in _CONFIG_FIELDS.items()}
-    if teacher_hidden_size is not None:
-        values["teacher_hidden_size"] = teacher_hidden_size
-    groups = fields.get("num_key_value_heads", fields["num_attention_heads"])
-    return ModelConfig(
-        **values,
-        num_query_groups=None if groups == fields["num_attention_heads"] else groups,
-        max_position_embeddings=fields["max_position_embeddings"],
-        image_size=image_size,
-        teacher_size=teacher_size,
-    )
+    teacher = {} if teacher_hidden_size is None else {"teacher_hidden_size": teacher_hidden_size}
+    return HFConfig.read(folder).model_config(image_size=image_size, teacher_size=teacher_size, **teacher)
 
 
 def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
@@ -112,21 +91,20 @@ def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Par
 
 def _check_config(folder: Path, model: ModelConfig) -> bool:
     """Compare the sizes in config.json with the run's; tells whether they are of a plain Llama."""
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    language_model = fields.get("model_type") == "llama" and "mm_hidden_size" not in fields
-    for theirs, ours in _CONFIG_FIELDS.items():
-        if language_model and theirs == "mm_hidden_size":
-            continue
-        if theirs not in fields:
+    found = HFConfig.read(folder)
+    theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
+    for name, ours in {
+        **LANGUAGE_FIELDS,
+        "mm_hidden_size": "patch_embedding_size",
+        "rope_theta": "rotary_base",
+    }.items():
+        # How long samples may be is the run's to say.
+        if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
             raise ConfigError(
-                f"{folder}/config.json: has no {theirs}; this is neither a published EVE model nor a Llama"
-            )
-        if fields[theirs] != getattr(model, ours):
-            raise ConfigError(
-                f"{folder}/config.json: {theirs} is {fields[theirs]}, this run has --{ours.replace('_', '-')} "
+                f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
                 f"{getattr(model, ours)}; use the preset or recipe of that model"
             )
-    return language_model
+    return not found.is_eve
 
 
 def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:

@@ -121,10 +121,10 @@ def pending_state() -> dict[str, Any]:
     machine = get_rerun_state_machine()
     if machine.state is not RerunState.WILL_RERUN_FROM_CHECKPOINT:
         return {}
-    return {
-        _STATE: machine.state_dict(None, "torch_dist"),
-        f"{_STATE}_ranks": torch.distributed.get_world_size(),
-    }
+    # Its enumerations stay out: some versions of Python pickle them in a way that torch will not load.
+    kept = machine.state_dict(None, "torch_dist")
+    state = {name: kept[name] for name in ("current_iteration", "sharded")}
+    return {_STATE: state, f"{_STATE}_ranks": torch.distributed.get_world_size()}
 
 
 def pending_request(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
@@ -153,7 +153,8 @@ def restore_pending(loaded: dict[str, Any]) -> None:
     """Take up what `pending_request` brought: the next step is one that was bad before the restart."""
     state = loaded.get(_STATE, {})
     if "sharded" in state:
-        get_rerun_state_machine().load_state_dict(state)
+        known = {"mode": RerunMode.VALIDATE_RESULTS, "state": RerunState.WILL_RERUN_FROM_CHECKPOINT}
+        get_rerun_state_machine().load_state_dict({**known, **state})
 
 
 def exit_code(faults: FaultConfig, result: StepResult, skipped_in_a_row: int) -> int:
