@@ -80,7 +80,7 @@ def pass_through(config: RunConfig) -> None:
 
 
 @pytest.mark.distributed
-@parametrize(TP2_SP, PP2, TP2_PP2, slow=(ONE,))
+@parametrize(TP2_PP2, slow=(ONE, TP2_SP, PP2))
 def test_there_and_back_under_a_layout(
     ranks: RankPool, tmp_path: Path, layout: Layout, published: Path, teacher: Path
 ) -> None:

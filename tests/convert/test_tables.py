@@ -207,7 +207,7 @@ def llama(tmp_path: Path) -> Path:
 
 @pytest.mark.distributed
 @parametrize(TP2_PP2, slow=(ONE,))
-@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("pickled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_plain_llama_fills_the_decoder(ranks: RankPool, llama: Path, layout: Layout, pickled: bool) -> None:
     """Its tensors arrive bit for bit; what it does not have keeps the weights that this seed begins with."""
     tensors = load_file(llama / "model.safetensors")

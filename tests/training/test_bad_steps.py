@@ -228,7 +228,7 @@ def test_bad_steps_in_a_row_are_not_left_out_for_ever(ranks: RankPool, tmp_path:
 
 
 @parametrize(DP2_OVERLAP, slow=(PP2_VPP2,))
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_passing_fault_of_the_hardware(
     ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole, rank: int
 ) -> None:
@@ -300,7 +300,7 @@ def test_a_fault_that_repeats_itself_is_tried_on_other_gpus(
     assert bits(tmp_path) == whole[layout]
 
 
-@parametrize(TP2_DP2, PP2_VPP2)
+@parametrize(PP2_VPP2, slow=(TP2_DP2,))
 def test_a_rerun_is_not_taken_up_by_other_ranks(
     ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole
 ) -> None:
