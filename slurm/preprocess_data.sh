@@ -10,8 +10,8 @@
 #SBATCH --output=slurm-%x-%A_%a.log
 #
 # Preprocessing in parts: task K of the array makes a dataset of the K-th file of INPUT, counted from 0: the .json files in
-# the order of their names, then the .jsonl files. What is there already is not made again, so a task that failed is submitted by itself
-# (--array=3), or all of them once more.
+# the order of their names, then the .jsonl files. What is there already is not made again, so a task that failed is
+# submitted by itself (--array=3), or all of them once more.
 #
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   sbatch --array=0-99 slurm/preprocess_data.sh --template plain

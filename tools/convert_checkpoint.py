@@ -105,10 +105,9 @@ def run_import(flags: argparse.Namespace) -> None:
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     if not flags.dry_run:
-        size = size_of(plan.tensors)
-        with progress("checking", size) as done:
+        with progress("checking", plan.source_bytes) as done:
             check_finite(flags.source, plan, done)
-        with progress("writing", size) as done:
+        with progress("writing", size_of(plan.tensors)) as done:
             write_import(plan, flags.target, identity, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 

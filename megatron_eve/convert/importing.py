@@ -24,9 +24,9 @@ from megatron_eve.convert.tables import (
     eve_rules,
     rule_for,
 )
-from megatron_eve.models.vlm import is_aligning
+from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
-from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums
+from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums, write_config
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 
@@ -41,6 +41,7 @@ class ImportPlan:
         mapped: Hugging Face keys that go into them, by key of the checkpoint.
         dropped: Hugging Face keys that nothing is made of, and why.
         initialised: keys of the checkpoint that begin at random.
+        source_bytes: of the Hugging Face tensors that are mapped.
     """
 
     config: RunConfig
@@ -48,6 +49,7 @@ class ImportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     initialised: list[str] = field(default_factory=list)
+    source_bytes: int = 0
 
 
 def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed: int) -> ImportPlan:
@@ -68,10 +70,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     language_model = not HFConfig.read(source).is_eve
     rules = eve_rules(config.model)
     with skeleton(config) as model:
-        initial = model.initial(seed)
+        fresh = {e.name for e in model.entries if begins_at_random(e.name, language_model, aligned)}
+        initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
-            fresh = (language_model and entry.name in initial) or (is_aligning(entry.name) and not aligned)
-            if fresh:
+            if entry.name in fresh:
                 weights = initial[entry.name]
                 plan.initialised.append(entry.key)
                 plan.tensors[entry.key] = LazyTensor(
@@ -122,6 +124,7 @@ def _map(
         return rule.layout.merge([folder.tensor(name) for name in names], sizes)
 
     plan.mapped[entry.key] = names
+    plan.source_bytes += sum(shape.numel() * kind.itemsize for shape, kind in parts)
     plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
 
 
@@ -165,8 +168,6 @@ def write_import(
     Raises:
         ConfigError: the folder holds a run already.
     """
-    import yaml
-
     store = CheckpointStore(target)
     if store.latest() is not None or store.iterations():
         raise ConfigError(f"{target}: holds a run already; choose another --target")
@@ -178,8 +179,7 @@ def write_import(
         }  # fmt: skip
         write_dist_folder(partial_folder, plan.tensors, common, done)
         store.free_reserve(partial_folder)
-        text = yaml.safe_dump(plan.config.to_dict(), sort_keys=False)
-        (partial_folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_config(partial_folder, plan.config)
         write_checksums(partial_folder, "rank00000", [path.name for path in partial_folder.glob("*.distcp")])
         store.publish(partial_folder, 0)
     except BaseException:

@@ -20,7 +20,7 @@ from megatron_eve.convert.tables import (
     eve_rules,
     rule_for,
 )
-from megatron_eve.models.vlm import is_aligning
+from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.monitor import print_rank_0
 
 
@@ -62,9 +62,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
             f"{folder}: holds a language model alone, so the patch embedding keeps its initial weights"
         )
     for name, parameter, padded in global_parameters(chunks):
-        if not aligned and is_aligning(name):
-            continue
-        if language_model and name.startswith("vision_model."):
+        if begins_at_random(name, language_model, aligned):
             continue
         rule, keys = rule_for(name, rules)
         sizes = Sizes.of(model, padded)

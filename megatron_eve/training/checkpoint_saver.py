@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_eve.config import RunConfig
 from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
-from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, write_checksums
+from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, write_checksums, write_config
 from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.monitor import print_rank_0
@@ -141,9 +140,7 @@ class CheckpointSaver:
     def _publish(self, folder: Path, progress: Progress) -> None:
         """Runs on the first rank: the last files, the name, and what need not be kept any more."""
         settings = self._config.checkpoint
-        (folder / "config.yaml").write_text(
-            yaml.safe_dump(self._config.to_dict(), sort_keys=False), encoding="utf-8"
-        )
+        write_config(folder, self._config)
         self._store.publish(folder, progress.iteration)
         try:
             self._store.prune(settings.keep_last, settings.save_retain_interval, settings.retain_weights_only)

@@ -18,7 +18,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron_eve.config import TRACKER
+import yaml
+
+from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.training.compatibility import CheckpointError
 
 _PREFIX, _PARTIAL, _SUMS = "iter_", ".partial", ".sha256"
@@ -230,6 +232,11 @@ def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
 def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
     """Write `WRITER.sha256` for files of the folder, flushed to disk."""
     _write_sums(folder / f"{writer}{_SUMS}", {name: _sha256(folder / name) for name in names})
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write the configuration of a checkpoint beside it, for people and for `saved_config`."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def drop_optimizer(folder: Path) -> None:
