@@ -95,14 +95,26 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     for part in ("lm loss:", "learning rate:", "grad norm:", "samples/s:", "tokens/s:", "pack fill:"):
         assert part in line
     assert list((tmp_path / "board").glob("events.*"))
-    pictures = [str(dataset.parent / f"{i}.jpg") for i in range(2)]
-    answer = command(
-        "-m", "megatron_eve.generate", "--load", str(tmp_path / "run"), "--tokenizer-model", tokenizer,
-        "--image", *pictures, "--max-new-tokens", "4",
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    captions = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert [caption["image"] for caption in captions] == pictures
+    questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    lines = [json.dumps({"question_id": i, "image": f"{i}.jpg"}) for i in (0, 1, 99)]
+    questions.write_text("\n".join(lines))
+    ask = [
+        "tools/generate.py", "--model-path", str(tmp_path / "run"), "--tokenizer-model", tokenizer, "--conv-mode",
+        "plain", "--question-file", str(questions), "--image-folder", str(dataset.parent), "--answers-file",
+        str(answers), "--max-new-tokens", "4", "--batch-size", "2",
+    ]  # fmt: skip
+    found = command(*ask)
+    assert found.returncode == 3, found.stderr
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["question_id"] for row in rows] == [0, 1, 99]
+    assert ["error" in row["metadata"] for row in rows] == [False, False, True]
+    assert "answered  2\nskipped   1 (image_missing 1)\nresumed   0 " in found.stdout
+    # What is missing again, under another layout: one rank answers, the other follows, and the end says 3 once more.
+    before = answers.read_bytes()
+    answers.write_bytes(before[: before.index(b"\n") + 20])
+    found = command(*ask, "--tensor-model-parallel-size", "2", ranks=2)
+    assert found.returncode != 0 and "resumed   1 " in found.stdout, found.stderr
+    assert answers.read_bytes() == before
 
 
 @pytest.mark.gpu
@@ -302,14 +314,36 @@ def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> Non
 
 
 def test_generate_refuses_what_is_not_there(tmp_path: Path, tokenizer: str) -> None:
-    words = ["--load", str(tmp_path), "--image", "none.jpg", "--tokenizer-model", tokenizer]
-    found = command("-m", "megatron_eve.generate", *words)
-    assert found.returncode == 2
-    assert "--image none.jpg: no such file" in found.stderr
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (30, 30)).save(picture)
+    """Before torch is imported, and in one line."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question_id": 1, "text": "What?"}\n{"image": "a.jpg", "text": "What?"}\n')
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
+    good = {
+        "--model-path": str(tmp_path), "--tokenizer-model": tokenizer, "--question-file": str(questions),
+        "--answers-file": str(tmp_path / "answers.jsonl"),
+    }  # fmt: skip
+    for changed, message in (
+        ({"--model-path": "nowhere"}, "--model-path nowhere: no latest_checkpointed_iteration.txt there"),
+        ({"--tokenizer-model": "nowhere"}, "--tokenizer-model nowhere: no such file"),
+        ({"--question-file": "nowhere"}, "No such file or directory: 'nowhere'"),
+        ({"--image-folder": "nowhere"}, "--image-folder nowhere: no such folder"),
+        ({"--tensor-model-parallel-size": "2"}, "use torchrun --nproc-per-node 2"),
+        ({}, f'{questions}, line 2: no "question_id"'),
+    ):
+        words = [word for pair in {**good, **changed}.items() for word in pair]
+        started = time.monotonic()
+        found = command("tools/generate.py", *words)
+        assert found.returncode == 1
+        assert (
+            message in found.stderr and found.stderr.startswith("error: ") and "Traceback" not in found.stderr
+        )
+        assert time.monotonic() - started < 20
+        assert not (tmp_path / "answers.jsonl").exists()
     found = command(
-        "-m", "megatron_eve.generate", *words[:2], "--image", str(picture), "--tokenizer-model", tokenizer
+        "tools/generate.py", *[word for pair in good.items() for word in pair], "--chunk-idx", "1"
     )
-    assert found.returncode != 0
-    assert "no latest_checkpointed_iteration.txt there" in found.stderr
+    assert found.returncode == 2 and "--chunk-idx 1" in found.stderr
+    questions.write_text('{"question_id": 1, "text": "What?"}\n')
+    found = command("tools/generate.py", *[word for pair in good.items() for word in pair])
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert f"error: {tmp_path}" in found.stderr and "is not whole" in found.stderr

@@ -65,8 +65,8 @@ def test_a_failing_command_shows_its_own_words_not_those_of_torchrun(
 def test_follow_leaves_out_a_line_cut_off_by_a_kill(launch: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
     path.write_text('{"iteration": 1}\n{"iterat')
-    assert launch.read_losses(path) == [{"iteration": 1}]
-    assert launch.read_losses(tmp_path / "none.jsonl") == []
+    assert launch.read_records(path) == [{"iteration": 1}]
+    assert launch.read_records(tmp_path / "none.jsonl") == []
 
 
 def test_losses_must_be_equal_at_every_iteration(run: ModuleType) -> None:

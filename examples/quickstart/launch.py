@@ -114,8 +114,8 @@ class Command:
         return 0
 
 
-def read_losses(path: Path) -> list[dict[str, Any]]:
-    """The records of a losses.jsonl, in the order written; a line cut off by a kill is left out."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, in the order written; a line cut off by a kill is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is not whole
@@ -124,10 +124,10 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 def follow(command: Command, losses: Path) -> Iterator[dict[str, Any]]:
     """Yield the records that a training command adds to its losses.jsonl, as they come, until it ends."""
-    seen = len(read_losses(losses))
+    seen = len(read_records(losses))
     while True:
         running = command.running  # asked first, so that the last records are read after the end
-        records = read_losses(losses)
+        records = read_records(losses)
         yield from records[seen:]
         seen = len(records)
         if not running:

@@ -19,7 +19,7 @@ from typing import Any
 
 import photos
 import tokenizer
-from launch import ROOT, Command, StepFailed, follow, module, read_losses
+from launch import ROOT, Command, StepFailed, follow, module, read_records
 from report import Console, Outcome, plot, table
 
 from megatron_eve.config.recipe import load_recipe
@@ -187,23 +187,24 @@ class Quickstart:
         """Caption three training photos greedily and compare; returns how many came back word for word."""
         dataset = json.loads((self._data / "captions.json").read_text(encoding="utf-8"))
         rows = {row["id"]: row for row in dataset}
-        images = [self._data / "images" / rows[name]["image"] for name in ASKED]
+        questions, answers = self.output / "questions.jsonl", self.output / "answers.jsonl"
+        lines = [json.dumps({"question_id": name, "image": rows[name]["image"]}) for name in ASKED]
+        questions.write_text("\n".join(lines) + "\n", encoding="utf-8")
         arguments = words(
-            "--load", self.output / "interrupted", "--tokenizer-model", self._tokenizer, "--template", "plain",
-            "--max-new-tokens", 64, "--image", *images,
+            "--model-path", self.output / "interrupted", "--tokenizer-model", self._tokenizer, "--conv-mode", "plain",
+            "--question-file", questions, "--image-folder", self._data / "images", "--answers-file", answers,
+            "--max-new-tokens", 64,
         )  # fmt: skip
-        self._announce("torchrun --nproc-per-node 1 -m megatron_eve.generate", arguments)
-        with Command(module(1, "megatron_eve.generate", *arguments), self._log("generate")) as running:
-            output = running.wait()
-        answers = [json.loads(line) for line in output.splitlines() if line.startswith('{"image"')]
-        if len(answers) != len(images):
-            raise StepFailed(f"{len(answers)} answers for {len(images)} photos; see {self._log('generate')}")
+        self._announce("python tools/generate.py", arguments)
+        with Command([sys.executable, "tools/generate.py", *arguments], self._log("generate")) as running:
+            running.wait()
+        told = {row["question_id"]: row["text"] for row in read_records(answers)}
         right = 0
-        for name, answer in zip(ASKED, answers, strict=True):
+        for name in ASKED:
             expected = rows[name]["conversations"][-1]["value"]
-            right += answer["text"] == expected
-            verdict = "word for word" if answer["text"] == expected else f"but it was trained on: {expected}"
-            self.console.say(f"{rows[name]['image']}: {answer['text']}", f"    {verdict}")
+            right += told[name] == expected
+            verdict = "word for word" if told[name] == expected else f"but it was trained on: {expected}"
+            self.console.say(f"{rows[name]['image']}: {told[name]}", f"    {verdict}")
         return right
 
     def _kill_point(self) -> int:
@@ -216,7 +217,7 @@ class Quickstart:
         return middle // every * every + max(1, every // 3)
 
     def _losses(self, name: str) -> list[dict[str, Any]]:
-        return read_losses(self.output / name / "losses.jsonl")
+        return read_records(self.output / name / "losses.jsonl")
 
     def _log(self, name: str) -> Path:
         return self.output / "logs" / f"{name}.log"

@@ -106,26 +106,52 @@ def encode_conversation(
     return _encode_marked(_vicuna_parts(checked), tokenizer)
 
 
-def encode_prompt(
-    question: str, tokenizer: Tokenizer, template: str, num_images: int, system: str = VICUNA_SYSTEM
-) -> list[int]:
-    """Token ids to generate from, as the published evaluation builds them.
+def prompt_text(
+    question: str,
+    template: str,
+    num_images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+    system: str = VICUNA_SYSTEM,
+) -> str:
+    """The text to generate from, with an `<image>` for each picture, as the published evaluation builds it.
 
-    `plain` gives `<s>` and the images and ignores the question. `vicuna_v1` ends in "ASSISTANT:". Images go
-    in front of the question, each with a newline, unless the question already says where they stand.
+    `plain` gives the images and ignores the question. `vicuna_v1` ends in "ASSISTANT:", and is the beginning of a
+    training sample with the same turns. Images go in front of the first question, each with a newline, unless the
+    questions already say where they stand.
+
+    Args:
+        earlier: the questions before this one, each with its answer (vicuna_v1).
 
     Raises:
-        ConversationError: the question holds `<image>`, but not as often as there are images.
+        ConversationError: the text would hold `<image>`, but not as often as there are images.
         ValueError: an unknown template.
     """
     _check_template(template)
     if template == "plain":
-        return [tokenizer.bos_id] + [IMAGE_TOKEN_ID] * num_images
-    if IMAGE_TOKEN in question:
-        check_image_count(question.count(IMAGE_TOKEN), num_images)
-    else:
-        question = f"{IMAGE_TOKEN}\n" * num_images + question
-    return _encode_marked([(f"{system} USER: {question} ASSISTANT:", False)], tokenizer).tokens
+        return IMAGE_TOKEN * num_images
+    said = "".join(f"USER: {asked} ASSISTANT:{f' {told}</s>' if told else ''}" for asked, told in earlier)
+    said += f"USER: {question} ASSISTANT:"
+    if IMAGE_TOKEN not in said:
+        said = said.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
+    check_image_count(said.count(IMAGE_TOKEN), num_images)
+    return f"{system} {said}"
+
+
+def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a prompt's text, BOS in front, each `<image>` as IMAGE_TOKEN_ID."""
+    return _encode_marked([(text, False)], tokenizer).tokens
+
+
+def encode_prompt(
+    question: str,
+    tokenizer: Tokenizer,
+    template: str,
+    num_images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+    system: str = VICUNA_SYSTEM,
+) -> list[int]:
+    """Token ids to generate from: `prompt_text`, encoded. Raises as that does."""
+    return encode_text(prompt_text(question, template, num_images, earlier, system), tokenizer)
 
 
 def check_image_count(placeholders: int, num_images: int) -> None:

@@ -19,11 +19,13 @@ from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, Ru
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
-from megatron_eve.data.images import decode_image
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
 from megatron_eve.training.microbatch import decodes_pixels, model_inputs
+
+_PATIENCE_MINUTES = 7 * 24 * 60
 
 
 @dataclass
@@ -45,8 +47,11 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
     torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind.
     """
+    # Ranks may wait for the next question for as long as somebody thinks; torchrun ends them when one is lost.
     parallel = ParallelConfig(
-        tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        distributed_timeout_minutes=_PATIENCE_MINUTES,
     )
     training = replace(
         config.training,
@@ -58,7 +63,6 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     return replace(config, parallel=parallel, training=training, alignment=AlignmentConfig())
 
 
-@torch.no_grad()
 def generate(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
@@ -70,46 +74,72 @@ def generate(
 ) -> list[list[int]]:
     """Continue prompts greedily. Collective over all ranks of the model.
 
+    Arguments are those of `generation_steps`.
+
+    Returns:
+        New token ids of each prompt, the same on every rank.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for found in generation_steps(
+        model,
+        prompts,
+        model_config,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        apply_exif=apply_exif,
+    ):
+        for sample, token in found:
+            answers[sample].append(token)
+    return answers
+
+
+@torch.no_grad()
+def generation_steps(
+    model: VisionLanguageModel,
+    prompts: Sequence[Prompt],
+    model_config: ModelConfig,
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    apply_exif: bool = True,
+) -> Iterator[list[tuple[int, int]]]:
+    """Continue prompts greedily, a token of each at a time. Collective: every rank takes the same number of steps.
+
     Args:
         model: this rank's stage, bare, built under `generation_config`.
         prompts: what to continue.
         model_config: sizes; image sizes set how pictures are resized.
         max_new_tokens: stop after so many.
-        stop_ids: a token that ends an answer; it is not part of what is returned.
+        stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
 
-    Returns:
-        New token ids of each prompt, the same on every rank.
+    Yields:
+        (index of the prompt, new token id) of the prompts that go on, after each step.
     """
+    if not prompts or max_new_tokens < 1:
+        return
     model.eval()
     cache = KeyValueCache()
-    answers: list[list[int]] = [[] for _ in prompts]
     batch = _prompt_batch(prompts, model_config, apply_exif)
-    lengths = batch.cu_seqlens.diff().tolist()
+    positions = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
     inputs = model_inputs(batch, model)
     inputs.packed.cache, inputs.packed.samples = cache, active
     inputs.labels = None
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
     for step in range(max_new_tokens):
-        chosen = _next_tokens(model, inputs, len(active))
-        continuing = []
-        for sample, token in zip(active, chosen, strict=True):
+        chosen = list(zip(active, _next_tokens(model, inputs, len(active)), strict=True))
+        for sample, token in chosen:
             if token in stop_ids:
                 cache.drop(sample)
-                continue
-            answers[sample].append(token)
-            continuing.append(sample)
-        active = continuing
-        if not active or step + 1 == max_new_tokens:
-            break
+        found = [(sample, token) for sample, token in chosen if token not in stop_ids]
+        if not found:
+            return
+        yield found
+        active = [sample for sample, _ in found]
         inputs = _step_inputs(
-            [answers[s][-1] for s in active],
-            [lengths[s] + len(answers[s]) - 1 for s in active],
-            active,
-            cache,
+            [token for _, token in found], [positions[s] + step for s in active], active, cache
         )
-    return answers
 
 
 def _next_tokens(model: VisionLanguageModel, inputs: ModelInputs, count: int) -> list[int]:
@@ -164,7 +194,13 @@ class _Prompts:
     """Prompts with the interface of a dataset, so that they are packed by the loader's own code."""
 
     def __init__(self, prompts: Sequence[Prompt], model: ModelConfig, apply_exif: bool) -> None:
-        self.info = MockInfo(model.vocab_size, model.image_size, model.teacher_size, apply_exif=apply_exif)
+        self.info = MockInfo(
+            model.vocab_size,
+            model.image_size,
+            model.teacher_size,
+            apply_exif=apply_exif,
+            max_pixels=DEFAULT_MAX_PIXELS,
+        )
         self._prompts = prompts
         self._images = [data for prompt in prompts for data in prompt.images]
         counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)

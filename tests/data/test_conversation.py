@@ -254,6 +254,24 @@ def test_a_prompt_is_the_beginning_of_its_training_sample(tokenizer: Tokenizer) 
     assert encoded.tokens[:first_label] == prompt
 
 
+def test_a_follow_up_is_the_beginning_of_its_training_sample(tokenizer: Tokenizer) -> None:
+    said = turns("<image>\nWhat is it?", "A cat.", "Where?", "", "And why?", "Because.")
+    encoded = encode_conversation(said, tokenizer, "vicuna_v1", 1)
+    earlier = [("What is it?", "A cat."), ("Where?", "")]
+    prompt = encode_prompt("And why?", tokenizer, "vicuna_v1", 1, earlier)
+    answer = len(tokenizer.encode("Because.")) + 1  # and </s>
+    assert encoded.tokens[:-answer] == prompt
+    # An image may stand in a later question, and no answer may bring one of its own.
+    later = encode_prompt("See <image>", tokenizer, "vicuna_v1", 1, [("Hi.", "Hello.")])
+    assert later.count(IMAGE_TOKEN_ID) == 1 and later.index(IMAGE_TOKEN_ID) > len(
+        tokenizer.encode("Hi. Hello.")
+    )
+    with pytest.raises(ConversationError, match="image_count"):
+        encode_prompt("<image> Why?", tokenizer, "vicuna_v1", 1, [("What?", "An <image>.")])
+    with pytest.raises(ConversationError, match="placeholder_without_image"):
+        encode_prompt("Why?", tokenizer, "vicuna_v1", 0, [("What?", "An <image>.")])
+
+
 def test_cutting_counts_an_image_as_one_and_the_first_label_is_never_predicted() -> None:
     encoded = Encoded([1, IMAGE_TOKEN_ID, 7, 8, IMAGE_TOKEN_ID, 9], [1, -100, 7, -100, -100, 9])
     assert (encoded.num_images, encoded.num_labels) == (2, 2)

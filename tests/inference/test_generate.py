@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import ModelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.conversation import IMAGE_TOKEN_ID
 from megatron_eve.inference.generate import Prompt, generation_config
 from tests.golden_dir import find_golden
@@ -92,5 +92,6 @@ def test_generation_needs_no_training_layout() -> None:
     training = TrainingConfig(bf16=True, recompute_granularity="selective")
     trained = RunConfig(parallel=replace(TP2_SP.parallel, context_parallel_size=2), training=training)
     config = generation_config(trained, 2, 1)
-    assert config.parallel == ParallelConfig(tensor_model_parallel_size=2)
+    assert config.parallel.tensor_model_parallel_size == 2 and not config.parallel.sequence_parallel
+    assert config.parallel.context_parallel_size == config.parallel.pipeline_model_parallel_size == 1
     assert config.training.bf16 and config.training.recompute_granularity is None

@@ -1,0 +1,95 @@
+"""A file of questions, answered batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_eve.data.errors import SkipRow
+from megatron_eve.inference.engine import Engine, Query
+from megatron_eve.inference.questions import AnswersFile, Question
+
+
+@dataclass
+class Tally:
+    """What became of the questions of a run.
+
+    Attributes:
+        answered: by this run.
+        skipped: reason -> questions whose row holds an error in place of an answer.
+        tokens: generated.
+        seconds: from the first batch to the last.
+    """
+
+    answered: int
+    skipped: dict[str, int]
+    tokens: int
+    seconds: float
+
+
+def answer_questions(
+    engine: Engine,
+    answers: AnswersFile,
+    image_folder: Path,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    done: Callable[[int], object],
+) -> Tally:
+    """Answer what is missing, in order.
+
+    A question whose picture cannot be read or whose prompt is too long gets a row that says so, and the run goes on.
+
+    Args:
+        engine: whose `prepare` and `answers` are called.
+        answers: says what is missing, and gets each batch before the next begins.
+        image_folder: picture names are relative to it.
+        batch_size: prompts that are answered together.
+        max_new_tokens: of one answer.
+        done: is told after each batch how many questions it dealt with.
+    """
+    tally, began = Tally(0, {}, 0, 0.0), time.monotonic()
+    for questions in batches(answers.missing, batch_size):
+        prepared: list[Query | SkipRow] = [
+            _prepare(engine, question, image_folder, max_new_tokens) for question in questions
+        ]
+        queries = [query for query in prepared if isinstance(query, Query)]
+        found = iter(engine.answers(queries, max_new_tokens) if queries else [])
+        rows: list[tuple[Question, str, str | None]] = []
+        for question, one in zip(questions, prepared, strict=True):
+            if isinstance(one, SkipRow):
+                rows.append((question, "", str(one)))
+                tally.skipped[one.reason] = tally.skipped.get(one.reason, 0) + 1
+            else:
+                answer = next(found)
+                rows.append((question, answer.text, None))
+                tally.answered += 1
+                tally.tokens += len(answer.tokens)
+        answers.append(rows)
+        done(len(rows))
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    """Runs of `size` questions in their order; packs have no padding, so sorting by length would gain nothing."""
+    for start in range(0, len(questions), size):
+        yield questions[start : start + size]
+
+
+def _prepare(engine: Engine, question: Question, image_folder: Path, max_new_tokens: int) -> Query | SkipRow:
+    try:
+        images = [_read(image_folder, name) for name in question.images]
+        return engine.prepare(question.prompt, images, max_new_tokens)
+    except SkipRow as error:
+        return error
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SkipRow("image_missing", f"{name}: {reason}") from error

@@ -1,0 +1,109 @@
+"""What answers questions, whatever model stands behind it: prompts in, text out, all at once or as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_eve.data.errors import SkipRow
+
+REPLACEMENT = "\ufffd"
+
+
+class PromptError(SkipRow):
+    """A prompt that the model cannot take; `reason` is such as "prompt_too_long"."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prompt that an engine has checked.
+
+    Attributes:
+        text: as `data.conversation.prompt_text` makes it, with an `<image>` for each picture.
+        images: the image files' bytes, in order; each has been decoded once.
+        length: tokens of the prompt, images expanded.
+    """
+
+    text: str
+    images: tuple[bytes, ...]
+    length: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated.
+
+    Attributes:
+        tokens: new token ids, without the one that ended the answer.
+        text: their text, without white space around it.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+class Engine(Protocol):
+    """Greedy answers. One call at a time, all from one thread."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+
+    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+        """Check a prompt, its pictures and its length, before anything is computed.
+
+        Raises:
+            ImageError: a picture that cannot be decoded.
+            PromptError: longer than the model takes, an answer of `max_new_tokens` included.
+        """
+
+    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """Answer prompts of any lengths as one batch; each answer is the one that it would get alone."""
+
+    def stream(self, query: Query, max_new_tokens: int) -> Iterator[str]:
+        """Answer one prompt; the pieces, joined, are `Answer.text`. Closing the iterator ends the generation."""
+
+
+class TextPieces:
+    """Text of a growing list of tokens, in pieces that never have to be taken back.
+
+    A character may be spread over several tokens, each a byte of it, and white space at the end belongs to the answer
+    only if something follows: both are held back.
+
+    Args:
+        decode: token ids -> text; a byte that is no whole character gives U+FFFD.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._given = ""
+
+    def add(self, token: int) -> str:
+        """Text that has become certain with this token, perhaps none."""
+        self._tokens.append(token)
+        return self._piece(self._decode(self._tokens).rstrip(REPLACEMENT))
+
+    def rest(self) -> str:
+        """What was held back, once no token follows."""
+        return self._piece(self._decode(self._tokens))
+
+    def _piece(self, text: str) -> str:
+        # Decoded anew each time: what a token means in text depends on its neighbours, and answers are short.
+        text = text.strip()
+        if not text.startswith(self._given):  # held back further, until it fits again
+            return ""
+        piece = text[len(self._given) :]
+        self._given = text
+        return piece
+
+
+def check_length(length: int, max_new_tokens: int, max_length: int) -> None:
+    """Raise PromptError if a prompt and its answer would not fit the model."""
+    if length + max_new_tokens > max_length:
+        raise PromptError(
+            "prompt_too_long",
+            f"{length:,} tokens, pictures included, and an answer of up to {max_new_tokens:,}; "
+            f"the model takes {max_length:,} together",
+        )

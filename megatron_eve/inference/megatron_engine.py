@@ -1,0 +1,131 @@
+"""Answers from a checkpoint of any layout, by one rank or by several that share the model.
+
+Rank 0 has the questions. It sends each batch to the others, which do nothing else than follow it, so that files,
+terminals and web pages are its business alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from megatron_eve.config import ModelConfig
+from megatron_eve.data.conversation import IMAGE_TOKEN_ID, encode_text
+from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.inference.engine import Answer, Query, TextPieces, check_length
+from megatron_eve.inference.generate import Prompt, generation_steps
+from megatron_eve.models.vlm import VisionLanguageModel
+
+
+class MegatronEngine:
+    """An `Engine` over this rank's part of a model. On rank 0 use it, on the others call `follow`.
+
+    Args:
+        model: built under `generation_config`, with its weights.
+        config: sizes of the model.
+        tokenizer: the one that it was trained with.
+        conv_mode: the template of the prompts; a caption after "plain" ends with its newline, since stages 1 and 2
+            train no end-of-sequence token.
+        apply_exif: turn pictures upright, as their dataset did.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        conv_mode: str,
+        apply_exif: bool = True,
+    ) -> None:
+        self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
+        self._stop_ids = {tokenizer.eos_id}
+        if conv_mode == "plain":
+            self._stop_ids.add(tokenizer.encode("\n")[-1])
+        self._alone = torch.distributed.get_world_size() == 1
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._config.max_position_embeddings
+
+    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+        """See `Engine.prepare`."""
+        tokens = encode_text(text, self._tokenizer)
+        length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
+        for data in images:
+            picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
+            length += image_geometry(*picture.size, self._config.image_size, self._config.teacher_size).tokens
+        check_length(length, max_new_tokens, self.max_length)
+        return Query(text, tuple(images), length)
+
+    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """See `Engine.answers`."""
+        tokens: list[list[int]] = [[] for _ in queries]
+        for found in self._lead(queries, max_new_tokens):
+            for sample, token in found:
+                tokens[sample].append(token)
+        return [Answer(tuple(some), self._tokenizer.decode(some).strip()) for some in tokens]
+
+    def stream(self, query: Query, max_new_tokens: int) -> Iterator[str]:
+        """See `Engine.stream`."""
+        pieces = TextPieces(self._tokenizer.decode)
+        steps = self._lead([query], max_new_tokens)
+        try:
+            for ((_, token),) in steps:
+                if piece := pieces.add(token):
+                    yield piece
+        finally:
+            steps.close()
+        if piece := pieces.rest():
+            yield piece
+
+    def follow(self) -> None:
+        """Take part in what rank 0 does, until it calls `dismiss`."""
+        while (work := _shared(None)) is not None:
+            prompts, max_new_tokens = work
+            for _ in self._steps(prompts, max_new_tokens):
+                if not _shared(None):
+                    break
+
+    def dismiss(self) -> None:
+        """Let the other ranks go; the last thing that rank 0 does."""
+        if not self._alone:
+            _shared(None)
+
+    def _lead(
+        self, queries: Sequence[Query], max_new_tokens: int
+    ) -> Generator[list[tuple[int, int]], None, None]:
+        """Rank 0's steps; after each it tells the others whether there will be another."""
+        work = [Prompt(encode_text(query.text, self._tokenizer), list(query.images)) for query in queries]
+        if self._alone:
+            yield from self._steps(work, max_new_tokens)
+            return
+        _shared((work, max_new_tokens))
+        for found in self._steps(work, max_new_tokens):
+            goes_on = False
+            try:
+                yield found
+                goes_on = True
+            finally:
+                _shared(goes_on)
+
+    def _steps(self, work: list[Prompt], max_new_tokens: int) -> Iterator[list[tuple[int, int]]]:
+        return generation_steps(
+            self._model,
+            work,
+            self._config,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids,
+            apply_exif=self._apply_exif,
+        )
+
+
+def _shared(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]

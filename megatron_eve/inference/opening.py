@@ -1,0 +1,136 @@
+"""Which model answers: the flags that the commands have in common, and the engine that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.data.errors import DataError
+from megatron_eve.inference.engine import Engine
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model answers, and under which layout."""
+    model = parser.add_argument_group("the model")
+    model.add_argument(
+        "--model-path",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint: the folder that --save of a run or an import wrote",
+    )
+    model.add_argument(
+        "--tokenizer-model",
+        type=Path,
+        metavar="FILE",
+        help="the tokenizer.model that the checkpoint was trained with",
+    )
+    model.add_argument(
+        "--ignore-exif-orientation",
+        action="store_true",
+        help="take pictures as they are stored, if the model's dataset was made so",
+    )
+    for name, what in (("tensor", "ranks that share each layer's matrices"), ("pipeline", "pipeline stages")):
+        model.add_argument(
+            f"--{name}-model-parallel-size", type=int, default=1, metavar="N", help=f"{what} (under torchrun)"
+        )
+
+
+def check_model_flags(flags: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported.
+
+    Raises:
+        ConfigError: naming the flag and the remedy.
+    """
+    if not (flags.model_path / TRACKER).is_file():
+        raise ConfigError(
+            f"--model-path {flags.model_path}: no {TRACKER} there; name the folder that --save of a run or "
+            "tools/convert_checkpoint.py import wrote"
+        )
+    if flags.tokenizer_model is None:
+        raise ConfigError(
+            "--tokenizer-model: a checkpoint does not hold its tokenizer; name its tokenizer.model"
+        )
+    if not flags.tokenizer_model.is_file():
+        raise ConfigError(f"--tokenizer-model {flags.tokenizer_model}: no such file")
+    ranks = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks != started:
+        raise ConfigError(
+            f"--tensor-model-parallel-size x --pipeline-model-parallel-size = {ranks} ranks, but {started} were "
+            f"started; use torchrun --nproc-per-node {ranks}"
+        )
+
+
+def global_rank() -> int:
+    """This process's rank, known before torch is imported."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+    """Open the model and work with it on rank 0, while the other ranks follow.
+
+    Args:
+        flags: of `add_model_flags`, checked.
+        conv_mode: the template of the prompts.
+        work: gets the engine on rank 0, and returns the exit status; None on the other ranks.
+
+    Returns:
+        The exit status. A rank that fails ends its process.
+    """
+    from megatron_eve.accelerator import accelerator
+
+    accelerator()
+    from megatron_eve.training.compatibility import CheckpointError
+    from megatron_eve.training.initialize import run_rank
+
+    status = 0
+
+    def rank() -> None:
+        nonlocal status
+        try:
+            status = _with_checkpoint(flags, conv_mode, work)
+        except (ConfigError, CheckpointError, DataError, OSError) as error:
+            if global_rank() == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            status = 1
+            if "RANK" in os.environ:  # as run_rank does: others may wait for this rank
+                os._exit(status)
+
+    run_rank(rank)
+    return status
+
+
+def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+    from megatron_eve.config import from_dict, validate
+    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.inference.generate import generation_config
+    from megatron_eve.inference.megatron_engine import MegatronEngine
+    from megatron_eve.training.checkpoint import load_weights, saved_config
+    from megatron_eve.training.initialize import distributed, world_size
+    from megatron_eve.training.model import build_chunks
+
+    folder = str(flags.model_path)
+    config = generation_config(
+        from_dict(saved_config(folder), folder),
+        flags.tensor_model_parallel_size,
+        flags.pipeline_model_parallel_size,
+    )
+    validate(config, world_size())
+    tokenizer = Tokenizer(flags.tokenizer_model)
+    with distributed(config):
+        (model,) = build_chunks(config, freeze=False)
+        load_weights(folder, [model], config.model)
+        engine = MegatronEngine(
+            model, config.model, tokenizer, conv_mode, apply_exif=not flags.ignore_exif_orientation
+        )
+        if work is None:
+            engine.follow()
+            return 0
+        status = work(engine)  # its error ends the process, and torchrun the others'
+        engine.dismiss()
+        return status

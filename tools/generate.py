@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""Answer a file of questions about pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_eve.config import ConfigError
+from megatron_eve.data.errors import DataError
+from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.inference.engine import Engine
+from megatron_eve.inference.opening import add_model_flags, check_model_flags, global_rank, run_with_engine
+from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+
+DESCRIPTION = """\
+Answer a file of questions about pictures, greedily.
+
+Each line of --question-file is an object with
+  "question_id"  a text or a number
+  "image"        a file name under --image-folder, or a list of them, or absent
+  "text"         the question; images go in front of it, unless <image> in it says where they stand
+Each line of --answers-file, in the same order, is
+  {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+Both are the layouts of the published evaluations.
+
+Answers are written batch by batch. The same command again goes on with those that are missing. A question whose picture
+cannot be read, or whose prompt is too long for the model, gets an empty text and says why in metadata.error; remove the
+row to have it asked again. The exit status is 0 if every question has an answer, 3 if some rows hold an error, and 1 if
+the run could not be done.
+"""
+EPILOG = """\
+examples:
+  python tools/generate.py --model-path runs/stage3 --tokenizer-model vicuna-7b/tokenizer.model \\
+      --question-file pope.jsonl --image-folder coco/val2014 --answers-file answers/pope.jsonl --batch-size 16
+  torchrun --nproc-per-node 2 tools/generate.py --tensor-model-parallel-size 2 --model-path runs/stage2 \\
+      --tokenizer-model vicuna-7b/tokenizer.model --conv-mode plain \\
+      --question-file photos.jsonl --image-folder photos --answers-file captions.jsonl
+"""
+SOME_SKIPPED = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags; the published names where there are some."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    add_model_flags(parser)
+    files = parser.add_argument_group("questions and answers")
+    files.add_argument(
+        "--question-file", required=True, type=Path, metavar="FILE", help="one question a line"
+    )
+    files.add_argument(
+        "--image-folder", type=Path, default=Path(), metavar="DIR", help="image names are relative to it"
+    )
+    files.add_argument(
+        "--answers-file",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="gets the answers; may hold some already",
+    )
+    files.add_argument(
+        "--num-chunks",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="cut the questions into N shards of one length",
+    )
+    files.add_argument(
+        "--chunk-idx",
+        type=int,
+        default=0,
+        metavar="I",
+        help="which shard to answer, from 0; each has an answers file of its own, and `cat` joins them",
+    )
+    answers = parser.add_argument_group("answers")
+    answers.add_argument(
+        "--conv-mode",
+        choices=("vicuna_v1", "plain"),
+        default="vicuna_v1",
+        help="template: vicuna_v1 after stage 3; plain, which captions, after stages 1 and 2 (default: %(default)s)",
+    )
+    answers.add_argument(
+        "--max-new-tokens",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="of one answer (default: %(default)s)",
+    )
+    answers.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="questions answered together, of any lengths; it changes no answer (default: %(default)s)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile) -> int:
+    """Answer, and print the summary; returns the exit status."""
+    from tqdm import tqdm
+
+    with tqdm(total=answers.resumed + len(answers.missing), initial=answers.resumed, desc="answers") as bar:
+        try:
+            tally = answer_questions(
+                engine,
+                answers,
+                flags.image_folder,
+                batch_size=flags.batch_size,
+                max_new_tokens=flags.max_new_tokens,
+                done=bar.update,
+            )
+        except KeyboardInterrupt:
+            bar.write("stopped; the same command goes on with what is missing", file=sys.stderr)
+            raise
+    print(summary(tally, answers, flags.answers_file))
+    return SOME_SKIPPED if tally.skipped or answers.damaged else 0
+
+
+def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
+    """An account for people."""
+    skipped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(tally.skipped.items()))
+    before = f", {answers.damaged:,} of them with an error" if answers.damaged else ""
+    rate = tally.tokens / tally.seconds if tally.seconds else 0.0
+    rows = [
+        ("answered", f"{tally.answered:,}"),
+        ("skipped", f"{sum(tally.skipped.values()):,}{f' ({skipped})' if skipped else ''}"),
+        ("resumed", f"{answers.resumed:,} that were in the file{before}"),
+        ("tokens", f"{tally.tokens:,} in {tally.seconds:.1f} s: {rate:,.1f} tokens/s"),
+        ("answers", str(path)),
+    ]
+    return "\n".join(f"{name:<9} {value}" for name, value in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check flags and questions, open the model, answer; returns the exit status."""
+    parser = build_parser()
+    flags = parser.parse_args(argv)
+    if not 0 <= flags.chunk_idx < flags.num_chunks:
+        parser.error(
+            f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"
+        )
+    first = global_rank() == 0
+    try:
+        check_model_flags(flags)
+        if not flags.image_folder.is_dir():
+            raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
+        questions = read_questions(flags.question_file, flags.conv_mode)
+        if not first:
+            return run_with_engine(flags, flags.conv_mode, work=None)
+        shard = chunk(questions, flags.num_chunks, flags.chunk_idx)
+        with AnswersFile(flags.answers_file, shard, flags.model_path.resolve().name) as answers:
+            return run_with_engine(flags, flags.conv_mode, lambda engine: run(engine, flags, answers))
+    except (ConfigError, DataError, OSError) as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
