@@ -123,12 +123,14 @@ def prompt_text(
         earlier: the questions before this one, each with its answer (vicuna_v1).
 
     Raises:
-        ConversationError: the text would hold `<image>`, but not as often as there are images.
+        ConversationError: the questions hold `<image>`, but not as often as there are images, or an answer holds one.
         ValueError: an unknown template.
     """
     _check_template(template)
     if template == "plain":
         return IMAGE_TOKEN * num_images
+    if any(IMAGE_TOKEN in told for _, told in earlier):
+        raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
     said = "".join(f"USER: {asked} ASSISTANT:{f' {told}</s>' if told else ''}" for asked, told in earlier)
     said += f"USER: {question} ASSISTANT:"
     if IMAGE_TOKEN not in said:

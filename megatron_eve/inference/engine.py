@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,10 @@ REPLACEMENT = "\ufffd"
 
 class PromptError(SkipRow):
     """A prompt that the model cannot take; `reason` is such as "prompt_too_long"."""
+
+
+class EngineLost(RuntimeError):
+    """The ranks of the model are out of step: nothing can be answered any more."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class Engine(Protocol):
     def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """Answer prompts of any lengths as one batch; each answer is the one that it would get alone."""
 
-    def stream(self, query: Query, max_new_tokens: int) -> Iterator[str]:
-        """Answer one prompt; the pieces, joined, are `Answer.text`. Closing the iterator ends the generation."""
+    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+        """Answer one prompt; the pieces, joined, are `Answer.text`. Closing it ends the generation."""
 
 
 class TextPieces:

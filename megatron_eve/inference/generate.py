@@ -7,7 +7,7 @@ token a prompt. Both go through megatron-core's forward-only schedule, so a layo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig
+from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
@@ -42,10 +42,11 @@ class Prompt:
 
 
 def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel: int) -> RunConfig:
-    """A run's configuration made fit for generation.
+    """Of a run's configuration what generation needs: the sizes of the model, and its precision.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
-    torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind.
+    torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind. Nothing of
+    the run's data or schedule, which a checkpoint that was converted does not have.
     """
     # Ranks may wait for the next question for as long as somebody thinks; torchrun ends them when one is lost.
     parallel = ParallelConfig(
@@ -53,14 +54,10 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         pipeline_model_parallel_size=pipeline_parallel,
         distributed_timeout_minutes=_PATIENCE_MINUTES,
     )
-    training = replace(
-        config.training,
-        transformer_impl="local",
-        recompute_granularity=None,
-        recompute_method=None,
-        recompute_num_layers=None,
+    training = TrainingConfig(bf16=config.training.bf16, transformer_impl="local", train_iters=1)
+    return RunConfig(
+        model=config.model, parallel=parallel, training=training, data=DataConfig(mock_data=True)
     )
-    return replace(config, parallel=parallel, training=training, alignment=AlignmentConfig())
 
 
 def generate(

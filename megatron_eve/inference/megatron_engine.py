@@ -16,7 +16,7 @@ from megatron_eve.data.conversation import IMAGE_TOKEN_ID, encode_text
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.inference.engine import Answer, Query, TextPieces, check_length
+from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.models.vlm import VisionLanguageModel
 
@@ -70,7 +70,7 @@ class MegatronEngine:
                 tokens[sample].append(token)
         return [Answer(tuple(some), self._tokenizer.decode(some).strip()) for some in tokens]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         """See `Engine.stream`."""
         pieces = TextPieces(self._tokenizer.decode)
         steps = self._lead([query], max_new_tokens)
@@ -105,7 +105,8 @@ class MegatronEngine:
             yield from self._steps(work, max_new_tokens)
             return
         _shared((work, max_new_tokens))
-        for found in self._steps(work, max_new_tokens):
+        steps = self._steps(work, max_new_tokens)
+        while (found := _next_of(steps)) is not None:
             goes_on = False
             try:
                 yield found
@@ -122,6 +123,14 @@ class MegatronEngine:
             stop_ids=self._stop_ids,
             apply_exif=self._apply_exif,
         )
+
+
+def _next_of(steps: Iterator[list[tuple[int, int]]]) -> list[tuple[int, int]] | None:
+    """A step that all ranks take; if it fails on this one, the others wait in the middle of theirs."""
+    try:
+        return next(steps, None)
+    except Exception as error:
+        raise EngineLost("a step failed on rank 0, and the other ranks wait for it") from error
 
 
 def _shared(value: Any) -> Any:

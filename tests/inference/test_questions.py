@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Echo:
         self.batches.append(len(queries))
         return [Answer((1, 2), f"{len(query.images)} in {query.length}, é") for query in queries]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         yield "unused"
 
 

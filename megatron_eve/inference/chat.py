@@ -1,0 +1,202 @@
+"""A conversation about a picture: what may be asked, in which words it is refused, and whose turn it is.
+
+`Desk` answers the questions of many threads one at a time, in the thread that owns the engine: neither CUDA nor the
+ranks of a layout would have it otherwise.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from megatron_eve.data.conversation import prompt_text
+from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.images.decode import ACCEPTED_FORMATS
+from megatron_eve.inference.engine import Engine, EngineLost, Query
+
+_READABLE = {
+    "image_empty": "The picture's file is empty.",
+    "image_format": f"This is not a picture that can be read: {', '.join(ACCEPTED_FORMATS)} can.",
+    "image_too_large": "The picture is too large: {detail}.",
+    "image_damaged": "The picture is damaged, or cut off.",
+    "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
+}
+_PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
+
+
+class Refused(Exception):
+    """A question that is not answered; the message is for the one who asked."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one who asks may take.
+
+    Attributes:
+        new_tokens: of one answer.
+        questions: of one conversation.
+        characters: of a conversation's questions and answers together; its tokens are counted beside them.
+        upload_bytes: of a picture's file. Its pixels are limited by what is ever decoded.
+        waiting: questions that wait while one is answered.
+    """
+
+    new_tokens: int = 256
+    questions: int = 16
+    characters: int = 20_000
+    upload_bytes: int = 20 << 20
+    waiting: int = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and what came before it.
+
+    Attributes:
+        question: its text.
+        earlier: the questions before it, each with its answer.
+        images: the picture files' bytes; they belong to the first question.
+    """
+
+    question: str
+    earlier: tuple[tuple[str, str], ...] = ()
+    images: tuple[bytes, ...] = ()
+
+    def check(self, limits: Limits) -> None:
+        """Refuse what can be refused without the model.
+
+        Raises:
+            Refused: says in words for the one who asked why not.
+        """
+        if not self.question.strip():
+            raise Refused("Ask something.")
+        if len(self.earlier) >= limits.questions:
+            raise Refused(f"A conversation has at most {limits.questions} questions. Begin a new one.")
+        texts = [self.question, *(text for turn in self.earlier for text in turn)]
+        if sum(map(len, texts)) > limits.characters:
+            raise Refused(
+                f"A conversation has at most {limits.characters:,} characters. Begin a new one, or ask in fewer words."
+            )
+        if any(len(image) > limits.upload_bytes for image in self.images):
+            raise Refused(f"A picture's file may have {limits.upload_bytes / (1 << 20):.0f} MiB.")
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            raise Refused("The text holds half of a character.") from None
+
+    def query(self, engine: Engine, limits: Limits) -> Query:
+        """The prompt, checked by the engine.
+
+        Raises:
+            Refused: as `check`, or for the picture, or for the length in tokens.
+        """
+        self.check(limits)
+        try:
+            text = prompt_text(self.question.strip(), "vicuna_v1", len(self.images), self.earlier)
+            return engine.prepare(text, self.images, limits.new_tokens)
+        except SkipRow as error:
+            raise Refused(_READABLE.get(error.reason, _PLACEHOLDER).format(detail=error.detail)) from error
+
+
+@dataclass
+class Ticket:
+    """A question's place at a desk.
+
+    Attributes:
+        asked: the question.
+        events: ("waiting", how many are answered before), ("text", piece) and, at the end, ("done", "") or
+            ("error", message).
+        left: set it when nobody wants the answer any more.
+    """
+
+    asked: Asked
+    events: queue.Queue[tuple[str, str | int]] = field(default_factory=queue.Queue)
+    left: threading.Event = field(default_factory=threading.Event)
+
+
+class Desk:
+    """Answers one question at a time, in the order in which they came.
+
+    Args:
+        limits: what one who asks may take.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._places = threading.BoundedSemaphore(limits.waiting + 1)
+        self._tickets: list[Ticket] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, for as long as a question is sent, waits and is answered.
+
+        Raises:
+            Refused: every place is taken.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Refused(f"{self._limits.waiting} questions are waiting already. Try again in a while.")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def submit(self, asked: Asked) -> Ticket:
+        """Line up, in a place of one's own."""
+        ticket = Ticket(asked)
+        with self._changed:
+            self._tickets.append(ticket)
+            ticket.events.put(("waiting", len(self._tickets) - 1))
+            self._changed.notify()
+        return ticket
+
+    def serve(self, engine: Engine) -> None:
+        """Answer until `close`, in this thread. A question that fails is told so, and the next one has its turn.
+
+        Raises:
+            EngineLost: the model's ranks are out of step, and nothing can be answered any more.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tickets or self._closed)
+                if self._closed:
+                    return
+                ticket = self._tickets[0]
+            try:
+                self._answer(engine, ticket)
+            finally:
+                with self._changed:
+                    self._tickets.remove(ticket)
+                    for place, waiting in enumerate(self._tickets):
+                        waiting.events.put(("waiting", place))
+
+    def close(self) -> None:
+        """Have `serve` return after the question that it is answering."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _answer(self, engine: Engine, ticket: Ticket) -> None:
+        if ticket.left.is_set():
+            return
+        try:
+            query = ticket.asked.query(engine, self._limits)
+            pieces = engine.stream(query, self._limits.new_tokens)
+            for piece in pieces:
+                ticket.events.put(("text", piece))
+                if ticket.left.is_set():
+                    break
+            pieces.close()
+            ticket.events.put(("done", ""))
+        except Refused as error:
+            ticket.events.put(("error", str(error)))
+        except Exception as error:
+            print(f"a question failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            ticket.events.put(("error", "The model failed on this question; the server's log says why."))
+            if isinstance(error, EngineLost):
+                raise
