@@ -21,7 +21,7 @@ class EVEProcessor(ProcessorMixin):
     """
 
     if transformers.__version__.startswith("4."):  # later versions read them off the arguments below
-        attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+        attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
         tokenizer_class = "AutoTokenizer"
 
