@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_eve.config import ConfigError, RunConfig, from_dict
+from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_dict
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.hf_config import published_config, published_preprocessor
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
@@ -88,9 +88,11 @@ def plan_export(
         published: in the published format, with the buffers that the public code expects.
 
     Raises:
-        ConfigError: a checkpoint without an aligning layer, or with other taps than the published ones, and a teacher.
+        ConfigError: a front end with another number of heads than the published one; a checkpoint without an aligning
+            layer, or with other taps than the published ones, and a teacher.
         CheckpointError: a tensor that is missing or of another shape.
     """
+    _check_heads(config)
     _check_aligning(config, teacher)
     source = DistFolder(checkpoint)
     plan = ExportPlan(config)
@@ -113,6 +115,15 @@ def plan_export(
     if teacher is not None:
         _add_teacher(plan, teacher, kept)
     return plan
+
+
+def _check_heads(config: RunConfig) -> None:
+    # The layout has no field for it: another number would load and compute something else.
+    if config.model.patch_embedding_heads != ModelConfig.patch_embedding_heads:
+        raise ConfigError(
+            f"the patch embedding of this checkpoint has {config.model.patch_embedding_heads} heads, and that of the "
+            f"published layout always has {ModelConfig.patch_embedding_heads}: it cannot be exported"
+        )
 
 
 def _check_aligning(config: RunConfig, teacher: Path | None) -> None:

@@ -81,7 +81,9 @@ class EVEModel(LlamaModel):
 
     def __init__(self, config: EVEConfig) -> None:
         super().__init__(config)
-        self.image_token_id = config.vocab_size if config.image_token_index is None else config.image_token_index
+        self.image_token_id = (
+            config.vocab_size if config.image_token_index is None else config.image_token_index
+        )
         if config.qkv_bias:
             for layer in self.layers:
                 for name in ("q_proj", "k_proj", "v_proj"):
