@@ -78,6 +78,8 @@ class EVEModel(LlamaModel):
     """Llama, with the patch embedding layer and its projector in front."""
 
     config_class = EVEConfig
+    # The tower reads the weights of its own modules, so all of it lies on one device.
+    _no_split_modules = ["LlamaDecoderLayer", "EVEVisionTower"]  # noqa: RUF012
 
     def __init__(self, config: EVEConfig) -> None:
         super().__init__(config)
@@ -131,7 +133,7 @@ class EVEModel(LlamaModel):
             ]
         ).to(hidden.dtype)
         rows = self.mm_projector(self.vision_tower(patches, [grid for sample in grids for grid in sample]))
-        return hidden.masked_scatter(images[..., None], rows.to(hidden.dtype))
+        return hidden.masked_scatter(images[..., None], rows.to(hidden))
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -144,6 +146,7 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
     """EVE v1, under the name that its config.json gives it."""
 
     config_class = EVEConfig
+    _no_split_modules = EVEModel._no_split_modules
     # What published folders hold for training, and a buffer of older transformers.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"model\.vision_clip\.",
@@ -176,16 +179,17 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
 
         Args:
             input_ids: [B, L], `image_token_id` for every image row; made by `EVEProcessor`.
-            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `EVEModel.embed`. With a cache that holds the prompt
-                already they are not looked at, so `generate` may pass them with every step.
+            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `EVEModel.embed`. `generate` passes them with every
+                step; once a cache holds the prompt they are not looked at.
             labels: [B, L], -100 where nothing is to be predicted, image rows among them.
 
         Returns:
             As Llama's; logits [B, L, W].
         """
         if inputs_embeds is None and input_ids is not None:
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                pixel_values = image_grids = None
+            cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if cached and not (input_ids == self.model.image_token_id).any():
+                pixel_values = image_grids = None  # those of the prompt, which the cache holds
             inputs_embeds = self.model.embed(input_ids, pixel_values, image_grids)
         return super().forward(
             attention_mask=attention_mask,

@@ -124,6 +124,7 @@ def test_other_ways_to_generate(exported: Path) -> None:
     model = load(exported)
     for settings in (
         {"num_beams": 3, "do_sample": False, "repetition_penalty": 1.3},
+        {"do_sample": False, "cache_implementation": "static"},
         {"do_sample": True, "num_return_sequences": 2, "top_k": 20, "no_repeat_ngram_size": 2},
     ):
         found = model.generate(**inputs, **settings, max_new_tokens=5)
