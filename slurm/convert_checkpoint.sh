@@ -8,11 +8,11 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 #
-# The last checkpoint of a run to a folder in the published EVE layout, on CPUs alone:
+# The last checkpoint of a run to a folder in Hugging Face layout, on CPUs alone:
 #
 #   LOAD=runs/stage3 SAVE=models/my-eve-7b TOKENIZER=models/vicuna-7b-v1.5 sbatch slurm/convert_checkpoint.sh --dtype bfloat16
 #
-# Flags are those of tools/convert_checkpoint.py export.
+# Flags are those of tools/convert_checkpoint.py export, such as --format transformers.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
 need_file LOAD "the folder of a run"

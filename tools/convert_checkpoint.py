@@ -18,7 +18,7 @@ Weights from Hugging Face folders to checkpoints of this project, and back.
 
   import    a language model (Llama, Vicuna) -> a start for stage 1
             an EVE in the published layout   -> a checkpoint to go on from, or to ask
-  export    a checkpoint of any layout       -> the published EVE layout
+  export    a checkpoint of any layout       -> the published EVE layout, or a folder that transformers loads by itself
 
 One tensor passes at a time (on export, one shard), on the CPU and in one process; any layout reads what is written. A
 folder gets its name when it is whole. Every tensor is accounted for in the summary.
@@ -28,6 +28,8 @@ examples:
   python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 --target runs/vicuna \\
       --teacher-model clip-vit-large-patch14-336 --dtype bfloat16
   python tools/convert_checkpoint.py export --source runs/stage3 --target eve-7b --tokenizer vicuna-7b-v1.5
+  python tools/convert_checkpoint.py export --source runs/stage3 --target eve-7b-hf --tokenizer vicuna-7b-v1.5 \\
+      --format transformers
 """
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{import,export}")
     incoming = commands.add_parser("import", help="a Hugging Face folder -> a checkpoint")
-    outgoing = commands.add_parser("export", help="a checkpoint -> a folder in the published EVE layout")
+    outgoing = commands.add_parser("export", help="a checkpoint -> a folder in Hugging Face layout")
     for one, source, target in (
         (incoming, "folder in Hugging Face layout", "new folder, for --pretrained-checkpoint and --load"),
         (outgoing, "folder that --save of a run or an import wrote", "new folder in Hugging Face layout"),
@@ -70,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
     )
     outgoing.add_argument(
+        "--format",
+        choices=("published", "transformers"),
+        default="published",
+        help="published: for the public code of EVE. transformers: for transformers 4.57 and 5, with "
+        "trust_remote_code=True, or after `import megatron_eve.hf` without it (default: %(default)s)",
+    )
+    outgoing.add_argument(
         "--teacher-model",
         type=Path,
         metavar="DIR",
@@ -77,7 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
         "with the public code; asking needs neither",
     )
     outgoing.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="copy the tokenizer's files from this folder"
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="take the tokenizer's files from this folder; --format transformers needs its tokenizer.model",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -114,15 +126,23 @@ def run_import(flags: argparse.Namespace) -> None:
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
+    from megatron_eve.config import ConfigError
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import progress, size_of, summary
 
+    published = flags.format == "published"
+    if not published and flags.teacher_model:
+        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
+    if not published and flags.tokenizer is None:
+        raise ConfigError(
+            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
+        )
     checkpoint, config = open_checkpoint(flags.source)
-    plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model)
+    plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     if not flags.dry_run:
         with progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, flags.tokenizer, flags.max_shard_size, done)
+            write_export(plan, flags.target, flags.tokenizer, flags.max_shard_size, published, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 
 

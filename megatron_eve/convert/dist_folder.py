@@ -107,10 +107,12 @@ def write_dist_folder(
     Raises:
         OSError: the disk is full, or worse.
     """
+    # A file a tensor: torch's writer holds all tensors of a file until the file is whole.
+    writer = FileSystemWriter(folder, single_file_per_rank=False, thread_count=1)
     with _alone(), _own_errors():
         dcp.save(
             {key: lazy.empty() for key, lazy in tensors.items()},
-            storage_writer=FileSystemWriter(folder, thread_count=1),
+            storage_writer=writer,
             planner=_StreamPlanner(tensors, done),
             no_dist=True,
         )

@@ -1,8 +1,11 @@
-"""A checkpoint of ours -> a folder in the published EVE layout: `tools/convert_checkpoint.py export`."""
+"""A checkpoint of ours -> a folder in Hugging Face layout: `tools/convert_checkpoint.py export`.
+
+Two formats with the same names of weights: the published one, which the public code of EVE loads, and one that
+today's transformers loads by itself.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,12 +16,13 @@ from pathlib import Path
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_eve.config import ConfigError, RunConfig, from_dict
+from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_dict
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.hf_config import published_config, published_preprocessor
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
+from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
 from megatron_eve.training.compatibility import CheckpointError
 
@@ -71,7 +75,7 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
 
 
 def plan_export(
-    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, teacher: Path | None
+    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, teacher: Path | None, published: bool
 ) -> ExportPlan:
     """Decide what becomes of every tensor; reads names and shapes, no data.
 
@@ -81,11 +85,14 @@ def plan_export(
         dtype: of the folder; None keeps that of the checkpoint.
         teacher: CLIP's folder. With it the aligning layer and the teacher are written, as the published folders have
             them for further training; without it only what inference needs.
+        published: in the published format, with the buffers that the public code expects.
 
     Raises:
-        ConfigError: a checkpoint without an aligning layer, or with other taps than the published ones, and a teacher.
+        ConfigError: a front end with another number of heads than the published one; a checkpoint without an aligning
+            layer, or with other taps than the published ones, and a teacher.
         CheckpointError: a tensor that is missing or of another shape.
     """
+    _check_heads(config)
     _check_aligning(config, teacher)
     source = DistFolder(checkpoint)
     plan = ExportPlan(config)
@@ -103,10 +110,20 @@ def plan_export(
                 else "the aligning layer, which only training needs"
             )
     kept = dtype or source.dtype("embedding.word_embeddings.weight")
-    _add_buffers(plan)
+    if published:
+        _add_buffers(plan)
     if teacher is not None:
         _add_teacher(plan, teacher, kept)
     return plan
+
+
+def _check_heads(config: RunConfig) -> None:
+    # The layout has no field for it: another number would load and compute something else.
+    if config.model.patch_embedding_heads != ModelConfig.patch_embedding_heads:
+        raise ConfigError(
+            f"the patch embedding of this checkpoint has {config.model.patch_embedding_heads} heads, and that of the "
+            f"published layout always has {ModelConfig.patch_embedding_heads}: it cannot be exported"
+        )
 
 
 def _check_aligning(config: RunConfig, teacher: Path | None) -> None:
@@ -176,36 +193,38 @@ def _add_teacher(plan: ExportPlan, teacher: Path, dtype: torch.dtype) -> None:
 
 
 def write_export(
-    plan: ExportPlan, target: Path, tokenizer: Path | None, max_shard_size: str, done: Callable[[int], None]
+    plan: ExportPlan,
+    target: Path,
+    tokenizer: Path | None,
+    max_shard_size: str,
+    published: bool,
+    done: Callable[[int], None],
 ) -> None:
     """Write the folder, under its name only when it is whole.
 
     Args:
         plan: what it holds.
         target: the new folder.
-        tokenizer: a folder whose tokenizer files are copied.
+        tokenizer: a folder whose tokenizer files are copied; transformers' format needs it.
         max_shard_size: of one safetensors file, such as "2GB"; so much is held in memory.
+        published: in the published format.
         done: called with the bytes of each tensor.
 
     Raises:
-        ConfigError: the folder exists.
+        ConfigError: the folder exists, or a tokenizer that will not do.
     """
     if target.exists():
         raise ConfigError(f"{target}: exists already; choose another --target")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
     try:
-        model = plan.config.model
+        # The weights last: what can be wrong with the other files shows before minutes have passed.
+        if published:
+            _write_published_files(plan, unfinished, tokenizer)
+        else:
+            assert tokenizer is not None
+            write_transformers_files(unfinished, plan.config.model, _dtype_name(plan), tokenizer)
         write_shards(unfinished, plan.tensors, max_shard_size, done)
-        kept = plan.tensors["lm_head.weight"].dtype
-        with_teacher = "the teacher" in plan.added.values()
-        config = published_config(model, str(kept).removeprefix("torch."), with_teacher)
-        _write_json(unfinished / "config.json", config)
-        _write_json(unfinished / "preprocessor_config.json", published_preprocessor(model))
-        if tokenizer is not None:
-            for name in _TOKENIZER_FILES:
-                if (tokenizer / name).is_file():
-                    shutil.copyfile(tokenizer / name, unfinished / name)
         unfinished.chmod(0o755)
         unfinished.rename(target)
     except BaseException:
@@ -213,5 +232,16 @@ def write_export(
         raise
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _dtype_name(plan: ExportPlan) -> str:
+    return str(plan.tensors["lm_head.weight"].dtype).removeprefix("torch.")
+
+
+def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Path | None) -> None:
+    model = plan.config.model
+    with_teacher = "the teacher" in plan.added.values()
+    write_json(folder / "config.json", published_config(model, _dtype_name(plan), with_teacher))
+    write_json(folder / "preprocessor_config.json", published_preprocessor(model))
+    if tokenizer is not None:
+        for name in _TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, folder / name)

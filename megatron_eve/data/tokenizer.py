@@ -82,6 +82,10 @@ class Tokenizer:
                     yield token, start + begin
             start += len(stretch)
 
+    def pieces(self) -> list[tuple[str, float]]:
+        """Text and score of every piece, in the order of their ids."""
+        return [(self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; BOS, EOS and UNK are left out, and so is the "▁" that encoding puts in front.
 

@@ -1,0 +1,180 @@
+"""What a model folder holds beside its weights so that today's transformers loads it by itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, normalizers, processors
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE
+
+import megatron_eve.hf
+from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.convert.hf_config import published_config, published_preprocessor
+from megatron_eve.data.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.tokenizer import Tokenizer
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_eve.EVEConfig",
+    "AutoModelForCausalLM": "modeling_eve.EVELlamaForCausalLM",
+    "AutoModelForImageTextToText": "modeling_eve.EVELlamaForCausalLM",
+    "AutoImageProcessor": "image_processing_eve.EVEImageProcessor",
+    "AutoProcessor": "processing_eve.EVEProcessor",
+}
+# Of the image processor; the published file has more, for a canvas that is not made here.
+_IMAGE_FIELDS = (
+    "image_size", "image_size_clip", "patch_stride", "patch_stride_clip", "conv_stride", "image_mean", "image_std",
+)  # fmt: skip
+
+# vicuna_v1, as `data/conversation.py` writes it: a message's only image goes to its front.
+CHAT_TEMPLATE = """\
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {{- '<image>\\n' if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {{- text_of(messages[0].content) + ' ' -}}
+    {%- set messages = messages[1:] -%}
+{%- else -%}
+    {{- 'SYSTEM_PROMPT ' -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- set text = text_of(message.content) -%}
+    {%- if text.count('<image>') == 1 -%}
+        {%- set text = ('<image>\\n' + text.replace('<image>', '').strip()).strip() -%}
+    {%- endif -%}
+    {%- if message.role == 'user' -%}
+        {{- 'USER:' + (' ' + text + ' ' if text else '') -}}
+    {%- elif message.role == 'assistant' -%}
+        {{- 'ASSISTANT:' + (' ' + text + '</s>' if text else '') -}}
+    {%- else -%}
+        {{- raise_exception('roles are user and assistant, and system in front; not ' + message.role) -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'ASSISTANT:' -}}
+{%- endif -%}
+""".replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'"))
+
+# What a tokenizer may do to a text before it looks for pieces; Llama's does nothing.
+_PROBES = (
+    " two  spaces ",
+    "line\n\nbreaks\t",
+    "ﬁ ½ Å é",
+    "\u3000日本語 🙂",
+    VICUNA_SYSTEM,
+    "</s>USER: x <s>y",
+)
+
+
+def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Path) -> None:
+    """Write configuration, code, processor and tokenizer beside weights with the published names.
+
+    Args:
+        folder: an existing one.
+        model: sizes.
+        dtype: of the weights, such as "bfloat16".
+        tokenizer: a folder with Llama's tokenizer.model.
+
+    Raises:
+        ConfigError: a tokenizer that is not Llama's.
+    """
+    path = tokenizer / "tokenizer.model"
+    fast, image_token_id = fast_tokenizer(path)
+    fast.save(str(folder / "tokenizer.json"))
+    shutil.copyfile(path, folder / path.name)
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(model))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+    auto_map = {name: _AUTO_MAP[name] for name in _AUTO_MAP if name.startswith(("AutoConfig", "AutoModel"))}
+    config = {
+        **published_config(model, dtype, teacher=False),
+        "auto_map": auto_map,
+        "image_token_index": image_token_id,
+    }
+    del config["transformers_version"]
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    published = published_preprocessor(model)
+    image_processor: dict[str, Any] = {name: published[name] for name in _IMAGE_FIELDS}
+    image_processor["image_processor_type"] = "EVEImageProcessor"
+    image_processor["auto_map"] = {name: _AUTO_MAP[name] for name in ("AutoImageProcessor", "AutoProcessor")}
+    write_json(folder / "preprocessor_config.json", image_processor)
+    processor = {"processor_class": "EVEProcessor", "auto_map": {"AutoProcessor": _AUTO_MAP["AutoProcessor"]}}
+    write_json(folder / "processor_config.json", processor)
+    for module in {place.partition(".")[0] for place in _AUTO_MAP.values()}:
+        shutil.copyfile(Path(megatron_eve.hf.__path__[0]) / f"{module}.py", folder / f"{module}.py")
+
+
+def fast_tokenizer(path: Path) -> tuple[FastTokenizer, int]:
+    """Llama's tokenizer.model as a tokenizer of the `tokenizers` library that gives the ids of training.
+
+    Returns:
+        The tokenizer, which knows `<image>`, too, and the id of that.
+
+    Raises:
+        ConfigError: no sentencepiece model, or one that cuts texts in another way than Llama's.
+    """
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    try:
+        ours = Tokenizer(path)
+    except DataError as error:
+        raise ConfigError(f"--tokenizer: {error}") from None
+    pieces = ours.pieces()
+    vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
+    fast = FastTokenizer(
+        BPE(
+            vocabulary,
+            generate_merges(vocabulary, pieces),
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    # Each stretch between control tokens gets a leading "▁" of its own (`legacy=True`).
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    control = ("<unk>", "<s>", "</s>", IMAGE_TOKEN)
+    fast.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", ours.bos_id)]
+    )
+    for text in _PROBES:
+        if fast.encode(text, add_special_tokens=False).ids != ours.encode(text):
+            raise ConfigError(
+                f"--tokenizer {path}: it does not cut {text!r} as Llama's would, so transformers could not do the "
+                "same; use the tokenizer.model that comes with Vicuna or Llama 2"
+            )
+    return fast, fast.get_vocab()[IMAGE_TOKEN]
+
+
+def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "EVEProcessor",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": model.max_position_embeddings,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a configuration file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

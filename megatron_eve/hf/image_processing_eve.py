@@ -1,0 +1,106 @@
+"""Pictures to patches for EVE v1: the published resizing and normalisation, without the grey margins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import load_image
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class EVEImageProcessor(BaseImageProcessor):
+    """The published preprocessor_config.json (`eve-patch14-anypixel-672`), one row of patches a sample.
+
+    Args:
+        image_size: pixels of the resized picture's long side, 672 or 1344.
+        image_size_clip: pixels of the teacher's picture, whose patches give the grid.
+        patch_stride, patch_stride_clip: pixels of a patch, of the model and of the teacher.
+        conv_stride: patches of a cell's side.
+        image_mean, image_std: of the three colours, on a scale from 0 to 1.
+    """
+
+    model_input_names = ["pixel_values", "image_grids"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_size: int = 672,
+        image_size_clip: int = 336,
+        patch_stride: int = 14,
+        patch_stride_clip: int = 14,
+        conv_stride: int = 2,
+        image_mean: Sequence[float] = _CLIP_MEAN,
+        image_std: Sequence[float] = _CLIP_STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size, self.image_size_clip = image_size, image_size_clip
+        self.patch_stride, self.patch_stride_clip = patch_stride, patch_stride_clip
+        self.conv_stride = conv_stride
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of cells of a picture: the short side reaches up to the next patch of the teacher."""
+        longest = self.image_size_clip // self.patch_stride_clip
+        shortest = -(-longest * min(width, height) // max(width, height))
+        rows, columns = (shortest, longest) if width > height else (longest, shortest)
+        cells = self.image_size // (longest * self.patch_stride * self.conv_stride)
+        return rows * cells, columns * cells
+
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """
+        Args:
+            images: a picture, a list of them (one a sample), or a list of lists. A picture is a PIL image, a uint8
+                array [H, W, 3], a path or an address.
+            return_tensors: "pt", the only kind there is.
+
+        Returns:
+            pixel_values: float32 [B, N, 588], patches of a sample's pictures one after another, zeros behind them.
+            image_grids: int64 [B, M, 2], rows and columns of cells, zeros for pictures a sample lacks.
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' is supported")
+        samples = [[self._patches(image) for image in sample] for sample in nested(images)]
+        pixels = [
+            torch.cat([patches for patches, _ in sample] or [torch.zeros(0, self._values)])
+            for sample in samples
+        ]
+        grids = [
+            torch.tensor([grid for _, grid in sample], dtype=torch.int64).reshape(len(sample), 2)
+            for sample in samples
+        ]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return BatchFeature(
+            {"pixel_values": pad(pixels, batch_first=True), "image_grids": pad(grids, batch_first=True)}
+        )
+
+    @property
+    def _values(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.patch_stride**2
+
+    def _patches(self, image: Any) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Float32 [P, 588]: cells row by row, in a cell its patches row by row, in a patch (channel, y, x)."""
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else load_image(image)
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        rows, columns = self.grid(*picture.size)
+        cell = self.conv_stride * self.patch_stride
+        resized = torch.from_numpy(np.array(picture.resize((columns * cell, rows * cell))))
+        stride, patch = self.conv_stride, self.patch_stride
+        cells = resized.view(rows, stride, patch, columns, stride, patch, 3)
+        patches = cells.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch).float()
+        mean, std = (torch.tensor(values)[:, None] for values in (self.image_mean, self.image_std))
+        return patches.div(255).sub(mean).div(std).flatten(1), (rows, columns)
+
+
+def nested(images: Any) -> list[list[Any]]:
+    """Pictures of each sample: a single picture, and a picture a sample, are given their lists."""
+    samples = images if isinstance(images, (list, tuple)) else [images]
+    return [list(sample) if isinstance(sample, (list, tuple)) else [sample] for sample in samples]

@@ -1,0 +1,229 @@
+"""The exported model in transformers computes what ours computes, and generates what ours generates."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import megatron_eve.hf  # noqa: F401 - registers the model
+from megatron_eve.config import RunConfig
+from megatron_eve.data.conversation import VICUNA_SYSTEM, encode_prompt
+from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.inference.generate import Prompt
+from tests.golden_dir import find_golden
+from tests.inference.test_generate import answers, config_of, picture
+from tests.layouts import ONE
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+QUESTIONS = {
+    "text alone": ("What is the answer to everything?", []),
+    "one image": ("What is shown?", [picture(90, 60)]),
+    "several images": ("<image>\nand <image>: what differs?", [picture(40, 100), picture(64, 64)]),
+}
+
+
+def logits(config: RunConfig, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+    """Runs on each rank: [L, W] for each prompt."""
+    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.inference.generate import _prompt_batch
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.model import build_chunks
+
+    with model_parallel(config), torch.no_grad():
+        (model,) = build_chunks(config, freeze=False)
+        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config.model)
+        batch = _prompt_batch(prompts, config.model, apply_exif=True)
+        inputs = model_inputs(batch, model)
+        inputs.labels, inputs.output_rows = None, torch.arange(len(batch.tokens))
+        bounds = batch.cu_seqlens.tolist()
+        rows = model(inputs)
+        return [rows[first:last].clone() for first, last in pairwise(bounds)]
+
+
+def our_prompt(question: str, images: list[bytes]) -> Prompt:
+    tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
+    return Prompt(encode_prompt(question, tokenizer, "vicuna_v1", len(images)), images)
+
+
+def their_inputs(folder: Path, questions: Sequence[tuple[str, list[bytes]]]) -> Any:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    texts, images = [], []
+    for question, data in questions:
+        if data and "<image>" not in question:
+            question = "<image>\n" * len(data) + question
+        texts.append(f"{VICUNA_SYSTEM} USER: {question} ASSISTANT:")
+        images.append([Image.open(io.BytesIO(some)) for some in data])
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, **settings)
+
+
+def assert_close(theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * ours.abs().max().item())
+    assert (theirs - ours).norm() < 5e-6 * ours.norm()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_are_ours(ranks: RankPool, exported: Path, attention: str) -> None:
+    """Every row of text-only, one-image and several-image prompts, alone and in a padded batch, within 1e-5.
+
+    Of the largest logit, which is 9.4 here: in float32 both lie 1.5e-6 (relative L2) from the model in float64.
+    """
+    questions = list(QUESTIONS.values())
+    (expected,) = ranks.run(1, logits, config_of(ONE), [our_prompt(*some) for some in questions])
+    model = load(exported, attn_implementation=attention)
+    with torch.no_grad():
+        for ours, some in zip(expected, questions, strict=True):
+            theirs = model(**their_inputs(exported, [some])).logits[0]
+            assert_close(theirs, ours)
+        inputs = their_inputs(exported, questions)
+        batch = model(**inputs).logits
+    for ours, theirs, mask in zip(expected, batch, inputs["attention_mask"].bool(), strict=True):
+        assert_close(theirs[mask], ours)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_greedy_generation_is_ours(ranks: RankPool, exported: Path, attention: str) -> None:
+    """Token by token, alone and in a batch, with a cache and without."""
+    questions, count = list(QUESTIONS.values()), 12
+    (expected,) = ranks.run(1, answers, config_of(ONE), [our_prompt(*some) for some in questions], count)
+    model = load(exported, attn_implementation=attention)
+    settings = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None}
+    for some in ([questions[0]], [questions[1]], [questions[2]], questions):
+        inputs = their_inputs(exported, some)
+        ours = [expected[questions.index(one)] for one in some]
+        for cached in (True, False):
+            found = model.generate(**inputs, **settings, use_cache=cached)[:, inputs["input_ids"].shape[1] :]
+            assert found.tolist() == ours
+
+
+def test_other_ways_to_generate(exported: Path) -> None:
+    """Beams, samples and a penalty on what the prompt holds, the image token among it."""
+    inputs = their_inputs(exported, list(QUESTIONS.values()))
+    model = load(exported)
+    for settings in (
+        {"num_beams": 3, "do_sample": False, "repetition_penalty": 1.3},
+        {"do_sample": False, "cache_implementation": "static"},
+        {"do_sample": True, "num_return_sequences": 2, "top_k": 20, "no_repeat_ngram_size": 2},
+    ):
+        found = model.generate(**inputs, **settings, max_new_tokens=5)
+        new = found[:, inputs["input_ids"].shape[1] :]
+        assert len(new) == 3 * settings.get("num_return_sequences", 1)
+        assert (new < model.config.vocab_size).all()
+
+
+def test_gradients_reach_the_patch_embedding(exported: Path) -> None:
+    """transformers' own way to fine-tune: labels at the tokens' length."""
+    inputs = their_inputs(exported, [QUESTIONS["one image"]])
+    model = load(exported)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.model.image_token_id, -100)
+    model(**inputs, labels=labels).loss.backward()
+    assert model.model.vision_tower.patch_embedding.weight.grad.abs().max() > 0
+
+
+# What a user does who has transformers alone.
+STANDALONE = """
+import json, sys
+sys.modules["megatron_eve"] = None  # not to be had
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+folder, picture = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+content = [{"type": "image", "path": picture}, {"type": "text", "text": "What is shown?"}]
+settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+inputs = processor.apply_chat_template([{"role": "user", "content": content}], **settings)
+out = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
+print(json.dumps(out[0, inputs["input_ids"].shape[1]:].tolist()))
+"""
+
+
+def test_the_folder_needs_transformers_alone(ranks: RankPool, exported: Path, tmp_path: Path) -> None:
+    """With trust_remote_code=True and without this project: a picture and the chat template, our tokens."""
+    (tmp_path / "picture.png").write_bytes(picture(90, 60))
+    (expected,) = ranks.run(1, answers, config_of(ONE), [our_prompt(*QUESTIONS["one image"])], 8)
+    done = subprocess.run(
+        [sys.executable, "-c", STANDALONE, str(exported), str(tmp_path / "picture.png")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected[0]
+
+
+def test_code_in_a_folder_does_not_run(exported: Path, tmp_path: Path) -> None:
+    """With this project imported its own classes are taken, whatever the folder's files say."""
+    import shutil
+
+    folder, mark = tmp_path / "eve", tmp_path / "ran"
+    shutil.copytree(exported, folder)
+    for path in folder.glob("*.py"):
+        path.write_text(f"open({str(mark)!r}, 'w')\n" + path.read_text())
+    assert type(load(folder)).__module__ == "megatron_eve.hf.modeling_eve"
+    their_inputs(folder, [QUESTIONS["one image"]])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("shards", ["safetensors", "pickled"])
+def test_published_folders_load_too(exported: Path, tmp_path: Path, shards: str) -> None:
+    """As on the hub: a teacher, an aligning layer and old buffers are left aside, nothing is missing."""
+    published = find_golden("_shared/hf_mini224")
+    tensors = load_file(published / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    if shards == "pickled":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = load(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    wanted = load(exported).state_dict()
+    found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_saved_again_it_is_the_same(exported: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    load(exported).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(exported).save_pretrained(tmp_path)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (exported, tmp_path))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    some = [QUESTIONS["several images"]]
+    first, second = (their_inputs(folder, some) for folder in (exported, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_images_and_tokens_must_belong_together(exported: Path) -> None:
+    model = load(exported)
+    inputs = their_inputs(exported, [QUESTIONS["one image"]])
+    with pytest.raises(ValueError, match="no pixel_values"):
+        model(input_ids=inputs["input_ids"])
+    images = {name: inputs[name] for name in ("pixel_values", "image_grids")}
+    with pytest.raises(ValueError, match="was a prompt cut"):
+        model(input_ids=inputs["input_ids"][:, :-40], **images)
