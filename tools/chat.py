@@ -12,7 +12,7 @@ from megatron_eve.config import ConfigError
 from megatron_eve.inference.chat import Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import add_model_flags, check_model_flags, global_rank, run_with_engine
-from megatron_eve.inference.web import ChatServer
+from megatron_eve.inference.web import ChatPage
 
 DESCRIPTION = """\
 Talk with a model about a picture, in the terminal or in a web page.
@@ -90,11 +90,11 @@ def in_terminal(engine: Engine, images: Sequence[Path], limits: Limits) -> int:
         earlier.append((asked.question, "".join(pieces)))
 
 
-def in_page(engine: Engine, server: ChatServer) -> int:
+def in_page(engine: Engine, page: ChatPage) -> int:
     """Serve the page until Ctrl-C."""
-    print(f"{server.name} at {server.url} (Ctrl-C ends it)", flush=True)
+    print(f"{page.name} at {page.url} (Ctrl-C ends it)", flush=True)
     try:
-        server.serve_questions(engine)
+        page.serve_questions(engine)
     except KeyboardInterrupt:
         print("\nstopped", flush=True)
     return 0
@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_with_engine(
                 flags, "vicuna_v1", lambda engine: in_terminal(engine, flags.image, limits)
             )
-        with ChatServer(limits, flags.model_path.resolve().name, flags.port) as server:
-            return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, server))
+        with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
+            return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, page))
     except (ConfigError, OSError) as error:
         if global_rank() == 0:
             print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from megatron_eve.data.conversation import prompt_text
@@ -26,6 +25,7 @@ _READABLE = {
     "image_damaged": "The picture is damaged, or cut off.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
+_LOOK_SECONDS = 0.25  # how soon an end is noticed
 _PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
 
 
@@ -104,99 +104,80 @@ class Asked:
 
 @dataclass
 class Ticket:
-    """A question's place at a desk.
+    """A question's place in the line.
 
     Attributes:
         asked: the question.
-        events: ("waiting", how many are answered before), ("text", piece) and, at the end, ("done", "") or
-            ("error", message).
+        events: ("text", piece) and, at the end, ("done", "") or ("error", message).
         left: set it when nobody wants the answer any more.
     """
 
     asked: Asked
-    events: queue.Queue[tuple[str, str | int]] = field(default_factory=queue.Queue)
+    events: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
     left: threading.Event = field(default_factory=threading.Event)
+
+    def pieces(self) -> Iterator[str]:
+        """The answer's text, as it comes.
+
+        Raises:
+            Refused: no answer, or not all of it; says why.
+        """
+        while (event := self.events.get())[0] == "text":
+            yield event[1]
+        if event[0] == "error":
+            raise Refused(event[1])
 
 
 class Desk:
-    """Answers one question at a time, in the order in which they came.
+    """Answers one question at a time, in the order in which they came."""
 
-    Args:
-        limits: what one who asks may take.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._places = threading.BoundedSemaphore(limits.waiting + 1)
-        self._tickets: list[Ticket] = []
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, for as long as a question is sent, waits and is answered.
-
-        Raises:
-            Refused: every place is taken.
-        """
-        if not self._places.acquire(blocking=False):
-            raise Refused(f"{self._limits.waiting} questions are waiting already. Try again in a while.")
-        try:
-            yield
-        finally:
-            self._places.release()
+    def __init__(self) -> None:
+        self._line: queue.Queue[Ticket] = queue.Queue()
+        self._closed = threading.Event()
 
     def submit(self, asked: Asked) -> Ticket:
-        """Line up, in a place of one's own."""
+        """Line up."""
         ticket = Ticket(asked)
-        with self._changed:
-            self._tickets.append(ticket)
-            ticket.events.put(("waiting", len(self._tickets) - 1))
-            self._changed.notify()
+        self._line.put(ticket)
         return ticket
 
-    def serve(self, engine: Engine) -> None:
+    def serve(self, engine: Engine, limits: Limits) -> None:
         """Answer until `close`, in this thread. A question that fails is told so, and the next one has its turn.
 
         Raises:
             EngineLost: the model's ranks are out of step, and nothing can be answered any more.
         """
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._tickets or self._closed)
-                if self._closed:
-                    return
-                ticket = self._tickets[0]
-            try:
-                self._answer(engine, ticket)
-            finally:
-                with self._changed:
-                    self._tickets.remove(ticket)
-                    for place, waiting in enumerate(self._tickets):
-                        waiting.events.put(("waiting", place))
+        try:
+            while not self._closed.is_set():
+                try:
+                    ticket = self._line.get(timeout=_LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                _answer(ticket, engine, limits)
+        finally:
+            while not self._line.empty():
+                self._line.get().events.put(("error", "The server has ended."))
 
     def close(self) -> None:
         """Have `serve` return after the question that it is answering."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed.set()
 
-    def _answer(self, engine: Engine, ticket: Ticket) -> None:
-        if ticket.left.is_set():
-            return
-        try:
-            query = ticket.asked.query(engine, self._limits)
-            pieces = engine.stream(query, self._limits.new_tokens)
-            for piece in pieces:
-                ticket.events.put(("text", piece))
-                if ticket.left.is_set():
-                    break
-            pieces.close()
-            ticket.events.put(("done", ""))
-        except Refused as error:
-            ticket.events.put(("error", str(error)))
-        except Exception as error:
-            print(f"a question failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-            ticket.events.put(("error", "The model failed on this question; the server's log says why."))
-            if isinstance(error, EngineLost):
-                raise
+
+def _answer(ticket: Ticket, engine: Engine, limits: Limits) -> None:
+    if ticket.left.is_set():
+        return
+    try:
+        pieces = engine.stream(ticket.asked.query(engine, limits), limits.new_tokens)
+        for piece in pieces:
+            ticket.events.put(("text", piece))
+            if ticket.left.is_set():
+                break
+        pieces.close()
+        ticket.events.put(("done", ""))
+    except Refused as error:
+        ticket.events.put(("error", str(error)))
+    except Exception as error:
+        print(f"a question failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        ticket.events.put(("error", "The model failed on this question; the server's log says why."))
+        if isinstance(error, EngineLost):
+            raise

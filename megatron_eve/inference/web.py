@@ -1,205 +1,249 @@
-"""The chat as a web page for one machine: the standard library's server on the loopback address, and three files.
+"""The chat as a web page for one machine: Gradio on the loopback address, asking nothing of any other host.
 
-Gradio would be the usual choice. Its 6.31 wants an older Pillow than the one that decodes pictures here, and the newest
-release that pip finds beside that one, 3.18, loads fonts and a script from other hosts. This page asks nothing of any
-other host, which its content security policy makes the browser enforce, and shows every text as text.
-
-The server keeps no conversation: a question brings along what came before it.
+What is particular here is what the page may not do: its content security policy keeps the browser on this host, other
+names of the host are refused, nothing is reported or shared, files are limited while they arrive, and every text is
+shown as text.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import queue
-import select
-import socket
-import sys
-import threading
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
-from typing import Any
-from urllib.parse import urlsplit
+import html
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.inference.chat import Asked, Desk, Limits, Refused
 from megatron_eve.inference.engine import Engine
 
+if TYPE_CHECKING:
+    import gradio
+
 HOST = "127.0.0.1"
-_FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    # Gradio's own page has scripts and styles in it, and compiles some.
+    "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
 }
-_LOOK_SECONDS = 0.25  # how soon it is noticed that somebody went away
-_DRAIN_SECONDS = 1.0  # how long the next bytes of it may take
-_POLL_SECONDS = 0.1  # how soon the server's thread notices its end
-_DRAINED = 128 << 20  # bytes of a refused body that are read, so that the browser reads the refusal
 
 
-class ChatServer(ThreadingHTTPServer):
-    """Takes questions on the loopback address and hands them to a desk.
+class ChatPage:
+    """Takes questions on the loopback address and hands them to the thread that owns the engine.
 
     Args:
         limits: what one who asks may take.
         name: of the model, for the page.
         port: 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
     """
 
-    daemon_threads = True
-
     def __init__(self, limits: Limits, name: str, port: int) -> None:
-        super().__init__((HOST, port), _Handler)
-        self.desk, self.limits, self.name = Desk(limits), limits, name
-        self.about = {"model": name, "upload_bytes": limits.upload_bytes, "characters": limits.characters}
-        # A picture in base64, and a conversation of characters that take up to six bytes each in JSON.
-        self.body_bytes = limits.upload_bytes * 4 // 3 + limits.characters * 6 + 65_536
+        self.desk, self.limits, self.name = Desk(), limits, name
+        self._files = tempfile.TemporaryDirectory(prefix="chat_")
+        # Read when gradio is imported, and when a file arrives.
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=self._files.name)
+        self._interface = self._make()
+        # One question is answered at a time; so many more may wait.
+        self._interface.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
+        _, self.url, _ = self._interface.launch(
+            server_name=HOST,
+            server_port=port or None,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=limits.upload_bytes,
+            footer_links=[],
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            theme=_theme(),
+            css=".message-content { white-space: pre-wrap }",
+            app_kwargs={
+                "middleware": _middleware(),
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
 
-    @property
-    def url(self) -> str:
-        """Where the page is."""
-        return f"http://{HOST}:{self.server_address[1]}/"
+    def _make(self) -> gradio.Blocks:
+        import gradio
+
+        with gradio.Blocks(title="Ask about a picture", analytics_enabled=False, fill_height=True) as page:
+            conversation = gradio.State(Conversation())
+            chat = gradio.Chatbot(
+                label=self.name,
+                placeholder="Drop a picture below, and ask.",
+                render_markdown=False,  # a text is what it says, not what it could mean to a browser
+                buttons=[],
+                scale=1,
+            )
+            question = gradio.MultimodalTextbox(
+                placeholder="Ask something",
+                file_types=["image"],
+                file_count="multiple",
+                sources=["upload"],
+                max_plain_text_length=self.limits.characters,
+                show_label=False,
+                stop_btn=True,
+            )
+            new = gradio.Button("New conversation", size="sm")
+            asking = question.submit(
+                self._answer,
+                [question, conversation],
+                [question, chat, conversation],
+                concurrency_limit=1,
+                api_visibility="private",
+            )
+            question.stop(None, cancels=[asking]).then(
+                lambda: gradio.update(interactive=True), None, question, api_visibility="private"
+            )
+            new.click(
+                lambda: (Conversation(), []),
+                None,
+                [conversation, chat],
+                cancels=[asking],
+                api_visibility="private",
+            )
+        return page
 
     def serve_questions(self, engine: Engine) -> None:
-        """Serve the page from threads, and answer in this one, until `stop` or an interrupt."""
-        pages = threading.Thread(target=self.serve_forever, args=(_POLL_SECONDS,), name="pages", daemon=True)
-        pages.start()
-        try:
-            self.desk.serve(engine)
-        finally:
-            self.shutdown()
+        """Answer in this thread, which owns the engine, until `stop`; Gradio's threads have the page."""
+        self.desk.serve(engine, self.limits)
 
     def stop(self) -> None:
         """Have `serve_questions` return after the question that it is answering."""
         self.desk.close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Somebody who went away is no error."""
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
-            super().handle_error(request, client_address)
+    def __enter__(self) -> ChatPage:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._interface.close(verbose=False)
+        self._files.cleanup()
 
-class _Handler(BaseHTTPRequestHandler):
-    """One request. HTTP/1.0, so that the end of an answer is the end of its connection."""
+    def _answer(self, message: dict[str, Any], before: Conversation) -> Iterator[tuple[Any, ...]]:
+        """What Gradio calls for a question: the box, the messages and the conversation, each time that they change."""
+        import gradio
 
-    server: ChatServer
-    timeout = 60  # seconds that a client may stand still
-
-    def do_GET(self) -> None:
-        """The page, its script and style, and what it needs to know."""
-        if not self._is_ours():
-            return
-        if self.path == "/about":
-            self._send(HTTPStatus.OK, "application/json", json.dumps(self.server.about).encode())
-        elif self.path in _FILES:
-            name, kind = _FILES[self.path]
-            content = resources.files("megatron_eve.inference").joinpath("page", name).read_bytes()
-            self._send(HTTPStatus.OK, f"{kind}; charset=utf-8", content)
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
-
-    def do_POST(self) -> None:
-        """A question: answered by a line of JSON for each event, as they come."""
-        if not self._is_ours():
-            return
-        if self.path != "/ask" or self.headers.get_content_type() != "application/json":
-            self._refuse(HTTPStatus.NOT_FOUND, "There is nothing here.")
-            return
-        size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or int(size) > self.server.body_bytes:
-            self._drain(size)
-            limit = f"{self.server.limits.upload_bytes / (1 << 20):.0f} MiB"
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A picture's file may have {limit}.")
-            return
-        body = b""
+        asked = _Turn(message["text"].strip(), tuple(message["files"]))
+        empty = gradio.MultimodalTextbox(value=None, interactive=False)
+        yield empty, before.messages(asked), before
+        ticket = None
         try:
-            with self.server.desk.place():
-                body = self.rfile.read(int(size))
-                asked = _asked(body)
-                asked.check(self.server.limits)
-                self._answer(asked)
+            query = before.asked(asked, self.limits)
+            query.check(self.limits)
+            ticket = self.desk.submit(query)
+            for piece in ticket.pieces():
+                asked = replace(asked, answer=(asked.answer or "") + piece)
+                yield empty, before.messages(asked), before.after(asked)
+            box = gradio.MultimodalTextbox(interactive=True)
         except Refused as error:
-            if not body:
-                self._drain(size)
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-
-    def _answer(self, asked: Asked) -> None:
-        self._head(HTTPStatus.OK, "application/x-ndjson")
-        ticket = self.server.desk.submit(asked)
-        event: tuple[str, str | int] = ("waiting", 0)
-        try:
-            while event[0] not in ("done", "error") and not self._is_gone():
-                try:
-                    event = ticket.events.get(timeout=_LOOK_SECONDS)
-                except queue.Empty:
-                    continue
-                self.wfile.write(json.dumps(dict([event])).encode() + b"\n")
+            asked = replace(asked, refusal=str(error))
+            box = gradio.MultimodalTextbox(value={"text": asked.question, "files": []}, interactive=True)
         finally:
-            ticket.left.set()
-
-    def _is_gone(self) -> bool:
-        """Whether the client has closed its end, which writing to it would only show the next time."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
-
-    def _is_ours(self) -> bool:
-        """Whether this machine's own page asks: another site may know the port, and any name may mean this host."""
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if urlsplit(f"//{host}").hostname in (HOST, "localhost") and origin in (None, f"http://{host}"):
-            return True
-        self._refuse(HTTPStatus.FORBIDDEN, "This page is for this machine alone.")
-        return False
-
-    def _drain(self, size: str) -> None:
-        left = min(int(size), _DRAINED) if size.isdecimal() else 0
-        self.connection.settimeout(_DRAIN_SECONDS)
-        try:
-            while left > 0 and (some := self.rfile.read1(min(left, 1 << 16))):
-                left -= len(some)
-        except OSError:
-            pass  # all that was sent
-
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
-        self._send(status, "application/json", json.dumps({"error": message}).encode())
-
-    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
-        self._head(status, kind, len(content))
-        self.wfile.write(content)
-
-    def _head(self, status: HTTPStatus, kind: str, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, format: str, *values: Any) -> None:
-        """What is asked is nobody's business; errors are printed where they arise."""
+            if ticket is not None:
+                ticket.left.set()
+        yield box, before.messages(asked), before.after(asked)
 
 
-def _asked(body: bytes) -> Asked:
-    """A question from the page: `{"question": text, "earlier": [[question, answer], ...], "image": base64 or null}`.
+@dataclass(frozen=True)
+class _Turn:
+    """A question as it stands on the page.
 
-    Raises:
-        Refused: anything else.
+    Attributes:
+        question: its text.
+        files: pictures that came with it.
+        answer: as far as it got.
+        refusal: why there is none.
     """
-    try:
-        row = json.loads(body)
-        question, image = row["question"], row["image"]
-        earlier = tuple((asked, told) for asked, told in row["earlier"])
-        images = () if image is None else (base64.b64decode(image, validate=True),)
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        raise Refused("This is not a question of the page.") from error
-    if not all(isinstance(text, str) for text in (question, *(text for turn in earlier for text in turn))):
-        raise Refused("This is not a question of the page.")
-    return Asked(question, earlier, images)
+
+    question: str
+    files: tuple[str, ...]
+    answer: str | None = None
+    refusal: str | None = None
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """For Gradio's chatbot, which would take a text for HTML."""
+        for path in self.files:
+            yield {"role": "user", "content": {"path": path}}
+        yield {"role": "user", "content": _text(self.question)}
+        if self.refusal is not None:
+            yield {"role": "assistant", "content": _text(self.refusal), "metadata": {"title": "Not answered"}}
+        elif self.answer is not None:
+            yield {"role": "assistant", "content": _text(self.answer)}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said on a page so far. The pictures all belong to the first question, as `Asked` has it."""
+
+    turns: tuple[_Turn, ...] = ()
+
+    def after(self, turn: _Turn) -> Conversation:
+        """With one more."""
+        return Conversation((*self.turns, turn))
+
+    def messages(self, turn: _Turn) -> list[dict[str, Any]]:
+        """What the page shows, with one more turn."""
+        return [message for one in (*self.turns, turn) for message in one.messages()]
+
+    def asked(self, turn: _Turn, limits: Limits) -> Asked:
+        """The question of a turn after what was answered before.
+
+        Raises:
+            Refused: pictures that are too large together; Gradio has looked at each while it arrived.
+        """
+        answered = [one for one in self.turns if one.refusal is None and one.answer]
+        images: list[bytes] = []
+        for path in (Path(file) for one in (*answered, turn) for file in one.files):
+            if sum(map(len, images)) + path.stat().st_size > limits.upload_bytes:
+                limit = f"{limits.upload_bytes / (1 << 20):.0f} MiB"
+                raise Refused(f"The pictures of a conversation may have {limit} together.")
+            images.append(path.read_bytes())
+        earlier = tuple((one.question, one.answer or "") for one in answered)
+        return Asked(turn.question, earlier, tuple(images))
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": html.escape(text)}
+
+
+def _theme() -> gradio.Theme:
+    """Gradio's, with fonts that are here."""
+    import gradio
+
+    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def _middleware() -> list[Any]:
+    """Headers for every answer, and no answer to other names of this host (which another site's page could use)."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return [Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
+
+
+class _Headers:
+    """Adds `_HEADERS` to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        await self._app(scope, receive, send_with)
