@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
@@ -142,8 +143,10 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.training.model import build_chunks
 
     folder = str(flags.model_path)
+    saved = from_dict(saved_config(folder), folder)
+    saved = replace(saved, training=replace(saved.training, bf16=saved_in_bfloat16(flags.model_path)))
     config = generation_config(
-        from_dict(saved_config(folder), folder),
+        saved,
         flags.tensor_model_parallel_size,
         flags.pipeline_model_parallel_size,
     )
@@ -161,3 +164,17 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         status = work(engine)  # its error ends the process, and torchrun the others'
         engine.dismiss()
         return status
+
+
+def saved_in_bfloat16(folder: Path) -> bool:
+    """Whether the weights of a folder's latest checkpoint are bfloat16; an import has no run that was told so."""
+    import torch
+
+    from megatron_eve.convert.dist_folder import DistFolder
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+
+    store = CheckpointStore(folder)
+    iteration = store.latest()
+    assert iteration is not None, "its configuration was read"
+    weights = DistFolder(store.folder(iteration))
+    return any(weights.dtype(key) == torch.bfloat16 for key in weights)

@@ -81,3 +81,19 @@ def test_chat_in_a_terminal(
         assert found.out == answers
         assert found.err.startswith("error: <image> stands for a picture") == bool(status)
     assert "What? ASSISTANT: 1 pictures, 1 questions</s>USER: And why? ASSISTANT:" in engine.queries[-1].text
+
+
+def test_a_checkpoint_is_run_in_the_precision_of_its_weights(tmp_path: Path, exported: Path) -> None:
+    """An import has no run that could have said --bf16."""
+    from megatron_eve.inference.opening import saved_in_bfloat16
+
+    words = [
+        "--source",
+        str(find_golden("_shared/hf_mini224")),
+        "--target",
+        str(tmp_path / "half"),
+        "--dtype",
+        "bfloat16",
+    ]
+    assert tool("convert_checkpoint").main(["import", *words]) == 0
+    assert saved_in_bfloat16(tmp_path / "half") and not saved_in_bfloat16(exported.parent / "run")
