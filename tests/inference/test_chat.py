@@ -40,6 +40,10 @@ class Running:
         body = json.dumps({"question": question, "earlier": earlier, "image": image})
         return self.connect("POST", "/ask", body.encode())
 
+    def noticed(self, count: int = 1) -> bool:
+        """Whether the server knows that so many of those who ask have gone."""
+        return [ticket.left.is_set() for ticket in self.server.desk._tickets].count(True) == count
+
     def stop(self) -> None:
         self.server.stop()
         self.engine.release(100)
@@ -142,7 +146,7 @@ def test_who_goes_away_is_not_answered_further(running: Running) -> None:
     for one in (waiting, response):
         one.close()
     talking.close()
-    time.sleep(1)  # the server looks four times a second
+    until(lambda: running.noticed(2))
     running.engine.release()
     until(lambda: running.engine.left == 1)
     assert told(running.ask("echo next")) == "next"

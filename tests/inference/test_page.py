@@ -21,6 +21,7 @@ from tests.inference.test_generate import picture
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)
 
 ROOT = Path(__file__).parents[2]
 QUIET = [
@@ -178,7 +179,7 @@ def test_stopping_keeps_what_was_said(person: Person, running: Running) -> None:
     expect(answer).to_have_text("one")
     person.page.click("#stop")
     expect(answer).to_have_attribute("data-state", "done")
-    person.page.wait_for_timeout(600)
+    until(running.noticed)
     running.engine.release()
     until(lambda: running.engine.left == 1)
     expect(person.ask("And?")).to_have_text("0 pictures, 2 questions")
