@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard constraints/*.txt) | check-python
 	@echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"
 	@$(PIP) $(TORCH_INDEX) torch==$(TORCH)
 	@echo "==> megatron_eve, with what its quickstart and its tests need"
-	@$(PIP) $(INDEX) --editable '.[dev,quickstart$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)]'
+	@$(PIP) $(INDEX) --editable '.[dev,quickstart,chat$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)]'
 	@found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
 		$(TORCH)|$(TORCH)+*) echo "==> torch $$found is in place" ;; \
 		*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -32,6 +34,15 @@ def command(*words: str, ranks: int = 0, timeout: int = 180) -> subprocess.Compl
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=False,
     )
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +125,14 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     answers.write_bytes(before[: before.index(b"\n") + 20])
     found = command(*ask, "--tensor-model-parallel-size", "2", ranks=2)
     assert found.returncode != 0 and "resumed   1 " in found.stdout, found.stderr
+    assert answers.read_bytes() == before
+    # The same from a folder for transformers, whose name is that of the model.
+    export = ["export", "--source", str(tmp_path / "run"), "--target", str(tmp_path / "hf" / "run")]
+    export += ["--format", "transformers", "--tokenizer", str(Path(tokenizer).parent)]
+    assert tool("convert_checkpoint").main(export) == 0
+    answers.unlink()
+    found = command(*ask[:1], "--model-path", str(tmp_path / "hf" / "run"), *ask[5:])
+    assert found.returncode == 3, found.stderr
     assert answers.read_bytes() == before
 
 
@@ -311,39 +330,3 @@ def test_a_rank_that_fails_ends_the_others(dataset: Path, tmp_path: Path) -> Non
     assert "rank 0 failed" in found.stderr and "are recorded" in found.stderr
     lost = found.stderr.find("rank 1: lost contact")
     assert lost == -1 or found.stderr.find("rank 0 failed") < lost
-
-
-def test_generate_refuses_what_is_not_there(tmp_path: Path, tokenizer: str) -> None:
-    """Before torch is imported, and in one line."""
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"question_id": 1, "text": "What?"}\n{"image": "a.jpg", "text": "What?"}\n')
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
-    good = {
-        "--model-path": str(tmp_path), "--tokenizer-model": tokenizer, "--question-file": str(questions),
-        "--answers-file": str(tmp_path / "answers.jsonl"),
-    }  # fmt: skip
-    for changed, message in (
-        ({"--model-path": "nowhere"}, "--model-path nowhere: no latest_checkpointed_iteration.txt there"),
-        ({"--tokenizer-model": "nowhere"}, "--tokenizer-model nowhere: no such file"),
-        ({"--question-file": "nowhere"}, "No such file or directory: 'nowhere'"),
-        ({"--image-folder": "nowhere"}, "--image-folder nowhere: no such folder"),
-        ({"--tensor-model-parallel-size": "2"}, "use torchrun --nproc-per-node 2"),
-        ({}, f'{questions}, line 2: no "question_id"'),
-    ):
-        words = [word for pair in {**good, **changed}.items() for word in pair]
-        started = time.monotonic()
-        found = command("tools/generate.py", *words)
-        assert found.returncode == 1
-        assert (
-            message in found.stderr and found.stderr.startswith("error: ") and "Traceback" not in found.stderr
-        )
-        assert time.monotonic() - started < 20
-        assert not (tmp_path / "answers.jsonl").exists()
-    found = command(
-        "tools/generate.py", *[word for pair in good.items() for word in pair], "--chunk-idx", "1"
-    )
-    assert found.returncode == 2 and "--chunk-idx 1" in found.stderr
-    questions.write_text('{"question_id": 1, "text": "What?"}\n')
-    found = command("tools/generate.py", *[word for pair in good.items() for word in pair])
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert f"error: {tmp_path}" in found.stderr and "is not whole" in found.stderr

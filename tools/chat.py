@@ -7,12 +7,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_eve.config import ConfigError
 from megatron_eve.inference.chat import Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import add_model_flags, check_model_flags, global_rank, run_with_engine
-from megatron_eve.inference.web import ChatPage
+
+if TYPE_CHECKING:
+    from megatron_eve.inference.web import ChatPage
 
 DESCRIPTION = """\
 Talk with a model about a picture, in the terminal or in a web page.
@@ -118,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_with_engine(
                 flags, "vicuna_v1", lambda engine: in_terminal(engine, flags.image, limits)
             )
+        try:
+            from megatron_eve.inference.web import ChatPage
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
         with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
             return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, page))
     except (ConfigError, OSError) as error:

@@ -74,7 +74,7 @@ def answer_questions(
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    """Runs of `size` questions in their order; packs have no padding, so sorting by length would gain nothing."""
+    """Runs of `size` questions in their order. Packs have no padding, so sorting them by length would gain nothing."""
     for start in range(0, len(questions), size):
         yield questions[start : start + size]
 

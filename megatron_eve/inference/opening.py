@@ -6,11 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.inference.engine import Engine
+
+_PROCESSOR = "processor_config.json"
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +24,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="a checkpoint: the folder that --save of a run or an import wrote",
+        help="a checkpoint (the folder that --save of a run or an import wrote), or a folder that "
+        "tools/convert_checkpoint.py export --format transformers wrote",
     )
     model.add_argument(
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="the tokenizer.model that the checkpoint was trained with",
+        help="the tokenizer.model that a checkpoint was trained with; an exported folder has its own",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -40,25 +44,35 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _is_exported(folder: Path) -> bool:
+    return (folder / _PROCESSOR).is_file()
+
+
 def check_model_flags(flags: argparse.Namespace) -> None:
     """Refuse what can be refused before torch is imported.
 
     Raises:
         ConfigError: naming the flag and the remedy.
     """
-    if not (flags.model_path / TRACKER).is_file():
+    exported = _is_exported(flags.model_path)
+    if not exported and not (flags.model_path / TRACKER).is_file():
         raise ConfigError(
-            f"--model-path {flags.model_path}: no {TRACKER} there; name the folder that --save of a run or "
-            "tools/convert_checkpoint.py import wrote"
+            f"--model-path {flags.model_path}: neither a checkpoint (no {TRACKER} there) nor an exported folder (no "
+            f"{_PROCESSOR}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
+            "or export --format transformers"
         )
-    if flags.tokenizer_model is None:
+    if exported and flags.tokenizer_model is not None:
+        raise ConfigError(f"--tokenizer-model: {flags.model_path} has a tokenizer of its own; leave this out")
+    if not exported and flags.tokenizer_model is None:
         raise ConfigError(
             "--tokenizer-model: a checkpoint does not hold its tokenizer; name its tokenizer.model"
         )
-    if not flags.tokenizer_model.is_file():
+    if not exported and not flags.tokenizer_model.is_file():
         raise ConfigError(f"--tokenizer-model {flags.tokenizer_model}: no such file")
     ranks = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    if exported and max(ranks, started) > 1:
+        raise ConfigError("an exported folder is answered from by one process; several share a checkpoint")
     if ranks != started:
         raise ConfigError(
             f"--tensor-model-parallel-size x --pipeline-model-parallel-size = {ranks} ranks, but {started} were "
@@ -93,7 +107,10 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     def rank() -> None:
         nonlocal status
         try:
-            status = _with_checkpoint(flags, conv_mode, work)
+            if _is_exported(flags.model_path):
+                status = _with_exported(flags, conv_mode, work)
+            else:
+                status = _with_checkpoint(flags, conv_mode, work)
         except (ConfigError, CheckpointError, DataError, OSError) as error:
             if global_rank() == 0:
                 print(f"error: {error}", file=sys.stderr, flush=True)
@@ -103,6 +120,17 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
 
     run_rank(rank)
     return status
+
+
+def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    assert work is not None, "there is one process"
+    try:
+        engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
+    except ValueError as error:
+        raise ConfigError(f"--model-path {flags.model_path}: {error}") from error
+    return work(engine)
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
@@ -115,8 +143,10 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.training.model import build_chunks
 
     folder = str(flags.model_path)
+    saved = from_dict(saved_config(folder), folder)
+    saved = replace(saved, training=replace(saved.training, bf16=saved_in_bfloat16(flags.model_path)))
     config = generation_config(
-        from_dict(saved_config(folder), folder),
+        saved,
         flags.tensor_model_parallel_size,
         flags.pipeline_model_parallel_size,
     )
@@ -134,3 +164,17 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         status = work(engine)  # its error ends the process, and torchrun the others'
         engine.dismiss()
         return status
+
+
+def saved_in_bfloat16(folder: Path) -> bool:
+    """Whether the weights of a folder's latest checkpoint are bfloat16; an import has no run that was told so."""
+    import torch
+
+    from megatron_eve.convert.dist_folder import DistFolder
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+
+    store = CheckpointStore(folder)
+    iteration = store.latest()
+    assert iteration is not None, "its configuration was read"
+    weights = DistFolder(store.folder(iteration))
+    return any(weights.dtype(key) == torch.bfloat16 for key in weights)

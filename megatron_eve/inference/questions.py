@@ -110,7 +110,7 @@ class AnswersFile:
         damaged: those among them that hold an error in place of an answer.
 
     Raises:
-        DataError: another process writes it, a line that is no answer, or one to another question.
+        DataError: another process writes it, a line that is no answer, or one to another question or of another model.
     """
 
     def __init__(self, path: Path, questions: Sequence[Question], model_id: str) -> None:
@@ -137,11 +137,15 @@ class AnswersFile:
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
                 row = json.loads(line)
-                key = (row["question_id"], row["prompt"])
+                key, model = (row["question_id"], row["prompt"]), row["model_id"]
                 self.damaged += "error" in row["metadata"]
                 if key not in known:
                     raise DataError(
                         f"{path}, line {number}: an answer to a question that this run does not ask"
+                    )
+                if model != self._model_id:
+                    raise DataError(
+                        f"{path}, line {number}: an answer of {model}; give {self._model_id} another file"
                     )
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, DataError):

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megatron_eve.inference.chat import Asked, Desk, Limits, Refused
+import gradio
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from megatron_eve.inference.chat import Asked, Desk, Limits, Refused, Ticket
 from megatron_eve.inference.engine import Engine
-
-if TYPE_CHECKING:
-    import gradio
 
 HOST = "127.0.0.1"
 _HEADERS = {
@@ -47,7 +48,7 @@ class ChatPage:
     def __init__(self, limits: Limits, name: str, port: int) -> None:
         self.desk, self.limits, self.name = Desk(), limits, name
         self._files = tempfile.TemporaryDirectory(prefix="chat_")
-        # Read when gradio is imported, and when a file arrives.
+        self._asking: dict[str | None, Ticket] = {}  # by the browser's session
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=self._files.name)
         self._interface = self._make()
         # One question is answered at a time; so many more may wait.
@@ -74,8 +75,6 @@ class ChatPage:
         )
 
     def _make(self) -> gradio.Blocks:
-        import gradio
-
         with gradio.Blocks(title="Ask about a picture", analytics_enabled=False, fill_height=True) as page:
             conversation = gradio.State(Conversation())
             chat = gradio.Chatbot(
@@ -102,9 +101,7 @@ class ChatPage:
                 concurrency_limit=1,
                 api_visibility="private",
             )
-            question.stop(None, cancels=[asking]).then(
-                lambda: gradio.update(interactive=True), None, question, api_visibility="private"
-            )
+            question.stop(self._stop, None, question, cancels=[asking], api_visibility="private")
             new.click(
                 lambda: (Conversation(), []),
                 None,
@@ -112,6 +109,7 @@ class ChatPage:
                 cancels=[asking],
                 api_visibility="private",
             )
+            page.unload(self._leave)
         return page
 
     def serve_questions(self, engine: Engine) -> None:
@@ -131,18 +129,26 @@ class ChatPage:
         self._interface.close(verbose=False)
         self._files.cleanup()
 
-    def _answer(self, message: dict[str, Any], before: Conversation) -> Iterator[tuple[Any, ...]]:
-        """What Gradio calls for a question: the box, the messages and the conversation, each time that they change."""
-        import gradio
+    def _leave(self, request: gradio.Request) -> None:
+        """Nobody waits for this session's answer any more. Gradio itself would let the generator run on."""
+        if ticket := self._asking.get(request.session_hash):
+            ticket.left.set()
 
+    def _stop(self, request: gradio.Request) -> Any:
+        self._leave(request)
+        return gradio.MultimodalTextbox(interactive=True)
+
+    def _answer(
+        self, message: dict[str, Any], before: Conversation, request: gradio.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """What Gradio calls for a question: the box, the messages and the conversation, each time that they change."""
         asked = _Turn(message["text"].strip(), tuple(message["files"]))
         empty = gradio.MultimodalTextbox(value=None, interactive=False)
         yield empty, before.messages(asked), before
-        ticket = None
         try:
             query = before.asked(asked, self.limits)
             query.check(self.limits)
-            ticket = self.desk.submit(query)
+            ticket = self._asking[request.session_hash] = self.desk.submit(query)
             for piece in ticket.pieces():
                 asked = replace(asked, answer=(asked.answer or "") + piece)
                 yield empty, before.messages(asked), before.after(asked)
@@ -151,8 +157,7 @@ class ChatPage:
             asked = replace(asked, refusal=str(error))
             box = gradio.MultimodalTextbox(value={"text": asked.question, "files": []}, interactive=True)
         finally:
-            if ticket is not None:
-                ticket.left.set()
+            self._leave(request)
         yield box, before.messages(asked), before.after(asked)
 
 
@@ -220,16 +225,11 @@ def _text(text: str) -> dict[str, str]:
 
 def _theme() -> gradio.Theme:
     """Gradio's, with fonts that are here."""
-    import gradio
-
     return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def _middleware() -> list[Any]:
     """Headers for every answer, and no answer to other names of this host (which another site's page could use)."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
     return [Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
 
 

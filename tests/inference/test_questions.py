@@ -124,17 +124,18 @@ def test_a_row_that_is_removed_is_asked_again(file: Path) -> None:
     assert rows(path)[-1]["question_id"] == 6
 
 
-def test_one_process_at_a_time_and_only_answers_to_these_questions(file: Path) -> None:
+def test_one_process_at_a_time_and_only_answers_of_this_model_to_these_questions(file: Path) -> None:
     questions, path = read_questions(file, "vicuna_v1"), file.parent / "out" / "answers.jsonl"
     with (
         AnswersFile(path, questions, "eve"),
         pytest.raises(DataError, match="another process is writing it"),
     ):
         AnswersFile(path, questions, "eve")
-    answered = {"question_id": 1, "prompt": "What?", "text": "", "metadata": {}}
+    answered = {"question_id": 1, "prompt": "What?", "text": "", "model_id": "eve", "metadata": {}}
     for content, message in (
         ([answered, {**answered, "prompt": "Why?"}], r"answers.jsonl, line 2: an answer to a question that"),
         ([answered, "{}"], r"answers.jsonl, line 2: not an answer"),
+        ([{**answered, "model_id": "eve-2"}], r"answers.jsonl, line 1: an answer of eve-2; give eve another"),
         (["cut off", answered], r"answers.jsonl, line 1: not an answer"),
     ):
         write(path, *content)

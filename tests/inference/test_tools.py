@@ -1,0 +1,99 @@
+"""tools/generate.py and tools/chat.py without a model: what they refuse, and a conversation in the terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from megatron_eve.inference.chat import Limits
+from tests.golden_dir import find_golden
+from tests.inference.scripted import ScriptedEngine
+from tests.test_commands import command, tool
+
+
+def test_generate_and_chat_refuse_what_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, and before the model is opened."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
+    questions, exported = tmp_path / "questions.jsonl", tmp_path / "exported"
+    questions.write_text('{"question_id": 1, "text": "What?"}\n{"image": "a.jpg", "text": "What?"}\n')
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
+    exported.mkdir()
+    (exported / "processor_config.json").write_text("{}")
+    model = {"--model-path": str(tmp_path), "--tokenizer-model": tokenizer}
+    asking = {**model, "--question-file": str(questions), "--answers-file": str(tmp_path / "answers.jsonl")}
+    for name, flags, changed, message in (
+        (
+            "chat",
+            model,
+            {"--model-path": "nowhere"},
+            "--model-path nowhere: neither a checkpoint (no latest_",
+        ),
+        ("chat", model, {"--tokenizer-model": "nowhere"}, "--tokenizer-model nowhere: no such file"),
+        ("chat", {"--model-path": str(tmp_path)}, {}, "--tokenizer-model: a checkpoint does not hold"),
+        ("chat", model, {"--model-path": str(exported)}, f"{exported} has a tokenizer of its own"),
+        ("chat", model, {"--tensor-model-parallel-size": "2"}, "use torchrun --nproc-per-node 2"),
+        ("chat", {"--model-path": str(exported)}, {"--tensor-model-parallel-size": "2"}, "by one process"),
+        ("chat", model, {"--image": "nowhere.jpg"}, "--image nowhere.jpg: no such file"),
+        ("generate", asking, {"--question-file": "nowhere"}, "No such file or directory: 'nowhere'"),
+        ("generate", asking, {"--image-folder": "nowhere"}, "--image-folder nowhere: no such folder"),
+        ("generate", asking, {}, f'{questions}, line 2: no "question_id"'),
+    ):
+        words = [word for pair in {**flags, **changed}.items() for word in pair]
+        assert tool(name).main(words) == 1
+        found = capsys.readouterr().err
+        assert message in found and found.startswith("error: ") and found.count("error") == 1
+        assert not (tmp_path / "answers.jsonl").exists()
+    for flag, value in (("--chunk-idx", "1"), ("--batch-size", "0"), ("--conv-mode", "v1")):
+        with pytest.raises(SystemExit):
+            tool("generate").main([*[word for pair in asking.items() for word in pair], flag, value])
+        assert flag in capsys.readouterr().err
+    questions.write_text('{"question_id": 1, "text": "What?"}\n')
+    done = command("tools/generate.py", *[word for pair in asking.items() for word in pair])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: {tmp_path}" in done.stderr and "is not whole" in done.stderr
+
+
+def test_chat_in_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question a line, each with those before it; one that is refused is left out and makes the status 1."""
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 30)).save(picture)
+    engine, limits = ScriptedEngine(), Limits(new_tokens=10)
+    for asked, status, answers in (
+        ("What?\n\nAnd why?\n", 0, "1 pictures, 1 questions\n1 pictures, 2 questions\n"),
+        (
+            "What?\nWhat is an <image> <image>?\nAnd why?",
+            1,
+            "1 pictures, 1 questions\n1 pictures, 2 questions\n",
+        ),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
+        assert tool("chat").in_terminal(engine, [picture], limits) == status
+        found = capsys.readouterr()
+        assert found.out == answers
+        assert found.err.startswith("error: <image> stands for a picture") == bool(status)
+    assert "What? ASSISTANT: 1 pictures, 1 questions</s>USER: And why? ASSISTANT:" in engine.queries[-1].text
+
+
+def test_a_checkpoint_is_run_in_the_precision_of_its_weights(tmp_path: Path, exported: Path) -> None:
+    """An import has no run that could have said --bf16."""
+    from megatron_eve.inference.opening import saved_in_bfloat16
+
+    words = [
+        "--source",
+        str(find_golden("_shared/hf_mini224")),
+        "--target",
+        str(tmp_path / "half"),
+        "--dtype",
+        "bfloat16",
+    ]
+    assert tool("convert_checkpoint").main(["import", *words]) == 0
+    assert saved_in_bfloat16(tmp_path / "half") and not saved_in_bfloat16(exported.parent / "run")
