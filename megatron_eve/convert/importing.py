@@ -16,13 +16,14 @@ from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
 from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
 from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
+    HEAD_KEY,
     IGNORED_HF_KEYS,
     PUBLISHED_TAP_INTERVAL,
     Rule,
     Sizes,
     Vocabulary,
     eve_rules,
-    rule_for,
+    source_for,
 )
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
@@ -67,10 +68,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     folder, plan = HFFolder(source), ImportPlan(config)
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
-    language_model = not HFConfig.read(source).is_eve
+    found = HFConfig.read(source)
     rules = eve_rules(config.model)
     with skeleton(config) as model:
-        fresh = {e.name for e in model.entries if begins_at_random(e.name, language_model, aligned)}
+        fresh = {e.name for e in model.entries if begins_at_random(e.name, not found.is_eve, aligned)}
         initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
             if entry.name in fresh:
@@ -80,9 +81,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
                     entry.shape, dtype or weights.dtype, partial(_given, weights)
                 )
             else:
-                _map(plan, entry, folder, keys, rules, model, dtype)
+                rule, names = source_for(entry.name, rules, found.is_tied)
+                _map(plan, entry, folder, rule, names, model, dtype)
     used = {key for some in plan.mapped.values() for key in some}
-    _account(plan, source, keys - used)
+    _account(plan, source, keys - used, found.is_tied)
     return plan
 
 
@@ -94,18 +96,17 @@ def _map(
     plan: ImportPlan,
     entry: Entry,
     folder: HFFolder,
-    keys: set[str],
-    rules: tuple[Rule, ...],
+    rule: Rule,
+    names: tuple[str, ...],
     model: Skeleton,
     dtype: torch.dtype | None,
 ) -> None:
     """Plan one tensor of the checkpoint from those of the folder that make it up."""
-    rule, names = rule_for(entry.name, rules)
-    if entry.name == "output_layer.weight" and names[0] not in keys:  # tied: one matrix on both ends
-        names = ("model.embed_tokens.weight",)
-    missing = [name for name in names if name not in keys]
+    missing = set(names) - set(folder.keys())
     if missing:
-        raise ConfigError(f"{folder.folder}: has no tensor {', '.join(missing)}; this is not a whole model")
+        raise ConfigError(
+            f"{folder.folder}: has no tensor {', '.join(sorted(missing))}; this is not a whole model"
+        )
     sizes = Sizes.of(plan.config.model, model.padded_vocab_size)
     parts = [folder.describe(name) for name in names]
     rows = plan.config.model.vocab_size
@@ -128,7 +129,7 @@ def _map(
     plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
 
 
-def _account(plan: ImportPlan, source: Path, left: set[str]) -> None:
+def _account(plan: ImportPlan, source: Path, left: set[str], tied: bool) -> None:
     """Say why tensors are left out; refuse those that no rule knows."""
     unexpected = []
     for key in sorted(left):
@@ -136,6 +137,8 @@ def _account(plan: ImportPlan, source: Path, left: set[str]) -> None:
             plan.dropped[key] = "the aligning layer, which this checkpoint is made without"
         elif IGNORED_HF_KEYS.fullmatch(key):
             plan.dropped[key] = _BUFFER if key.endswith("inv_freq") else _TEACHER
+        elif tied and key == HEAD_KEY:
+            plan.dropped[key] = "the embedding once more, which config.json ties it to"
         else:
             unexpected.append(key)
     if unexpected:

@@ -211,7 +211,7 @@ def _cut(folder: Path) -> Path:
 WRONG: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "mistral": (
         lambda folder, source: edited(folder, source, lambda t: None, model_type="mistral"),
-        "model_type is 'mistral', and only Llama-family language models and EVE v1 are known",
+        "model_type is 'mistral', and Llama, Qwen2 and EVE v1 are known",
     ),
     "vocabulary": (
         lambda folder, source: edited(folder, source, lambda t: None, vocab_size=640),
