@@ -81,16 +81,27 @@ def pass_through(config: RunConfig) -> None:
 
 @pytest.mark.distributed
 @parametrize(TP2_PP2, slow=(ONE, TP2_SP, PP2))
+@pytest.mark.parametrize(
+    "bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 def test_there_and_back_under_a_layout(
-    ranks: RankPool, tmp_path: Path, layout: Layout, published: Path, teacher: Path
+    ranks: RankPool, tmp_path: Path, layout: Layout, bf16: bool, published: Path, teacher: Path
 ) -> None:
     """A published folder, through a run's checkpoint: the very same bytes of weights."""
+    if bf16:
+        published = edited(tmp_path / "published", published, _halve, torch_dtype="bfloat16")
     start, saved, back = (tmp_path / name for name in ("start", "saved", "back"))
     assert convert("import", "--source", published, "--target", start, "--teacher-model", teacher) == 0
     checkpoint = CheckpointConfig(save=str(saved), pretrained_checkpoint=str(start))
-    ranks.run(layout.world_size, pass_through, replace(run_config(layout.parallel), checkpoint=checkpoint))
+    config = replace(run_config(layout.parallel, bf16=bf16), checkpoint=checkpoint)
+    ranks.run(layout.world_size, pass_through, config)
     assert convert("export", "--source", saved, "--target", back, "--teacher-model", teacher) == 0
     assert (back / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
+
+
+def _halve(tensors: dict[str, torch.Tensor]) -> None:
+    """All weights in bfloat16; the rotary frequencies stay as they are, as published."""
+    tensors.update({k: t.bfloat16() for k, t in tensors.items() if not k.endswith("inv_freq")})
 
 
 def test_the_other_files_are_the_published_ones(tmp_path: Path) -> None:
@@ -198,7 +209,7 @@ def edited(
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
