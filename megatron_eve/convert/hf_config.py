@@ -75,6 +75,8 @@ class HFConfig:
             ) from None
         except ValueError as error:
             raise ConfigError(f"{path}: not JSON ({error}); copy the folder again") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
         for name, (allowed, meaning) in _MUST_BE.items():
             if fields.get(name) not in allowed:
                 meaning = _OTHERS.get(str(fields.get(name)), meaning)
@@ -82,10 +84,10 @@ class HFConfig:
         windowed = set(fields.get("layer_types") or ()) - {"full_attention"}
         if windowed:
             raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
-        missing = [name for name in LANGUAGE_FIELDS if name not in fields]
+        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name))]
         if missing:
             raise ConfigError(
-                f"{path}: has no {', '.join(missing)}; this is not a whole model's configuration"
+                f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
             )
         head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
         if head * fields["num_attention_heads"] != fields["hidden_size"]:
@@ -146,6 +148,10 @@ class HFConfig:
         )
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
 def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str, Any]:
     """The config.json of a published EVE (BAAI/EVE-7B-v1.0) with these sizes.
 
@@ -197,6 +203,15 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "vision_tower_lr": None,
         "vocab_size": model.vocab_size,
     }
+
+
+def teacher_size_of(folder: Path) -> int:
+    """`--teacher-size` by a folder's preprocessor_config.json; the published one where it does not say."""
+    path = folder / "preprocessor_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["image_size_clip"])
+    except (OSError, ValueError, KeyError, TypeError):  # the hub's folders have none, other models' another
+        return 336
 
 
 def published_preprocessor(model: ModelConfig) -> dict[str, Any]:

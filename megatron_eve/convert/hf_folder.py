@@ -89,7 +89,7 @@ class HFFolder:
             ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
         if key not in self._places:
-            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model")
+            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
         tensors = self._tensors(self._places[key])
         return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig
+from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.hf_config import HFConfig
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
@@ -105,7 +105,7 @@ def _map(
     missing = set(names) - set(folder.keys())
     if missing:
         raise ConfigError(
-            f"{folder.folder}: has no tensor {', '.join(sorted(missing))}; this is not a whole model"
+            f"{folder.folder}: has no tensor {', '.join(sorted(missing))}; this is not a whole model, copy it again"
         )
     sizes = Sizes.of(plan.config.model, model.padded_vocab_size)
     parts = [folder.describe(name) for name in names]
@@ -163,17 +163,33 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
             done(tensor.nbytes)
 
 
+def check_target(target: Path) -> None:
+    """Is this a folder that an import may write, new or with what one left that was cut short?
+
+    Raises:
+        ConfigError: it holds a run or a model already, or is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; choose another --target")
+    if (target / "config.json").exists():
+        raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
+    store = CheckpointStore(target)
+    # An iteration 0 that no tracker names was written by an import that was killed before it did so.
+    if store.latest() is not None or any(store.iterations()):
+        raise ConfigError(f"{target}: holds a run already; choose another --target")
+
+
 def write_import(
     plan: ImportPlan, target: Path, teacher: dict[str, object] | None, done: Callable[[int], None]
 ) -> None:
     """Write the checkpoint as iteration 0 of a run's folder, under its name only when it is whole.
 
     Raises:
-        ConfigError: the folder holds a run already.
+        ConfigError: see `check_target`.
     """
+    check_target(target)
     store = CheckpointStore(target)
-    if store.latest() is not None or store.iterations():
-        raise ConfigError(f"{target}: holds a run already; choose another --target")
+    store.clear()
     partial_folder = store.begin(0)
     try:
         common = {
@@ -198,8 +214,13 @@ def import_config(source: Path, image_size: int | None, aligning: bool, front: d
         image_size: pixels; None takes them from the name of the folder's processor, or 672.
         aligning: with the aligning layer.
         front: `teacher_size`, `teacher_hidden_size`, and `patch_embedding_size` for a language model.
+
+    Raises:
+        ConfigError: no config.json that can be used, or, with the aligning layer, sizes that do not go together.
     """
     found = HFConfig.read(source)
     size = image_size or found.image_size or 672
     model = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
+    if aligning:
+        validate_sizes(model)
     return RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))

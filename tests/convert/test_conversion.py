@@ -213,61 +213,6 @@ def edited(
     return folder
 
 
-def _cut(folder: Path) -> Path:
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    return folder
-
-
-WRONG: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "mistral": (
-        lambda folder, source: edited(folder, source, lambda t: None, model_type="mistral"),
-        "model_type is 'mistral', and Llama, Qwen2 and EVE v1 are known",
-    ),
-    "vocabulary": (
-        lambda folder, source: edited(folder, source, lambda t: None, vocab_size=640),
-        "model.embed_tokens.weight (384, 64): does not make embedding.word_embeddings.weight of shape "
-        "(640, 64) with 640 pieces",
-    ),
-    "width": (
-        lambda folder, source: edited(folder, source, lambda t: None, intermediate_size=128),
-        "does not make decoder.layers.0.mlp.linear_fc1.weight",
-    ),
-    "missing": (
-        lambda folder, source: edited(folder, source, lambda t: t.pop("model.layers.3.self_attn.k_proj.weight")),
-        "has no tensor model.layers.3.self_attn.k_proj.weight",
-    ),
-    "unexpected": (
-        lambda folder, source: edited(folder, source, lambda t: t.update({"model.moe.weight": torch.ones(1)})),
-        "holds 1 tensors that no rule knows (model.moe.weight)",
-    ),
-    "nan": (
-        lambda folder, source: edited(folder, source, lambda t: t["model.norm.weight"].fill_(float("nan"))),
-        "model.norm.weight holds values that are not finite",
-    ),
-    "truncated": (
-        lambda folder, source: _cut(Path(shutil.copytree(source, folder))),
-        "model.safetensors: cannot be read",
-    ),
-    "scaled rope": (
-        lambda folder, source: edited(folder, source, lambda t: None, rope_scaling={"type": "linear", "factor": 2}),
-        "rotary embeddings are not scaled here",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_folders_are_refused_before_anything_is_written(
-    tmp_path: Path, published: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    make, message = WRONG[kind]
-    source = make(tmp_path / "source", published)
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
-    found = capsys.readouterr().err
-    assert message in found and found.split("error: ")[-1].startswith(str(source))
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
 def test_a_conversion_that_is_cut_short_leaves_nothing(
     tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def test_there_and_back(tmp_path: Path, kind: str, dtype: str) -> None:
     # What was written is read as the same model.
     assert convert("import", "--source", tmp_path / "back", "--target", tmp_path / "again") == 0
     assert convert("export", "--source", tmp_path / "again", "--target", tmp_path / "twice") == 0
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "back" / name).read_bytes()
 
 
