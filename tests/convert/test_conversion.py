@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
+from megatron_eve.config import CheckpointConfig, RunConfig
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
@@ -147,32 +147,6 @@ def test_for_inference_alone(tmp_path: Path, published: Path, capsys: pytest.Cap
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["requires_cliploss"], config["torch_dtype"]) == (False, "bfloat16")
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (
-            {"num_key_value_heads": 2, "rope_theta": 500000.0},
-            {"num_key_value_heads": 2, "rope_theta": 500000},
-        ),
-        ({"tie_word_embeddings": True}, {"num_key_value_heads": 4, "tie_word_embeddings": False}),
-    ],
-    ids=["grouped-query attention", "tied embeddings"],
-)
-def test_a_language_model_there_and_back(
-    tmp_path: Path, teacher: Path, settings: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    source = llama(tmp_path / "llama", **settings)
-    words = ("--teacher-model", teacher, "--image-size", "224", "--patch-embedding-size", "32")
-    assert convert("import", "--source", source, "--target", tmp_path / "start", *words) == 0
-    assert (tmp_path / "start" / TRACKER).read_text() == "0"
-    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 0
-    tensors, found = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
-    config = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert {name: config.get(name) for name in expected} == expected
 
 
 @pytest.mark.distributed
