@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,15 +32,6 @@ def command(*words: str, ranks: int = 0, timeout: int = 180) -> subprocess.Compl
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=False,
     )
-
-
-def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module, to be run in this process."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +114,6 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     answers.write_bytes(before[: before.index(b"\n") + 20])
     found = command(*ask, "--tensor-model-parallel-size", "2", ranks=2)
     assert found.returncode != 0 and "resumed   1 " in found.stdout, found.stderr
-    assert answers.read_bytes() == before
-    # The same from a folder for transformers, whose name is that of the model.
-    export = ["export", "--source", str(tmp_path / "run"), "--target", str(tmp_path / "hf" / "run")]
-    export += ["--format", "transformers", "--tokenizer", str(Path(tokenizer).parent)]
-    assert tool("convert_checkpoint").main(export) == 0
-    answers.unlink()
-    found = command(*ask[:1], "--model-path", str(tmp_path / "hf" / "run"), *ask[5:])
-    assert found.returncode == 3, found.stderr
     assert answers.read_bytes() == before
 
 

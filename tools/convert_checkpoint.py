@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Weights from Hugging Face folders to checkpoints of this project, and back.
 
-  import    a language model (Llama, Vicuna) -> a start for stage 1
-            an EVE in the published layout   -> a checkpoint to go on from, or to ask
-  export    a checkpoint of any layout       -> the published EVE layout, or a folder that transformers loads by itself
+  import    a language model (Vicuna, Llama, Qwen2) -> a start for stage 1
+            an EVE in the published layout          -> a checkpoint to go on from, or to ask
+  export    a checkpoint of any layout              -> the published EVE layout, or a folder for transformers
 
 One tensor passes at a time (on export, one shard), on the CPU and in one process; any layout reads what is written. A
 folder gets its name when it is whole. Every tensor is accounted for in the summary.
@@ -49,28 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--target", required=True, type=Path, metavar="DIR", help=target)
         one.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as they are)")
         one.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
-    incoming.add_argument(
-        "--teacher-model",
-        metavar="DIR",
-        help="CLIP's folder, whose sizes the aligning layer gets and whose hashes are recorded; it is not copied. "
-        "Without it the checkpoint has no aligning layer, which a run with --patch-aligning then begins at random",
-    )
-    incoming.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PX",
-        help="672, or 1344 for the HD model (default: as the folder says, or 672)",
-    )
-    incoming.add_argument(
-        "--patch-embedding-size",
-        type=int,
-        default=1024,
-        metavar="C",
-        help="width of the patch embedding that a language model gets (default: %(default)s)",
-    )
-    incoming.add_argument(
-        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
-    )
+    _add_import_flags(incoming)
     outgoing.add_argument(
         "--format",
         choices=("published", "transformers"),
@@ -100,19 +79,61 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_import_flags(incoming: argparse.ArgumentParser) -> None:
+    incoming.add_argument(
+        "--teacher-model",
+        metavar="DIR",
+        help="CLIP's folder, whose sizes the aligning layer gets and whose hashes are recorded; it is not copied. "
+        "Without it the checkpoint has no aligning layer, which a run with --patch-aligning then begins at random",
+    )
+    incoming.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP); no "
+        "other code of a folder ever runs",
+    )
+    incoming.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="672, or 1344 for the HD model (default: as the folder says, or 672)",
+    )
+    incoming.add_argument(
+        "--patch-embedding-size",
+        type=int,
+        default=1024,
+        metavar="C",
+        help="width of the patch embedding that a language model gets (default: %(default)s)",
+    )
+    incoming.add_argument(
+        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
+    )
+
+
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
-    from megatron_eve.config import tower_sizes
-    from megatron_eve.convert.importing import check_finite, import_config, plan_import, write_import
+    from megatron_eve.config import ConfigError, tower_sizes
+    from megatron_eve.convert.importing import (
+        check_finite,
+        check_target,
+        import_config,
+        plan_import,
+        write_import,
+    )
     from megatron_eve.convert.report import progress, size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
 
-    front, identity = {"teacher_size": 336, "teacher_hidden_size": 1024}, None
+    if flags.trust_remote_code and not flags.teacher_model:
+        raise ConfigError(
+            "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
+        )
+    if not flags.dry_run:
+        check_target(flags.target)
+    front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
-        tower = tower_sizes(flags.teacher_model, trust_remote_code=False)
-        front = {"teacher_size": tower.image_size, "teacher_hidden_size": tower.hidden_size}
+        tower = tower_sizes(flags.teacher_model, flags.trust_remote_code)
+        front |= {"teacher_size": tower.geometry_size, "teacher_hidden_size": tower.hidden_size}
         identity = teacher_identity(flags.teacher_model)
-    front["patch_embedding_size"] = flags.patch_embedding_size
     config = import_config(flags.source, flags.image_size, flags.teacher_model is not None, front)
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}

@@ -17,7 +17,7 @@ from megatron_eve.config.schema import (
     TrainingConfig,
 )
 from megatron_eve.config.tower import TowerSizes, tower_sizes
-from megatron_eve.config.validate import TRACKER, validate
+from megatron_eve.config.validate import TRACKER, validate, validate_sizes
 
 __all__ = [
     "PRESETS",
@@ -42,4 +42,5 @@ __all__ = [
     "parse_split",
     "tower_sizes",
     "validate",
+    "validate_sizes",
 ]

@@ -31,7 +31,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder (Llama family) and of the EVE patch embedding layer. Presets fill these."""
+    """Sizes of the decoder (Llama, Qwen2) and of the EVE patch embedding layer. Presets fill these."""
 
     __pydantic_config__ = _STRICT
 
@@ -45,6 +45,8 @@ class ModelConfig:
     """Query heads; the head dimension is hidden_size / num_attention_heads."""
     num_query_groups: int | None = None
     """Key/value heads (grouped-query attention); None means one for each query head."""
+    add_qkv_bias: bool = False
+    """Biases of the query, key and value matrices, as Qwen2 has them."""
     vocab_size: int = 384
     """Rows of the tokenizer's vocabulary, before padding for tensor parallelism."""
     max_position_embeddings: int = 2048

@@ -27,6 +27,11 @@ class TowerSizes:
     ffn_hidden_size: int
     image_size: int
 
+    @property
+    def geometry_size(self) -> int:
+        """`--teacher-size` of this tower: the model's own geometry counts its patches as of 14 pixels."""
+        return self.image_size // self.patch_size * 14
+
 
 @cache
 def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
@@ -57,5 +62,7 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
     except Exception as error:  # transformers raises nearly anything on a file it cannot read
         raise ConfigError(
             f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid that "
-            f"transformers {transformers.__version__} knows ({type(error).__name__}: {error})"
+            f"transformers {transformers.__version__} knows ({type(error).__name__}: {error}); name the folder of CLIP "
+            "ViT-L/14-336 or of another tower, or, if you trust code in this one, let it run "
+            "(--teacher-trust-remote-code of a run, --trust-remote-code of an import)"
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.schema import RunConfig
+from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.config.tower import tower_sizes
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
@@ -22,10 +22,20 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all complaints at once, a line each.
     """
     complaints = [
-        *_sizes(config), *_layout(config, world_size), *_pipeline(config), *_training(config), *_optimizer(config),
-        *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
+        *_sizes(config.model), *_layout(config, world_size), *_pipeline(config), *_training(config),
+        *_optimizer(config), *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
+        raise ConfigError("\n".join(complaints))
+
+
+def validate_sizes(model: ModelConfig) -> None:
+    """Refuse sizes that no model can have, in whatever run.
+
+    Raises:
+        ConfigError: all complaints at once, a line each.
+    """
+    if complaints := list(_sizes(model)):
         raise ConfigError("\n".join(complaints))
 
 
@@ -36,8 +46,7 @@ def _positive(section: object, *names: str) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} {value}: must be at least 1"
 
 
-def _sizes(config: RunConfig) -> Iterator[str]:
-    model = config.model
+def _sizes(model: ModelConfig) -> Iterator[str]:
     yield from _positive(
         model, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
         "vocab_size", "max_position_embeddings", "patch_embedding_size", "patch_embedding_heads",

@@ -23,7 +23,7 @@ from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
-from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
+from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part, sync_to_disk
 from megatron_eve.training.compatibility import CheckpointError
 
 # What a published folder holds beside weights and configurations.
@@ -216,6 +216,8 @@ def write_export(
     if target.exists():
         raise ConfigError(f"{target}: exists already; choose another --target")
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{target.name}.partial.*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
     try:
         # The weights last: what can be wrong with the other files shows before minutes have passed.
@@ -226,7 +228,10 @@ def write_export(
             write_transformers_files(unfinished, plan.config.model, _dtype_name(plan), tokenizer)
         write_shards(unfinished, plan.tensors, max_shard_size, done)
         unfinished.chmod(0o755)
+        for path in (*unfinished.iterdir(), unfinished):
+            sync_to_disk(path)
         unfinished.rename(target)
+        sync_to_disk(target.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_eve.config import ConfigError, ModelConfig
 
-# config.json (transformers' Llama, and EVE on top of it) against our names.
+# config.json (transformers' Llama and Qwen2, and EVE on top of them) against our names.
 LANGUAGE_FIELDS = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -20,14 +20,27 @@ LANGUAGE_FIELDS = {
     "rms_norm_eps": "norm_epsilon",
     "max_position_embeddings": "max_position_embeddings",
 }
+_FULL = "attention has no sliding window here; take a model with full attention in every layer"
 # What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "model_type": (("llama", "eve"), "only Llama-family language models and EVE v1 are known"),
+    "model_type": (
+        ("llama", "qwen2", "eve"),
+        "Llama, Qwen2 and EVE v1 are known; take a folder of one of these",
+    ),
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
-    "attention_bias": ((None, False), "attention has no biases here"),
+    "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
     "mlp_bias": ((None, False), "the MLP has no biases here"),
     "rope_scaling": ((None,), "rotary embeddings are not scaled here"),
+    "use_sliding_window": ((None, False), _FULL),
     "quantization_config": ((None,), "quantised weights cannot be trained; take the original ones"),
+}
+# What model types mean that are easily taken for one of those.
+_OTHERS = {
+    "eve-qwen2": "EVE v2 is another architecture, with weights of its own for each modality; take a folder of EVE v1",
+    **dict.fromkeys(
+        ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "dinov2"),
+        "a vision tower is the teacher (--teacher-model); take the folder of a language model or an EVE",
+    ),
 }
 # CLIP's, which EVE's processors take over.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -62,13 +75,19 @@ class HFConfig:
             ) from None
         except ValueError as error:
             raise ConfigError(f"{path}: not JSON ({error}); copy the folder again") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
         for name, (allowed, meaning) in _MUST_BE.items():
             if fields.get(name) not in allowed:
+                meaning = _OTHERS.get(str(fields.get(name)), meaning)
                 raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
-        missing = [name for name in LANGUAGE_FIELDS if name not in fields]
+        windowed = set(fields.get("layer_types") or ()) - {"full_attention"}
+        if windowed:
+            raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
+        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name))]
         if missing:
             raise ConfigError(
-                f"{path}: has no {', '.join(missing)}; this is not a whole model's configuration"
+                f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
             )
         head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
         if head * fields["num_attention_heads"] != fields["hidden_size"]:
@@ -86,6 +105,16 @@ class HFConfig:
     def is_eve(self) -> bool:
         """Is it an EVE, or a language model alone?"""
         return bool(self.fields["model_type"] == "eve")
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Have query, key and value biases? All of Qwen2's, and those of an EVE that was made of one (`qkv_bias`)."""
+        return bool(self.fields["model_type"] == "qwen2" or (self.is_eve and self.fields.get("qkv_bias")))
+
+    @property
+    def is_tied(self) -> bool:
+        """Are the embedding and the output layer one matrix? No, where the file does not say."""
+        return bool(self.fields.get("tie_word_embeddings"))
 
     @property
     def image_size(self) -> int | None:
@@ -114,8 +143,13 @@ class HFConfig:
         return ModelConfig(
             **{**front, **values},
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
+            add_qkv_bias=self.has_qkv_bias,
             rotary_base=int(self.rope["rope_theta"] or ModelConfig.rotary_base),
         )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str, Any]:
@@ -126,8 +160,9 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         dtype: of the weights, such as "bfloat16".
         teacher: the folder holds the teacher and the aligning layer, which the public code loads for training.
     """
-    # Of today's Llamas; the public code knows the usual base alone.
+    # Of today's language models: the public code knows the usual base alone, and no biases.
     rope = {} if model.rotary_base == ModelConfig.rotary_base else {"rope_theta": model.rotary_base}
+    bias = {"qkv_bias": True} if model.add_qkv_bias else {}
     return {
         "architectures": ["EVELlamaForCausalLM"],
         "bos_token_id": 1,
@@ -154,6 +189,7 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
         "pad_token_id": 0,
         "pretraining_tp": 1,
+        **bias,
         "requires_cliploss": teacher,
         "rms_norm_eps": model.norm_epsilon,
         "rope_scaling": None,
@@ -167,6 +203,15 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "vision_tower_lr": None,
         "vocab_size": model.vocab_size,
     }
+
+
+def teacher_size_of(folder: Path, image_size: int) -> int:
+    """`--teacher-size` by a folder's preprocessor_config.json; where it does not say, the published one if it fits."""
+    path = folder / "preprocessor_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["image_size_clip"])
+    except (OSError, ValueError, KeyError, TypeError):  # the hub's folders have none, other models' another
+        return min(336, image_size // 2)
 
 
 def published_preprocessor(model: ModelConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from safetensors.torch import save_file
 
 from megatron_eve.config import ConfigError
 
+# As safetensors and as torch spell them.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
 # Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -28,7 +31,8 @@ class HFFolder:
     Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
 
     Raises:
-        ConfigError: no shards, or an index that names a shard which is not there.
+        ConfigError: no shards, one that cannot be read, or an index that names a shard which is not there or tensors
+            that their shard lacks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,8 +41,7 @@ class HFFolder:
         for name in _WEIGHTS:
             index = folder / f"{name}.index.json"
             if index.exists():
-                places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                self._places = {key: folder / shard for key, shard in places.items()}
+                self._places = _places(index)
                 break
             if (folder / name).exists():
                 self._places = dict.fromkeys(self._tensors(folder / name).keys(), folder / name)
@@ -47,21 +50,37 @@ class HFFolder:
             raise ConfigError(
                 f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)"
             )
-        for path in set(self._places.values()):
+        for path in sorted(set(self._places.values())):
             if not path.exists():
                 raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
+            lacking = {key for key, place in self._places.items() if place == path}
+            lacking -= set(self._tensors(path).keys())
+            if lacking:
+                raise ConfigError(
+                    f"{path}: holds no {min(lacking)}, which {index.name} says it does; copy the folder again"
+                )
 
     def keys(self) -> Iterator[str]:
         """Names of all tensors."""
         return iter(self._places)
 
     def describe(self, key: str) -> tuple[torch.Size, torch.dtype]:
-        """Shape and dtype of a tensor, which is not read for it."""
+        """Shape and dtype of a tensor, which is not read for it.
+
+        Raises:
+            ConfigError: it is not of floating-point numbers (quantised weights are not).
+        """
         tensors = self._tensors(self._places[key])
         if isinstance(tensors, dict):
-            return tensors[key].shape, tensors[key].dtype
-        part = tensors.get_slice(key)
-        return torch.Size(part.get_shape()), _DTYPES[part.get_dtype()]
+            shape, dtype = tensors[key].shape, str(tensors[key].dtype).removeprefix("torch.")
+        else:
+            part = tensors.get_slice(key)
+            shape, dtype = torch.Size(part.get_shape()), part.get_dtype()
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f"{self._places[key]}: {key} is {dtype}; quantised weights cannot be trained, take the original ones"
+            )
+        return shape, _DTYPES[dtype]
 
     def tensor(self, key: str) -> torch.Tensor:
         """Read one tensor.
@@ -70,7 +89,7 @@ class HFFolder:
             ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
         if key not in self._places:
-            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model")
+            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
         tensors = self._tensors(self._places[key])
         return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
 
@@ -84,9 +103,36 @@ class HFFolder:
                     mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
                     self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-                first_line = str(error).split("\n")[0]
-                raise ConfigError(f"{path}: cannot be read ({first_line}); copy the folder again") from None
+                raise ConfigError(f"{path}: {_complaint(error)}") from None
+            if path.suffix != ".safetensors":
+                _check_pickle(path, self._open[path])
         return self._open[path]
+
+
+def _places(index: Path) -> dict[str, Path]:
+    """The shard of each tensor, by an index."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {key: index.parent / shard for key, shard in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{index}: no index of a model's shards; copy the folder again") from None
+
+
+def _complaint(error: Exception) -> str:
+    """What is wrong with a shard that cannot be opened, and what to do about it."""
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names what it did not look up
+    if isinstance(error, pickle.UnpicklingError) and code:
+        return f"asks for {code[1]}, and no code of a model folder runs; take weights that are safetensors"
+    first_line = str(error).split("\n")[0]
+    return f"cannot be read ({first_line}); copy the folder again"
+
+
+def _check_pickle(path: Path, content: object) -> None:
+    if not isinstance(content, dict) or not all(isinstance(x, torch.Tensor) for x in content.values()):
+        raise ConfigError(
+            f"{path}: holds other things than tensors by name, so these are not a model's weights alone; take the "
+            "folder that save_pretrained wrote"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig
+from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
-from megatron_eve.convert.hf_config import HFConfig
+from megatron_eve.convert.hf_config import HFConfig, teacher_size_of
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
 from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
 from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
+    HEAD_KEY,
     IGNORED_HF_KEYS,
     PUBLISHED_TAP_INTERVAL,
     Rule,
     Sizes,
     Vocabulary,
     eve_rules,
-    rule_for,
+    source_for,
 )
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
@@ -67,10 +68,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     folder, plan = HFFolder(source), ImportPlan(config)
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
-    language_model = not HFConfig.read(source).is_eve
+    found = HFConfig.read(source)
     rules = eve_rules(config.model)
     with skeleton(config) as model:
-        fresh = {e.name for e in model.entries if begins_at_random(e.name, language_model, aligned)}
+        fresh = {e.name for e in model.entries if begins_at_random(e.name, not found.is_eve, aligned)}
         initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
             if entry.name in fresh:
@@ -80,9 +81,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
                     entry.shape, dtype or weights.dtype, partial(_given, weights)
                 )
             else:
-                _map(plan, entry, folder, keys, rules, model, dtype)
+                rule, names = source_for(entry.name, rules, found.is_tied)
+                _map(plan, entry, folder, rule, names, model, dtype)
     used = {key for some in plan.mapped.values() for key in some}
-    _account(plan, source, keys - used)
+    _account(plan, source, keys - used, found.is_tied)
     return plan
 
 
@@ -94,18 +96,17 @@ def _map(
     plan: ImportPlan,
     entry: Entry,
     folder: HFFolder,
-    keys: set[str],
-    rules: tuple[Rule, ...],
+    rule: Rule,
+    names: tuple[str, ...],
     model: Skeleton,
     dtype: torch.dtype | None,
 ) -> None:
     """Plan one tensor of the checkpoint from those of the folder that make it up."""
-    rule, names = rule_for(entry.name, rules)
-    if entry.name == "output_layer.weight" and names[0] not in keys:  # tied: one matrix on both ends
-        names = ("model.embed_tokens.weight",)
-    missing = [name for name in names if name not in keys]
+    missing = set(names) - set(folder.keys())
     if missing:
-        raise ConfigError(f"{folder.folder}: has no tensor {', '.join(missing)}; this is not a whole model")
+        raise ConfigError(
+            f"{folder.folder}: has no tensor {', '.join(sorted(missing))}; this is not a whole model, copy it again"
+        )
     sizes = Sizes.of(plan.config.model, model.padded_vocab_size)
     parts = [folder.describe(name) for name in names]
     rows = plan.config.model.vocab_size
@@ -128,7 +129,7 @@ def _map(
     plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
 
 
-def _account(plan: ImportPlan, source: Path, left: set[str]) -> None:
+def _account(plan: ImportPlan, source: Path, left: set[str], tied: bool) -> None:
     """Say why tensors are left out; refuse those that no rule knows."""
     unexpected = []
     for key in sorted(left):
@@ -136,6 +137,8 @@ def _account(plan: ImportPlan, source: Path, left: set[str]) -> None:
             plan.dropped[key] = "the aligning layer, which this checkpoint is made without"
         elif IGNORED_HF_KEYS.fullmatch(key):
             plan.dropped[key] = _BUFFER if key.endswith("inv_freq") else _TEACHER
+        elif tied and key == HEAD_KEY:
+            plan.dropped[key] = "the embedding once more, which config.json ties it to"
         else:
             unexpected.append(key)
     if unexpected:
@@ -155,9 +158,26 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
     for names in plan.mapped.values():
         for name in names:
             tensor = folder.tensor(name)
-            if not bool(tensor.isfinite().all()):
+            # Twenty times as fast as asking each value: the least and the greatest tell, and NaN is both of them.
+            if tensor.numel() and not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
                 raise ConfigError(f"{source}: {name} holds values that are not finite; copy the folder again")
             done(tensor.nbytes)
+
+
+def check_target(target: Path) -> None:
+    """Is this a folder that an import may write, new or with what one left that was cut short?
+
+    Raises:
+        ConfigError: it holds a run or a model already, or is a file.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; choose another --target")
+    if (target / "config.json").exists():
+        raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
+    store = CheckpointStore(target)
+    # An iteration 0 that no tracker names was written by an import that was killed before it did so.
+    if store.latest() is not None or any(store.iterations()):
+        raise ConfigError(f"{target}: holds a run already; choose another --target")
 
 
 def write_import(
@@ -166,11 +186,11 @@ def write_import(
     """Write the checkpoint as iteration 0 of a run's folder, under its name only when it is whole.
 
     Raises:
-        ConfigError: the folder holds a run already.
+        ConfigError: see `check_target`.
     """
+    check_target(target)
     store = CheckpointStore(target)
-    if store.latest() is not None or store.iterations():
-        raise ConfigError(f"{target}: holds a run already; choose another --target")
+    store.clear()
     partial_folder = store.begin(0)
     try:
         common = {
@@ -194,9 +214,15 @@ def import_config(source: Path, image_size: int | None, aligning: bool, front: d
         source: the folder.
         image_size: pixels; None takes them from the name of the folder's processor, or 672.
         aligning: with the aligning layer.
-        front: `teacher_size`, `teacher_hidden_size`, and `patch_embedding_size` for a language model.
+        front: `patch_embedding_size`, for a language model, and where a teacher is named `teacher_size` and
+            `teacher_hidden_size`.
+
+    Raises:
+        ConfigError: no config.json that can be used, or sizes that do not go together.
     """
     found = HFConfig.read(source)
     size = image_size or found.image_size or 672
+    front = {"teacher_size": teacher_size_of(source, size), "teacher_hidden_size": 1024, **front}
     model = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
+    validate_sizes(model)
     return RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))

@@ -18,7 +18,7 @@ from megatron_eve.convert.tables import (
     PUBLISHED_TAP_INTERVAL,
     Sizes,
     eve_rules,
-    rule_for,
+    source_for,
 )
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.monitor import print_rank_0
@@ -33,17 +33,18 @@ def model_config_of(
 
 
 def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
-    """Fill bare model chunks from a folder in the published layout, or of a plain Llama, under this run's layout.
+    """Fill bare model chunks from a folder in the published layout, or of a plain language model, under this run's
+    layout.
 
     An aligning layer that the folder lacks altogether keeps its initial weights; one that the model lacks is not read.
-    A plain Llama (Vicuna) fills the decoder, and everything before it keeps its initial weights.
+    A plain language model (Vicuna, Llama, Qwen2) fills the decoder, and everything before it keeps its initial weights.
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             or one that no rule knows. Nothing is changed by then.
     """
-    language_model = _check_config(folder, model)
-    source = HFFolder(folder)
+    found = _check_config(folder, model)
+    source, language_model = HFFolder(folder), not found.is_eve
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     tensor_size = parallel_state.get_tensor_model_parallel_world_size()
     planned: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -64,7 +65,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
     for name, parameter, padded in global_parameters(chunks):
         if begins_at_random(name, language_model, aligned):
             continue
-        rule, keys = rule_for(name, rules)
+        rule, keys = source_for(name, rules, found.is_tied)
         sizes = Sizes.of(model, padded)
         full = rule.layout.merge([source.tensor(key) for key in keys], sizes)
         shard = rule.layout.shard(full, tensor_rank, tensor_size)
@@ -87,14 +88,15 @@ def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Par
             yield name, parameter, chunk.vocab_size
 
 
-def _check_config(folder: Path, model: ModelConfig) -> bool:
-    """Compare the sizes in config.json with the run's; tells whether they are of a plain Llama."""
+def _check_config(folder: Path, model: ModelConfig) -> HFConfig:
+    """Read config.json and compare its sizes with the run's."""
     found = HFConfig.read(folder)
     theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
     for name, ours in {
         **LANGUAGE_FIELDS,
         "mm_hidden_size": "patch_embedding_size",
         "rope_theta": "rotary_base",
+        "qkv_bias": "add_qkv_bias",
     }.items():
         # How long samples may be is the run's to say.
         if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
@@ -102,7 +104,13 @@ def _check_config(folder: Path, model: ModelConfig) -> bool:
                 f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
                 f"{getattr(model, ours)}; use the preset or recipe of that model"
             )
-    return not found.is_eve
+    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
+    if here != there:
+        raise ConfigError(
+            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            "or recipe of that model"
+        )
+    return found
 
 
 def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:

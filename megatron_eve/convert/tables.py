@@ -3,8 +3,8 @@
 A rule says which Hugging Face tensors make up one of ours and how. Read forwards it imports, read backwards it
 exports; `shard` and `unshard` take tensor parallelism in and out of it.
 
-Published keys: baaivision/EVE `EVEv1` on transformers' Llama; megatron-core's packing of q, k, v and of the gated
-MLP is described at `QKV` and `GatedMLP`.
+Published keys: baaivision/EVE `EVEv1` on transformers' Llama, whose decoder's are also those of Qwen2, which adds
+biases to q, k and v; megatron-core's packing of q, k, v and of the gated MLP is described at `QKV` and `GatedMLP`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Vocabulary(Column):
 
 
 class QKV(Column):
-    """Query, key and value matrices, interleaved by key/value group: the group's queries, its key, its value."""
+    """Query, key and value matrices, or biases, interleaved by key/value group: its queries, its key, its value."""
 
     @override
     def merge(self, parts: Sequence[torch.Tensor], sizes: Sizes) -> torch.Tensor:
@@ -152,9 +152,10 @@ class Rule:
 
 _LAYER, _HF_LAYER = "decoder.layers.*", "model.layers.*"
 _PROJECTOR = "vision_model.projector.encoder"
+EMBEDDING_KEY, HEAD_KEY = "model.embed_tokens.weight", "lm_head.weight"
 
 EVE_RULES: tuple[Rule, ...] = (
-    Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Vocabulary()),
+    Rule("embedding.word_embeddings.weight", (EMBEDDING_KEY,), Vocabulary()),
     Rule(f"{_LAYER}.input_layernorm.weight", (f"{_HF_LAYER}.input_layernorm.weight",), Replicated()),
     # TransformerEngine's name of the same norm.
     Rule(
@@ -183,12 +184,19 @@ EVE_RULES: tuple[Rule, ...] = (
     ),
     Rule(f"{_LAYER}.mlp.linear_fc2.weight", (f"{_HF_LAYER}.mlp.down_proj.weight",), Row()),
     Rule("final_layernorm.weight", ("model.norm.weight",), Replicated()),
-    Rule("output_layer.weight", ("lm_head.weight",), Vocabulary()),
+    Rule("output_layer.weight", (HEAD_KEY,), Vocabulary()),
     Rule(f"{_PROJECTOR}.linear_fc1.weight", ("model.mm_projector.0.weight",), Column()),
     Rule(f"{_PROJECTOR}.linear_fc1.bias", ("model.mm_projector.0.bias",), Column()),
     Rule(f"{_PROJECTOR}.linear_fc2.weight", ("model.mm_projector.2.weight",), Row()),
     Rule(f"{_PROJECTOR}.linear_fc2.bias", ("model.mm_projector.2.bias",), Replicated()),
     Rule("vision_model.patch_embedding.*", ("model.vision_tower.*",), Replicated()),
+)
+
+# Of a decoder with `--add-qkv-bias` (Qwen2).
+QKV_BIAS_RULE = Rule(
+    f"{_LAYER}.self_attention.linear_qkv.bias",
+    tuple(f"{_HF_LAYER}.self_attn.{p}_proj.bias" for p in "qkv"),
+    QKV(),
 )
 
 # Published keys that a model without an aligning layer does not hold, and those that none holds: the teacher, listed
@@ -204,13 +212,13 @@ IGNORED_HF_KEYS = re.compile(
 
 @cache
 def eve_rules(model: ModelConfig) -> tuple[Rule, ...]:
-    """All rules of a model: the fixed ones, and those of the aligning layer, whose taps are numbered by depth.
+    """All rules of a model: the fixed ones, those of the biases that it has, and those of the aligning layer.
 
-    The published `norm_layer.j` belongs to the depth `num_layers - 4 j`, ours to that by `--tap-interval`: 0 is the
-    last, behind the final norm, and the last of them the decoder's input.
+    Its taps are numbered by depth: the published `norm_layer.j` belongs to the depth `num_layers - 4 j`, ours to that
+    by `--tap-interval`. 0 is the last, behind the final norm, and the last of them the decoder's input.
     """
     compressor = "model.vision_tower_compressor"
-    rules = []
+    rules = [QKV_BIAS_RULE] if model.add_qkv_bias else []
     for j, depth in enumerate(model.tap_depths):
         last, first = "aligning_layer.query_tap", "input_tap"
         tap = last if j == 0 else first if depth == 0 else f"decoder.layers.{depth - 1}.tap"
@@ -223,6 +231,14 @@ def eve_rules(model: ModelConfig) -> tuple[Rule, ...]:
     for layer in ("input_layer", "output_layer"):
         rules.append(Rule(f"aligning_layer.{layer}.*", (f"{compressor}.{layer}.*",), Replicated()))
     return (*EVE_RULES, *rules)
+
+
+def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:
+    """`rule_for`, for a folder that is read: where embedding and output layer are tied, the embedding is both."""
+    rule, names = rule_for(megatron_name, rules)
+    if tied and names == (HEAD_KEY,):
+        names = (EMBEDDING_KEY,)
+    return rule, names
 
 
 def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str, ...]]:

@@ -101,6 +101,8 @@ class VisionLanguageModel(GPTModel):
         layers = block_spec(
             config, transformer_engine, vp_stage, tap_depths=tap_depths, tap_width=model.teacher_hidden_size
         )
+        # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
+        front_end = EVEFrontEnd(config, model) if pre_process else None
         super().__init__(
             config=config,
             transformer_layer_spec=layers,
@@ -122,8 +124,8 @@ class VisionLanguageModel(GPTModel):
         layer_numbers = [layer.layer_number for layer in self.decoder.layers]
         self.taps_in = taps_before(layer_numbers[0], tap_depths)
         self.taps_out = taps_before(min(layer_numbers[-1] + 1, config.num_layers), tap_depths)
-        if pre_process:
-            self.vision_model = EVEFrontEnd(config, model)
+        if front_end is not None:
+            self.vision_model = front_end
             if 0 in tap_depths:
                 self.input_tap = DepthTap(config, model.teacher_hidden_size)
         if post_process:

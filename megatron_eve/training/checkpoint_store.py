@@ -118,7 +118,7 @@ class CheckpointStore:
         if lacking:
             raise CheckpointError(f"{partial}: {sorted(lacking)[0]} has no checksum")
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync_to_disk(path)
         replaced = final.with_name(final.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():  # damaged; or nobody names it yet; or it is out of date (see `recover`)
@@ -142,7 +142,7 @@ class CheckpointStore:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self.root / TRACKER)
-        _sync(self.root)
+        sync_to_disk(self.root)
 
     def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> None:
         """Remove what need not be kept; the latest checkpoint always stays.
@@ -305,7 +305,7 @@ def _sha256(path: Path) -> str:
         return f"unreadable: {error}"
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Flush a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

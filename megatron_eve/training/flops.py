@@ -3,8 +3,8 @@
 What is counted is what the published model (EVE, arXiv 2406.11832, sections 3.1 and 3.2) has to compute, whatever
 the code, the layout or the packing does about it:
 
-- Matrix products and attention products, a multiply-add as 2. Norms, softmax, activations, poolings and losses
-  are not counted, nor are lookups.
+- Matrix products and attention products, a multiply-add as 2. Norms, softmax, activations, biases, poolings
+  and losses are not counted, nor are lookups.
 - Forward and backward. Backward is twice forward: the gradient of the input and that of the weight. A frozen
   matrix has only the first, pixels have none, and the teacher runs forward only. Attention products have no weight
   but two inputs, so that their backward is twice forward in a frozen decoder too. Recomputation is never counted.

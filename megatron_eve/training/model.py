@@ -49,7 +49,7 @@ def uses_transformer_engine(config: RunConfig) -> bool:
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
-    """megatron-core's view of the configuration: a Llama decoder with this run's layout and precision."""
+    """megatron-core's view of the configuration: a Llama or Qwen2 decoder with this run's layout and precision."""
     model, parallel, training = config.model, config.parallel, config.training
     on_gpu = accelerator().name == "cuda"
     interleaved = config.virtual_pipeline_model_parallel_size is not None
@@ -65,6 +65,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,

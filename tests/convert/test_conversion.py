@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
+from megatron_eve.config import CheckpointConfig, RunConfig
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
@@ -81,16 +81,27 @@ def pass_through(config: RunConfig) -> None:
 
 @pytest.mark.distributed
 @parametrize(TP2_PP2, slow=(ONE, TP2_SP, PP2))
+@pytest.mark.parametrize(
+    "bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
+)
 def test_there_and_back_under_a_layout(
-    ranks: RankPool, tmp_path: Path, layout: Layout, published: Path, teacher: Path
+    ranks: RankPool, tmp_path: Path, layout: Layout, bf16: bool, published: Path, teacher: Path
 ) -> None:
     """A published folder, through a run's checkpoint: the very same bytes of weights."""
+    if bf16:
+        published = edited(tmp_path / "published", published, _halve, torch_dtype="bfloat16")
     start, saved, back = (tmp_path / name for name in ("start", "saved", "back"))
     assert convert("import", "--source", published, "--target", start, "--teacher-model", teacher) == 0
     checkpoint = CheckpointConfig(save=str(saved), pretrained_checkpoint=str(start))
-    ranks.run(layout.world_size, pass_through, replace(run_config(layout.parallel), checkpoint=checkpoint))
+    config = replace(run_config(layout.parallel, bf16=bf16), checkpoint=checkpoint)
+    ranks.run(layout.world_size, pass_through, config)
     assert convert("export", "--source", saved, "--target", back, "--teacher-model", teacher) == 0
     assert (back / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
+
+
+def _halve(tensors: dict[str, torch.Tensor]) -> None:
+    """All weights in bfloat16; the rotary frequencies stay as they are, as published."""
+    tensors.update({k: t.bfloat16() for k, t in tensors.items() if not k.endswith("inv_freq")})
 
 
 def test_the_other_files_are_the_published_ones(tmp_path: Path) -> None:
@@ -138,32 +149,6 @@ def test_for_inference_alone(tmp_path: Path, published: Path, capsys: pytest.Cap
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (
-            {"num_key_value_heads": 2, "rope_theta": 500000.0},
-            {"num_key_value_heads": 2, "rope_theta": 500000},
-        ),
-        ({"tie_word_embeddings": True}, {"num_key_value_heads": 4, "tie_word_embeddings": False}),
-    ],
-    ids=["grouped-query attention", "tied embeddings"],
-)
-def test_a_language_model_there_and_back(
-    tmp_path: Path, teacher: Path, settings: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    source = llama(tmp_path / "llama", **settings)
-    words = ("--teacher-model", teacher, "--image-size", "224", "--patch-embedding-size", "32")
-    assert convert("import", "--source", source, "--target", tmp_path / "start", *words) == 0
-    assert (tmp_path / "start" / TRACKER).read_text() == "0"
-    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 0
-    tensors, found = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
-    config = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert {name: config.get(name) for name in expected} == expected
-
-
 @pytest.mark.distributed
 def test_a_run_starts_from_a_language_model(ranks: RankPool, tmp_path: Path, teacher: Path) -> None:
     """Stage 1 from what an import wrote: it trains, under TP 2 x PP 2, and two starts are alike bit for bit."""
@@ -198,63 +183,8 @@ def edited(
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
-
-
-def _cut(folder: Path) -> Path:
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    return folder
-
-
-WRONG: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "mistral": (
-        lambda folder, source: edited(folder, source, lambda t: None, model_type="mistral"),
-        "model_type is 'mistral', and only Llama-family language models and EVE v1 are known",
-    ),
-    "vocabulary": (
-        lambda folder, source: edited(folder, source, lambda t: None, vocab_size=640),
-        "model.embed_tokens.weight (384, 64): does not make embedding.word_embeddings.weight of shape "
-        "(640, 64) with 640 pieces",
-    ),
-    "width": (
-        lambda folder, source: edited(folder, source, lambda t: None, intermediate_size=128),
-        "does not make decoder.layers.0.mlp.linear_fc1.weight",
-    ),
-    "missing": (
-        lambda folder, source: edited(folder, source, lambda t: t.pop("model.layers.3.self_attn.k_proj.weight")),
-        "has no tensor model.layers.3.self_attn.k_proj.weight",
-    ),
-    "unexpected": (
-        lambda folder, source: edited(folder, source, lambda t: t.update({"model.moe.weight": torch.ones(1)})),
-        "holds 1 tensors that no rule knows (model.moe.weight)",
-    ),
-    "nan": (
-        lambda folder, source: edited(folder, source, lambda t: t["model.norm.weight"].fill_(float("nan"))),
-        "model.norm.weight holds values that are not finite",
-    ),
-    "truncated": (
-        lambda folder, source: _cut(Path(shutil.copytree(source, folder))),
-        "model.safetensors: cannot be read",
-    ),
-    "scaled rope": (
-        lambda folder, source: edited(folder, source, lambda t: None, rope_scaling={"type": "linear", "factor": 2}),
-        "rotary embeddings are not scaled here",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_folders_are_refused_before_anything_is_written(
-    tmp_path: Path, published: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    make, message = WRONG[kind]
-    source = make(tmp_path / "source", published)
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
-    found = capsys.readouterr().err
-    assert message in found and found.split("error: ")[-1].startswith(str(source))
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_conversion_that_is_cut_short_leaves_nothing(
@@ -295,4 +225,4 @@ def test_what_exists_is_not_written_over(
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "new") == 1
-    assert "__0_0.distcp is damaged" in capsys.readouterr().err
+    assert f"{shard.name} is damaged" in capsys.readouterr().err

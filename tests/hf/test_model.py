@@ -22,6 +22,8 @@ from megatron_eve.config import RunConfig
 from megatron_eve.data.conversation import VICUNA_SYSTEM, encode_prompt
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.inference.generate import Prompt
+from tests.convert.test_conversion import convert
+from tests.convert.test_language_models import SAMPLES, folder_of, start_of, transformers_model
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import answers, config_of, picture
 from tests.layouts import ONE
@@ -140,6 +142,17 @@ def test_gradients_reach_the_patch_embedding(exported: Path) -> None:
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.model.image_token_id, -100)
     model(**inputs, labels=labels).loss.backward()
     assert model.model.vision_tower.patch_embedding.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["llama3 tied", "qwen2"])
+def test_decoders_of_other_families(tmp_path: Path, kind: str) -> None:
+    """Grouped queries, another base, tied ends, biases: the exported model's logits on text are the source's."""
+    source = folder_of(tmp_path, kind)
+    start_of(source, tmp_path / "start")
+    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 0
+    tokens = torch.tensor([SAMPLES[0]])
+    with torch.no_grad():
+        assert_close(load(tmp_path / "back")(tokens).logits, transformers_model(kind)(tokens).logits)
 
 
 # What a user does who has transformers alone.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -12,7 +14,16 @@ from PIL import Image
 from megatron_eve.inference.chat import Limits
 from tests.golden_dir import find_golden
 from tests.inference.scripted import ScriptedEngine
-from tests.test_commands import command, tool
+from tests.test_commands import ROOT, command
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_generate_and_chat_refuse_what_is_not_there(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
+from tests.convert.test_tables import Code
 from tests.golden_dir import find_golden
 
 MODEL = ModelConfig()  # 112 pixels, 8 x 8 patches, width 48
@@ -156,6 +157,18 @@ def test_no_code_of_a_folder_runs_without_the_flag(
     assert load(clip, teacher_trust_remote_code=True)(pictures()).shape == (2, 64, 48)
     assert note.exists()
     assert "tower.py" in teacher_identity(str(clip))["sha256"]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_code_of_a_pickle_runs_ever(clip: Path, tmp_path: Path, trusted: bool) -> None:
+    weights = load_file(clip / "model.safetensors")
+    (clip / "model.safetensors").unlink()
+    torch.save(weights, clip / "pytorch_model.bin")
+    assert load(clip, teacher_trust_remote_code=trusted)(pictures()).shape == (2, 64, 48)
+    torch.save({**weights, "code": Code(tmp_path / "ran")}, clip / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=f"--teacher-model {clip}: cannot be loaded"):
+        load(clip, teacher_trust_remote_code=trusted)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_identity(clip: Path) -> None:

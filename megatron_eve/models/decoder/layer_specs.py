@@ -2,7 +2,8 @@
 
 Both give the same parameter names in a checkpoint: TransformerEngine fuses each norm into the matrix behind it
 and names its weight `linear_qkv.layer_norm_weight`; the torch specification keeps megatron-core's
-`sharded_state_dict_keys_map`, which stores `input_layernorm.weight` under that name.
+`sharded_state_dict_keys_map`, which stores `input_layernorm.weight` under that name. Both add biases to query, key and
+value (`linear_qkv.bias`) where the configuration says `add_qkv_bias`, as Qwen2 has them.
 """
 
 from __future__ import annotations
