@@ -152,6 +152,11 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     )
     validate(config, world_size())
     tokenizer = Tokenizer(flags.tokenizer_model)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise ConfigError(
+            f"--tokenizer-model {flags.tokenizer_model}: has {tokenizer.vocab_size} pieces, and the model "
+            f"{config.model.vocab_size}; name the one that it was trained with"
+        )
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)
         load_weights(folder, [model], config.model)

@@ -32,6 +32,13 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
+# The buttons beside a picture share it; it is shown small, so that the answers are in sight.
+_STYLE = """
+.message-content { white-space: pre-wrap }
+.message-buttons { display: none }
+[data-testid=user] .image-container img { max-height: 15rem; width: auto }
+"""
+
 
 class ChatPage:
     """Takes questions on the loopback address and hands them to the thread that owns the engine.
@@ -65,7 +72,7 @@ class ChatPage:
             ssr_mode=False,
             pwa=False,
             theme=_theme(),
-            css=".message-content { white-space: pre-wrap }",
+            css=_STYLE,
             app_kwargs={
                 "middleware": _middleware(),
                 "docs_url": None,
@@ -101,12 +108,15 @@ class ChatPage:
                 concurrency_limit=1,
                 api_visibility="private",
             )
-            question.stop(self._stop, None, question, cancels=[asking], api_visibility="private")
-            new.click(
-                lambda: (Conversation(), []),
+            # Not in the queue, which may be full.
+            question.stop(self._stop, None, question, cancels=[asking], queue=False, api_visibility="private")
+            gradio.on(
+                [new.click, chat.clear],
+                lambda: (Conversation(), [], gradio.MultimodalTextbox(interactive=True)),
                 None,
-                [conversation, chat],
+                [conversation, chat, question],
                 cancels=[asking],
+                queue=False,
                 api_visibility="private",
             )
             page.unload(self._leave)

@@ -15,7 +15,7 @@ from tests.convert.test_conversion import TEACHER, convert
 from tests.golden_dir import find_golden
 
 
-def spoilt_tokenizer(folder: Path) -> Path:
+def spoilt_tokenizer(folder: Path, vocab_size: int = 384) -> Path:
     """A sentencepiece model that changes texts before it cuts them."""
     import sentencepiece
 
@@ -23,8 +23,8 @@ def spoilt_tokenizer(folder: Path) -> Path:
     with (folder / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter((find_golden("tokenize") / "corpus.txt").read_text().splitlines()),
-            model_writer=file, model_type="bpe", vocab_size=384, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2,
-            pad_id=-1, minloglevel=2, normalization_rule_name="nmt_nfkc",
+            model_writer=file, model_type="bpe", vocab_size=vocab_size, byte_fallback=True, unk_id=0, bos_id=1,
+            eos_id=2, pad_id=-1, minloglevel=2, normalization_rule_name="nmt_nfkc",
         )  # fmt: skip
     return folder
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from megatron_eve.inference.chat import Limits
 from tests.golden_dir import find_golden
+from tests.hf.test_export import spoilt_tokenizer
 from tests.inference.scripted import ScriptedEngine
 from tests.test_commands import ROOT, command
 
@@ -108,3 +109,14 @@ def test_a_checkpoint_is_run_in_the_precision_of_its_weights(tmp_path: Path, exp
     ]
     assert tool("convert_checkpoint").main(["import", *words]) == 0
     assert saved_in_bfloat16(tmp_path / "half") and not saved_in_bfloat16(exported.parent / "run")
+
+
+def test_a_tokenizer_of_another_model_is_told(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = spoilt_tokenizer(tmp_path / "other", vocab_size=350) / "tokenizer.model"
+    assert (
+        tool("chat").main(["--model-path", str(exported.parent / "run"), "--tokenizer-model", str(other)])
+        == 1
+    )
+    assert f"--tokenizer-model {other}: has 350 pieces, and the model 384" in capsys.readouterr().err
