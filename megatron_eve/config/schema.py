@@ -94,6 +94,10 @@ class ParallelConfig:
     """Pipeline stages."""
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk of the interleaved schedule; None runs the plain 1F1B schedule."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Decoder layers of the first pipeline stage, which embeds too; stages without a number share the rest equally."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Decoder layers of the last pipeline stage, which has the output layer, the aligning layer and the teacher too."""
     context_parallel_size: int = 1
     """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
     use_distributed_optimizer: bool = True
@@ -139,6 +143,9 @@ class TrainingConfig:
     """With full recompute: every layer group ("uniform") or the first ones ("block")."""
     recompute_num_layers: int | None = None
     """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
+    recompute_modules: Words = ()
+    """With selective recompute: which parts of each layer, core_attn or mlp or both; none named is core_attn, which
+    TransformerEngine's attention recomputes anyway."""
     deterministic_mode: bool = False
     """Only kernels that give the same bits each time, on GPUs too: slower. CPUs always do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
@@ -322,3 +329,16 @@ class RunConfig:
         if layers is None:
             return None
         return self.model.num_layers // self.parallel.pipeline_model_parallel_size // layers
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Decoder layers of each pipeline stage; they add up to fewer than the model's where no split is even."""
+        ends = (
+            self.parallel.decoder_first_pipeline_num_layers,
+            self.parallel.decoder_last_pipeline_num_layers,
+        )
+        stages = self.parallel.pipeline_model_parallel_size
+        named = [layers for layers in ends if layers is not None]
+        each = (self.model.num_layers - sum(named)) // max(stages - len(named), 1)
+        first, last = (each if layers is None else layers for layers in ends)
+        return (first,) if stages == 1 else (first, *[each] * (stages - 2), last)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.tower import tower_sizes
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
+# Parts of a dense layer that megatron-core recomputes by themselves. Its "layernorm" finds none in TransformerEngine's
+# layers, where each norm is part of the matrix behind it.
+RECOMPUTE_MODULES = ("core_attn", "mlp")
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -22,8 +26,8 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all complaints at once, a line each.
     """
     complaints = [
-        *_sizes(config), *_layout(config, world_size), *_pipeline(config), *_training(config), *_optimizer(config),
-        *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
+        *_sizes(config), *_layout(config, world_size), *pipeline_complaints(config), *_training(config),
+        *_optimizer(config), *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -96,29 +100,6 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "--overlap-param-gather: needs --overlap-grad-reduce and --use-distributed-optimizer"
 
 
-def _pipeline(config: RunConfig) -> Iterator[str]:
-    pipeline, layers = config.parallel.pipeline_model_parallel_size, config.model.num_layers
-    chunk = config.parallel.num_layers_per_virtual_pipeline_stage
-    if pipeline > 0 and layers % pipeline:
-        yield f"--pipeline-model-parallel-size {pipeline}: must divide --num-layers {layers}"
-    elif chunk is not None:
-        if pipeline < 2:
-            yield (
-                "--num-layers-per-virtual-pipeline-stage: the interleaved schedule needs "
-                "--pipeline-model-parallel-size above 1"
-            )
-        elif chunk < 1 or (layers // pipeline) % chunk:
-            yield (
-                f"--num-layers-per-virtual-pipeline-stage {chunk}: must divide the {layers // pipeline} "
-                "layers of a stage"
-            )
-        elif layers // pipeline == chunk:
-            yield (
-                f"--num-layers-per-virtual-pipeline-stage {chunk}: is the whole stage, so nothing interleaves; "
-                "choose a smaller number or leave the flag out"
-            )
-
-
 def _training(config: RunConfig) -> Iterator[str]:
     training = config.training
     yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
@@ -134,13 +115,23 @@ def _training(config: RunConfig) -> Iterator[str]:
             "--recompute-granularity full: also set --recompute-method and --recompute-num-layers "
             "(uniform and 1, say)"
         )
-    group, pipeline = training.recompute_num_layers, config.parallel.pipeline_model_parallel_size
-    if full and group and training.recompute_method == "uniform" and pipeline > 0:
-        chunk = config.parallel.num_layers_per_virtual_pipeline_stage or config.model.num_layers // pipeline
-        if group < 1 or chunk % group:
-            yield f"--recompute-num-layers {group}: must divide the {chunk} layers of a model chunk"
+    group, chunk = training.recompute_num_layers, config.parallel.num_layers_per_virtual_pipeline_stage
+    if (
+        full
+        and group
+        and training.recompute_method == "uniform"
+        and config.parallel.pipeline_model_parallel_size > 0
+    ):
+        for layers in {chunk} if chunk else set(config.stage_layers):
+            if group < 1 or layers % group:
+                yield f"--recompute-num-layers {group}: must divide the {layers} layers of a model chunk"
     if not full and (training.recompute_method or training.recompute_num_layers):
         yield "--recompute-method: only with --recompute-granularity full; leave it out"
+    if training.recompute_modules and training.recompute_granularity != "selective":
+        yield "--recompute-modules: only with --recompute-granularity selective; add that, or leave it out"
+    for module in training.recompute_modules:
+        if module not in RECOMPUTE_MODULES:
+            yield f"--recompute-modules {module}: no such part of a layer; choose from {', '.join(RECOMPUTE_MODULES)}"
 
 
 def _faults(config: RunConfig) -> Iterator[str]:

@@ -71,6 +71,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         sequence_parallel=parallel.sequence_parallel,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.decoder_first_pipeline_num_layers,
+        num_layers_in_last_pipeline_stage=parallel.decoder_last_pipeline_num_layers,
         context_parallel_size=parallel.context_parallel_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -79,6 +81,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         recompute_granularity=training.recompute_granularity,
         recompute_method=training.recompute_method,
         recompute_num_layers=training.recompute_num_layers,
+        recompute_modules=list(training.recompute_modules) or None,
         deterministic_mode=training.deterministic_mode,
         # Packs differ in length, so stages exchange shapes; megatron-core wants this dispatcher beside it,
         # although nothing here is a mixture of experts.

@@ -56,6 +56,42 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
         ({"parallel": {"tensor_model_parallel_size": 8}}, "--tensor-model-parallel-size 8", "must divide"),
         ({"parallel": {"sequence_parallel": True}}, "--sequence-parallel", "above 1"),
         (
+            {"parallel": {"decoder_first_pipeline_num_layers": 2}},
+            "--decoder-first-pipeline-num-layers 2",
+            "above 1 or leave it out",
+        ),
+        (
+            {"parallel": {"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 0}},
+            "--decoder-last-pipeline-num-layers 0",
+            "at least 1",
+        ),
+        (
+            {
+                "parallel": {
+                    "pipeline_model_parallel_size": 2,
+                    "decoder_first_pipeline_num_layers": 1,
+                    "decoder_last_pipeline_num_layers": 1,
+                }
+            },
+            "--decoder-last-pipeline-num-layers 1",
+            "add up to --num-layers",
+        ),
+        (
+            {"parallel": {"pipeline_model_parallel_size": 4, "decoder_first_pipeline_num_layers": 4}},
+            "--decoder-first-pipeline-num-layers 4",
+            "share them equally",
+        ),
+        (
+            {"training": {"recompute_modules": ["mlp"]}},
+            "--recompute-modules",
+            "add that, or leave it out",
+        ),
+        (
+            {"training": {"recompute_granularity": "selective", "recompute_modules": ["moe"]}},
+            "--recompute-modules moe",
+            "choose from core_attn",
+        ),
+        (
             {"parallel": {"context_parallel_size": 3}},
             "--tensor-model-parallel-size 1",
             "start a multiple of 3",
