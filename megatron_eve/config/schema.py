@@ -135,6 +135,17 @@ class TrainingConfig:
     """Seeds the initial weights and the order of the samples."""
     bf16: bool = False
     """Compute in bfloat16, with float32 master weights and gradient reduction."""
+    fp8_format: Literal["hybrid", "e4m3"] | None = None
+    """Multiply the decoder's matrices in FP8: "hybrid" is E4M3 forward and E5M2 for gradients. Wants TransformerEngine,
+    --bf16 and a GPU that has FP8 (Ada, Hopper or newer)."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "delayed"
+    """With --fp8-format, where scales come from: the last 1024 steps (delayed), each tensor as it is (tensorwise), or
+    each block of 128 values (blockwise; Hopper or newer, CUDA 12.9)."""
+    cross_entropy_loss_fusion: bool = False
+    """Fuse the language loss, so that no float32 copy of the logits is kept (with --bf16)."""
+    cross_entropy_fusion_impl: Literal["native", "te"] = "native"
+    """With --cross-entropy-loss-fusion, whose: megatron-core's, compiled by torch, or TransformerEngine's kernel, which
+    works in place."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs, with --bf16."""
     recompute_granularity: Literal["full", "selective"] | None = None
@@ -329,6 +340,15 @@ class RunConfig:
         if layers is None:
             return None
         return self.model.num_layers // self.parallel.pipeline_model_parallel_size // layers
+
+    @property
+    def row_multiple(self) -> int:
+        """What the rows of a pack on each rank must be a multiple of, for its matrix products in FP8."""
+        if self.training.fp8_format is None:
+            return 1
+        # TransformerEngine's assert_dim_for_fp8_exec, and a block's side: a sequence-parallel rank quantises its rows
+        # before they are gathered, so that they must be whole blocks (assert_dim_for_all_gather).
+        return 128 if self.training.fp8_recipe == "blockwise" else 16
 
     @property
     def stage_layers(self) -> tuple[int, ...]:

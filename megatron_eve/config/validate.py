@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.kernels import kernel_complaints
 from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.tower import tower_sizes
@@ -27,7 +29,8 @@ def validate(config: RunConfig, world_size: int) -> None:
     """
     complaints = [
         *_sizes(config), *_layout(config, world_size), *pipeline_complaints(config), *_training(config),
-        *_optimizer(config), *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
+        *kernel_complaints(config), *_optimizer(config), *_data(config), *_alignment(config),
+        *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -172,11 +175,13 @@ def _data(config: RunConfig) -> Iterator[str]:
     parallel = config.parallel
     context = parallel.context_parallel_size
     # Each sample is cut into 2 * CP chunks, and a rank's share of the pack over the tensor-parallel ranks.
-    multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
+    rows = config.row_multiple
+    multiple = parallel.tensor_model_parallel_size * (context * math.lcm(2, rows) if context > 1 else rows)
     if data.seq_length > 0 and multiple > 0 and data.seq_length % multiple:
         yield (
             f"--seq-length {data.seq_length}: must be a multiple of {multiple} with --tensor-model-parallel-size "
             f"{parallel.tensor_model_parallel_size} and --context-parallel-size {context}"
+            + (f" in FP8 ({config.training.fp8_recipe})" if rows > 1 else "")
         )
 
 

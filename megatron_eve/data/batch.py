@@ -9,6 +9,7 @@ Letters: T = tokens of the pack with padding, S = samples, I = images, P = patch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -160,15 +161,15 @@ def expand(
     return expanded, shifted, starts
 
 
-def padding_multiples(tensor_parallel: int, context_parallel: int) -> tuple[int, int]:
+def padding_multiples(tensor_parallel: int, context_parallel: int, row_multiple: int = 1) -> tuple[int, int]:
     """(what each sample is padded to a multiple of, what the whole pack is padded to a multiple of).
 
     Context parallelism cuts every sample into ``2 * cp`` chunks (zig-zag, so that causal work is even); sequence
-    parallelism cuts the rank's share of the pack into ``tp``.
+    parallelism cuts the rank's share of the pack into ``tp``, each a multiple of ``row_multiple`` (FP8 wants that).
     """
     if context_parallel > 1:
-        return 2 * context_parallel, 2 * context_parallel * tensor_parallel
-    return 1, tensor_parallel
+        return 2 * context_parallel, context_parallel * math.lcm(2, row_multiple) * tensor_parallel
+    return 1, tensor_parallel * row_multiple
 
 
 def padded_lengths(lengths: NDArray[np.int64], context_parallel: int) -> NDArray[np.int64]:
@@ -183,6 +184,7 @@ def build_batch(
     *,
     tensor_parallel: int,
     context_parallel: int,
+    row_multiple: int = 1,
     with_pixels: bool,
     teacher: TeacherShare | None = None,
     decoder: ImageDecoder | None = None,
@@ -193,7 +195,7 @@ def build_batch(
         dataset: where the samples lie.
         sample_indices: rows of the dataset, in the order they take in the pack. None at all gives a pack with a
             filler: a single token 0 without a label, so that every rank has a microbatch to run.
-        tensor_parallel, context_parallel: sizes that set the padding (see :func:`padding_multiples`); what the
+        tensor_parallel, context_parallel, row_multiple: set the padding (see :func:`padding_multiples`); what the
             whole pack needs on top goes to its last sample.
         with_pixels: decode the images; False leaves ``patches`` None and reads no image.
         teacher: prepare this share of the images for the teacher too.
@@ -215,7 +217,7 @@ def build_batch(
 
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
-    _, pack_multiple = padding_multiples(tensor_parallel, context_parallel)
+    _, pack_multiple = padding_multiples(tensor_parallel, context_parallel, row_multiple)
     padded[-1] += -int(padded.sum()) % pack_multiple
     bounds = np.append(0, np.cumsum(padded))
     total, starts = int(bounds[-1]), bounds[:-1]

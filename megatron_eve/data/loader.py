@@ -113,6 +113,7 @@ class StepLoader:
         pack_multiple: int = 1,
         tensor_parallel: int = 1,
         context_parallel: int = 1,
+        row_multiple: int = 1,
         most_images: int | None = None,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
@@ -127,7 +128,7 @@ class StepLoader:
             data_parallel_rank, data_parallel_size: whose microbatches these are.
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
-            tensor_parallel, context_parallel: sizes that set the padding.
+            tensor_parallel, context_parallel, row_multiple: set the padding (see `padding_multiples`).
             most_images: images that a pack may hold; None does not bound it.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
@@ -145,11 +146,12 @@ class StepLoader:
             raise ValueError(
                 f"data-parallel rank {data_parallel_rank} is not below the size {data_parallel_size}"
             )
-        _, multiple = padding_multiples(tensor_parallel, context_parallel)
+        _, multiple = padding_multiples(tensor_parallel, context_parallel, row_multiple)
         if seq_length < 1 or seq_length % multiple:
             raise ValueError(
-                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel} and context parallel "
-                f"{context_parallel} it must be a multiple of {multiple}, so that a padded pack still fits"
+                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel}, context parallel "
+                f"{context_parallel} and rows in multiples of {row_multiple} it must be a multiple of {multiple}, so "
+                "that a padded pack still fits"
             )
         self._dataset, self._order = dataset, order
         self._global_batch_size = global_batch_size
@@ -166,6 +168,7 @@ class StepLoader:
             dataset,
             tensor_parallel=tensor_parallel,
             context_parallel=context_parallel,
+            row_multiple=row_multiple,
             with_pixels=with_pixels,
             teacher=teacher,
             decoder=decoder,

@@ -43,7 +43,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     """A run's configuration made fit for generation.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
-    torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind.
+    torch layers, whose attention keeps the cache, without FP8 and the aligning layer; the checkpoint does not mind.
     """
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel
@@ -54,6 +54,11 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         recompute_granularity=None,
         recompute_method=None,
         recompute_num_layers=None,
+        recompute_modules=(),
+        fp8_format=None,
+        fp8_recipe="delayed",
+        cross_entropy_loss_fusion=False,
+        cross_entropy_fusion_impl="native",
     )
     return replace(config, parallel=parallel, training=training, alignment=AlignmentConfig())
 

@@ -16,7 +16,6 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
-    vocab_parallel_cross_entropy,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -26,6 +25,7 @@ from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
+from megatron_eve.models.language_loss import language_losses, mask_padded_vocabulary
 
 # Rotary tables are cached by length in megatron-core; rounding lengths up keeps that cache small.
 _ROTARY_STEP = 1024
@@ -224,20 +224,12 @@ class VisionLanguageModel(GPTModel):
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
-        logits = self._mask_padded_vocabulary(logits.float())
+        group = self.pg_collection.tp
         if inputs.labels is None:
-            return gather_from_tensor_model_parallel_region(logits)[:, 0]
-        return ModelLosses(vocab_parallel_cross_entropy(logits, inputs.labels[:, None])[:, 0], aligning)
-
-    def _mask_padded_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
-        """Padded rows of the vocabulary get -inf, so that no loss depends on the tensor-parallel size."""
-        width = logits.shape[-1]
-        first = self.pg_collection.tp.rank() * width
-        real = min(max(self.true_vocab_size - first, 0), width)
-        if real == width:
-            return logits
-        return torch.cat(
-            [logits[..., :real], logits.new_full((*logits.shape[:-1], width - real), -torch.inf)], -1
+            mask_padded_vocabulary(logits, self.true_vocab_size, group)
+            return gather_from_tensor_model_parallel_region(logits.float())[:, 0]
+        return ModelLosses(
+            language_losses(logits, inputs.labels, self.true_vocab_size, self.config, group), aligning
         )
 
 

@@ -209,6 +209,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
         tensor_parallel=parallel.tensor_model_parallel_size,
         context_parallel=parallel.context_parallel_size,
+        row_multiple=config.row_multiple,
         most_images=config.data.max_images_per_pack,
         with_pixels=decodes_pixels(),
         teacher=teacher,

@@ -17,8 +17,9 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
 from megatron_eve.training.stages import STAGES
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
@@ -29,23 +30,6 @@ def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
     """Vocabulary rows after padding to a multiple of 128 a tensor-parallel rank."""
     multiple = VOCAB_MULTIPLE * tensor_parallel
     return -(-vocab_size // multiple) * multiple
-
-
-def uses_transformer_engine(config: RunConfig) -> bool:
-    """Which layer specification a run builds.
-
-    Raises:
-        ConfigError: if TransformerEngine is asked for where it cannot run.
-    """
-    choice = config.training.transformer_impl
-    if choice == "transformer_engine" and not accelerator().transformer_engine:
-        raise ConfigError(
-            "--transformer-impl transformer_engine: needs a GPU and TransformerEngine (make install-gpu); "
-            "use --transformer-impl local here"
-        )
-    # TransformerEngine has no attention over packs in float32.
-    automatic = choice == "auto" and accelerator().transformer_engine and config.training.bf16
-    return choice == "transformer_engine" or automatic
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
@@ -92,12 +76,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         batch_p2p_comm=not interleaved,
         # With gloo, freeing a sent tensor races with its sending.
         deallocate_pipeline_outputs=on_gpu,
-        gradient_accumulation_fusion=False,  # needs NVIDIA's apex, an optional source build
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=on_gpu,
-        apply_rope_fusion=uses_transformer_engine(config),
-        persist_layer_norm=False,
+        **kernel_settings(config),
     )
     built.finalize_model_grads_func = finalize_model_grads
     return built

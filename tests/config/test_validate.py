@@ -81,6 +81,37 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--decoder-first-pipeline-num-layers 4",
             "share them equally",
         ),
+        ({"training": {"fp8_format": "hybrid"}}, "--fp8-format hybrid", "add --bf16"),
+        (
+            {"training": {"fp8_format": "hybrid", "bf16": True, "transformer_impl": "local"}},
+            "--fp8-format hybrid",
+            "leave --transformer-impl out",
+        ),
+        (
+            {
+                "training": {"fp8_format": "e4m3", "bf16": True},
+                "parallel": {"tensor_model_parallel_size": 4},
+            },
+            "--fp8-format e4m3",
+            "--ffn-hidden-size 352 on 4",
+        ),
+        (
+            {"training": {"fp8_format": "hybrid", "bf16": True}, "data": {"seq_length": 1000}},
+            "--seq-length 1000",
+            "must be a multiple of 16 with",
+        ),
+        (
+            {
+                "training": {"fp8_format": "hybrid", "fp8_recipe": "blockwise", "bf16": True},
+                "parallel": {"context_parallel_size": 2},
+                "data": {"seq_length": 2176},
+            },
+            "--seq-length 2176",
+            "must be a multiple of 256 with",
+        ),
+        ({"training": {"fp8_recipe": "tensorwise"}}, "--fp8-recipe tensorwise", "add that, or leave it out"),
+        ({"training": {"cross_entropy_loss_fusion": True}}, "--cross-entropy-loss-fusion", "add --bf16"),
+        ({"training": {"cross_entropy_fusion_impl": "te"}}, "--cross-entropy-fusion-impl te", "add that"),
         (
             {"training": {"recompute_modules": ["mlp"]}},
             "--recompute-modules",
