@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
+from tyro.constructors import PrimitiveConstructorSpec
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
@@ -27,6 +28,20 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+# A flag that alone means yes, and that may be left to the machine.
+_ANSWERS = {"true": True, "false": False}
+OptionalFlag = Annotated[
+    bool | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[true|false]",
+        instance_from_str=lambda words: _ANSWERS[words[0].lower()] if words else True,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=tuple(_ANSWERS),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,9 @@ class ParallelConfig:
     """Decoder layers of the last pipeline stage, which has the output layer, the aligning layer and the teacher too."""
     context_parallel_size: int = 1
     """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
+    variable_seq_lengths: OptionalFlag = None
+    """Leave packs as long as they are; pipeline stages then tell each other shapes, which makes a GPU wait. false pads
+    the packs of a step to one length, and what stages send to fixed shapes. Without it: false on GPUs, true on CPUs."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = False

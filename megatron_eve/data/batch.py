@@ -33,6 +33,12 @@ from megatron_eve.data.images.backends import (
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1
+# Padding is cut into samples of this many tokens: attention over one long one would cost its square.
+_LONGEST_FILLER = 512
+
+# Tokens, labels and rows of images of a sample, as `expand` gives them.
+Text = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+_NO_TEXT: Text = (np.zeros(0, dtype=np.int64),) * 3
 
 
 class VisionDataset(Protocol):
@@ -120,7 +126,7 @@ class PackedBatch:
     teacher_images: torch.Tensor | None
     """[share of I, S, S, 3] uint8, this rank's share of the images as the teacher sees them; None without teacher."""
     sample_ids: torch.Tensor
-    """[S] index in the dataset; -1 = filler of an empty pack."""
+    """[S] index in the dataset; -1 = filler, the single token of an empty pack or what makes it as long as others."""
     damaged: dict[int, str]
     """Images that this rank could not decode, with their names and why; a grey stand-in has their place."""
 
@@ -185,6 +191,7 @@ def build_batch(
     tensor_parallel: int,
     context_parallel: int,
     row_multiple: int = 1,
+    length: int | None = None,
     with_pixels: bool,
     teacher: TeacherShare | None = None,
     decoder: ImageDecoder | None = None,
@@ -197,14 +204,17 @@ def build_batch(
             filler: a single token 0 without a label, so that every rank has a microbatch to run.
         tensor_parallel, context_parallel, row_multiple: set the padding (see :func:`padding_multiples`); what the
             whole pack needs on top goes to its last sample.
+        length: tokens of the whole pack; what its samples leave of it are samples of padding alone, of no real token.
+            None makes it as long as it has to be.
         with_pixels: decode the images; False leaves ``patches`` None and reads no image.
         teacher: prepare this share of the images for the teacher too.
         decoder: decodes them; by default the plain reference.
 
     Raises:
+        ValueError: a length that the samples do not fit into, or that the layout cannot cut.
         DataError: a sample whose text and images do not match.
     """
-    texts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    texts: list[Text] = []
     image_rows: list[int] = []
     for index in sample_indices:
         sample = dataset.samples[index]
@@ -212,13 +222,19 @@ def build_batch(
         texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
         image_rows.extend(images)
     if not texts:
-        nothing = np.zeros(0, dtype=np.int64)
-        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), nothing))
+        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
 
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
-    _, pack_multiple = padding_multiples(tensor_parallel, context_parallel, row_multiple)
-    padded[-1] += -int(padded.sum()) % pack_multiple
+    multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
+    sample_ids = list(sample_indices) or [FILLER_SAMPLE_ID]
+    if length is None:
+        padded[-1] += -int(padded.sum()) % multiples[1]
+    else:
+        fillers = _fillers(length, int(padded.sum()), *multiples)
+        padded, lengths = np.append(padded, fillers), np.append(lengths, np.zeros_like(fillers))
+        sample_ids += [FILLER_SAMPLE_ID] * len(fillers)
+        texts += [_NO_TEXT] * len(fillers)
     bounds = np.append(0, np.cumsum(padded))
     total, starts = int(bounds[-1]), bounds[:-1]
 
@@ -243,9 +259,20 @@ def build_batch(
         image_grids=torch.from_numpy(grids),
         patches=patches,
         teacher_images=teacher_images,
-        sample_ids=torch.tensor(list(sample_indices) or [FILLER_SAMPLE_ID], dtype=torch.int64),
+        sample_ids=torch.tensor(sample_ids, dtype=torch.int64),
         damaged=damaged,
     )
+
+
+def _fillers(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:
+    """Lengths of the samples of padding that make a pack of ``used`` tokens ``length`` long."""
+    rest = length - used
+    if rest < 0 or length % pack_multiple:
+        raise ValueError(
+            f"a pack of {used} tokens cannot be made {length} long in multiples of {pack_multiple}"
+        )
+    each = max(_LONGEST_FILLER // sample_multiple, 1) * sample_multiple
+    return np.diff(np.append(np.arange(0, rest, each, dtype=np.int64), rest)) if rest else _NO_TEXT[0]
 
 
 def decode_settings(dataset: VisionDataset, teacher: TeacherShare | None) -> DecodeSettings:

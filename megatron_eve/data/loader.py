@@ -7,6 +7,7 @@ loss is divided by, all before an image is read.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ from megatron_eve.data.packing import deal_packs, pack_step
 from megatron_eve.data.sampling import Order
 
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
+# Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.
+_LENGTH_STEP = 256
 _AHEAD = 2  # microbatches that are built while one runs
 
 
@@ -96,6 +99,8 @@ class Step:
     """How full the packs are: tokens / (packs * seq_length)."""
     sample_ids: NDArray[np.int64]
     """[n] dataset indices of the step, in their order."""
+    pack_length: int | None = None
+    """Tokens of each pack with its padding, the same for all packs of all ranks; None if they differ."""
 
 
 class StepLoader:
@@ -114,6 +119,7 @@ class StepLoader:
         tensor_parallel: int = 1,
         context_parallel: int = 1,
         row_multiple: int = 1,
+        one_length: bool = False,
         most_images: int | None = None,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
@@ -129,6 +135,9 @@ class StepLoader:
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
             tensor_parallel, context_parallel, row_multiple: set the padding (see `padding_multiples`).
+            one_length: pad the packs of a step, on all ranks, to the length that the longest of them needs. They
+                are balanced, so that is little, where padding to ``seq_length`` may be nearly half of a step whose
+                packs had to be a multiple of the data-parallel size.
             most_images: images that a pack may hold; None does not bound it.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
@@ -146,7 +155,7 @@ class StepLoader:
             raise ValueError(
                 f"data-parallel rank {data_parallel_rank} is not below the size {data_parallel_size}"
             )
-        _, multiple = padding_multiples(tensor_parallel, context_parallel, row_multiple)
+        _, multiple = self._multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
         if seq_length < 1 or seq_length % multiple:
             raise ValueError(
                 f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel}, context parallel "
@@ -160,6 +169,7 @@ class StepLoader:
         self._ranks = data_parallel_size
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
+        self._one_length = one_length
         self._most_images = most_images
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
@@ -251,9 +261,10 @@ class StepLoader:
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())
+        length = self._common_length(packs, lengths_in_pack) if self._one_length else None
         return Step(
             batches=LazyBatches(
-                [partial(self._built, ids[pack].tolist()) for pack in mine],
+                [partial(self._built, ids[pack].tolist(), length) for pack in mine],
                 self._executor,
                 near_end=near_end,
             ),
@@ -264,11 +275,18 @@ class StepLoader:
             num_tokens=num_tokens,
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,
+            pack_length=length,
         )
 
-    def _built(self, indices: list[int]) -> PackedBatch:
+    def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int:
+        """What the longest pack of a step needs, rounded up; at most ``seq_length``."""
+        longest = max(int(lengths[list(pack)].sum()) for pack in packs)
+        step = math.lcm(_LENGTH_STEP, self._multiples[1])
+        return min(-(-max(longest, 1) // step) * step, self._seq_length)
+
+    def _built(self, indices: list[int], length: int | None) -> PackedBatch:
         """One batch; an image that turns out damaged is remembered, and said once."""
-        batch = self._build(indices)
+        batch = self._build(indices, length=length)
         for image, reason in batch.damaged.items():
             if image not in self.damaged and len(self.damaged) < _MOST_SAID:
                 print(f"{reason}; a grey one takes its place", file=sys.stderr)

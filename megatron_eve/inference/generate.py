@@ -46,7 +46,9 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     torch layers, whose attention keeps the cache, without FP8 and the aligning layer; the checkpoint does not mind.
     """
     parallel = ParallelConfig(
-        tensor_model_parallel_size=tensor_parallel, pipeline_model_parallel_size=pipeline_parallel
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        variable_seq_lengths=True,
     )
     training = replace(
         config.training,
@@ -152,7 +154,7 @@ def _step_inputs(
     device = accelerator().device
     count = len(tokens)
     bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
-    packed = packed_params(bounds, bounds, [1] * count, cache, samples)
+    packed = packed_params(bounds, [1] * count, cache, samples)
     packed.max_seqlen_kv = max(positions) + 1
     return ModelInputs(
         packed=packed,

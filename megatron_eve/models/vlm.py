@@ -122,6 +122,9 @@ class VisionLanguageModel(GPTModel):
         layer_numbers = [layer.layer_number for layer in self.decoder.layers]
         self.taps_in = taps_before(layer_numbers[0], tap_depths)
         self.taps_out = taps_before(min(layer_numbers[-1] + 1, config.num_layers), tap_depths)
+        # At the entrance of the last of equal chunks.
+        chunks = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
+        self.most_taps = taps_before(config.num_layers - config.num_layers // chunks + 1, tap_depths)
         if pre_process:
             self.vision_model = EVEFrontEnd(config, model)
             if 0 in tap_depths:

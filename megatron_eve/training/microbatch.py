@@ -18,6 +18,7 @@ from megatron_eve.models.decoder.packed import packed_params
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
 from megatron_eve.training.aligned_cells import aligned_cells, context_rows
+from megatron_eve.training.shapes import rows_sent
 from megatron_eve.training.teaching import pack_features
 
 
@@ -44,7 +45,7 @@ def model_inputs(
     device = accelerator().device
     lengths = batch.cu_seqlens_padded.diff().tolist()
     inputs = ModelInputs(
-        packed=packed_params(batch.cu_seqlens.to(device), batch.cu_seqlens_padded.to(device), lengths),
+        packed=packed_params(batch.cu_seqlens_padded.to(device), lengths),
         position_ids=batch.position_ids.to(device),
     )
     mine = context_rows(batch)
@@ -55,6 +56,8 @@ def model_inputs(
     if chunk.patch_aligning:
         cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
         inputs.packed.taps = cells.rows
+        if not chunk.config.variable_seq_lengths and not chunk.post_process:
+            cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
         if chunk.post_process and teacher is not None:
             index = cells.teacher_index(teacher.grid).to(device)
             inputs.teacher_features = pack_features(teacher, batch)[index]

@@ -20,6 +20,7 @@ from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
+from megatron_eve.training.shapes import variable_lengths
 from megatron_eve.training.stages import STAGES
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
@@ -67,9 +68,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         recompute_num_layers=training.recompute_num_layers,
         recompute_modules=list(training.recompute_modules) or None,
         deterministic_mode=training.deterministic_mode,
-        # Packs differ in length, so stages exchange shapes; megatron-core wants this dispatcher beside it,
+        # Where packs differ in length stages exchange shapes; megatron-core wants this dispatcher beside it,
         # although nothing here is a mixture of experts.
-        variable_seq_lengths=True,
+        variable_seq_lengths=variable_lengths(config),
         moe_token_dispatcher_type="alltoall",
         # Batched exchanges give silently wrong numbers under the interleaved schedule (PP 2 x VPP 2).
         overlap_p2p_comm=interleaved,

@@ -178,6 +178,15 @@ def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, single_dev
         assert trace.losses == pytest.approx(single_device.losses[3:5], abs=1e-5, rel=0)
 
 
+@parametrize(TP2_PP2, slow=(DP2, PP2_VPP2, TP2_SP_CP2))
+def test_fixed_shapes_follow_the_same_path(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
+    config = run_config(replace(layout.parallel, variable_seq_lengths=False))
+    trace = ranks.run(layout.world_size, run, config, 5)[-1]
+    assert trace.samples == single_device.samples[:5]
+    assert trace.losses == pytest.approx(single_device.losses[:5], abs=1e-5, rel=0)
+    assert trace.aligning == pytest.approx(single_device.aligning[:5], abs=1e-5, rel=0)
+
+
 def test_resume_from_an_uneven_split(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
     config = run_config(PP4_UNEVEN.parallel)
     ranks.run(4, run, saving_in(config, tmp_path), 2, True)
