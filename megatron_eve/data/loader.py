@@ -11,11 +11,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from megatron_eve.data.batch import (
@@ -124,6 +125,7 @@ class StepLoader:
         with_pixels: bool,
         teacher: TeacherShare | None = None,
         decoder: ImageDecoder | None = None,
+        upload: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -143,6 +145,7 @@ class StepLoader:
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
                 one need it.
             decoder: decodes the images; closed with the loader. By default the plain reference.
+            upload: takes a batch's pixels to where they are used, while earlier batches run; by default they stay.
 
         Raises:
             ValueError: an empty dataset, or sizes that do not go together.
@@ -184,6 +187,7 @@ class StepLoader:
             decoder=decoder,
         )
         self._decoder = decoder
+        self._upload = upload
         self._reads_images = with_pixels or teacher is not None
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
         # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
@@ -291,7 +295,13 @@ class StepLoader:
             if image not in self.damaged and len(self.damaged) < _MOST_SAID:
                 print(f"{reason}; a grey one takes its place", file=sys.stderr)
             self.damaged[image] = reason
-        return batch
+        if self._upload is None:
+            return batch
+        patches, squares = (
+            pixels if pixels is None else self._upload(pixels)
+            for pixels in (batch.patches, batch.teacher_images)
+        )
+        return replace(batch, patches=patches, teacher_images=squares)
 
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches."""

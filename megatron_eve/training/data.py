@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.transfer import Uploader
 from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
@@ -216,4 +217,5 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         with_pixels=decodes_pixels(),
         teacher=teacher,
         decoder=decoder,
+        upload=Uploader() if accelerator().name == "cuda" else None,
     )

@@ -257,6 +257,22 @@ def test_packs_of_one_length(dataset: MockDataset, ranks: int) -> None:
                 )
 
 
+def test_pixels_are_taken_to_where_they_are_used(dataset: MockDataset) -> None:
+    seen: list[torch.Size] = []
+
+    def upload(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels.shape)
+        return pixels + 1
+
+    plain = make(dataset, with_pixels=True).step(0).batches[0]
+    moved = make(dataset, with_pixels=True, upload=upload).step(0).batches[0]
+    assert plain.patches is not None and moved.patches is not None
+    assert torch.equal(moved.patches, plain.patches + 1) and plain.patches.shape in seen
+    assert torch.equal(moved.tokens, plain.tokens)
+    without = make(dataset, upload=upload).step(0).batches[0]
+    assert without.patches is None
+
+
 @pytest.mark.parametrize(("consumed", "count"), [(-1, 4), (0, 0), (0, 13)])
 def test_bad_steps(dataset: MockDataset, consumed: int, count: int) -> None:
     with pytest.raises(ValueError, match="no step takes"):
