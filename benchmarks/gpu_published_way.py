@@ -5,8 +5,8 @@
 Forward and backward of the same samples by the same decoder layers, without optimizer and teacher. The published way:
 transformers' Llama with the fastest attention that is installed, samples padded to the longest of a micro-batch (as
 many of them as ours has in a pack, on average), pictures embedded one at a time on a padded square, logits of every
-row, all hidden states kept. Ours: packs, all pictures at once, logits where there are labels. Both in bfloat16 with
-weights in bfloat16 (float32 for the toy on a CPU).
+row, all hidden states kept. Ours: packs, all pictures at once, logits where there are labels. Both with weights in
+bfloat16 (float32 for the toy on a CPU); ours adds gradients up in float32 as in training.
 """
 
 from __future__ import annotations
@@ -104,20 +104,18 @@ def published(
     return step, module.attention
 
 
-def ours(model: ModelConfig, dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
-    """A pass over the same samples in packs."""
+def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
+    """A pass over the same samples in packs, gradients into megatron-core's float32 buffers as in training."""
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
 
-    (chunk,) = build_chunks(config)
-    if config.training.bf16:
-        chunk.bfloat16()
+    (chunk,) = wrap_for_training(config, build_chunks(config))
     batches = [_build(dataset, pack) for pack in packs]
 
     def step() -> None:
-        chunk.zero_grad()
+        chunk.zero_grad_buffer()
         for batch in batches:
-            chunk(model_inputs(batch, chunk)).language.sum().backward()
+            chunk(model_inputs(batch, unwrap(chunk))).language.sum().backward()
 
     return step
 
@@ -156,7 +154,7 @@ def main() -> None:
         rows.append((f"published ({attention})", f"{1000 * base:.0f}", "1.00", f"{lengths.sum() / kept:.2f}",
                      f"{memory[0]:.1f}"))  # fmt: skip
         with peak_memory() as memory:
-            seconds = median(time_each(ours(model, dataset, packs, config), arguments.steps))
+            seconds = median(time_each(ours(dataset, packs, config), arguments.steps))
         rows.append(("ours", f"{1000 * seconds:.0f}", f"{base / seconds:.2f}", "1.00", f"{memory[0]:.1f}"))
     report(
         f"the published way and ours, {count} samples",

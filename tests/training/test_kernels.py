@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +74,18 @@ def test_what_a_machine_has_is_taken(training: dict[str, Any], found: Accelerato
     from megatron_eve.training.kernels import check_kernels
 
     check_kernels(RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training)), found)
+
+
+def test_the_command_refuses_before_any_process_group() -> None:
+    words = [
+        sys.executable, "-m", "megatron_eve.pretrain", "--preset", "eve_tiny", "--mock-data", "--train-iters", "1",
+        "--bf16", "--fp8-format", "hybrid",
+    ]  # fmt: skip
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    assert found.returncode == 2
+    assert "error: --fp8-format hybrid: needs a GPU and TransformerEngine" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 ROWS, VOCAB, WIDTH = 12, 100, 256  # at TP 2 the second rank's columns are all padding
