@@ -8,6 +8,8 @@ from megatron_eve.config.schema import RunConfig
 
 # TransformerEngine's matrix products in FP8 want the last dimension of both operands to be a multiple of this.
 _FP8_WIDTH = 16
+# Values of a block of its blockwise recipe.
+_BLOCK = 128
 
 
 def kernel_complaints(config: RunConfig) -> Iterator[str]:
@@ -53,3 +55,12 @@ def _fp8(config: RunConfig) -> Iterator[str]:
                 f"{flag}: matrices of {name} {width} on {ranks} tensor-parallel ranks are not a multiple of "
                 f"{_FP8_WIDTH} wide; lower --tensor-model-parallel-size, or train with --bf16 alone"
             )
+    if (
+        training.fp8_recipe == "blockwise"
+        and config.parallel.sequence_parallel
+        and model.hidden_size % _BLOCK
+    ):
+        yield (
+            f"--fp8-recipe blockwise: with --sequence-parallel rows are gathered in blocks of {_BLOCK}, of which "
+            f"--hidden-size {model.hidden_size} is no multiple; use tensorwise"
+        )

@@ -208,10 +208,9 @@ class VisionLanguageModel(GPTModel):
         The fused kernel restarts positions at each sample by itself. Otherwise megatron-core takes one row per
         token of the pack, which also serves a cached step, where a sample's only token is not at position 0.
         """
-        if self.config.apply_rope_fusion:
-            return self.rotary_pos_emb(inputs.packed.max_seqlen_q, packed_seq=True)
         longest = -(-inputs.packed.max_seqlen_kv // _ROTARY_STEP) * _ROTARY_STEP
-        return self.rotary_pos_emb(longest, packed_seq=True)[inputs.position_ids]
+        table = self.rotary_pos_emb(longest, packed_seq=True)
+        return table if self.config.apply_rope_fusion else table[inputs.position_ids]
 
     def _output(self, hidden: torch.Tensor, inputs: ModelInputs) -> torch.Tensor | ModelLosses:
         assert inputs.output_rows is not None, "the last stage needs the rows that get logits"

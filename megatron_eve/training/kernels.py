@@ -118,3 +118,11 @@ def describe_kernels(config: RunConfig) -> str:
         f"layers of {'TransformerEngine' if uses_transformer_engine(config) else 'torch'} in {precision}; "
         f"language loss {loss}; gradient accumulation {accumulation}"
     )
+
+
+def forget_fp8() -> None:
+    """Have TransformerEngine forget the FP8 layers of a layout that ends; they hold its process groups."""
+    if accelerator().transformer_engine:
+        from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+
+        FP8GlobalStateManager.reset()

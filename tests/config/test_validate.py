@@ -109,6 +109,15 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--seq-length 2176",
             "must be a multiple of 256 with",
         ),
+        (
+            {
+                "model": {"hidden_size": 192},
+                "training": {"fp8_format": "e4m3", "fp8_recipe": "blockwise", "bf16": True},
+                "parallel": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+            },
+            "--fp8-recipe blockwise",
+            "--hidden-size 192 is no multiple",
+        ),
         ({"training": {"fp8_recipe": "tensorwise"}}, "--fp8-recipe tensorwise", "add that, or leave it out"),
         ({"training": {"cross_entropy_loss_fusion": True}}, "--cross-entropy-loss-fusion", "add --bf16"),
         ({"training": {"cross_entropy_fusion_impl": "te"}}, "--cross-entropy-fusion-impl te", "add that"),

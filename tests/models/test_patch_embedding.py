@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,6 +196,23 @@ def test_wider_rows_of_pixels_change_nothing() -> None:
     torch.testing.assert_close(outputs[1], outputs[0])
     for padded, plain in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(padded, plain)
+
+
+def test_the_kernel_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton", reason="torch brings Triton on GPU machines only")
+    script = """
+import torch
+from megatron_eve.models.eve import normalise
+from megatron_eve.models.eve.normalise_kernel import look_up
+for dtype in (torch.float32, torch.bfloat16):
+    for count in (0, 1, 5):
+        patches = torch.randint(0, 256, (count, 588), dtype=torch.uint8)
+        found = look_up(patches, normalise._table(dtype, patches.device), 16)
+        assert found.shape == (count, 592) and not found[:, 588:].any()
+        assert torch.equal(found[:, :588], normalise.normalise(patches, dtype))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
 
 
 @pytest.mark.gpu

@@ -146,3 +146,36 @@ def test_generation_takes_off_what_it_cannot_use() -> None:
     taken = generation_config(config, 1, 1)
     validate(taken, 1)
     assert taken.row_multiple == 1
+
+
+class LayerWithScales(torch.nn.Module):
+    """A weight, and an extra state as TransformerEngine's layers have: bytes, whose loading is seen."""
+
+    def __init__(self, seen: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.seen = torch.tensor([seen], dtype=torch.uint8)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.seen
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen = state
+
+    def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {"weight": self.weight, "_extra_state": self.seen}
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("delayed", True), ("tensorwise", False)])
+def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept: bool) -> None:
+    from megatron_eve.training.checkpoint import _model_state, _scales
+
+    training = TrainingConfig(train_iters=1, bf16=True, fp8_format="hybrid", fp8_recipe=recipe)  # type: ignore[arg-type]
+    config, layer = RunConfig(training=training).to_dict(), LayerWithScales(7)
+    saved = _scales([layer], config)
+    assert saved == ({"scales0": {"_extra_state": layer.seen}} if kept else {})
+    assert list(_model_state([layer])["model0"]) == ["weight"]
+    assert _scales([layer], RunConfig().to_dict()) == {}
+    other = LayerWithScales(0)
+    other.load_state_dict(saved.get("scales0", {}), strict=False)
+    assert int(other.seen) == (7 if kept else 0)

@@ -148,6 +148,30 @@ def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise"])
+def test_a_run_in_fp8_resumes_as_if_it_had_gone_on(tmp_path: Path, recipe: str) -> None:
+    """The scales that delayed scaling carries from step to step are in the checkpoint."""
+    from megatron_eve.config import CheckpointConfig
+    from megatron_eve.training.checkpoint_saver import CheckpointSaver
+    from megatron_eve.training.initialize import distributed
+    from megatron_eve.training.train import setup, train_one
+
+    some = supported(config(fp8_format="hybrid", fp8_recipe=recipe))
+    losses = []
+    for checkpoint in (CheckpointConfig(save=str(tmp_path)), CheckpointConfig(load=str(tmp_path))):
+        run = replace(some, checkpoint=checkpoint)
+        with distributed(run):
+            trainer = setup(run)
+            while trainer.progress.iteration < 6:
+                if trainer.progress.iteration == 3 and checkpoint.save:
+                    CheckpointSaver(run).save(
+                        trainer.progress, trainer.chunks, trainer.optimizer, trainer.data.identity, None
+                    )
+                losses.append(train_one(trainer).losses["lm loss"])
+            trainer.loader.close()
+    assert losses[6:] == pytest.approx(losses[3:6], rel=2e-3)
+
+
 def pretrain(folder: Path, steps: int, gpu: bool) -> list[float]:
     """The command, on a GPU or with all of them hidden; its losses of this call."""
     words = [

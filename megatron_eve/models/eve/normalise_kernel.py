@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 
+# Triton compiles the source of this function and looks names up in annotations too: pointers have none.
 @triton.jit
-def _look_up(
-    patches: Any,
-    table: Any,
-    out: Any,
+def _look_up(  # type: ignore[no-untyped-def]
+    patches,
+    table,
+    out,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     COLOUR: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """One patch: byte v of colour c becomes table[c, v]; columns behind the last value become 0."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
