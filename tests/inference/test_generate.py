@@ -92,5 +92,5 @@ def test_generation_needs_no_training_layout() -> None:
     training = TrainingConfig(bf16=True, recompute_granularity="selective")
     trained = RunConfig(parallel=replace(TP2_SP.parallel, context_parallel_size=2), training=training)
     config = generation_config(trained, 2, 1)
-    assert config.parallel == ParallelConfig(tensor_model_parallel_size=2)
+    assert config.parallel == ParallelConfig(tensor_model_parallel_size=2, variable_seq_lengths=True)
     assert config.training.bf16 and config.training.recompute_granularity is None
