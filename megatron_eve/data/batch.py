@@ -214,16 +214,7 @@ def build_batch(
         ValueError: a length that the samples do not fit into, or that the layout cannot cut.
         DataError: a sample whose text and images do not match.
     """
-    texts: list[Text] = []
-    image_rows: list[int] = []
-    for index in sample_indices:
-        sample = dataset.samples[index]
-        images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
-        texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
-        image_rows.extend(images)
-    if not texts:
-        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
-
+    texts, image_rows = _texts(dataset, sample_indices)
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
     multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
@@ -262,6 +253,20 @@ def build_batch(
         sample_ids=torch.tensor(sample_ids, dtype=torch.int64),
         damaged=damaged,
     )
+
+
+def _texts(dataset: VisionDataset, sample_indices: Sequence[int]) -> tuple[list[Text], list[int]]:
+    """Expanded samples, or the filler of an empty pack, and the rows of their images in the dataset."""
+    texts: list[Text] = []
+    image_rows: list[int] = []
+    for index in sample_indices:
+        sample = dataset.samples[index]
+        images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
+        texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
+        image_rows.extend(images)
+    if not texts:
+        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
+    return texts, image_rows
 
 
 def _fillers(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:
