@@ -1,16 +1,16 @@
 """Images a second from JPEG bytes to what the model takes: each backend against the published way.
 
-    python benchmarks/decoding.py [--images 96] [--rounds 5]
+    python benchmarks/decoding.py [--images 96] [--rounds 5] [--out FOLDER] [--toy]
 
 The published way: Pillow decodes, the picture is resized twice (for the model at 672 pixels and for the teacher at
 336), each is pasted on a grey square and normalised in float on the host, and a DataLoader's worker processes pass the
 floats on. Ours gives the same pictures as uint8 patches and squares; what has to be normalised is normalised where it
-is used. Workers and threads are one or two; medians of the rounds, taken in turns.
+is used. Workers and threads are one or two; medians of the rounds, taken in turns. With a GPU and DALI, decoding on the
+GPU joins in, where only the files' bytes go to the device.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import time
@@ -18,9 +18,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from gpu_common import parser, report
 from numpy.typing import NDArray
 from PIL import Image
 
+from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import CLIP_MEAN, CLIP_STD, padded_square, resize
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
@@ -86,9 +88,9 @@ def published(files: list[bytes], workers: int) -> Callable[[], int]:
     return run
 
 
-def backend(name: str, files: list[bytes], threads: int) -> Callable[[], int]:
-    """A pass over the files in packs of 16."""
-    decoder = open_decoder(name, SETTINGS, threads=threads, gpu=None)  # type: ignore[arg-type]
+def backend(name: str, files: list[bytes], threads: int, gpu: int | None = None) -> Callable[[], int]:
+    """A pass over the files in packs of 16; gives the bytes that go to the device."""
+    decoder = open_decoder(name, SETTINGS, threads=threads, gpu=gpu)  # type: ignore[arg-type]
     tasks = []
     for data in files:
         width, height = Image.open(io.BytesIO(data)).size
@@ -100,44 +102,60 @@ def backend(name: str, files: list[bytes], threads: int) -> Callable[[], int]:
             for one in decoder.prepare(tasks[first : first + 16]):
                 assert isinstance(one, Prepared) and one.patches is not None and one.square is not None
                 total += one.patches.nbytes + one.square.nbytes
-        return total
+        if gpu is None:
+            return total
+        torch.cuda.synchronize()
+        return sum(map(len, files))
 
     return run
 
 
+def ways(files: list[bytes], workers: int) -> dict[str, Callable[[], int]]:
+    """What is installed here, by name."""
+    found = {"published": published(files, workers), "threads": backend("threads", files, workers)}
+    if workers == 1:  # the plain reference has one thread
+        found["pillow"] = backend("pillow", files, workers)
+    if dali_is_installed():
+        found["dali"] = backend("dali", files, workers)
+        if torch.cuda.is_available():
+            found["dali on the GPU"] = backend("dali", files, workers, torch.cuda.current_device())
+    return found
+
+
 def main() -> None:
     """Time all of them in turns and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=96, help="pictures of a pass")
+    options.add_argument(
+        "--rounds", type=int, default=5, help="passes of each, after one that is not counted"
     )
-    parser.add_argument("--images", type=int, default=96, help="pictures of a pass")
-    parser.add_argument("--rounds", type=int, default=5, help="passes of each, after one that is not counted")
-    arguments = parser.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)  # threads are the backends' own
-    print("| pictures | workers or threads | way | images/s | ratio | bytes to the device, a picture |")
-    print("|---|---|---|---|---|---|")
-    for width, height in SHAPES:
+    rows: list[tuple[object, ...]] = []
+    for width, height in SHAPES[:1] if arguments.toy else SHAPES:
         files = photos(arguments.images, width, height)
         for workers in (1, 2):
-            ways: dict[str, Callable[[], int]] = {"published": published(files, workers)}
-            for name in ("pillow", "threads", "dali"):
-                if name != "pillow" or workers == 1:  # the plain reference has one thread
-                    ways[name] = backend(name, files, workers)
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            sent = {name: way() for name, way in ways.items()}
+            tried = ways(files, workers)
+            seconds: dict[str, list[float]] = {name: [] for name in tried}
+            sent = {name: way() for name, way in tried.items()}
             for _ in range(arguments.rounds):
-                for name, way in ways.items():
+                for name, way in tried.items():
                     began = time.perf_counter()
                     way()
                     seconds[name].append(time.perf_counter() - began)
             base = statistics.median(seconds["published"])
             for name, taken in seconds.items():
                 middle = statistics.median(taken)
-                print(
-                    f"| {width}x{height} | {workers} | {name} | {len(files) / middle:.0f} | {base / middle:.2f} | "
-                    f"{sent[name] // len(files):,} |",
-                    flush=True,
-                )
+                rows.append(
+                    (
+                        f"{width}x{height}", workers, name, f"{len(files) / middle:.0f}", f"{base / middle:.2f}",
+                        f"{sent[name] // len(files):,}",
+                    )
+                )  # fmt: skip
+    header = (
+        "pictures", "workers or threads", "way", "images/s", "ratio", "bytes to the device, a picture"
+    )  # fmt: skip
+    report("decoding", header, rows, arguments.out)
 
 
 if __name__ == "__main__":

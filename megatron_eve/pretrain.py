@@ -52,7 +52,16 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         use_deterministic_kernels()
     from megatron_eve.accelerator import accelerator
 
-    accelerator()
+    machine = accelerator()
+    from megatron_eve.config import ConfigError
+    from megatron_eve.training.kernels import check_kernels
+
+    try:
+        check_kernels(config, machine)
+    except ConfigError as error:  # the same on every rank
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     from megatron_eve.training.train import train
 
     with distributed(config):

@@ -46,6 +46,10 @@ TP2_CP2 = layout("TP2xCP2", 4, tp=2, cp=2)
 TP2_SP_CP2 = layout("TP2+SPxCP2", 4, tp=2, cp=2, sp=True)
 PP2_VPP2_CP2 = layout("PP2xVPP2xCP2", 4, pp=2, cp=2, num_layers_per_virtual_pipeline_stage=2)
 CP2_DP2 = layout("CP2xDP2", 4, cp=2)
+PP2_UNEVEN = layout("PP2(5+3)", 2, pp=2, decoder_first_pipeline_num_layers=5)
+PP4_UNEVEN = layout(
+    "PP4(1+3+3+1)", 4, pp=4, decoder_first_pipeline_num_layers=1, decoder_last_pipeline_num_layers=1
+)
 PP4_VPP2 = layout("PP4xVPP2", 4, pp=4, num_layers_per_virtual_pipeline_stage=1)
 
 

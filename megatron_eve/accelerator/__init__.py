@@ -23,12 +23,16 @@ class Accelerator:
         backend: the `torch.distributed` backend, "nccl" or "gloo".
         device: where this rank's tensors live.
         transformer_engine: True if TransformerEngine imports and a GPU can run it.
+        capability: compute capability of the GPU, such as (9, 0) for an H100; None without one.
+        cuda: version of CUDA that torch was built with, such as (12, 9); None without a GPU.
     """
 
     name: str
     backend: str
     device: torch.device
     transformer_engine: bool
+    capability: tuple[int, int] | None = None
+    cuda: tuple[int, int] | None = None
 
 
 @cache
@@ -53,7 +57,15 @@ def accelerator() -> Accelerator:
                 "start torchrun with --nproc-per-node equal to the number of GPUs"
             )
         torch.cuda.set_device(local_rank)
-        return Accelerator("cuda", "nccl", torch.device("cuda", local_rank), _has_transformer_engine())
+        major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+        return Accelerator(
+            "cuda",
+            "nccl",
+            torch.device("cuda", local_rank),
+            _has_transformer_engine(),
+            torch.cuda.get_device_capability(),
+            (int(major), int(minor)),
+        )
     from megatron_eve.accelerator import cpu
 
     cpu.install()

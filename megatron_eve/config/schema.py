@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
+from tyro.constructors import PrimitiveConstructorSpec
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
@@ -27,6 +28,20 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+# A flag that alone means yes, and that may be left to the machine.
+_ANSWERS = {"true": True, "false": False}
+OptionalFlag = Annotated[
+    bool | None,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[true|false]",
+        instance_from_str=lambda words: _ANSWERS[words[0].lower()] if words else True,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=tuple(_ANSWERS),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,15 @@ class ParallelConfig:
     """Pipeline stages."""
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk of the interleaved schedule; None runs the plain 1F1B schedule."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Decoder layers of the first pipeline stage, which embeds too; stages without a number share the rest equally."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Decoder layers of the last pipeline stage, which has the output layer, the aligning layer and the teacher too."""
     context_parallel_size: int = 1
     """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
+    variable_seq_lengths: OptionalFlag = None
+    """Leave packs as long as they are; pipeline stages then tell each other shapes, which makes a GPU wait. false pads
+    the packs of a step to one length, and what stages send to fixed shapes. Without it: false on GPUs, true on CPUs."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
@@ -133,6 +155,17 @@ class TrainingConfig:
     """Seeds the initial weights and the order of the samples."""
     bf16: bool = False
     """Compute in bfloat16, with float32 master weights and gradient reduction."""
+    fp8_format: Literal["hybrid", "e4m3"] | None = None
+    """Multiply the decoder's matrices in FP8: "hybrid" is E4M3 forward and E5M2 for gradients. Wants TransformerEngine,
+    --bf16 and a GPU that has FP8 (Ada, Hopper or newer)."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "delayed"
+    """With --fp8-format, where scales come from: the last 1024 steps (delayed), each tensor as it is (tensorwise), or
+    each block of 128 values (blockwise; Hopper or newer, CUDA 12.9)."""
+    cross_entropy_loss_fusion: bool = False
+    """Fuse the language loss, so that no float32 copy of the logits is kept (with --bf16)."""
+    cross_entropy_fusion_impl: Literal["native", "te"] = "native"
+    """With --cross-entropy-loss-fusion, whose: megatron-core's, compiled by torch, or TransformerEngine's kernel, which
+    works in place."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs, with --bf16."""
     recompute_granularity: Literal["full", "selective"] | None = None
@@ -141,6 +174,9 @@ class TrainingConfig:
     """With full recompute: every layer group ("uniform") or the first ones ("block")."""
     recompute_num_layers: int | None = None
     """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
+    recompute_modules: Words = ()
+    """With selective recompute: which parts of each layer, core_attn or mlp or both; none named is core_attn, which
+    TransformerEngine's attention recomputes anyway."""
     deterministic_mode: bool = False
     """Only kernels that give the same bits each time, on GPUs too: slower. CPUs always do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
@@ -324,3 +360,25 @@ class RunConfig:
         if layers is None:
             return None
         return self.model.num_layers // self.parallel.pipeline_model_parallel_size // layers
+
+    @property
+    def row_multiple(self) -> int:
+        """What the rows of a pack on each rank must be a multiple of, for its matrix products in FP8."""
+        if self.training.fp8_format is None:
+            return 1
+        # TransformerEngine's assert_dim_for_fp8_exec, and a block's side: a sequence-parallel rank quantises its rows
+        # before they are gathered, so that they must be whole blocks (assert_dim_for_all_gather).
+        return 128 if self.training.fp8_recipe == "blockwise" else 16
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Decoder layers of each pipeline stage; they add up to fewer than the model's where no split is even."""
+        ends = (
+            self.parallel.decoder_first_pipeline_num_layers,
+            self.parallel.decoder_last_pipeline_num_layers,
+        )
+        stages = self.parallel.pipeline_model_parallel_size
+        named = [layers for layers in ends if layers is not None]
+        each = (self.model.num_layers - sum(named)) // max(stages - len(named), 1)
+        first, last = (each if layers is None else layers for layers in ends)
+        return (first,) if stages == 1 else (first, *[each] * (stages - 2), last)

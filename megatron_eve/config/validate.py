@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.kernels import kernel_complaints
+from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.config.tower import tower_sizes
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
+# Parts of a dense layer that megatron-core recomputes by themselves. Its "layernorm" finds none in TransformerEngine's
+# layers, where each norm is part of the matrix behind it.
+RECOMPUTE_MODULES = ("core_attn", "mlp")
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -22,8 +28,9 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all complaints at once, a line each.
     """
     complaints = [
-        *_sizes(config.model), *_layout(config, world_size), *_pipeline(config), *_training(config),
-        *_optimizer(config), *_data(config), *_alignment(config), *_checkpoint(config), *_faults(config),
+        *_sizes(config.model), *_layout(config, world_size), *pipeline_complaints(config), *_training(config),
+        *kernel_complaints(config), *_optimizer(config), *_data(config), *_alignment(config),
+        *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -105,29 +112,6 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "--overlap-param-gather: needs --overlap-grad-reduce and --use-distributed-optimizer"
 
 
-def _pipeline(config: RunConfig) -> Iterator[str]:
-    pipeline, layers = config.parallel.pipeline_model_parallel_size, config.model.num_layers
-    chunk = config.parallel.num_layers_per_virtual_pipeline_stage
-    if pipeline > 0 and layers % pipeline:
-        yield f"--pipeline-model-parallel-size {pipeline}: must divide --num-layers {layers}"
-    elif chunk is not None:
-        if pipeline < 2:
-            yield (
-                "--num-layers-per-virtual-pipeline-stage: the interleaved schedule needs "
-                "--pipeline-model-parallel-size above 1"
-            )
-        elif chunk < 1 or (layers // pipeline) % chunk:
-            yield (
-                f"--num-layers-per-virtual-pipeline-stage {chunk}: must divide the {layers // pipeline} "
-                "layers of a stage"
-            )
-        elif layers // pipeline == chunk:
-            yield (
-                f"--num-layers-per-virtual-pipeline-stage {chunk}: is the whole stage, so nothing interleaves; "
-                "choose a smaller number or leave the flag out"
-            )
-
-
 def _training(config: RunConfig) -> Iterator[str]:
     training = config.training
     yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
@@ -143,13 +127,23 @@ def _training(config: RunConfig) -> Iterator[str]:
             "--recompute-granularity full: also set --recompute-method and --recompute-num-layers "
             "(uniform and 1, say)"
         )
-    group, pipeline = training.recompute_num_layers, config.parallel.pipeline_model_parallel_size
-    if full and group and training.recompute_method == "uniform" and pipeline > 0:
-        chunk = config.parallel.num_layers_per_virtual_pipeline_stage or config.model.num_layers // pipeline
-        if group < 1 or chunk % group:
-            yield f"--recompute-num-layers {group}: must divide the {chunk} layers of a model chunk"
+    group, chunk = training.recompute_num_layers, config.parallel.num_layers_per_virtual_pipeline_stage
+    if (
+        full
+        and group
+        and training.recompute_method == "uniform"
+        and config.parallel.pipeline_model_parallel_size > 0
+    ):
+        for layers in {chunk} if chunk else set(config.stage_layers):
+            if group < 1 or layers % group:
+                yield f"--recompute-num-layers {group}: must divide the {layers} layers of a model chunk"
     if not full and (training.recompute_method or training.recompute_num_layers):
         yield "--recompute-method: only with --recompute-granularity full; leave it out"
+    if training.recompute_modules and training.recompute_granularity != "selective":
+        yield "--recompute-modules: only with --recompute-granularity selective; add that, or leave it out"
+    for module in training.recompute_modules:
+        if module not in RECOMPUTE_MODULES:
+            yield f"--recompute-modules {module}: no such part of a layer; choose from {', '.join(RECOMPUTE_MODULES)}"
 
 
 def _faults(config: RunConfig) -> Iterator[str]:
@@ -190,11 +184,13 @@ def _data(config: RunConfig) -> Iterator[str]:
     parallel = config.parallel
     context = parallel.context_parallel_size
     # Each sample is cut into 2 * CP chunks, and a rank's share of the pack over the tensor-parallel ranks.
-    multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
+    rows = config.row_multiple
+    multiple = parallel.tensor_model_parallel_size * (context * math.lcm(2, rows) if context > 1 else rows)
     if data.seq_length > 0 and multiple > 0 and data.seq_length % multiple:
         yield (
             f"--seq-length {data.seq_length}: must be a multiple of {multiple} with --tensor-model-parallel-size "
             f"{parallel.tensor_model_parallel_size} and --context-parallel-size {context}"
+            + (f" in FP8 ({config.training.fp8_recipe})" if rows > 1 else "")
         )
 
 

@@ -9,6 +9,7 @@ Letters: T = tokens of the pack with padding, S = samples, I = images, P = patch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +33,12 @@ from megatron_eve.data.images.backends import (
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1
+# Padding is cut into samples of this many tokens: attention over one long one would cost its square.
+_LONGEST_FILLER = 512
+
+# Tokens, labels and rows of images of a sample, as `expand` gives them.
+Text = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+_NO_TEXT: Text = (np.zeros(0, dtype=np.int64),) * 3
 
 
 class VisionDataset(Protocol):
@@ -119,7 +126,7 @@ class PackedBatch:
     teacher_images: torch.Tensor | None
     """[share of I, S, S, 3] uint8, this rank's share of the images as the teacher sees them; None without teacher."""
     sample_ids: torch.Tensor
-    """[S] index in the dataset; -1 = filler of an empty pack."""
+    """[S] index in the dataset; -1 = filler, the single token of an empty pack or what makes it as long as others."""
     damaged: dict[int, str]
     """Images that this rank could not decode, with their names and why; a grey stand-in has their place."""
 
@@ -160,15 +167,15 @@ def expand(
     return expanded, shifted, starts
 
 
-def padding_multiples(tensor_parallel: int, context_parallel: int) -> tuple[int, int]:
+def padding_multiples(tensor_parallel: int, context_parallel: int, row_multiple: int = 1) -> tuple[int, int]:
     """(what each sample is padded to a multiple of, what the whole pack is padded to a multiple of).
 
     Context parallelism cuts every sample into ``2 * cp`` chunks (zig-zag, so that causal work is even); sequence
-    parallelism cuts the rank's share of the pack into ``tp``.
+    parallelism cuts the rank's share of the pack into ``tp``, each a multiple of ``row_multiple`` (FP8 wants that).
     """
     if context_parallel > 1:
-        return 2 * context_parallel, 2 * context_parallel * tensor_parallel
-    return 1, tensor_parallel
+        return 2 * context_parallel, context_parallel * math.lcm(2, row_multiple) * tensor_parallel
+    return 1, tensor_parallel * row_multiple
 
 
 def padded_lengths(lengths: NDArray[np.int64], context_parallel: int) -> NDArray[np.int64]:
@@ -183,6 +190,8 @@ def build_batch(
     *,
     tensor_parallel: int,
     context_parallel: int,
+    row_multiple: int = 1,
+    length: int | None = None,
     with_pixels: bool,
     teacher: TeacherShare | None = None,
     decoder: ImageDecoder | None = None,
@@ -193,30 +202,30 @@ def build_batch(
         dataset: where the samples lie.
         sample_indices: rows of the dataset, in the order they take in the pack. None at all gives a pack with a
             filler: a single token 0 without a label, so that every rank has a microbatch to run.
-        tensor_parallel, context_parallel: sizes that set the padding (see :func:`padding_multiples`); what the
+        tensor_parallel, context_parallel, row_multiple: set the padding (see :func:`padding_multiples`); what the
             whole pack needs on top goes to its last sample.
+        length: tokens of the whole pack; what its samples leave of it are samples of padding alone, of no real token.
+            None makes it as long as it has to be.
         with_pixels: decode the images; False leaves ``patches`` None and reads no image.
         teacher: prepare this share of the images for the teacher too.
         decoder: decodes them; by default the plain reference.
 
     Raises:
+        ValueError: a length that the samples do not fit into, or that the layout cannot cut.
         DataError: a sample whose text and images do not match.
     """
-    texts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
-    image_rows: list[int] = []
-    for index in sample_indices:
-        sample = dataset.samples[index]
-        images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
-        texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
-        image_rows.extend(images)
-    if not texts:
-        nothing = np.zeros(0, dtype=np.int64)
-        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), nothing))
-
+    texts, image_rows = _texts(dataset, sample_indices)
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
-    _, pack_multiple = padding_multiples(tensor_parallel, context_parallel)
-    padded[-1] += -int(padded.sum()) % pack_multiple
+    multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
+    sample_ids = list(sample_indices) or [FILLER_SAMPLE_ID]
+    if length is None:
+        padded[-1] += -int(padded.sum()) % multiples[1]
+    else:
+        fillers = _fillers(length, int(padded.sum()), *multiples)
+        padded, lengths = np.append(padded, fillers), np.append(lengths, np.zeros_like(fillers))
+        sample_ids += [FILLER_SAMPLE_ID] * len(fillers)
+        texts += [_NO_TEXT] * len(fillers)
     bounds = np.append(0, np.cumsum(padded))
     total, starts = int(bounds[-1]), bounds[:-1]
 
@@ -241,9 +250,34 @@ def build_batch(
         image_grids=torch.from_numpy(grids),
         patches=patches,
         teacher_images=teacher_images,
-        sample_ids=torch.tensor(list(sample_indices) or [FILLER_SAMPLE_ID], dtype=torch.int64),
+        sample_ids=torch.tensor(sample_ids, dtype=torch.int64),
         damaged=damaged,
     )
+
+
+def _texts(dataset: VisionDataset, sample_indices: Sequence[int]) -> tuple[list[Text], list[int]]:
+    """Expanded samples, or the filler of an empty pack, and the rows of their images in the dataset."""
+    texts: list[Text] = []
+    image_rows: list[int] = []
+    for index in sample_indices:
+        sample = dataset.samples[index]
+        images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
+        texts.append(expand(*dataset.text(index), [dataset.image_geometry(image) for image in images]))
+        image_rows.extend(images)
+    if not texts:
+        texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
+    return texts, image_rows
+
+
+def _fillers(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:
+    """Lengths of the samples of padding that make a pack of ``used`` tokens ``length`` long."""
+    rest = length - used
+    if rest < 0 or length % pack_multiple:
+        raise ValueError(
+            f"a pack of {used} tokens cannot be made {length} long in multiples of {pack_multiple}"
+        )
+    each = max(_LONGEST_FILLER // sample_multiple, 1) * sample_multiple
+    return np.diff(np.append(np.arange(0, rest, each, dtype=np.int64), rest)) if rest else _NO_TEXT[0]
 
 
 def decode_settings(dataset: VisionDataset, teacher: TeacherShare | None) -> DecodeSettings:

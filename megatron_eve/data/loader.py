@@ -7,14 +7,16 @@ loss is divided by, all before an image is read.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from megatron_eve.data.batch import (
@@ -32,6 +34,8 @@ from megatron_eve.data.packing import deal_packs, pack_step
 from megatron_eve.data.sampling import Order
 
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
+# Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.
+_LENGTH_STEP = 256
 _AHEAD = 2  # microbatches that are built while one runs
 
 
@@ -96,6 +100,8 @@ class Step:
     """How full the packs are: tokens / (packs * seq_length)."""
     sample_ids: NDArray[np.int64]
     """[n] dataset indices of the step, in their order."""
+    pack_length: int | None = None
+    """Tokens of each pack with its padding, the same for all packs of all ranks; None if they differ."""
 
 
 class StepLoader:
@@ -113,10 +119,13 @@ class StepLoader:
         pack_multiple: int = 1,
         tensor_parallel: int = 1,
         context_parallel: int = 1,
+        row_multiple: int = 1,
+        one_length: bool = False,
         most_images: int | None = None,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
         decoder: ImageDecoder | None = None,
+        upload: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -127,12 +136,16 @@ class StepLoader:
             data_parallel_rank, data_parallel_size: whose microbatches these are.
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
-            tensor_parallel, context_parallel: sizes that set the padding.
+            tensor_parallel, context_parallel, row_multiple: set the padding (see `padding_multiples`).
+            one_length: pad the packs of a step, on all ranks, to the length that the longest of them needs. They
+                are balanced, so that is little, where padding to ``seq_length`` may be nearly half of a step whose
+                packs had to be a multiple of the data-parallel size.
             most_images: images that a pack may hold; None does not bound it.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
                 one need it.
             decoder: decodes the images; closed with the loader. By default the plain reference.
+            upload: takes a batch's pixels to where they are used, while earlier batches run; by default they stay.
 
         Raises:
             ValueError: an empty dataset, or sizes that do not go together.
@@ -145,11 +158,12 @@ class StepLoader:
             raise ValueError(
                 f"data-parallel rank {data_parallel_rank} is not below the size {data_parallel_size}"
             )
-        _, multiple = padding_multiples(tensor_parallel, context_parallel)
+        _, multiple = self._multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
         if seq_length < 1 or seq_length % multiple:
             raise ValueError(
-                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel} and context parallel "
-                f"{context_parallel} it must be a multiple of {multiple}, so that a padded pack still fits"
+                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel}, context parallel "
+                f"{context_parallel} and rows in multiples of {row_multiple} it must be a multiple of {multiple}, so "
+                "that a padded pack still fits"
             )
         self._dataset, self._order = dataset, order
         self._global_batch_size = global_batch_size
@@ -158,6 +172,7 @@ class StepLoader:
         self._ranks = data_parallel_size
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
+        self._one_length = one_length
         self._most_images = most_images
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
@@ -166,11 +181,13 @@ class StepLoader:
             dataset,
             tensor_parallel=tensor_parallel,
             context_parallel=context_parallel,
+            row_multiple=row_multiple,
             with_pixels=with_pixels,
             teacher=teacher,
             decoder=decoder,
         )
         self._decoder = decoder
+        self._upload = upload
         self._reads_images = with_pixels or teacher is not None
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
         # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
@@ -248,9 +265,10 @@ class StepLoader:
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())
+        length = self._common_length(packs, lengths_in_pack) if self._one_length else None
         return Step(
             batches=LazyBatches(
-                [partial(self._built, ids[pack].tolist()) for pack in mine],
+                [partial(self._built, ids[pack].tolist(), length) for pack in mine],
                 self._executor,
                 near_end=near_end,
             ),
@@ -261,16 +279,29 @@ class StepLoader:
             num_tokens=num_tokens,
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,
+            pack_length=length,
         )
 
-    def _built(self, indices: list[int]) -> PackedBatch:
+    def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int:
+        """What the longest pack of a step needs, rounded up; at most ``seq_length``."""
+        longest = max(int(lengths[list(pack)].sum()) for pack in packs)
+        step = math.lcm(_LENGTH_STEP, self._multiples[1])
+        return min(-(-max(longest, 1) // step) * step, self._seq_length)
+
+    def _built(self, indices: list[int], length: int | None) -> PackedBatch:
         """One batch; an image that turns out damaged is remembered, and said once."""
-        batch = self._build(indices)
+        batch = self._build(indices, length=length)
         for image, reason in batch.damaged.items():
             if image not in self.damaged and len(self.damaged) < _MOST_SAID:
                 print(f"{reason}; a grey one takes its place", file=sys.stderr)
             self.damaged[image] = reason
-        return batch
+        if self._upload is None:
+            return batch
+        patches, squares = (
+            pixels if pixels is None else self._upload(pixels)
+            for pixels in (batch.patches, batch.teacher_images)
+        )
+        return replace(batch, patches=patches, teacher_images=squares)
 
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches."""

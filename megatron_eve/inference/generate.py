@@ -45,14 +45,15 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     """Of a run's configuration what generation needs: the sizes of the model, and its precision.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
-    torch layers, whose attention keeps the cache, without the aligning layer; the checkpoint does not mind. Nothing of
-    the run's data or schedule, which a checkpoint that was converted does not have.
+    torch layers, whose attention keeps the cache, without FP8 and the aligning layer; the checkpoint does not mind.
+    Nothing of the run's data or schedule, which a checkpoint that was converted does not have.
     """
     # Ranks may wait for the next question for as long as somebody thinks; torchrun ends them when one is lost.
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor_parallel,
         pipeline_model_parallel_size=pipeline_parallel,
         distributed_timeout_minutes=_PATIENCE_MINUTES,
+        variable_seq_lengths=True,
     )
     training = TrainingConfig(bf16=config.training.bf16, transformer_impl="local", train_iters=1)
     return RunConfig(
@@ -174,7 +175,7 @@ def _step_inputs(
     device = accelerator().device
     count = len(tokens)
     bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
-    packed = packed_params(bounds, bounds, [1] * count, cache, samples)
+    packed = packed_params(bounds, [1] * count, cache, samples)
     packed.max_seqlen_kv = max(positions) + 1
     return ModelInputs(
         packed=packed,

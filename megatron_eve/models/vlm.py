@@ -16,7 +16,6 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
-    vocab_parallel_cross_entropy,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -26,6 +25,7 @@ from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
+from megatron_eve.models.language_loss import language_losses, mask_padded_vocabulary
 
 # Rotary tables are cached by length in megatron-core; rounding lengths up keeps that cache small.
 _ROTARY_STEP = 1024
@@ -124,6 +124,9 @@ class VisionLanguageModel(GPTModel):
         layer_numbers = [layer.layer_number for layer in self.decoder.layers]
         self.taps_in = taps_before(layer_numbers[0], tap_depths)
         self.taps_out = taps_before(min(layer_numbers[-1] + 1, config.num_layers), tap_depths)
+        # At the entrance of the last of equal chunks.
+        chunks = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
+        self.most_taps = taps_before(config.num_layers - config.num_layers // chunks + 1, tap_depths)
         if front_end is not None:
             self.vision_model = front_end
             if 0 in tap_depths:
@@ -207,10 +210,9 @@ class VisionLanguageModel(GPTModel):
         The fused kernel restarts positions at each sample by itself. Otherwise megatron-core takes one row per
         token of the pack, which also serves a cached step, where a sample's only token is not at position 0.
         """
-        if self.config.apply_rope_fusion:
-            return self.rotary_pos_emb(inputs.packed.max_seqlen_q, packed_seq=True)
         longest = -(-inputs.packed.max_seqlen_kv // _ROTARY_STEP) * _ROTARY_STEP
-        return self.rotary_pos_emb(longest, packed_seq=True)[inputs.position_ids]
+        table = self.rotary_pos_emb(longest, packed_seq=True)
+        return table if self.config.apply_rope_fusion else table[inputs.position_ids]
 
     def _output(self, hidden: torch.Tensor, inputs: ModelInputs) -> torch.Tensor | ModelLosses:
         assert inputs.output_rows is not None, "the last stage needs the rows that get logits"
@@ -226,20 +228,12 @@ class VisionLanguageModel(GPTModel):
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
-        logits = self._mask_padded_vocabulary(logits.float())
+        group = self.pg_collection.tp
         if inputs.labels is None:
-            return gather_from_tensor_model_parallel_region(logits)[:, 0]
-        return ModelLosses(vocab_parallel_cross_entropy(logits, inputs.labels[:, None])[:, 0], aligning)
-
-    def _mask_padded_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:
-        """Padded rows of the vocabulary get -inf, so that no loss depends on the tensor-parallel size."""
-        width = logits.shape[-1]
-        first = self.pg_collection.tp.rank() * width
-        real = min(max(self.true_vocab_size - first, 0), width)
-        if real == width:
-            return logits
-        return torch.cat(
-            [logits[..., :real], logits.new_full((*logits.shape[:-1], width - real), -torch.inf)], -1
+            mask_padded_vocabulary(logits, self.true_vocab_size, group)
+            return gather_from_tensor_model_parallel_region(logits.float())[:, 0]
+        return ModelLosses(
+            language_losses(logits, inputs.labels, self.true_vocab_size, self.config, group), aligning
         )
 
 

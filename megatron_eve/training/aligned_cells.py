@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.models.decoder.context_parallel import zigzag_rows
 from megatron_eve.models.decoder.depth_taps import TapRows
@@ -83,7 +84,7 @@ def aligned_cells(batch: PackedBatch, pooling: int, sequence_parallel: bool) -> 
     held = (here >= 0).nonzero()[:, 0]  # [c] this rank's visual tokens
     grids = batch.image_grids // pooling
     device = accelerator().device
-    local = here[held].to(device)
+    local = to_device(here[held], device)
     if pooling == 1:
         taken = TapRows(len(mine), local, len(held))
         return AlignedCells(taken, images[held], torch.stack([rows[held], columns[held]], 1), grids)
@@ -95,7 +96,7 @@ def aligned_cells(batch: PackedBatch, pooling: int, sequence_parallel: bool) -> 
     shares, share = (1, 0) if group is None else (group.size(), group.rank())
     patch_images, patch_rows, patch_columns = _positions(grids)
     count = -(-len(patch_images) // shares)
-    taken = TapRows(len(mine), local, count, pooling, slot[held].to(device), group)
+    taken = TapRows(len(mine), local, count, pooling, to_device(slot[held], device), group)
     # Equal shares: the last ranks' may reach beyond the patches there are.
     own = torch.arange(share * count, (share + 1) * count)
     real = own < len(patch_images)

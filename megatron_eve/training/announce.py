@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.training.data import RunData
+from megatron_eve.training.kernels import describe_kernels
 from megatron_eve.training.memory import training_bytes
 from megatron_eve.training.monitor import print_rank_0
 from megatron_eve.training.stages import STAGES
@@ -52,6 +53,7 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
+        f"{describe_kernels(config)}\n"
         f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
         f"optimizer state {optimizer:,.1f}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "

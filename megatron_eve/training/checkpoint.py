@@ -90,6 +90,7 @@ def run_state(
         "teacher": teacher,
         **pending_state(),
         **_model_state(chunks),
+        **_scales(chunks, config.to_dict()),
         "rng_state": _rng_state(),
         "optimizer": optimizer.sharded_state_dict(
             _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
@@ -133,8 +134,12 @@ def load_checkpoint(
     if same_layout:
         request["rng_state"] = _rng_state()
     request |= pending_request(saved, config)
+    if _keeps_scales(saved["config"]):
+        request |= _scales(chunks, config.to_dict())
     loaded = dist_checkpointing.load(request, str(folder))
     _load_model(chunks, loaded)
+    for i, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(loaded.get(f"scales{i}", {}), strict=False)
     optimizer.load_state_dict(loaded["optimizer"])
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -241,11 +246,32 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
-    """Sharded weights. TransformerEngine's extra state (FP8 scales) stays out, so both layer specs read it."""
+    """Sharded weights. TransformerEngine's extra state (see `_scales`) stays out, so both layer specs read it."""
     states = {}
     for i, chunk in enumerate(chunks):
         state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
         states[f"model{i}"] = {name: part for name, part in state.items() if not name.endswith(_EXTRA)}
+    return states
+
+
+def _keeps_scales(config: dict[str, Any]) -> bool:
+    """Did, or does, a run of this configuration (as a dictionary) carry scales from step to step?"""
+    training = config["training"]
+    return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
+
+
+def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What FP8's delayed recipe has seen of each tensor, which TransformerEngine keeps as the layers' extra state.
+
+    A run that resumes without it would take a scale of 1 in its first step, at which gradients vanish in FP8. It is the
+    same on all ranks that hold a layer, so that it fits any layout. Other recipes carry nothing.
+    """
+    if not _keeps_scales(config):
+        return {}
+    states = {}
+    for i, chunk in enumerate(chunks):
+        state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
+        states[f"scales{i}"] = {name: part for name, part in state.items() if name.endswith(_EXTRA)}
     return states
 
 

@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.transfer import Uploader
 from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
@@ -33,6 +34,7 @@ from megatron_eve.data.sampling import (
     split_dataset,
 )
 from megatron_eve.training.microbatch import decodes_pixels
+from megatron_eve.training.shapes import variable_lengths
 from megatron_eve.training.teaching import teacher_share
 
 MOCK_SAMPLES = 4096
@@ -209,8 +211,11 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
         tensor_parallel=parallel.tensor_model_parallel_size,
         context_parallel=parallel.context_parallel_size,
+        row_multiple=config.row_multiple,
+        one_length=not variable_lengths(config),
         most_images=config.data.max_images_per_pack,
         with_pixels=decodes_pixels(),
         teacher=teacher,
         decoder=decoder,
+        upload=Uploader() if accelerator().name == "cuda" else None,
     )

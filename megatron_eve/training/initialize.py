@@ -89,10 +89,13 @@ def model_parallel(config: RunConfig) -> Iterator[None]:
     """The groups of one layout, inside `process_group`; another layout may follow in the same process."""
     from megatron.core import parallel_state
 
+    from megatron_eve.training.kernels import forget_fp8
+
     initialize_model_parallel(config)
     try:
         yield
     finally:
+        forget_fp8()
         parallel_state.destroy_model_parallel()
 
 

@@ -11,6 +11,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
@@ -18,6 +19,7 @@ from megatron_eve.models.decoder.packed import packed_params
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
 from megatron_eve.training.aligned_cells import aligned_cells, context_rows
+from megatron_eve.training.shapes import rows_sent
 from megatron_eve.training.teaching import pack_features
 
 
@@ -44,31 +46,33 @@ def model_inputs(
     device = accelerator().device
     lengths = batch.cu_seqlens_padded.diff().tolist()
     inputs = ModelInputs(
-        packed=packed_params(batch.cu_seqlens.to(device), batch.cu_seqlens_padded.to(device), lengths),
-        position_ids=batch.position_ids.to(device),
+        packed=packed_params(to_device(batch.cu_seqlens_padded, device), lengths),
+        position_ids=to_device(batch.position_ids, device),
     )
     mine = context_rows(batch)
     if mine is not None:
         size = parallel_state.get_context_parallel_world_size()
-        inputs.packed.gathered_order = gathered_order(lengths, size).to(device)
-        inputs.context_rows = mine.to(device)
+        inputs.packed.gathered_order = to_device(gathered_order(lengths, size), device)
+        inputs.context_rows = to_device(mine, device)
     if chunk.patch_aligning:
         cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
         inputs.packed.taps = cells.rows
+        if not chunk.config.variable_seq_lengths and not chunk.post_process:
+            cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
         if chunk.post_process and teacher is not None:
-            index = cells.teacher_index(teacher.grid).to(device)
+            index = to_device(cells.teacher_index(teacher.grid), device)
             inputs.teacher_features = pack_features(teacher, batch)[index]
-            inputs.cell_weights = cells.weights().to(device)
+            inputs.cell_weights = to_device(cells.weights(), device)
     if chunk.pre_process:
-        inputs.tokens = batch.tokens.to(device)
+        inputs.tokens = to_device(batch.tokens, device)
         inputs.patches = _shared_patches(batch)
         inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
-        inputs.image_rows = image_rows(batch.image_starts, batch.image_grids).to(device)
+        inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_grids), device)
     if chunk.post_process:
         labels = batch.labels if mine is None else batch.labels[mine]
         rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
-        inputs.output_rows = rows.to(device)
-        inputs.labels = labels[rows].to(device)
+        inputs.output_rows = to_device(rows, device)
+        inputs.labels = to_device(labels[rows], device)
     return inputs
 
 
@@ -92,7 +96,7 @@ def _shared_patches(batch: PackedBatch) -> torch.Tensor:
     """uint8 [P, 588], decoded on one of the ranks that share the pack and broadcast to the others."""
     device = accelerator().device
     if batch.patches is not None:
-        patches = batch.patches.to(device)
+        patches = to_device(batch.patches, device)
     else:
         patches = torch.empty(batch.num_patches, PATCH_VALUES, dtype=torch.uint8, device=device)
     if parallel_state.get_tensor_and_context_parallel_world_size() > 1 and batch.num_patches:

@@ -17,8 +17,10 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.accelerator import accelerator
-from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
+from megatron_eve.training.shapes import variable_lengths
 from megatron_eve.training.stages import STAGES
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
@@ -29,23 +31,6 @@ def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
     """Vocabulary rows after padding to a multiple of 128 a tensor-parallel rank."""
     multiple = VOCAB_MULTIPLE * tensor_parallel
     return -(-vocab_size // multiple) * multiple
-
-
-def uses_transformer_engine(config: RunConfig) -> bool:
-    """Which layer specification a run builds.
-
-    Raises:
-        ConfigError: if TransformerEngine is asked for where it cannot run.
-    """
-    choice = config.training.transformer_impl
-    if choice == "transformer_engine" and not accelerator().transformer_engine:
-        raise ConfigError(
-            "--transformer-impl transformer_engine: needs a GPU and TransformerEngine (make install-gpu); "
-            "use --transformer-impl local here"
-        )
-    # TransformerEngine has no attention over packs in float32.
-    automatic = choice == "auto" and accelerator().transformer_engine and config.training.bf16
-    return choice == "transformer_engine" or automatic
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
@@ -72,6 +57,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         sequence_parallel=parallel.sequence_parallel,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.decoder_first_pipeline_num_layers,
+        num_layers_in_last_pipeline_stage=parallel.decoder_last_pipeline_num_layers,
         context_parallel_size=parallel.context_parallel_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -80,22 +67,18 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         recompute_granularity=training.recompute_granularity,
         recompute_method=training.recompute_method,
         recompute_num_layers=training.recompute_num_layers,
+        recompute_modules=list(training.recompute_modules) or None,
         deterministic_mode=training.deterministic_mode,
-        # Packs differ in length, so stages exchange shapes; megatron-core wants this dispatcher beside it,
+        # Where packs differ in length stages exchange shapes; megatron-core wants this dispatcher beside it,
         # although nothing here is a mixture of experts.
-        variable_seq_lengths=True,
+        variable_seq_lengths=variable_lengths(config),
         moe_token_dispatcher_type="alltoall",
         # Batched exchanges give silently wrong numbers under the interleaved schedule (PP 2 x VPP 2).
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         # With gloo, freeing a sent tensor races with its sending.
         deallocate_pipeline_outputs=on_gpu,
-        gradient_accumulation_fusion=False,  # needs NVIDIA's apex, an optional source build
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=on_gpu,
-        apply_rope_fusion=uses_transformer_engine(config),
-        persist_layer_norm=False,
+        **kernel_settings(config),
     )
     built.finalize_model_grads_func = finalize_model_grads
     return built

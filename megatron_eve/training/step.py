@@ -23,6 +23,7 @@ from megatron_eve.training.bad_steps import Values, validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import unwrap
+from megatron_eve.training.shapes import schedule_shapes
 from megatron_eve.training.stragglers import Stragglers
 
 
@@ -73,9 +74,9 @@ def forward_backward(
         data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=step.num_microbatches,
-        seq_length=1,  # unused: stages exchange shapes (variable_seq_lengths)
         micro_batch_size=1,
         forward_only=forward_only,
+        **schedule_shapes(unwrap(chunks[0]), step.pack_length),
     )
     return _reduce(results, unwrap(chunks[0]))
 

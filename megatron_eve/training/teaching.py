@@ -8,6 +8,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
@@ -77,7 +78,7 @@ def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:
     each = -(-count // ranks)
     features = torch.zeros(each, patches, teacher.width, dtype=teacher.dtype, device=device)
     if len(batch.teacher_images):
-        features[: len(batch.teacher_images)] = teacher(batch.teacher_images.to(device, non_blocking=True))
+        features[: len(batch.teacher_images)] = teacher(to_device(batch.teacher_images, device))
     if ranks == 1 or not count:
         return features.flatten(0, 1)
     everyone = features.new_empty(ranks * each, patches, teacher.width)

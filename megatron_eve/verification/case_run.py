@@ -85,7 +85,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
     return RunConfig(
         model=case.model,
         # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
-        parallel=replace(parallel, use_distributed_optimizer=False),
+        parallel=replace(parallel, use_distributed_optimizer=False, variable_seq_lengths=True),
         training=TrainingConfig(
             stage=3 if "lm_head.weight" in case.meta.get("trainable", ["lm_head.weight"]) else 1,
             global_batch_size=len(case.images),

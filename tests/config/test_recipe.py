@@ -45,6 +45,14 @@ def test_published_sizes() -> None:
     assert PRESETS["eve_7b_hd"].image_size == 1344
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [([], None), (["--variable-seq-lengths"], True), (["--variable-seq-lengths", "false"], False)],
+)
+def test_a_flag_that_may_be_left_to_the_machine(flags: list[str], value: bool | None) -> None:
+    assert parse([*flags, "--seed", "7"]).parallel.variable_seq_lengths is value
+
+
 def test_flags_over_recipe_over_preset(recipe: Path) -> None:
     config = parse(
         ["--config", str(recipe), "--tensor-model-parallel-size", "2", "--num-layers=16", "--bf16"]

@@ -56,6 +56,82 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
         ({"parallel": {"tensor_model_parallel_size": 8}}, "--tensor-model-parallel-size 8", "must divide"),
         ({"parallel": {"sequence_parallel": True}}, "--sequence-parallel", "above 1"),
         (
+            {"parallel": {"decoder_first_pipeline_num_layers": 2}},
+            "--decoder-first-pipeline-num-layers 2",
+            "above 1 or leave it out",
+        ),
+        (
+            {"parallel": {"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 0}},
+            "--decoder-last-pipeline-num-layers 0",
+            "at least 1",
+        ),
+        (
+            {
+                "parallel": {
+                    "pipeline_model_parallel_size": 2,
+                    "decoder_first_pipeline_num_layers": 1,
+                    "decoder_last_pipeline_num_layers": 1,
+                }
+            },
+            "--decoder-last-pipeline-num-layers 1",
+            "add up to --num-layers",
+        ),
+        (
+            {"parallel": {"pipeline_model_parallel_size": 4, "decoder_first_pipeline_num_layers": 4}},
+            "--decoder-first-pipeline-num-layers 4",
+            "share them equally",
+        ),
+        ({"training": {"fp8_format": "hybrid"}}, "--fp8-format hybrid", "add --bf16"),
+        (
+            {"training": {"fp8_format": "hybrid", "bf16": True, "transformer_impl": "local"}},
+            "--fp8-format hybrid",
+            "leave --transformer-impl out",
+        ),
+        (
+            {
+                "training": {"fp8_format": "e4m3", "bf16": True},
+                "parallel": {"tensor_model_parallel_size": 4},
+            },
+            "--fp8-format e4m3",
+            "--ffn-hidden-size 352 on 4",
+        ),
+        (
+            {"training": {"fp8_format": "hybrid", "bf16": True}, "data": {"seq_length": 1000}},
+            "--seq-length 1000",
+            "must be a multiple of 16 with",
+        ),
+        (
+            {
+                "training": {"fp8_format": "hybrid", "fp8_recipe": "blockwise", "bf16": True},
+                "parallel": {"context_parallel_size": 2},
+                "data": {"seq_length": 2176},
+            },
+            "--seq-length 2176",
+            "must be a multiple of 256 with",
+        ),
+        (
+            {
+                "model": {"hidden_size": 192},
+                "training": {"fp8_format": "e4m3", "fp8_recipe": "blockwise", "bf16": True},
+                "parallel": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+            },
+            "--fp8-recipe blockwise",
+            "--hidden-size 192 is no multiple",
+        ),
+        ({"training": {"fp8_recipe": "tensorwise"}}, "--fp8-recipe tensorwise", "add that, or leave it out"),
+        ({"training": {"cross_entropy_loss_fusion": True}}, "--cross-entropy-loss-fusion", "add --bf16"),
+        ({"training": {"cross_entropy_fusion_impl": "te"}}, "--cross-entropy-fusion-impl te", "add that"),
+        (
+            {"training": {"recompute_modules": ["mlp"]}},
+            "--recompute-modules",
+            "add that, or leave it out",
+        ),
+        (
+            {"training": {"recompute_granularity": "selective", "recompute_modules": ["moe"]}},
+            "--recompute-modules moe",
+            "choose from core_attn",
+        ),
+        (
             {"parallel": {"context_parallel_size": 3}},
             "--tensor-model-parallel-size 1",
             "start a multiple of 3",

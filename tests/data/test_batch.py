@@ -7,7 +7,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch, TeacherShare, build_batch, expand
+from megatron_eve.data.batch import (
+    FILLER_SAMPLE_ID,
+    PackedBatch,
+    TeacherShare,
+    build_batch,
+    expand,
+    padding_multiples,
+)
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
@@ -150,6 +157,54 @@ def test_a_text_only_pack_has_no_rows_of_images(dataset: ListDataset) -> None:
     batch = build(dataset, [1, 1])
     assert batch.patches is not None and batch.patches.shape == (0, 588)
     assert batch.image_starts.shape == (0,) and batch.image_grids.shape == (0, 2) and batch.num_patches == 0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "context", "rows", "sample_multiple", "pack_multiple"),
+    [(1, 1, 16, 1, 16), (4, 1, 16, 1, 64), (2, 2, 16, 4, 64), (2, 3, 128, 6, 768)],
+)
+def test_a_pack_for_fp8_has_whole_blocks_on_every_rank(
+    tensor: int, context: int, rows: int, sample_multiple: int, pack_multiple: int
+) -> None:
+    assert padding_multiples(tensor, context, rows) == (sample_multiple, pack_multiple)
+    assert pack_multiple % (tensor * context * rows) == 0
+
+
+@pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize("indices", [[0, 2, 1, 3], []], ids=["samples", "none"])
+def test_padding_to_a_length_is_samples_of_their_own(
+    dataset: ListDataset, tensor: int, context: int, indices: list[int]
+) -> None:
+    """Of no real token, cut as the layout wants, none of them long; the samples themselves stay as they are."""
+    sizes = {"tensor_parallel": tensor, "context_parallel": context, "with_pixels": True}
+    plain = build_batch(dataset, indices, **sizes)
+    batch = build_batch(dataset, indices, length=4 * 1536, **sizes)
+    real, slots = batch.cu_seqlens.diff(), batch.cu_seqlens_padded.diff()
+    assert len(batch.tokens) == len(batch.labels) == len(batch.position_ids) == int(slots.sum()) == 4 * 1536
+    count = len(plain.sample_ids)
+    assert torch.equal(batch.sample_ids[:count], plain.sample_ids)
+    assert torch.equal(real[:count], plain.cu_seqlens.diff()) and (real[count:] == 0).all()
+    assert (
+        (batch.sample_ids[count:] == -1).all() and (slots[count:] > 0).all() and (slots[count:] <= 512).all()
+    )
+    assert (slots % (2 * context if context > 1 else 1) == 0).all()
+    end = int(batch.cu_seqlens_padded[count])
+    assert torch.equal(batch.tokens[:end], plain.tokens[:end]) and torch.equal(
+        batch.labels[:end], plain.labels[:end]
+    )
+    assert (batch.tokens[end:] == 0).all() and (batch.labels[end:] == NO).all()
+    assert torch.equal(batch.image_starts, plain.image_starts)
+    starts = batch.cu_seqlens_padded[:-1].long()
+    assert torch.equal(
+        batch.position_ids, torch.arange(len(batch.tokens)) - starts.repeat_interleave(slots.long())
+    )
+    exact = build_batch(dataset, indices, length=-(-end // 1536) * 1536, **sizes)
+    assert len(exact.tokens) == -(-end // 1536) * 1536
+
+
+def test_a_length_that_samples_do_not_fit_into_is_refused(dataset: ListDataset) -> None:
+    with pytest.raises(ValueError, match="cannot be made 2 long"):
+        build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, with_pixels=False, length=2)
 
 
 @pytest.mark.parametrize(

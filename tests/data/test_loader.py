@@ -231,6 +231,48 @@ def test_bad_settings(dataset: MockDataset, options: dict[str, Any], message: st
         make(dataset, **options)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_packs_of_one_length(dataset: MockDataset, ranks: int) -> None:
+    """On all ranks, known from the step alone, an empty pack included; samples and labels are those without."""
+    loaders = [
+        make(dataset, rank, ranks, seq_length=1024, one_length=True, tensor_parallel=2)
+        for rank in range(ranks)
+    ]
+    plain = [make(dataset, rank, ranks, seq_length=1024, tensor_parallel=2) for rank in range(ranks)]
+    for consumed, count in ((0, 12), (12, 2)):
+        steps = [loader.step(consumed, count) for loader in loaders]
+        others = [loader.step(consumed, count) for loader in plain]
+        (length,) = {step.pack_length for step in steps}
+        assert length is not None and length % 256 == 0 and length <= 1024
+        longest = max(len(batch.tokens) for step in others for batch in step.batches)
+        assert length - 256 < longest <= length
+        for step, other in zip(steps, others, strict=True):
+            assert other.pack_length is None
+            assert {len(batch.tokens) for batch in step.batches} == {length}
+            assert samples_of(step.batches) == samples_of(other.batches)
+            assert step.num_labels == other.num_labels
+            for padded, batch in zip(step.batches, other.batches, strict=True):
+                assert torch.equal(
+                    padded.labels[padded.labels != IGNORE_INDEX], batch.labels[batch.labels != IGNORE_INDEX]
+                )
+
+
+def test_pixels_are_taken_to_where_they_are_used(dataset: MockDataset) -> None:
+    seen: list[torch.Size] = []
+
+    def upload(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels.shape)
+        return pixels + 1
+
+    plain = make(dataset, with_pixels=True).step(0).batches[0]
+    moved = make(dataset, with_pixels=True, upload=upload).step(0).batches[0]
+    assert plain.patches is not None and moved.patches is not None
+    assert torch.equal(moved.patches, plain.patches + 1) and plain.patches.shape in seen
+    assert torch.equal(moved.tokens, plain.tokens)
+    without = make(dataset, upload=upload).step(0).batches[0]
+    assert without.patches is None
+
+
 @pytest.mark.parametrize(("consumed", "count"), [(-1, 4), (0, 0), (0, 13)])
 def test_bad_steps(dataset: MockDataset, consumed: int, count: int) -> None:
     with pytest.raises(ValueError, match="no step takes"):

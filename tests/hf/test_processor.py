@@ -22,7 +22,7 @@ from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images.patches import image_patches
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.hf import EVEImageProcessor
-from megatron_eve.models.eve.patch_embedding import PatchEmbedding
+from megatron_eve.models.eve.normalise import normalise
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture
 
@@ -65,7 +65,7 @@ def test_patches_are_ours(size: str) -> None:
     geometry = image_geometry(width, height, 672)
     patches = torch.from_numpy(image_patches(picture_, geometry))
     assert out["image_grids"].tolist() == [[[geometry.rows, geometry.columns]]]
-    assert torch.equal(out["pixel_values"][0], PatchEmbedding(16)._normalise(patches))
+    assert torch.equal(out["pixel_values"][0], normalise(patches, torch.float32))
 
 
 def test_any_kind_of_picture(tmp_path: Path) -> None:

@@ -94,4 +94,5 @@ def test_generation_needs_no_training_layout() -> None:
     config = generation_config(trained, 2, 1)
     assert config.parallel.tensor_model_parallel_size == 2 and not config.parallel.sequence_parallel
     assert config.parallel.context_parallel_size == config.parallel.pipeline_model_parallel_size == 1
+    assert config.parallel.variable_seq_lengths
     assert config.training.bf16 and config.training.recompute_granularity is None

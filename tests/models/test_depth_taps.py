@@ -13,7 +13,13 @@ from torch.nn import functional
 
 from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.context_parallel import gathered_order, zigzag_rows
-from megatron_eve.models.decoder.depth_taps import TapRows, join_stream, split_stream, taps_before
+from megatron_eve.models.decoder.depth_taps import (
+    TapRows,
+    join_stream,
+    split_stream,
+    stream_rows,
+    taps_before,
+)
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
 
 CONFIG: Any = SimpleNamespace(hidden_size=12, params_dtype=torch.float64, sequence_parallel=True)
@@ -28,6 +34,13 @@ def test_a_stream_comes_apart_as_it_was_joined(n: int, taps: int, rows: int, wid
     found = split_stream(stream, TapRows(n, torch.arange(0), rows), taps, width)
     assert torch.equal(found[0], hidden) and torch.equal(found[1], carried)
     assert stream._base is None  # the schedules free the data of what they send
+    # With room for taps of all rows: of one size whatever the pack holds, and read back alike.
+    fixed = stream_rows(n, taps, width, 8, pooling=1)
+    if rows <= n:
+        padded = join_stream(hidden, carried, fixed)
+        assert padded.shape == (fixed, 1, 8) and torch.equal(padded[: len(stream)], stream)
+        again = split_stream(padded, TapRows(n, torch.arange(0), rows), taps, width)
+        assert torch.equal(again[0], hidden) and torch.equal(again[1], carried)
 
 
 @pytest.mark.parametrize(

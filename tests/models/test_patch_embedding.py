@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from torch import Tensor
 
 from benchmarks.patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from megatron_eve.data.images import CLIP_MEAN, CLIP_STD, cut_patches
+from megatron_eve.models.eve import normalise as normalise_module
 from megatron_eve.models.eve import patch_embedding
+from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_layout
 from tests.golden_dir import find_golden
 
@@ -151,13 +156,13 @@ def test_fresh_parameters_are_drawn_as_published() -> None:
 
 
 def test_pixels_are_normalised_bit_for_bit_as_published() -> None:
-    assert patch_embedding.CLIP_MEAN == CLIP_MEAN and patch_embedding.CLIP_STD == CLIP_STD
+    assert normalise_module.CLIP_MEAN == CLIP_MEAN and normalise_module.CLIP_STD == CLIP_STD
     levels = np.arange(256, dtype=np.uint8)
     patches = np.stack([np.roll(np.resize(levels, 588), shift) for shift in range(256)])
     scaled = (patches.reshape(-1, 3, 196) * 0.00392156862745098).astype(np.float32)
     mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (CLIP_MEAN, CLIP_STD))
     expected = ((scaled - mean) / std).reshape(-1, 588)
-    found = PatchEmbedding(8)._normalise(torch.from_numpy(patches))
+    found = normalise(torch.from_numpy(patches), torch.float32)
     assert found.dtype == torch.float32 and (found.numpy() == expected).all()
 
 
@@ -165,7 +170,61 @@ def test_bytes_and_normalised_floats_give_the_same_rows() -> None:
     layer = PatchEmbedding(32)
     patches = torch.randint(0, 256, (8, 588), dtype=torch.uint8)
     grids = torch.tensor([(1, 2)])
-    assert torch.equal(layer(patches, grids), layer(layer._normalise(patches), grids))
+    assert torch.equal(layer(patches, grids), layer(normalise(patches, torch.float32), grids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_table_holds_what_the_formula_gives(dtype: torch.dtype) -> None:
+    """What the GPU's kernel looks up, and what it would write."""
+    table = normalise_module._table(dtype, torch.device("cpu"))
+    patches = torch.randint(0, 256, (7, 588), dtype=torch.uint8)
+    looked_up = table[torch.arange(588) // 196, patches.long()]
+    assert torch.equal(looked_up, normalise(patches, dtype))
+
+
+def test_wider_rows_of_pixels_change_nothing() -> None:
+    """The GPU's kernel fills rows up with zeros."""
+    layer, _ = pair(64)
+    patches, grids = images(GRIDS)
+    patches = patches.detach()
+    outputs, gradients = [], []
+    for pixels in (patches, F.pad(patches, (0, 4))):
+        layer.zero_grad()
+        outputs.append(layer(pixels, grids))
+        outputs[-1].square().sum().backward()
+        gradients.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for padded, plain in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(padded, plain)
+
+
+def test_the_kernel_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton", reason="torch brings Triton on GPU machines only")
+    script = """
+import torch
+from megatron_eve.models.eve import normalise
+from megatron_eve.models.eve.normalise_kernel import look_up
+for dtype in (torch.float32, torch.bfloat16):
+    for count in (0, 1, 5):
+        patches = torch.randint(0, 256, (count, 588), dtype=torch.uint8)
+        found = look_up(patches, normalise._table(dtype, patches.device), 16)
+        assert found.shape == (count, 592) and not found[:, 588:].any()
+        assert torch.equal(found[:, :588], normalise.normalise(patches, dtype))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and Triton")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_the_kernel_gives_what_torch_gives(dtype: torch.dtype, count: int) -> None:
+    pytest.importorskip("triton")
+    patches = torch.randint(0, 256, (count, 588), dtype=torch.uint8)
+    found = normalise(patches.cuda(), dtype)
+    assert found.shape == (count, 592) and not found[:, 588:].any()
+    assert torch.equal(found[:, :588].cpu(), normalise(patches, dtype))
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

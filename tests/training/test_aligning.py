@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from tests.layouts import (
     PP2_VPP2,
     PP2_VPP2_CP2,
     PP4,
+    PP4_UNEVEN,
     PP4_VPP2,
     TP2,
     TP2_CP2,
@@ -163,7 +163,7 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
 
 
 @parametrize(
-    ONE, TP2, TP2_SP, PP2, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2,
+    ONE, TP2, TP2_SP, PP2, PP4, PP4_UNEVEN, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2,
     slow=(DP2, TP2_CP2, CP4, PP4_VPP2),  # their parts are all among the others
 )  # fmt: skip
 @pytest.mark.parametrize("recompute", [{}, FULL], ids=["kept", "recomputed"])
@@ -187,6 +187,44 @@ def test_the_layout_changes_nothing(
         assert found.losses[name] == pytest.approx(loss, abs=5e-6)  # the cross entropy is float32
     error, name = worst_gradient(found, expected)
     assert error < 1e-6, name
+
+
+def one_fixed_step(config: RunConfig, first: int) -> Outcome | None:
+    """Runs on each rank: `one_step`, in which no stage may tell another a shape."""
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+
+    original = P2PCommunicator._communicate_shapes
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("stages exchange shapes")
+
+    P2PCommunicator._communicate_shapes = refused  # type: ignore[method-assign]
+    try:
+        return one_step(config, first)
+    finally:
+        P2PCommunicator._communicate_shapes = original  # type: ignore[method-assign]
+
+
+@parametrize(
+    ONE, TP2_SP, PP4_UNEVEN, PP2_VPP2_CP2, TP2_SP_CP2, TP2_PP2, slow=(PP2, PP4, PP4_VPP2, CP2, CP2_DP2)
+)
+@pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
+@pytest.mark.parametrize("text_only", [False, True], ids=["images", "text"])
+def test_fixed_shapes_change_nothing(
+    ranks: RankPool, single_device: Any, layout: Layout, image_size: int, text_only: bool
+) -> None:
+    """All packs padded to one length, streams to room for taps of all rows: losses and gradients as without."""
+    content = Content(image_size, first=1, count=1) if text_only else Content(image_size)
+    config = run_config(replace(layout.parallel, variable_seq_lengths=False), content)
+    found = ranks.run(layout.world_size, one_fixed_step, config, content.first)[-1]
+    assert found.losses == pytest.approx(single_device(content).losses, abs=5e-6)
+    error, name = worst_gradient(found, single_device(content))
+    assert error < 1e-6, name
+
+
+def test_stages_of_differing_packs_do_exchange_shapes(ranks: RankPool) -> None:
+    with pytest.raises(AssertionError, match="stages exchange shapes"):
+        ranks.run(2, one_fixed_step, run_config(PP2.parallel, Content()), 0)
 
 
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
@@ -264,9 +302,11 @@ def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, imag
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with TransformerEngine")
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
-def test_transformer_engine_aligns_as_torch_does(tmp_path: Path, image_size: int) -> None:
+def test_transformer_engine_aligns_as_torch_does(monkeypatch: pytest.MonkeyPatch, image_size: int) -> None:
     """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
     pytest.importorskip("transformer_engine.pytorch")
+    # Bare modules have no buffer that apex's kernels could add a gradient to.
+    monkeypatch.setattr("megatron_eve.training.kernels.fuses_gradient_accumulation", lambda: False)
     from megatron_eve.accelerator import accelerator
     from megatron_eve.training.data import build_loader, open_data
     from megatron_eve.training.initialize import distributed

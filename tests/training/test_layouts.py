@@ -24,7 +24,9 @@ from tests.layouts import (
     DP2,
     ONE,
     PP2,
+    PP2_UNEVEN,
     PP2_VPP2,
+    PP4_UNEVEN,
     TP2_DP2,
     TP2_PP2,
     TP2_SP,
@@ -101,7 +103,7 @@ def test_it_learns(single_device: Trace) -> None:
     assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
 
 
-@parametrize(PP2_VPP2, TP2_DP2, TP2_SP_CP2, slow=(TP2_SP, PP2, CP2, DP2, TP2_PP2))
+@parametrize(PP2_VPP2, PP2_UNEVEN, TP2_DP2, TP2_SP_CP2, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2))
 def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert trace.samples == single_device.samples
@@ -114,8 +116,9 @@ def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layo
     [
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
         {"recompute_granularity": "selective"},
+        {"recompute_granularity": "selective", "recompute_modules": ("core_attn", "mlp")},
     ],
-    ids=["full", "selective"],
+    ids=["full", "selective", "modules"],
 )
 def test_recomputation_changes_nothing(
     ranks: RankPool, single_device: Trace, recompute: dict[str, Any]
@@ -169,10 +172,27 @@ def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) ->
 def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
     config = run_config(TP2_PP2.parallel)
     ranks.run(4, run, saving_in(config, tmp_path), 3, True)
-    for other in (DP2, ONE, PP2_VPP2, CP2):
+    for other in (DP2, ONE, PP2_VPP2, PP4_UNEVEN, CP2):
         trace = ranks.run(other.world_size, run, loading_from(run_config(other.parallel), tmp_path), 5)[-1]
         assert trace.samples == single_device.samples[3:5]
         assert trace.losses == pytest.approx(single_device.losses[3:5], abs=1e-5, rel=0)
+
+
+@parametrize(TP2_PP2, slow=(DP2, PP2_VPP2, TP2_SP_CP2))
+def test_fixed_shapes_follow_the_same_path(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
+    config = run_config(replace(layout.parallel, variable_seq_lengths=False))
+    trace = ranks.run(layout.world_size, run, config, 5)[-1]
+    assert trace.samples == single_device.samples[:5]
+    assert trace.losses == pytest.approx(single_device.losses[:5], abs=1e-5, rel=0)
+    assert trace.aligning == pytest.approx(single_device.aligning[:5], abs=1e-5, rel=0)
+
+
+def test_resume_from_an_uneven_split(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
+    config = run_config(PP4_UNEVEN.parallel)
+    ranks.run(4, run, saving_in(config, tmp_path), 2, True)
+    trace = ranks.run(2, run, loading_from(run_config(PP2_UNEVEN.parallel), tmp_path), 4)[-1]
+    assert trace.losses == pytest.approx(single_device.losses[2:4], abs=1e-5, rel=0)
+    assert trace.aligning == pytest.approx(single_device.aligning[2:4], abs=1e-5, rel=0)
 
 
 def test_frozen_decoder(ranks: RankPool, single_device: Trace) -> None:

@@ -45,6 +45,7 @@ class TapRows:
         pooling: r.
         slots: int64 [c], place of each token among r * r * shares * R slots, patch after patch (pooling only).
         group: ranks over which the rows of the pack are spread (pooling only; None: all are here).
+        stream_rows: rows of the stream that leaves the model chunk, where shapes are fixed; None: what it takes.
     """
 
     hidden_rows: int
@@ -53,6 +54,7 @@ class TapRows:
     pooling: int = 1
     slots: torch.Tensor | None = None
     group: torch.distributed.ProcessGroup | None = None
+    stream_rows: int | None = None
 
     def take(self, hidden: torch.Tensor) -> torch.Tensor:
         """The tapped rows of hidden states [n, 1, D]: [R, D], averaged over r x r tokens with pooling.
@@ -134,16 +136,32 @@ class TappedLayer(TransformerLayer):
         if self.tap is not None:
             context = torch.cat([context, self.tap(packed_seq_params.taps.take(hidden_states))[None]])
         if self.closes_chunk:
-            return join_stream(hidden_states, context), None
+            return join_stream(hidden_states, context, packed_seq_params.taps.stream_rows), None
         return hidden_states, context
 
 
-def join_stream(hidden: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """Hidden states [n, 1, D] and taps [J, R, K] as one tensor [n + ceil(J * R * K / D), 1, D]."""
+def join_stream(hidden: torch.Tensor, taps: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+    """Hidden states [n, 1, D] and taps [J, R, K] as one tensor [rows, 1, D]; rows are n + ceil(J * R * K / D), or more.
+
+    What is left of the rows is zero.
+    """
     width = hidden.shape[-1]
     flat = taps.flatten()
-    rows = functional.pad(flat, (0, -len(flat) % width)).view(-1, 1, width)
-    return torch.cat([hidden, rows])
+    rest = -len(flat) % width if rows is None else (rows - len(hidden)) * width - len(flat)
+    return torch.cat([hidden, functional.pad(flat, (0, rest)).view(-1, 1, width)])
+
+
+def stream_rows(hidden_rows: int, taps: int, tap_width: int, width: int, pooling: int) -> int:
+    """Rows of a stream whatever the pack holds: room for taps of all its rows, as if all were visual tokens.
+
+    Args:
+        hidden_rows: n.
+        taps: J.
+        tap_width, width: K and D.
+        pooling: r.
+    """
+    most = -(-hidden_rows // pooling**2)
+    return hidden_rows + -(-taps * most * tap_width // width)
 
 
 def split_stream(

@@ -62,26 +62,26 @@ class PackedParams(PackedSeqParams):
 
 
 def packed_params(
-    cu_seqlens: torch.Tensor,
-    cu_seqlens_padded: torch.Tensor,
+    bounds: torch.Tensor,
     lengths: list[int],
     cache: KeyValueCache | None = None,
     samples: list[int] | None = None,
 ) -> PackedParams:
     """Describe a pack to the decoder.
 
+    A sample's padding counts as part of it. It stands at the end, where causal attention of real tokens does not see
+    it, and its rows carry no loss, so nothing comes of it. Told of padding between samples, TransformerEngine would
+    compare both bounds on the device in every layer, which waits for it, and have no FlashAttention to choose.
+
     Args:
-        cu_seqlens: int32 [S+1], where samples begin without their padding, on the device.
-        cu_seqlens_padded: int32 [S+1], the same with padding; its last entry is T.
+        bounds: int32 [S+1], where samples begin with their padding, on the device; the last entry is T.
         lengths: padded tokens of each sample.
         cache, samples: for generation, see `PackedParams`.
     """
     return PackedParams(
         qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        cu_seqlens_q_padded=cu_seqlens_padded,
-        cu_seqlens_kv_padded=cu_seqlens_padded,
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
         max_seqlen_q=max(lengths),
         max_seqlen_kv=max(lengths),
         lengths=lengths,

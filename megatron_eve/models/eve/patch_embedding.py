@@ -29,10 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# CLIP's mean and standard deviation of each colour on a scale of 0 .. 1, as in the published image processor.
-# They stand in megatron_eve.data.images too: models do not import data, and a test holds the two together.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from megatron_eve.accelerator.transfer import to_device
+from megatron_eve.models.eve.normalise import normalise
 
 # On a CPU the cells go through the local attention in blocks that stay in the cache; without this, allocating
 # tensors of [N, H, K] costs more than computing them.
@@ -162,9 +160,11 @@ class PatchEmbedding(nn.Module):
         if patches.shape[0] != 4 * cells:
             raise ValueError(f"{patches.shape[0]} patches came with grids of {cells} cells of four patches")
         weight = self.patch_embedding.weight
-        layout = RowLayout(*(index.to(weight.device, non_blocking=True) for index in row_layout(image_grids)))
-        pixels = self._normalise(patches) if patches.dtype == torch.uint8 else patches
-        local = self._local_features(pixels.to(weight.dtype))
+        layout = RowLayout(*(to_device(index, weight.device) for index in row_layout(image_grids)))
+        pixels = (
+            normalise(patches, weight.dtype) if patches.dtype == torch.uint8 else patches.to(weight.dtype)
+        )
+        local = self._local_features(pixels)
         cls = self._global_features(local, layout.cell_images, len(image_grids))
 
         split = self.split_embedding.expand(len(layout.split_rows), -1)
@@ -172,17 +172,14 @@ class PatchEmbedding(nn.Module):
         out = local.new_empty(len(rows), local.shape[1])
         return out.index_copy_(0, rows, torch.cat([cls, split, local]))
 
-    def _normalise(self, patches: Tensor) -> Tensor:
-        """[P, K] uint8 -> [P, K] float32, bit for bit what the published image processor gives."""
-        mean = torch.tensor(CLIP_MEAN, device=patches.device)[:, None]
-        std = torch.tensor(CLIP_STD, device=patches.device)[:, None]
-        colours = patches.float().unflatten(1, (3, -1))  # (P, 3, 196)
-        return colours.div_(255).sub_(mean).div_(std).view(patches.shape)
-
     def _local_features(self, pixels: Tensor) -> Tensor:
-        """[P, K] -> [N, C]: each cell's mean patch embedding, plus attention over its four patches."""
+        """[P, K] -> [N, C]: each cell's mean patch embedding, plus attention over its four patches.
+
+        K may be more than the weight has, filled up with zeros; the weight is then, too, and nothing changes.
+        """
         attention, dtype = self.local_attention, pixels.dtype
         weight = self.patch_embedding.weight.flatten(1)  # (C, K)
+        weight = F.pad(weight, (0, pixels.shape[1] - weight.shape[1]))
         cell_pixels = pixels.view(-1, 4, pixels.shape[1]).mean(dim=1)  # (N, K)
         mean, mean_variance, variance = _EmbedCells.apply(pixels, cell_pixels, weight)
 

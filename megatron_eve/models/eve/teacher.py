@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
-from megatron_eve.models.eve.patch_embedding import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
 
 # The grid of the model's own geometry is made of patches of this size.
 _GEOMETRY_PATCH = 14

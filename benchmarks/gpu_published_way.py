@@ -1,0 +1,168 @@
+"""The same training work done the published way, and ours over it.
+
+    python benchmarks/gpu_published_way.py [--layers 4] [--samples 16] [--out FOLDER] [--toy]
+
+Forward and backward of the same samples by the same decoder layers, without optimizer and teacher. The published way:
+transformers' Llama with the fastest attention that is installed, samples padded to the longest of a micro-batch (as
+many of them as ours has in a pack, on average), pictures embedded one at a time on a padded square, logits of every
+row, all hidden states kept. Ours: packs, all pictures at once, logits where there are labels. Both with weights in
+bfloat16 (float32 for the toy on a CPU); ours adds gradients up in float32 as in training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_common import median, parser, peak_memory, report, require_gpu, run_config, sizes, time_each
+from patch_embedding import PlainPatchEmbedding, canvas_from_patches
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ModelConfig
+from megatron_eve.data.batch import PackedBatch, build_batch
+from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.models.eve.normalise import normalise
+
+
+class PublishedWay(torch.nn.Module):
+    """Patch embedding picture by picture, the projector, and transformers' Llama over a padded batch."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        attention = "sdpa"
+        if accelerator().name == "cuda" and importlib.util.find_spec("flash_attn"):
+            attention = "flash_attention_2"
+        self.attention = attention
+        self.side = model.image_size
+        config = LlamaConfig(
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.ffn_hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_attention_heads,
+            max_position_embeddings=16384,
+            attn_implementation=attention,
+        )
+        self.llama = LlamaForCausalLM(config)
+        self.patch_embedding = PlainPatchEmbedding(model.patch_embedding_size, model.patch_embedding_heads)
+        self.projector = torch.nn.Sequential(
+            torch.nn.Linear(model.patch_embedding_size, model.hidden_size),
+            torch.nn.GELU(),
+            torch.nn.Linear(model.hidden_size, model.hidden_size),
+        )
+
+    def forward(self, samples: Sequence[PackedBatch]) -> torch.Tensor:
+        """Summed loss of samples, one in each batch, padded to the longest of them."""
+        device, dtype = self.llama.device, self.llama.dtype
+        longest = max(len(sample.tokens) for sample in samples)
+        tokens = torch.zeros(len(samples), longest, dtype=torch.int64)
+        labels = torch.full_like(tokens, IGNORE_INDEX)
+        mask = torch.zeros_like(tokens)
+        for i, sample in enumerate(samples):
+            length = len(sample.tokens)
+            tokens[i, :length], labels[i, :length], mask[i, :length] = sample.tokens, sample.labels, 1
+        embedded = self.llama.get_input_embeddings()(tokens.to(device)).clone()
+        for i, sample in enumerate(samples):
+            assert sample.patches is not None
+            start = 0
+            for first, (rows, columns) in zip(
+                sample.image_starts.tolist(), sample.image_grids.tolist(), strict=True
+            ):
+                count = 4 * rows * columns
+                picture = sample.patches[start : start + count].to(device)
+                values = normalise(picture, torch.float32)[:, : picture.shape[1]]
+                canvas = canvas_from_patches(values, rows, columns, self.side)
+                visual = self.projector(self.patch_embedding(canvas[None].to(dtype)))
+                embedded[i, first : first + len(visual)] = visual
+                start += count
+        out = self.llama(
+            inputs_embeds=embedded, attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
+        )
+        # Labels are shifted already.
+        return torch.nn.functional.cross_entropy(
+            out.logits.flatten(0, 1).float(), labels.to(device).flatten(), reduction="sum"
+        )
+
+
+def published(
+    model: ModelConfig, dataset: Any, micro_batches: Sequence[Sequence[int]], bf16: bool
+) -> tuple[Callable[[], None], str]:
+    """A pass over the samples, and the attention it takes."""
+    module = PublishedWay(model).to(accelerator().device, torch.bfloat16 if bf16 else torch.float32)
+    batches = [[_build(dataset, [sample]) for sample in some] for some in micro_batches]
+
+    def step() -> None:
+        module.zero_grad()
+        for samples in batches:
+            module(samples).backward()
+
+    return step, module.attention
+
+
+def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
+    """A pass over the same samples in packs, gradients into megatron-core's float32 buffers as in training."""
+    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
+
+    (chunk,) = wrap_for_training(config, build_chunks(config))
+    batches = [_build(dataset, pack) for pack in packs]
+
+    def step() -> None:
+        chunk.zero_grad_buffer()
+        for batch in batches:
+            chunk(model_inputs(batch, unwrap(chunk))).language.sum().backward()
+
+    return step
+
+
+def _build(dataset: Any, samples: Sequence[int]) -> PackedBatch:
+    return build_batch(dataset, samples, tensor_parallel=1, context_parallel=1, with_pixels=True)
+
+
+def main() -> None:
+    """Time both, print the table."""
+    options = parser(__doc__)
+    options.add_argument("--layers", type=int, default=4, help="decoder layers")
+    options.add_argument("--samples", type=int, default=24, help="samples of a pass")
+    arguments = options.parse_args()
+    require_gpu(arguments.toy)
+    accelerator()
+    from megatron_eve.data.packing import pack_step
+    from megatron_eve.training.data import open_data
+    from megatron_eve.training.initialize import distributed
+
+    model = sizes("eve_7b", arguments.toy, arguments.layers)
+    length, count = (1024, 4) if arguments.toy else (8192, arguments.samples)
+    config = run_config(model, samples=count, seq_length=length, bf16=not arguments.toy)
+    rows: list[tuple[object, ...]] = []
+    with distributed(config):
+        dataset = open_data(config).dataset
+        lengths = dataset.lengths(np.arange(count))
+        packs = pack_step(lengths, length)
+        each = -(-count // len(packs))
+        padded = [list(range(count))[first : first + each] for first in range(0, count, each)]
+        kept = sum(len(some) * int(lengths[some].max()) for some in padded)
+        with peak_memory() as memory:
+            step, attention = published(model, dataset, padded, config.training.bf16)
+            base = median(time_each(step, arguments.steps))
+        del step
+        rows.append((f"published ({attention})", f"{1000 * base:.0f}", "1.00", f"{lengths.sum() / kept:.2f}",
+                     f"{memory[0]:.1f}"))  # fmt: skip
+        with peak_memory() as memory:
+            seconds = median(time_each(ours(dataset, packs, config), arguments.steps))
+        rows.append(("ours", f"{1000 * seconds:.0f}", f"{base / seconds:.2f}", "1.00", f"{memory[0]:.1f}"))
+    report(
+        f"the published way and ours, {count} samples",
+        ("way", "ms", "speed-up", "real tokens", "GB"),
+        rows,
+        arguments.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The GPU benchmarks at toy size: no machine they were made for must find a typo in them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = {
+    "gpu_smoke.py": ("verdict | fine", "machine.md", "smoke-test.md"),
+    "gpu_step.py --steps 1": ("stage 3, HD", "training-steps-bfloat16.md"),
+    "gpu_published_way.py --steps 1": ("ours", "the-published-way-and-ours-4-samples.md"),
+    "gpu_profile.py": ("optimizer", "kernels-of-a-training-step.md", "parts-of-a-training-step.md"),
+    "gpu_fp8.py --steps 1 --losses 2": ("--fp8-format", "bf16-against-fp8.md"),
+    "decoding.py --images 4 --rounds 1": ("published", "decoding.md"),
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_a_benchmark_runs_as_a_toy(command: str, tmp_path: Path) -> None:
+    name, *options = command.split()
+    words = [sys.executable, f"benchmarks/{name}", *options, "--toy", "--out", str(tmp_path)]
+    found = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    assert found.returncode == 0, found.stderr[-3000:]
+    text, *files = BENCHMARKS[command]
+    assert text in found.stdout
+    for file in files:
+        assert (tmp_path / file).read_text(encoding="utf-8").startswith("## ")
+
+
+def test_all_of_them_are_run_and_a_failure_is_told(tmp_path: Path) -> None:
+    """By a stand-in for the interpreter, which writes down what it is asked for and fails at one of them."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$1" in *profile*) exit 3;; esac\n')
+    python.chmod(0o755)
+    words = ["bash", "benchmarks/gpu_all.sh"]
+    out = tmp_path / "results"
+    found = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=environment(PYTHON=str(python), OUT=str(out)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 1 and "failed: gpu_profile.py (status 3)" in found.stderr
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[0] for line in asked] == [
+        f"benchmarks/{name}" for name in (
+            "gpu_smoke.py", "gpu_step.py", "gpu_published_way.py", "gpu_profile.py", "gpu_fp8.py", "decoding.py"
+        )
+    ]  # fmt: skip
+    assert all(f"--out {out}" in line for line in asked) and out.is_dir()
+
+
+def test_real_sizes_want_a_gpu() -> None:
+    words = [sys.executable, "benchmarks/gpu_step.py"]
+    found = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert found.returncode != 0 and "needs a CUDA GPU" in found.stderr

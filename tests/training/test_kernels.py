@@ -1,0 +1,181 @@
+"""Precision and kernels: what is refused on which machine, and that fused losses are the unfused ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_eve.accelerator import Accelerator
+from megatron_eve.config import ConfigError, RunConfig, TrainingConfig
+from tests.layouts import ONE, TP2, Layout, parametrize
+from tests.ranks import RankPool
+
+
+def machine(
+    capability: tuple[int, int] | None, cuda: tuple[int, int] = (12, 9), engine: bool = True
+) -> Accelerator:
+    if capability is None:
+        return Accelerator("cpu", "gloo", torch.device("cpu"), False)
+    return Accelerator("cuda", "nccl", torch.device("cpu"), engine, capability, cuda)
+
+
+A100, ADA, H100 = machine((8, 0)), machine((8, 9)), machine((9, 0))
+TE_LOSS = {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}
+
+
+@pytest.mark.parametrize(
+    ("training", "found", "flag", "remedy"),
+    [
+        ({"fp8_format": "hybrid"}, A100, "--fp8-format hybrid", "this GPU has 8.0; leave it out"),
+        ({"fp8_format": "e4m3"}, machine(None), "--fp8-format e4m3", "make install-gpu"),
+        ({"fp8_format": "hybrid"}, machine((9, 0), engine=False), "--fp8-format", "TransformerEngine"),
+        (
+            {"fp8_format": "hybrid", "fp8_recipe": "blockwise"},
+            ADA,
+            "--fp8-recipe blockwise",
+            "use tensorwise",
+        ),
+        (
+            {"fp8_format": "hybrid", "fp8_recipe": "blockwise"},
+            machine((9, 0), (12, 6)),
+            "--fp8-recipe blockwise",
+            "torch CUDA 12.6",
+        ),
+        (TE_LOSS, machine(None), "--cross-entropy-fusion-impl te", "use native"),
+    ],
+)
+def test_what_a_machine_lacks_is_refused(
+    training: dict[str, Any], found: Accelerator, flag: str, remedy: str
+) -> None:
+    from megatron_eve.training.kernels import check_kernels
+
+    config = RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training))
+    with pytest.raises(ConfigError) as error:
+        check_kernels(config, found)
+    assert flag in str(error.value) and remedy in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "found"),
+    [
+        ({}, machine(None)),
+        ({"fp8_format": "hybrid"}, ADA),
+        ({"fp8_format": "e4m3", "fp8_recipe": "blockwise"}, H100),
+        (TE_LOSS, A100),
+    ],
+)
+def test_what_a_machine_has_is_taken(training: dict[str, Any], found: Accelerator) -> None:
+    from megatron_eve.training.kernels import check_kernels
+
+    check_kernels(RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training)), found)
+
+
+def test_the_command_refuses_before_any_process_group() -> None:
+    words = [
+        sys.executable, "-m", "megatron_eve.pretrain", "--preset", "eve_tiny", "--mock-data", "--train-iters", "1",
+        "--bf16", "--fp8-format", "hybrid",
+    ]  # fmt: skip
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    assert found.returncode == 2
+    assert "error: --fp8-format hybrid: needs a GPU and TransformerEngine" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+ROWS, VOCAB, WIDTH = 12, 100, 256  # at TP 2 the second rank's columns are all padding
+
+
+def fused_and_unfused(layout: Layout, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Runs on each rank: losses and gradient of this rank's logits, unfused and fused."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_eve.models.language_loss import language_losses
+    from megatron_eve.training.initialize import model_parallel
+
+    found = []
+    with model_parallel(RunConfig(parallel=layout.parallel)):
+        group = parallel_state.get_tensor_model_parallel_group()
+        generator = torch.Generator().manual_seed(0)
+        whole = torch.randn(rows, 1, WIDTH, generator=generator) * 4
+        labels = torch.randint(VOCAB, (rows,), generator=generator)
+        mine = whole.chunk(group.size(), -1)[group.rank()].bfloat16()
+        weights = torch.arange(1.0, rows + 1)
+        for fusion in (False, True):
+            config = TransformerConfig(
+                num_layers=1, hidden_size=8, num_attention_heads=1, cross_entropy_loss_fusion=fusion
+            )
+            leaf = mine.clone().requires_grad_()
+            losses = language_losses(leaf * 1, labels, VOCAB, config, group)
+            (losses * weights).sum().backward()
+            assert leaf.grad is not None
+            found.append((losses.detach(), leaf.grad))
+    expected = torch.nn.functional.cross_entropy(
+        whole[:, 0, :VOCAB].bfloat16().float(), labels, reduction="none"
+    )
+    torch.testing.assert_close(found[0][0], expected)
+    return found
+
+
+@pytest.mark.distributed
+@parametrize(TP2, slow=(ONE,))
+@pytest.mark.parametrize("rows", [ROWS, 0], ids=["rows", "none"])
+def test_a_fused_loss_is_the_loss(ranks: RankPool, layout: Layout, rows: int) -> None:
+    """Padding of the vocabulary included, which fills a whole rank at TP 2."""
+    for unfused, fused in ranks.run(layout.world_size, fused_and_unfused, layout, rows):
+        assert fused[0].dtype == torch.float32 and fused[0].shape == (rows,)
+        torch.testing.assert_close(fused[0], unfused[0])
+        torch.testing.assert_close(fused[1], unfused[1], rtol=0.01, atol=1e-3)
+
+
+def test_generation_takes_off_what_it_cannot_use() -> None:
+    from megatron_eve.config import validate
+    from megatron_eve.inference.generate import generation_config
+
+    training = TrainingConfig(
+        train_iters=1, bf16=True, fp8_format="hybrid", fp8_recipe="tensorwise", **TE_LOSS
+    )  # type: ignore[arg-type]
+    base = RunConfig()
+    config = replace(base, training=training, data=replace(base.data, mock_data=True))
+    taken = generation_config(config, 1, 1)
+    validate(taken, 1)
+    assert taken.row_multiple == 1
+
+
+class LayerWithScales(torch.nn.Module):
+    """A weight, and an extra state as TransformerEngine's layers have: bytes, whose loading is seen."""
+
+    def __init__(self, seen: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.seen = torch.tensor([seen], dtype=torch.uint8)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.seen
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen = state
+
+    def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {"weight": self.weight, "_extra_state": self.seen}
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("delayed", True), ("tensorwise", False)])
+def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept: bool) -> None:
+    from megatron_eve.training.checkpoint import _model_state, _scales
+
+    training = TrainingConfig(train_iters=1, bf16=True, fp8_format="hybrid", fp8_recipe=recipe)  # type: ignore[arg-type]
+    config, layer = RunConfig(training=training).to_dict(), LayerWithScales(7)
+    saved = _scales([layer], config)
+    assert saved == ({"scales0": {"_extra_state": layer.seen}} if kept else {})
+    assert list(_model_state([layer])["model0"]) == ["weight"]
+    assert _scales([layer], RunConfig().to_dict()) == {}
+    other = LayerWithScales(0)
+    other.load_state_dict(saved.get("scales0", {}), strict=False)
+    assert int(other.seen) == (7 if kept else 0)
