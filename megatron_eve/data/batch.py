@@ -218,23 +218,16 @@ def build_batch(
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
     multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
-    sample_ids = list(sample_indices) or [FILLER_SAMPLE_ID]
     if length is None:
         padded[-1] += -int(padded.sum()) % multiples[1]
     else:
         fillers = _fillers(length, int(padded.sum()), *multiples)
         padded, lengths = np.append(padded, fillers), np.append(lengths, np.zeros_like(fillers))
-        sample_ids += [FILLER_SAMPLE_ID] * len(fillers)
         texts += [_NO_TEXT] * len(fillers)
     bounds = np.append(0, np.cumsum(padded))
     total, starts = int(bounds[-1]), bounds[:-1]
 
-    tokens = np.zeros(total, dtype=np.int64)
-    labels = np.full(total, IGNORE_INDEX, dtype=np.int64)
-    real = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    tokens[real] = np.concatenate([text[0] for text in texts])
-    labels[real] = np.concatenate([text[1] for text in texts])
-    image_starts = np.concatenate([text[2] + start for text, start in zip(texts, starts, strict=True)])
+    tokens, labels, image_starts = _placed(texts, lengths, starts, total)
     geometries = [dataset.image_geometry(image) for image in image_rows]
     grids = np.array([(g.rows, g.columns) for g in geometries], dtype=np.int64).reshape(-1, 2)
 
@@ -250,8 +243,26 @@ def build_batch(
         image_grids=torch.from_numpy(grids),
         patches=patches,
         teacher_images=teacher_images,
-        sample_ids=torch.tensor(sample_ids, dtype=torch.int64),
+        sample_ids=torch.tensor(
+            [*sample_indices, *[FILLER_SAMPLE_ID] * (len(texts) - len(sample_indices))], dtype=torch.int64
+        ),
         damaged=damaged,
+    )
+
+
+def _placed(
+    texts: Sequence[Text], lengths: NDArray[np.int64], starts: NDArray[np.int64], total: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens and labels [total] of a pack, and where its images begin, from its samples and where these begin."""
+    tokens = np.zeros(total, dtype=np.int64)
+    labels = np.full(total, IGNORE_INDEX, dtype=np.int64)
+    real = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    tokens[real] = np.concatenate([text[0] for text in texts])
+    labels[real] = np.concatenate([text[1] for text in texts])
+    return (
+        tokens,
+        labels,
+        np.concatenate([text[2] + start for text, start in zip(texts, starts, strict=True)]),
     )
 
 

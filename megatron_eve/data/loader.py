@@ -104,6 +104,24 @@ class Step:
     """Tokens of each pack with its padding, the same for all packs of all ranks; None if they differ."""
 
 
+def _checked_multiples(
+    seq_length: int, tensor_parallel: int, context_parallel: int, row_multiple: int
+) -> tuple[int, int]:
+    """`padding_multiples`, of which a pack's length has to be one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
+    if seq_length < 1 or seq_length % multiples[1]:
+        raise ValueError(
+            f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel}, context parallel "
+            f"{context_parallel} and rows in multiples of {row_multiple} it must be a multiple of {multiples[1]}, so "
+            "that a padded pack still fits"
+        )
+    return multiples
+
+
 class StepLoader:
     """Gives the microbatches of any step of a run."""
 
@@ -158,13 +176,7 @@ class StepLoader:
             raise ValueError(
                 f"data-parallel rank {data_parallel_rank} is not below the size {data_parallel_size}"
             )
-        _, multiple = self._multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
-        if seq_length < 1 or seq_length % multiple:
-            raise ValueError(
-                f"--seq-length is {seq_length}; with tensor parallel {tensor_parallel}, context parallel "
-                f"{context_parallel} and rows in multiples of {row_multiple} it must be a multiple of {multiple}, so "
-                "that a padded pack still fits"
-            )
+        self._multiples = _checked_multiples(seq_length, tensor_parallel, context_parallel, row_multiple)
         self._dataset, self._order = dataset, order
         self._global_batch_size = global_batch_size
         self._seq_length = seq_length

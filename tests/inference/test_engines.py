@@ -93,7 +93,7 @@ def alone(ranks: RankPool) -> list[Answer]:
     return found[0][0]
 
 
-@parametrize(TP2, PP2)
+@parametrize(TP2, slow=(PP2,))
 def test_answers_depend_on_neither_batch_nor_layout_nor_stream(
     ranks: RankPool, alone: list[Answer], layout: Layout
 ) -> None:

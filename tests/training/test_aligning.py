@@ -206,10 +206,14 @@ def one_fixed_step(config: RunConfig, first: int) -> Outcome | None:
 
 
 @parametrize(
-    ONE, TP2_SP, PP4_UNEVEN, PP2_VPP2_CP2, TP2_SP_CP2, TP2_PP2, slow=(PP2, PP4, PP4_VPP2, CP2, CP2_DP2)
+    PP4_UNEVEN,
+    PP2_VPP2_CP2,
+    slow=(ONE, TP2_SP, PP2, PP4, PP4_VPP2, CP2, CP2_DP2, TP2_SP_CP2, TP2_PP2),
 )
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
-@pytest.mark.parametrize("text_only", [False, True], ids=["images", "text"])
+@pytest.mark.parametrize(
+    "text_only", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["images", "text"]
+)
 def test_fixed_shapes_change_nothing(
     ranks: RankPool, single_device: Any, layout: Layout, image_size: int, text_only: bool
 ) -> None:
