@@ -154,7 +154,7 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     lengths = [len(sample) for sample in SAMPLES]
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     inputs = ModelInputs(
-        packed=packed_params(bounds, bounds, lengths),
+        packed=packed_params(bounds, lengths),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         tokens=torch.tensor([*SAMPLES[0], *SAMPLES[1]]),
         patches=torch.empty(0, PATCH_VALUES, dtype=torch.uint8),
