@@ -112,7 +112,7 @@ class ChatPage:
             question.stop(self._stop, None, question, cancels=[asking], queue=False, api_visibility="private")
             gradio.on(
                 [new.click, chat.clear],
-                lambda: (Conversation(), [], gradio.MultimodalTextbox(interactive=True)),
+                self._begin_anew,
                 None,
                 [conversation, chat, question],
                 cancels=[asking],
@@ -141,12 +141,15 @@ class ChatPage:
 
     def _leave(self, request: gradio.Request) -> None:
         """Nobody waits for this session's answer any more. Gradio itself would let the generator run on."""
-        if ticket := self._asking.get(request.session_hash):
+        if ticket := self._asking.pop(request.session_hash, None):
             ticket.left.set()
 
     def _stop(self, request: gradio.Request) -> Any:
         self._leave(request)
         return gradio.MultimodalTextbox(interactive=True)
+
+    def _begin_anew(self, request: gradio.Request) -> tuple[Any, ...]:
+        return Conversation(), [], self._stop(request)
 
     def _answer(
         self, message: dict[str, Any], before: Conversation, request: gradio.Request
