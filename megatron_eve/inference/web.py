@@ -158,6 +158,7 @@ class ChatPage:
         asked = _Turn(message["text"].strip(), tuple(message["files"]))
         empty = gradio.MultimodalTextbox(value=None, interactive=False)
         yield empty, before.messages(asked), before
+        ticket = None
         try:
             query = before.asked(asked, self.limits)
             query.check(self.limits)
@@ -170,7 +171,9 @@ class ChatPage:
             asked = replace(asked, refusal=str(error))
             box = gradio.MultimodalTextbox(value={"text": asked.question, "files": []}, interactive=True)
         finally:
-            self._leave(request)
+            # Gradio may close this long after a stop, when the session's ticket is that of the next question.
+            if ticket is not None and self._asking.get(request.session_hash) is ticket:
+                self._leave(request)
         yield box, before.messages(asked), before.after(asked)
 
 

@@ -12,13 +12,14 @@ import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from megatron_eve.inference.chat import Limits
-from megatron_eve.inference.web import ChatPage
+from megatron_eve.inference.web import ChatPage, Conversation
 from tests.inference.scripted import HOSTILE, ScriptedEngine
 from tests.inference.test_chat import until
 from tests.inference.test_generate import picture
@@ -209,6 +210,32 @@ def test_stopping_keeps_what_was_said(person: Person, engine: ScriptedEngine) ->
         until(lambda: engine.release() or engine.left == 1)
     expect(person.ask("And?")).to_have_text("0 pictures, 2 questions")
     assert "ASSISTANT: one" in engine.queries[-1].text
+
+
+def test_a_stopped_question_takes_nothing_from_the_next(
+    shop: tuple[ChatPage, ScriptedEngine], engine: ScriptedEngine
+) -> None:
+    """Gradio closes the generator of a question that was stopped when it likes."""
+    page, request = shop[0], SimpleNamespace(session_hash="somebody")
+
+    def ask(question: str) -> Any:
+        asking = page._answer({"text": question, "files": []}, Conversation(), request)
+        next(asking)
+        return asking
+
+    stopped = ask("slowly")
+    engine.release()
+    next(stopped)
+    page._stop(request)
+    engine.release()
+    until(lambda: engine.left == 1)
+    following = ask("echo mine")
+    next(following)
+    ticket = page._asking["somebody"]
+    stopped.close()
+    assert not ticket.left.is_set() and page._asking["somebody"] is ticket
+    following.close()
+    assert ticket.left.is_set() and "somebody" not in page._asking
 
 
 @pytest.mark.parametrize(
