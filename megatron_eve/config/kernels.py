@@ -15,6 +15,8 @@ _BLOCK = 128
 def kernel_complaints(config: RunConfig) -> Iterator[str]:
     """What is wrong with precision and kernels, a line each, flag and remedy named."""
     training = config.training
+    if config.parallel.tp_comm_overlap:
+        yield from _overlap(config)
     if training.fp8_format is not None:
         yield from _fp8(config)
     elif training.fp8_recipe != "delayed":
@@ -27,6 +29,20 @@ def kernel_complaints(config: RunConfig) -> Iterator[str]:
             )
     elif training.cross_entropy_fusion_impl != "native":
         yield "--cross-entropy-fusion-impl te: only used with --cross-entropy-loss-fusion; add that, or leave it out"
+
+
+def _overlap(config: RunConfig) -> Iterator[str]:
+    parallel, training, flag = config.parallel, config.training, "--tp-comm-overlap"
+    if not parallel.sequence_parallel:
+        yield f"{flag}: overlaps what --sequence-parallel gathers and scatters; add that, or leave it out"
+    if parallel.variable_seq_lengths:
+        yield f"{flag}: its buffers have one size, for packs of --seq-length; leave --variable-seq-lengths out"
+    if not training.bf16:
+        yield f"{flag}: its buffers are in bfloat16; add --bf16"
+    if training.transformer_impl == "local":
+        yield f"{flag}: torch's layers have no overlap; leave --transformer-impl out"
+    if training.fp8_format is not None and training.fp8_recipe == "blockwise":
+        yield f"{flag}: has no buffers for --fp8-recipe blockwise; use delayed or tensorwise"
 
 
 def _fp8(config: RunConfig) -> Iterator[str]:

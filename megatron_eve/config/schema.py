@@ -120,6 +120,9 @@ class ParallelConfig:
     variable_seq_lengths: OptionalFlag = None
     """Leave packs as long as they are; pipeline stages then tell each other shapes, which makes a GPU wait. false pads
     the packs of a step to one length, and what stages send to fixed shapes. Without it: false on GPUs, true on CPUs."""
+    tp_comm_overlap: bool = False
+    """Overlap what tensor-parallel ranks tell each other with their matrix products (TransformerEngine's userbuffers;
+    with --sequence-parallel, ranks of one node). Pads every pack to --seq-length, since its buffers have one size."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
@@ -166,6 +169,9 @@ class TrainingConfig:
     cross_entropy_fusion_impl: Literal["native", "te"] = "native"
     """With --cross-entropy-loss-fusion, whose: megatron-core's, compiled by torch, or TransformerEngine's kernel, which
     works in place."""
+    gradient_accumulation_fusion: bool = True
+    """Where it can be, add weight gradients to the float32 buffer in the matrix product itself: TransformerEngine's
+    layers do it themselves, megatron-core's own (the output layer) where NVIDIA's apex is installed."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs, with --bf16."""
     recompute_granularity: Literal["full", "selective"] | None = None

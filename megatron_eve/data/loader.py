@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from megatron_eve.data.sampling import Order
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
 # Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.
 _LENGTH_STEP = 256
-_AHEAD = 2  # microbatches that are built while one runs
+AHEAD = 2  # microbatches that are built while one runs
 
 
 class LazyBatches(Sequence[PackedBatch]):
@@ -69,7 +69,7 @@ class LazyBatches(Sequence[PackedBatch]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]  # raises IndexError; understands negative numbers
-        self.start(number + 1 + _AHEAD)
+        self.start(number + 1 + AHEAD)
         if number == len(self) - 1:
             self._near_end()
         return self._futures[number].result()
@@ -138,7 +138,7 @@ class StepLoader:
         tensor_parallel: int = 1,
         context_parallel: int = 1,
         row_multiple: int = 1,
-        one_length: bool = False,
+        fixed_length: Literal["step", "seq_length"] | None = None,
         most_images: int | None = None,
         with_pixels: bool,
         teacher: TeacherShare | None = None,
@@ -155,9 +155,9 @@ class StepLoader:
             pack_multiple: microbatches of a rank come in multiples of this (the pipeline-parallel size under an
                 interleaved schedule, else 1).
             tensor_parallel, context_parallel, row_multiple: set the padding (see `padding_multiples`).
-            one_length: pad the packs of a step, on all ranks, to the length that the longest of them needs. They
-                are balanced, so that is little, where padding to ``seq_length`` may be nearly half of a step whose
-                packs had to be a multiple of the data-parallel size.
+            fixed_length: pad the packs of a step, on all ranks, to one length: that which the longest of them needs
+                ("step"), or ``seq_length``. They are balanced, so the first is little, where the second may be nearly
+                half of a step whose packs had to be a multiple of the data-parallel size. None leaves them.
             most_images: images that a pack may hold; None does not bound it.
             with_pixels: decode the images; only ranks that embed patches need it.
             teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
@@ -184,7 +184,7 @@ class StepLoader:
         self._ranks = data_parallel_size
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
-        self._one_length = one_length
+        self._fixed_length = fixed_length
         self._most_images = most_images
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
@@ -202,7 +202,7 @@ class StepLoader:
         self._upload = upload
         self._reads_images = with_pixels or teacher is not None
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
-        # at most _AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
+        # at most AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-loader")
         self._expected: tuple[tuple[int, int], Step] | None = None
 
@@ -277,7 +277,7 @@ class StepLoader:
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())
-        length = self._common_length(packs, lengths_in_pack) if self._one_length else None
+        length = self._common_length(packs, lengths_in_pack)
         return Step(
             batches=LazyBatches(
                 [partial(self._built, ids[pack].tolist(), length) for pack in mine],
@@ -294,8 +294,10 @@ class StepLoader:
             pack_length=length,
         )
 
-    def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int:
-        """What the longest pack of a step needs, rounded up; at most ``seq_length``."""
+    def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int | None:
+        """What all packs of a step are padded to: what the longest needs, rounded up, or ``seq_length``."""
+        if self._fixed_length != "step":
+            return self._seq_length if self._fixed_length else None
         longest = max(int(lengths[list(pack)].sum()) for pack in packs)
         step = math.lcm(_LENGTH_STEP, self._multiples[1])
         return min(-(-max(longest, 1) // step) * step, self._seq_length)
@@ -320,5 +322,5 @@ class StepLoader:
         if self._expected is None or self._expected[0] != (consumed, count):
             step = self._run_step(consumed, count)
             assert isinstance(step.batches, LazyBatches)
-            step.batches.start(_AHEAD)
+            step.batches.start(AHEAD)
             self._expected = (consumed, count), step

@@ -34,7 +34,7 @@ from megatron_eve.data.sampling import (
     split_dataset,
 )
 from megatron_eve.training.microbatch import decodes_pixels
-from megatron_eve.training.shapes import variable_lengths
+from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
 
 MOCK_SAMPLES = 4096
@@ -212,7 +212,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         tensor_parallel=parallel.tensor_model_parallel_size,
         context_parallel=parallel.context_parallel_size,
         row_multiple=config.row_multiple,
-        one_length=not variable_lengths(config),
+        fixed_length=fixed_length(config),
         most_images=config.data.max_images_per_pack,
         with_pixels=decodes_pixels(),
         teacher=teacher,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import torch
+
 from megatron_eve.accelerator import Accelerator, accelerator
 from megatron_eve.config import ConfigError, RunConfig
 
@@ -39,6 +41,8 @@ def check_kernels(config: RunConfig, machine: Accelerator) -> None:
         ConfigError: naming the flag and the remedy.
     """
     training = config.training
+    if config.parallel.tp_comm_overlap:
+        _wants_transformer_engine("--tp-comm-overlap", "leave it out", machine)
     if training.cross_entropy_loss_fusion and training.cross_entropy_fusion_impl == "te":
         _wants_transformer_engine("--cross-entropy-fusion-impl te", "use native", machine)
     if training.fp8_format is None:
@@ -73,7 +77,7 @@ def kernel_settings(config: RunConfig) -> dict[str, Any]:
     training = config.training
     engine, on_gpu = uses_transformer_engine(config), accelerator().name == "cuda"
     settings: dict[str, Any] = {
-        "gradient_accumulation_fusion": fuses_gradient_accumulation(),
+        "gradient_accumulation_fusion": fuses_gradient_accumulation(config),
         "cross_entropy_loss_fusion": training.cross_entropy_loss_fusion,
         "cross_entropy_fusion_impl": training.cross_entropy_fusion_impl,
         "masked_softmax_fusion": False,
@@ -82,6 +86,15 @@ def kernel_settings(config: RunConfig) -> dict[str, Any]:
         "apply_rope_fusion": engine,
         "persist_layer_norm": False,
     }
+    if config.parallel.tp_comm_overlap:
+        # In bulk, what one matrix product needs of other ranks travels during the other. Where weights are frozen the
+        # product for their gradient, under which the input's gradient would be summed, does not take place at all.
+        trains = training.stage != 1
+        settings |= {
+            "tp_comm_overlap": True,
+            "tp_comm_bulk_dgrad": trains,
+            "tp_comm_bulk_wgrad": trains,
+        }
     if training.fp8_format is not None:
         settings |= {
             "fp8": training.fp8_format,
@@ -92,14 +105,15 @@ def kernel_settings(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def fuses_gradient_accumulation() -> bool:
-    """Are weight gradients added to the float32 buffer by the matrix product itself?
+def fuses_gradient_accumulation(config: RunConfig) -> bool:
+    """Do megatron-core's own linear layers add weight gradients to the float32 buffer in the matrix product itself?
 
-    On GPUs with NVIDIA's apex, an optional source build: without its extension megatron-core's linear layers, of which
-    the output layer is one, refuse.
+    On GPUs with NVIDIA's apex, an optional source build: without its extension they, of which the output layer is one,
+    refuse. TransformerEngine's need no apex (`training/model.py`).
     """
     return (
-        accelerator().name == "cuda"
+        config.training.gradient_accumulation_fusion
+        and accelerator().name == "cuda"
         and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     )
 
@@ -113,16 +127,41 @@ def describe_kernels(config: RunConfig) -> str:
     loss = (
         f"fused ({training.cross_entropy_fusion_impl})" if training.cross_entropy_loss_fusion else "unfused"
     )
-    accumulation = "fused" if fuses_gradient_accumulation() else "unfused (fused with NVIDIA apex on a GPU)"
+    engine = uses_transformer_engine(config)
+    fused = ["the decoder"] if engine and training.gradient_accumulation_fusion else []
+    fused += ["the output layer"] if fuses_gradient_accumulation(config) else []
+    overlap = "; tensor-parallel communication overlapped" if config.parallel.tp_comm_overlap else ""
     return (
-        f"layers of {'TransformerEngine' if uses_transformer_engine(config) else 'torch'} in {precision}; "
-        f"language loss {loss}; gradient accumulation {accumulation}"
+        f"layers of {'TransformerEngine' if engine else 'torch'} in {precision}; language loss {loss}; "
+        f"gradient accumulation {'fused in ' + ' and '.join(fused) if fused else 'unfused'}{overlap}"
     )
 
 
-def forget_fp8() -> None:
-    """Have TransformerEngine forget the FP8 layers of a layout that ends; they hold its process groups."""
+def prepare_kernels(config: RunConfig) -> None:
+    """Make what TransformerEngine wants to exist before its layers do: buffers for overlapped communication.
+
+    Collective; the process groups of the layout exist already.
+    """
+    parallel = config.parallel
+    if not parallel.tp_comm_overlap:
+        return
+    from transformer_engine.pytorch import UserBufferQuantizationMode, initialize_ub
+
+    in_fp8 = config.training.fp8_format is not None
+    initialize_ub(
+        shape=[config.data.seq_length // parallel.context_parallel_size, config.model.hidden_size],
+        tp_size=parallel.tensor_model_parallel_size,
+        quantization_modes=[UserBufferQuantizationMode.FP8 if in_fp8 else UserBufferQuantizationMode.NONE],
+        dtype=torch.bfloat16,
+        bootstrap_backend="nccl",  # Megatron's default; gloo would have to find the node's own network
+    )
+
+
+def forget_kernels() -> None:
+    """Have TransformerEngine forget the layers and buffers of a layout that ends; they hold its process groups."""
     if accelerator().transformer_engine:
+        from transformer_engine.pytorch import destroy_ub
         from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
 
         FP8GlobalStateManager.reset()
+        destroy_ub()

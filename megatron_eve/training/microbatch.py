@@ -32,7 +32,10 @@ def decodes_pixels() -> bool:
 
 
 def model_inputs(
-    batch: PackedBatch, chunk: VisionLanguageModel, teacher: Teacher | None = None
+    batch: PackedBatch,
+    chunk: VisionLanguageModel,
+    teacher: Teacher | None = None,
+    features: torch.Tensor | None = None,
 ) -> ModelInputs:
     """Move what a model chunk needs of a pack to the device.
 
@@ -42,6 +45,7 @@ def model_inputs(
         batch: the pack, on the host.
         chunk: which inputs are wanted follows from its place in the pipeline.
         teacher: gives the aligning layer its targets; without one it is passed over.
+        features: of the teacher for this pack, if it has seen the pack already (see `pack_features`).
     """
     device = accelerator().device
     lengths = batch.cu_seqlens_padded.diff().tolist()
@@ -61,7 +65,8 @@ def model_inputs(
             cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
         if chunk.post_process and teacher is not None:
             index = to_device(cells.teacher_index(teacher.grid), device)
-            inputs.teacher_features = pack_features(teacher, batch)[index]
+            features = pack_features(teacher, batch) if features is None else features
+            inputs.teacher_features = features[index]
             inputs.cell_weights = to_device(cells.weights(), device)
     if chunk.pre_process:
         inputs.tokens = to_device(batch.tokens, device)

@@ -20,7 +20,7 @@ from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
-from megatron_eve.training.shapes import variable_lengths
+from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.stages import STAGES
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
@@ -71,7 +71,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         deterministic_mode=training.deterministic_mode,
         # Where packs differ in length stages exchange shapes; megatron-core wants this dispatcher beside it,
         # although nothing here is a mixture of experts.
-        variable_seq_lengths=variable_lengths(config),
+        variable_seq_lengths=fixed_length(config) is None,
         moe_token_dispatcher_type="alltoall",
         # Batched exchanges give silently wrong numbers under the interleaved schedule (PP 2 x VPP 2).
         overlap_p2p_comm=interleaved,

@@ -10,7 +10,7 @@ Shapes: L = tokens of a pack, n = rows on this rank, D = decoder width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from megatron.core import parallel_state
 
@@ -22,10 +22,17 @@ from megatron_eve.models.vlm import VisionLanguageModel
 Shapes = list[tuple[int, int, int]]
 
 
-def variable_lengths(config: RunConfig) -> bool:
-    """Do packs differ in length? As the configuration says, or else on CPUs only."""
-    chosen = config.parallel.variable_seq_lengths
-    return accelerator().name == "cpu" if chosen is None else chosen
+def fixed_length(config: RunConfig) -> Literal["step", "seq_length"] | None:
+    """What packs are padded to, if to anything (see `StepLoader`).
+
+    To what each step needs, by default on GPUs only. To --seq-length where buffers were made for one length.
+    """
+    if config.parallel.tp_comm_overlap:
+        return "seq_length"
+    variable = config.parallel.variable_seq_lengths
+    if variable is None:
+        variable = accelerator().name == "cpu"
+    return None if variable else "step"
 
 
 def _ranks_of_a_pack(chunk: VisionLanguageModel) -> int:

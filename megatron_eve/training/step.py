@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -25,20 +26,24 @@ from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import unwrap
 from megatron_eve.training.shapes import schedule_shapes
 from megatron_eve.training.stragglers import Stragglers
+from megatron_eve.training.teaching import teach_ahead
 
 
 def forward_step(
-    batches: Iterator[PackedBatch],
+    batches: Iterator[tuple[PackedBatch, torch.Tensor | None]],
     model: torch.nn.Module,
     *,
     normalizer: Normalizer,
     teacher: Teacher | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
-    """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
-    batch = next(batches)
+    """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
+
+    Packs come with the teacher's features where it has seen them already.
+    """
+    batch, features = next(batches)
     with stragglers.forward() if stragglers else nullcontext():
-        outputs = model(model_inputs(batch, unwrap(model), teacher))
+        outputs = model(model_inputs(batch, unwrap(model), teacher, features))
     return outputs, normalizer.loss_function(batch)
 
 
@@ -66,7 +71,8 @@ def forward_backward(
         same on every rank of the last stage (zero elsewhere).
     """
     interleaved = len(chunks) > 1
-    iterators = [iter(step.batches) for _ in chunks]
+    early = teach_ahead(teacher, step.batches) if teacher is not None else []
+    iterators = [zip(step.batches, chain(early, repeat(None)), strict=False) for _ in chunks]
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
         forward_step_func=partial(
             forward_step, normalizer=normalizer, teacher=teacher, stragglers=stragglers

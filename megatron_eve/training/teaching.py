@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.data.loader import AHEAD
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
 from megatron_eve.training.flops import TeacherSizes
 
@@ -85,6 +87,17 @@ def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:
     group = parallel_state.get_tensor_and_context_parallel_group()
     torch.distributed.all_gather_into_tensor(everyone, features, group=group)
     return everyone.flatten(0, 1)
+
+
+def teach_ahead(teacher: Teacher, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
+    """Features of a step's first packs, before the schedule begins.
+
+    The last stage of a pipeline has nothing to do until the first pack has come through all others, and the teacher,
+    which needs pictures only, can use that time: on a GPU its kernels run before the first receive. As many packs as
+    there are stages before, at most those whose pictures are ready by then; none without a pipeline.
+    """
+    waits = parallel_state.get_pipeline_model_parallel_world_size() - 1
+    return [pack_features(teacher, batches[i]) for i in range(min(waits, AHEAD, len(batches)))]
 
 
 def shared_identity(config: RunConfig) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from megatron_eve.config import (
     validate,
 )
 
+OVERLAP = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
+
 
 def config(**sections: dict[str, object]) -> RunConfig:
     base = RunConfig(model=PRESETS["eve_tiny"]).to_dict()
@@ -119,6 +121,30 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--hidden-size 192 is no multiple",
         ),
         ({"training": {"fp8_recipe": "tensorwise"}}, "--fp8-recipe tensorwise", "add that, or leave it out"),
+        (
+            {"training": {"bf16": True}, "parallel": {"tp_comm_overlap": True}},
+            "--tp-comm-overlap",
+            "add that, or leave it out",
+        ),
+        (
+            {"training": {"bf16": True}, "parallel": {**OVERLAP, "variable_seq_lengths": True}},
+            "--tp-comm-overlap",
+            "leave --variable-seq-lengths out",
+        ),
+        ({"parallel": OVERLAP}, "--tp-comm-overlap", "add --bf16"),
+        (
+            {"training": {"bf16": True, "transformer_impl": "local"}, "parallel": OVERLAP},
+            "--tp-comm-overlap",
+            "leave --transformer-impl out",
+        ),
+        (
+            {
+                "training": {"bf16": True, "fp8_format": "e4m3", "fp8_recipe": "blockwise"},
+                "parallel": OVERLAP,
+            },
+            "--tp-comm-overlap",
+            "use delayed or tensorwise",
+        ),
         ({"training": {"cross_entropy_loss_fusion": True}}, "--cross-entropy-loss-fusion", "add --bf16"),
         ({"training": {"cross_entropy_fusion_impl": "te"}}, "--cross-entropy-fusion-impl te", "add that"),
         (

@@ -235,7 +235,7 @@ def test_bad_settings(dataset: MockDataset, options: dict[str, Any], message: st
 def test_packs_of_one_length(dataset: MockDataset, ranks: int) -> None:
     """On all ranks, known from the step alone, an empty pack included; samples and labels are those without."""
     loaders = [
-        make(dataset, rank, ranks, seq_length=1024, one_length=True, tensor_parallel=2)
+        make(dataset, rank, ranks, seq_length=1024, fixed_length="step", tensor_parallel=2)
         for rank in range(ranks)
     ]
     plain = [make(dataset, rank, ranks, seq_length=1024, tensor_parallel=2) for rank in range(ranks)]
@@ -255,6 +255,13 @@ def test_packs_of_one_length(dataset: MockDataset, ranks: int) -> None:
                 assert torch.equal(
                     padded.labels[padded.labels != IGNORE_INDEX], batch.labels[batch.labels != IGNORE_INDEX]
                 )
+
+
+def test_packs_of_the_greatest_length(dataset: MockDataset) -> None:
+    loader = make(dataset, seq_length=1024, fixed_length="seq_length")
+    for step in (loader.step(0, 12), loader.step(12, 1)):
+        assert step.pack_length == 1024
+        assert {len(batch.tokens) for batch in step.batches} == {1024}
 
 
 def test_pixels_are_taken_to_where_they_are_used(dataset: MockDataset) -> None:

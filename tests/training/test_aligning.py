@@ -303,14 +303,48 @@ def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, imag
             assert arrived - hidden == -(-taps * count * 48 // 64)
 
 
+def who_works(config: RunConfig) -> list[str]:
+    """Runs on each rank: what the rank did in a step, in order."""
+    from megatron_eve.models.eve.teacher import Teacher
+    from megatron_eve.models.vlm import VisionLanguageModel
+
+    events = []
+    forward, call = VisionLanguageModel.forward, Teacher.__call__
+
+    def watched_forward(self: Any, inputs: Any) -> Any:
+        events.append("model")
+        return forward(self, inputs)
+
+    def watched_call(self: Any, images: torch.Tensor) -> torch.Tensor:
+        if not (images == 127).all():  # the grey picture that it tries before the first step
+            events.append("teacher")
+        return call(self, images)
+
+    VisionLanguageModel.forward, Teacher.__call__ = watched_forward, watched_call  # type: ignore[method-assign]
+    try:
+        one_step(config, 0)
+    finally:
+        VisionLanguageModel.forward, Teacher.__call__ = forward, call  # type: ignore[method-assign]
+    return events
+
+
+def test_the_teacher_uses_the_time_in_which_the_last_stage_waits(ranks: RankPool) -> None:
+    """The first two packs' pictures are seen before any pack comes through the pipeline; none is seen twice."""
+    (alone,) = ranks.run(1, who_works, run_config(ONE.parallel, Content()))
+    *others, last = ranks.run(4, who_works, run_config(PP4.parallel, Content()))
+    assert alone.count("teacher") == 3 and alone.count("model") == 4  # one sample has no picture
+    second = [i for i, event in enumerate(alone) if event == "model"][1] + 1
+    early = [event for event in alone[:second] if event == "teacher"]
+    assert early and last == early + ["model"] * 2 + alone[second:]
+    assert others == [["model"] * 4] * 3
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with TransformerEngine")
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
-def test_transformer_engine_aligns_as_torch_does(monkeypatch: pytest.MonkeyPatch, image_size: int) -> None:
+def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
     pytest.importorskip("transformer_engine.pytorch")
-    # Bare modules have no buffer that apex's kernels could add a gradient to.
-    monkeypatch.setattr("megatron_eve.training.kernels.fuses_gradient_accumulation", lambda: False)
     from megatron_eve.accelerator import accelerator
     from megatron_eve.training.data import build_loader, open_data
     from megatron_eve.training.initialize import distributed
@@ -324,7 +358,14 @@ def test_transformer_engine_aligns_as_torch_does(monkeypatch: pytest.MonkeyPatch
     for choice in ("local", "transformer_engine"):
         config = RunConfig(
             model=ModelConfig(hidden_size=256, ffn_hidden_size=704, image_size=image_size),
-            training=TrainingConfig(train_iters=1, bf16=True, transformer_impl=choice, **FULL),  # type: ignore[arg-type]
+            # Bare modules have no buffer to which a matrix product could add a gradient.
+            training=TrainingConfig(
+                train_iters=1,
+                bf16=True,
+                transformer_impl=choice,  # type: ignore[arg-type]
+                gradient_accumulation_fusion=False,
+                **FULL,
+            ),
             alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(teacher)),
             data=DataConfig(mock_data=True, seq_length=1024),
         )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_eve.accelerator import Accelerator
-from megatron_eve.config import ConfigError, RunConfig, TrainingConfig
+from megatron_eve.config import ConfigError, ParallelConfig, RunConfig, TrainingConfig
 from tests.layouts import ONE, TP2, Layout, parametrize
 from tests.ranks import RankPool
 
@@ -74,6 +74,47 @@ def test_what_a_machine_has_is_taken(training: dict[str, Any], found: Accelerato
     from megatron_eve.training.kernels import check_kernels
 
     check_kernels(RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training)), found)
+
+
+OVERLAP = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True, tp_comm_overlap=True)
+
+
+def test_overlapped_communication_wants_transformer_engine() -> None:
+    from megatron_eve.training.kernels import check_kernels
+
+    config = RunConfig(parallel=OVERLAP, training=TrainingConfig(train_iters=1, bf16=True))
+    check_kernels(config, A100)
+    with pytest.raises(
+        ConfigError, match=r"--tp-comm-overlap: needs a GPU and TransformerEngine.*leave it out"
+    ):
+        check_kernels(config, machine(None))
+
+
+@pytest.mark.parametrize(("stage", "bulk"), [(1, False), (2, True), (3, True)])
+def test_a_frozen_decoder_sends_nothing_under_products_that_it_lacks(stage: int, bulk: bool) -> None:
+    """TransformerEngine would sum the input's gradient during the product for the weight's, which is not made."""
+    from megatron_eve.training.kernels import kernel_settings
+
+    training = TrainingConfig(train_iters=1, bf16=True, stage=stage)  # type: ignore[arg-type]
+    settings = kernel_settings(RunConfig(parallel=OVERLAP, training=training))
+    assert settings["tp_comm_overlap"] is True
+    assert settings["tp_comm_bulk_wgrad"] is bulk and settings["tp_comm_bulk_dgrad"] is bulk
+    assert "tp_comm_overlap" not in kernel_settings(RunConfig(training=training))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "expected"),
+    [
+        (ParallelConfig(), None),  # on this CPU
+        (ParallelConfig(variable_seq_lengths=True), None),
+        (ParallelConfig(variable_seq_lengths=False), "step"),
+        (OVERLAP, "seq_length"),
+    ],
+)
+def test_what_packs_are_padded_to(parallel: ParallelConfig, expected: str | None) -> None:
+    from megatron_eve.training.shapes import fixed_length
+
+    assert fixed_length(RunConfig(parallel=parallel)) == expected
 
 
 def test_the_command_refuses_before_any_process_group() -> None:

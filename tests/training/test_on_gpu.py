@@ -28,12 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(num_layers=2, hidden_size=256, ffn_hidden_size=704, num_attention_heads=4, vocab_size=300)
 
 
-@pytest.fixture(autouse=True)
-def unfused_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bare modules have no buffer that apex's kernels could add a gradient to."""
-    monkeypatch.setattr("megatron_eve.training.kernels.fuses_gradient_accumulation", lambda: False)
-
-
 def config(**training: Any) -> RunConfig:
     pytest.importorskip("transformer_engine.pytorch")
     return RunConfig(
@@ -66,6 +60,8 @@ def pack_losses(some: RunConfig, packs: Sequence[Sequence[int]], length: int | N
     from megatron_eve.training.model import build_chunks
 
     accelerator()
+    # Bare modules have no buffer to which a matrix product could add a gradient.
+    some = replace(some, training=replace(some.training, gradient_accumulation_fusion=False))
     with distributed(some):
         torch.manual_seed(0)
         (chunk,) = build_chunks(some)
