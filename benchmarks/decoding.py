@@ -5,20 +5,21 @@
 The published way: Pillow decodes, the picture is resized twice (for the model at 672 pixels and for the teacher at
 336), each is pasted on a grey square and normalised in float on the host, and a DataLoader's worker processes pass the
 floats on. Ours gives the same pictures as uint8 patches and squares; what has to be normalised is normalised where it
-is used. Workers and threads are one or two; medians of the rounds, taken in turns. With a GPU and DALI, decoding on the
-GPU joins in, where only the files' bytes go to the device.
+is used. Workers and threads are one or two (one or eight where there are as many cores); medians of the rounds, taken
+in turns. With a GPU and DALI, decoding on the GPU joins in, where only the files' bytes go to the device.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from gpu_common import parser, report
+from gpu_common import Table, parser, photos
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,21 +30,9 @@ from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepare
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SHAPES = ((640, 480), (1600, 1200))
+# A GPU comes with cores of its own.
+WORKERS = (1, 2) if (os.cpu_count() or 1) < 8 else (1, 8)
 SETTINGS = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=TEACHER_SIZE)
-
-
-def photos(count: int, width: int, height: int) -> list[bytes]:
-    """JPEG files with the edges, gradients and noise of photos, quality 90, seeded."""
-    files = []
-    for seed in range(count):
-        random = np.random.default_rng(seed)
-        coarse = random.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height)), dtype=np.int32)
-        pixels = smooth + random.normal(0, 6, smooth.shape)
-        stream = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-        files.append(stream.getvalue())
-    return files
 
 
 class Published(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -131,10 +120,13 @@ def main() -> None:
     )
     arguments = options.parse_args()
     torch.set_num_threads(1)  # threads are the backends' own
-    rows: list[tuple[object, ...]] = []
+    header = (
+        "pictures", "workers or threads", "way", "images/s", "ratio", "bytes to the device, a picture"
+    )  # fmt: skip
+    table = Table("decoding", header, arguments.out)
     for width, height in SHAPES[:1] if arguments.toy else SHAPES:
         files = photos(arguments.images, width, height)
-        for workers in (1, 2):
+        for workers in WORKERS:
             tried = ways(files, workers)
             seconds: dict[str, list[float]] = {name: [] for name in tried}
             sent = {name: way() for name, way in tried.items()}
@@ -146,16 +138,13 @@ def main() -> None:
             base = statistics.median(seconds["published"])
             for name, taken in seconds.items():
                 middle = statistics.median(taken)
-                rows.append(
-                    (
-                        f"{width}x{height}", workers, name, f"{len(files) / middle:.0f}", f"{base / middle:.2f}",
-                        f"{sent[name] // len(files):,}",
-                    )
-                )  # fmt: skip
-    header = (
-        "pictures", "workers or threads", "way", "images/s", "ratio", "bytes to the device, a picture"
-    )  # fmt: skip
-    report("decoding", header, rows, arguments.out)
+                rate, ratio = f"{len(files) / middle:.0f}", f"{base / middle:.2f}"
+                table.add(f"{width}x{height}", workers, name, rate, ratio, f"{sent[name] // len(files):,}")
+    if not dali_is_installed():
+        table.note("DALI is not installed.")
+    elif not torch.cuda.is_available():
+        table.note("Without a GPU, DALI decodes on the CPU.")
+    table.close()
 
 
 if __name__ == "__main__":

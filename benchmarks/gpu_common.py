@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import io
+import os
+import shutil
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import (
@@ -22,17 +29,22 @@ from megatron_eve.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     RunConfig,
     TrainingConfig,
     validate,
 )
 
+# TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
+if "CUDA_HOME" not in os.environ and (compiler := shutil.which("nvcc")):
+    os.environ["CUDA_HOME"] = str(Path(compiler).resolve().parents[1])
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 # Dense matrix products in bfloat16, TFLOP/s, by what the name of a GPU holds (its makers' data sheets); the first that
 # fits. Others have no MFU.
 _PEAK = (
     ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
     ("H100", 989.0),
     ("H200", 989.0),
     ("A100", 312.0),
@@ -73,31 +85,103 @@ def run_config(
     samples: int,
     seq_length: int,
     teacher: Path | None = None,
+    data: str | None = None,
+    parallel: ParallelConfig | None = None,
     bf16: bool = True,
+    lr: float = 1e-5,
+    train_iters: int = 10_000,
     **training: Any,
 ) -> RunConfig:
-    """A run on synthetic photos and random captions, checked as any run is."""
+    """A run on a dataset, or on synthetic samples (--mock-data), checked as any run is."""
     config = RunConfig(
+        parallel=parallel or ParallelConfig(),
         model=model,
-        training=TrainingConfig(global_batch_size=samples, train_iters=10_000, bf16=bf16, **training),
+        training=TrainingConfig(global_batch_size=samples, train_iters=train_iters, bf16=bf16, **training),
         alignment=AlignmentConfig(
             patch_aligning=teacher is not None, teacher_model=str(teacher) if teacher else None
         ),
-        optimizer=OptimizerConfig(lr=1e-5),
-        data=DataConfig(mock_data=True, seq_length=seq_length, num_workers=8),
+        optimizer=OptimizerConfig(lr=lr),
+        data=DataConfig(
+            mock_data=data is None,
+            data_path=(data,) if data else (),
+            seq_length=seq_length,
+            num_workers=min(8, os.cpu_count() or 1),
+        ),
     )
     validate(config, 1)
     return config
 
 
-def save_teacher(folder: Path, model: ModelConfig, toy: bool) -> Path:
-    """A vision tower of random weights: CLIP ViT-L/14-336's sizes, or the toy's."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+def photos(count: int, width: int, height: int) -> list[bytes]:
+    """JPEG files with the edges, gradients and noise of photos, quality 90, seeded."""
+    files = []
+    for seed in range(count):
+        random = np.random.default_rng(seed)
+        coarse = random.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height)), dtype=np.int32)
+        pixels = smooth + random.normal(0, 6, smooth.shape)
+        stream = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    return files
 
+
+def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
+    """A dataset on disk of photos at their usual size and random captions; returns its prefix.
+
+    Lengths and shapes are those of --mock-data, whose pictures are small.
+    """
+    from megatron_eve.data.dataset_format import DatasetSettings
+    from megatron_eve.data.indexed_writer import DatasetWriter, StoredImage
+    from megatron_eve.data.mock import PHOTO_SHAPES, MockDataset
+
+    mock = MockDataset(
+        samples,
+        vocab_size=model.vocab_size,
+        image_size=model.image_size,
+        teacher_size=model.teacher_size,
+        seq_length=16384,
+        seed=0,
+    )
+    shapes = [(4 * width, 4 * height) for width, height in PHOTO_SHAPES]
+    stored = {
+        (width, height): [StoredImage(data, width, height) for data in photos(4, width, height)]
+        for width, height in shapes
+    }
+    settings = DatasetSettings(
+        template="plain",
+        image_size=model.image_size,
+        teacher_size=model.teacher_size,
+        model_max_length=16384,
+        apply_exif=False,
+        max_pixels=1 << 24,
+        tokenizer_sha256="",
+        vocab_size=model.vocab_size,
+    )
+    prefix = str(folder / "photos")
+    with DatasetWriter(prefix, settings) as writer:
+        for sample in range(samples):
+            images = []
+            if mock.samples["num_images"][sample]:
+                image = mock.images[mock.samples["first_image"][sample]]
+                images.append(stored[4 * image["width"], 4 * image["height"]][sample % 4])
+            writer.add_sample(*mock.text(sample), images)
+        writer.finalise()
+    return prefix
+
+
+def save_teacher(folder: Path, model: ModelConfig, toy: bool) -> Path:
+    """A vision tower of random weights: CLIP ViT-L/14-336's sizes, made once, or those of the toy model."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     if toy:
         from toy_teacher import save_toy_teacher
 
         return save_toy_teacher(folder, model)
+    if folder.exists():
+        return folder
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
         hidden_size=1024,
@@ -107,7 +191,8 @@ def save_teacher(folder: Path, model: ModelConfig, toy: bool) -> Path:
         image_size=336,
         patch_size=14,
     )
-    CLIPVisionModel(tower).to(torch.bfloat16).save_pretrained(folder)
+    with accelerator().device:  # random numbers take a CPU seconds
+        CLIPVisionModel(tower).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
@@ -117,10 +202,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def time_each(step: Callable[[], object], count: int, warm_up: int = 2) -> list[float]:
-    """Seconds of each of `count` calls, after some that are not counted; the device is waited for."""
+def time_each(
+    step: Callable[[], object], count: int, warm_up: int = 2, begin: Callable[[], object] = lambda: None
+) -> list[float]:
+    """Seconds of each of `count` calls, after some that are not counted, and `begin`; the device is waited for."""
     seconds = []
     for number in range(warm_up + count):
+        if number == warm_up:
+            begin()
         synchronize()
         began = time.perf_counter()
         step()
@@ -135,10 +224,81 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What some training steps took.
+
+    Attributes:
+        seconds: of a step, the median.
+        tokens, samples, tflop: a second, over all timed steps together, since steps differ in what they hold; tflop
+            are model FLOPs.
+        waited: share of the time for which the host waited for data; the GPU may have had work left.
+        memory: most of tensors, GB.
+    """
+
+    seconds: float
+    tokens: float
+    samples: float
+    tflop: float
+    waited: float
+    memory: float
+
+
+def measure(config: RunConfig, steps: int) -> Measured:
+    """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
+    from megatron_eve.training.flops import model_flops, step_work
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.teaching import teacher_sizes
+    from megatron_eve.training.train import setup, train_one
+
+    with model_parallel(config), peak_memory() as memory, data_waits() as waits:
+        trainer = setup(config)
+        # Three that do not count: the loss and the activation are compiled for one length, and then for any.
+        seconds = time_each(lambda: train_one(trainer), steps, warm_up=3, begin=waits.clear)
+        done, count = trainer.progress.consumed_samples, config.training.global_batch_size
+        ids = trainer.data.order(np.arange(done - steps * count, done))
+        work = step_work(trainer.data.dataset, ids)
+        teacher = teacher_sizes(config)
+        trainer.loader.close()
+    flops = model_flops(config.model, work, decoder_trains=config.training.stage != 1, teacher=teacher)
+    whole = sum(seconds)
+    return Measured(
+        seconds=median(seconds),
+        tokens=work.tokens / whole,
+        samples=len(ids) / whole,
+        tflop=sum(flops.values()) / 1e12 / whole,
+        waited=sum(waits) / whole,
+        memory=memory[0],
+    )
+
+
+@contextmanager
+def data_waits() -> Iterator[list[float]]:
+    """Seconds for which this thread waited for each batch inside the block."""
+    from megatron_eve.data.loader import LazyBatches
+
+    found: list[float] = []
+    original = LazyBatches.__getitem__
+
+    def timed(self: LazyBatches, index: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return original(self, index)
+        finally:
+            found.append(time.perf_counter() - began)
+
+    LazyBatches.__getitem__ = timed  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        LazyBatches.__getitem__ = original  # type: ignore[method-assign]
+
+
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """Most memory of tensors inside the block, in GB, as the only item of the list; 0 without a GPU."""
     found: list[float] = []
+    gc.collect()  # what came before may hold itself in cycles
     if accelerator().name == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -160,6 +320,17 @@ def share(tflops: float) -> str:
     return "" if peak is None else f"{100 * tflops / peak:.1f} %"
 
 
+STEP_HEADER = ("ms", "tokens/s", "samples/s", "TFLOP/s", "MFU", "data wait", "GB")
+
+
+def step_columns(found: Measured) -> Row:
+    """A run's figures under `STEP_HEADER`."""
+    return (
+        f"{1000 * found.seconds:.0f}", f"{found.tokens:,.0f}", f"{found.samples:.2f}", f"{found.tflop:.1f}",
+        share(found.tflop), f"{100 * found.waited:.2f} %", f"{found.memory:.1f}",
+    )  # fmt: skip
+
+
 def machine_rows() -> list[Row]:
     """What the numbers were measured on."""
     rows: list[Row] = [("device", accelerator().name), ("torch", torch.__version__)]
@@ -179,19 +350,64 @@ def machine_rows() -> list[Row]:
     return rows
 
 
-def report(
-    title: str, header: Sequence[str], rows: Sequence[Row], out: Path | None, notes: Sequence[str] = ()
-) -> None:
-    """Print a Markdown table under its title, and write it to OUT/title.md with the machine below it."""
-    text = f"## {title}\n\n{_table(header, rows)}\n" + "".join(f"\n{note}\n" for note in notes)
-    print(text, flush=True)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        name = "-".join(title.lower().replace(",", "").split())
-        machine = _table(("machine", ""), machine_rows())
-        (out / f"{name}.md").write_text(f"{text}\n{machine}\n", encoding="utf-8")
+class Table:
+    """A Markdown table that is printed as it grows, and kept in OUT/title.md with the machine below it.
+
+    What was measured before a failure is not lost by it.
+    """
+
+    def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
+        self._title, self._header, self._out = title, header, out
+        self._rows: list[Row] = []
+        self._notes: list[str] = []
+        self._failed: list[str] = []
+        print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
+
+    def add(self, *row: object) -> None:
+        """A row, printed at once."""
+        self._rows.append(row)
+        print(_line(row), flush=True)
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Something to be said below the table."""
+        self._notes.append(text)
+        self._write()
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """A case that may fail: it is said, and the others go on (see `leave`)."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self._failed.append(name)
+            self.note(f"Failed, {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
+
+    def close(self) -> list[str]:
+        """Print the notes; returns the cases that failed."""
+        print("".join(f"\n{note}\n" for note in self._notes), flush=True)
+        return self._failed
+
+    def _write(self) -> None:
+        if self._out is None:
+            return
+        self._out.mkdir(parents=True, exist_ok=True)
+        name = "-".join(self._title.lower().replace(",", "").split())
+        parts = [f"## {self._title}", _table(self._header, self._rows), *self._notes]
+        parts.append(_table(("machine", ""), machine_rows()))
+        (self._out / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def leave(failed: Sequence[str]) -> None:
+    """End the process with 1 if any case failed."""
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _line(row: Row) -> str:
+    return "| " + " | ".join(map(str, row)) + " |"
 
 
 def _table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+    return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, rows)])

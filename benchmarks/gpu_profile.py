@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_profile.py [--layers 4] [--out FOLDER] [--toy]
 
-One warm step of stage 2 of `eve_7b` at full width, teacher and optimizer included. Two tables: kernels by kind, from
-their names (attention, matrix products, communication, copies, the rest); and host ranges by part of the model (vision,
-teacher, taps and aligning layer forward; the optimizer; building data). With matplotlib and --out, a picture too.
+Two warm steps of stage 2 of `eve_7b` at full width, teacher and optimizer included. Two tables, and with matplotlib and
+--out a picture of both: kernels by kind, from their names (attention, matrix products, communication, copies, the
+rest); and parts of the model by the clock, the device waited for around each: vision, decoder (with its taps), output
+layer and loss, aligning layer and teacher forward; the backward pass; the optimizer; the wait for data; the rest.
 Without a GPU (--toy) operators of the CPU stand in for kernels.
 """
 
@@ -14,25 +15,44 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
-from gpu_common import parser, report, require_gpu, run_config, save_teacher, sizes, synchronize
+from gpu_common import (
+    Table,
+    parser,
+    photo_dataset,
+    require_gpu,
+    run_config,
+    save_teacher,
+    sizes,
+    synchronize,
+)
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.data.loader import LazyBatches
 
 # Kinds of kernels by their names, the first that fits.
 KINDS = (
-    ("attention", r"flash|fmha|attention|sdpa"),
+    ("attention", r"flash|fmha|fused_attn|attention|sdpa"),
     ("communication", r"nccl|all_reduce|all_gather|reduce_scatter"),
     ("optimizer", r"multi_tensor|adam|foreach"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|mm$|matmul|linear"),
     ("copies and casts", r"memcpy|memset|copy|cast|aten::to|quantize"),
 )
-RANGES = ("vision", "teacher", "aligning", "optimizer", "data")
+PARTS = (
+    "vision",
+    "decoder",
+    "output and loss",
+    "aligning layer",
+    "teacher",
+    "backward",
+    "optimizer",
+    "data wait",
+)
 
 
 def kind(name: str) -> str:
@@ -41,11 +61,14 @@ def kind(name: str) -> str:
 
 
 @contextmanager
-def ranges(trainer: Any) -> Iterator[dict[str, float]]:
+def parts(trainer: Any) -> Iterator[dict[str, float]]:
     """Seconds inside the parts of a step while the block runs, the device waited for at both ends of each."""
+    from megatron.core.pipeline_parallel import schedules
+
+    from megatron_eve.models import vlm
     from megatron_eve.training.model import unwrap
 
-    seconds = dict.fromkeys(RANGES, 0.0)
+    seconds = dict.fromkeys(PARTS, 0.0)
     chunk = unwrap(trainer.chunks[0])
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,27 +83,21 @@ def ranges(trainer: Any) -> Iterator[dict[str, float]]:
 
         return run
 
-    chunk.vision_model.forward = timed("vision", chunk.vision_model.forward)
-    tower = trainer.teacher.tower
-    tower.forward = timed("teacher", tower.forward)
-    taps = [layer.tap for layer in chunk.decoder.layers if getattr(layer, "tap", None) is not None]
-    for module in (chunk.input_tap, chunk.aligning_layer, *taps):
-        module.forward = timed("aligning", module.forward)
-    step, trainer.optimizer.step = trainer.optimizer.step, timed("optimizer", trainer.optimizer.step)
-    yield seconds
-    trainer.optimizer.step = step
-    for module in (chunk.vision_model, tower, chunk.input_tap, chunk.aligning_layer, *taps):
-        del module.forward
-
-
-def data_seconds(trainer: Any) -> float:
-    """Seconds that building the batches of one step takes, when nothing has prepared them."""
-    done, count = trainer.progress.consumed_samples, trainer.config.training.global_batch_size
-    ids = trainer.data.order(np.arange(done + 2 * count, done + 3 * count))
-    began = time.perf_counter()
-    for batch in trainer.loader.step_of(ids).batches:
-        del batch
-    return time.perf_counter() - began
+    places = (
+        ("vision", chunk.vision_model, "forward"),
+        ("decoder", chunk.decoder, "forward"),
+        ("output and loss", chunk.output_layer, "forward"),
+        ("output and loss", vlm, "language_losses"),
+        ("aligning layer", chunk.aligning_layer, "forward"),
+        ("teacher", trainer.teacher.tower, "forward"),
+        ("backward", schedules, "backward_step"),
+        ("optimizer", trainer.optimizer, "step"),
+        ("data wait", LazyBatches, "__getitem__"),
+    )
+    with ExitStack() as stack:
+        for name, holder, attribute in places:
+            stack.enter_context(patch.object(holder, attribute, timed(name, getattr(holder, attribute))))
+        yield seconds
 
 
 def kernels(profile: Any) -> dict[str, tuple[float, int]]:
@@ -89,7 +106,8 @@ def kernels(profile: Any) -> dict[str, tuple[float, int]]:
     found: dict[str, tuple[float, int]] = {}
     for event in profile.key_averages():
         device = str(getattr(event, "device_type", ""))
-        if on_gpu != ("CUDA" in device):
+        # Ranges that torch itself names (optimizer, compiled functions) lie on the GPU's time line beside the kernels.
+        if on_gpu != ("CUDA" in device) or getattr(event, "is_user_annotation", False):
             continue
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         total, count = found.get(kind(event.key), (0.0, 0))
@@ -97,23 +115,38 @@ def kernels(profile: Any) -> dict[str, tuple[float, int]]:
     return dict(sorted(found.items(), key=lambda pair: -pair[1][0]))
 
 
-def picture(found: dict[str, tuple[float, int]], path: Path) -> None:
-    """A bar for each kind of kernel."""
+def picture(kinds: dict[str, float], times: dict[str, float], path: Path) -> None:
+    """Bars for the kinds of kernels, and for the parts, in ms."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 3))
-    axes.barh(list(found), [spent for spent, _ in found.values()])
-    axes.invert_yaxis()
-    axes.set_xlabel("ms of a training step")
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 3.2))
+    for axes, title, found in zip(both, ("kernels", "parts"), (kinds, times), strict=True):
+        axes.barh(list(found), list(found.values()))
+        axes.invert_yaxis()
+        axes.set_title(f"A training step by {title}")
+        axes.set_xlabel("ms")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 
+def profiled(trainer: Any) -> dict[str, tuple[float, int]]:
+    """Kernels of one step."""
+    from megatron_eve.training.train import train_one
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if accelerator().name == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        train_one(trainer)
+        synchronize()
+    return kernels(profile)
+
+
 def main() -> None:
-    """Profile a step, time its parts, print both."""
+    """Profile a step, time the parts of another, print both."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
@@ -125,46 +158,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = run_config(
             model,
-            samples=4 if arguments.toy else 16,
+            samples=4 if arguments.toy else 54,
             seq_length=1024 if arguments.toy else 8192,
-            teacher=save_teacher(Path(folder), model, arguments.toy),
+            teacher=save_teacher(Path(folder) / "teacher", model, arguments.toy),
+            data=photo_dataset(Path(folder), model, 16 if arguments.toy else 432),
         )
         with distributed(config):
             trainer = setup(config)
-            train_one(trainer)
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if accelerator().name == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(3):
                 train_one(trainer)
+            found = profiled(trainer)
+            with parts(trainer) as seconds:
                 synchronize()
-            with ranges(trainer) as seconds:
                 began = time.perf_counter()
                 train_one(trainer)
                 synchronize()
                 whole = time.perf_counter() - began
-            seconds["data"] = data_seconds(trainer)
             trainer.loader.close()
-    found = kernels(profile)
+    seconds["the rest"] = whole - sum(seconds.values())
     total = sum(spent for spent, _ in found.values())
-    rows = [
-        (name, f"{spent:.1f}", f"{100 * spent / total:.1f} %", count)
-        for name, (spent, count) in found.items()
-    ]
-    report("kernels of a training step", ("kind", "ms", "share", "kernels"), rows, arguments.out)
-    parts = [(name, f"{1000 * spent:.1f}", f"{100 * spent / whole:.1f} %") for name, spent in seconds.items()]
-    report(
-        "parts of a training step",
-        ("part", "ms", "of a step"),
-        [*parts, ("whole step", f"{1000 * whole:.1f}", "")],
-        arguments.out,
-        [
-            "Data is what the step's batches take to build by themselves; in training that runs beside the step before."
-        ],
-    )
+    table = Table("kernels of a training step", ("kind", "ms", "share", "kernels"), arguments.out)
+    for name, (spent, count) in found.items():
+        table.add(name, f"{spent:.1f}", f"{100 * spent / total:.1f} %", count)
+    table.close()
+    table = Table("parts of a training step", ("part", "ms", "share"), arguments.out)
+    for name, spent in [*seconds.items(), ("whole step", whole)]:
+        table.add(name, f"{1000 * spent:.1f}", f"{100 * spent / whole:.1f} %")
+    table.note("The device is waited for around each part, so this step is slower than others.")
+    table.close()
     if arguments.out is not None:
+        milliseconds = {name: 1000 * spent for name, spent in seconds.items()}
         try:
-            picture(found, arguments.out / "kernels-of-a-training-step.png")
+            picture(
+                {name: spent for name, (spent, _) in found.items()},
+                milliseconds,
+                arguments.out / "a-training-step.png",
+            )
         except ImportError:
             print("no picture: matplotlib is not installed")
 

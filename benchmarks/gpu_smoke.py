@@ -1,9 +1,10 @@
-"""Does this machine run it at all? Imports, one attention over a pack, one training step; two minutes.
+"""Does this machine run it at all? Imports, one attention over a pack, training steps; two minutes.
 
     python benchmarks/gpu_smoke.py [--out FOLDER] [--toy]
 
 The attention of the layers that a run would take here (TransformerEngine's on a GPU) against float32 SDPA sample by
-sample; then one step of a two-layer model of full width, in bfloat16, and its loss.
+sample; then steps of a four-layer model of full width with the aligning layer, in bfloat16 and, where there is FP8, in
+that, and their losses.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_common import machine_rows, parser, report, require_gpu, run_config, save_teacher, sizes
+from gpu_common import (
+    Table,
+    leave,
+    machine_rows,
+    parser,
+    require_gpu,
+    run_config,
+    save_teacher,
+    sizes,
+)
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ConfigError, ParallelConfig
 
 LENGTHS = [512, 300, 1, 187]  # of the samples of a pack
 
@@ -50,43 +61,61 @@ def attention_error(config: Any) -> float:
     return float((found.float().view(shape) - torch.cat(expected)).abs().max())
 
 
+def losses_of(config: Any) -> list[float]:
+    """Language losses of two steps."""
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup, train_one
+
+    with model_parallel(config):
+        trainer = setup(config)
+        found = [train_one(trainer).losses["lm loss"] for _ in range(2)]
+        trainer.loader.close()
+    return found
+
+
 def main() -> None:
     """Check one thing after the other, and say what came of it."""
     arguments = parser(__doc__).parse_args()
     require_gpu(arguments.toy)
-    report("machine", ("what", ""), machine_rows(), arguments.out)
-    from megatron_eve.training.initialize import distributed
-    from megatron_eve.training.kernels import describe_kernels
-    from megatron_eve.training.train import setup, train_one
+    machine = Table("machine", ("what", ""), arguments.out)
+    for row in machine_rows():
+        machine.add(*row)
+    from megatron_eve.training.initialize import model_parallel, process_group
+    from megatron_eve.training.kernels import check_kernels, describe_kernels
 
-    model = sizes("eve_7b", arguments.toy, 2 if not arguments.toy else None)
+    model = sizes("eve_7b", arguments.toy, 4)  # as many as the aligning layer's second depth wants
     length = 1024 if arguments.toy else 8192
-    with tempfile.TemporaryDirectory() as folder:
-        config = run_config(model, samples=4, seq_length=length)
-        with distributed(config):
-            error = attention_error(config)
-        if model.num_layers < model.tap_interval:
-            aligned = config
-        else:
-            teacher = save_teacher(Path(folder), model, arguments.toy)
-            aligned = run_config(model, samples=4, seq_length=length, teacher=teacher)
-        with distributed(aligned):
-            trainer = setup(aligned)
-            losses = [train_one(trainer).losses["lm loss"] for _ in range(2)]
-            trainer.loader.close()
-    # A value of attention is a mean of normal numbers; bfloat16 has 8 bits.
-    fine = error < 0.05 and all(math.isfinite(loss) for loss in losses)
-    uniform = math.log(model.vocab_size)
-    rows = [
-        ("kernels", describe_kernels(aligned)),
-        ("packed attention, largest difference from float32", f"{error:.4f}"),
-        ("losses of two steps", ", ".join(f"{loss:.3f}" for loss in losses)),
-        ("loss of guessing", f"{uniform:.3f}"),
-        ("verdict", "fine" if fine else "WRONG"),
-    ]
-    report("smoke test", ("what", "found"), rows, arguments.out)
-    if not fine:
-        raise SystemExit(1)
+    table = Table("smoke test", ("what", "found"), arguments.out)
+    right = []
+    with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):
+        with table.attempt("packed attention"):
+            config = run_config(model, samples=4, seq_length=length)
+            with model_parallel(config):
+                error = attention_error(config)
+            # A value of attention is a mean of normal numbers; bfloat16 has 8 bits.
+            right.append(error < 0.05)
+            table.add("packed attention, largest difference from float32", f"{error:.4f}")
+        teacher = save_teacher(Path(folder) / "teacher", model, arguments.toy)
+        precisions: dict[str, Any] = {
+            "bfloat16": {},
+            "FP8": {"fp8_format": "hybrid", "fp8_recipe": "tensorwise"},
+        }
+        table.add("loss of guessing", f"{math.log(model.vocab_size):.3f}")
+        for name, settings in precisions.items():
+            config = run_config(model, samples=4, seq_length=length, teacher=teacher, **settings)
+            try:
+                check_kernels(config, accelerator())
+            except ConfigError as error:
+                table.note(f"Not run, {name}: {error}")
+                continue
+            with table.attempt(name):
+                losses = losses_of(config)
+                right.append(all(math.isfinite(loss) for loss in losses))
+                table.add(f"losses of two steps, {name}", ", ".join(f"{loss:.3f}" for loss in losses))
+                table.note(f"{name}: {describe_kernels(config)}.")
+    table.add("verdict", "fine" if right and all(right) else "WRONG")
+    failed = table.close()
+    leave(failed if all(right) else [*failed, "see the verdict"])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ BENCHMARKS = {
     "gpu_smoke.py": ("verdict | fine", "machine.md", "smoke-test.md"),
     "gpu_step.py --steps 1": ("stage 3, HD", "training-steps-bfloat16.md"),
     "gpu_published_way.py --steps 1": ("ours", "the-published-way-and-ours-4-samples.md"),
-    "gpu_profile.py": ("optimizer", "kernels-of-a-training-step.md", "parts-of-a-training-step.md"),
-    "gpu_fp8.py --steps 1 --losses 2": ("--fp8-format", "bf16-against-fp8.md"),
+    "gpu_profile.py": ("backward", "kernels-of-a-training-step.md", "parts-of-a-training-step.md"),
+    "gpu_fp8.py --steps 1 --losses 2": ("--fp8-format", "fp8-steps.md", "fp8-losses-of-2-steps.md"),
+    "gpu_variants.py --steps 1": ("--transformer-impl local", "one-choice-at-a-time.md"),
     "decoding.py --images 4 --rounds 1": ("published", "decoding.md"),
 }
 
@@ -56,7 +57,8 @@ def test_all_of_them_are_run_and_a_failure_is_told(tmp_path: Path) -> None:
     asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
     assert [line.split()[0] for line in asked] == [
         f"benchmarks/{name}" for name in (
-            "gpu_smoke.py", "gpu_step.py", "gpu_published_way.py", "gpu_profile.py", "gpu_fp8.py", "decoding.py"
+            "gpu_smoke.py", "gpu_step.py", "gpu_published_way.py", "gpu_fp8.py", "gpu_profile.py", "gpu_variants.py",
+            "decoding.py",
         )
     ]  # fmt: skip
     assert all(f"--out {out}" in line for line in asked) and out.is_dir()

@@ -167,10 +167,12 @@ def _name_tensor_types() -> None:
 
 
 def _patch_megatron_core() -> None:
-    """The RNG tracker's private accessors, and our Adam in place of the FusedAdam that GPUs bring."""
+    """The RNG tracker's private accessors, and our Adam and plain norms in place of those that GPUs bring."""
     import megatron.core.optimizer as optimizer
+    import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
     import megatron.core.tensor_parallel.random as parallel_random
+    import megatron.core.utils as core_utils
 
     from megatron_eve.accelerator.adam import FusedAdam
 
@@ -179,6 +181,11 @@ def _patch_megatron_core() -> None:
     optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distributed_optimizer.Adam = FusedAdam
+    # Where TransformerEngine is installed, its kernels are taken, on a machine whose GPUs are hidden too.
+    for module in (clip_grads, optimizer.optimizer):
+        module.multi_tensor_applier = core_utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = core_utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = core_utils.local_multi_tensor_l2_norm
     # A rank on which everything is frozen saves an empty optimizer; megatron-core asserts that
     # only a fused Adam can, and asks by these two names.
     distributed_optimizer.HAVE_APEX_OR_TE = True

@@ -189,6 +189,22 @@ def test_dali_on_a_gpu_is_near_pillow() -> None:
         assert_near(Prepared(found.patches.cpu(), found.square.cpu()), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with DALI")
+def test_dali_does_not_write_over_what_a_busy_gpu_has_not_read() -> None:
+    pytest.importorskip("nvidia.dali")
+    some = open_decoder("dali", SETTINGS, threads=2, gpu=0)
+    tasks = [task(encoded(photo(320, 240, seed=i), "JPEG", quality=90), (320, 240)) for i in range(8)]
+    calm = [found for one in tasks for found in some.prepare([one])]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # cycles, about a second of the default stream
+    busy = [found for one in tasks for found in some.prepare([one])]
+    for found, expected in zip(busy, calm, strict=True):
+        assert isinstance(found, Prepared) and isinstance(expected, Prepared)
+        assert found.patches is not None and expected.patches is not None
+        assert torch.equal(found.patches, expected.patches)
+
+
 def test_usual_files_do_not_go_through_pillow(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("went through Pillow")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,43 +51,57 @@ def supported(some: RunConfig) -> RunConfig:
     return some
 
 
-def pack_losses(some: RunConfig, packs: Sequence[Sequence[int]], length: int | None = None) -> Any:
-    """(losses of all labelled rows, pack after pack; gradients by name) from seeded weights."""
+@contextmanager
+def bare_chunk(some: RunConfig) -> Iterator[Any]:
+    """The model alone, with weights that follow from their names and are the same whichever layers hold them."""
     from megatron_eve.accelerator import accelerator
-    from megatron_eve.data.batch import build_batch
-    from megatron_eve.training.data import open_data
     from megatron_eve.training.initialize import distributed
-    from megatron_eve.training.microbatch import model_inputs
     from megatron_eve.training.model import build_chunks
 
     accelerator()
     # Bare modules have no buffer to which a matrix product could add a gradient.
     some = replace(some, training=replace(some.training, gradient_accumulation_fusion=False))
     with distributed(some):
-        torch.manual_seed(0)
         (chunk,) = build_chunks(some)
-        # The same weights whichever layers hold them.
         for name, parameter in sorted(chunk.named_parameters()):
             if parameter.dim() > 1:
                 seeded = torch.Generator().manual_seed(_seed(name))
                 values = torch.randn(parameter.shape, generator=seeded) * 0.02
                 parameter.data.copy_(values.to(parameter.dtype))
-        losses = []
+        yield chunk
+
+
+def inputs_of(some: RunConfig, chunk: Any, pack: Sequence[int], length: int | None = None) -> Any:
+    """A pack of mock samples on the GPU, as the model takes it."""
+    from megatron_eve.data.batch import build_batch
+    from megatron_eve.training.data import open_data
+    from megatron_eve.training.microbatch import model_inputs
+
+    batch = build_batch(
+        open_data(some).dataset,
+        pack,
+        tensor_parallel=1,
+        context_parallel=1,
+        row_multiple=some.row_multiple,
+        length=length,
+        with_pixels=True,
+    )
+    return model_inputs(batch, chunk)
+
+
+def gradients_of(chunk: Any) -> dict[str, torch.Tensor]:
+    return {name: p.grad.float().cpu() for name, p in chunk.named_parameters() if p.grad is not None}
+
+
+def pack_losses(some: RunConfig, packs: Sequence[Sequence[int]], length: int | None = None) -> Any:
+    """(losses of all labelled rows, pack after pack; gradients by name) from seeded weights."""
+    losses = []
+    with bare_chunk(some) as chunk:
         for pack in packs:
-            batch = build_batch(
-                open_data(some).dataset,
-                pack,
-                tensor_parallel=1,
-                context_parallel=1,
-                row_multiple=some.row_multiple,
-                length=length,
-                with_pixels=True,
-            )
-            found = chunk(model_inputs(batch, chunk)).language
+            found = chunk(inputs_of(some, chunk, pack, length)).language
             found.sum().backward()
             losses.append(found.detach().float().cpu())
-        gradients = {n: p.grad.float().cpu() for n, p in chunk.named_parameters() if p.grad is not None}
-    return torch.cat(losses), gradients
+        return torch.cat(losses), gradients_of(chunk)
 
 
 def _seed(name: str) -> int:
@@ -124,6 +139,95 @@ def test_a_fused_loss_is_the_loss_on_a_gpu(impl: str) -> None:
     assert not gradients[name][MODEL.vocab_size :].any()
 
 
+def test_a_pack_never_waits_for_the_gpu() -> None:
+    """From the copies of its inputs to the last gradient, with other lengths than the pack before."""
+    some = config()
+    with bare_chunk(some) as chunk:
+        chunk(inputs_of(some, chunk, [0, 1])).language.sum().backward()  # what is compiled or cached once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            chunk(inputs_of(some, chunk, [2, 3, 4])).language.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_pack_can_be_captured_in_a_graph() -> None:
+    """Vision, merge, layers and loss; torch's layers, since those of TransformerEngine fork random states."""
+    some = config(transformer_impl="local")
+    with bare_chunk(some) as chunk:
+        inputs = inputs_of(some, chunk, [0, 1])
+
+        def step() -> torch.Tensor:
+            losses: torch.Tensor = chunk(inputs).language
+            losses.sum().backward()
+            return losses
+
+        expected, exact = step().detach().clone(), gradients_of(chunk)
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # as torch.cuda.graph wants it
+                chunk.zero_grad(set_to_none=True)
+                step()
+        torch.cuda.current_stream().wait_stream(beside)
+        chunk.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            losses = step()
+        graph.replay()
+        torch.testing.assert_close(losses.detach(), expected)
+        for name, gradient in gradients_of(chunk).items():
+            assert (gradient - exact[name]).norm() <= 0.01 * exact[name].norm() + 1e-6, name
+
+
+def test_the_compiled_activation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile makes of it, for packs of two lengths."""
+    from megatron_eve.training import model
+
+    settings = model.kernel_settings
+    compiled, gradients = pack_losses(config(), [[0, 1], [2]])
+    assert settings(config())["bias_activation_fusion"]
+    monkeypatch.setattr(
+        model, "kernel_settings", lambda some: {**settings(some), "bias_activation_fusion": False}
+    )
+    plain, exact = pack_losses(config(), [[0, 1], [2]])
+    torch.testing.assert_close(compiled, plain, rtol=0.01, atol=0.01)
+    for name, gradient in gradients.items():
+        assert (gradient - exact[name]).norm() <= 0.02 * exact[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_fused_gradients_are_the_gradients(stage: int, recompute: bool) -> None:
+    """In the float32 buffers, over two packs, whichever layers add them in the matrix product."""
+    from megatron_eve.training.initialize import distributed
+    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.step import forward_backward
+    from megatron_eve.training.train import setup
+
+    found = []
+    for fused in (False, True):
+        some = config(stage=stage, gradient_accumulation_fusion=fused, **(FULL if recompute else {}))
+        with distributed(some):
+            trainer = setup(some)
+            step = trainer.loader.step(0)
+            assert step.num_microbatches > 1
+            for chunk in trainer.chunks:
+                chunk.zero_grad_buffer()
+            forward_backward(trainer.chunks, step, Normalizer.of(step))
+            trainer.loader.close()
+            trained = [(n, p) for n, p in trainer.chunks[0].named_parameters() if p.requires_grad]
+            found.append({name: parameter.main_grad.clone() for name, parameter in trained})
+    for name, gradient in found[0].items():
+        assert gradient.norm() > 0, name
+        assert (found[1][name] - gradient).norm() <= 0.01 * gradient.norm(), name
+
+
+FULL: dict[str, Any] = {
+    "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
@@ -131,12 +235,9 @@ def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.train import setup, train_one
 
-    full: dict[str, Any] = {
-        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1
-    }  # fmt: skip
     losses = []
     for fp8 in ({}, {"fp8_format": "hybrid", "fp8_recipe": recipe}):
-        some = supported(config(**fp8, **(full if recompute else {})))
+        some = supported(config(**fp8, **(FULL if recompute else {})))
         with distributed(some):
             trainer = setup(some)
             losses.append([train_one(trainer).losses["lm loss"] for _ in range(10)])

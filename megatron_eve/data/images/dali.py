@@ -42,6 +42,7 @@ class DaliDecoder:
         self._settings = settings
         self._threads = threads
         self._gpu = gpu
+        self._stream = None if gpu is None else torch.cuda.Stream(gpu)
         self._pipelines: dict[tuple[bool, bool], Any] = {}
 
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
@@ -103,13 +104,19 @@ class DaliDecoder:
             pipeline.feed_input("teacher_size", [size.astype(np.float32) for size in sizes])
             margins = [(side - size) // patch // 2 * patch for size in sizes]
             pipeline.feed_input("start", [-margin.astype(np.int32) for margin in margins])
-        return [[self._tensor(batch, i) for i in range(len(tasks))] for batch in pipeline.run()]
+        return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
 
-    def _tensor(self, batch: Any, number: int) -> torch.Tensor:
-        """A copy that outlives the pipeline's next run."""
-        if self._gpu is None:
-            return torch.from_numpy(np.array(batch[number]))
-        return torch.from_dlpack(batch[number]).clone()
+    def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
+        """What a run gave, copied, since the next run writes over it."""
+        if self._stream is None:
+            return [torch.from_numpy(np.array(batch[i])) for i in range(count)]
+        # Not on the default stream, where copies would stand behind the kernels of a step while DALI goes on.
+        with torch.cuda.stream(self._stream):
+            copies = [torch.from_dlpack(batch[i]).clone() for i in range(count)]
+        self._stream.synchronize()
+        for copy in copies:
+            copy.record_stream(torch.cuda.default_stream(self._stream.device))
+        return copies
 
     def _build(self, wanted: tuple[bool, bool]) -> Any:
         """The pipeline for pictures of which patches, the teacher's square, or both are wanted."""

@@ -12,6 +12,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_eve.models.decoder.depth_taps import TapRows
 
+# TransformerEngine looks for its best attention anew whenever the longest sample has another length; it may be told of
+# a longer one.
+_LONGEST_STEP = 256
+
 
 class KeyValueCache:
     """Keys and values of earlier steps of a generation, a pair of tensors for each layer and sample.
@@ -78,12 +82,13 @@ def packed_params(
         lengths: padded tokens of each sample.
         cache, samples: for generation, see `PackedParams`.
     """
+    longest = -(-max(lengths) // _LONGEST_STEP) * _LONGEST_STEP
     return PackedParams(
         qkv_format="thd",
         cu_seqlens_q=bounds,
         cu_seqlens_kv=bounds,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
         lengths=lengths,
         cache=cache,
         samples=samples or [],

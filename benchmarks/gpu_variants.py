@@ -1,0 +1,82 @@
+"""What single choices do to a training step: shapes, fusions, recomputation, layers.
+
+    python benchmarks/gpu_variants.py [--layers 4] [--steps 5] [--out FOLDER] [--toy]
+
+Stage 2 of `eve_7b` at full width without the aligning layer, four packs of 8,192 tokens or so a step: as a run is by
+default, and then with one flag changed at a time. What this machine lacks is said and left out. Without a pipeline,
+fixed and variable shapes differ by what is padded alone; what the exchange of shapes costs takes several GPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_common import (
+    STEP_HEADER,
+    Table,
+    leave,
+    measure,
+    parser,
+    require_gpu,
+    run_config,
+    sizes,
+    step_columns,
+)
+
+from megatron_eve.config import ParallelConfig
+
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("as a run is", {}),
+    ("--variable-seq-lengths true", {"parallel": ParallelConfig(variable_seq_lengths=True)}),
+    ("--variable-seq-lengths false", {"parallel": ParallelConfig(variable_seq_lengths=False)}),
+    ("--no-gradient-accumulation-fusion", {"gradient_accumulation_fusion": False}),
+    ("--cross-entropy-loss-fusion (native)", {"cross_entropy_loss_fusion": True}),
+    (
+        "--cross-entropy-loss-fusion (te)",
+        {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"},
+    ),
+    (
+        "--recompute-granularity selective --recompute-modules mlp",
+        {"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+    ),
+    ("--recompute-granularity full", FULL),
+    ("--transformer-impl local", {"transformer_impl": "local"}),
+)
+
+
+def main() -> None:
+    """Run every variant that runs here, print the table."""
+    options = parser(__doc__)
+    options.add_argument("--layers", type=int, default=4, help="decoder layers")
+    arguments = options.parse_args()
+    require_gpu(arguments.toy)
+    from megatron_eve.accelerator import accelerator
+    from megatron_eve.config import ConfigError
+    from megatron_eve.training.initialize import process_group
+    from megatron_eve.training.kernels import check_kernels, describe_kernels
+
+    model = sizes("eve_7b", arguments.toy, arguments.layers)
+    table = Table("one choice at a time", ("run", *STEP_HEADER), arguments.out)
+    with process_group(ParallelConfig()):
+        for name, settings in VARIANTS:
+            config = run_config(
+                model,
+                samples=4 if arguments.toy else 54,
+                seq_length=1024 if arguments.toy else 8192,
+                **settings,
+            )
+            try:
+                check_kernels(config, accelerator())
+            except ConfigError as error:
+                table.note(f"Not run, {name}: {error}")
+                continue
+            if not settings:
+                table.note(f"As a run is: {describe_kernels(config)}.")
+            with table.attempt(name):
+                table.add(name, *step_columns(measure(config, arguments.steps)))
+    leave(table.close())
+
+
+if __name__ == "__main__":
+    main()
