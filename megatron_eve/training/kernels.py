@@ -11,6 +11,7 @@ from megatron_eve.config import ConfigError, RunConfig
 # TransformerEngine's check_fp8_support and check_fp8_block_scaling_support: compute capability, and CUDA for blocks.
 _FP8_CAPABILITY = (8, 9)
 _BLOCKWISE_CAPABILITY, _BLOCKWISE_CUDA = (9, 0), (12, 9)
+FP8_RECIPES = ("tensorwise", "delayed", "blockwise")
 # TransformerEngine's own window; megatron-core's default looks at the last step alone, which an outlier throws off.
 _AMAX_HISTORY = 1024
 
@@ -40,26 +41,42 @@ def check_kernels(config: RunConfig, machine: Accelerator) -> None:
     """
     training = config.training
     if training.cross_entropy_loss_fusion and training.cross_entropy_fusion_impl == "te":
-        _wants_transformer_engine("--cross-entropy-fusion-impl te", "use native", machine)
+        lack = engine_lack(machine)
+        if lack is not None:
+            raise ConfigError(f"--cross-entropy-fusion-impl te: {lack}; use native")
     if training.fp8_format is None:
         return
-    flag, remedy = f"--fp8-format {training.fp8_format}", "leave it out to train in bfloat16 (--bf16)"
-    _wants_transformer_engine(flag, remedy, machine)
+    lack = fp8_lack(training.fp8_recipe, machine)
+    if lack is None:
+        return
+    others = [recipe for recipe in FP8_RECIPES if fp8_lack(recipe, machine) is None]
+    if others:
+        raise ConfigError(f"--fp8-recipe {training.fp8_recipe}: {lack}; use {' or '.join(others)}")
+    raise ConfigError(
+        f"--fp8-format {training.fp8_format}: {lack}; leave it out to train in bfloat16 (--bf16)"
+    )
+
+
+def engine_lack(machine: Accelerator) -> str | None:
+    """What TransformerEngine's kernels lack on a machine, None if they run there."""
+    return None if machine.transformer_engine else "needs a GPU and TransformerEngine (make install-gpu)"
+
+
+def fp8_lack(recipe: str, machine: Accelerator) -> str | None:
+    """What one of `FP8_RECIPES` lacks on a machine, None if it runs there."""
+    if not machine.transformer_engine:
+        return engine_lack(machine)
     assert machine.capability is not None and machine.cuda is not None
     found = f"this GPU has {machine.capability[0]}.{machine.capability[1]}"
     if machine.capability < _FP8_CAPABILITY:
-        raise ConfigError(f"{flag}: needs compute capability 8.9 (Ada, Hopper or newer), {found}; {remedy}")
+        return f"needs compute capability 8.9 (Ada, Hopper or newer), {found}"
     blockwise = machine.capability >= _BLOCKWISE_CAPABILITY and machine.cuda >= _BLOCKWISE_CUDA
-    if training.fp8_recipe == "blockwise" and not blockwise:
-        raise ConfigError(
-            f"--fp8-recipe blockwise: needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {found} and torch "
-            f"CUDA {machine.cuda[0]}.{machine.cuda[1]}; use tensorwise or delayed"
+    if recipe == "blockwise" and not blockwise:
+        return (
+            f"needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {found} and torch CUDA "
+            f"{machine.cuda[0]}.{machine.cuda[1]}"
         )
-
-
-def _wants_transformer_engine(flag: str, remedy: str, machine: Accelerator) -> None:
-    if not machine.transformer_engine:
-        raise ConfigError(f"{flag}: needs a GPU and TransformerEngine (make install-gpu); {remedy}")
+    return None
 
 
 def kernel_settings(config: RunConfig) -> dict[str, Any]:
@@ -113,7 +130,7 @@ def describe_kernels(config: RunConfig) -> str:
     loss = (
         f"fused ({training.cross_entropy_fusion_impl})" if training.cross_entropy_loss_fusion else "unfused"
     )
-    accumulation = "fused" if fuses_gradient_accumulation() else "unfused (fused with NVIDIA apex on a GPU)"
+    accumulation = "fused" if fuses_gradient_accumulation() else "unfused (python tools/doctor.py says why)"
     return (
         f"layers of {'TransformerEngine' if uses_transformer_engine(config) else 'torch'} in {precision}; "
         f"language loss {loss}; gradient accumulation {accumulation}"
