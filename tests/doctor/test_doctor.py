@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from megatron_eve.accelerator import Accelerator
-from megatron_eve.accelerator.machine import Gpu, Machine, TorchBuild, parse_driver
+from megatron_eve.accelerator.machine import Gpu, Machine
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages, satisfies
-from megatron_eve.doctor.plan import plan_run
 from megatron_eve.doctor.problems import find_problems, has_kernels
 from megatron_eve.doctor.report import examine, report
+from tests.doctor.machines import A100, LAPTOP, LOGIN, NODE, WHOLE, node, with_required, without, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,54 +66,6 @@ def test_a_bare_python_on_a_machine_with_a_gpu(tmp_path: Path) -> None:
     assert found.stdout.endswith("\n\n1 problem to solve first\n")
 
 
-H100 = Gpu("NVIDIA H100", 79.6, (9, 0))
-A100 = Gpu("NVIDIA A100", 39.5, (8, 0))
-ADA = Gpu("NVIDIA L40S", 44.5, (8, 9))
-BUILD = TorchBuild(
-    "2.10.0+cu128", "12.8", "9.10.2", "2.27.5", ("sm_80", "sm_90", "sm_120"), (H100,) * 8, peers=True
-)
-NODE = Machine(
-    "3.11.9", "python3", "Linux", 96, 2000.0, 1900.0, 1000.0, 500.0, "570.1", (H100,) * 8, torch=BUILD
-)
-WHOLE = Packages(
-    python=">=3.11,<3.14",
-    required=(
-        Package("torch", "2.10.0+cu128", ">=2.10"),
-        Package("megatron-core", "0.16.1", "==0.16.1"),
-        Package("transformers", "5.23.0", ">=4.57"),
-        Package("psutil", "7.2.2", ">=5.9"),
-    ),
-    engine=Package("transformer-engine", "2.11.0", ">=2.9.0a0,<2.12.0"),
-    flash_attention=Package("flash-attn", "2.8.3"),
-    dali=Package("nvidia-dali-cuda120", "2.4.0"),
-    triton=Package("triton", "3.6.0"),
-    gradio=Package("gradio", None),
-    extension=Package(EXTENSION, "of unknown version"),
-    apex="NVIDIA",
-)
-
-
-def node(*gpus: Gpu, **torch_differs: Any) -> Machine:
-    """The node, with other GPUs or another torch."""
-    found = gpus or NODE.driver_gpus
-    return replace(NODE, driver_gpus=found, torch=replace(BUILD, **{"gpus": found, **torch_differs}))
-
-
-def with_required(name: str, **differs: Any) -> Packages:
-    return replace(
-        WHOLE,
-        required=tuple(replace(one, **differs) if one.name == name else one for one in WHOLE.required),
-    )
-
-
-def without(field: str, **differs: Any) -> Packages:
-    """The packages, one of them missing or another."""
-    package = replace(getattr(WHOLE, field), **({"version": None} | differs))
-    return replace(WHOLE, **{field: package})
-
-
-LOGIN = replace(NODE, driver=None, driver_gpus=(), torch=replace(BUILD, gpus=(), refusal="no driver"))
-LAPTOP = replace(LOGIN, torch=TorchBuild("2.13.0+cpu"))
 BROKEN = {"error": "OSError: libcudart.so.12: no such file"}
 
 
@@ -195,45 +145,6 @@ def test_kernels_for_a_gpu(capability: tuple[int, int], architectures: tuple[str
     assert has_kernels(Gpu("some", 1, capability), architectures) is runs
 
 
-def test_what_the_driver_answers() -> None:
-    driver, gpus = parse_driver("550.54, 40960, 8.0, NVIDIA A100, 40 GB\n550.54, 81920, 9.0, NVIDIA H100\n")
-    assert driver == "550.54"
-    assert gpus == (Gpu("NVIDIA A100, 40 GB", 40, (8, 0)), Gpu("NVIDIA H100", 80, (9, 0)))
-    assert parse_driver("") == (None, ())
-    with pytest.raises(ValueError):
-        parse_driver("No devices were found")
-
-
-@pytest.fixture(scope="module")
-def prepared() -> None:
-    """megatron-core is imported now, lest it remember what it finds in a folder of `modules`."""
-    from megatron_eve.accelerator import accelerator
-
-    accelerator()
-    import megatron_eve.training.shapes  # noqa: F401
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that comes first when modules are looked for; what is imported from it is forgotten."""
-    ours = ("transformer_engine", "apex", EXTENSION, "broken_package")
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in ours]:
-            monkeypatch.delitem(sys.modules, name)
-
-    forget()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
-        del sys.modules[name]
-
-
-def write(folder: Path, name: str, text: str = "") -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text)
-
-
 def look(folder: Path, *dependencies: str) -> Packages:
     """The packages of a project with these dependencies."""
     write(
@@ -309,67 +220,6 @@ def test_the_image_and_the_doctor_take_the_same_transformer_engine() -> None:
     (lowest, below), wanted = ((".".join(map(str, bound)) for bound in (LOWEST, BELOW)), engine_versions())
     assert satisfies(lowest, wanted) and not satisfies(below, wanted)
     assert satisfies("2.11.99", wanted) and not satisfies("2.8.0", wanted)
-
-
-def accelerator(capability: tuple[int, int] | None, engine: bool = True) -> Accelerator:
-    if capability is None:
-        return Accelerator("cpu", "gloo", torch.device("cpu"), False)
-    return Accelerator("cuda", "nccl", torch.device("cpu"), engine, capability, (12, 9))
-
-
-def plan(monkeypatch: pytest.MonkeyPatch, machine: Accelerator, packages: Packages = WHOLE) -> dict[str, str]:
-    """What a run would take on another machine, by the functions that training asks."""
-    for module in ("training.kernels", "training.shapes"):
-        monkeypatch.setattr(f"megatron_eve.{module}.accelerator", lambda: machine)
-    monkeypatch.setattr("megatron_eve.data.images.backends.dali_is_installed", lambda: True)
-    return dict(plan_run(machine, packages))
-
-
-def test_the_plan_of_an_h100(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
-    write(modules, f"{EXTENSION}.py")
-    said = plan(monkeypatch, accelerator((9, 0)))
-    assert said["runs on"] == "GPUs, ranks talk through nccl"
-    assert said["layers"].startswith("TransformerEngine's")
-    assert said["attention"] == "TransformerEngine's choice: flash-attn 2.8.3 or cuDNN"
-    assert [said[f"FP8 {recipe}"] for recipe in ("delayed", "tensorwise", "blockwise")] == ["yes"] * 3
-    assert said["fused loss te"] == said["bfloat16"] == "yes"
-    assert "(fused)" in said["weight gradients"]
-    assert said["images"] == "decoded by dali" and "fixed shapes" in said["packs"]
-
-
-def test_the_plan_of_an_a100(prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = plan(monkeypatch, accelerator(A100.capability))
-    assert said["attention"] == "TransformerEngine's choice: flash-attn 2.8.3"
-    for recipe in ("delayed", "tensorwise", "blockwise"):
-        assert said[f"FP8 {recipe}"].startswith("no: needs compute capability 8.9")
-        assert said[f"FP8 {recipe}"].endswith("this GPU has 8.0")
-    assert said["fused loss te"] == said["bfloat16"] == "yes"
-
-
-def test_the_plan_of_an_ada(prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = plan(monkeypatch, accelerator(ADA.capability), without("flash_attention"))
-    assert said["attention"] == "TransformerEngine's choice: a slow one or none"
-    assert said["FP8 delayed"] == said["FP8 tensorwise"] == "yes"
-    assert said["FP8 blockwise"].startswith(
-        "no: needs compute capability 9.0 (Hopper or newer) and CUDA 12.9"
-    )
-
-
-def test_the_plan_of_a_gpu_without_transformer_engine(
-    prepared: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = plan(monkeypatch, accelerator((9, 0), engine=False))
-    assert said["layers"] == "torch's" and said["attention"] == "torch's, sample by sample"
-    assert said["FP8 delayed"].startswith("no: ") and said["fused loss te"].startswith("no: ")
-
-
-def test_the_plan_of_a_cpu(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
-    """apex's extension and DALI are no use to it, even where they are."""
-    write(modules, f"{EXTENSION}.py")
-    said = plan(monkeypatch, accelerator(None))
-    assert said["runs on"] == "the CPU, ranks talk through gloo"
-    assert said["layers"] == "torch's" and "(unfused)" in said["weight gradients"]
-    assert said["images"] == "decoded by threads" and said["packs"] == "each as long as it is"
 
 
 @pytest.mark.parametrize(
