@@ -13,6 +13,7 @@ from megatron_eve.config import ConfigError, RunConfig
 # TransformerEngine's check_fp8_support and check_fp8_block_scaling_support: compute capability, and CUDA for blocks.
 _FP8_CAPABILITY = (8, 9)
 _BLOCKWISE_CAPABILITY, _BLOCKWISE_CUDA = (9, 0), (12, 9)
+FP8_RECIPES = ("tensorwise", "delayed", "blockwise")
 # TransformerEngine's own window; megatron-core's default looks at the last step alone, which an outlier throws off.
 _AMAX_HISTORY = 1024
 
@@ -41,29 +42,54 @@ def check_kernels(config: RunConfig, machine: Accelerator) -> None:
         ConfigError: naming the flag and the remedy.
     """
     training = config.training
-    if config.parallel.tp_comm_overlap:
-        _wants_transformer_engine("--tp-comm-overlap", "leave it out", machine)
-    if training.cross_entropy_loss_fusion and training.cross_entropy_fusion_impl == "te":
-        _wants_transformer_engine("--cross-entropy-fusion-impl te", "use native", machine)
+    # Flags that name TransformerEngine or need it, and what to do without.
+    wanted = {
+        "--tp-comm-overlap": (config.parallel.tp_comm_overlap, "leave it out"),
+        "--transformer-impl transformer_engine": (
+            training.transformer_impl == "transformer_engine",
+            "use --transformer-impl local here",
+        ),
+        "--cross-entropy-fusion-impl te": (
+            training.cross_entropy_loss_fusion and training.cross_entropy_fusion_impl == "te",
+            "use native",
+        ),
+    }
+    for flag, (given, remedy) in wanted.items():
+        if given and (lack := engine_lack(machine)) is not None:
+            raise ConfigError(f"{flag}: {lack}; {remedy}")
     if training.fp8_format is None:
         return
-    flag, remedy = f"--fp8-format {training.fp8_format}", "leave it out to train in bfloat16 (--bf16)"
-    _wants_transformer_engine(flag, remedy, machine)
+    lack = fp8_lack(training.fp8_recipe, machine)
+    if lack is None:
+        return
+    others = [recipe for recipe in FP8_RECIPES if fp8_lack(recipe, machine) is None]
+    if others:
+        raise ConfigError(f"--fp8-recipe {training.fp8_recipe}: {lack}; use {' or '.join(others)}")
+    raise ConfigError(
+        f"--fp8-format {training.fp8_format}: {lack}; leave it out to train in bfloat16 (--bf16)"
+    )
+
+
+def engine_lack(machine: Accelerator) -> str | None:
+    """What TransformerEngine's kernels lack on a machine, None if they run there."""
+    return None if machine.transformer_engine else "needs a GPU and TransformerEngine (make install-gpu)"
+
+
+def fp8_lack(recipe: str, machine: Accelerator) -> str | None:
+    """What one of `FP8_RECIPES` lacks on a machine, None if it runs there."""
+    if not machine.transformer_engine:
+        return engine_lack(machine)
     assert machine.capability is not None and machine.cuda is not None
     found = f"this GPU has {machine.capability[0]}.{machine.capability[1]}"
     if machine.capability < _FP8_CAPABILITY:
-        raise ConfigError(f"{flag}: needs compute capability 8.9 (Ada, Hopper or newer), {found}; {remedy}")
+        return f"needs compute capability 8.9 (Ada, Hopper or newer), {found}"
     blockwise = machine.capability >= _BLOCKWISE_CAPABILITY and machine.cuda >= _BLOCKWISE_CUDA
-    if training.fp8_recipe == "blockwise" and not blockwise:
-        raise ConfigError(
-            f"--fp8-recipe blockwise: needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {found} and torch "
-            f"CUDA {machine.cuda[0]}.{machine.cuda[1]}; use tensorwise or delayed"
+    if recipe == "blockwise" and not blockwise:
+        return (
+            f"needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {found} and torch CUDA "
+            f"{machine.cuda[0]}.{machine.cuda[1]}"
         )
-
-
-def _wants_transformer_engine(flag: str, remedy: str, machine: Accelerator) -> None:
-    if not machine.transformer_engine:
-        raise ConfigError(f"{flag}: needs a GPU and TransformerEngine (make install-gpu); {remedy}")
+    return None
 
 
 def kernel_settings(config: RunConfig) -> dict[str, Any]:
@@ -118,6 +144,14 @@ def fuses_gradient_accumulation(config: RunConfig) -> bool:
     )
 
 
+def where_gradients_are_fused(config: RunConfig) -> str:
+    """Which layers add weight gradients in the matrix product; empty if none do."""
+    decoder = config.training.gradient_accumulation_fusion and uses_transformer_engine(config)
+    return " and ".join(
+        ["the decoder"] * decoder + ["the output layer"] * fuses_gradient_accumulation(config)
+    )
+
+
 def describe_kernels(config: RunConfig) -> str:
     """A line for the start of a run: layers, precision, loss, and what is fused."""
     training = config.training
@@ -127,13 +161,12 @@ def describe_kernels(config: RunConfig) -> str:
     loss = (
         f"fused ({training.cross_entropy_fusion_impl})" if training.cross_entropy_loss_fusion else "unfused"
     )
-    engine = uses_transformer_engine(config)
-    fused = ["the decoder"] if engine and training.gradient_accumulation_fusion else []
-    fused += ["the output layer"] if fuses_gradient_accumulation(config) else []
+    engine, fused = uses_transformer_engine(config), where_gradients_are_fused(config)
+    accumulation = f"fused in {fused}" if fused else "unfused (python tools/doctor.py says why)"
     overlap = "; tensor-parallel communication overlapped" if config.parallel.tp_comm_overlap else ""
     return (
         f"layers of {'TransformerEngine' if engine else 'torch'} in {precision}; language loss {loss}; "
-        f"gradient accumulation {'fused in ' + ' and '.join(fused) if fused else 'unfused'}{overlap}"
+        f"gradient accumulation {accumulation}{overlap}"
     )
 
 

@@ -135,13 +135,20 @@ def stand_in(task: ImageTask, settings: DecodeSettings) -> Prepared:
     )
 
 
+def chosen_backend(name: BackendName, *, on_gpu: bool) -> BackendName:
+    """The backend that a name stands for: "auto" takes DALI on a GPU where it is installed, else threads."""
+    if name != "auto":
+        return name
+    return "dali" if on_gpu and dali_is_installed() else "threads"
+
+
 def open_decoder(
     name: BackendName, settings: DecodeSettings, *, threads: int, gpu: int | None
 ) -> ImageDecoder:
     """Build a backend.
 
     Args:
-        name: which; "auto" takes DALI on a GPU where it imports, else threads.
+        name: which, see `chosen_backend`.
         settings: of the dataset and rank.
         threads: that decode (DALI on a GPU: that feed it).
         gpu: index of the device that DALI decodes on, None without one.
@@ -149,8 +156,7 @@ def open_decoder(
     Raises:
         ImportError: ``dali`` where it is not installed.
     """
-    if name == "auto":
-        name = "dali" if gpu is not None and dali_is_installed() else "threads"
+    name = chosen_backend(name, on_gpu=gpu is not None)
     if name == "dali":
         from megatron_eve.data.images.dali import DaliDecoder
 

@@ -1,0 +1,183 @@
+"""Which packages are here, in which versions, and do they import?"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+# Packages whose module has another name.
+_MODULES = {"megatron-core": "megatron.core", "pillow": "PIL", "pyyaml": "yaml"}
+_NAMESPACES = ("megatron", "nvidia")
+EXTENSION = "fused_weight_gradient_mlp_cuda"  # of NVIDIA's apex; megatron-core imports it by this name
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on this machine.
+
+    Attributes:
+        name: as pip calls it.
+        version: None if it is not installed, "of unknown version" if there are only modules.
+        wanted: versions that a run can use, such as ">=2.9,<2.12"; empty for any.
+        error: what happened when it was imported, None if that went well or was not tried.
+    """
+
+    name: str
+    version: str | None
+    wanted: str = ""
+    error: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Is it there, in a version that is wanted?"""
+        return self.version is not None and satisfies(self.version, self.wanted)
+
+    @property
+    def works(self) -> bool:
+        """Does it fit, and does it import?"""
+        return self.fits and self.error is None
+
+
+@dataclass(frozen=True)
+class Packages:
+    """All that matters to a run.
+
+    Attributes:
+        python: versions of Python that are wanted.
+        required: what a run cannot do without, torch and megatron-core among them.
+        engine, flash_attention, dali, triton, gradio: for GPUs, and for the page of the chat.
+        extension: the part of NVIDIA's apex that adds weight gradients inside the matrix product.
+        apex: whose it is, "NVIDIA" or "another project", None if there is none.
+    """
+
+    python: str
+    required: tuple[Package, ...]
+    engine: Package
+    flash_attention: Package
+    dali: Package
+    triton: Package
+    gradio: Package
+    extension: Package
+    apex: str | None = None
+
+    def one(self, name: str) -> Package:
+        """A required package by its name; one that is not installed if it is not among them."""
+        return next((package for package in self.required if package.name == name), Package(name, None))
+
+
+def look_at_packages(pyproject: Path) -> Packages:
+    """Look for all packages and import those that a run would.
+
+    Args:
+        pyproject: of this project; it says which versions are wanted.
+
+    Raises:
+        OSError: if `pyproject` cannot be read.
+    """
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    wanted = dict(map(_split, project["dependencies"]))
+    return Packages(
+        python=project["requires-python"],
+        required=tuple(_look_at(name, versions) for name, versions in wanted.items()),
+        engine=_look_at("transformer-engine", engine_versions(), "transformer_engine.pytorch"),
+        flash_attention=_look_at("flash-attn"),
+        dali=_look_at(_dali_name(), "", "nvidia.dali"),
+        triton=_look_at("triton"),
+        gradio=_look_at("gradio", module=None),  # seconds to import, and no run needs it
+        extension=_look_at(EXTENSION),
+        apex=_whose_apex(),
+    )
+
+
+def _look_at(name: str, wanted: str = "", module: str | None = "") -> Package:
+    """Look for a package, and import its module unless that is None."""
+    module = _MODULES.get(name, name.replace("-", "_")) if module == "" else module
+    try:
+        version: str | None = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = None
+    if version is None and (module is None or not _is_there(module)):
+        return Package(name, None, wanted)
+    # megatron-core must find this process prepared (`accelerator.cpu`), which a later look at the run's plan does.
+    error = None if module is None or name == "megatron-core" else import_error(module)
+    return Package(name, version or "of unknown version", wanted, error)
+
+
+def _is_there(module: str) -> bool:
+    """Asked without importing any code: of these packages only the namespaces can be looked into."""
+    top = module.split(".")[0]
+    try:
+        return importlib.util.find_spec(module if top in _NAMESPACES else top) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def import_error(module: str) -> str | None:
+    """Import a module; returns the error in one line, or None if there was none."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # compiled packages fail in any way: OSError, RuntimeError, AssertionError ...
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first_line}"
+    return None
+
+
+def engine_versions() -> str:
+    """Versions of TransformerEngine that the installed megatron-core asks for; empty if it is not there to ask."""
+    try:
+        asked = metadata.requires("megatron-core") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    return dict(map(_split, asked)).get("transformer-engine", "")
+
+
+def _dali_name() -> str:
+    """DALI's package, whose name says its CUDA version."""
+    names = (one.metadata["Name"] or "" for one in metadata.distributions())
+    return next((name for name in names if name.startswith("nvidia-dali")), "nvidia-dali")
+
+
+def _whose_apex() -> str | None:
+    """PyPI's `apex` is another project; NVIDIA's has these folders whatever it was built with."""
+    try:
+        spec = importlib.util.find_spec("apex")
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    ours = any((folder / name).is_dir() for folder in folders for name in ("normalization", "contrib"))
+    return "NVIDIA" if ours else "another project"
+
+
+def _split(requirement: str) -> tuple[str, str]:
+    """Name and versions of a requirement as packages declare it, extras and markers left out."""
+    found = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)", requirement)
+    assert found is not None
+    return found[1].lower(), found[2].replace(" ", "").strip("()")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The release that a version belongs to, without zeros at its end: (2, 10) of "2.10.0a0+local"."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    parts = [int(part) for part in found[0].split(".")] if found else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def satisfies(version: str, wanted: str) -> bool:
+    """Is a version among those wanted (clauses of >=, < and ==)?
+
+    Pre-releases count as their release, since containers bring builds such as 2.10.0a0; so does what has no version.
+    """
+    if not numbers(version):
+        return True
+    compare = {"==": numbers(version).__eq__, ">=": numbers(version).__ge__, "<": numbers(version).__lt__}
+    clauses = re.findall(r"(>=|==|<)([\w.+]+)", wanted)
+    return all(compare[sign](numbers(bound)) for sign, bound in clauses)

@@ -1,0 +1,79 @@
+"""What a run would take on a machine where no flag says otherwise, asked of what chooses it when training."""
+
+from __future__ import annotations
+
+from megatron_eve.accelerator import Accelerator
+from megatron_eve.doctor.packages import Packages
+
+Row = tuple[str, str]
+
+
+def plan_run(machine: Accelerator, packages: Packages) -> list[Row]:
+    """Backend, layers, attention, precisions, losses, gradients, decoder and shapes, a row each.
+
+    Args:
+        machine: what `accelerator()` says.
+        packages: what is installed.
+
+    Raises:
+        ImportError: if a package that a run needs does not import.
+    """
+    from megatron_eve.config import RunConfig, TrainingConfig
+    from megatron_eve.data.images.backends import chosen_backend
+    from megatron_eve.training.kernels import (
+        FP8_RECIPES,
+        engine_lack,
+        fp8_lack,
+        uses_transformer_engine,
+        where_gradients_are_fused,
+    )
+    from megatron_eve.training.shapes import fixed_length
+
+    config = RunConfig(training=TrainingConfig(train_iters=1, bf16=True))
+    engine, on_gpu = uses_transformer_engine(config), machine.name == "cuda"
+    return [
+        ("runs on", f"{'GPUs' if on_gpu else 'the CPU'}, ranks talk through {machine.backend}"),
+        ("layers", "TransformerEngine's (torch's without --bf16)" if engine else "torch's"),
+        ("attention", _attention(machine, packages) if engine else "torch's, sample by sample"),
+        ("bfloat16", _bfloat16(machine)),
+        *((f"FP8 {recipe}", _yes_or_no(fp8_lack(recipe, machine))) for recipe in FP8_RECIPES),
+        ("fused loss native", "yes"),
+        ("fused loss te", _yes_or_no(engine_lack(machine))),
+        ("weight gradients", _gradients(where_gradients_are_fused(config))),
+        ("images", f"decoded by {chosen_backend('auto', on_gpu=on_gpu)}"),
+        (
+            "packs",
+            "of one length in a step (fixed shapes)" if fixed_length(config) else "each as long as it is",
+        ),
+    ]
+
+
+def _yes_or_no(lack: str | None) -> str:
+    return "yes" if lack is None else f"no: {lack}"
+
+
+def cudnn_attends_to_packs(capability: tuple[int, int] | None) -> bool:
+    """From Hopper on (TransformerEngine's nvte_get_fused_attn_backend, format thd)."""
+    return capability is not None and capability >= (9, 0)
+
+
+def _attention(machine: Accelerator, packages: Packages) -> str:
+    flash = packages.flash_attention
+    kernels = [f"flash-attn {flash.version}"] * flash.works
+    kernels += ["cuDNN"] * cudnn_attends_to_packs(machine.capability)
+    return f"TransformerEngine's choice: {' or '.join(kernels) or 'a slow one or none'}"
+
+
+def _gradients(fused: str) -> str:
+    return (
+        f"added up by the matrix product itself in {fused}"
+        if fused
+        else "added up after the product (unfused)"
+    )
+
+
+def _bfloat16(machine: Accelerator) -> str:
+    if machine.capability is None:
+        return "yes, to try it out"
+    # What torch.cuda.is_bf16_supported asks, too.
+    return "yes" if machine.capability >= (8, 0) else "slow: GPUs before Ampere (8.0) emulate it"

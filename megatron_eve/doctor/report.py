@@ -1,0 +1,164 @@
+"""The doctor's report: machine, packages, what a run would take, and what to do."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_eve.accelerator import accelerator
+from megatron_eve.accelerator.machine import Gpu, Machine, look_at_machine
+from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages
+from megatron_eve.doctor.plan import Row, plan_run
+from megatron_eve.doctor.problems import Problem, capability, find_problems
+
+_LABEL, _WIDTH = 18, 118
+
+
+def examine(pyproject: Path) -> tuple[str, bool]:
+    """Look at this machine.
+
+    Args:
+        pyproject: of this project; it says which versions are wanted.
+
+    Returns:
+        The report, and whether a run can start here with nothing installed that is broken or wrong.
+
+    Raises:
+        OSError: if `pyproject` cannot be read.
+    """
+    with _quiet():
+        machine, packages = look_at_machine(), look_at_packages(pyproject)
+        problems = find_problems(machine, packages)
+        try:
+            plan = plan_run(accelerator(), packages)
+        except (
+            Exception
+        ) as error:  # whatever a broken installation throws; most of it is among the problems already
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            plan = [("nothing", reason)]
+            if not any(problem.breaks for problem in problems):
+                problems = [Problem(f"no run can be prepared: {reason}", "make install"), *problems]
+    return report(machine, packages, plan, problems), not any(problem.breaks for problem in problems)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries complain at import about others that are absent, which is what the report is about."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def report(machine: Machine, packages: Packages, plan: Sequence[Row], problems: Sequence[Problem]) -> str:
+    """All of it as text, in groups."""
+    breaks = [problem for problem in problems if problem.breaks]
+    advice = [problem for problem in problems if not problem.breaks]
+    groups = [
+        ("machine", map(_line, _machine_rows(machine))),
+        ("packages", map(_line, _package_rows(packages))),
+        ("what a run would take here, with --bf16", map(_line, plan)),
+        ("problems", map(_item, breaks)),
+        ("could be better", map(_item, advice)),
+    ]
+    text = "\n\n".join("\n".join([title, *lines]) for title, found in groups if (lines := list(found)))
+    number = (
+        f"{len(breaks)} problem{'s' * (len(breaks) > 1)} to solve first" if breaks else "a run can start here"
+    )
+    return f"{text}\n\n{number}"
+
+
+def _line(row: Row) -> str:
+    return _fill(row[1], f"  {row[0]:<{_LABEL}} ", " " * (_LABEL + 3))
+
+
+def _item(problem: Problem) -> str:
+    return f"{_fill(problem.what, '  - ', '    ')}\n{_fill(f'remedy: {problem.remedy}', '    ', '    ')}"
+
+
+def _fill(text: str, first: str, others: str) -> str:
+    """A paragraph, with what its first line begins with and what the others do; flags are not cut in two."""
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def _machine_rows(machine: Machine) -> Iterator[Row]:
+    yield "Python", f"{machine.python}, {machine.executable}"
+    yield "system", machine.system
+    yield "cores", str(machine.cores)
+    yield "memory", f"{_gib(machine.memory)}, {_gib(machine.free_memory)} free"
+    yield "free space", f"{_gib(machine.disk)} in this folder, {_gib(machine.shm)} in /dev/shm"
+    yield "GPUs", _gpus(machine)
+    torch = machine.torch
+    if torch is not None:
+        libraries = [
+            f"{name} {version or 'none'}"
+            for name, version in (("CUDA", torch.cuda), ("cuDNN", torch.cudnn), ("NCCL", torch.nccl))
+        ]
+        yield "torch was built", f"with {', '.join(libraries)}" if torch.cuda else "for CPUs"
+        if torch.peers is not None:
+            yield "between GPUs", f"each can{'' if torch.peers else 'not'} read the others' memory"
+    there = "sbatch and srun are here; srun python tools/doctor.py looks at a node"
+    yield "Slurm", there if machine.slurm else "none"
+
+
+def _gib(size: float | None) -> str:
+    return "unknown" if size is None else f"{size:,.1f} GiB"
+
+
+def _gpus(machine: Machine) -> str:
+    """What there is, and what of it a run can use."""
+    gpus = machine.gpus or machine.driver_gpus
+    if not gpus:
+        return "none" if machine.driver is None else f"none, with driver {machine.driver}"
+    text = ", ".join(f"{number} x {_gpu(gpu)}" for gpu, number in Counter(gpus).items())
+    if machine.driver is not None:
+        text += f"; driver {machine.driver}"
+    if machine.hidden:
+        text += "; hidden by CUDA_VISIBLE_DEVICES"
+    elif len(gpus) < len(machine.driver_gpus):
+        text += f"; torch sees {len(gpus)} of {len(machine.driver_gpus)}"
+    return text
+
+
+def _gpu(gpu: Gpu) -> str:
+    return f"{gpu.name} ({gpu.memory:.1f} GiB, {capability(gpu)})"
+
+
+def _package_rows(packages: Packages) -> Iterator[Row]:
+    """Those worth a line each, and the others on one."""
+    shown = ("torch", "megatron-core", "transformers")
+    for name in shown:
+        yield name, _state(packages.one(name))
+    yield "TransformerEngine", _state(packages.engine)
+    yield "flash-attn", _state(packages.flash_attention)
+    yield "NVIDIA's apex", _apex(packages)
+    yield "DALI", _state(packages.dali) + (f" ({packages.dali.name})" if packages.dali.version else "")
+    yield "triton", _state(packages.triton)
+    yield "gradio", f"{_state(packages.gradio)} (for tools/chat.py --web)"
+    others = [package for package in packages.required if package.name not in shown and package.version]
+    yield "others", ", ".join(f"{package.name} {_state(package)}" for package in others) or "not installed"
+
+
+def _state(package: Package) -> str:
+    if package.version is None:
+        return "not installed"
+    if package.error is not None:
+        return f"{package.version} does not import"
+    return package.version if package.fits else f"{package.version}, wanted {package.wanted}"
+
+
+def _apex(packages: Packages) -> str:
+    if packages.extension.works:
+        return f"{EXTENSION} imports"
+    apex = {"NVIDIA": "installed", "another project": "what is called apex here is another project"}
+    broken = "does not import" if packages.extension.version else "is not there"
+    return f"{apex.get(packages.apex or '', 'not installed')}; {EXTENSION} {broken}"
