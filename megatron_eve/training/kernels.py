@@ -113,9 +113,12 @@ def describe_kernels(config: RunConfig) -> str:
     loss = (
         f"fused ({training.cross_entropy_fusion_impl})" if training.cross_entropy_loss_fusion else "unfused"
     )
-    accumulation = "fused" if fuses_gradient_accumulation() else "unfused (fused with NVIDIA apex on a GPU)"
+    engine = uses_transformer_engine(config)
+    # TransformerEngine's layers fuse it by themselves: see `fuse_weight_gradients`.
+    unfused = "fused in the decoder's layers" if engine else "unfused (fused with NVIDIA apex on a GPU)"
+    accumulation = "fused" if fuses_gradient_accumulation() else unfused
     return (
-        f"layers of {'TransformerEngine' if uses_transformer_engine(config) else 'torch'} in {precision}; "
+        f"layers of {'TransformerEngine' if engine else 'torch'} in {precision}; "
         f"language loss {loss}; gradient accumulation {accumulation}"
     )
 

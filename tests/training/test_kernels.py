@@ -179,3 +179,27 @@ def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept:
     other = LayerWithScales(0)
     other.load_state_dict(saved.get("scales0", {}), strict=False)
     assert int(other.seen) == (7 if kept else 0)
+
+
+class EngineLinear(torch.nn.Linear):
+    """A linear layer with the switch that TransformerEngine's have."""
+
+    fuse_wgrad_accumulation = False
+
+
+def test_weight_gradients_are_fused_in_the_decoder_alone() -> None:
+    """Also inside the wrappers of a chunk; layers without the switch, and those outside the decoder, are left alone."""
+    from megatron_eve.training.model import fuse_weight_gradients
+
+    chunk = torch.nn.Module()
+    chunk.decoder = torch.nn.Sequential(
+        EngineLinear(2, 2), torch.nn.Sequential(EngineLinear(2, 2), torch.nn.ReLU())
+    )
+    chunk.output_layer = EngineLinear(2, 2)
+    wrapped = torch.nn.Module()
+    wrapped.module = torch.nn.Module()
+    wrapped.module.module = chunk
+    fuse_weight_gradients([wrapped])  # type: ignore[list-item]
+    assert chunk.decoder[0].fuse_wgrad_accumulation and chunk.decoder[1][0].fuse_wgrad_accumulation
+    assert not hasattr(chunk.decoder[1][1], "fuse_wgrad_accumulation")
+    assert not chunk.output_layer.fuse_wgrad_accumulation
