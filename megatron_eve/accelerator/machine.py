@@ -187,3 +187,11 @@ def _look_at_torch() -> TorchBuild | None:
         gpus=tuple(Gpu(one.name, one.total_memory / _GIB, (one.major, one.minor)) for one in found),
         peers=all(torch.cuda.can_device_access_peer(*pair) for pair in pairs) if len(found) > 1 else None,
     )
+
+
+def cudnn_attends_to_packs(capability: tuple[int, int] | None) -> bool:
+    """Has cuDNN a fast attention over packs (format thd) for GPUs of this compute capability? None is no GPU.
+
+    On Hopper and data-centre Blackwell (TransformerEngine's nvte_get_fused_attn_backend and get_attention_backend).
+    """
+    return capability is not None and (9, 0) <= capability < (12, 0)

@@ -173,7 +173,8 @@ class TrainingConfig:
     """Where it can be, add weight gradients to the float32 buffer in the matrix product itself: TransformerEngine's
     layers do it themselves, megatron-core's own (the output layer) where NVIDIA's apex is installed."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter where it runs, with --bf16."""
+    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter with --bf16 where it runs and
+    has a fast attention over packs: cuDNN's on Hopper or newer, or flash-attn."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute whole layers or only the core attention in the backward pass, to save memory."""
     recompute_method: Literal["uniform", "block"] | None = None

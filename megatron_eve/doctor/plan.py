@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_eve.accelerator import Accelerator
+from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.doctor.packages import Packages
 
 Row = tuple[str, str]
@@ -52,16 +53,11 @@ def _yes_or_no(lack: str | None) -> str:
     return "yes" if lack is None else f"no: {lack}"
 
 
-def cudnn_attends_to_packs(capability: tuple[int, int] | None) -> bool:
-    """From Hopper on (TransformerEngine's nvte_get_fused_attn_backend, format thd)."""
-    return capability is not None and capability >= (9, 0)
-
-
 def _attention(machine: Accelerator, packages: Packages) -> str:
     flash = packages.flash_attention
     kernels = [f"flash-attn {flash.version}"] * flash.works
     kernels += ["cuDNN"] * cudnn_attends_to_packs(machine.capability)
-    return f"TransformerEngine's choice: {' or '.join(kernels) or 'a slow one or none'}"
+    return f"TransformerEngine's choice: {' or '.join(kernels)}"
 
 
 def _gradients(fused: str) -> str:

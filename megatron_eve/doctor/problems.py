@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_eve.accelerator.machine import Gpu, Machine
+from megatron_eve.accelerator.machine import Gpu, Machine, cudnn_attends_to_packs
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, numbers, satisfies
-from megatron_eve.doctor.plan import cudnn_attends_to_packs
 
 # Below this NCCL's and the data workers' shared memory runs out; containers have 64 MiB unless told otherwise.
 _SHM = 1.0
@@ -149,9 +148,9 @@ def _engine(machine: Machine, packages: Packages) -> Iterator[Problem]:
         return
     if not cudnn_attends_to_packs(machine.gpus[0].capability):
         yield Problem(
-            f"{machine.gpus[0].name}: cuDNN has no attention over packs before Hopper, which leaves "
-            "TransformerEngine with a slow one or none",
-            "pip install --no-build-isolation 'flash-attn<3', or --transformer-impl local",
+            f"{machine.gpus[0].name}: cuDNN has no attention over packs for it, so torch's layers are taken instead of "
+            "TransformerEngine's",
+            "pip install --no-build-isolation 'flash-attn<3'; optional",
             breaks=False,
         )
 

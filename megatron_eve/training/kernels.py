@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megatron_eve.accelerator import Accelerator, accelerator
+from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.config import ConfigError, RunConfig
 
 # TransformerEngine's check_fp8_support and check_fp8_block_scaling_support: compute capability, and CUDA for blocks.
@@ -30,9 +31,11 @@ def uses_transformer_engine(config: RunConfig) -> bool:
             "--transformer-impl transformer_engine: needs a GPU and TransformerEngine (make install-gpu); "
             "use --transformer-impl local here"
         )
-    # TransformerEngine has no attention over packs in float32.
-    automatic = choice == "auto" and accelerator().transformer_engine and config.training.bf16
-    return choice == "transformer_engine" or automatic
+    machine, training = accelerator(), config.training
+    # Its attention over packs takes no float32; without fast kernels it keeps whole matrices of scores.
+    fast = cudnn_attends_to_packs(machine.capability) or importlib.util.find_spec("flash_attn") is not None
+    wanted = training.bf16 and (fast or training.fp8_format is not None)
+    return choice == "transformer_engine" or (choice == "auto" and machine.transformer_engine and wanted)
 
 
 def check_kernels(config: RunConfig, machine: Accelerator) -> None:

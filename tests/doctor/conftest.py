@@ -14,7 +14,7 @@ from megatron_eve.doctor.packages import EXTENSION
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that comes first when modules are looked for; what is imported from it is forgotten."""
-    ours = ("transformer_engine", "apex", EXTENSION, "broken_package")
+    ours = ("transformer_engine", "apex", EXTENSION, "flash_attn", "broken_package")
 
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         monkeypatch.delitem(sys.modules, name)

@@ -48,8 +48,10 @@ def test_the_plan_of_an_h100(prepared: None, monkeypatch: pytest.MonkeyPatch, mo
     assert said["images"] == "decoded by dali" and "fixed shapes" in said["packs"]
 
 
-def test_the_plan_of_an_a100(prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_an_a100(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
+    write(modules, "flash_attn.py")
     said = plan(monkeypatch, accelerator(A100.capability))
+    assert said["layers"].startswith("TransformerEngine's")
     assert said["attention"] == "TransformerEngine's choice: flash-attn 2.8.3"
     for recipe in ("delayed", "tensorwise", "blockwise"):
         assert said[f"FP8 {recipe}"].startswith("no: needs compute capability 8.9")
@@ -59,7 +61,7 @@ def test_the_plan_of_an_a100(prepared: None, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_plan_of_an_ada(prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     said = plan(monkeypatch, accelerator(ADA.capability), without("flash_attention"))
-    assert said["attention"] == "TransformerEngine's choice: a slow one or none"
+    assert said["layers"] == "torch's" and said["attention"] == "torch's, sample by sample"
     assert said["FP8 delayed"] == said["FP8 tensorwise"] == "yes"
     assert said["FP8 blockwise"].startswith(
         "no: needs compute capability 9.0 (Hopper or newer) and CUDA 12.9"

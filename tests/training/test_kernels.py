@@ -117,6 +117,28 @@ def test_what_packs_are_padded_to(parallel: ParallelConfig, expected: str | None
     assert fixed_length(RunConfig(parallel=parallel)) == expected
 
 
+@pytest.mark.parametrize(
+    ("found", "training", "engine"),
+    [
+        (H100, {"bf16": True}, True),
+        (H100, {}, False),  # its attention over packs takes no float32
+        (A100, {"bf16": True}, False),  # and there it has no fast one without flash-attn
+        (A100, {"bf16": True, "transformer_impl": "transformer_engine"}, True),
+        (ADA, {"bf16": True, "fp8_format": "hybrid"}, True),
+        (machine((12, 0)), {"bf16": True}, False),
+        (machine((9, 0), engine=False), {"bf16": True}, False),
+    ],
+)
+def test_whose_layers_are_taken(
+    monkeypatch: pytest.MonkeyPatch, found: Accelerator, training: dict[str, Any], engine: bool
+) -> None:
+    from megatron_eve.training import kernels
+
+    monkeypatch.setattr(kernels, "accelerator", lambda: found)
+    config = RunConfig(training=TrainingConfig(train_iters=1, **training))
+    assert kernels.uses_transformer_engine(config) is engine
+
+
 def test_the_command_refuses_before_any_process_group() -> None:
     words = [
         sys.executable, "-m", "megatron_eve.pretrain", "--preset", "eve_tiny", "--mock-data", "--train-iters", "1",
@@ -220,3 +242,27 @@ def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept:
     other = LayerWithScales(0)
     other.load_state_dict(saved.get("scales0", {}), strict=False)
     assert int(other.seen) == (7 if kept else 0)
+
+
+class EngineLinear(torch.nn.Linear):
+    """A linear layer with the switch that TransformerEngine's have."""
+
+    fuse_wgrad_accumulation = False
+
+
+def test_weight_gradients_are_fused_in_the_decoder_alone() -> None:
+    """Also inside the wrappers of a chunk; layers without the switch, and those outside the decoder, are left alone."""
+    from megatron_eve.training.model import fuse_weight_gradients
+
+    chunk = torch.nn.Module()
+    chunk.decoder = torch.nn.Sequential(
+        EngineLinear(2, 2), torch.nn.Sequential(EngineLinear(2, 2), torch.nn.ReLU())
+    )
+    chunk.output_layer = EngineLinear(2, 2)
+    wrapped = torch.nn.Module()
+    wrapped.module = torch.nn.Module()
+    wrapped.module.module = chunk
+    fuse_weight_gradients([wrapped])  # type: ignore[list-item]
+    assert chunk.decoder[0].fuse_wgrad_accumulation and chunk.decoder[1][0].fuse_wgrad_accumulation
+    assert not hasattr(chunk.decoder[1][1], "fuse_wgrad_accumulation")
+    assert not chunk.output_layer.fuse_wgrad_accumulation
