@@ -19,9 +19,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from gpu_common import Table, parser, photos
+from gpu_common import parser, photos
 from numpy.typing import NDArray
 from PIL import Image
+from tables import Table
 
 from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.geometry import image_geometry

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: runs, clocks, the machine they ran on, and tables. Nothing here is a benchmark."""
+"""What the GPU benchmarks share: runs, data, clocks and memory. Nothing here is a benchmark."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import shutil
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from tables import Row
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import (
@@ -51,8 +50,6 @@ _PEAK = (
     ("L40S", 362.0),
     ("L4", 121.0),
 )
-
-Row = Sequence[object]
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
@@ -244,6 +241,18 @@ class Measured:
     memory: float
 
 
+def first_losses(config: RunConfig, count: int) -> list[float]:
+    """Language losses of a run's first steps; inside `process_group`."""
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup, train_one
+
+    with model_parallel(config):
+        trainer = setup(config)
+        found = [train_one(trainer).losses["lm loss"] for _ in range(count)]
+        trainer.loader.close()
+    return found
+
+
 def measure(config: RunConfig, steps: int) -> Measured:
     """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
     from megatron_eve.training.flops import model_flops, step_work
@@ -329,85 +338,3 @@ def step_columns(found: Measured) -> Row:
         f"{1000 * found.seconds:.0f}", f"{found.tokens:,.0f}", f"{found.samples:.2f}", f"{found.tflop:.1f}",
         share(found.tflop), f"{100 * found.waited:.2f} %", f"{found.memory:.1f}",
     )  # fmt: skip
-
-
-def machine_rows() -> list[Row]:
-    """What the numbers were measured on."""
-    rows: list[Row] = [("device", accelerator().name), ("torch", torch.__version__)]
-    if accelerator().name == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        rows += [
-            ("GPU", properties.name),
-            ("memory, GB", f"{properties.total_memory / 1e9:.1f}"),
-            ("CUDA", torch.version.cuda or ""),
-            ("cuDNN", torch.backends.cudnn.version() or ""),
-        ]
-    for package in ("megatron-core", "transformer-engine", "flash-attn", "transformers"):
-        try:
-            rows.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            rows.append((package, "not installed"))
-    return rows
-
-
-class Table:
-    """A Markdown table that is printed as it grows, and kept in OUT/title.md with the machine below it.
-
-    What was measured before a failure is not lost by it.
-    """
-
-    def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
-        self._title, self._header, self._out = title, header, out
-        self._rows: list[Row] = []
-        self._notes: list[str] = []
-        self._failed: list[str] = []
-        print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
-
-    def add(self, *row: object) -> None:
-        """A row, printed at once."""
-        self._rows.append(row)
-        print(_line(row), flush=True)
-        self._write()
-
-    def note(self, text: str) -> None:
-        """Something to be said below the table."""
-        self._notes.append(text)
-        self._write()
-
-    @contextmanager
-    def attempt(self, name: str) -> Iterator[None]:
-        """A case that may fail: it is said, and the others go on (see `leave`)."""
-        try:
-            yield
-        except Exception as error:
-            traceback.print_exc()
-            self._failed.append(name)
-            self.note(f"Failed, {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
-
-    def close(self) -> list[str]:
-        """Print the notes; returns the cases that failed."""
-        print("".join(f"\n{note}\n" for note in self._notes), flush=True)
-        return self._failed
-
-    def _write(self) -> None:
-        if self._out is None:
-            return
-        self._out.mkdir(parents=True, exist_ok=True)
-        name = "-".join(self._title.lower().replace(",", "").split())
-        parts = [f"## {self._title}", _table(self._header, self._rows), *self._notes]
-        parts.append(_table(("machine", ""), machine_rows()))
-        (self._out / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def leave(failed: Sequence[str]) -> None:
-    """End the process with 1 if any case failed."""
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-
-
-def _line(row: Row) -> str:
-    return "| " + " | ".join(map(str, row)) + " |"
-
-
-def _table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, rows)])

@@ -18,8 +18,7 @@ from typing import Any
 
 from gpu_common import (
     STEP_HEADER,
-    Table,
-    leave,
+    first_losses,
     measure,
     parser,
     photo_dataset,
@@ -28,6 +27,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
+from tables import Table, leave
 
 from megatron_eve.config import ConfigError, ParallelConfig, RunConfig
 
@@ -37,18 +37,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "FP8 tensorwise": {"fp8_format": "hybrid", "fp8_recipe": "tensorwise"},
     "FP8 blockwise": {"fp8_format": "e4m3", "fp8_recipe": "blockwise"},
 }
-
-
-def losses_of(config: Any, count: int) -> list[float]:
-    """Language losses of a run's first steps."""
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.train import setup, train_one
-
-    with model_parallel(config):
-        trainer = setup(config)
-        found = [train_one(trainer).losses["lm loss"] for _ in range(count)]
-        trainer.loader.close()
-    return found
 
 
 def runs_here(table: Table, some: Callable[..., RunConfig]) -> Iterator[tuple[str, RunConfig]]:
@@ -96,7 +84,7 @@ def compare_losses(arguments: Any, folder: Path) -> Table:
     exact: list[float] = []
     for name, config in runs_here(table, some):
         with table.attempt(name):
-            seen = losses_of(config, arguments.losses)
+            seen = first_losses(config, arguments.losses)
             exact = exact or seen
             mean, theirs = sum(seen[-last:]) / last, sum(exact[-last:]) / last
             apart = max(abs(ours - other) for ours, other in zip(seen, exact, strict=True))

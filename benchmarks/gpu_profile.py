@@ -22,7 +22,6 @@ from unittest.mock import patch
 
 import torch
 from gpu_common import (
-    Table,
     parser,
     photo_dataset,
     require_gpu,
@@ -31,6 +30,7 @@ from gpu_common import (
     sizes,
     synchronize,
 )
+from tables import Table
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.data.loader import LazyBatches
@@ -91,7 +91,7 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
         ("aligning layer", chunk.aligning_layer, "forward"),
         ("teacher", trainer.teacher.tower, "forward"),
         ("backward", schedules, "backward_step"),
-        ("optimizer", trainer.optimizer, "step"),
+        ("optimizer", trainer.optimizer, "step_with_ready_grads"),
         ("data wait", LazyBatches, "__getitem__"),
     )
     with ExitStack() as stack:

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_common import (
-    Table,
-    leave,
     median,
     parser,
     peak_memory,
@@ -32,6 +30,7 @@ from gpu_common import (
     time_each,
 )
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
+from tables import Table, leave
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ModelConfig

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 from gpu_common import (
-    Table,
-    leave,
-    machine_rows,
+    first_losses,
     parser,
     require_gpu,
     run_config,
     save_teacher,
     sizes,
 )
+from tables import Table, leave, machine_rows
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, ParallelConfig
@@ -59,18 +58,6 @@ def attention_error(config: Any) -> float:
         for piece in pieces
     ]
     return float((found.float().view(shape) - torch.cat(expected)).abs().max())
-
-
-def losses_of(config: Any) -> list[float]:
-    """Language losses of two steps."""
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.train import setup, train_one
-
-    with model_parallel(config):
-        trainer = setup(config)
-        found = [train_one(trainer).losses["lm loss"] for _ in range(2)]
-        trainer.loader.close()
-    return found
 
 
 def main() -> None:
@@ -109,7 +96,7 @@ def main() -> None:
                 table.note(f"Not run, {name}: {error}")
                 continue
             with table.attempt(name):
-                losses = losses_of(config)
+                losses = first_losses(config, 2)
                 right.append(all(math.isfinite(loss) for loss in losses))
                 table.add(f"losses of two steps, {name}", ", ".join(f"{loss:.3f}" for loss in losses))
                 table.note(f"{name}: {describe_kernels(config)}.")

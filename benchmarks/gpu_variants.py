@@ -13,8 +13,6 @@ from typing import Any
 
 from gpu_common import (
     STEP_HEADER,
-    Table,
-    leave,
     measure,
     parser,
     require_gpu,
@@ -22,6 +20,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
+from tables import Table, leave
 
 from megatron_eve.config import ParallelConfig
 

@@ -149,7 +149,6 @@ def train_step(
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
         shares = forward_backward(chunks, step, normalizer, teacher, stragglers=stragglers)
-        # optimizer.step() does both again: they read this rank's share of the gradients, and change nothing.
         optimizer.prepare_grads()
         losses, grad_norm = _share(shares, optimizer.get_grad_norm())
         result = StepResult(losses, grad_norm)
@@ -157,7 +156,11 @@ def train_step(
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:
-        optimizer.step()
+        # The gradients are ready, and their norm, for which a GPU is waited for, is wanted again by clipping alone.
+        if optimizer.config.clip_grad > 0:
+            optimizer.step()
+        else:
+            optimizer.step_with_ready_grads()
     return replace(result, exit_code=exit_code)
 
 

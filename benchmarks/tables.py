@@ -1,0 +1,98 @@
+"""Tables of the GPU benchmarks, and the machine they were measured on. Nothing here is a benchmark."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from megatron_eve.accelerator import accelerator
+
+Row = Sequence[object]
+
+
+def machine_rows() -> list[Row]:
+    """What the numbers were measured on."""
+    rows: list[Row] = [("device", accelerator().name), ("torch", torch.__version__)]
+    if accelerator().name == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        rows += [
+            ("GPU", properties.name),
+            ("memory, GB", f"{properties.total_memory / 1e9:.1f}"),
+            ("CUDA", torch.version.cuda or ""),
+            ("cuDNN", torch.backends.cudnn.version() or ""),
+        ]
+    for package in ("megatron-core", "transformer-engine", "flash-attn", "transformers"):
+        try:
+            rows.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            rows.append((package, "not installed"))
+    return rows
+
+
+class Table:
+    """A Markdown table that is printed as it grows, and kept in OUT/title.md with the machine below it.
+
+    What was measured before a failure is not lost by it.
+    """
+
+    def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
+        self._title, self._header, self._out = title, header, out
+        self._rows: list[Row] = []
+        self._notes: list[str] = []
+        self._failed: list[str] = []
+        print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
+
+    def add(self, *row: object) -> None:
+        """A row, printed at once."""
+        self._rows.append(row)
+        print(_line(row), flush=True)
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Something to be said below the table."""
+        self._notes.append(text)
+        self._write()
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """A case that may fail: it is said, and the others go on (see `leave`)."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self._failed.append(name)
+            self.note(f"Failed, {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
+
+    def close(self) -> list[str]:
+        """Print the notes; returns the cases that failed."""
+        print("".join(f"\n{note}\n" for note in self._notes), flush=True)
+        return self._failed
+
+    def _write(self) -> None:
+        if self._out is None:
+            return
+        self._out.mkdir(parents=True, exist_ok=True)
+        name = "-".join(self._title.lower().replace(",", "").split())
+        parts = [f"## {self._title}", _table(self._header, self._rows), *self._notes]
+        parts.append(_table(("machine", ""), machine_rows()))
+        (self._out / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def leave(failed: Sequence[str]) -> None:
+    """End the process with 1 if any case failed."""
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _line(row: Row) -> str:
+    return "| " + " | ".join(map(str, row)) + " |"
+
+
+def _table(header: Sequence[str], rows: Sequence[Row]) -> str:
+    return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, rows)])
