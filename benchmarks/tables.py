@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -16,9 +19,18 @@ from megatron_eve.accelerator import accelerator
 Row = Sequence[object]
 
 
+PACKAGES = ("megatron-core", "transformer-engine", "flash-attn", "transformers", "nvidia-dali-cuda130")
+
+
+@cache
 def machine_rows() -> list[Row]:
-    """What the numbers were measured on."""
-    rows: list[Row] = [("device", accelerator().name), ("torch", torch.__version__)]
+    """What the numbers were measured on, and of which commit."""
+    rows: list[Row] = [
+        ("date", time.strftime("%Y-%m-%d")),
+        ("commit", _commit()),
+        ("device", accelerator().name),
+        ("torch", torch.__version__),
+    ]
     if accelerator().name == "cuda":
         properties = torch.cuda.get_device_properties(0)
         rows += [
@@ -27,12 +39,20 @@ def machine_rows() -> list[Row]:
             ("CUDA", torch.version.cuda or ""),
             ("cuDNN", torch.backends.cudnn.version() or ""),
         ]
-    for package in ("megatron-core", "transformer-engine", "flash-attn", "transformers"):
+    for package in PACKAGES:
         try:
             rows.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
             rows.append((package, "not installed"))
     return rows
+
+
+def _commit() -> str:
+    words = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a checkout"
 
 
 class Table:
