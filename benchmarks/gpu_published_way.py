@@ -172,14 +172,15 @@ def main() -> None:
         padded = [ids[first : first + MICRO_BATCH] for first in range(0, count, MICRO_BATCH)]
         real = lengths.sum() / sum(len(some) * int(lengths[some].max()) for some in padded)
         for name, recompute in (("published", False), ("published, recomputed", True)):
-            with table.attempt(name), peak_memory() as memory:
-                step, attention = published(model, dataset, padded, config.training.bf16, recompute)
-                seconds = median(time_each(step, arguments.steps))
-                del step
-            table.add(
-                f"{name} ({attention})", f"{1000 * seconds:.0f}", f"{count / seconds:.1f}",
-                f"{seconds / mine:.2f}", f"{real:.2f}", f"{memory[0]:.1f}",
-            )  # fmt: skip
+            with table.attempt(name):
+                with peak_memory() as memory:
+                    step, attention = published(model, dataset, padded, config.training.bf16, recompute)
+                    seconds = median(time_each(step, arguments.steps))
+                    del step
+                table.add(
+                    f"{name} ({attention})", f"{1000 * seconds:.0f}", f"{count / seconds:.1f}",
+                    f"{seconds / mine:.2f}", f"{real:.2f}", f"{memory[0]:.1f}",
+                )  # fmt: skip
     leave(table.close())
 
 

@@ -34,8 +34,9 @@ def uses_transformer_engine(config: RunConfig) -> bool:
     machine, training = accelerator(), config.training
     # Its attention over packs takes no float32; without fast kernels it keeps whole matrices of scores.
     fast = cudnn_attends_to_packs(machine.capability) or importlib.util.find_spec("flash_attn") is not None
-    wanted = training.bf16 and (fast or training.fp8_format is not None)
-    return choice == "transformer_engine" or (choice == "auto" and machine.transformer_engine and wanted)
+    needed = training.fp8_format is not None or config.parallel.tp_comm_overlap
+    automatic = machine.transformer_engine and training.bf16 and (fast or needed)
+    return choice == "transformer_engine" or (choice == "auto" and automatic)
 
 
 def check_kernels(config: RunConfig, machine: Accelerator) -> None:

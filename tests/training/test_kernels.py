@@ -137,6 +137,8 @@ def test_whose_layers_are_taken(
     monkeypatch.setattr(kernels, "accelerator", lambda: found)
     config = RunConfig(training=TrainingConfig(train_iters=1, **training))
     assert kernels.uses_transformer_engine(config) is engine
+    if training == {"bf16": True} and found.transformer_engine:
+        assert kernels.uses_transformer_engine(replace(config, parallel=OVERLAP))
 
 
 def test_the_command_refuses_before_any_process_group() -> None:
