@@ -94,7 +94,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@parametrize(PP2_VPP2, DP2_OVERLAP, slow=(TP2_DP2,))
+@parametrize(PP2_VPP2, slow=(DP2_OVERLAP, TP2_DP2))
 def test_the_background_writes_what_the_foreground_writes(
     ranks: RankPool, tmp_path: Path, layout: Layout
 ) -> None:

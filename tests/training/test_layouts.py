@@ -103,7 +103,7 @@ def test_it_learns(single_device: Trace) -> None:
     assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
 
 
-@parametrize(PP2_VPP2, PP2_UNEVEN, TP2_DP2, TP2_SP_CP2, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2))
+@parametrize(PP2_VPP2, PP2_UNEVEN, TP2_SP_CP2, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2, TP2_DP2))
 def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert trace.samples == single_device.samples
