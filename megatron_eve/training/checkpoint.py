@@ -134,7 +134,7 @@ def load_checkpoint(
     if same_layout:
         request["rng_state"] = _rng_state()
     request |= pending_request(saved, config)
-    if _keeps_scales(saved["config"]):
+    if _scales_fit(saved["config"], config.to_dict()):
         request |= _scales(chunks, config.to_dict())
     loaded = dist_checkpointing.load(request, str(folder))
     _load_model(chunks, loaded)
@@ -258,6 +258,22 @@ def _keeps_scales(config: dict[str, Any]) -> bool:
     """Did, or does, a run of this configuration (as a dictionary) carry scales from step to step?"""
     training = config["training"]
     return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
+
+
+def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+    """May a run of a configuration take up the scales of a checkpoint?
+
+    Not those of another format: its largest gradients are 128 times as large, and with the scales TransformerEngine's
+    layers take up the format that they are of, while new scales are made for the run's own.
+    """
+    if not (_keeps_scales(saved) and _keeps_scales(config)):
+        return False
+    before, now = saved["training"]["fp8_format"], config["training"]["fp8_format"]
+    if before != now:
+        print_rank_0(
+            f"FP8 scales of --fp8-format {before} do not fit {now}: the first step begins without any"
+        )
+    return bool(before == now)
 
 
 def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:

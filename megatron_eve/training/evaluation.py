@@ -15,6 +15,7 @@ from megatron_eve.data.sampling import Part
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.model import parameters_gathered
+from megatron_eve.training.scales import keep_scales
 from megatron_eve.training.step import forward_backward
 
 
@@ -40,12 +41,14 @@ def evaluate(
     Returns:
         For each dataset its losses by name, as in training: on ranks of the last stage, zero elsewhere.
     """
+    put_scales_back = keep_scales(chunks)
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad(), parameters_gathered(config, chunks):
         results = {part.name: _losses(chunks, _steps(config, loader, part), teacher) for part in held_out}
     for chunk in chunks:
         chunk.train()
+    put_scales_back()
     return results
 
 

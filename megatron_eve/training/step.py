@@ -24,6 +24,7 @@ from megatron_eve.training.bad_steps import Values, validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import unwrap
+from megatron_eve.training.scales import keep_scales
 from megatron_eve.training.shapes import schedule_shapes
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import teach_ahead
@@ -143,8 +144,12 @@ def train_step(
         recent, spike_factor: what makes a step bad (see `why_bad`).
     """
     machine = get_rerun_state_machine()
+    put_scales_back, again = keep_scales(chunks), False
     # Once, or as often as the machine wants to see the step; what comes of the last time counts.
     while machine.should_run_forward_backward(None):
+        if again:
+            put_scales_back()
+        again = True
         for chunk in chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
@@ -161,6 +166,8 @@ def train_step(
             optimizer.step()
         else:
             optimizer.step_with_ready_grads()
+    else:
+        put_scales_back()
     return replace(result, exit_code=exit_code)
 
 

@@ -246,6 +246,31 @@ def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept:
     assert int(other.seen) == (7 if kept else 0)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "fit"),
+    [
+        (("hybrid", "delayed"), ("hybrid", "delayed"), True),
+        (("e4m3", "delayed"), ("hybrid", "delayed"), False),
+        (("hybrid", "tensorwise"), ("hybrid", "delayed"), False),
+        (("hybrid", "delayed"), ("hybrid", "tensorwise"), False),
+        ((None, "delayed"), ("hybrid", "delayed"), False),
+    ],
+)
+def test_scales_are_taken_up_by_a_run_of_their_format(before: Any, now: Any, fit: bool) -> None:
+    from megatron_eve.training import checkpoint
+
+    def config(format_and_recipe: Any) -> dict[str, Any]:
+        fp8_format, recipe = format_and_recipe
+        training = TrainingConfig(train_iters=1, bf16=True, fp8_format=fp8_format, fp8_recipe=recipe)
+        return RunConfig(training=training).to_dict()
+
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "print_rank_0", told.append)
+        assert checkpoint._scales_fit(config(before), config(now)) is fit
+    assert len(told) == (before == ("e4m3", "delayed"))
+
+
 class EngineLinear(torch.nn.Linear):
     """A linear layer with the switch that TransformerEngine's have."""
 
