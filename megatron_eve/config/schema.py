@@ -162,8 +162,8 @@ class TrainingConfig:
     """Multiply the decoder's matrices in FP8: "hybrid" is E4M3 forward and E5M2 for gradients. Wants TransformerEngine,
     --bf16 and a GPU that has FP8 (Ada, Hopper or newer)."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "delayed"
-    """With --fp8-format, where scales come from: the last 1024 steps (delayed), each tensor as it is (tensorwise), or
-    each block of 128 values (blockwise; Hopper or newer, CUDA 12.9)."""
+    """With --fp8-format, where scales come from: the last 1024 microbatches (delayed), each tensor as it is
+    (tensorwise), or each block of 128 values (blockwise; Hopper or newer, CUDA 12.9)."""
     cross_entropy_loss_fusion: bool = False
     """Fuse the language loss, so that no float32 copy of the logits is kept (with --bf16)."""
     cross_entropy_fusion_impl: Literal["native", "te"] = "native"

@@ -15,7 +15,7 @@ from megatron_eve.config import ConfigError, RunConfig
 _FP8_CAPABILITY = (8, 9)
 _BLOCKWISE_CAPABILITY, _BLOCKWISE_CUDA = (9, 0), (12, 9)
 FP8_RECIPES = ("tensorwise", "delayed", "blockwise")
-# TransformerEngine's own window; megatron-core's default looks at the last step alone, which an outlier throws off.
+# TransformerEngine's own window; megatron-core's default looks at the last update alone, which an outlier throws off.
 _AMAX_HISTORY = 1024
 
 
