@@ -256,6 +256,7 @@ def test_a_blend_with_held_out_samples(dataset: Path, tmp_path: Path) -> None:
     assert "whose shares are [0.75, 0.25], this run's are [0.5, 0.5]" in found.stderr
 
 
+@pytest.mark.slow
 def test_batches_of_one_modality_from_a_shared_cache(tmp_path: Path) -> None:
     """16 rows with images and 4 without, in batches of 4: one step of five is of text alone, in every epoch."""
     dataset, cache, images = write_dataset(tmp_path / "set", 20, 0), tmp_path / "cache", []

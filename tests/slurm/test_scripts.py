@@ -207,6 +207,7 @@ def test_a_node_loses_power(site: Site, whole: dict[int, tuple[str, str]]) -> No
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_a_rank_is_killed(site: Site, whole: dict[int, tuple[str, str]]) -> None:
     """torchrun ends the other ranks, and the batch script requeues."""
     job = site.submit("rank")

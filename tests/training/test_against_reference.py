@@ -133,7 +133,7 @@ def plain_steps() -> Any:
     return steps
 
 
-@parametrize(ONE, TP2_PP2, PP2_VPP2_CP2)
+@parametrize(ONE, PP2_VPP2_CP2, slow=(TP2_PP2,))
 @pytest.mark.parametrize(
     ("stage", "rate", "image_size"),
     [(1, 4e-4, 224), (2, 4e-5, 224), (3, 2e-5, 448)],

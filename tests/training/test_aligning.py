@@ -166,9 +166,12 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
     ONE, TP2, TP2_SP, PP2, PP4, PP4_UNEVEN, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, PP2_VPP2_CP2, CP2_DP2,
     slow=(DP2, TP2_CP2, CP4, PP4_VPP2),  # their parts are all among the others
 )  # fmt: skip
-@pytest.mark.parametrize("recompute", [{}, FULL], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    ("recompute", "text_only"),
+    [({}, False), (FULL, False), ({}, True), pytest.param(FULL, True, marks=pytest.mark.slow)],
+    ids=["kept-images", "recomputed-images", "kept-text", "recomputed-text"],
+)
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
-@pytest.mark.parametrize("text_only", [False, True], ids=["images", "text"])
 def test_the_layout_changes_nothing(
     ranks: RankPool,
     single_device: Any,

@@ -144,7 +144,7 @@ def test_differences_between_two_runs_of_a_step() -> None:
     assert difference([math.inf], [1.0]) == math.inf
 
 
-@parametrize(DP2_OVERLAP, PP2_VPP2, slow=(TP2_SP,))
+@parametrize(PP2_VPP2, slow=(DP2_OVERLAP, TP2_SP))
 def test_a_run_stops_before_the_update_and_goes_on(
     ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole
 ) -> None:
@@ -259,6 +259,7 @@ def test_a_step_in_doubt_is_skipped_when_that_is_asked_for(ranks: RankPool, tmp_
     assert (tmp_path / "outcome").read_text() == "done\n"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_there_were_bad_steps(ranks: RankPool, tmp_path: Path, whole: Whole) -> None:
     """It lacks what a run remembers of its last steps, and resumes all the same."""
     import torch
@@ -274,7 +275,7 @@ def test_a_checkpoint_from_before_there_were_bad_steps(ranks: RankPool, tmp_path
 
 
 @parametrize(DP2, slow=(PP2_VPP2, TP2_SP))
-@pytest.mark.parametrize("hardware", [True, False])
+@pytest.mark.parametrize("hardware", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_fault_that_repeats_itself_is_tried_on_other_gpus(
     ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole, hardware: bool
 ) -> None:

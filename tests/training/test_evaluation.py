@@ -101,7 +101,7 @@ def test_all_held_out_samples_each_time_and_none_of_the_runs(single_device: Trac
     assert losses[-1] < losses[0]
 
 
-@parametrize(TP2_DP2, PP2_VPP2, TP2_SP_CP2)
+@parametrize(TP2_SP_CP2, slow=(TP2_DP2, PP2_VPP2))
 def test_the_layout_does_not_move_them(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     found = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert found.measured == single_device.measured
@@ -124,7 +124,7 @@ def test_fewer_batches_are_the_first_ones(ranks: RankPool, single_device: Trace)
     assert found.measured == single_device.measured[:2]
 
 
-@parametrize(DP2_OVERLAP, PP2_DP2_OVERLAP, slow=(ONE, PP2_VPP2))
+@parametrize(PP2_DP2_OVERLAP, slow=(ONE, PP2_VPP2, DP2_OVERLAP))
 def test_the_run_is_the_same_bit_for_bit(ranks: RankPool, layout: Layout) -> None:
     """Also where parameters are gathered while the next forward pass runs."""
     config = run_config(layout.parallel)

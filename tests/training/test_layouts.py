@@ -103,7 +103,7 @@ def test_it_learns(single_device: Trace) -> None:
     assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
 
 
-@parametrize(PP2_VPP2, PP2_UNEVEN, TP2_SP_CP2, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2, TP2_DP2))
+@parametrize(PP2_VPP2, PP2_UNEVEN, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2, TP2_DP2, TP2_SP_CP2))
 def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
     trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
     assert trace.samples == single_device.samples
@@ -158,7 +158,7 @@ def loading_from(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, checkpoint=CheckpointConfig(load=str(folder)))
 
 
-@parametrize(PP2_VPP2, TP2_DP2, slow=(ONE, TP2_SP, CP2, TP2_PP2))
+@parametrize(PP2_VPP2, slow=(ONE, TP2_SP, CP2, TP2_PP2, TP2_DP2))
 def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
     config = run_config(layout.parallel, iterations=6)
     whole = ranks.run(layout.world_size, run, config)[-1]
@@ -298,7 +298,9 @@ def rates(config: RunConfig) -> dict[float, int]:
         return found
 
 
-@pytest.mark.parametrize("distributed", [True, False], ids=["distributed", "plain"])
+@pytest.mark.parametrize(
+    "distributed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["distributed", "plain"]
+)
 def test_rates_by_name_survive_a_resume(ranks: RankPool, tmp_path: Path, distributed: bool) -> None:
     """Overrides name layers over all stages, 0 is a rate, and a checkpoint does not mix the groups up."""
     config = run_config(replace(PP2.parallel, use_distributed_optimizer=distributed), iterations=6)

@@ -47,7 +47,7 @@ def misses(rows: list[tuple[str, float, bool]]) -> list[tuple[str, float, bool]]
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@parametrize(ONE, TP2_SP, PP2, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_DP2, TP2_SP_CP2)
+@parametrize(ONE, TP2_SP, PP4, PP2_VPP2, CP2, TP2_PP2, TP2_SP_CP2, slow=(PP2, TP2_DP2))
 def test_mini_case(ranks: RankPool, layout: Layout, recompute: bool) -> None:
     rows = ranks.run(layout.world_size, check, find_golden("mini224_mixed"), layout.parallel, recompute)[0]
     assert not misses(rows)
