@@ -228,6 +228,7 @@ def test_images_that_rot_are_replaced_and_counted(dataset: Path, tmp_path: Path)
     assert f"8 damaged images were replaced by grey ones: {named};" in found.stdout
 
 
+@pytest.mark.slow
 def test_a_blend_with_held_out_samples(dataset: Path, tmp_path: Path) -> None:
     """Two datasets in shares, a third that is only measured; nothing appears beside them; the shares are the run's."""
     folder = tmp_path / "data"

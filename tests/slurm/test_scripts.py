@@ -247,6 +247,7 @@ def test_a_loss_that_is_not_a_number_ends_the_job_for_good(site: Site) -> None:
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_a_task_of_preprocessing_fails_and_only_that_one_again(site: Site) -> None:
     rows, pictures, out = site.folder / "rows", site.folder / "pictures", site.folder / "parts"
     rows.mkdir()

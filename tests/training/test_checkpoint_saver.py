@@ -208,8 +208,7 @@ def harm_common(folder: Path) -> None:
     "harm",
     [
         harm_shard,
-        shutil.rmtree,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (harm_size, harm_common)),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (shutil.rmtree, harm_size, harm_common)),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
