@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from megatron_eve.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A wrong flag, recipe or combination; the message names it and says what to do."""

@@ -1,7 +1,11 @@
 """What goes wrong with data: a dataset that cannot be used, or one row of the input that is left out."""
 
+from __future__ import annotations
 
-class DataError(ValueError):
+from megatron_eve.errors import UserError
+
+
+class DataError(UserError, ValueError):
     """Data on disk cannot be used as asked.
 
     The message names the file, the row where there is one, and what to do about it.

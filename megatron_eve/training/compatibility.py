@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
+from megatron_eve.errors import UserError
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
@@ -14,7 +15,7 @@ SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
 ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be used; the message names it, the reason and the remedy."""
 
 
