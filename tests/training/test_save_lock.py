@@ -260,7 +260,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     from tests.training.test_signals import started
 
     losses = tmp_path / "losses.jsonl"
-    with started(tmp_path) as first:
+    with started(tmp_path, "--log-interval", "1000000") as first:  # nobody reads what it prints
         _wait_minutes(lambda: losses.exists() and losses.read_text().count("\n") > 2)
         with started(tmp_path) as second:
             _, told = second.communicate(timeout=240)
