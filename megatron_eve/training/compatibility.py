@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
-from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
