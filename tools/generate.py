@@ -25,14 +25,15 @@ Each line of --question-file is an object with
   "text"         the question; images go in front of it, unless <image> in it says where they stand
 Each line of --answers-file, in the same order, is
   {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
-Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came from.
+Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came
+from.
 
-Answers are written batch by batch. The same command again goes on with those that are missing; with another model, other
-settings or other pictures it is refused, since the file would mix answers: give another --answers-file. A question that
-cannot be asked, whose picture cannot be read, or whose prompt is too long for the model, gets an empty text and says why
-in metadata.error; remove the row to have it asked again. A line that is no question is named and left out. The exit
-status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left out, and 1 if the run
-could not be done.
+Answers are written batch by batch. The same command again goes on with those that are missing; with another model,
+other settings or other pictures it is refused, since the file would mix answers: give another --answers-file. A
+question that cannot be asked, whose picture cannot be read, or whose prompt is too long for the model, gets an empty
+text and says why in metadata.error; remove the row to have it asked again. A line that is no question is named and
+left out. The exit status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left
+out, and 1 if the run could not be done.
 """
 EPILOG = """\
 examples:
