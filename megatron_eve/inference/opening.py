@@ -138,7 +138,8 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.training.checkpoint import load_weights, saved_config
+    from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
+    from megatron_eve.training.compatibility import check_tokenizer
     from megatron_eve.training.initialize import distributed, world_size
     from megatron_eve.training.model import build_chunks
 
@@ -152,11 +153,7 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     )
     validate(config, world_size())
     tokenizer = Tokenizer(flags.tokenizer_model)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise ConfigError(
-            f"--tokenizer-model {flags.tokenizer_model}: has {tokenizer.vocab_size} pieces, and the model "
-            f"{config.model.vocab_size}; name the one that it was trained with"
-        )
+    _warn(check_tokenizer(*saved_common(folder), tokenizer))
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)
         load_weights(folder, [model], config.model)
@@ -169,6 +166,12 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         status = work(engine)  # its error ends the process, and torchrun the others'
         engine.dismiss()
         return status
+
+
+def _warn(sentence: str | None) -> None:
+    """Say it on standard error, once."""
+    if sentence and global_rank() == 0:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def saved_in_bfloat16(folder: Path) -> bool:

@@ -1,13 +1,19 @@
-"""May a run go on from this checkpoint? Model, data and teacher of both, compared before anything is loaded."""
+"""May a run go on from this checkpoint, and may it answer or be exported with this tokenizer?
+
+Model, data, teacher and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
 from megatron_eve.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
@@ -96,3 +102,52 @@ def check_teacher(
                     f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
                     "start anew from its weights with --pretrained-checkpoint"
                 )
+
+
+def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
+    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None where it does not say.
+
+    A run records that of its dataset. An import has no dataset, and records that of its source folder. Random tokens
+    (`--mock-data`) have no tokenizer.
+    """
+    dataset = saved.get("dataset") or {}
+    found = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if found in (None, "mock") else str(found)
+
+
+def check_tokenizer(
+    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
+) -> str | None:
+    """Refuse another tokenizer than the one that a checkpoint's text was made with.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds.
+        tokenizer: the one that was given.
+        flag: it was given with.
+
+    Returns:
+        A sentence to warn with, where the checkpoint does not say which tokenizer is right; else None.
+
+    Raises:
+        CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
+            pieces than the model's vocabulary.
+    """
+    recorded = recorded_tokenizer(saved)
+    if recorded is not None:
+        if recorded == tokenizer.sha256:
+            return None
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: is another tokenizer (sha256 {tokenizer.sha256[:12]}...) than the one that "
+            f"{folder} was trained with (sha256 {recorded[:12]}...); name that one"
+        )
+    pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
+    if pieces != rows:
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+            "trained with"
+        )
+    return (
+        f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
+        f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
+    )

@@ -34,7 +34,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tokenizer = str(find_golden("tokenize") / "tokenizer.model")
     questions, exported = tmp_path / "questions.jsonl", tmp_path / "exported"
-    questions.write_text('{"question_id": 1, "text": "What?"}\n{"image": "a.jpg", "text": "What?"}\n')
+    questions.write_text('{"image": "a.jpg", "text": "What?"}\n')
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
     exported.mkdir()
     (exported / "processor_config.json").write_text("{}")
@@ -55,7 +55,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
         ("chat", model, {"--image": "nowhere.jpg"}, "--image nowhere.jpg: no such file"),
         ("generate", asking, {"--question-file": "nowhere"}, "No such file or directory: 'nowhere'"),
         ("generate", asking, {"--image-folder": "nowhere"}, "--image-folder nowhere: no such folder"),
-        ("generate", asking, {}, f'{questions}, line 2: no "question_id"'),
+        ("generate", asking, {}, f'{questions}, line 1: no "question_id"'),
     ):
         words = [word for pair in {**flags, **changed}.items() for word in pair]
         assert tool(name).main(words) == 1
@@ -69,7 +69,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
     questions.write_text('{"question_id": 1, "text": "What?"}\n')
     done = command("tools/generate.py", *[word for pair in asking.items() for word in pair])
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: {tmp_path}" in done.stderr and "is not whole" in done.stderr
+    assert f"error: --model-path {tmp_path}" in done.stderr and "is not whole" in done.stderr
 
 
 def test_chat_in_a_terminal(
