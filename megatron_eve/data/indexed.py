@@ -182,18 +182,20 @@ class IndexedVisionDataset:
                 f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
                 f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
             )
-        sizes = [
+        if info.vocab_size != vocab_size:
+            raise DataError(
+                f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
+                f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
+            )
+        for name, ours, theirs in (
             ("image size", info.image_size, image_size),
             ("teacher size", info.teacher_size, teacher_size),
-        ]
-        for name, ours, theirs in (
-            ("vocabulary", info.vocab_size, vocab_size),
-            *(sizes if info.num_images else ()),
         ):
-            if ours != theirs:
+            if ours != theirs and info.num_images:
+                flag = f"--{name.replace(' ', '-')}"
                 raise DataError(
-                    f"{path} was made for {name} {ours} and the run has {theirs}: "
-                    "use the matching recipe, or preprocess the data again"
+                    f"{path} was made for {name} {ours} and the run has {theirs}: use the matching recipe "
+                    f"({flag} {ours}), or preprocess the data with {flag} {theirs}"
                 )
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
