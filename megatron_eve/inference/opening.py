@@ -13,7 +13,8 @@ from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.inference.engine import Engine
 
-_PROCESSOR = "processor_config.json"
+# Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
+_MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="a checkpoint (the folder that --save of a run or an import wrote), or a folder that "
-        "tools/convert_checkpoint.py export --format transformers wrote",
+        "tools/convert_checkpoint.py export --format transformers wrote, or that transformers saved again (model and "
+        "processor)",
     )
     model.add_argument(
         "--tokenizer-model",
@@ -45,7 +47,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_exported(folder: Path) -> bool:
-    return (folder / _PROCESSOR).is_file()
+    """Is it a folder in Hugging Face layout, and no run's?"""
+    run = (folder / TRACKER).is_file()
+    return not run and any((folder / name).is_file() for name in (_MODEL, *_PROCESSORS))
+
+
+def _lacking(folder: Path) -> str | None:
+    """What a folder in Hugging Face layout lacks to be answered from."""
+    for names in ((_MODEL,), ("tokenizer.json",), _PROCESSORS):
+        if not any((folder / name).is_file() for name in names):
+            return names[0]
+    return None
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:
@@ -58,8 +70,14 @@ def check_model_flags(flags: argparse.Namespace) -> None:
     if not exported and not (flags.model_path / TRACKER).is_file():
         raise ConfigError(
             f"--model-path {flags.model_path}: neither a checkpoint (no {TRACKER} there) nor an exported folder (no "
-            f"{_PROCESSOR}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
+            f"{_MODEL}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
             "or export --format transformers"
+        )
+    if exported and (lacking := _lacking(flags.model_path)):
+        raise ConfigError(
+            f"--model-path {flags.model_path}: has no {lacking}; if transformers saved the folder, save the processor "
+            "there too (AutoProcessor.from_pretrained(EXPORTED).save_pretrained); of the published layout make a "
+            "checkpoint (tools/convert_checkpoint.py import), and name that with its --tokenizer-model"
         )
     if exported and flags.tokenizer_model is not None:
         raise ConfigError(f"--tokenizer-model: {flags.model_path} has a tokenizer of its own; leave this out")
@@ -126,11 +144,7 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
     from megatron_eve.inference.hf_engine import HFEngine
 
     assert work is not None, "there is one process"
-    try:
-        engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
-    except ValueError as error:
-        raise ConfigError(f"--model-path {flags.model_path}: {error}") from error
-    return work(engine)
+    return work(HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation))
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:

@@ -37,7 +37,11 @@ def test_generate_and_chat_refuse_what_is_not_there(
     questions.write_text('{"image": "a.jpg", "text": "What?"}\n')
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
     exported.mkdir()
-    (exported / "processor_config.json").write_text("{}")
+    for part in ("config.json", "tokenizer.json", "processor_config.json"):
+        (exported / part).write_text("{}")
+    alone = tmp_path / "model alone"
+    alone.mkdir()
+    (alone / "config.json").write_text("{}")
     model = {"--model-path": str(tmp_path), "--tokenizer-model": tokenizer}
     asking = {**model, "--question-file": str(questions), "--answers-file": str(tmp_path / "answers.jsonl")}
     for name, flags, changed, message in (
@@ -50,6 +54,13 @@ def test_generate_and_chat_refuse_what_is_not_there(
         ("chat", model, {"--tokenizer-model": "nowhere"}, "--tokenizer-model nowhere: no such file"),
         ("chat", {"--model-path": str(tmp_path)}, {}, "--tokenizer-model: a checkpoint does not hold"),
         ("chat", model, {"--model-path": str(exported)}, f"{exported} has a tokenizer of its own"),
+        ("chat", {"--model-path": str(alone)}, {}, f"{alone}: has no tokenizer.json; if transformers saved"),
+        (
+            "chat",
+            model,
+            {"--model-path": str(alone)},
+            f"{alone}: has no tokenizer.json; if transformers saved",
+        ),
         ("chat", model, {"--tensor-model-parallel-size": "2"}, "use torchrun --nproc-per-node 2"),
         ("chat", {"--model-path": str(exported)}, {"--tensor-model-parallel-size": "2"}, "by one process"),
         ("chat", model, {"--image": "nowhere.jpg"}, "--image nowhere.jpg: no such file"),
