@@ -80,6 +80,8 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
     """
     config.check()
     tokenizer = Tokenizer(config.tokenizer_model)
+    if config.template == "plain":
+        tokenizer.check_newline()
     settings = DatasetSettings(
         template=config.template,
         image_size=config.image_size,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
+DROPPED = "dropped samples"
 # Sizes of the aligning layer, which matter only where there is one.
 ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
@@ -45,11 +47,16 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with {flag} {value}, this run has {mine.get(flag)}; resume with the same "
                 "order, or start anew from its weights with --pretrained-checkpoint"
             )
-    for name, value in saved["dataset"].items():
-        if dataset.get(name) != value:
+    # Checkpoints of versions that dropped no samples say nothing of them.
+    for name, value in {DROPPED: [], **saved["dataset"]}.items():
+        found = dataset.get(name, [] if name == DROPPED else None)
+        if found != value:
+            same = "--data-path"
+            if name == DROPPED:
+                same = "--seq-length, --max-images-per-pack and --max-position-embeddings"
             raise CheckpointError(
-                f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
-                "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
+                f"{folder}: was made with data whose {name} are {value}, this run's are {found}; "
+                f"resume with the same {same}, or start anew from its weights with --pretrained-checkpoint"
             )
 
 
