@@ -125,15 +125,16 @@ def _open(folder: Path) -> tuple[Any, Any]:
         ConfigError: transformers cannot open it, its parts are not those of one EVE, or weights are missing, which
             transformers would draw at random.
     """
-    local = {"trust_remote_code": False, "local_files_only": True}
+    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        config = AutoConfig.from_pretrained(folder, **local)
+        config: Any = AutoConfig.from_pretrained(folder, **local)
         _check_type(folder, config)  # before a model of its sizes is built
-        processor = AutoProcessor.from_pretrained(folder, **local)
+        processor: Any = AutoProcessor.from_pretrained(folder, **local)
         _check_tokenizer(folder, config, processor)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
+        model, found = opened
     except ConfigError:
         raise
     except (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -144,7 +145,10 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
     from megatron_eve.inference.hf_engine import HFEngine
 
     assert work is not None, "there is one process"
-    return work(HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation))
+    _say(f"weights: {flags.model_path}, a folder for transformers")
+    engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
+    _check_answer_length(flags, engine.max_length)
+    return work(engine)
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
@@ -153,7 +157,8 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
-    from megatron_eve.training.compatibility import check_tokenizer
+    from megatron_eve.training.checkpoint_store import weights_fingerprint
+    from megatron_eve.training.compatibility import check_tokenizer, other_template
     from megatron_eve.training.initialize import distributed, world_size
     from megatron_eve.training.model import build_chunks
 
@@ -166,8 +171,12 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         flags.pipeline_model_parallel_size,
     )
     validate(config, world_size())
+    _check_answer_length(flags, config.model.max_position_embeddings)
     tokenizer = Tokenizer(flags.tokenizer_model)
-    _warn(check_tokenizer(*saved_common(folder), tokenizer))
+    checkpoint, common = saved_common(folder)
+    _warn(check_tokenizer(checkpoint, common, tokenizer))
+    _warn(other_template(checkpoint, common, conv_mode))
+    _say(f"weights: {checkpoint}, sha256 {weights_fingerprint(checkpoint)}")
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)
         load_weights(folder, [model], config.model)
@@ -182,10 +191,30 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         return status
 
 
+def _check_answer_length(flags: argparse.Namespace, max_length: int) -> None:
+    """Refuse an answer that leaves no room for any prompt."""
+    if flags.max_new_tokens >= max_length:
+        raise ConfigError(
+            f"--max-new-tokens {flags.max_new_tokens}: the model takes {max_length} tokens, prompt and answer "
+            "together; ask for fewer"
+        )
+
+
+def _say(line: str) -> None:
+    """A line on standard error, once: standard output has the answers."""
+    if global_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
 def _warn(sentence: str | None) -> None:
-    """Say it on standard error, once."""
-    if sentence and global_rank() == 0:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    if sentence:
+        _say(f"warning: {sentence}")
+
+
+def show_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, where Python would raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def saved_in_bfloat16(folder: Path) -> bool:
