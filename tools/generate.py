@@ -12,7 +12,13 @@ from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
-from megatron_eve.inference.opening import add_model_flags, check_model_flags, global_rank, run_with_engine
+from megatron_eve.inference.opening import (
+    add_model_flags,
+    check_model_flags,
+    global_rank,
+    run_with_engine,
+    show_any_text,
+)
 from megatron_eve.inference.origin import AnswerOrigin, file_digest, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
 
@@ -181,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check flags and questions, open the model, answer; returns the exit status."""
     parser = build_parser()
     flags = parser.parse_args(argv)
+    show_any_text()
     if not 0 <= flags.chunk_idx < flags.num_chunks:
         parser.error(
             f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"

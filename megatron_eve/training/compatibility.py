@@ -151,3 +151,27 @@ def check_tokenizer(
         f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
         f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
     )
+
+
+def other_template(folder: Path, saved: dict[str, Any], conv_mode: str) -> str | None:
+    """A sentence to warn with where a checkpoint was trained on other templates than it is asked with; else None.
+
+    Args:
+        folder: of the checkpoint, for the message.
+        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of templates; of an
+            older version's checkpoint the stage says it.
+        conv_mode: the template of the prompts.
+    """
+    dataset = saved.get("dataset") or {}
+    if dataset.get("tokenizer_sha256") in (None, "mock"):
+        return None
+    stage = saved["config"]["training"].get("stage")
+    templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
+    if conv_mode in templates:
+        return None
+    kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
+    return (
+        f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with the "
+        f"template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} asks as it "
+        "was trained"
+    )

@@ -1,4 +1,4 @@
-"""A checkpoint is answered from with the tokenizer that its text was made with, and with no other of the same size."""
+"""A checkpoint is answered from with the tokenizer and the template that its data was made with, or it is said."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.training.compatibility import CheckpointError, check_tokenizer, recorded_tokenizer
+from megatron_eve.training.compatibility import (
+    CheckpointError,
+    check_tokenizer,
+    other_template,
+    recorded_tokenizer,
+)
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 from tests.inference.test_tools import tool
@@ -64,6 +69,37 @@ def test_an_import_records_the_tokenizer_of_its_source(
     folder, common = saved_common(str(tmp_path / "run"))
     assert recorded_tokenizer(common) == right.sha256
     assert check_tokenizer(folder, common, right) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stage", "told"),
+    [
+        (
+            {"tokenizer_sha256": "a", "templates": ["plain"]},
+            2,
+            {"vicuna_v1": "captions, and taught no conver"},
+        ),
+        ({"tokenizer_sha256": "a", "templates": ["plain"]}, 3, {"vicuna_v1": "--conv-mode plain asks as it"}),
+        (
+            {"tokenizer_sha256": "a", "templates": ["vicuna_v1"]},
+            3,
+            {"plain": "--conv-mode vicuna_v1 asks as it"},
+        ),
+        ({"tokenizer_sha256": "a", "templates": ["plain", "vicuna_v1"]}, 3, {}),
+        ({"tokenizer_sha256": "a"}, 2, {"vicuna_v1": "template plain, stage 2"}),  # an older version's
+        ({"tokenizer_sha256": "a"}, 3, {"plain": "template vicuna_v1, stage 3"}),
+        ({"tokenizer_sha256": "mock"}, 2, {}),
+        (None, 2, {}),
+    ],
+)
+def test_a_template_that_the_model_was_not_trained_on_is_said(
+    dataset: dict[str, Any] | None, stage: int, told: dict[str, str]
+) -> None:
+    common = {"config": {"training": {"stage": stage}}, "dataset": dataset}
+    for conv_mode in ("plain", "vicuna_v1"):
+        warning = other_template(Path("run"), common, conv_mode)
+        assert (warning is not None) == (conv_mode in told)
+        assert told.get(conv_mode, "") in (warning or "")
 
 
 def test_chat_refuses_another_tokenizer_of_the_same_size(
