@@ -229,6 +229,23 @@ def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
     return None
 
 
+def weights_fingerprint(folder: Path) -> str:
+    """One sha256 for the weights of a checkpoint, from the digests that its writers left; no tensor is read.
+
+    It stays the same when the optimizer state is dropped, and names the same weights in any folder.
+
+    Raises:
+        OSError: the checksums, or without any its files, cannot be read.
+    """
+    sums = _checksums(folder) or {path.name: _sha256(path) for path in folder.iterdir() if path.is_file()}
+    kept = [
+        f"{digest}  {name}\n"
+        for name, digest in sorted(sums.items())
+        if not name.startswith(OPTIMIZER) and name not in _ALWAYS
+    ]
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
+
+
 def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
     """Write `WRITER.sha256` for files of the folder, flushed to disk."""
     _write_sums(folder / f"{writer}{_SUMS}", {name: _sha256(folder / name) for name in names})

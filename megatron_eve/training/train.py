@@ -69,6 +69,8 @@ def setup(config: RunConfig) -> Trainer:
     """
     start_machine(config.faults)
     data = open_data(config)
+    for sentence in data.dropped:
+        print_rank_0(f"warning: {sentence}")
     loader = build_loader(config, data)
     teacher = build_teacher(config)
     identity = shared_identity(config)
