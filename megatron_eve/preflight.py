@@ -70,6 +70,15 @@ def _folders(config: RunConfig) -> Iterator[str]:
             yield f"{flag} {folder}: nothing may be written to {there}; name a folder of yours"
 
 
+@check("folder of another run")
+def _in_use(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.save_lock import in_use
+
+    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if told:
+        yield told
+
+
 @check("datasets and tokenizer")
 def _datasets(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.opening import open_datasets
