@@ -9,6 +9,8 @@ from collections.abc import Callable
 # Of argparse and of every command here, for a mistake in flags, files or folders.
 USER_ERROR_STATUS = 2
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class UserError(Exception):
     """A wrong flag, file or folder. The message names it and says what to do; it is shown without a traceback."""
@@ -26,3 +28,8 @@ def run_command(main: Callable[[], int]) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR_STATUS
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file's bytes, or its first 40, are a git-lfs pointer: it stands for a file that was not downloaded."""
+    return content.startswith(_LFS_POINTER)

@@ -61,6 +61,7 @@ class OpenedDatasets:
             "templates": sorted({dataset.info.template for dataset in trained}),
             "shares": [round(weight / sum(weights), 9) for weight in weights],
             "dropped samples": dropped_fingerprints(self.training),
+            "content": [dataset.info.content_sha256 for dataset in trained],
         }
 
 
