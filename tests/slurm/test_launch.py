@@ -134,8 +134,8 @@ WEIGHTS = "(the folder of stage 1, whose weights it starts from)"
         ({"LOAD": "{0}/config.json"}, "LOAD={0}/config.json: is a file, not a folder " + WEIGHTS),
         (
             {"LOAD": "{0}/empty"},
-            "LOAD={0}/empty: holds neither a config.json nor a checkpoint (latest_checkpointed_iteration.txt, iter_...), so "
-            f"no weights {WEIGHTS}; name a folder in the layout of Hugging Face, or one that --save wrote",
+            "LOAD={0}/empty: holds neither a config.json nor a checkpoint (latest_checkpointed_iteration.txt, iter_...)"
+            f", so no weights {WEIGHTS}; name a folder in the layout of Hugging Face, or one that --save wrote",
         ),
         (
             {"LOAD": "{0}/lost"},
