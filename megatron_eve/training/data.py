@@ -102,6 +102,7 @@ def open_data(config: RunConfig) -> RunData:
         "tokens": [dataset.info.num_tokens for dataset in trained],
         "tokenizer_sha256": trained[0].info.tokenizer_sha256,
         "templates": sorted({dataset.info.template for dataset in trained}),
+        "apply_exif": trained[0].info.apply_exif,
         "shares": [round(weight / sum(blend.weights), 9) for weight in blend.weights]
         if blend.weights
         else [],
