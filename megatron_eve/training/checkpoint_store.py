@@ -168,8 +168,11 @@ class CheckpointStore:
 
     @property
     def free(self) -> str:
-        """How much room the disk has, for people."""
-        return f"{self._free() / 1e9:,.1f} GB"
+        """How much room the disk has, for people; nothing is raised."""
+        try:
+            return f"{self._free() / 1e9:,.1f} GB"
+        except OSError as error:
+            return f"unknown bytes ({error.strerror})"
 
     def _free(self) -> int:
         there = self.root

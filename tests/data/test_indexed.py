@@ -346,9 +346,12 @@ COMPATIBLE: dict[str, Any] = {
     ("change", "message"),
     [
         ({"tokenizer_sha256": "cd" * 32}, "another tokenizer .*--tokenizer-model"),
-        ({"vocab_size": 32000}, "vocabulary 384 and the run has 32000"),
-        ({"image_size": 1344}, "image size 672 and the run has 1344"),
-        ({"teacher_size": 112}, "teacher size 336 and the run has 112"),
+        (
+            {"vocab_size": 32000},
+            "a tokenizer of 384 pieces, and the run's vocabulary has 32000: give --vocab-size 384",
+        ),
+        ({"image_size": 1344}, "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344"),
+        ({"teacher_size": 112}, "teacher size 336 and the run has 112.*--teacher-size 336"),
     ],
 )
 def test_a_run_that_does_not_fit(prefix: Path, change: dict[str, Any], message: str) -> None:
