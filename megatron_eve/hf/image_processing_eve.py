@@ -106,7 +106,9 @@ class EVEImageProcessor(BaseImageProcessor):
         picture = _upright_rgb(_opened(image))
         rows, columns = self.grid(*picture.size)
         cell = self.conv_stride * self.patch_stride
-        resized = torch.from_numpy(np.array(picture.resize((columns * cell, rows * cell))))
+        width, height = columns * cell, rows * cell
+        # Rows first, then columns, as every Pillow before 13 does by itself.
+        resized = torch.from_numpy(np.array(picture.resize((width, picture.height)).resize((width, height))))
         stride, patch = self.conv_stride, self.patch_stride
         cells = resized.view(rows, stride, patch, columns, stride, patch, 3)
         patches = cells.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch).float()
