@@ -71,6 +71,23 @@ def test_the_fast_decoders_see_the_same(reader: tuple[ImageDecoder, bool], odd: 
     assert distance.mean() < 0.5 and distance.max() <= 30
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with DALI")
+@pytest.mark.parametrize("apply_exif", [True, False])
+def test_dali_on_a_gpu_sees_the_same(apply_exif: bool) -> None:
+    pytest.importorskip("nvidia.dali")
+    settings = DecodeSettings(apply_exif=apply_exif, max_pixels=MAX_PIXELS, teacher_size=112)
+    decoder = open_decoder("dali", settings, threads=2, gpu=0)
+    for name, odd in ODD.items():
+        image, geometry = trained_on(odd.data, apply_exif)
+        (found,) = decoder.prepare([ImageTask(odd.data, geometry, patches=True, teacher=False)])
+        assert isinstance(found, Prepared) and found.patches is not None
+        expected = torch.from_numpy(image_patches(image, geometry)).int()
+        # nvJPEG's arithmetic is its own; a turn or other colours are off by 30 levels and more.
+        assert (found.patches.cpu().int() - expected).abs().float().mean() < 3, name
+    decoder.close()
+
+
 @odd_pictures
 def test_the_exported_processor_sees_the_same(tmp_path: Path, odd: Odd) -> None:
     if not odd.pillow_opens:
