@@ -40,7 +40,19 @@ def _main(signals: ExitSignals) -> None:
             sys.exit(2)
     from megatron_eve.training.initialize import run_rank
 
-    run_rank(lambda: _train(config, signals))
+    run_rank(lambda: _train_or_leave_word(config, signals))
+
+
+def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
+    """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
+    from megatron_eve.errors import UserError
+    from megatron_eve.training.outcome import write_outcome
+
+    try:
+        _train(config, signals)
+    except UserError as error:
+        write_outcome(config.checkpoint.save, str(error))
+        raise
 
 
 def _train(config: RunConfig, signals: ExitSignals) -> None:
@@ -62,9 +74,10 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    from megatron_eve.training.save_lock import save_lock
     from megatron_eve.training.train import train
 
-    with distributed(config):
+    with distributed(config), save_lock(config.checkpoint.save):
         status = train(config, signals)
     sys.exit(status)
 

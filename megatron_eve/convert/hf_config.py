@@ -206,12 +206,15 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
 
 
 def teacher_size_of(folder: Path, image_size: int) -> int:
-    """`--teacher-size` by a folder's preprocessor_config.json; where it does not say, the published one if it fits."""
-    path = folder / "preprocessor_config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["image_size_clip"])
-    except (OSError, ValueError, KeyError, TypeError):  # the hub's folders have none, other models' another
-        return min(336, image_size // 2)
+    """`--teacher-size` by a folder's image processor; where it does not say, the published one if it fits."""
+    # transformers 5 saves it as a part of the processor; the hub's folders have none, other models' another.
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+            return int((fields[part] if part else fields)["image_size_clip"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return min(336, image_size // 2)
 
 
 def published_preprocessor(model: ModelConfig) -> dict[str, Any]:

@@ -82,6 +82,19 @@ class Tokenizer:
                     yield token, start + begin
             start += len(stretch)
 
+    def check_newline(self) -> None:
+        """Check that the newline with which every caption ends comes back from its tokens.
+
+        Raises:
+            DataError: the tokenizer's normalisation drops it, or it is an unknown piece.
+        """
+        if not all(self.decode(self.encode(text)).endswith("\n") for text in ("\n", "a\n")):
+            raise DataError(
+                f"the tokenizer {self.path} drops newlines, with which captions (template plain) end: use Llama's or "
+                "Vicuna's tokenizer.model, or train one with normalization_rule_name=identity, "
+                "remove_extra_whitespaces=false and byte_fallback=true"
+            )
+
     def pieces(self) -> list[tuple[str, float]]:
         """Text and score of every piece, in the order of their ids."""
         return [(self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size)]

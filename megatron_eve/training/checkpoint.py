@@ -191,6 +191,21 @@ def saved_config(folder: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def saved_common(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a folder's latest checkpoint, and what its `common.pt` holds; no tensor is read.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or its `common.pt` is not there or cannot be read.
+    """
+    path = _latest_folder(folder)
+    try:
+        return path, dist_checkpointing.load_common_state_dict(str(path))
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CheckpointError(
+            f"{path}: common.pt cannot be read ({type(error).__name__}), so this checkpoint is not whole; {_REMEDY}"
+        ) from None
+
+
 _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or restore this one"
 
 

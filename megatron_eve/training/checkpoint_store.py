@@ -168,8 +168,11 @@ class CheckpointStore:
 
     @property
     def free(self) -> str:
-        """How much room the disk has, for people."""
-        return f"{self._free() / 1e9:,.1f} GB"
+        """How much room the disk has, for people; nothing is raised."""
+        try:
+            return f"{self._free() / 1e9:,.1f} GB"
+        except OSError as error:
+            return f"unknown bytes ({error.strerror})"
 
     def _free(self) -> int:
         there = self.root
@@ -227,6 +230,23 @@ def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
         if _sha256(folder / name) != digest:
             return f"{name} is damaged (its sha256 is another than when it was written)"
     return None
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """One sha256 for the weights of a checkpoint, from the digests that its writers left; no tensor is read.
+
+    It stays the same when the optimizer state is dropped, and names the same weights in any folder.
+
+    Raises:
+        OSError: the checksums, or without any its files, cannot be read.
+    """
+    sums = _checksums(folder) or {path.name: _sha256(path) for path in folder.iterdir() if path.is_file()}
+    kept = [
+        f"{digest}  {name}\n"
+        for name, digest in sorted(sums.items())
+        if not name.startswith(OPTIMIZER) and name not in _ALWAYS
+    ]
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
 
 
 def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from megatron.core import parallel_state
@@ -19,6 +20,7 @@ from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.fitting import PackLimits
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.joined import JoinedDataset
@@ -37,6 +39,9 @@ from megatron_eve.training.microbatch import decodes_pixels
 from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
 
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
+
 MOCK_SAMPLES = 4096
 
 
@@ -50,6 +55,7 @@ class RunData:
         training: what is trained on of each dataset.
         held_out: what losses are measured on, of each dataset that has such samples.
         identity: what must stay the same for a checkpoint's place in the order to mean anything.
+        dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
     """
 
     dataset: VisionDataset
@@ -57,14 +63,15 @@ class RunData:
     training: tuple[Part, ...]
     held_out: tuple[Part, ...]
     identity: dict[str, Any]
+    dropped: tuple[str, ...] = ()
 
 
 def open_data(config: RunConfig) -> RunData:
     """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary or image size; a sample longer than --seq-length;
-            a split that leaves nothing of a dataset; datasets that do not go together.
+        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
+            hold, leave nothing of a dataset; datasets that do not go together.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -75,28 +82,30 @@ def open_data(config: RunConfig) -> RunData:
             vocab_size=model.vocab_size,
             image_size=model.image_size,
             teacher_size=model.teacher_size,
-            seq_length=data.seq_length,
+            seq_length=_limits(config).longest,
             seed=config.training.seed,
         )
         return data_in_memory(config, mock)
     blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
     prefixes = (*blend.prefixes, *others.prefixes)
-    sha256 = None
+    tokenizer = None
     if data.tokenizer_model:
         from megatron_eve.data.tokenizer import Tokenizer
 
-        sha256 = Tokenizer(data.tokenizer_model).sha256
-    datasets = [_open(config, prefix, sha256) for prefix in prefixes]
-    training, held_out = _divide(config, prefixes, datasets, len(blend.prefixes))
+        tokenizer = Tokenizer(data.tokenizer_model)
+    datasets = [_open(config, prefix, tokenizer) for prefix in prefixes]
+    training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     dataset = datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
     trained = datasets[: len(training)]
     identity = {
         "samples": [len(dataset) for dataset in trained],
         "tokens": [dataset.info.num_tokens for dataset in trained],
         "tokenizer_sha256": trained[0].info.tokenizer_sha256,
+        "templates": sorted({dataset.info.template for dataset in trained}),
         "shares": [round(weight / sum(blend.weights), 9) for weight in blend.weights]
         if blend.weights
         else [],
+        "dropped samples": dropped_fingerprints(training),
     }
     modalities = partial(
         cached_array,
@@ -105,26 +114,53 @@ def open_data(config: RunConfig) -> RunData:
         partial(by_modality, dataset.samples, training),
     )
     order = _order(config, training, blend.weights, modalities)
-    return RunData(dataset, order, tuple(training), tuple(held_out), identity)
+    return RunData(dataset, order, tuple(training), tuple(held_out), identity, tuple(dropped))
+
+
+def dropped_fingerprints(parts: Sequence[Part]) -> list[str]:
+    """Which samples the order leaves out, for a checkpoint; an empty list where it leaves out none."""
+    fingerprints = [part.dropped_fingerprint() for part in parts]
+    return fingerprints if any(fingerprints) else []
+
+
+def _limits(config: RunConfig) -> PackLimits:
+    data = config.data
+    return PackLimits(data.seq_length, config.model.max_position_embeddings, data.max_images_per_pack)
 
 
 def _divide(
     config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
-) -> tuple[list[Part], list[Part]]:
-    """What is trained on, and what is held out, of datasets of which the first `trained` are trained on."""
-    share = parse_split(config.data.split)
+) -> tuple[list[Part], list[Part], list[str]]:
+    """Divide datasets, of which the first `trained` are trained on.
+
+    Returns:
+        What is trained on, what is held out, and a sentence for each dataset with samples that are in neither.
+    """
+    share, limits = parse_split(config.data.split), _limits(config)
     names = [Path(prefix).name for prefix in prefixes]
-    training, held_out, first = [], [], 0
+    training, held_out, said, first = [], [], [], 0
     for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
         name = names[number] if names.count(names[number]) == 1 else prefix
         kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
         first += len(dataset)
         if number < trained:
-            training.append(kept)
             _check_split(config, prefix, kept, out)
+        rows = limits.beyond(dataset.samples, dataset.info.longest_length)
+        if len(rows):
+            said.append(limits.describe(dataset.samples, rows, dataset.sample_name))
+            kept, out = (_without(part, rows, prefix, said[-1]) for part in (kept, out))
+        if number < trained:
+            training.append(kept)
         if len(out):
             held_out.append(out)
-    return training, held_out
+    return training, held_out, said
+
+
+def _without(part: Part, rows: NDArray[np.int64], prefix: str, message: str) -> Part:
+    left = part.without(rows)
+    if len(part) and not len(left):
+        raise DataError(f"nothing is left of {prefix} to train on or to hold out: {message}")
+    return left
 
 
 def _check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
@@ -149,16 +185,21 @@ def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
 
 
-def _open(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> IndexedVisionDataset:
-    data, model = config.data, config.model
-    dataset = IndexedVisionDataset(prefix, mmap_bin_files=data.mmap_bin_files)
+def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> IndexedVisionDataset:
+    model = config.model
+    dataset = IndexedVisionDataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
-        tokenizer_sha256=tokenizer_sha256,
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocab_size=model.vocab_size,
         image_size=model.image_size,
         teacher_size=model.teacher_size,
-        seq_length=data.seq_length,
     )
+    if tokenizer and dataset.info.template == "plain":
+        tokenizer.check_newline()
+    if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
+        dataset.info = dataclasses.replace(
+            dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
+        )
     return dataset
 
 
@@ -183,7 +224,9 @@ def _cache_name(datasets: Sequence[IndexedVisionDataset], parts: Sequence[Part])
     for dataset, part in zip(datasets, parts, strict=True):
         path = Path(dataset.prefix + "_samples.npy").resolve()
         status = path.stat()
-        told.update(f"{path} {status.st_size} {status.st_mtime_ns} {part}\n".encode())
+        told.update(
+            f"{path} {status.st_size} {status.st_mtime_ns} {part}{part.dropped_fingerprint()}\n".encode()
+        )
     return f"modalities-{told.hexdigest()[:32]}"
 
 

@@ -32,6 +32,7 @@ from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.outcome import write_outcome
 from megatron_eve.training.signals import ExitSignals, Watchdog
 from megatron_eve.training.step import StepResult, holds_losses, train_step
 from megatron_eve.training.stragglers import Stragglers
@@ -68,6 +69,8 @@ def setup(config: RunConfig) -> Trainer:
     """
     start_machine(config.faults)
     data = open_data(config)
+    for sentence in data.dropped:
+        print_rank_0(f"warning: {sentence}")
     loader = build_loader(config, data)
     teacher = build_teacher(config)
     identity = shared_identity(config)
@@ -240,15 +243,8 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
 
 
 def _tell_launcher(config: RunConfig, why: str) -> None:
-    """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
-
-    torchrun passes no exit status of its ranks on, so the batch scripts look there; without it they requeue.
-    """
-    if config.checkpoint.save and torch.distributed.get_rank() == 0:
-        try:
-            (Path(config.checkpoint.save) / "outcome").write_text(why + "\n", encoding="utf-8")
-        except OSError as error:
-            print_rank_0(f"{config.checkpoint.save}/outcome could not be written ({error.strerror}): {why}")
+    if torch.distributed.get_rank() == 0:
+        write_outcome(config.checkpoint.save, why)
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
