@@ -164,7 +164,8 @@ class DaliDecoder:
                 files,
                 device="cpu" if self._gpu is None else "mixed",
                 output_type=types.RGB,
-                adjust_orientation=False,  # DALI reads it from fewer places than Pillow, which decides
+                # Pillow decides: DALI knows fewer places of it, and version 2.4 crashes on damaged EXIF data.
+                adjust_orientation=False,
                 # The GPU's decoding engine and its CUDA kernels differ by a level now and then: only the latter.
                 **({} if self._gpu is None else {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True}),
             )
