@@ -115,6 +115,10 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
 def _training(config: RunConfig) -> Iterator[str]:
     training = config.training
     yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
+    # numpy's generator takes 32 bits, and each pipeline stage adds 100.
+    largest = 2**32 - 1 - 100 * config.parallel.pipeline_model_parallel_size
+    if not 0 <= training.seed <= largest:
+        yield f"--seed {training.seed}: must lie between 0 and {largest}"
     if training.train_iters is None and training.train_samples is None:
         yield "--train-iters: say how long to train (or give --train-samples)"
     if training.train_iters is not None and training.train_samples is not None:

@@ -1,12 +1,13 @@
 """Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
 
-`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when a dataset
-is opened, since that takes seconds.
+`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is
+read, since that takes seconds: whether a run can take a dataset is known without it.
 """
 
 from __future__ import annotations
 
 import mmap
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,19 @@ class IndexedVisionDataset:
         if info.num_images:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
             check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
-        megatron = megatron_datasets("indexed_dataset")
-        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap_bin_files)
-        self._image = (
-            megatron.IndexedDataset(self.prefix + "_image", mmap=mmap_bin_files) if info.num_images else None
+        self._mmap_bin_files = mmap_bin_files
+
+    @cached_property
+    def _text(self) -> Any:
+        return self._megatron_dataset("_text")
+
+    @cached_property
+    def _image(self) -> Any:
+        return self._megatron_dataset("_image") if self.info.num_images else None
+
+    def _megatron_dataset(self, part: str) -> Any:
+        return megatron_datasets("indexed_dataset").IndexedDataset(
+            self.prefix + part, mmap=self._mmap_bin_files
         )
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ from megatron_eve.training.compatibility import (
 )
 from megatron_eve.training.model import unwrap
 from megatron_eve.training.monitor import print_rank_0
+from megatron_eve.training.optimizer import make_moments
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
@@ -82,6 +83,7 @@ def run_state(
         dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
+    make_moments(optimizer)
     return {
         "checkpoint_version": 3.0,
         **asdict(progress),
