@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, validate
+from megatron_eve import __version__
+from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
+from megatron_eve.config.memory import memory_error, rank_memory
 from megatron_eve.errors import UserError, run_command
 
 Check = Callable[[RunConfig], Iterator[str]]
@@ -51,6 +53,55 @@ def check_run(config: RunConfig, ranks: int) -> None:
             errors.append(str(error))
     if errors:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
+
+
+def describe_start(config: RunConfig, ranks: int) -> str:
+    """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
+    model = next(
+        (name for name, sizes in PRESETS.items() if sizes == config.model), "a model of its own sizes"
+    )
+    data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
+    return "\n".join(
+        [
+            f"megatron_eve {__version__}: {model}, stage {config.training.stage}, on {ranks} "
+            f"{'ranks' if ranks > 1 else 'rank'}; data: {data}; {config.total_iterations:,} iterations of "
+            f"{config.training.global_batch_size} samples",
+            *(f"warning: {warning}" for warning in _warnings(config)),
+        ]
+    )
+
+
+def _warnings(config: RunConfig) -> Iterator[str]:
+    """What can run, and is seldom meant."""
+    from megatron_eve.data.dataset_format import read_info
+
+    if config.training.stage == 3:
+        for prefix in parse_blend(config.data.data_path).prefixes:
+            if read_info(prefix).template == "plain":
+                yield (
+                    f"{prefix} was made with --template plain, whose samples are captions without a question; stage 3 "
+                    "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                )
+
+
+def check_memory(config: RunConfig, ranks: int) -> str:
+    """What a rank is expected to need, and what it has.
+
+    Args:
+        config: of the run, checked.
+        ranks: that are started, on all nodes.
+
+    Raises:
+        ConfigError: it cannot fit.
+    """
+    from megatron_eve.doctor.memory import rank_capacity
+
+    needed = rank_memory(config, ranks)
+    available, what = rank_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    error = memory_error(needed, available, what)
+    if error:
+        raise ConfigError(error)
+    return f"{needed}; a rank has {available:,.1f} GiB ({what})"
 
 
 @check("folders that are written")

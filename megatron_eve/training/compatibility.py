@@ -186,25 +186,30 @@ def check_tokenizer(
     )
 
 
-def other_template(folder: Path, saved: dict[str, Any], conv_mode: str) -> str | None:
-    """A sentence to warn with where a checkpoint was trained on other templates than it is asked with; else None.
+def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:
+    """Sentences to warn with where a checkpoint is asked in another way than its data was made.
 
     Args:
-        folder: of the checkpoint, for the message.
-        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of templates; of an
-            older version's checkpoint the stage says it.
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of their data; of an
+            older version's checkpoint the stage stands for the template.
         conv_mode: the template of the prompts.
+        apply_exif: pictures are turned upright.
     """
     dataset = saved.get("dataset") or {}
     if dataset.get("tokenizer_sha256") in (None, "mock"):
-        return None
+        return []
+    found = []
     stage = saved["config"]["training"].get("stage")
     templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
-    if conv_mode in templates:
-        return None
-    kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
-    return (
-        f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with the "
-        f"template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} asks as it "
-        "was trained"
-    )
+    if conv_mode not in templates:
+        kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
+        found.append(
+            f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
+            f"the template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} "
+            "asks as it was trained"
+        )
+    if dataset.get("apply_exif", apply_exif) != apply_exif:
+        were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
+        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return found
