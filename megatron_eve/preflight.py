@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, validate
+from megatron_eve import __version__
+from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
+from megatron_eve.config.memory import memory_error, rank_memory
 from megatron_eve.errors import UserError, run_command
 
 Check = Callable[[RunConfig], Iterator[str]]
@@ -53,6 +55,55 @@ def check_run(config: RunConfig, ranks: int) -> None:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
 
 
+def describe_start(config: RunConfig, ranks: int) -> str:
+    """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
+    model = next(
+        (name for name, sizes in PRESETS.items() if sizes == config.model), "a model of its own sizes"
+    )
+    data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
+    return "\n".join(
+        [
+            f"megatron_eve {__version__}: {model}, stage {config.training.stage}, on {ranks} "
+            f"{'ranks' if ranks > 1 else 'rank'}; data: {data}; {config.total_iterations:,} iterations of "
+            f"{config.training.global_batch_size} samples",
+            *(f"warning: {warning}" for warning in _warnings(config)),
+        ]
+    )
+
+
+def _warnings(config: RunConfig) -> Iterator[str]:
+    """What can run, and is seldom meant."""
+    from megatron_eve.data.dataset_format import read_info
+
+    if config.training.stage == 3:
+        for prefix in parse_blend(config.data.data_path).prefixes:
+            if read_info(prefix).template == "plain":
+                yield (
+                    f"{prefix} was made with --template plain, whose samples are captions without a question; stage 3 "
+                    "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                )
+
+
+def check_memory(config: RunConfig, ranks: int) -> str:
+    """What a rank is expected to need, and what it has.
+
+    Args:
+        config: of the run, checked.
+        ranks: that are started, on all nodes.
+
+    Raises:
+        ConfigError: it cannot fit.
+    """
+    from megatron_eve.doctor.memory import rank_capacity
+
+    needed = rank_memory(config, ranks)
+    available, what = rank_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    error = memory_error(needed, available, what)
+    if error:
+        raise ConfigError(error)
+    return f"{needed}; a rank has {available:,.1f} GiB ({what})"
+
+
 @check("folders that are written")
 def _folders(config: RunConfig) -> Iterator[str]:
     for flag, folder in (
@@ -68,6 +119,15 @@ def _folders(config: RunConfig) -> Iterator[str]:
             yield f"{flag} {folder}: {there} is a file; name a folder"
         elif not os.access(there, os.W_OK | os.X_OK):
             yield f"{flag} {folder}: nothing may be written to {there}; name a folder of yours"
+
+
+@check("folder of another run")
+def _in_use(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.save_lock import in_use
+
+    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if told:
+        yield told
 
 
 @check("datasets and tokenizer")
@@ -86,7 +146,7 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
     from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import check_data, check_model, check_teacher
+    from megatron_eve.training.compatibility import check_data, check_length, check_model, check_teacher
     from megatron_eve.training.saved_state import read_common
 
     load = config.checkpoint.load
@@ -110,11 +170,14 @@ def _resume(config: RunConfig) -> Iterator[str]:
         except UserError:  # which the datasets' own check says
             return
         check_data(folder, saved, config, identity)
+    check_length(folder, saved, config)
     check_teacher(folder, saved, config, None)
 
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+
     name = config.checkpoint.pretrained_checkpoint
     if name is None:
         return
@@ -128,7 +191,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
         from megatron_eve.convert.hf_config import check_config
 
         check_config(folder, config.model)
-    elif not (folder / TRACKER).is_file():
+    elif CheckpointStore(folder).latest() is None:
         yield (
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
             "name the folder that --save of a run or an import wrote"

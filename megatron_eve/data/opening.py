@@ -62,6 +62,7 @@ class OpenedDatasets:
             "apply_exif": trained[0].info.apply_exif,
             "shares": [round(weight / sum(weights), 9) for weight in weights],
             "dropped samples": dropped_fingerprints(self.training),
+            "content": [dataset.info.content_sha256 for dataset in trained],
         }
 
 

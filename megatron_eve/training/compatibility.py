@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
 # What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
 DROPPED = "dropped samples"
+_CONTENT = "content"
 # Sizes of the aligning layer, which matter only where there is one.
 ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
@@ -49,6 +50,9 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
             )
     # Checkpoints of versions that dropped no samples say nothing of them.
     for name, value in {DROPPED: [], **saved["dataset"]}.items():
+        if name == _CONTENT:
+            _check_content(folder, value, dataset.get(name, []))
+            continue
         found = dataset.get(name, [] if name == DROPPED else None)
         if found != value:
             same = "--data-path"
@@ -58,6 +62,35 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with data whose {name} are {value}, this run's are {found}; "
                 f"resume with the same {same}, or start anew from its weights with --pretrained-checkpoint"
             )
+
+
+def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
+    """Refuse datasets with other samples, or the same in another order; those of older versions have no digest."""
+    for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
+        if one and other and one != other:
+            raise CheckpointError(
+                f"{folder}: dataset {number} of --data-path holds other samples than when this checkpoint was made, or "
+                "the same in another order, so the next sample of the run is not known; resume with the dataset as it "
+                "was, or start anew from the weights with --pretrained-checkpoint"
+            )
+
+
+def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another batch size in a run whose length is counted in iterations.
+
+    The run ends when --train-iters times --global-batch-size samples are consumed, and the learning rate follows them.
+    After iterations of another size that is not at iteration --train-iters.
+    """
+    size, iterations = config.training.global_batch_size, config.training.train_iters
+    iteration, consumed = saved["iteration"], saved["consumed_samples"]
+    if iterations is None or consumed == iteration * size:
+        return
+    rest = max(iterations - iteration, 0) * size
+    raise CheckpointError(
+        f"{folder}: made with --global-batch-size {saved['config']['training']['global_batch_size']}, and this run has "
+        f"{size}, which would end it at another iteration than --train-iters {iterations}; give the same size, or the "
+        f"length in samples (--train-samples {consumed + rest} ends it after {iterations} iterations)"
+    )
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
