@@ -67,7 +67,6 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
     if config.training.deterministic_mode:
         use_deterministic_kernels()
     from megatron_eve.accelerator import accelerator
-
     from megatron_eve.training.phases import phase
 
     with phase("importing torch and megatron-core"):
