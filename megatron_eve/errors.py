@@ -14,6 +14,8 @@ USER_ERROR_STATUS = 2
 # In which torchrun ends the other ranks once rank 0 has shown the error that all of them found.
 _OTHERS_WAIT_SECONDS = 10.0
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class UserError(Exception):
     """A wrong flag, file or folder. The message names it and says what to do; it is shown without a traceback."""
@@ -48,9 +50,15 @@ def show_error(error: Exception) -> int:
     """
     if os.environ.get("RANK", "0") != "0":
         with contextlib.suppress(ValueError):  # not the main thread, whose handlers stay as they are
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # Not SIG_DFL: Python would drop a signal that came just before.
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR_STATUS))
         if _asked_to_end:
             return USER_ERROR_STATUS
         time.sleep(_OTHERS_WAIT_SECONDS)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file's bytes, or its first 40, are a git-lfs pointer: it stands for a file that was not downloaded."""
+    return content.startswith(_LFS_POINTER)

@@ -121,6 +121,15 @@ def _folders(config: RunConfig) -> Iterator[str]:
             yield f"{flag} {folder}: nothing may be written to {there}; name a folder of yours"
 
 
+@check("folder of another run")
+def _in_use(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.save_lock import in_use
+
+    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if told:
+        yield told
+
+
 @check("datasets and tokenizer")
 def _datasets(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.opening import open_datasets
@@ -137,7 +146,7 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
     from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import check_data, check_model, check_teacher
+    from megatron_eve.training.compatibility import check_data, check_length, check_model, check_teacher
     from megatron_eve.training.saved_state import read_common
 
     load = config.checkpoint.load
@@ -161,11 +170,14 @@ def _resume(config: RunConfig) -> Iterator[str]:
         except UserError:  # which the datasets' own check says
             return
         check_data(folder, saved, config, identity)
+    check_length(folder, saved, config)
     check_teacher(folder, saved, config, None)
 
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+
     name = config.checkpoint.pretrained_checkpoint
     if name is None:
         return
@@ -179,7 +191,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
         from megatron_eve.convert.hf_config import check_config
 
         check_config(folder, config.model)
-    elif not (folder / TRACKER).is_file():
+    elif CheckpointStore(folder).latest() is None:
         yield (
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
             "name the folder that --save of a run or an import wrote"

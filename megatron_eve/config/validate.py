@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,7 +293,13 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
     yield from _positive(checkpoint, "save_interval")
     yield from _positive(config.logging, "log_interval")
-    if checkpoint.save and checkpoint.load != checkpoint.save and (Path(checkpoint.save) / TRACKER).exists():
+    if checkpoint.save and re.fullmatch(r"iter_\d+", Path(checkpoint.save).name):
+        yield f"--save {checkpoint.save}: is the name of one checkpoint; name the folder above it"
+    elif (
+        checkpoint.save
+        and not _same_folder(checkpoint.save, checkpoint.load)
+        and _holds_checkpoints(checkpoint.save)
+    ):
         yield (
             f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
             "or choose another folder"
@@ -308,3 +315,17 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield "--save-interval: also say where, with --save"
     if config.training.exit_interval and not checkpoint.save:
         yield "--exit-interval: saves before it exits; say where with --save"
+
+
+def _same_folder(one: str, other: str | None) -> bool:
+    """Do two paths name one folder, however they are spelled?"""
+    return other is not None and Path(one).resolve() == Path(other).resolve()
+
+
+def _holds_checkpoints(folder: str) -> bool:
+    """A tracker file, or checkpoints whose tracker was lost."""
+    root = Path(folder)
+    return (root / TRACKER).exists() or any(
+        re.fullmatch(r"iter_\d+", path.name) and (path / "metadata.json").exists()
+        for path in root.glob("iter_*")
+    )

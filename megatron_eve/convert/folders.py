@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_eve.config import ConfigError
+from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.training.checkpoint_store import CheckpointStore
 
 
@@ -20,5 +20,5 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
     store = CheckpointStore(target)
     # An iteration 0 that no tracker names was written by an import that was killed before it did so.
-    if store.latest() is not None or any(store.iterations()):
+    if (store.root / TRACKER).exists() or any(store.iterations()):
         raise ConfigError(f"{target}: holds a run already; choose another --target")

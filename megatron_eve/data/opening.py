@@ -59,8 +59,10 @@ class OpenedDatasets:
             "tokens": [dataset.info.num_tokens for dataset in trained],
             "tokenizer_sha256": trained[0].info.tokenizer_sha256,
             "templates": sorted({dataset.info.template for dataset in trained}),
+            "apply_exif": trained[0].info.apply_exif,
             "shares": [round(weight / sum(weights), 9) for weight in weights],
             "dropped samples": dropped_fingerprints(self.training),
+            "content": [dataset.info.content_sha256 for dataset in trained],
         }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.errors import is_lfs_pointer
 
 
 class Tokenizer:
@@ -38,6 +39,10 @@ class Tokenizer:
             raise DataError(
                 f"cannot read the tokenizer {path} ({error.strerror}): give the path of a tokenizer.model"
             ) from error
+        if is_lfs_pointer(content):
+            raise DataError(
+                f"{path} is a git-lfs pointer, not the tokenizer itself: run git lfs pull in its folder"
+            )
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
         try:

@@ -381,3 +381,16 @@ def test_many_rows(tmp_path: Path) -> None:
     assert dataset.lengths(np.arange(count)).tolist() == [1 + n % 7 for n in range(count)]
     for row in (0, 1, 1499, 2999):
         assert len(dataset.text(row)[0]) == 1 + row % 7
+
+
+def test_the_digest_of_the_content_follows_its_order(tmp_path: Path) -> None:
+    """Two datasets of the same samples in another order have the same counts, and another digest."""
+    samples = [([5, 6, 7], [5, 6, 7]), ([8, 9, 10], [8, 9, 10])]
+    found = []
+    for name, order in (("a", samples), ("b", samples), ("c", samples[::-1])):
+        with DatasetWriter(tmp_path / name, SETTINGS) as writer:
+            for tokens, labels in order:
+                writer.add_sample(tokens, labels, [])
+            found.append(writer.finalise())
+    assert found[0].content_sha256 == found[1].content_sha256 != found[2].content_sha256
+    assert found[0].num_tokens == found[2].num_tokens
