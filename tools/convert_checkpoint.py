@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_eve.errors import run_command
+
 if TYPE_CHECKING:
     import torch
 
@@ -112,10 +114,9 @@ def _add_import_flags(incoming: argparse.ArgumentParser) -> None:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
-    from megatron_eve.config import ConfigError, tower_sizes
+    from megatron_eve.config import tower_sizes
     from megatron_eve.convert.importing import (
         check_finite,
-        check_target,
         import_config,
         plan_import,
         write_import,
@@ -123,12 +124,6 @@ def run_import(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.report import progress, size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
 
-    if flags.trust_remote_code and not flags.teacher_model:
-        raise ConfigError(
-            "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
-        )
-    if not flags.dry_run:
-        check_target(flags.target)
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
         tower = tower_sizes(flags.teacher_model, flags.trust_remote_code)
@@ -147,17 +142,10 @@ def run_import(flags: argparse.Namespace) -> None:
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
-    from megatron_eve.config import ConfigError
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import progress, size_of, summary
 
     published = flags.format == "published"
-    if not published and flags.teacher_model:
-        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
-    if not published and flags.tokenizer is None:
-        raise ConfigError(
-            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
-        )
     checkpoint, config = open_checkpoint(flags.source)
     plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
     account = {"dropped": plan.dropped, "added": plan.added}
@@ -177,20 +165,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = build_parser().parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.config import ConfigError
-    from megatron_eve.training.compatibility import CheckpointError
-
-    accelerator()
     try:
-        run_import(flags) if flags.command == "import" else run_export(flags)
-    except (ConfigError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run_command(lambda: convert(flags))
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
+
+
+def convert(flags: argparse.Namespace) -> int:
+    """Check the folders, then import or export; returns the exit status.
+
+    Raises:
+        UserError: what cannot be converted; OSError, what cannot be read or written.
+    """
+    check_flags(flags)
+    from megatron_eve.accelerator import accelerator
+
+    accelerator()
+    run_import(flags) if flags.command == "import" else run_export(flags)
     return 0
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Refuse what can be refused before torch is imported.
+
+    Raises:
+        UserError: naming the flag and the remedy.
+    """
+    from megatron_eve.config import ConfigError, tower_sizes
+    from megatron_eve.convert.folders import check_target
+    from megatron_eve.convert.hf_config import HFConfig
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+    from megatron_eve.training.compatibility import CheckpointError
+
+    if flags.command == "import":
+        if flags.trust_remote_code and not flags.teacher_model:
+            raise ConfigError(
+                "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
+            )
+        if not flags.dry_run:
+            check_target(flags.target)
+        HFConfig.read(flags.source)
+        if flags.teacher_model:
+            tower_sizes(flags.teacher_model, flags.trust_remote_code)
+        return
+    if flags.format != "published" and flags.teacher_model:
+        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
+    if flags.format != "published" and flags.tokenizer is None:
+        raise ConfigError(
+            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
+        )
+    if CheckpointStore(flags.source).latest() is None:
+        raise CheckpointError(
+            f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
+        )
 
 
 if __name__ == "__main__":
