@@ -6,9 +6,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
+
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
 
 # config.json (transformers' Llama and Qwen2, and EVE on top of them) against our names.
 LANGUAGE_FIELDS = {
@@ -165,8 +168,7 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
     bias = {"qkv_bias": True} if model.add_qkv_bias else {}
     return {
         "architectures": ["EVELlamaForCausalLM"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        **token_ids(None),
         "hidden_act": "silu",
         "hidden_size": model.hidden_size,
         "image_aspect_ratio": "square",
@@ -187,7 +189,6 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "num_attention_heads": model.num_attention_heads,
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
-        "pad_token_id": 0,
         "pretraining_tp": 1,
         **bias,
         "requires_cliploss": teacher,
@@ -202,6 +203,17 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "use_mm_proj": True,
         "vision_tower_lr": None,
         "vocab_size": model.vocab_size,
+    }
+
+
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The control tokens of config.json and generation_config.json; Llama's where no tokenizer is known."""
+    if tokenizer is None:
+        return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.unk_id,  # which pads in Llama's tokenizers
     }
 
 

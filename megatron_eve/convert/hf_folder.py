@@ -161,14 +161,14 @@ class LazyTensor:
 
 
 def write_shards(
-    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: str, done: Callable[[int], None]
+    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, done: Callable[[int], None]
 ) -> None:
     """Write tensors as safetensors, with an index where there are several shards, holding one shard at a time.
 
     Args:
         folder: an existing one.
         tensors: in the order in which they are shared out.
-        max_shard_size: such as "2GB".
+        max_shard_size: in bytes.
         done: called with the bytes of each tensor that was made.
     """
     split = split_torch_state_dict_into_shards(
