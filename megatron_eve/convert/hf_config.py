@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.wrong_content import wrong_content
 
 if TYPE_CHECKING:
     from megatron_eve.data.tokenizer import Tokenizer
@@ -77,7 +78,9 @@ class HFConfig:
                 f"{path}: {error.strerror}; name a model folder in Hugging Face layout"
             ) from None
         except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error}); copy the folder again") from None
+            other = wrong_content(path)
+            problem = f"; it {other}" if other else f" ({error}); copy the folder again"
+            raise ConfigError(f"{path}: not JSON{problem}") from None
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
         for name, (allowed, meaning) in _MUST_BE.items():
