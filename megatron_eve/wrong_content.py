@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+from megatron_eve.errors import is_lfs_pointer
+
 _HEAD = 512  # bytes that are looked at
 
 
@@ -22,11 +23,8 @@ def wrong_content(path: Path) -> str | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not head:
         return "is empty; copy or download it again"
-    if text.startswith(_LFS_POINTER):
-        return (
-            "is a pointer of git-lfs, not the file itself; run `git lfs install` and `git lfs pull` in the "
-            "repository that it was cloned with"
-        )
+    if is_lfs_pointer(head):
+        return "is a git-lfs pointer, not the file itself: run git lfs pull in its folder"
     if text[:15].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "is a web page, such as a site shows instead of a file; download it again (are you logged in there?)"
     return None

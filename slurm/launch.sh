@@ -79,6 +79,21 @@ need_datasets() { # NAME WORDS...
     [[ -n $found ]] || die "$name: names no dataset; give the prefix that tools/preprocess_data.py wrote"
 }
 
+# Datasets that a flag names among the flags of a script, if it is there: the words up to the next flag.
+need_datasets_of() { # FLAG FLAGS...
+    local flag=$1 word taken='' words=()
+    shift
+    for word in "$@"; do
+        case $word in
+            "$flag") taken=1 ;;
+            "$flag"=*) words+=("${word#*=}") ;;
+            --*) taken='' ;;
+            *) [[ -z $taken ]] || words+=("$word") ;;
+        esac
+    done
+    ((${#words[@]} == 0)) || need_datasets "$flag" "${words[@]}"
+}
+
 # A folder of weights, as --pretrained-checkpoint takes it: in the layout of Hugging Face, or one that --save wrote.
 need_weights() { # NAME MEANING
     need_folder "$1" "$2"
@@ -248,5 +263,7 @@ train_stage() { # RECIPE MEANING-OF-LOAD FLAGS...
     need_weights LOAD "$2"
     need_folder TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
     shift 2
+    need_datasets_of --data-path "$@"
+    need_datasets_of --valid-data-path "$@"
     train "$recipe" --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"
 }

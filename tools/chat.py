@@ -30,7 +30,10 @@ Talk with a model about a picture, in the terminal or in a web page.
 
 In the terminal, each line of stdin is a question, and the answer streams to stdout; a question is asked with those
 before it in mind. With --web, a page on this machine's loopback address does the same: drop a picture there, and ask.
-The model is one after stage 3 (template vicuna_v1); tools/generate.py --conv-mode plain captions after stages 1 and 2.
+The model is one after stage 3 (template vicuna_v1). After stages 1 and 2 a model only captions, which
+tools/generate.py --conv-mode plain does.
+
+The exit status is 0 if every question was answered, and 1 if one was refused, which stderr explains.
 """
 EPILOG = """\
 examples:
@@ -62,14 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=7860,
         metavar="N",
-        help="of the page; 0 takes a free one (default: %(default)s)",
+        help="of the page that --web serves; 0 takes a free one (default: %(default)s)",
     )
     talk.add_argument(
         "--max-new-tokens",
         type=int,
         default=Limits.new_tokens,
         metavar="N",
-        help="of one answer (default: %(default)s)",
+        help="tokens of one answer at most (default: %(default)s)",
     )
     return parser
 

@@ -26,9 +26,10 @@ DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.
 
 Each line of --question-file is an object with
-  "question_id"  a text or a number
+  "question_id"  a text or a whole number
   "image"        a file name under --image-folder, or a list of them, or absent
   "text"         the question; images go in front of it, unless <image> in it says where they stand
+With --conv-mode plain, which captions, "image" must be there, and "text" is not looked at.
 Each line of --answers-file, in the same order, is
   {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
 Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came
@@ -63,21 +64,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--question-file", required=True, type=Path, metavar="FILE", help="one question a line"
     )
     files.add_argument(
-        "--image-folder", type=Path, default=Path(), metavar="DIR", help="image names are relative to it"
+        "--image-folder",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="image names are relative to it (default: this folder)",
     )
     files.add_argument(
         "--answers-file",
         required=True,
         type=Path,
         metavar="FILE",
-        help="gets the answers; may hold some already",
+        help="gets the answers; may hold some of the same model already, to go on with",
     )
     files.add_argument(
         "--num-chunks",
         type=_positive,
         default=1,
         metavar="N",
-        help="cut the questions into N shards of one length",
+        help="cut the questions into N shards, all of one length but the last",
     )
     files.add_argument(
         "--chunk-idx",
@@ -91,14 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--conv-mode",
         choices=("vicuna_v1", "plain"),
         default="vicuna_v1",
-        help="template: vicuna_v1 after stage 3; plain, which captions, after stages 1 and 2 (default: %(default)s)",
+        help="template that the model was trained on: vicuna_v1 after stage 3; plain, which captions, after stages 1 "
+        "and 2 (default: %(default)s)",
     )
     answers.add_argument(
         "--max-new-tokens",
         type=_positive,
         default=128,
         metavar="N",
-        help="of one answer (default: %(default)s)",
+        help="tokens of one answer at most (default: %(default)s)",
     )
     answers.add_argument(
         "--batch-size",

@@ -154,6 +154,35 @@ class HFConfig:
         )
 
 
+def check_config(folder: Path, model: ModelConfig) -> HFConfig:
+    """Read config.json of a folder in Hugging Face layout and compare its sizes with the run's.
+
+    Raises:
+        ConfigError: it cannot be read, or has other sizes.
+    """
+    found = HFConfig.read(folder)
+    theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
+    for name, ours in {
+        **LANGUAGE_FIELDS,
+        "mm_hidden_size": "patch_embedding_size",
+        "rope_theta": "rotary_base",
+        "qkv_bias": "add_qkv_bias",
+    }.items():
+        # How long samples may be is the run's to say.
+        if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
+            raise ConfigError(
+                f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
+                f"{getattr(model, ours)}; use the preset or recipe of that model"
+            )
+    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
+    if here != there:
+        raise ConfigError(
+            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            "or recipe of that model"
+        )
+    return found
+
+
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
 

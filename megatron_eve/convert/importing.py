@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
+from megatron_eve.config import TRACKER, AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.hf_config import HFConfig, teacher_size_of
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
@@ -184,7 +184,7 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
     store = CheckpointStore(target)
     # An iteration 0 that no tracker names was written by an import that was killed before it did so.
-    if store.latest() is not None or any(store.iterations()):
+    if (store.root / TRACKER).exists() or any(store.iterations()):
         raise ConfigError(f"{target}: holds a run already; choose another --target")
 
 

@@ -1,12 +1,13 @@
 """Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
 
-`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when a dataset
-is opened, since that takes seconds.
+`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is
+read, since that takes seconds: whether a run can take a dataset is known without it.
 """
 
 from __future__ import annotations
 
 import mmap
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_eve.data.dataset_format import (
     AGAIN,
     IMAGE_DTYPE,
     MANIFEST,
+    MAX_PADDING_ROWS,
     SAMPLE_DTYPE,
     DatasetInfo,
     DatasetSettings,
@@ -59,10 +61,19 @@ class IndexedVisionDataset:
         if info.num_images:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
             check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
-        megatron = megatron_datasets("indexed_dataset")
-        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap_bin_files)
-        self._image = (
-            megatron.IndexedDataset(self.prefix + "_image", mmap=mmap_bin_files) if info.num_images else None
+        self._mmap_bin_files = mmap_bin_files
+
+    @cached_property
+    def _text(self) -> Any:
+        return self._megatron_dataset("_text")
+
+    @cached_property
+    def _image(self) -> Any:
+        return self._megatron_dataset("_image") if self.info.num_images else None
+
+    def _megatron_dataset(self, part: str) -> Any:
+        return megatron_datasets("indexed_dataset").IndexedDataset(
+            self.prefix + part, mmap=self._mmap_bin_files
         )
 
     def __len__(self) -> int:
@@ -170,7 +181,8 @@ class IndexedVisionDataset:
 
         Args:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
-            vocab_size: of the run's model, without padding.
+            vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
+                pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
             image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
 
         Raises:
@@ -182,10 +194,12 @@ class IndexedVisionDataset:
                 f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
                 f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
             )
-        if info.vocab_size != vocab_size:
+        if not info.vocab_size <= vocab_size <= info.vocab_size + MAX_PADDING_ROWS:
+            cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
             raise DataError(
                 f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
                 f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
+                f"{cut if info.vocab_size < vocab_size else ''}"
             )
         for name, ours, theirs in (
             ("image size", info.image_size, image_size),

@@ -57,6 +57,7 @@ REASONS = {
     "image_unreadable": "the file cannot be read",
     "image_file_too_large": "the file has 2 GiB or more",
     "image_empty": "the file is empty",
+    "image_lfs_pointer": "a git-lfs pointer, not the image itself: run git lfs pull in --image-root",
     "image_format": "not an image in an accepted format",
     "image_too_large": "more pixels than --max-image-pixels",
     "image_damaged": "the image is truncated or corrupt",

@@ -19,6 +19,7 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decod
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
 from megatron_eve.data.rows import InputRow
 from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.errors import is_lfs_pointer
 
 _MEDIA_KEYS = frozenset({"video", "videos", "audio", "audios"})
 # Keys under which other data sets name a picture; a row with one of them would be kept as text without it.
@@ -200,11 +201,14 @@ def read_image_file(root: str, name: str, follow_links: bool = False) -> bytes:
             raise SkipRow("image_not_a_file", name)
         if status.st_size > MAX_ROW_BYTES:
             raise SkipRow("image_file_too_large", f"{name} has {status.st_size} bytes")
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise SkipRow("image_missing", name) from None
     except OSError as error:
         raise SkipRow("image_unreadable", f"{name}: {error.strerror}") from error
+    if is_lfs_pointer(data):
+        raise SkipRow("image_lfs_pointer", name)
+    return data
 
 
 def _printable(value: object) -> str:

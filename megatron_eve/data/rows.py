@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.errors import is_lfs_pointer
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
@@ -71,6 +72,11 @@ class RowReader:
                 f"cannot open {path} ({error.strerror}): give --input a JSON or JSONL file"
             ) from error
         self.num_bytes = self.path.stat().st_size
+        if is_lfs_pointer(self._stream.read(64)):
+            raise DataError(
+                f"{path} is a git-lfs pointer, not the rows themselves: run git lfs pull in its folder"
+            )
+        self._stream.seek(0)
 
     @property
     def position(self) -> int:
@@ -164,7 +170,8 @@ class RowReader:
         if byte != b"[":
             raise DataError(
                 f"{self.path}, row 1: a JSON array begins with '[', this begins with {byte!r}: "
-                f"if it holds one object a line, give it the suffix {LINE_SUFFIXES[0]}"
+                f"if it holds one object a line, give it the suffix {LINE_SUFFIXES[0]}; if the array is inside of an "
+                "object, take it out"
             )
 
 

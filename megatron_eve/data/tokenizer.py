@@ -44,13 +44,11 @@ class Tokenizer:
         try:
             self._model.LoadFromSerializedProto(content)
         except (RuntimeError, ValueError, OSError) as error:
-            other = wrong_content(Path(path))
-            remedy = (
-                f"it {other}"
-                if other
-                else "use the tokenizer.model that comes with Vicuna or Llama 2, not tokenizer.json"
+            usual = (
+                "is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or Llama 2, not "
+                "tokenizer.json"
             )
-            raise DataError(f"{path} is not a sentencepiece model: {remedy}") from error
+            raise DataError(f"{path} {wrong_content(Path(path)) or usual}") from error
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()

@@ -34,7 +34,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="the tokenizer.model that a checkpoint was trained with; an exported folder has its own",
+        help="the tokenizer.model that a checkpoint was trained with, which it needs; leave this out with a folder of "
+        "export, which has its own",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -158,7 +159,7 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
     from megatron_eve.training.checkpoint_store import weights_fingerprint
-    from megatron_eve.training.compatibility import check_tokenizer, other_template
+    from megatron_eve.training.compatibility import check_tokenizer, unlike_training
     from megatron_eve.training.initialize import distributed, world_size
     from megatron_eve.training.model import build_chunks
 
@@ -175,7 +176,8 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     tokenizer = Tokenizer(flags.tokenizer_model)
     checkpoint, common = saved_common(folder)
     _warn(check_tokenizer(checkpoint, common, tokenizer))
-    _warn(other_template(checkpoint, common, conv_mode))
+    for sentence in unlike_training(checkpoint, common, conv_mode, not flags.ignore_exif_orientation):
+        _warn(sentence)
     _say(f"weights: {checkpoint}, sha256 {weights_fingerprint(checkpoint)}")
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)

@@ -27,11 +27,13 @@ from megatron_eve.training.compatibility import (
     SHAPELESS,
     CheckpointError,
     check_data,
+    check_length,
     check_model,
     check_teacher,
 )
 from megatron_eve.training.model import unwrap
 from megatron_eve.training.monitor import print_rank_0
+from megatron_eve.training.optimizer import make_moments
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
@@ -82,6 +84,7 @@ def run_state(
         dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
+    make_moments(optimizer)
     return {
         "checkpoint_version": 3.0,
         **asdict(progress),
@@ -123,6 +126,7 @@ def load_checkpoint(
     saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
     check_data(folder, saved, config, dataset)
+    check_length(folder, saved, config)
     check_teacher(folder, saved, config, teacher)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
@@ -210,12 +214,12 @@ _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or res
 
 
 def _latest_folder(folder: str) -> Path:
-    """The folder of a run's latest checkpoint, which must be there."""
+    """The folder of a run's latest checkpoint, or of the one that is named, which must be there."""
     store = CheckpointStore(folder)
     iteration = store.latest()
     if iteration is None:
         raise CheckpointError(
-            f"{store.root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
+            f"{store.root}: no {TRACKER} and no iter_ folder there, so no checkpoint; name the folder that --save wrote"
         )
     return store.folder(iteration)
 
@@ -226,6 +230,10 @@ def _best_checkpoint(store: CheckpointStore) -> Path | None:
     if torch.distributed.get_rank() == 0:
         store.recover()
         told = [store.candidates()]
+        if told[0] and store.chosen is None and not (store.root / TRACKER).exists():
+            print_rank_0(
+                f"warning: {store.root} has no {TRACKER}; going on from the newest whole checkpoint there"
+            )
     torch.distributed.broadcast_object_list(told, src=0)
     problems: list[str] = []
     for iteration in told[0]:

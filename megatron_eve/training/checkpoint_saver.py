@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_eve.config import RunConfig
 from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
-from megatron_eve.training.checkpoint_store import OPTIMIZER, CheckpointStore, write_checksums, write_config
+from megatron_eve.training.checkpoint_store import CheckpointStore, write_config
+from megatron_eve.training.checkpoint_writing import on_main, prepare_save
 from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.monitor import print_rank_0
@@ -51,7 +49,7 @@ class CheckpointSaver:
         _start_helper()
         # A folder that cannot be cleared up will be heard of in saving.
         with contextlib.suppress(CheckpointError):
-            self._on_main(self._store.clear)
+            on_main(self._store.clear)
 
     def check_space(self, size: int) -> None:
         """Refuse a disk without room for one checkpoint of `size` bytes more than are kept.
@@ -65,7 +63,7 @@ class CheckpointSaver:
             if problem:
                 raise CheckpointError(problem)
 
-        self._on_main(check)
+        on_main(check)
 
     def save(
         self,
@@ -83,23 +81,20 @@ class CheckpointSaver:
         self._paused = 0.0
         with self._pause():
             try:
-                folder = self._on_main(partial(self._store.begin, progress.iteration))
+                folder = on_main(partial(self._store.begin, progress.iteration))
             except CheckpointError as error:
                 self._give_up(progress, str(error))
                 return
             self._writing = (folder, progress)
             with parameters_gathered(self._config, chunks):
-                request = dist_checkpointing.save(
-                    run_state(self._config, progress, chunks, optimizer, dataset, teacher),
-                    str(folder),
-                    TorchDistSaveShardedStrategy("torch_dist", 1, separation_hint=OPTIMIZER),
-                    async_sharded_save=True,
-                    content_metadata=dict(CONTENT),
-                )
-                assert request is not None
-                if request.async_fn is not None:
-                    request = request._replace(async_fn=partial(_write, request.async_fn, folder))
-                request.finalize_fns.insert(0, partial(self._store.free_reserve, folder))
+                state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
+                try:
+                    request = prepare_save(
+                        state, folder, dict(CONTENT), partial(self._store.free_reserve, folder)
+                    )
+                except CheckpointError as error:
+                    self._give_up(progress, str(error))
+                    return
                 if self._config.checkpoint.async_save:
                     self._queue.schedule_async_request(request)
         if not self._config.checkpoint.async_save:
@@ -123,11 +118,7 @@ class CheckpointSaver:
             with self._pause():
                 if not finished():
                     return
-                self._on_main(partial(self._publish, folder, progress))
-        except CheckpointException as error:  # of torch, on all ranks; the first one knows why
-            reasons = [str(failure[0]) for failure in error.failures.values()]
-            self._give_up(progress, reasons[0] if reasons else "see rank 0")
-            return
+                on_main(partial(self._publish, folder, progress))
         except CheckpointError as error:
             self._give_up(progress, str(error))
             return
@@ -156,23 +147,6 @@ class CheckpointSaver:
             f"for {self._store.root}; the run goes on, and what that folder held before is as it was"
         )
 
-    def _on_main(self, do: Callable[[], Any]) -> Any:
-        """Do something on the first rank, and tell all ranks what came of it.
-
-        Raises:
-            CheckpointError: it failed; the same on every rank.
-        """
-        answer: list[Any] = [None, None]
-        if self._main:
-            try:
-                answer[0] = do()
-            except (OSError, CheckpointError) as error:
-                answer[1] = str(error)
-        torch.distributed.broadcast_object_list(answer, src=0)
-        if answer[1] is not None:
-            raise CheckpointError(answer[1])
-        return answer[0]
-
     @contextlib.contextmanager
     def _pause(self) -> Iterator[None]:
         started = time.perf_counter()
@@ -195,14 +169,3 @@ def _start_helper() -> None:
 def _execute(request: AsyncRequest) -> bool:
     request.execute_sync()
     return True
-
-
-def _write(write: Callable[..., None], folder: Path, rank: int, buckets: Any, results: Any) -> None:
-    """Runs where megatron-core writes: its own function, then the checksums of what it wrote.
-
-    A failure to write is in `results` by then, and every rank will hear of it; without its checksums, too, a
-    checkpoint is not published.
-    """
-    write(rank, buckets, results)
-    with contextlib.suppress(OSError):
-        write_checksums(folder, f"rank{rank:05d}", [name for _, name, _ in buckets])

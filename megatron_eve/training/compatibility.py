@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
 # What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
 DROPPED = "dropped samples"
+_CONTENT = "content"
 # Sizes of the aligning layer, which matter only where there is one.
 ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
@@ -49,6 +50,9 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
             )
     # Checkpoints of versions that dropped no samples say nothing of them.
     for name, value in {DROPPED: [], **saved["dataset"]}.items():
+        if name == _CONTENT:
+            _check_content(folder, value, dataset.get(name, []))
+            continue
         found = dataset.get(name, [] if name == DROPPED else None)
         if found != value:
             same = "--data-path"
@@ -58,6 +62,35 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with data whose {name} are {value}, this run's are {found}; "
                 f"resume with the same {same}, or start anew from its weights with --pretrained-checkpoint"
             )
+
+
+def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
+    """Refuse datasets with other samples, or the same in another order; those of older versions have no digest."""
+    for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
+        if one and other and one != other:
+            raise CheckpointError(
+                f"{folder}: dataset {number} of --data-path holds other samples than when this checkpoint was made, or "
+                "the same in another order, so the next sample of the run is not known; resume with the dataset as it "
+                "was, or start anew from the weights with --pretrained-checkpoint"
+            )
+
+
+def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another batch size in a run whose length is counted in iterations.
+
+    The run ends when --train-iters times --global-batch-size samples are consumed, and the learning rate follows them.
+    After iterations of another size that is not at iteration --train-iters.
+    """
+    size, iterations = config.training.global_batch_size, config.training.train_iters
+    iteration, consumed = saved["iteration"], saved["consumed_samples"]
+    if iterations is None or consumed == iteration * size:
+        return
+    rest = max(iterations - iteration, 0) * size
+    raise CheckpointError(
+        f"{folder}: made with --global-batch-size {saved['config']['training']['global_batch_size']}, and this run has "
+        f"{size}, which would end it at another iteration than --train-iters {iterations}; give the same size, or the "
+        f"length in samples (--train-samples {consumed + rest} ends it after {iterations} iterations)"
+    )
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
@@ -153,25 +186,30 @@ def check_tokenizer(
     )
 
 
-def other_template(folder: Path, saved: dict[str, Any], conv_mode: str) -> str | None:
-    """A sentence to warn with where a checkpoint was trained on other templates than it is asked with; else None.
+def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:
+    """Sentences to warn with where a checkpoint is asked in another way than its data was made.
 
     Args:
-        folder: of the checkpoint, for the message.
-        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of templates; of an
-            older version's checkpoint the stage says it.
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of their data; of an
+            older version's checkpoint the stage stands for the template.
         conv_mode: the template of the prompts.
+        apply_exif: pictures are turned upright.
     """
     dataset = saved.get("dataset") or {}
     if dataset.get("tokenizer_sha256") in (None, "mock"):
-        return None
+        return []
+    found = []
     stage = saved["config"]["training"].get("stage")
     templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
-    if conv_mode in templates:
-        return None
-    kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
-    return (
-        f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with the "
-        f"template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} asks as it "
-        "was trained"
-    )
+    if conv_mode not in templates:
+        kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
+        found.append(
+            f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
+            f"the template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} "
+            "asks as it was trained"
+        )
+    if dataset.get("apply_exif", apply_exif) != apply_exif:
+        were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
+        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from numpy.typing import NDArray
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.accelerator.transfer import Uploader
-from megatron_eve.config import RunConfig, parse_blend, parse_split
+from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
-from megatron_eve.data.errors import DataError
-from megatron_eve.data.fitting import PackLimits
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.joined import JoinedDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
+from megatron_eve.data.opening import check_split, open_datasets, pack_limits
 from megatron_eve.data.sampling import (
     BlendedOrder,
     GroupedOrder,
@@ -40,7 +37,7 @@ from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
 
 if TYPE_CHECKING:
-    from megatron_eve.data.tokenizer import Tokenizer
+    pass
 
 MOCK_SAMPLES = 4096
 
@@ -82,99 +79,26 @@ def open_data(config: RunConfig) -> RunData:
             vocab_size=model.vocab_size,
             image_size=model.image_size,
             teacher_size=model.teacher_size,
-            seq_length=_limits(config).longest,
+            seq_length=pack_limits(config).longest,
             seed=config.training.seed,
         )
         return data_in_memory(config, mock)
-    blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
-    prefixes = (*blend.prefixes, *others.prefixes)
-    tokenizer = None
-    if data.tokenizer_model:
-        from megatron_eve.data.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer(data.tokenizer_model)
-    datasets = [_open(config, prefix, tokenizer) for prefix in prefixes]
-    training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
-    dataset = datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
-    trained = datasets[: len(training)]
-    identity = {
-        "samples": [len(dataset) for dataset in trained],
-        "tokens": [dataset.info.num_tokens for dataset in trained],
-        "tokenizer_sha256": trained[0].info.tokenizer_sha256,
-        "templates": sorted({dataset.info.template for dataset in trained}),
-        "shares": [round(weight / sum(blend.weights), 9) for weight in blend.weights]
-        if blend.weights
-        else [],
-        "dropped samples": dropped_fingerprints(training),
-    }
+    opened = open_datasets(config)
+    dataset, training = opened.joined(), opened.training
     modalities = partial(
         cached_array,
         data.data_cache_path,
-        _cache_name(trained, training),
+        _cache_name(opened.datasets[: len(training)], training),
         partial(by_modality, dataset.samples, training),
     )
-    order = _order(config, training, blend.weights, modalities)
-    return RunData(dataset, order, tuple(training), tuple(held_out), identity, tuple(dropped))
-
-
-def dropped_fingerprints(parts: Sequence[Part]) -> list[str]:
-    """Which samples the order leaves out, for a checkpoint; an empty list where it leaves out none."""
-    fingerprints = [part.dropped_fingerprint() for part in parts]
-    return fingerprints if any(fingerprints) else []
-
-
-def _limits(config: RunConfig) -> PackLimits:
-    data = config.data
-    return PackLimits(data.seq_length, config.model.max_position_embeddings, data.max_images_per_pack)
-
-
-def _divide(
-    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
-) -> tuple[list[Part], list[Part], list[str]]:
-    """Divide datasets, of which the first `trained` are trained on.
-
-    Returns:
-        What is trained on, what is held out, and a sentence for each dataset with samples that are in neither.
-    """
-    share, limits = parse_split(config.data.split), _limits(config)
-    names = [Path(prefix).name for prefix in prefixes]
-    training, held_out, said, first = [], [], [], 0
-    for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
-        name = names[number] if names.count(names[number]) == 1 else prefix
-        kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
-        first += len(dataset)
-        if number < trained:
-            _check_split(config, prefix, kept, out)
-        rows = limits.beyond(dataset.samples, dataset.info.longest_length)
-        if len(rows):
-            said.append(limits.describe(dataset.samples, rows, dataset.sample_name))
-            kept, out = (_without(part, rows, prefix, said[-1]) for part in (kept, out))
-        if number < trained:
-            training.append(kept)
-        if len(out):
-            held_out.append(out)
-    return training, held_out, said
-
-
-def _without(part: Part, rows: NDArray[np.int64], prefix: str, message: str) -> Part:
-    left = part.without(rows)
-    if len(part) and not len(left):
-        raise DataError(f"nothing is left of {prefix} to train on or to hold out: {message}")
-    return left
-
-
-def _check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
-    if not len(kept) or (parse_split(config.data.split) and not len(held_out)):
-        raise DataError(
-            f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
-            f"{kept.size} samples of {name}: change the shares, or leave the dataset out"
-        )
+    order = _order(config, training, opened.weights, modalities)
+    return RunData(dataset, order, training, opened.held_out, opened.identity, opened.dropped)
 
 
 def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     """A dataset that has no files, split and ordered as the configuration says."""
     training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
-    _check_split(config, "the mock dataset", training, held_out)
+    check_split(config, "the mock dataset", training, held_out)
     identity = {
         "samples": [len(dataset)],
         "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
@@ -183,24 +107,6 @@ def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     }
     order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
     return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
-
-
-def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> IndexedVisionDataset:
-    model = config.model
-    dataset = IndexedVisionDataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
-    dataset.check_compatible(
-        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
-        vocab_size=model.vocab_size,
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
-    )
-    if tokenizer and dataset.info.template == "plain":
-        tokenizer.check_newline()
-    if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
-        dataset.info = dataclasses.replace(
-            dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
-        )
-    return dataset
 
 
 def _order(

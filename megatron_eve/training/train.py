@@ -33,6 +33,7 @@ from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.outcome import write_outcome
+from megatron_eve.training.phases import phase
 from megatron_eve.training.signals import ExitSignals, Watchdog
 from megatron_eve.training.step import StepResult, holds_losses, train_step
 from megatron_eve.training.stragglers import Stragglers
@@ -68,20 +69,25 @@ def setup(config: RunConfig) -> Trainer:
     The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
     """
     start_machine(config.faults)
-    data = open_data(config)
+    with phase("opening the data"):
+        data = open_data(config)
     for sentence in data.dropped:
         print_rank_0(f"warning: {sentence}")
     loader = build_loader(config, data)
-    teacher = build_teacher(config)
-    identity = shared_identity(config)
-    bare = build_chunks(config)
+    with phase("loading the teacher"):
+        teacher, identity = build_teacher(config), shared_identity(config)
+    with phase("building the model"):
+        bare = build_chunks(config)
     if config.checkpoint.pretrained_checkpoint:
-        load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
-    chunks = wrap_for_training(config, bare)
-    optimizer = build_optimizer(config, chunks)
+        with phase(f"loading weights from {config.checkpoint.pretrained_checkpoint}"):
+            load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
+    with phase("building the optimizer"):
+        chunks = wrap_for_training(config, bare)
+        optimizer = build_optimizer(config, chunks)
     progress = Progress()
     if config.checkpoint.load:
-        progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
+        with phase(f"loading {config.checkpoint.load}"):
+            progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
     # For its messages; it moves on when it begins a step, and is at it already if the step is run again.

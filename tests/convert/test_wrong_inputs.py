@@ -165,21 +165,22 @@ WRONG: dict[str, tuple[Make, str]] = {
     ),
     "git-lfs pointer": (
         files(lambda folder: (folder / "model.safetensors").write_bytes(LFS_POINTER)),
-        "/model.safetensors: cannot be read: it is a pointer of git-lfs, not the file itself; run `git lfs install`",
+        "/model.safetensors: cannot be read: it is a git-lfs pointer, not the file itself: run git lfs pull",
     ),
     "git-lfs pointer of a pickle": (
-        pickled(lambda folder: (folder / "2.bin").write_bytes(LFS_POINTER)), "/2.bin: cannot be read: it is a pointer",
+        pickled(lambda folder: (folder / "2.bin").write_bytes(LFS_POINTER)), "/2.bin: cannot be read: it is a git-lfs",
     ),
     "git-lfs pointer of the index": (
         pickled(lambda folder: (folder / "pytorch_model.bin.index.json").write_bytes(LFS_POINTER)),
-        "/pytorch_model.bin.index.json: cannot be read: it is a pointer of git-lfs",
+        "/pytorch_model.bin.index.json: cannot be read: it is a git-lfs pointer",
     ),
     "git-lfs pointer of config.json": (
-        files(lambda folder: (folder / "config.json").write_bytes(LFS_POINTER)), "/config.json: not JSON; it is a poin",
+        files(lambda folder: (folder / "config.json").write_bytes(LFS_POINTER)),
+        "/config.json: not JSON; it is a git-lfs pointer",
     ),
     "git-lfs pointer of the tokenizer": (
         files(lambda folder: (folder / "tokenizer.model").write_bytes(LFS_POINTER)),
-        "/tokenizer.model: cannot be read: it is a pointer",
+        "/tokenizer.model: cannot be read: it is a git-lfs pointer",
     ),
     "web page": (
         files(lambda folder: (folder / "model.safetensors").write_bytes(WEB_PAGE)),
@@ -237,14 +238,14 @@ def test_a_pointer_of_git_lfs_is_no_teacher(
     (tower / name).write_bytes(LFS_POINTER)
     words = ("--target", tmp_path / "start", "--teacher-model", tower)
     assert convert("import", "--source", published, *words) in (1, 2)
-    assert f"--teacher-model {tower}: {name} cannot be read: it is a pointer" in capsys.readouterr().err
+    assert (
+        f"--teacher-model {tower}: {name} cannot be read: it is a git-lfs pointer" in capsys.readouterr().err
+    )
 
 
 def test_a_pointer_of_git_lfs_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(LFS_POINTER)
-    with pytest.raises(
-        DataError, match=r"tokenizer\.model is not a sentencepiece model: it is a pointer of git-lfs"
-    ):
+    with pytest.raises(DataError, match=r"tokenizer\.model is a git-lfs pointer"):
         Tokenizer(tmp_path / "tokenizer.model")
 
 

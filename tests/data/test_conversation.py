@@ -20,16 +20,13 @@ from megatron_eve.data.conversation import (
     is_blank,
 )
 from megatron_eve.data.tokenizer import Tokenizer
+from tests.data.helpers import turns
 from tests.golden_dir import find_golden
 
 
 def golden_cases() -> dict[str, Any]:
     path = find_golden("tokenize") / "cases.json"
     return json.loads(path.read_text(encoding="utf-8"))["legacy_true"]
-
-
-def turns(*texts: object) -> list[dict[str, object]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
 
 
 def placeholders(conversation: list[dict[str, str]]) -> int:
@@ -126,66 +123,6 @@ def test_an_empty_answer_trains_nothing_and_spares_the_others(tokenizer: Tokeniz
 def test_the_answer_and_its_end_train_whatever_they_hold(tokenizer: Tokenizer, answer: str) -> None:
     encoded = encode_conversation(turns("Q?", answer, "R?", "Fine."), tokenizer, "vicuna_v1", 0)
     assert trained(encoded, tokenizer) == f"{answer.replace('▁', ' ')}|Fine.|"
-
-
-@pytest.mark.parametrize(
-    ("text", "blank"),
-    [
-        ("", True),
-        (" \n\t\r", True),
-        ("\u200b", True),  # zero-width space
-        ("\ufeff\u2060\u00a0\u3000", True),
-        ("\x00\x1b", True),
-        ("\u2800\u3164\ufe0f", True),  # Braille blank, Hangul filler, variation selector
-        (".", False),
-        ("\u200b0", False),
-        ("\U0001f600\ufe0f", False),
-        ("\u0301", False),
-    ],
-)
-def test_an_answer_in_which_nothing_shows_is_an_empty_one(
-    tokenizer: Tokenizer, text: str, blank: bool
-) -> None:
-    assert is_blank(text) is blank
-    encoded = encode_conversation(turns("One?", text, "Two?", "Yes."), tokenizer, "vicuna_v1", 0)
-    empty = encode_conversation(turns("One?", "", "Two?", "Yes."), tokenizer, "vicuna_v1", 0)
-    assert (encoded == empty) is blank
-    assert (encode_conversation(turns("<image>", text), tokenizer, "plain", 1).num_labels == 0) is blank
-    prompt = encode_prompt("Two?", tokenizer, "vicuna_v1", 0, [("One?", text)])
-    assert encoded.tokens[: len(prompt)] == prompt
-
-
-@pytest.mark.parametrize(
-    ("question", "answer", "refused"),
-    [
-        ("<image1>\nWhat is it?", "A.", True),
-        ("See <image_2> and <Image 3>.", "A.", True),
-        ("<|image_1|> What?", "A.", True),
-        ("What?", "It is <image-1>.", True),
-        ("<|image_pad|>", "A.", True),
-        ("<ImageHere>What?", "A.", True),
-        ("<video>\nWhat happens?", "A.", True),
-        ("What happens? \n <video> ", "A.", True),
-        ("<img>\nWhat?", "A.", True),
-        ("<Image>", "A.", True),
-        # These are about markup, and keep their text.
-        ("What does <video> do in HTML?", "It plays.", False),
-        ("Write a page with <img>.", "<img>", False),
-        ("Mend this:\n<video>\n<source>\n</video>", "<video></video>", False),
-        ("What is image 1?", "<image2d> is a type of GLSL.", False),
-    ],
-)
-@pytest.mark.parametrize("images", [0, 1])
-def test_placeholders_of_other_models_are_refused(
-    tokenizer: Tokenizer, question: str, answer: str, refused: bool, images: int
-) -> None:
-    conversation = turns("<image>" * images + "Hi.", "Hello.", question, answer)
-    if not refused:
-        assert encode_conversation(conversation, tokenizer, "vicuna_v1", images).num_images == images
-        return
-    with pytest.raises(ConversationError) as error:
-        encode_conversation(conversation, tokenizer, "vicuna_v1", images)
-    assert error.value.reason == "other_placeholder"
 
 
 def test_control_pieces_in_an_answer_become_ids_and_train(tokenizer: Tokenizer) -> None:

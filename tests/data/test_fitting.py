@@ -82,6 +82,7 @@ def test_where_all_fit_nothing_changes(prefix: str) -> None:
     data = open_data(config_of(prefix, max_images_per_pack=6))
     assert data.dropped == ()
     assert data.identity["dropped samples"] == []
+    assert (data.identity["templates"], data.identity["apply_exif"]) == (["plain"], False)
     order = sample_order(np.arange(30), 7, TrainingConfig().seed)
     assert data.order(np.arange(30)).tolist() == order.tolist()
 

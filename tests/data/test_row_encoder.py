@@ -34,6 +34,7 @@ def bad_files(photos: Path) -> None:
     (photos / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.jpg").write_text("I am a caption")
+    (photos / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n")
     (photos / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     (photos / "huge.png").write_bytes(encoded(Image.new("1", (1001, 1000)), "PNG"))
     (photos / "folder").mkdir()
@@ -53,6 +54,7 @@ def bad_files(photos: Path) -> None:
         ("empty.jpg", "image_empty"),
         ("text.jpg", "image_format"),
         ("eps.jpg", "image_format"),
+        ("lfs.jpg", "image_lfs_pointer"),
         ("huge.png", "image_too_large"),
         ("folder", "image_not_a_file"),
         ("pipe.jpg", "image_not_a_file"),

@@ -142,3 +142,12 @@ def test_captions_want_a_tokenizer_with_newlines(
     data = DataConfig(data_path=(prefix,), tokenizer_model=str(without_newlines))
     with pytest.raises(DataError, match="drops newlines"):
         open_data(RunConfig(model=model, data=data))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_model", "input"])
+def test_git_lfs_pointers_are_named(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
+    config = make_config([caption_row(1, "ok.jpg")])
+    pointer = tmp_path / "pointer.json"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n")
+    with pytest.raises(DataError, match=r"pointer\.json is a git-lfs pointer, .*: run git lfs pull"):
+        run(replace(config, **{name: str(pointer)}))

@@ -12,8 +12,8 @@ from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.training.compatibility import (
     CheckpointError,
     check_tokenizer,
-    other_template,
     recorded_tokenizer,
+    unlike_training,
 )
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
@@ -97,9 +97,18 @@ def test_a_template_that_the_model_was_not_trained_on_is_said(
 ) -> None:
     common = {"config": {"training": {"stage": stage}}, "dataset": dataset}
     for conv_mode in ("plain", "vicuna_v1"):
-        warning = other_template(Path("run"), common, conv_mode)
-        assert (warning is not None) == (conv_mode in told)
-        assert told.get(conv_mode, "") in (warning or "")
+        warnings = unlike_training(Path("run"), common, conv_mode, True)
+        assert len(warnings) == (conv_mode in told)
+        assert told.get(conv_mode, "") in "".join(warnings)
+
+
+def test_pictures_turned_otherwise_than_in_training_are_said() -> None:
+    for before, now, remedy in ((True, False, "leave out"), (False, True, "add")):
+        dataset = {"tokenizer_sha256": "a", "templates": ["plain"], "apply_exif": before}
+        common = {"config": {"training": {"stage": 2}}, "dataset": dataset}
+        (warning,) = unlike_training(Path("run"), common, "plain", now)
+        assert warning.endswith(f"; {remedy} --ignore-exif-orientation")
+        assert unlike_training(Path("run"), common, "plain", before) == []
 
 
 def test_chat_refuses_another_tokenizer_of_the_same_size(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ class Launch:
             (folder / name).write_text("{}")
 
     def __call__(
-        self, site: str | None = None, script: str = "pretrain_stage2", **given: str
+        self,
+        site: str | None = None,
+        script: str = "pretrain_stage2",
+        flags: Sequence[str] = ("--bf16",),
+        **given: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script, with lines of the site's settings and variables."""
         settings = self.folder / "cluster.env"
@@ -51,7 +56,7 @@ class Launch:
             "SAVE": str(self.save), "OUTCOME": "done", "STATUS": "0", "PREFLIGHT": "", "PREFLIGHT_STATUS": "0", **given,
         }  # fmt: skip
         return subprocess.run(
-            ["bash", f"slurm/{script}.sh", "--bf16"],
+            ["bash", f"slurm/{script}.sh", *flags],
             env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
@@ -156,6 +161,21 @@ def test_a_mistake_ends_the_job_before_srun(launch: Launch, given: dict[str, str
             (launch.folder / name / TRACKER).write_text(tracker)
     found = launch(**{name: value.format(launch.folder) for name, value in given.items()})
     launch.assert_refused(found, sentence.format(launch.folder, root=ROOT))
+
+
+def test_datasets_that_flags_name_are_looked_at_too(launch: Launch) -> None:
+    captions = f"{launch.folder}/captions"
+    good = ["--eval-interval", "10", "--valid-data-path", captions, f"{launch.folder}/chat", "--bf16", "true"]
+    assert launch(flags=good).returncode == 0
+    (launch.folder / "record").unlink()
+    for flags in (
+        ["--valid-data-path", captions, "typo", "--bf16"],
+        ["--valid-data-path=typo"],
+    ):
+        found = launch(flags=flags)
+        launch.assert_refused(found, f"--valid-data-path: typo{MANIFEST.format(root=ROOT)}")
+    found = launch(flags=["--bf16", "--data-path", "0.5", captions, "0.5", "typo"])
+    launch.assert_refused(found, f"--data-path: typo{MANIFEST.format(root=ROOT)}")
 
 
 def test_data_and_weights_of_every_notation_are_taken(launch: Launch) -> None:

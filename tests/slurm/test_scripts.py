@@ -320,13 +320,13 @@ def test_three_starts_without_a_checkpoint(site: Site) -> None:
 @needs_slurm
 @pytest.mark.slow
 def test_a_mistake_ends_the_job_at_its_first_start(site: Site) -> None:
-    """Samples that are longer than a pack: found by reading the dataset, and not requeued into."""
-    job = site.submit("mistake", "--seq-length", "32")
+    """A vocabulary that is not the dataset's: found by reading the dataset, and not requeued into."""
+    job = site.submit("mistake", "--vocab-size", "100")
     assert site.cluster.wait_for(job, "FAILED", "COMPLETED", timeout=400) == "FAILED"
     printed = site.log("mistake").read_text()
     assert "requeued" not in printed
     outcome = (site.folder / "mistake" / "outcome").read_text()
-    assert "--seq-length" in outcome
+    assert "the run's vocabulary has 100" in outcome
     assert f"error: {outcome}" in printed
 
 

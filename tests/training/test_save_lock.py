@@ -254,13 +254,24 @@ def test_a_mistake_that_ends_the_ranks_is_left_for_the_launcher(
     assert (tmp_path / "outcome").read_text() == "row 3 is longer than a pack\n"
 
 
+def test_a_folder_in_use_is_found_before_torch_is_loaded(tmp_path: Path) -> None:
+    from megatron_eve.config import CheckpointConfig, RunConfig
+    from megatron_eve.preflight import CHECKS
+
+    config = RunConfig(checkpoint=CheckpointConfig(save=str(tmp_path)))
+    assert list(CHECKS["folder of another run"](config)) == []
+    _write(tmp_path, system="another")
+    (told,) = CHECKS["folder of another run"](config)
+    assert f"--save {tmp_path}: in use by PID " in told
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     from tests.training.test_signals import started
 
     losses = tmp_path / "losses.jsonl"
-    with started(tmp_path) as first:
+    with started(tmp_path, "--log-interval", "1000000") as first:  # nobody reads what it prints
         _wait_minutes(lambda: losses.exists() and losses.read_text().count("\n") > 2)
         with started(tmp_path) as second:
             _, told = second.communicate(timeout=240)
