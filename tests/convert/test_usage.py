@@ -13,7 +13,7 @@ import pytest
 from megatron_eve.config import ConfigError
 from megatron_eve.convert.usage import shard_bytes
 from megatron_eve.data.tokenizer import Tokenizer
-from tests.convert.test_conversion import convert
+from tests.convert.test_conversion import convert, edited
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 
@@ -123,6 +123,32 @@ def test_an_export_holds_the_ids_of_its_tokenizer(
         text = "USER: a word</s>"
         ids = AutoTokenizer.from_pretrained(made)(text)["input_ids"]
         assert ids == right.encode(text, bos=True)
+
+
+def test_an_embedding_with_a_row_that_no_piece_has(
+    runs: Path, tokenizers: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """It is exported with its tokenizer, and no answer of the folder holds the row that `<image>` falls on."""
+    import torch
+
+    from megatron_eve.hf import EVELlamaForCausalLM
+
+    def add_row(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], 9 * tensors[name][:1]])
+
+    source = edited(tmp_path / "source", find_golden("_shared/hf_mini224"), add_row, vocab_size=385)
+    shutil.copyfile(tokenizers / "right" / "tokenizer.model", source / "tokenizer.model")
+    assert convert("import", "--source", source, "--target", tmp_path / "run") == 0
+    words = ("--tokenizer", tokenizers / "right", "--format", "transformers")
+    assert convert("export", "--source", tmp_path / "run", "--target", tmp_path / "out", *words) == 0
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (fields["vocab_size"], fields["image_token_index"]) == (385, 384)
+    model = EVELlamaForCausalLM.from_pretrained(tmp_path / "out")
+    model.lm_head.weight.data[384] = 1e6 * model.lm_head.weight.data[5]
+    prompt = torch.tensor([[1, 40, 50, 60]])
+    out = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert out.shape == (1, 12) and not (out == 384).any()
 
 
 @pytest.mark.parametrize(
