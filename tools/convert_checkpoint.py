@@ -70,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="take the tokenizer's files from this folder; --format transformers needs its tokenizer.model",
+        help="the folder of the tokenizer.model that the data was made with, or the file itself; --format transformers "
+        "needs it",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -144,14 +145,25 @@ def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import progress, size_of, summary
+    from megatron_eve.convert.transformers_folder import fast_tokenizer
+    from megatron_eve.convert.usage import read_tokenizer, shard_bytes
+    from megatron_eve.training.checkpoint import saved_common
+    from megatron_eve.training.compatibility import check_tokenizer
 
     published = flags.format == "published"
+    tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    if tokenizer is not None:
+        warning = check_tokenizer(*saved_common(str(flags.source)), tokenizer, "--tokenizer")
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        if not published:
+            fast_tokenizer(Path(tokenizer.path))  # refuses one that transformers could not have
     checkpoint, config = open_checkpoint(flags.source)
     plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     if not flags.dry_run:
         with progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, flags.tokenizer, flags.max_shard_size, published, done)
+            write_export(plan, flags.target, tokenizer, shard_bytes(flags.max_shard_size), published, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 
 
@@ -192,29 +204,22 @@ def check_flags(flags: argparse.Namespace) -> None:
     Raises:
         UserError: naming the flag and the remedy.
     """
-    from megatron_eve.config import ConfigError, tower_sizes
+    from megatron_eve.config import tower_sizes
     from megatron_eve.convert.folders import check_target
     from megatron_eve.convert.hf_config import HFConfig
+    from megatron_eve.convert.usage import check_export_flags, check_import_flags
     from megatron_eve.training.checkpoint_store import CheckpointStore
     from megatron_eve.training.compatibility import CheckpointError
 
     if flags.command == "import":
-        if flags.trust_remote_code and not flags.teacher_model:
-            raise ConfigError(
-                "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
-            )
+        check_import_flags(flags)
         if not flags.dry_run:
             check_target(flags.target)
         HFConfig.read(flags.source)
         if flags.teacher_model:
             tower_sizes(flags.teacher_model, flags.trust_remote_code)
         return
-    if flags.format != "published" and flags.teacher_model:
-        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
-    if flags.format != "published" and flags.tokenizer is None:
-        raise ConfigError(
-            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
-        )
+    check_export_flags(flags)
     if CheckpointStore(flags.source).latest() is None:
         raise CheckpointError(
             f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"

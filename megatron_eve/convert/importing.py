@@ -30,6 +30,7 @@ from megatron_eve.convert.tables import (
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
 from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums, write_config
+from megatron_eve.wrong_content import wrong_content
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 
@@ -71,6 +72,8 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     """
     folder, plan = HFFolder(source), ImportPlan(config)
     if (tokenizer := source / "tokenizer.model").is_file():
+        if other := wrong_content(tokenizer):  # its digest would shut out the right one later
+            raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
         plan.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
