@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_eve.errors import run_command
+
 if TYPE_CHECKING:
     import torch
 
@@ -116,18 +118,13 @@ def run_import(flags: argparse.Namespace) -> None:
     from megatron_eve.config import tower_sizes
     from megatron_eve.convert.importing import (
         check_finite,
-        check_target,
         import_config,
         plan_import,
         write_import,
     )
     from megatron_eve.convert.report import progress, size_of, summary
-    from megatron_eve.convert.usage import check_import_flags
     from megatron_eve.models.eve.teacher import teacher_identity
 
-    check_import_flags(flags)
-    if not flags.dry_run:
-        check_target(flags.target)
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
         tower = tower_sizes(flags.teacher_model, flags.trust_remote_code)
@@ -149,11 +146,10 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import progress, size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
-    from megatron_eve.convert.usage import check_export_flags, read_tokenizer, shard_bytes
+    from megatron_eve.convert.usage import read_tokenizer, shard_bytes
     from megatron_eve.training.checkpoint import saved_common
     from megatron_eve.training.compatibility import check_tokenizer
 
-    check_export_flags(flags)
     published = flags.format == "published"
     tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
     if tokenizer is not None:
@@ -181,19 +177,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = build_parser().parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.config import ConfigError
-    from megatron_eve.training.compatibility import CheckpointError
-
-    accelerator()
     try:
-        run_import(flags) if flags.command == "import" else run_export(flags)
-    except (ConfigError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run_command(lambda: convert(flags))
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
+
+
+def convert(flags: argparse.Namespace) -> int:
+    """Check the folders, then import or export; returns the exit status.
+
+    Raises:
+        UserError: what cannot be converted; OSError, what cannot be read or written.
+    """
+    from megatron_eve.convert.usage import check_export_flags, check_import_flags
+
+    check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
+    from megatron_eve.accelerator import accelerator
+
+    accelerator()
+    run_import(flags) if flags.command == "import" else run_export(flags)
     return 0
 
 

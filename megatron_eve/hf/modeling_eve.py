@@ -211,7 +211,7 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
             processors.append(_Columns(-missing))
         else:  # it has a row of an embedding that is larger than the tokenizer, and is no word of an answer
             image = [self.model.image_token_id]
-            processors.append(SuppressTokensLogitsProcessor(image, device=self.device))
+            processors.append(SuppressTokensLogitsProcessor(image, device=str(self.device)))
         return processors
 
 

@@ -245,7 +245,7 @@ def test_what_the_decoder_cannot_compute_is_refused(
     source = folder_of(tmp_path, "qwen2")
     found = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**found, **fields}))
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     told = capsys.readouterr().err
     assert f"error: {source}/config.json: " in told and message in told
     assert not (tmp_path / "start").exists()
@@ -291,7 +291,7 @@ def test_biases_are_there_as_the_kind_says(
     else:
         tensors["model.layers.1.self_attn.k_proj.bias"] = torch.ones(32)
     save_file(tensors, source / "model.safetensors")
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     told = capsys.readouterr().err
     assert "model.layers.1.self_attn.k_proj.bias" in told
     assert ("has no tensor" if change == "no biases" else "that no rule knows") in told

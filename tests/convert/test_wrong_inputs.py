@@ -216,7 +216,7 @@ def test_a_wrong_source_is_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     make, message = WRONG[kind]
     source = make(tmp_path / "source", published)
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     found = capsys.readouterr().err.split("error: ")[-1]
     assert message in found and found.startswith(str(source)) and "weights_only" not in found, found
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -269,7 +269,7 @@ def test_a_wrong_teacher_is_refused(
 ) -> None:
     folders = {"LLAMA": llama(tmp_path / "llama"), "NOWHERE": tmp_path / "nowhere", "CLIP": teacher}
     some = [folders.get(word, word) for word in words]
-    assert convert("import", "--source", published, "--target", tmp_path / "start", *some) == 1
+    assert convert("import", "--source", published, "--target", tmp_path / "start", *some) == 2
     found = capsys.readouterr().err
     assert message in found
     if "--teacher-model" in words and "--image-size" not in words:
@@ -289,7 +289,7 @@ def test_a_target_that_exists_is_found_before_the_weights_are_read(
     else:
         start.write_text("")
     # A source of which nothing but its place is ever looked at.
-    assert convert("import", "--source", tmp_path / "nowhere", "--target", start) == 1
+    assert convert("import", "--source", tmp_path / "nowhere", "--target", start) == 2
     message = {"a run": "holds a run already", "a model": "holds a model in", "a file": "is a file"}[kind]
     assert f"error: {start}: {message}" in capsys.readouterr().err
 
@@ -336,7 +336,7 @@ def test_no_code_of_a_folder_runs_without_the_flag(
     source = with_code(Path(shutil.copytree(published, tmp_path / "source")), note)
     start = ("--source", source, "--target", tmp_path / "start")
     tower = with_code(Path(shutil.copytree(teacher, tmp_path / "clip")), note, model_type="other_tower")
-    assert convert("import", *start, "--teacher-model", tower) == 1
+    assert convert("import", *start, "--teacher-model", tower) == 2
     assert "--trust-remote-code of an import" in capsys.readouterr().err
     assert not note.exists() and not (tmp_path / "start").exists()
     # A tower that transformers knows does not need its folder's code, so it does not run.

@@ -57,7 +57,7 @@ def test_wrong_flags_leave_nothing(
         "--format",
         "transformers",
     )
-    assert convert(*command, *(places.get(word, word) for word in words)) == 1
+    assert convert(*command, *(places.get(word, word) for word in words)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
