@@ -190,40 +190,14 @@ def convert(flags: argparse.Namespace) -> int:
     Raises:
         UserError: what cannot be converted; OSError, what cannot be read or written.
     """
-    check_flags(flags)
+    from megatron_eve.convert.usage import check_export_flags, check_import_flags
+
+    check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
     from megatron_eve.accelerator import accelerator
 
     accelerator()
     run_import(flags) if flags.command == "import" else run_export(flags)
     return 0
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported.
-
-    Raises:
-        UserError: naming the flag and the remedy.
-    """
-    from megatron_eve.config import tower_sizes
-    from megatron_eve.convert.folders import check_target
-    from megatron_eve.convert.hf_config import HFConfig
-    from megatron_eve.convert.usage import check_export_flags, check_import_flags
-    from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import CheckpointError
-
-    if flags.command == "import":
-        check_import_flags(flags)
-        if not flags.dry_run:
-            check_target(flags.target)
-        HFConfig.read(flags.source)
-        if flags.teacher_model:
-            tower_sizes(flags.teacher_model, flags.trust_remote_code)
-        return
-    check_export_flags(flags)
-    if CheckpointStore(flags.source).latest() is None:
-        raise CheckpointError(
-            f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
-        )
 
 
 if __name__ == "__main__":

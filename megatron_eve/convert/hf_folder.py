@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megatron_eve.config import ConfigError
@@ -192,6 +192,9 @@ def write_shards(
         tensors: in the order in which they are shared out.
         max_shard_size: in bytes.
         done: called with the bytes of each tensor that was made.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     split = split_torch_state_dict_into_shards(
         {key: lazy.empty() for key, lazy in tensors.items()},
@@ -203,7 +206,12 @@ def write_shards(
         for key in keys:
             shard[key] = tensors[key].tensor()
             done(shard[key].nbytes)
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(
+                f"{folder / name}: cannot be written ({error}); nothing is left of the folder"
+            ) from None
         (folder / name).chmod(0o644)  # safetensors lets nobody else read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

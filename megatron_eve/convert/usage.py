@@ -8,9 +8,13 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.config import TRACKER, ConfigError, tower_sizes
+from megatron_eve.convert.folders import check_target
+from megatron_eve.convert.hf_config import HFConfig
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.training.checkpoint_store import CheckpointStore
+from megatron_eve.training.compatibility import CheckpointError
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
@@ -67,13 +71,18 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     if not 0 <= flags.seed < 2**63:
         raise ConfigError(f"--seed {flags.seed}: must be 0 or more, and below 2^63")
     _check_folders(flags)
+    if not flags.dry_run:
+        check_target(flags.target)
+    HFConfig.read(flags.source)
+    if flags.teacher_model:
+        tower_sizes(flags.teacher_model, flags.trust_remote_code)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
     """Refuse what an export's flags and folders alone show to be wrong.
 
     Raises:
-        ConfigError: naming the flag and the remedy.
+        ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
     """
     published = flags.format == "published"
     if not published and flags.teacher_model:
@@ -92,6 +101,10 @@ def check_export_flags(flags: argparse.Namespace) -> None:
         raise ConfigError(
             f"--source {flags.source}: is a model in Hugging Face layout already; an export takes a checkpoint, the "
             "folder that --save of a run, or an import, wrote"
+        )
+    if CheckpointStore(flags.source).latest() is None:
+        raise CheckpointError(
+            f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
         )
 
 

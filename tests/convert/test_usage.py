@@ -223,3 +223,39 @@ def test_wrong_usage(
     line = refused(capsys, command, *(word for name, value in flags.items() for word in (f"--{name}", value)))
     assert line.startswith("error: ") and message in line
     assert not (tmp_path / "out").exists()
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def full_in_torch(*_: object, **__: object) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+
+def full_in_safetensors(*_: object, **__: object) -> None:
+    from safetensors import SafetensorError
+
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "failure"),
+    [
+        ("export", "megatron_eve.convert.hf_folder.save_file", full_in_safetensors),
+        ("export", "megatron_eve.convert.exporting.sync_to_disk", no_space),
+        ("export", "megatron_eve.convert.exporting.write_json", no_space),
+        ("import", "megatron_eve.convert.dist_folder.torch.save", full_in_torch),
+        ("import", "megatron_eve.convert.dist_folder.save_config", no_space),
+        ("import", "megatron_eve.convert.importing.write_checksums", no_space),
+    ],
+)
+def test_a_full_disk_leaves_nothing(
+    runs: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, place: str, failure: Any
+) -> None:  # fmt: skip
+    monkeypatch.setattr(place, failure)
+    source = runs / "right" if command == "export" else find_golden("_shared/hf_mini224")
+    assert convert(command, "--source", source, "--target", tmp_path / "out") in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in "".join(lines)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
