@@ -1,13 +1,16 @@
 """Writing checkpoints: in the foreground or, with `--async-save`, in the background while training goes on.
 
-megatron-core plans the writing, has each rank's tensors written by forked processes, and puts the index behind them
-when all ranks have finished. Only then does the folder get its name (`CheckpointStore.publish`). A checkpoint that
-cannot be written, because the disk is full, say, is given up on all ranks alike; the one before it stays the latest.
+megatron-core plans the writing and has each rank's tensors written by forked processes. What the first rank writes
+alone, it writes in two places, each of which ends in an exchange of what came of it (`_on_main`): the folder with
+`common.pt` before the tensors, and everything else behind them, when all ranks have finished. Only then does the folder
+get its name (`CheckpointStore.publish`). A checkpoint that cannot be written, because the disk is full, say, is given up
+on all ranks alike; the one before it stays the latest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 
 from megatron_eve.config import RunConfig
 from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
@@ -30,6 +34,35 @@ from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.monitor import print_rank_0
 from megatron_eve.training.signals import end_with_parent, exit_signals_ignored
+
+
+class _Writer(filesystem_async.FileSystemWriterAsync):
+    """megatron-core's, but for the folder: it is there, and to make sure of it could fail on one rank alone."""
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        return plan
+
+
+class _Strategy(torch_strategies.TorchDistSaveShardedStrategy):
+    """Plans the writing of tensors. The index, which megatron-core would write in a step of the same request, is left
+    to `CheckpointSaver`: there, an error of the first rank alone would leave the others waiting for it.
+
+    Attributes:
+        writer: knows what came of the writing, and writes the index.
+        index: what is to be written into it, without the places of tensors in files; on the first rank.
+    """
+
+    writer: _Writer
+    index: Any
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> AsyncRequest:
+        function, preload, arguments = writer.get_save_function_and_args()
+        self.writer, self.index = writer, planned[1]
+        return AsyncRequest(function, arguments, [], preload_fn=preload)
+
+
+# The strategy makes its writer itself.
+torch_strategies.FileSystemWriterAsync = _Writer
 
 
 class CheckpointSaver:
@@ -45,7 +78,7 @@ class CheckpointSaver:
         self._store = CheckpointStore(config.checkpoint.save)
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
-        self._writing: tuple[Path, Progress] | None = None
+        self._writing: tuple[Path, Progress, _Strategy] | None = None
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
         _start_helper()
@@ -82,24 +115,19 @@ class CheckpointSaver:
         self.finish()
         self._paused = 0.0
         with self._pause():
-            try:
-                folder = self._on_main(partial(self._store.begin, progress.iteration))
-            except CheckpointError as error:
-                self._give_up(progress, str(error))
-                return
-            self._writing = (folder, progress)
             with parameters_gathered(self._config, chunks):
-                request = dist_checkpointing.save(
-                    run_state(self._config, progress, chunks, optimizer, dataset, teacher),
-                    str(folder),
-                    TorchDistSaveShardedStrategy("torch_dist", 1, separation_hint=OPTIMIZER),
-                    async_sharded_save=True,
-                    content_metadata=dict(CONTENT),
-                )
-                assert request is not None
+                state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
+                sharded, common = save_preprocess(state | {"content_metadata": dict(CONTENT)})
+                try:
+                    folder = self._on_main(partial(self._begin, progress.iteration, common))
+                except CheckpointError as error:
+                    self._give_up(progress, str(error))
+                    return
+                strategy = _Strategy("torch_dist", 1, separation_hint=OPTIMIZER)
+                self._writing = (folder, progress, strategy)
+                request = strategy.async_save(sharded, folder)
                 if request.async_fn is not None:
                     request = request._replace(async_fn=partial(_write, request.async_fn, folder))
-                request.finalize_fns.insert(0, partial(self._store.free_reserve, folder))
                 if self._config.checkpoint.async_save:
                     self._queue.schedule_async_request(request)
         if not self._config.checkpoint.async_save:
@@ -118,16 +146,13 @@ class CheckpointSaver:
     def _conclude(self, finished: Callable[[], bool]) -> None:
         """Publish what is written, as soon as `finished` says so; give it up where it failed."""
         assert self._writing is not None
-        folder, progress = self._writing
+        folder, progress, strategy = self._writing
         try:
             with self._pause():
                 if not finished():
                     return
-                self._on_main(partial(self._publish, folder, progress))
-        except CheckpointException as error:  # of torch, on all ranks; the first one knows why
-            reasons = [str(failure[0]) for failure in error.failures.values()]
-            self._give_up(progress, reasons[0] if reasons else "see rank 0")
-            return
+                written = _gather_results(strategy.writer)
+                self._on_main(partial(self._publish, folder, progress, strategy, written))
         except CheckpointError as error:
             self._give_up(progress, str(error))
             return
@@ -137,9 +162,35 @@ class CheckpointSaver:
             f"(training stood still for {self._paused:.2f} s)"
         )
 
-    def _publish(self, folder: Path, progress: Progress) -> None:
-        """Runs on the first rank: the last files, the name, and what need not be kept any more."""
+    def _begin(self, iteration: int, common: dict[str, Any]) -> Path:
+        """Runs on the first rank: a new folder, and in it what is no tensor, as megatron-core would write it."""
+        folder = self._store.begin(iteration)
+        try:
+            # Through memory: of a full disk, torch's own writing to files makes a RuntimeError without the reason.
+            buffer = io.BytesIO()
+            torch.save(common, buffer)
+            (folder / COMMON_STATE_FNAME).write_bytes(buffer.getbuffer())
+        except OSError:
+            self._store.abandon(folder)
+            raise
+        return folder
+
+    def _publish(self, folder: Path, progress: Progress, strategy: _Strategy, written: list[Any]) -> None:
+        """Runs on the first rank: the last files, the name, and what need not be kept any more.
+
+        Args:
+            folder: of the checkpoint.
+            progress: where the run stood.
+            strategy: that planned it.
+            written: what each rank has written, or a text that says why it could not.
+        """
         settings = self._config.checkpoint
+        failures = [result for result in written if isinstance(result, str)]
+        if failures:
+            raise CheckpointError(failures[0])
+        self._store.free_reserve(folder)
+        strategy.writer.finish(strategy.index, written)
+        save_config(CheckpointingConfig(strategy.backend, strategy.version), str(folder))
         write_config(folder, self._config)
         self._store.publish(folder, progress.iteration)
         try:
@@ -166,8 +217,8 @@ class CheckpointSaver:
         if self._main:
             try:
                 answer[0] = do()
-            except (OSError, CheckpointError) as error:
-                answer[1] = str(error)
+            except (OSError, RuntimeError, CheckpointError) as error:  # torch makes RuntimeErrors of a full disk
+                answer[1] = str(error) or type(error).__name__
         torch.distributed.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
             raise CheckpointError(answer[1])
@@ -197,12 +248,30 @@ def _execute(request: AsyncRequest) -> bool:
     return True
 
 
+def _gather_results(writer: _Writer) -> list[Any]:
+    """What each rank has written, for the index, or a text that says why it could not. Collective."""
+    result: Any
+    try:
+        result = writer.retrieve_write_results()
+    except (OSError, EOFError) as error:  # the helper process is gone
+        result = f"the writing processes cannot be heard ({error or type(error).__name__})"
+    if isinstance(result, tuple):  # megatron-core's way to hand an exception on, with its traceback
+        result = str(result[0])
+    everyone: list[Any] | None = None
+    if torch.distributed.get_rank() == 0:
+        everyone = [None] * torch.distributed.get_world_size()
+    torch.distributed.gather_object(result, everyone, dst=0)
+    return everyone or []
+
+
 def _write(write: Callable[..., None], folder: Path, rank: int, buckets: Any, results: Any) -> None:
     """Runs where megatron-core writes: its own function, then the checksums of what it wrote.
 
     A failure to write is in `results` by then, and every rank will hear of it; without its checksums, too, a
     checkpoint is not published.
     """
-    write(rank, buckets, results)
-    with contextlib.suppress(OSError):
+    try:
+        write(rank, buckets, results)
         write_checksums(folder, f"rank{rank:05d}", [name for _, name, _ in buckets])
+    except OSError as error:  # also of starting processes; what is missing is found before the folder gets its name
+        print(f"{folder}: rank {rank} could not write its part: {error}", flush=True)

@@ -123,7 +123,11 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():  # damaged; or nobody names it yet; or it is out of date (see `recover`)
             final.rename(replaced)
-        partial.rename(final)
+        try:
+            partial.rename(final)
+        except OSError:
+            self.recover()
+            raise
         self._write_tracker(iteration)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -168,8 +172,11 @@ class CheckpointStore:
 
     @property
     def free(self) -> str:
-        """How much room the disk has, for people."""
-        return f"{self._free() / 1e9:,.1f} GB"
+        """How much room the disk has, for people; it may be gone altogether."""
+        try:
+            return f"{self._free() / 1e9:,.1f} GB"
+        except OSError:
+            return "unknown amounts"
 
     def _free(self) -> int:
         there = self.root
