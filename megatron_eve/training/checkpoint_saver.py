@@ -79,6 +79,7 @@ class CheckpointSaver:
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing: tuple[Path, Progress, _Strategy] | None = None
+        self._told: set[str] = set()  # what could not be removed
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
         _start_helper()
@@ -114,22 +115,21 @@ class CheckpointSaver:
         """
         self.finish()
         self._paused = 0.0
-        with self._pause():
-            with parameters_gathered(self._config, chunks):
-                state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
-                sharded, common = save_preprocess(state | {"content_metadata": dict(CONTENT)})
-                try:
-                    folder = self._on_main(partial(self._begin, progress.iteration, common))
-                except CheckpointError as error:
-                    self._give_up(progress, str(error))
-                    return
-                strategy = _Strategy("torch_dist", 1, separation_hint=OPTIMIZER)
-                self._writing = (folder, progress, strategy)
-                request = strategy.async_save(sharded, folder)
-                if request.async_fn is not None:
-                    request = request._replace(async_fn=partial(_write, request.async_fn, folder))
-                if self._config.checkpoint.async_save:
-                    self._queue.schedule_async_request(request)
+        with self._pause(), parameters_gathered(self._config, chunks):
+            state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
+            sharded, common = save_preprocess(state | {"content_metadata": dict(CONTENT)})
+            try:
+                folder = self._on_main(partial(self._begin, progress.iteration, common))
+            except CheckpointError as error:
+                self._give_up(progress, str(error))
+                return
+            strategy = _Strategy("torch_dist", 1, separation_hint=OPTIMIZER)
+            self._writing = (folder, progress, strategy)
+            request = strategy.async_save(sharded, folder)
+            if request.async_fn is not None:
+                request = request._replace(async_fn=partial(_write, request.async_fn, folder))
+            if self._config.checkpoint.async_save:
+                self._queue.schedule_async_request(request)
         if not self._config.checkpoint.async_save:
             self._conclude(partial(_execute, request))
 
@@ -194,9 +194,15 @@ class CheckpointSaver:
         write_config(folder, self._config)
         self._store.publish(folder, progress.iteration)
         try:
-            self._store.prune(settings.keep_last, settings.save_retain_interval, settings.retain_weights_only)
-        except OSError as error:
-            print_rank_0(f"older checkpoints could not be removed ({error}): remove them by hand")
+            problems = self._store.prune(
+                settings.keep_last, settings.save_retain_interval, settings.retain_weights_only
+            )
+        except (OSError, CheckpointError) as error:
+            problems = [f"older checkpoints could not be removed ({error})"]
+        for problem in problems:
+            if problem not in self._told:
+                print_rank_0(f"{problem}: remove it by hand")
+        self._told.update(problems)
 
     def _give_up(self, progress: Progress, reason: str) -> None:
         if self._writing and self._main:
@@ -217,7 +223,11 @@ class CheckpointSaver:
         if self._main:
             try:
                 answer[0] = do()
-            except (OSError, RuntimeError, CheckpointError) as error:  # torch makes RuntimeErrors of a full disk
+            except (
+                OSError,
+                RuntimeError,
+                CheckpointError,
+            ) as error:  # torch makes RuntimeErrors of a full disk
                 answer[1] = str(error) or type(error).__name__
         torch.distributed.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
@@ -273,5 +283,7 @@ def _write(write: Callable[..., None], folder: Path, rank: int, buckets: Any, re
     try:
         write(rank, buckets, results)
         write_checksums(folder, f"rank{rank:05d}", [name for _, name, _ in buckets])
-    except OSError as error:  # also of starting processes; what is missing is found before the folder gets its name
+    except (
+        OSError
+    ) as error:  # also of starting processes; what is missing is found before the folder gets its name
         print(f"{folder}: rank {rank} could not write its part: {error}", flush=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 
 import torch
@@ -75,3 +76,34 @@ def learning_rate(optimizer: MegatronOptimizer) -> float:
 
     rate = get_canonical_lr_for_logging(optimizer.param_groups)
     return max((group["lr"] for group in optimizer.param_groups), default=0.0) if rate is None else rate
+
+
+@contextmanager
+def state_as_at_the_first_update(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Gives an optimizer that has made no update the state that it makes in its first one, while a checkpoint needs it.
+
+    Its averages are zeros. A checkpoint must hold them, for megatron-core asks for them when it loads.
+    """
+    for inner in _torch_optimizers(optimizer):
+        for parameter in (one for group in inner.param_groups for one in group["params"]):
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            # TransformerEngine's counts its updates elsewhere, and has a meaning for each name in the state.
+            count = {"step": torch.tensor(0.0)} if isinstance(inner, torch.optim.Adam) else {}
+            inner.state[parameter] = count | zeros
+    try:
+        yield
+    finally:
+        forget_state(optimizer)
+
+
+def forget_state(optimizer: MegatronOptimizer) -> None:
+    """Put an optimizer back to where it has made no update; the first one will make its state anew."""
+    for inner in _torch_optimizers(optimizer):
+        inner.state.clear()
+        for group in inner.param_groups:
+            group.pop("step", None)
+
+
+def _torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in parts if part.optimizer is not None]
