@@ -124,9 +124,7 @@ def read(prefix: str, steps: int) -> None:
     base = memory()
     start = time.perf_counter()
     dataset = IndexedVisionDataset(prefix)
-    dataset.check_compatible(
-        tokenizer_sha256=None, vocab_size=32000, image_size=672, teacher_size=336, seq_length=SEQ_LENGTH
-    )
+    dataset.check_compatible(tokenizer_sha256=None, vocab_size=32000, image_size=672, teacher_size=336)
     opened = time.perf_counter() - start
     after = memory()
     size = sum(path.stat().st_size for path in Path(prefix).parent.glob(Path(prefix).name + "_*"))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
 # Of argparse and of every command here, for a mistake in flags, files or folders.
 USER_ERROR_STATUS = 2
+# In which torchrun ends the other ranks once rank 0 has shown the error that all of them found.
+_OTHERS_WAIT_SECONDS = 10.0
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class UserError(Exception):
@@ -17,12 +24,29 @@ class UserError(Exception):
 def run_command(main: Callable[[], int]) -> int:
     """Run a command's work and return its exit status.
 
-    A `UserError` or an `OSError` becomes one `error:` line, written by rank 0 alone, and status 2. Any other exception
-    is a fault of this program and passes through.
+    A `UserError` or an `OSError` becomes one `error:` line (see `show_error`) and status 2. Any other exception is a
+    fault of this program and passes through.
     """
     try:
         return main()
     except (UserError, OSError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR_STATUS
+        return show_error(error)
+
+
+def show_error(error: Exception) -> int:
+    """Show an error as one `error:` line from one rank; returns the exit status, with which the rank has to end.
+
+    torchrun ends all ranks as soon as one of them exits. So the others wait for that, while rank 0, which mostly found
+    the same error, says it. A rank that nobody ends is the only one that has the error, and says it itself.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        with contextlib.suppress(ValueError):  # not the main thread, whose handlers stay as they are
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_OTHERS_WAIT_SECONDS)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return USER_ERROR_STATUS
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file's bytes, or its first 40, are a git-lfs pointer: it stands for a file that was not downloaded."""
+    return content.startswith(_LFS_POINTER)

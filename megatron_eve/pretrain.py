@@ -26,21 +26,37 @@ def main() -> None:
 
 
 def _main(signals: ExitSignals) -> None:
-    from megatron_eve.config import ConfigError, parse, validate
+    from megatron_eve.config import parse
+    from megatron_eve.errors import UserError, show_error
+    from megatron_eve.preflight import check_memory, check_run, describe_start
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # Every rank sees the same mistake; one of them says so.
-    quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
-    with quiet:
-        try:
+    # --help is for one of them.
+    quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stdout(io.StringIO())
+    try:
+        with quiet:
             config = parse(prog="python -m megatron_eve.pretrain")
-            validate(config, ranks)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        check_run(config, ranks)
+        memory = check_memory(config, ranks)
+    except (UserError, OSError) as error:  # every rank finds the same
+        sys.exit(show_error(error))
+    if rank == 0:
+        print(f"{describe_start(config, ranks)}\nmemory: {memory}", flush=True)
     from megatron_eve.training.initialize import run_rank
 
-    run_rank(lambda: _train(config, signals))
+    run_rank(lambda: _train_or_leave_word(config, signals))
+
+
+def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
+    """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
+    from megatron_eve.errors import UserError
+    from megatron_eve.training.outcome import write_outcome
+
+    try:
+        _train(config, signals)
+    except UserError as error:
+        write_outcome(config.checkpoint.save, str(error))
+        raise
 
 
 def _train(config: RunConfig, signals: ExitSignals) -> None:
@@ -51,20 +67,16 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
     if config.training.deterministic_mode:
         use_deterministic_kernels()
     from megatron_eve.accelerator import accelerator
+    from megatron_eve.training.phases import phase
 
-    machine = accelerator()
-    from megatron_eve.config import ConfigError
-    from megatron_eve.training.kernels import check_kernels
+    with phase("importing torch and megatron-core"):
+        machine = accelerator()
+        from megatron_eve.training.kernels import check_kernels
+        from megatron_eve.training.save_lock import save_lock
+        from megatron_eve.training.train import train
 
-    try:
-        check_kernels(config, machine)
-    except ConfigError as error:  # the same on every rank
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    from megatron_eve.training.train import train
-
-    with distributed(config):
+    check_kernels(config, machine)
+    with distributed(config), save_lock(config.checkpoint.save):
         status = train(config, signals)
     sys.exit(status)
 

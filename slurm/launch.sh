@@ -3,7 +3,8 @@
 # torchrun on every node, and sees to it that a job that is cut short goes on.
 #
 #   need DATA "prefix of the dataset"     stop unless the variable is set
-#   need_file TEACHER "..."               and names something that exists
+#   need_file TOKENIZER "..."             and names something that exists
+#   need_folder TEACHER "..."             and names a folder
 #   srun_step COMMAND...                  run a command by srun, in the container if there is one
 #   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues; LAYOUT, if it is
 #                                         set, names a second recipe that overrides the first
@@ -12,13 +13,23 @@
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
 # requeued too, until three starts in a row made no new checkpoint. Ranks that leave by themselves say in SAVE/outcome
-# that the run is done, or why it is not and need not be started again.
+# that the run is done, or why it is not and need not be started again: a mistake in flags, files or folders, say. Most
+# mistakes are found before any rank starts, here and by megatron_eve.preflight; they too end the job and stay in SAVE/outcome.
 
 readonly MOST_STARTS=3
 
+outcome_folder='' # SAVE, once it is known to be the folder of a run
 die() {
+    if [[ -n $outcome_folder ]] && ! others_run_in "$outcome_folder" && mkdir -p "$outcome_folder"; then
+        printf '%s\n' "$*" > "$outcome_folder/outcome" || true # a full disk: the log has the sentence too
+    fi
     printf 'error: %s\n' "$*" >&2
     exit 2
+}
+
+# Is a run of another job alive in the folder? Its lock (training/save_lock.py) is touched every half minute.
+others_run_in() { # FOLDER
+    [[ -n $(find "$1/lock" -mmin -2 2> /dev/null) ]] && ! grep -q "\"slurm_job_id\": \"$SLURM_JOB_ID\"" "$1/lock"
 }
 
 # Slurm runs a copy of the script from its spool folder, so the checkout is where sbatch was called.
@@ -45,6 +56,62 @@ need_file() { # NAME MEANING
     [[ -e ${!1} ]] || die "$1=${!1}: ${!1} does not exist ($2)"
 }
 
+need_folder() { # NAME MEANING
+    need_file "$1" "$2"
+    [[ -d ${!1} ]] || die "$1=${!1}: is a file, not a folder ($2)"
+}
+
+# Datasets, as --data-path takes them: prefixes, or weights and prefixes in turns.
+need_datasets() { # NAME WORDS...
+    local name=$1 prefix found=''
+    shift
+    for prefix in "$@"; do
+        if [[ $prefix =~ ^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$ ]]; then
+            continue # a weight
+        fi
+        found=1
+        [[ $prefix != *_dataset.json ]] \
+            || die "$name: $prefix is a file of a dataset; name its prefix, ${prefix%_dataset.json}"
+        [[ -f ${prefix}_dataset.json ]] \
+            || die "$name: ${prefix}_dataset.json does not exist; name the prefix that tools/preprocess_data.py wrote, of a path" \
+                "from $CHECKOUT or from /, without spaces"
+    done
+    [[ -n $found ]] || die "$name: names no dataset; give the prefix that tools/preprocess_data.py wrote"
+}
+
+# Datasets that a flag names among the flags of a script, if it is there: the words up to the next flag.
+need_datasets_of() { # FLAG FLAGS...
+    local flag=$1 word taken='' words=()
+    shift
+    for word in "$@"; do
+        case $word in
+            "$flag") taken=1 ;;
+            "$flag"=*) words+=("${word#*=}") ;;
+            --*) taken='' ;;
+            *) [[ -z $taken ]] || words+=("$word") ;;
+        esac
+    done
+    ((${#words[@]} == 0)) || need_datasets "$flag" "${words[@]}"
+}
+
+# A folder of weights, as --pretrained-checkpoint takes it: in the layout of Hugging Face, or one that --save wrote.
+need_weights() { # NAME MEANING
+    need_folder "$1" "$2"
+    local folder=${!1} iteration
+    [[ ! -e $folder/config.json ]] || return 0
+    [[ -e $folder/latest_checkpointed_iteration.txt ]] \
+        || die "$1=$folder: holds neither a config.json nor a latest_checkpointed_iteration.txt, so no weights ($2); name a" \
+            "folder in the layout of Hugging Face, or one that --save wrote and a checkpoint is in"
+    iteration=$(tr -d '[:space:]' < "$folder/latest_checkpointed_iteration.txt")
+    [[ $iteration =~ ^[0-9]+$ ]] \
+        || die "$folder/latest_checkpointed_iteration.txt: holds '$iteration', not an iteration; write the number of a whole" \
+            "iter_ folder into it"
+    iteration=$(printf 'iter_%07d' "$((10#$iteration))")
+    [[ -d $folder/$iteration ]] \
+        || die "$1=$folder: its latest_checkpointed_iteration.txt names $iteration, which is not there; put the number of an" \
+            "older whole iter_ folder into it, or restore this one"
+}
+
 # A port that no other job of the head node has: from the job's id, or one of the next.
 free_port() {
     local port=$((20000 + SLURM_JOB_ID % 20000))
@@ -58,15 +125,16 @@ latest_checkpoint() { # FOLDER
     cat "$1/latest_checkpointed_iteration.txt" 2> /dev/null || echo none
 }
 
-# Starts in a row that began at the same checkpoint, this one included; kept in SAVE/starts.
+# Starts of this job in a row that began at the same checkpoint, this one included; kept in SAVE/starts. A new submission
+# is another job, or one that Slurm has not started before, and begins anew.
 count_start() { # FOLDER
-    local latest count=0 known
+    local latest count=0 known job
     latest=$(latest_checkpoint "$1")
-    mkdir -p "$1"
-    if read -r known count 2> /dev/null < "$1/starts" && [[ $known != "$latest" ]]; then
+    if ! read -r known count job 2> /dev/null < "$1/starts" || [[ $known != "$latest" || $job != "$SLURM_JOB_ID" ]] \
+        || ((${SLURM_RESTART_COUNT:-0} == 0)); then
         count=0
     fi
-    echo "$latest $((count + 1))" > "$1/starts"
+    echo "$latest $((count + 1)) $SLURM_JOB_ID" > "$1/starts"
     echo "$((count + 1))"
 }
 
@@ -77,32 +145,65 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # srun does not take this over from sbatch by itself (since Slurm 22.05): ranks would share one core.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
+# pyxis neither mounts the checkout by itself nor starts in it.
+container_options=()
+[[ -z $CONTAINER_IMAGE ]] || container_options+=("--container-image=$CONTAINER_IMAGE" "--container-workdir=$CHECKOUT"
+    "--container-mounts=$CHECKOUT:$CHECKOUT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
+
 srun_step() { # COMMAND...; sees the node's number in PET_NODE_RANK, which is torchrun's name for it
-    local options=()
-    # pyxis neither mounts the checkout by itself nor starts in it.
-    [[ -z $CONTAINER_IMAGE ]] || options+=("--container-image=$CONTAINER_IMAGE" "--container-workdir=$CHECKOUT"
-        "--container-mounts=$CHECKOUT:$CHECKOUT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
     # Ranks hear USR1 and leave with a checkpoint. torchrun's agent must not: it would die of it.
     # shellcheck disable=SC2016 # expanded on each node
-    srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${options[@]}" \
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${container_options[@]}" \
         bash -c 'trap "" USR1; export PET_NODE_RANK=$SLURM_NODEID; exec "$@"' node "${CONTAINER_COMMAND[@]}" "$@" 2>&1
+}
+
+# Run a command once, where ranks would: on this node, in the container if there is one, which takes an srun.
+run_once() { # COMMAND...
+    if [[ -z $CONTAINER_IMAGE && ${#CONTAINER_COMMAND[@]} -eq 0 ]]; then
+        "$@" 2>&1
+    else
+        srun --nodes=1 --ntasks=1 "${container_options[@]}" "${CONTAINER_COMMAND[@]}" "$@" 2>&1
+    fi
+}
+
+# Find mistakes in flags, files and folders before any rank starts.
+preflight() { # RANKS FLAGS...
+    local ranks=$1 status=0 told
+    shift
+    told=$(run_once "$PYTHON" -m megatron_eve.preflight --ranks "$ranks" "$@") || status=$?
+    if ((status == 2)) && [[ $told == *"error: "* ]]; then
+        told=$(sed -n '/^error: /,$p' <<< "$told" | grep -v '^srun: ')
+        die "${told#error: }"
+    fi
+    [[ -z $told ]] || printf '%s\n' "$told"
+    ((status == 0)) || echo "warning: what was given could not be looked at before the start (status $status); the ranks will do it"
+}
+
+need_save() {
+    need SAVE "the folder for checkpoints"
+    [[ $(basename "$SAVE") =~ ^[A-Za-z0-9._-]+$ ]] \
+        || die "SAVE=$SAVE: the name of a run is made of letters, digits, '.', '_' and '-'"
+    [[ ! -e $SAVE || -d $SAVE ]] || die "SAVE=$SAVE: is a file, not a folder for checkpoints"
+    outcome_folder=$SAVE
 }
 
 train() { # RECIPE FLAGS...
     local recipes=("$1") head port ranks starts status=0 step
     shift
+    need_save
+    [[ ! -d ${recipes[0]} ]] || die "the recipe ${recipes[0]} is a folder; name a file in it"
     [[ -f ${recipes[0]} ]] || die "the recipe ${recipes[0]} does not exist in $CHECKOUT"
     if [[ -n ${LAYOUT:-} ]]; then
         [[ -f $LAYOUT ]] || die "the layout $LAYOUT does not exist in $CHECKOUT"
         recipes+=("$LAYOUT")
     fi
-    need SAVE "the folder for checkpoints"
-    [[ $(basename "$SAVE") =~ ^[A-Za-z0-9._-]+$ ]] \
-        || die "SAVE=$SAVE: the name of a run is made of letters, digits, '.', '_' and '-'"
+    local flags=(--config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
+    ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    preflight "$((SLURM_NNODES * ranks))" "${flags[@]}"
+    mkdir -p "$SAVE" || die "SAVE=$SAVE: the folder cannot be made"
 
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     port=$(free_port)
-    ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
     starts=$(count_start "$SAVE")
 
     export CUDA_DEVICE_MAX_CONNECTIONS=1 # kernels run in the order in which they overlap communication
@@ -115,7 +216,7 @@ train() { # RECIPE FLAGS...
 
     local torchrun=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks"
         --master-addr "$head" --master-port "$port")
-    local command=(-m megatron_eve.pretrain --config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
+    local command=(-m megatron_eve.pretrain "${flags[@]}")
 
     printf '%s\n' "" "== job $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)) of it, $(date -Is)" \
         "   nodes      $SLURM_NNODES x $ranks ranks: $SLURM_JOB_NODELIST" \
@@ -145,7 +246,7 @@ train() { # RECIPE FLAGS...
     [[ -n $signalled || -z $outcome ]] || die "$outcome"
     if ((starts >= MOST_STARTS)) && [[ $(latest_checkpoint "$SAVE") == $(cut -d ' ' -f 1 "$SAVE/starts") ]]; then
         die "$starts starts from checkpoint $(latest_checkpoint "$SAVE") ended without a new one; the job stops here. Find out" \
-            "why (above), then submit it again; rm $SAVE/starts forgets the count"
+            "why (above), then submit it again"
     fi
     echo "== the ranks ended with status $status; requeued, to go on from checkpoint $(latest_checkpoint "$SAVE")"
     scontrol requeue "$SLURM_JOB_ID"
@@ -155,10 +256,14 @@ train() { # RECIPE FLAGS...
 
 train_stage() { # RECIPE MEANING-OF-LOAD FLAGS...
     local recipe=${RECIPE:-$1} datasets
+    need_save
     need DATA "prefixes of the datasets, with spaces between them (weights before each for a blend)"
-    need_file LOAD "$2"
-    need_file TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
+    read -r -d '' -a datasets <<< "$DATA" || true # all lines; it returns 1 at the end
+    need_datasets DATA "${datasets[@]}"
+    need_weights LOAD "$2"
+    need_folder TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
     shift 2
-    read -r -a datasets <<< "$DATA"
+    need_datasets_of --data-path "$@"
+    need_datasets_of --valid-data-path "$@"
     train "$recipe" --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"
 }

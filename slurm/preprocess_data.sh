@@ -10,8 +10,9 @@
 #SBATCH --output=slurm-%x-%A_%a.log
 #
 # Preprocessing in parts: task K of the array makes a dataset of the K-th file of INPUT, counted from 0: the .json files in
-# the order of their names, then the .jsonl files. What is there already is not made again, so a task that failed is
-# submitted by itself (--array=3), or all of them once more.
+# the order of their names, then the .jsonl files, then the .ndjson files. The array must cover all files: each task of one
+# that does not says which are left out, and its last task fails. What is there already is not made again, so a task that
+# failed is submitted by itself (--array=3), or all of them once more.
 #
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   sbatch --array=0-99 slurm/preprocess_data.sh --template plain
@@ -19,28 +20,63 @@
 # Training reads the parts as one:  parts=(data/captions/*_dataset.json); DATA="${parts[*]%_dataset.json}" ... sbatch ...
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
-need_file INPUT "the folder of .json and .jsonl files to preprocess"
-need_file IMAGES "the folder that the names of images are relative to"
+need_folder INPUT "the folder of .json, .jsonl and .ndjson files to preprocess"
+need_folder IMAGES "the folder that the names of images are relative to"
 need_file TOKENIZER "the language model's tokenizer.model"
 need OUT "the folder for the datasets"
 [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "this script is an array, a task for each file of INPUT: sbatch --array=0-99 ..."
 
+[[ ! -d $TOKENIZER ]] || die "TOKENIZER=$TOKENIZER: is a folder; name the file in it, such as $TOKENIZER/tokenizer.model"
 [[ ! $OUT -ef $INPUT ]] || die "OUT=$OUT: is INPUT; the datasets need a folder of their own"
-shopt -s nullglob
+[[ $OUT != *[[:space:]]* ]] || die "OUT=$OUT: DATA cannot name datasets in it, as spaces stand between its prefixes; choose another"
+
+# All files are looked at by each task, before any work: renaming one changes which file a task gets.
+shopt -s nullglob nocaseglob
 LC_ALL=C # one order of names for all tasks
-files=("$INPUT"/*.json "$INPUT"/*.jsonl)
-((SLURM_ARRAY_TASK_ID < ${#files[@]})) \
-    || die "task $SLURM_ARRAY_TASK_ID: there are ${#files[@]} files in $INPUT, so --array=0-$((${#files[@]} - 1))"
-file=${files[SLURM_ARRAY_TASK_ID]}
-name=$(basename "${file%.*}")
-[[ ! (-e $INPUT/$name.json && -e $INPUT/$name.jsonl) ]] \
-    || die "$INPUT holds both $name.json and $name.jsonl, which would make one dataset; rename one of them"
-prefix=$OUT/$name
+files=("$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson)
+((${#files[@]})) || die "INPUT=$INPUT: holds no .json, .jsonl or .ndjson file"
+last=$((${#files[@]} - 1))
+declare -A made_of=() # prefix: its file
+prefixes=()
+for file in "${files[@]}"; do
+    name=$(basename "${file%.*}")
+    prefix=${OUT%/}/$name
+    [[ $name != *[[:space:]]* ]] \
+        || die "$file: DATA cannot name a dataset with a space in its name; rename the file, with '_' instead, say"
+    [[ -z ${made_of[$prefix]:-} ]] \
+        || die "$INPUT holds both $(basename "${made_of[$prefix]}") and $(basename "$file"), which would make one dataset; rename one of them"
+    made_of[$prefix]=$file
+    prefixes+=("$prefix")
+done
+((SLURM_ARRAY_TASK_ID <= last)) \
+    || die "task $SLURM_ARRAY_TASK_ID: there are ${#files[@]} files in $INPUT, so --array=0-$last"
+
+# Files that this array leaves out, and that no earlier one has made a dataset of.
+first=${SLURM_ARRAY_TASK_MIN:-$SLURM_ARRAY_TASK_ID} final=${SLURM_ARRAY_TASK_MAX:-$SLURM_ARRAY_TASK_ID}
+left_out=() warning=''
+for number in "${!files[@]}"; do
+    ((number >= first && number <= final)) || [[ -e ${prefixes[number]}_dataset.json ]] || left_out+=("$(basename "${files[number]}")")
+done
+if ((${#left_out[@]})); then
+    warning="${#left_out[@]} of ${#files[@]} files in $INPUT have neither a task in this array nor a dataset yet (${left_out[0]} to"
+    warning+=" ${left_out[-1]}): when this array has ended, submit it with --array=0-$last; what is there is not made again"
+    echo "warning: $warning"
+fi
+
+# A range of tasks (0-15) was meant for all files, and must not end well without them; a single task, or a list, was chosen.
+finish() {
+    ((${#left_out[@]} && SLURM_ARRAY_TASK_ID == final && final > first && final - first + 1 == ${SLURM_ARRAY_TASK_COUNT:-0})) \
+        || exit 0
+    die "the file of this task is done, but $warning"
+}
+
+file=${files[SLURM_ARRAY_TASK_ID]} prefix=${prefixes[SLURM_ARRAY_TASK_ID]}
 if [[ -e ${prefix}_dataset.json ]]; then
     echo "== ${prefix}_dataset.json is there already: nothing to do"
-    exit 0
+    finish
 fi
 mkdir -p "$OUT"
 echo "== job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID: $file -> $prefix, $(date -Is)"
 srun_step "$PYTHON" tools/preprocess_data.py --input "$file" --image-root "$IMAGES" --tokenizer-model "$TOKENIZER" \
     --output-prefix "$prefix" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"
+finish

@@ -92,7 +92,9 @@ def padded_square(image: Image.Image, size: int, teacher_size: int) -> tuple[Ten
     top, left = (grid - rows) // 2, (grid - columns) // 2  # an odd rest goes after the picture
     cell = PATCH * ratio
     square = Image.new("RGB", (size, size), GREY)
-    square.paste(image.convert("RGB").resize((columns * cell, rows * cell)), (left * cell, top * cell))
+    # Rows first, then columns, as every Pillow before 13 does by itself.
+    resized = image.convert("RGB").resize((columns * cell, height)).resize((columns * cell, rows * cell))
+    square.paste(resized, (left * cell, top * cell))
     pixels = ((np.asarray(square) * (1 / 255)).astype(np.float32) - MEAN) / STD  # [size, size, 3]
     across = slice(left * ratio, (left + columns) * ratio)
     return torch.from_numpy(pixels).permute(2, 0, 1), slice(top * ratio, (top + rows) * ratio), across

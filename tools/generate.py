@@ -12,24 +12,35 @@ from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
-from megatron_eve.inference.opening import add_model_flags, check_model_flags, global_rank, run_with_engine
+from megatron_eve.inference.opening import (
+    add_model_flags,
+    check_model_flags,
+    global_rank,
+    run_with_engine,
+    show_any_text,
+)
+from megatron_eve.inference.origin import AnswerOrigin, file_digest, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
 
 DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.
 
 Each line of --question-file is an object with
-  "question_id"  a text or a number
+  "question_id"  a text or a whole number
   "image"        a file name under --image-folder, or a list of them, or absent
   "text"         the question; images go in front of it, unless <image> in it says where they stand
+With --conv-mode plain, which captions, "image" must be there, and "text" is not looked at.
 Each line of --answers-file, in the same order, is
   {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
-Both are the layouts of the published evaluations.
+Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came
+from.
 
-Answers are written batch by batch. The same command again goes on with those that are missing. A question whose picture
-cannot be read, or whose prompt is too long for the model, gets an empty text and says why in metadata.error; remove the
-row to have it asked again. The exit status is 0 if every question has an answer, 3 if some rows hold an error, and 1 if
-the run could not be done.
+Answers are written batch by batch. The same command again goes on with those that are missing; with another model,
+other settings or other pictures it is refused, since the file would mix answers: give another --answers-file. A
+question that cannot be asked, whose picture cannot be read, or whose prompt is too long for the model, gets an empty
+text and says why in metadata.error; remove the row to have it asked again. A line that is no question is named and
+left out. The exit status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left
+out, and 1 if the run could not be done.
 """
 EPILOG = """\
 examples:
@@ -40,6 +51,7 @@ examples:
       --question-file photos.jsonl --image-folder photos --answers-file captions.jsonl
 """
 SOME_SKIPPED = 3
+MOST_WARNINGS = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,21 +64,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--question-file", required=True, type=Path, metavar="FILE", help="one question a line"
     )
     files.add_argument(
-        "--image-folder", type=Path, default=Path(), metavar="DIR", help="image names are relative to it"
+        "--image-folder",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="image names are relative to it (default: this folder)",
     )
     files.add_argument(
         "--answers-file",
         required=True,
         type=Path,
         metavar="FILE",
-        help="gets the answers; may hold some already",
+        help="gets the answers; may hold some of the same model already, to go on with",
     )
     files.add_argument(
         "--num-chunks",
         type=_positive,
         default=1,
         metavar="N",
-        help="cut the questions into N shards of one length",
+        help="cut the questions into N shards, all of one length but the last",
     )
     files.add_argument(
         "--chunk-idx",
@@ -80,14 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--conv-mode",
         choices=("vicuna_v1", "plain"),
         default="vicuna_v1",
-        help="template: vicuna_v1 after stage 3; plain, which captions, after stages 1 and 2 (default: %(default)s)",
+        help="template that the model was trained on: vicuna_v1 after stage 3; plain, which captions, after stages 1 "
+        "and 2 (default: %(default)s)",
     )
     answers.add_argument(
         "--max-new-tokens",
         type=_positive,
         default=128,
         metavar="N",
-        help="of one answer (default: %(default)s)",
+        help="tokens of one answer at most (default: %(default)s)",
     )
     answers.add_argument(
         "--batch-size",
@@ -105,8 +122,15 @@ def _positive(text: str) -> int:
     return value
 
 
-def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile) -> int:
-    """Answer, and print the summary; returns the exit status."""
+def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused: Sequence[str]) -> int:
+    """Answer, and print the summary; returns the exit status.
+
+    Args:
+        engine: the model.
+        flags: of this command.
+        answers: what is to be answered, and where.
+        refused: lines of the question file that are no question.
+    """
     from tqdm import tqdm
 
     with tqdm(total=answers.resumed + len(answers.missing), initial=answers.resumed, desc="answers") as bar:
@@ -122,8 +146,24 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile) -> int:
         except KeyboardInterrupt:
             bar.write("stopped; the same command goes on with what is missing", file=sys.stderr)
             raise
+    if refused:
+        tally.skipped["not_a_question"] = len(refused)
     print(summary(tally, answers, flags.answers_file))
     return SOME_SKIPPED if tally.skipped or answers.damaged else 0
+
+
+def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
+    """What the answers of this run come from; of a large folder for transformers it takes seconds."""
+    iteration, sha256 = model_identity(flags.model_path)
+    return AnswerOrigin(
+        model_path=str(flags.model_path.resolve()),
+        iteration=iteration,
+        model_sha256=sha256,
+        tokenizer_sha256=file_digest(flags.tokenizer_model) if flags.tokenizer_model else None,
+        conv_mode=flags.conv_mode,
+        max_new_tokens=flags.max_new_tokens,
+        apply_exif=not flags.ignore_exif_orientation,
+    )
 
 
 def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
@@ -141,10 +181,19 @@ def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
     return "\n".join(f"{name:<9} {value}" for name, value in rows)
 
 
+def warn_of(refused: Sequence[str]) -> None:
+    """Name the first lines that are no question, and count the others."""
+    for line in refused[:MOST_WARNINGS]:
+        print(f"warning: {line}; this line is left out", file=sys.stderr)
+    if len(refused) > MOST_WARNINGS:
+        print(f"warning: {len(refused) - MOST_WARNINGS:,} more lines are left out", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check flags and questions, open the model, answer; returns the exit status."""
     parser = build_parser()
     flags = parser.parse_args(argv)
+    show_any_text()
     if not 0 <= flags.chunk_idx < flags.num_chunks:
         parser.error(
             f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"
@@ -154,12 +203,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_model_flags(flags)
         if not flags.image_folder.is_dir():
             raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
-        questions = read_questions(flags.question_file, flags.conv_mode)
+        found = read_questions(flags.question_file, flags.conv_mode)
         if not first:
             return run_with_engine(flags, flags.conv_mode, work=None)
-        shard = chunk(questions, flags.num_chunks, flags.chunk_idx)
-        with AnswersFile(flags.answers_file, shard, flags.model_path.resolve().name) as answers:
-            return run_with_engine(flags, flags.conv_mode, lambda engine: run(engine, flags, answers))
+        warn_of(found.refused)
+        shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
+        with AnswersFile(flags.answers_file, shard, answer_origin(flags), flags.image_folder) as answers:
+            return run_with_engine(
+                flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused)
+            )
     except (ConfigError, DataError, OSError) as error:
         if first:
             print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ Make an indexed dataset from conversations in the LLaVA layout and their image f
 
 Each row is an object with
   "id"             anything
-  "image"          a file name under --image-root, or a list of them, or absent
+  "image"          (or "images") a file name under --image-root, or a list of them, or absent
   "conversations"  [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]
 with one <image> in the text for each image. Rows that cannot be used are left out, counted by reason in the
 summary and listed in OUT_skipped.jsonl. The exit status is 0 if any row was kept.
@@ -43,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="OUT",
         help="writes OUT_text.bin, OUT_image.bin, OUT_dataset.json ...",
+    )
+    needed.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="take images that are links to files outside DIR, as in Hugging Face's cache (snapshots/, blobs/)",
     )
     text = parser.add_argument_group("text")
     text.add_argument(

@@ -108,10 +108,32 @@ def look_at_machine() -> Machine:
         disk=shutil.disk_usage(".").free / _GIB,
         driver=driver,
         driver_gpus=gpus,
-        hidden=os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"),
+        hidden=_gpus_hidden(),
         torch=_look_at_torch(),
         slurm=all(shutil.which(command) for command in ("sbatch", "srun")),
     )
+
+
+def memory_of_a_rank(local_ranks: int) -> tuple[float, str] | None:
+    """The memory that each of the ranks of this node has in GiB, and what it is; None where nobody says.
+
+    Asks NVIDIA's driver and the operating system, and does not import torch.
+
+    Args:
+        local_ranks: of this node, which share its memory where there is no GPU.
+    """
+    gpus = () if _gpus_hidden() else _ask_driver()[1]
+    if gpus:
+        smallest = min(gpus, key=lambda gpu: gpu.memory)
+        return smallest.memory, f"one {smallest.name}"
+    total, _ = _memory()
+    if total is None:
+        return None
+    return total / local_ranks, f"this machine's {total:,.1f} GiB over {local_ranks} ranks"
+
+
+def _gpus_hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
 
 
 def _memory() -> tuple[float | None, float | None]:

@@ -7,8 +7,12 @@ loader: no value can name a Python object.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.hints import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.schema import RunConfig
 
@@ -43,20 +48,80 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     """Read the command line (and the recipes it names) into a `RunConfig`; prints help and exits on --help.
 
     Raises:
-        ConfigError: unknown preset, unreadable recipe, unknown key or wrong type in it. A wrong flag exits with
-            status 2 and a message, as is usual for a command.
+        ConfigError: unknown flag or preset, unreadable recipe, unknown key or wrong type in it; one line for each.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _check_flags(argv)
     recipes, presets = _values_of(argv, "--config"), _values_of(argv, "--preset")
     preset = presets[0] if presets else None
     base = load_recipe(*map(Path, recipes), preset=preset)
-    command_line = tyro.cli(
-        tyro.conf.OmitArgPrefixes[CommandLine],
-        prog=prog,
-        args=argv,
-        default=CommandLine(run=base, config=recipes, preset=preset),
-    )
+    said = io.StringIO()
+    try:
+        # tyro draws a box around what is wrong, over the width of the terminal.
+        with contextlib.redirect_stderr(said):
+            command_line = tyro.cli(
+                tyro.conf.OmitArgPrefixes[CommandLine],
+                prog=prog,
+                args=argv,
+                default=CommandLine(run=base, config=recipes, preset=preset),
+            )
+    except SystemExit as ended:
+        if ended.code in (0, None):  # --help
+            raise
+        raise ConfigError(_without_box(said.getvalue())) from None
     return command_line.run
+
+
+def known_flags() -> set[str]:
+    """Every flag that `parse` takes, written with dashes."""
+    flags = {"--config", "--preset", "--help"}
+    for section in RunConfig().to_dict().values():
+        for name, value in section.items():
+            dashed = name.replace("_", "-")
+            flags.add(f"--{dashed}")
+            if isinstance(value, bool):
+                flags.add(f"--no-{dashed}")
+    return flags
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    """Refuse words that look like flags and are none, each with what it may have meant.
+
+    Raises:
+        ConfigError: a line for each.
+    """
+    known = known_flags()
+    unknown = [word.split("=", 1)[0] for word in argv if word.startswith("--") and len(word) > 2]
+    errors = [
+        f"{flag}: no such flag; {flag_hint(flag, known)}" for flag in unknown if _dashed(flag) not in known
+    ]
+    if errors:
+        raise ConfigError("\n".join(errors))
+
+
+def _dashed(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+# What tyro passes on from Python and argparse, in words that need no Python.
+_REWORDED = (
+    (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 \2: must be a number"),
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'", r"\1 \2: must be a whole number"),
+    (r"Error parsing (--lr-overrides): .*", r"\1: takes globs and rates in turns, as in 'vision_model.*' 4e-4"),
+    (r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", r"\2 \1: must be one of \3"),
+    (r"Missing value for argument '(.*)'\..*", r"\1: a value is missing behind it"),
+    (r"Unrecognized options: (.*)", r"\1: no flag, nor a value of the flag before it; --help lists the flags"),
+)  # fmt: skip
+
+
+def _without_box(text: str) -> str:
+    """An error message of tyro as one sentence."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
+    for pattern, words in _REWORDED:
+        if re.fullmatch(pattern, sentence):
+            return re.sub(pattern, words, sentence).replace("'", "" if "must be one of" in words else "'")
+    return sentence or " ".join(text.split())
 
 
 def load_recipe(*paths: Path, preset: str | None = None) -> RunConfig:
@@ -69,15 +134,15 @@ def load_recipe(*paths: Path, preset: str | None = None) -> RunConfig:
     Raises:
         ConfigError: naming the file and the key.
     """
-    recipes = [(path, _read_yaml(path)) for path in paths]
-    for path, recipe in recipes:
-        _known_preset(recipe.get("preset"), f"{path}: preset:")
-    named = [recipe.pop("preset") for _, recipe in recipes if recipe.get("preset") is not None]
+    recipes = [(path, *_read_yaml(path)) for path in paths]
+    for path, recipe, line_of in recipes:
+        _known_preset(recipe.get("preset"), f"{path}, line {line_of(('preset',))}: preset:")
+    named = [recipe.pop("preset") for _, recipe, _ in recipes if recipe.get("preset") is not None]
     preset = preset or (named[-1] if named else None)
     _known_preset(preset, "--preset")
     config = RunConfig(model=PRESETS[preset]) if preset else RunConfig()
-    for path, recipe in recipes:  # one by one, so that a mistake is laid to the file that makes it
-        config = from_dict(_merge(config.to_dict(), recipe, path), source=str(path))
+    for path, recipe, line_of in recipes:  # one by one, so that a mistake is laid to the file that makes it
+        config = from_dict(_merge(config.to_dict(), recipe, path, line_of), source=str(path), line_of=line_of)
     return config
 
 
@@ -86,8 +151,17 @@ def _known_preset(preset: object, source: str) -> None:
         raise ConfigError(f"{source} {preset}: no such preset; choose one of {', '.join(PRESETS)}")
 
 
-def from_dict(values: dict[str, Any], source: str) -> RunConfig:
+LineOf = Callable[[tuple[Any, ...]], int]
+"""Keys, outermost first, to the line of a file that they stand on."""
+
+
+def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None) -> RunConfig:
     """Check nested dictionaries (a recipe, or the configuration kept in a checkpoint) and build the tree.
+
+    Args:
+        values: of the sections.
+        source: what an error message calls the file.
+        line_of: the lines of its keys, where they are known.
 
     Raises:
         ConfigError: one line for each wrong key, with `source` in front.
@@ -95,33 +169,73 @@ def from_dict(values: dict[str, Any], source: str) -> RunConfig:
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        lines = [f"{source}: {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        lines = []
+        for one in error.errors():
+            where = f"{source}, line {line_of(one['loc'])}" if line_of else source
+            known = one["type"] != "unexpected_keyword_argument"
+            said = one["msg"] if known else f"no such setting; {_key_hint(one['loc'])}"
+            lines.append(f"{where}: {'.'.join(str(part) for part in one['loc'])}: {said}")
         raise ConfigError("\n".join(lines)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _key_hint(keys: tuple[Any, ...]) -> str:
+    """What to do about a key of a recipe that does not exist."""
+    tree = RunConfig().to_dict()
+    key = str(keys[-1])
+    sections = [name for name, section in tree.items() if key in section]
+    if sections:
+        return f"{key} belongs into the section {sections[0]}"
+    inside = tree.get(str(keys[0]), {}) if len(keys) > 1 else tree
+    settings = [name for section in tree.values() for name in section]
+    return (
+        OTHER_NAMES.get(f"--{_dashed(key)}")
+        or nearest(key, inside)
+        or nearest(key, settings)
+        or f"known here: {', '.join(inside)}"
+    )
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], LineOf]:
+    """A recipe, and the line of each of its keys."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML recipe: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"--config {path}{line}: not a YAML recipe: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: not a YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise ConfigError(
             f"--config {path}: a recipe is a mapping of sections, not a {type(recipe).__name__}"
         )
-    return recipe
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+
+    def line_of(keys: tuple[Any, ...]) -> int:
+        node, line = root, 1
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            found = [pair for pair in pairs if getattr(pair[0], "value", None) == str(key)]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        return line
+
+    return recipe, line_of
 
 
-def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path) -> dict[str, Any]:
+def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path, line_of: LineOf) -> dict[str, Any]:
     """The recipe's sections over the tree's; keys that do not exist are kept for pydantic to refuse."""
     for section, values in recipe.items():
         if values is None:
             continue
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"--config {path}: {section}: must be a section with settings; known: {', '.join(tree)}"
-            )
+            where = f"{path}, line {line_of((section,))}: {section}:"
+            if section not in tree:
+                raise ConfigError(f"{where} no such section; {_key_hint((section,))}")
+            raise ConfigError(f"{where} must be a section with settings; known: {', '.join(tree)}")
         tree[section] = {**tree.get(section, {}), **values}
     return tree
 

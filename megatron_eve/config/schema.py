@@ -257,9 +257,10 @@ class DataConfig:
     mock_data: bool = False
     """Train on synthetic samples instead of --data-path."""
     seq_length: int = 2048
-    """Most tokens of one pack; no sample may be longer."""
+    """Most tokens of one pack; longer samples are left out of the run, which says so at its start."""
     max_images_per_pack: int | None = None
-    """Most images of one pack, which bounds what the patch embedding and the teacher keep; None does not bound it."""
+    """Most images of one pack, which bounds what the patch embedding and the teacher keep; None does not bound it.
+    Samples with more are left out of the run, which says so at its start."""
     shuffle: bool = True
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
     leaves of one has a fixed random order)."""

@@ -1,7 +1,8 @@
-"""What a teacher's folder says of its vision tower, read by transformers without loading a weight."""
+"""What a teacher's folder says of its vision tower, read without loading a weight."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,24 @@ class TowerSizes:
         return self.image_size // self.patch_size * 14
 
 
+# Towers whose config.json is read without transformers, which would load torch first.
+_PLAIN_TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+
+
+def _stated_sizes(path: Path) -> TowerSizes | None:
+    """The sizes that config.json itself states; None where transformers is needed to know them."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["model_type"] not in _PLAIN_TOWERS:
+            return None
+        fields = fields.get("vision_config", fields)
+        names = ("hidden_size", "patch_size", "num_hidden_layers", "intermediate_size", "image_size")
+        sizes = [fields[name] for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return TowerSizes(*sizes) if all(type(size) is int and size > 0 for size in sizes) else None
+
+
 @cache
 def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
     """Read config.json of a vision tower, or of a model that has one beside a text tower.
@@ -42,12 +61,14 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
     Raises:
         ConfigError: no such file, or none that describes a tower with a patch grid.
     """
-    import transformers
-
     if not (Path(folder) / "config.json").is_file():
         raise ConfigError(
             f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
         )
+    if (stated := _stated_sizes(Path(folder) / "config.json")) is not None:
+        return stated
+    import transformers
+
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
 def _training(config: RunConfig) -> Iterator[str]:
     training = config.training
     yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
+    # numpy's generator takes 32 bits, and each pipeline stage adds 100.
+    largest = 2**32 - 1 - 100 * config.parallel.pipeline_model_parallel_size
+    if not 0 <= training.seed <= largest:
+        yield f"--seed {training.seed}: must lie between 0 and {largest}"
     if training.train_iters is None and training.train_samples is None:
         yield "--train-iters: say how long to train (or give --train-samples)"
     if training.train_iters is not None and training.train_samples is not None:
@@ -288,7 +293,13 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
     yield from _positive(checkpoint, "save_interval")
     yield from _positive(config.logging, "log_interval")
-    if checkpoint.save and checkpoint.load != checkpoint.save and (Path(checkpoint.save) / TRACKER).exists():
+    if checkpoint.save and re.fullmatch(r"iter_\d+", Path(checkpoint.save).name):
+        yield f"--save {checkpoint.save}: is the name of one checkpoint; name the folder above it"
+    elif (
+        checkpoint.save
+        and not _same_folder(checkpoint.save, checkpoint.load)
+        and _holds_checkpoints(checkpoint.save)
+    ):
         yield (
             f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
             "or choose another folder"
@@ -304,3 +315,17 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield "--save-interval: also say where, with --save"
     if config.training.exit_interval and not checkpoint.save:
         yield "--exit-interval: saves before it exits; say where with --save"
+
+
+def _same_folder(one: str, other: str | None) -> bool:
+    """Do two paths name one folder, however they are spelled?"""
+    return other is not None and Path(one).resolve() == Path(other).resolve()
+
+
+def _holds_checkpoints(folder: str) -> bool:
+    """A tracker file, or checkpoints whose tracker was lost."""
+    root = Path(folder)
+    return (root / TRACKER).exists() or any(
+        re.fullmatch(r"iter_\d+", path.name) and (path / "metadata.json").exists()
+        for path in root.glob("iter_*")
+    )

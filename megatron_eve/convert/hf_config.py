@@ -148,6 +148,35 @@ class HFConfig:
         )
 
 
+def check_config(folder: Path, model: ModelConfig) -> HFConfig:
+    """Read config.json of a folder in Hugging Face layout and compare its sizes with the run's.
+
+    Raises:
+        ConfigError: it cannot be read, or has other sizes.
+    """
+    found = HFConfig.read(folder)
+    theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
+    for name, ours in {
+        **LANGUAGE_FIELDS,
+        "mm_hidden_size": "patch_embedding_size",
+        "rope_theta": "rotary_base",
+        "qkv_bias": "add_qkv_bias",
+    }.items():
+        # How long samples may be is the run's to say.
+        if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
+            raise ConfigError(
+                f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
+                f"{getattr(model, ours)}; use the preset or recipe of that model"
+            )
+    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
+    if here != there:
+        raise ConfigError(
+            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            "or recipe of that model"
+        )
+    return found
+
+
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
 
@@ -206,12 +235,15 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
 
 
 def teacher_size_of(folder: Path, image_size: int) -> int:
-    """`--teacher-size` by a folder's preprocessor_config.json; where it does not say, the published one if it fits."""
-    path = folder / "preprocessor_config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["image_size_clip"])
-    except (OSError, ValueError, KeyError, TypeError):  # the hub's folders have none, other models' another
-        return min(336, image_size // 2)
+    """`--teacher-size` by a folder's image processor; where it does not say, the published one if it fits."""
+    # transformers 5 saves it as a part of the processor; the hub's folders have none, other models' another.
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+            return int((fields[part] if part else fields)["image_size_clip"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return min(336, image_size // 2)
 
 
 def published_preprocessor(model: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
+from megatron_eve.config import TRACKER, AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.hf_config import HFConfig, teacher_size_of
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
@@ -43,6 +44,7 @@ class ImportPlan:
         dropped: Hugging Face keys that nothing is made of, and why.
         initialised: keys of the checkpoint that begin at random.
         source_bytes: of the Hugging Face tensors that are mapped.
+        tokenizer_sha256: of the source folder's tokenizer.model, if it has one.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class ImportPlan:
     dropped: dict[str, str] = field(default_factory=dict)
     initialised: list[str] = field(default_factory=list)
     source_bytes: int = 0
+    tokenizer_sha256: str | None = None
 
 
 def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed: int) -> ImportPlan:
@@ -66,6 +69,8 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
         ConfigError: tensors that are missing, of another shape, or that no rule knows.
     """
     folder, plan = HFFolder(source), ImportPlan(config)
+    if (tokenizer := source / "tokenizer.model").is_file():
+        plan.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)
@@ -176,7 +181,7 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
     store = CheckpointStore(target)
     # An iteration 0 that no tracker names was written by an import that was killed before it did so.
-    if store.latest() is not None or any(store.iterations()):
+    if (store.root / TRACKER).exists() or any(store.iterations()):
         raise ConfigError(f"{target}: holds a run already; choose another --target")
 
 
@@ -195,7 +200,8 @@ def write_import(
     try:
         common = {
             "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
-            "dataset": None, "teacher": teacher, "content_metadata": dict(CONTENT),
+            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "teacher": teacher,
+            "content_metadata": dict(CONTENT),
         }  # fmt: skip
         write_dist_folder(partial_folder, plan.tensors, common, done)
         store.free_reserve(partial_folder)

@@ -10,7 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.hf_config import LANGUAGE_FIELDS, HFConfig
+from megatron_eve.convert.hf_config import HFConfig, check_config
 from megatron_eve.convert.hf_folder import HFFolder
 from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
@@ -43,7 +43,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             or one that no rule knows. Nothing is changed by then.
     """
-    found = _check_config(folder, model)
+    found = check_config(folder, model)
     source, language_model = HFFolder(folder), not found.is_eve
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     tensor_size = parallel_state.get_tensor_model_parallel_world_size()
@@ -86,31 +86,6 @@ def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Par
     for chunk in chunks:
         for name, parameter in chunk.global_named_parameters():
             yield name, parameter, chunk.vocab_size
-
-
-def _check_config(folder: Path, model: ModelConfig) -> HFConfig:
-    """Read config.json and compare its sizes with the run's."""
-    found = HFConfig.read(folder)
-    theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
-    for name, ours in {
-        **LANGUAGE_FIELDS,
-        "mm_hidden_size": "patch_embedding_size",
-        "rope_theta": "rotary_base",
-        "qkv_bias": "add_qkv_bias",
-    }.items():
-        # How long samples may be is the run's to say.
-        if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
-            raise ConfigError(
-                f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
-                f"{getattr(model, ours)}; use the preset or recipe of that model"
-            )
-    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
-    if here != there:
-        raise ConfigError(
-            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
-            "or recipe of that model"
-        )
-    return found
 
 
 def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:

@@ -10,6 +10,7 @@ lengths: that way of the published code loses whole conversations to a mismatch.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,17 @@ VICUNA_SYSTEM = (
 
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
 _IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
+
+# How other models and data sets write a picture's place. Anywhere in a text: <image1>, <image_2>, <|image_pad|> ...
+_OTHER_PLACEHOLDER = re.compile(
+    r"<\|?(?:image|img|video)[ _-]?(?:\d+|pad|placeholder|token|here)\|?>|<\|(?:image|video)\|>",
+    re.IGNORECASE,
+)
+# As the first or last line of a question alone, since they are also HTML: <video>, <Image> ...
+_LONE_PLACEHOLDER = re.compile(r"<(?:image|img|picture|photo|video|audio)s?>", re.IGNORECASE)
+
+# Characters that show nothing although Unicode counts them as letters, marks or symbols: fillers and Braille blank.
+_BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 class ConversationError(SkipRow):
@@ -88,6 +100,7 @@ def encode_conversation(
     """
     _check_template(template)
     checked = _checked_turns(turns)
+    _check_placeholders(checked)
     if template == "plain":
         return _encode_plain(checked, tokenizer, num_images)
     if checked[0].role == "gpt":
@@ -131,7 +144,9 @@ def prompt_text(
         return IMAGE_TOKEN * num_images
     if any(IMAGE_TOKEN in told for _, told in earlier):
         raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
-    said = "".join(f"USER: {asked} ASSISTANT:{f' {told}</s>' if told else ''}" for asked, told in earlier)
+    said = "".join(
+        f"USER: {asked} ASSISTANT:{'' if is_blank(told) else f' {told}</s>'}" for asked, told in earlier
+    )
     said += f"USER: {question} ASSISTANT:"
     if IMAGE_TOKEN not in said:
         said = said.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
@@ -191,8 +206,32 @@ def _checked_turns(turns: object) -> list[_Turn]:
             raise ConversationError(
                 "text_not_unicode", f"half of a surrogate pair in turn {number}"
             ) from None
-        checked.append(_Turn(role, text))
+        # An answer in which nothing can be seen is an empty one: there is nothing to learn from it.
+        checked.append(_Turn(role, "" if role == "gpt" and is_blank(text) else text))
     return checked
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control and zero-width characters, fillers and variation selectors."""
+    return all(
+        character.isspace()
+        or unicodedata.category(character) in {"Zs", "Zl", "Zp", "Cc", "Cf"}
+        or character in _BLANK_LETTERS
+        or "\ufe00" <= character <= "\ufe0f"
+        for character in text
+    )
+
+
+def _check_placeholders(turns: list[_Turn]) -> None:
+    """Refuse the placeholders of other models: a row with them would be kept as text about a picture it has not."""
+    for turn in turns:
+        found = _OTHER_PLACEHOLDER.search(turn.text)
+        if found is None and turn.role == "human":
+            lines = turn.text.strip().split("\n")
+            lone = (_LONE_PLACEHOLDER.fullmatch(line.strip()) for line in (lines[0], lines[-1]))
+            found = next((match for match in lone if match and match[0] != IMAGE_TOKEN), None)
+        if found:
+            raise ConversationError("other_placeholder", f"the text holds {found[0]}, not {IMAGE_TOKEN}")
 
 
 def _encode_plain(turns: list[_Turn], tokenizer: Tokenizer, num_images: int) -> Encoded:

@@ -84,6 +84,7 @@ class DatasetInfo(DatasetSettings):
         num_rows: rows of the input that were read.
         skipped: rows left out, by reason.
         skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
+        content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
     """
 
     num_samples: int
@@ -99,6 +100,7 @@ class DatasetInfo(DatasetSettings):
     num_rows: int
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    content_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

@@ -1,12 +1,13 @@
 """Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
 
-`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when a dataset
-is opened, since that takes seconds.
+`dataset_format` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is
+read, since that takes seconds: whether a run can take a dataset is known without it.
 """
 
 from __future__ import annotations
 
 import mmap
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,19 @@ class IndexedVisionDataset:
         if info.num_images:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
             check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
-        megatron = megatron_datasets("indexed_dataset")
-        self._text = megatron.IndexedDataset(self.prefix + "_text", mmap=mmap_bin_files)
-        self._image = (
-            megatron.IndexedDataset(self.prefix + "_image", mmap=mmap_bin_files) if info.num_images else None
+        self._mmap_bin_files = mmap_bin_files
+
+    @cached_property
+    def _text(self) -> Any:
+        return self._megatron_dataset("_text")
+
+    @cached_property
+    def _image(self) -> Any:
+        return self._megatron_dataset("_image") if self.info.num_images else None
+
+    def _megatron_dataset(self, part: str) -> Any:
+        return megatron_datasets("indexed_dataset").IndexedDataset(
+            self.prefix + part, mmap=self._mmap_bin_files
         )
 
     def __len__(self) -> int:
@@ -165,15 +175,13 @@ class IndexedVisionDataset:
         vocab_size: int,
         image_size: int,
         teacher_size: int,
-        seq_length: int,
     ) -> None:
-        """Check that a run can train on this dataset.
+        """Check that a run can train on this dataset. Samples that are too long for it are left out later.
 
         Args:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
             vocab_size: of the run's model, without padding.
-            image_size, teacher_size: of the run's model, in pixels.
-            seq_length: tokens that a pack holds.
+            image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
 
         Raises:
             DataError: it cannot; the message names the file, what differs and the remedy.
@@ -184,22 +192,21 @@ class IndexedVisionDataset:
                 f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
                 f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
             )
+        if info.vocab_size != vocab_size:
+            raise DataError(
+                f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
+                f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
+            )
         for name, ours, theirs in (
-            ("vocabulary", info.vocab_size, vocab_size),
             ("image size", info.image_size, image_size),
             ("teacher size", info.teacher_size, teacher_size),
         ):
-            if ours != theirs:
+            if ours != theirs and info.num_images:
+                flag = f"--{name.replace(' ', '-')}"
                 raise DataError(
-                    f"{path} was made for {name} {ours} and the run has {theirs}: "
-                    "use the matching recipe, or preprocess the data again"
+                    f"{path} was made for {name} {ours} and the run has {theirs}: use the matching recipe "
+                    f"({flag} {ours}), or preprocess the data with {flag} {theirs}"
                 )
-        if info.longest_length > seq_length:
-            raise DataError(
-                f"row {info.longest_sample} of {self.prefix} has {info.longest_length} tokens and a pack "
-                f"holds {seq_length}: raise --seq-length to {info.longest_length} or more, or preprocess the data "
-                "with a smaller --model-max-length"
-            )
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
         """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""

@@ -5,6 +5,7 @@ megatron-core is imported only when a writer is made, since that takes seconds.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 
 _PARTIAL = ".partial"
+_HASHED_END = 4096  # bytes at each end of an image file that go into the digest of the content
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
 
@@ -66,6 +68,7 @@ class DatasetWriter:
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
         self._tokens = self._text_tokens = self._labels = self._cut = 0
         self._longest = (0, 0)  # (sample, tokens)
+        self._content = hashlib.sha256()
 
     @property
     def num_samples(self) -> int:
@@ -98,10 +101,15 @@ class DatasetWriter:
             length += geometry.tokens - 1
             self._image.add(np.frombuffer(image.data, dtype=np.uint8))
             self._images.add((image.width, image.height, len(image.data)))
+            # The ends of a file tell it from another; all of its bytes would take as long as writing them.
+            ends = image.data[:_HASHED_END] + image.data[-_HASHED_END:]
+            self._content.update(b"%d %d %d " % (image.width, image.height, len(image.data)) + ends)
         num_labels = int(np.count_nonzero(targets[1:] != IGNORE_INDEX))
         if length > self._longest[1]:
             self._longest = (self.num_samples, length)
-        self._text.add(np.concatenate([ids, targets]).astype(np.int32))
+        text = np.concatenate([ids, targets]).astype(np.int32)
+        self._text.add(text)
+        self._content.update(b"%d " % len(ids) + text.tobytes())
         self._samples.add((length, len(ids), num_labels, len(images), first_image))
         self._tokens += length
         self._text_tokens += len(ids)
@@ -141,6 +149,7 @@ class DatasetWriter:
             num_rows=self.num_samples if num_rows is None else num_rows,
             skipped=dict(skipped or {}),
             skipped_first=dict(skipped_first or {}),
+            content_sha256=self._content.hexdigest(),
         )
         for writer in (self._text, self._image, self._samples, self._images):
             writer.close()

@@ -40,11 +40,12 @@ class JoinedDataset:
     """Several datasets as one, opened by one run.
 
     Attributes:
-        info: the manifest of the first; ``max_pixels`` is the largest of all.
+        info: the manifest of the first with images; ``max_pixels`` is the largest of all with images.
         samples: SAMPLE_DTYPE, indexed like an array (see `JoinedSamples`).
 
     Raises:
-        DataError: the datasets' images were not turned upright alike, or their tokenizers differ.
+        DataError: the datasets' images were not turned upright alike, or their tokenizers differ. A dataset of text
+            alone goes with any treatment of images.
     """
 
     def __init__(self, datasets: Sequence[IndexedVisionDataset]) -> None:
@@ -52,12 +53,13 @@ class JoinedDataset:
         Args:
             datasets: at least one, in the order in which samples and images are counted.
         """
-        first = datasets[0]
-        for dataset in datasets[1:]:
-            for name, remedy in (
-                ("apply_exif", "preprocess both with or without --ignore-exif-orientation"),
-                ("tokenizer_sha256", "preprocess both with the same --tokenizer-model"),
-            ):
+        with_images = [dataset for dataset in datasets if dataset.info.num_images] or datasets[:1]
+        for alike, name, remedy in (
+            (datasets, "tokenizer_sha256", "preprocess both with the same --tokenizer-model"),
+            (with_images, "apply_exif", "preprocess both with or without --ignore-exif-orientation"),
+        ):
+            first = alike[0]
+            for dataset in alike[1:]:
                 if getattr(dataset.info, name) != getattr(first.info, name):
                     raise DataError(
                         f"{dataset.prefix}{MANIFEST} has another {name} than {first.prefix}{MANIFEST}: {remedy}"
@@ -66,7 +68,7 @@ class JoinedDataset:
         self._sample_bounds = np.cumsum([len(dataset) for dataset in datasets])
         self._image_bounds = np.cumsum([dataset.info.num_images for dataset in datasets])
         self.info = dataclasses.replace(
-            first.info, max_pixels=max(dataset.info.max_pixels for dataset in datasets)
+            with_images[0].info, max_pixels=max(dataset.info.max_pixels for dataset in with_images)
         )
         self.samples = JoinedSamples(datasets, np.append(0, self._image_bounds[:-1]))
 

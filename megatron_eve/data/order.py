@@ -60,13 +60,38 @@ def sample_order(
     return values.astype(np.int64).reshape(positions.shape)
 
 
-def _encipher(values: NDArray[np.uint64], keys: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """A keyed bijection of the integers below 2^bits: each half is XORed with a keyed function of the other."""
+def order_places(samples: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """Positions in the first epoch at which `sample_order` puts the given samples: its inverse.
+
+    Args:
+        samples: int64 [n] dataset indices, 0 .. size - 1.
+        size, seed: as for `sample_order`.
+
+    Returns:
+        int64 [n].
+    """
+    values = samples.astype(np.uint64)
+    keys = _mix(np.full(len(values), (seed + _GOLDEN_GAMMA) & _MASK_64, dtype=np.uint64))
+    bits = max(2, (size - 1).bit_length())
+    outside = np.arange(values.size)
+    while outside.size:
+        values[outside] = _encipher(values[outside], keys[outside], bits, backwards=True)
+        outside = outside[values[outside] >= np.uint64(size)]
+    return values.astype(np.int64)
+
+
+def _encipher(
+    values: NDArray[np.uint64], keys: NDArray[np.uint64], bits: int, backwards: bool = False
+) -> NDArray[np.uint64]:
+    """A keyed bijection of the integers below 2^bits: each half is XORed with a keyed function of the other.
+
+    A round undoes itself, so the rounds taken backwards are the inverse.
+    """
     low_bits = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)
     high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
     high, low = values >> low_bits, values & low_mask
-    for number in range(_ROUNDS):
+    for number in reversed(range(_ROUNDS)) if backwards else range(_ROUNDS):
         round_keys = _mix(keys + np.uint64(_GOLDEN_GAMMA * (number + 1) & _MASK_64))
         if number % 2 == 0:
             high = high ^ (_mix(low + round_keys) & high_mask)

@@ -64,7 +64,7 @@ def pack_step(
     if int(sizes.max()) > capacity:
         raise ValueError(
             f"sample {int(sizes.argmax())} of the step has {int(sizes.max())} tokens and a pack holds {capacity}: "
-            "raise --seq-length, or preprocess the data with a smaller maximum length"
+            "raise --seq-length"
         )
 
     if int(counts.max()) > room:

@@ -34,7 +34,7 @@ from megatron_eve.data.tokenizer import Tokenizer
 __all__ = ["REASONS", "PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
 
 REASONS = {
-    "broken_json": "the line is not JSON",
+    "broken_json": "the row is not JSON (a file that holds an array must not be named .jsonl or .ndjson)",
     "not_an_object": "the row is not a JSON object",
     "no_conversation": "'conversations' is not a list with turns in it",
     "unknown_role": "a turn is from neither 'human' nor 'gpt'",
@@ -47,14 +47,17 @@ REASONS = {
     "image_without_placeholder": "the row has an image, but its text no <image>",
     "placeholder_without_image": "the text has <image>, but the row no image",
     "image_count": "not as many <image> as images",
-    "nothing_to_train": "no token trains: empty answers, or cut off by --model-max-length",
-    "image_field": "'image' is neither a file name nor a list of them",
-    "image_outside_root": "an absolute path, or a path or link that leaves --image-root",
+    "other_placeholder": "the text has a tag such as <image1> or <video> where <image> is due",
+    "other_media": "the row has a video or sound, and no image",
+    "nothing_to_train": "no token trains: answers are empty or white space, or cut off by --model-max-length",
+    "image_field": "'image' (or 'images') is neither a file name nor a list of them, or stands under another key",
+    "image_outside_root": "an absolute path, or a path or link that leaves --image-root (--follow-links allows links)",
     "image_missing": "no such file under --image-root",
     "image_not_a_file": "a directory or something else that is not a file",
     "image_unreadable": "the file cannot be read",
     "image_file_too_large": "the file has 2 GiB or more",
     "image_empty": "the file is empty",
+    "image_lfs_pointer": "a git-lfs pointer, not the image itself: run git lfs pull in --image-root",
     "image_format": "not an image in an accepted format",
     "image_too_large": "more pixels than --max-image-pixels",
     "image_damaged": "the image is truncated or corrupt",
@@ -80,6 +83,8 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
     """
     config.check()
     tokenizer = Tokenizer(config.tokenizer_model)
+    if config.template == "plain":
+        tokenizer.check_newline()
     settings = DatasetSettings(
         template=config.template,
         image_size=config.image_size,

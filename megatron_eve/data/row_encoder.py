@@ -19,6 +19,15 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decod
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
 from megatron_eve.data.rows import InputRow
 from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.errors import is_lfs_pointer
+
+_MEDIA_KEYS = frozenset({"video", "videos", "audio", "audios"})
+# Keys under which other data sets name a picture; a row with one of them would be kept as text without it.
+_OTHER_IMAGE_KEYS = frozenset(
+    f"{word}{ending}"
+    for word in ("image", "img", "picture", "photo")
+    for ending in ("", "s", "_path", "_paths", "_file", "_files", "_name", "_url", "_urls")
+) - {"image", "images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,7 @@ class PreprocessConfig:
         input: a JSON array or a .jsonl file of rows with `id`, `image` (a name, a list or none) and
             `conversations`.
         image_root: the folder that image names are relative to, and must stay in.
+        follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
         template: "plain" or "vicuna_v1".
@@ -50,6 +60,7 @@ class PreprocessConfig:
     workers: int = 1
     apply_exif: bool = True
     max_image_pixels: int = DEFAULT_MAX_PIXELS
+    follow_links: bool = False
 
     def check(self) -> None:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
@@ -112,7 +123,7 @@ class RowEncoder:
             raise SkipRow("broken_json", row.problem)
         if not isinstance(row.value, Mapping):
             raise SkipRow("not_an_object", f"it is {type(row.value).__name__}")
-        names = _image_names(row.value.get("image"))
+        names = _image_names(row.value)
         turns: Any = row.value.get("conversations")
         whole = encode_conversation(turns, self._tokenizer, self._config.template, len(names))
         encoded = whole.cut(self._config.model_max_length)
@@ -129,50 +140,75 @@ class RowEncoder:
         )
 
     def _load_image(self, name: str) -> StoredImage:
-        data = read_image_file(self._root, name)
+        data = read_image_file(self._root, name, self._config.follow_links)
         image = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
         )
         return StoredImage(data, image.width, image.height)
 
 
-def _image_names(value: object) -> list[str]:
-    names: list[object] = value if isinstance(value, list) else [] if value is None else [value]
+def _image_names(row: Mapping[str, Any]) -> list[str]:
+    """The image files of a row, from `image` or `images`.
+
+    Raises:
+        SkipRow: they are no names, stand under another key, or the row has a video or sound in their place.
+    """
+    given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
+    values = [value if isinstance(value, list) else [value] for value in given.values()]
+    if len(values) == 2 and values[0] != values[1]:
+        raise SkipRow("image_field", "'image' and 'images' name different files")
+    names: list[object] = values[0] if values else []
     for name in names:
         if not isinstance(name, str) or not name:
             raise SkipRow("image_field", f"{name!r:.80}")
+    if not names:
+        for key, value in row.items():
+            if not isinstance(value, (str, list, dict)) or not value:
+                continue  # a table with gaps: the row has none
+            if key.lower() in _MEDIA_KEYS:
+                raise SkipRow("other_media", f"it has {key!r} and no image")
+            if key.lower() in _OTHER_IMAGE_KEYS:
+                raise SkipRow("image_field", f"it has {key!r} where 'image' is due")
     return [str(name) for name in names]
 
 
-def read_image_file(root: str, name: str) -> bytes:
+def read_image_file(root: str, name: str, follow_links: bool = False) -> bytes:
     """Bytes of the file `name` under `root`.
 
     Args:
         root: a real path (`os.path.realpath`).
-        name: relative; links are followed as long as they stay under `root`.
+        name: relative, and below `root`.
+        follow_links: follow links wherever they lead; else as long as they stay under `root`.
 
     Raises:
         SkipRow: it leaves the root, is missing, is not a file, or cannot be read.
     """
+    if "\0" in name:  # where some functions of os.path end a name
+        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name")
     if os.path.isabs(name):
         raise SkipRow("image_outside_root", f"{name} is an absolute path")
+    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise SkipRow("image_outside_root", f"{name} leads out of --image-root")
     try:
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError:  # a null byte, or half of a surrogate pair
+        path = os.path.realpath(os.path.join(root, os.path.normpath(name) if follow_links else name))
+    except ValueError:  # half of a surrogate pair
         raise SkipRow("image_field", f"{name!r:.80} cannot be a file name") from None
-    if os.path.commonpath([root, path]) != root:
-        raise SkipRow("image_outside_root", f"{name} leads to {path}")
+    if not follow_links and os.path.commonpath([root, path]) != root:
+        raise SkipRow("image_outside_root", f"{name} is a link to {path}, which --follow-links takes")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise SkipRow("image_not_a_file", name)
         if status.st_size > MAX_ROW_BYTES:
             raise SkipRow("image_file_too_large", f"{name} has {status.st_size} bytes")
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise SkipRow("image_missing", name) from None
     except OSError as error:
         raise SkipRow("image_unreadable", f"{name}: {error.strerror}") from error
+    if is_lfs_pointer(data):
+        raise SkipRow("image_lfs_pointer", name)
+    return data
 
 
 def _printable(value: object) -> str:

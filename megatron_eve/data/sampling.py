@@ -7,8 +7,9 @@ the split leaves of each dataset.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.config.blend import BLEND_PERIOD
 from megatron_eve.data.dataset_format import megatron_datasets
-from megatron_eve.data.order import sample_order
+from megatron_eve.data.order import order_places, sample_order
 
 Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """int64 positions of a run, of any shape, to the samples there."""
@@ -24,6 +25,10 @@ Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 # Whatever the seed of a run, the same samples are held out: what one run trained on, no other is judged by.
 _SPLIT_KEY = 0x53504C4954
 _CHUNK = 1 << 20
+
+
+def _no_ranks() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Part:
         first: the dataset's first sample, counted over all datasets of the run.
         size: samples of the dataset.
         start, stop: which of them; 0 and size take all, in their own order.
+        dropped: ascending int64 ranks among them that the run leaves out; see `without`.
     """
 
     name: str
@@ -42,15 +48,40 @@ class Part:
     size: int
     start: int
     stop: int
+    dropped: NDArray[np.int64] = field(default_factory=_no_ranks, compare=False, repr=False)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return self.stop - self.start - len(self.dropped)
 
     def samples(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples of the given ranks, 0 .. len - 1, counted over all datasets of the run."""
-        if len(self) == self.size:
+        if len(self.dropped):
+            # The dropped rank number i has dropped[i] - i kept ones before it.
+            before = self.dropped - np.arange(len(self.dropped))
+            ranks = ranks + np.searchsorted(before, ranks, side="right")
+        if self.stop - self.start == self.size:
             return self.first + ranks
         return self.first + sample_order(self.start + ranks, self.size, _SPLIT_KEY)
+
+    def without(self, rows: NDArray[np.int64]) -> Part:
+        """This part without some rows of its dataset; those that are not in it do not matter.
+
+        The others keep their order and the split its bounds: what is held out does not depend on what is left out.
+
+        Args:
+            rows: int64 [n] rows of the dataset, counted from 0.
+        """
+        ranks = rows
+        if self.stop - self.start != self.size:
+            ranks = order_places(rows, self.size, _SPLIT_KEY) - self.start
+        here = (ranks >= 0) & (ranks < self.stop - self.start)
+        return replace(self, dropped=np.unique(ranks[here]))
+
+    def dropped_fingerprint(self) -> str:
+        """How many samples are left out and which, in a few characters; empty if none is."""
+        if not len(self.dropped):
+            return ""
+        return f"{len(self.dropped)} ({hashlib.sha256(self.dropped.tobytes()).hexdigest()[:12]})"
 
 
 def split_dataset(name: str, first: int, size: int, held_out: float) -> tuple[Part, Part]:

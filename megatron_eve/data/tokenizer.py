@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.errors import is_lfs_pointer
 
 
 class Tokenizer:
@@ -38,6 +39,10 @@ class Tokenizer:
             raise DataError(
                 f"cannot read the tokenizer {path} ({error.strerror}): give the path of a tokenizer.model"
             ) from error
+        if is_lfs_pointer(content):
+            raise DataError(
+                f"{path} is a git-lfs pointer, not the tokenizer itself: run git lfs pull in its folder"
+            )
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
         try:
@@ -81,6 +86,19 @@ class Tokenizer:
                 for token, (begin, _) in zip(found["ids"], found["offsets"], strict=True):
                     yield token, start + begin
             start += len(stretch)
+
+    def check_newline(self) -> None:
+        """Check that the newline with which every caption ends comes back from its tokens.
+
+        Raises:
+            DataError: the tokenizer's normalisation drops it, or it is an unknown piece.
+        """
+        if not all(self.decode(self.encode(text)).endswith("\n") for text in ("\n", "a\n")):
+            raise DataError(
+                f"the tokenizer {self.path} drops newlines, with which captions (template plain) end: use Llama's or "
+                "Vicuna's tokenizer.model, or train one with normalization_rule_name=identity, "
+                "remove_extra_whitespaces=false and byte_fallback=true"
+            )
 
     def pieces(self) -> list[tuple[str, float]]:
         """Text and score of every piece, in the order of their ids."""

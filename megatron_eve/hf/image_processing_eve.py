@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import urllib.request
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SECONDS = 60  # to wait for an address
 
 
 class EVEImageProcessor(BaseImageProcessor):
@@ -57,8 +72,8 @@ class EVEImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """
         Args:
-            images: a picture, a list of them (one a sample), or a list of lists. A picture is a PIL image, a uint8
-                array [H, W, 3], a path or an address.
+            images: a picture, a list of them (one a sample), or a list of lists. A picture is a PIL image, an array
+                (uint8 [H, W, 3], or gray [H, W]), a path, an address (http) or the file in base64.
             return_tensors: "pt", the only kind there is.
 
         Returns:
@@ -88,11 +103,12 @@ class EVEImageProcessor(BaseImageProcessor):
 
     def _patches(self, image: Any) -> tuple[torch.Tensor, tuple[int, int]]:
         """Float32 [P, 588]: cells row by row, in a cell its patches row by row, in a patch (channel, y, x)."""
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else load_image(image)
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        picture = _upright_rgb(_opened(image))
         rows, columns = self.grid(*picture.size)
         cell = self.conv_stride * self.patch_stride
-        resized = torch.from_numpy(np.array(picture.resize((columns * cell, rows * cell))))
+        width, height = columns * cell, rows * cell
+        # Rows first, then columns, as every Pillow before 13 does by itself.
+        resized = torch.from_numpy(np.array(picture.resize((width, picture.height)).resize((width, height))))
         stride, patch = self.conv_stride, self.patch_stride
         cells = resized.view(rows, stride, patch, columns, stride, patch, 3)
         patches = cells.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch).float()
@@ -104,3 +120,65 @@ def nested(images: Any) -> list[list[Any]]:
     """Pictures of each sample: a single picture, and a picture a sample, are given their lists."""
     samples = images if isinstance(images, (list, tuple)) else [images]
     return [list(sample) if isinstance(sample, (list, tuple)) else [sample] for sample in samples]
+
+
+def _opened(image: Any) -> Image.Image:
+    """A picture as it is stored; `load_image` of transformers would clip gray of more than 8 bits to white."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    if not isinstance(image, str):
+        raise TypeError(f"a picture is a PIL image, an array or a string, not {type(image)}")
+    if image.startswith(("http://", "https://")):
+        request = urllib.request.Request(image, headers={"User-Agent": "transformers"})
+        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+            return Image.open(BytesIO(response.read()))
+    if os.path.isfile(image):
+        return Image.open(image)
+    encoded = image.partition("base64,")[2] or image
+    try:
+        return Image.open(BytesIO(base64.decodebytes(encoded.encode())))
+    except Exception as error:
+        raise ValueError(f"neither a picture file nor an address nor base64: {image[:80]!r}") from error
+
+
+# From here on: as `megatron_eve.data.images.decode` does it, which a run trains on.
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB, turned as the orientation of the file says."""
+    rgb = _to_rgb(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) where there is none or it cannot be read. Only once decoded."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block is no reason to lose a picture that decodes
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _gray_to_rgb(_scale(np.asarray(image), (65535,)))
+    if image.mode == "F":
+        return _gray_to_rgb(_scale(np.asarray(image), (1, 255, 65535)))
+    return image.convert("RGB")
+
+
+def _scale(values: NDArray[np.generic], ranges: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Gray values to 0..255: from the first range 0..r that holds them all, else from their own span."""
+    gray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(gray.min()), float(gray.max())
+    white = next((float(r) for r in ranges if low >= 0 and high <= r), 0.0)
+    if not white:
+        gray, white = gray - low, (high - low) or 1.0
+    return np.rint(gray * (255.0 / white)).astype(np.uint8)
+
+
+def _gray_to_rgb(gray: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(gray).convert("RGB")

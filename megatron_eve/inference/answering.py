@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.engine import Engine, Query
-from megatron_eve.inference.questions import AnswersFile, Question
+from megatron_eve.inference.questions import AnswerRow, AnswersFile, Question, read_picture
 
 
 @dataclass
@@ -40,7 +41,8 @@ def answer_questions(
 ) -> Tally:
     """Answer what is missing, in order.
 
-    A question whose picture cannot be read or whose prompt is too long gets a row that says so, and the run goes on.
+    A question that cannot be asked, whose picture cannot be read or whose prompt is too long gets a row that says so,
+    and the run goes on.
 
     Args:
         engine: whose `prepare` and `answers` are called.
@@ -57,14 +59,15 @@ def answer_questions(
         ]
         queries = [query for query in prepared if isinstance(query, Query)]
         found = iter(engine.answers(queries, max_new_tokens) if queries else [])
-        rows: list[tuple[Question, str, str | None]] = []
+        rows: list[AnswerRow] = []
         for question, one in zip(questions, prepared, strict=True):
             if isinstance(one, SkipRow):
-                rows.append((question, "", str(one)))
+                rows.append(AnswerRow(question, "", error=str(one)))
                 tally.skipped[one.reason] = tally.skipped.get(one.reason, 0) + 1
             else:
                 answer = next(found)
-                rows.append((question, answer.text, None))
+                digests = tuple(hashlib.sha256(image).hexdigest() for image in one.images)
+                rows.append(AnswerRow(question, answer.text, digests))
                 tally.answered += 1
                 tally.tokens += len(answer.tokens)
         answers.append(rows)
@@ -81,15 +84,9 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Quest
 
 def _prepare(engine: Engine, question: Question, image_folder: Path, max_new_tokens: int) -> Query | SkipRow:
     try:
-        images = [_read(image_folder, name) for name in question.images]
+        if question.problem is not None:
+            raise SkipRow("bad_question", question.problem)
+        images = [read_picture(image_folder, name) for name in question.images]
         return engine.prepare(question.prompt, images, max_new_tokens)
     except SkipRow as error:
         return error
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SkipRow("image_missing", f"{name}: {reason}") from error

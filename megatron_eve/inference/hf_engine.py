@@ -1,11 +1,13 @@
 """Answers from a folder that tools/convert_checkpoint.py export --format transformers wrote, by transformers itself.
 
-The classes are those of `megatron_eve.hf`: no code of the folder runs.
+So does a folder that transformers saved again (`save_pretrained` of model and processor). The classes are those of
+`megatron_eve.hf`: no code of the folder runs.
 """
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -14,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, StoppingCriteria
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-import megatron_eve.hf  # noqa: F401  (registers the classes)
 from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.inference.engine import Answer, Query, TextPieces, check_length
+from megatron_eve.hf import EVEConfig
+from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+_PROBE = "two  words,\n猫 🙂"
 
 
 class HFEngine:
@@ -34,20 +39,21 @@ class HFEngine:
         apply_exif: turn pictures upright, as the model's dataset did.
 
     Raises:
-        OSError, DataError: the folder lacks a file.
-        ValueError: a file of it cannot be used.
+        ConfigError: a file is missing or cannot be used, or the files are not those of one EVE.
     """
 
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
-        local = {"trust_remote_code": False, "local_files_only": True}
-        self._processor: Any = AutoProcessor.from_pretrained(folder, **local)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **local)
+        self._processor, model = _open(folder)
         self._model = model.to(accelerator().device).eval()
-        # The `tokenizers` library loses a whole run of bytes where one of them belongs to no character.
-        self._tokenizer, self._apply_exif = Tokenizer(folder / "tokenizer.model"), apply_exif
-        self._stop_ids = [self._tokenizer.eos_id]
+        self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
+        self._stop_ids = [self._processor.tokenizer.eos_token_id]
         if conv_mode == "plain":
-            self._stop_ids.append(self._tokenizer.encode("\n")[-1])
+            self._stop_ids.append(self._ids("\n")[-1])
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a text, without BOS."""
+        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
 
     @property
     def max_length(self) -> int:
@@ -72,7 +78,7 @@ class HFEngine:
     def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
         tokens = _Tokens()
-        inputs, pieces = self._inputs([query]), TextPieces(self._tokenizer.decode)
+        inputs, pieces = self._inputs([query]), TextPieces(self._text.decode)
         thread = threading.Thread(target=tokens.run, args=(self._generate, inputs, max_new_tokens))
         thread.start()
         try:
@@ -109,7 +115,98 @@ class HFEngine:
 
     def _answer(self, row: list[int]) -> Answer:
         end = next((at for at, token in enumerate(row) if token in self._stop_ids), len(row))
-        return Answer(tuple(row[:end]), self._tokenizer.decode(row[:end]).strip())
+        return Answer(tuple(row[:end]), self._text.decode(row[:end]).strip())
+
+
+def _open(folder: Path) -> tuple[Any, Any]:
+    """The processor and the model of a folder.
+
+    Raises:
+        ConfigError: transformers cannot open it, its parts are not those of one EVE, or weights are missing, which
+            transformers would draw at random.
+    """
+    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, **local)
+        _check_type(folder, config)  # before a model of its sizes is built
+        processor: Any = AutoProcessor.from_pretrained(folder, **local)
+        _check_tokenizer(folder, config, processor)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, **local
+        )
+        model, found = opened
+    except ConfigError:
+        raise
+    except (
+        Exception
+    ) as error:  # transformers, tokenizers and safetensors raise nearly anything on a damaged file
+        told = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ConfigError(
+            f"--model-path {folder}: transformers cannot open it ({type(error).__name__}: {told[:200]}); copy or "
+            "export the folder again"
+        ) from error
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"--model-path {folder}: {len(found['missing_keys'])} weights are missing, such as "
+            f"{min(found['missing_keys'])}; copy or export the folder again"
+        )
+    return processor, model
+
+
+def _check_type(folder: Path, config: Any) -> None:
+    if not isinstance(config, EVEConfig):
+        raise ConfigError(
+            f"--model-path {folder}: holds a model of type {config.model_type!r}, not an EVE; name the folder of one"
+        )
+
+
+def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
+    """Refuse a tokenizer of another model, by the id of `<image>` and what becomes of a text."""
+    image = config.vocab_size if config.image_token_index is None else config.image_token_index
+    ids = processor.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if processor.image_token_id != image or PieceText(processor.tokenizer).decode(ids) != _PROBE:
+        raise ConfigError(
+            f"--model-path {folder}: its tokenizer.json is not the one that this model was exported with; save the "
+            "processor of the exported folder there (AutoProcessor.from_pretrained(...).save_pretrained(...))"
+        )
+
+
+class PieceText:
+    """Text of token ids by the pieces of a tokenizer.json, to the letter as sentencepiece makes it.
+
+    The `tokenizers` library itself loses a whole run of bytes where one of them belongs to no character.
+
+    Args:
+        tokenizer: of transformers, with Llama's pieces.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        special = {number for number, added in tokenizer.added_tokens_decoder.items() if added.special}
+        special |= set(tokenizer.all_special_ids)
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self._bytes = [b"" if number in special else _bytes(piece) for number, piece in enumerate(pieces)]
+        # Llama's "▁" in front of a text stands for no space; a byte that is a space does.
+        self._begins = [not _BYTE_PIECE.fullmatch(piece) for piece in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens; a byte that is part of no character gives U+FFFD."""
+        known = [token for token in ids if token < len(self._bytes) and self._bytes[token]]
+        content = b"".join(self._bytes[token] for token in known)
+        if known and self._begins[known[0]]:
+            content = content.removeprefix(b" ")
+        text = ""
+        while content:
+            try:
+                return text + content.decode()
+            except UnicodeDecodeError as error:
+                text += content[: error.start].decode() + REPLACEMENT
+                content = content[error.start + 1 :]
+        return text
+
+
+def _bytes(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 
 
 class _Tokens(BaseStreamer, StoppingCriteria):

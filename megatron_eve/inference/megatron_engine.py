@@ -68,11 +68,11 @@ class MegatronEngine:
         for found in self._lead(queries, max_new_tokens):
             for sample, token in found:
                 tokens[sample].append(token)
-        return [Answer(tuple(some), self._tokenizer.decode(some).strip()) for some in tokens]
+        return [Answer(tuple(some), self._text(some).strip()) for some in tokens]
 
     def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         """See `Engine.stream`."""
-        pieces = TextPieces(self._tokenizer.decode)
+        pieces = TextPieces(self._text)
         steps = self._lead([query], max_new_tokens)
         try:
             for ((_, token),) in steps:
@@ -82,6 +82,10 @@ class MegatronEngine:
             steps.close()
         if piece := pieces.rest():
             yield piece
+
+    def _text(self, tokens: list[int]) -> str:
+        """Text of an answer. The rows that an embedding was padded with have no piece, and so no text."""
+        return self._tokenizer.decode([token for token in tokens if token < self._tokenizer.vocab_size])
 
     def follow(self) -> None:
         """Take part in what rank 0 does, until it calls `dismiss`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.inference.engine import Engine
 
-_PROCESSOR = "processor_config.json"
+# Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
+_MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +27,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="a checkpoint (the folder that --save of a run or an import wrote), or a folder that "
-        "tools/convert_checkpoint.py export --format transformers wrote",
+        "tools/convert_checkpoint.py export --format transformers wrote, or that transformers saved again (model and "
+        "processor)",
     )
     model.add_argument(
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="the tokenizer.model that a checkpoint was trained with; an exported folder has its own",
+        help="the tokenizer.model that a checkpoint was trained with, which it needs; leave this out with a folder of "
+        "export, which has its own",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -45,7 +49,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_exported(folder: Path) -> bool:
-    return (folder / _PROCESSOR).is_file()
+    """Is it a folder in Hugging Face layout, and no run's?"""
+    run = (folder / TRACKER).is_file()
+    return not run and any((folder / name).is_file() for name in (_MODEL, *_PROCESSORS))
+
+
+def _lacking(folder: Path) -> str | None:
+    """What a folder in Hugging Face layout lacks to be answered from."""
+    for names in ((_MODEL,), ("tokenizer.json",), _PROCESSORS):
+        if not any((folder / name).is_file() for name in names):
+            return names[0]
+    return None
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:
@@ -58,8 +72,14 @@ def check_model_flags(flags: argparse.Namespace) -> None:
     if not exported and not (flags.model_path / TRACKER).is_file():
         raise ConfigError(
             f"--model-path {flags.model_path}: neither a checkpoint (no {TRACKER} there) nor an exported folder (no "
-            f"{_PROCESSOR}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
+            f"{_MODEL}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
             "or export --format transformers"
+        )
+    if exported and (lacking := _lacking(flags.model_path)):
+        raise ConfigError(
+            f"--model-path {flags.model_path}: has no {lacking}; if transformers saved the folder, save the processor "
+            "there too (AutoProcessor.from_pretrained(EXPORTED).save_pretrained); of the published layout make a "
+            "checkpoint (tools/convert_checkpoint.py import), and name that with its --tokenizer-model"
         )
     if exported and flags.tokenizer_model is not None:
         raise ConfigError(f"--tokenizer-model: {flags.model_path} has a tokenizer of its own; leave this out")
@@ -126,10 +146,9 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
     from megatron_eve.inference.hf_engine import HFEngine
 
     assert work is not None, "there is one process"
-    try:
-        engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
-    except ValueError as error:
-        raise ConfigError(f"--model-path {flags.model_path}: {error}") from error
+    _say(f"weights: {flags.model_path}, a folder for transformers")
+    engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
+    _check_answer_length(flags, engine.max_length)
     return work(engine)
 
 
@@ -138,7 +157,9 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.training.checkpoint import load_weights, saved_config
+    from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
+    from megatron_eve.training.checkpoint_store import weights_fingerprint
+    from megatron_eve.training.compatibility import check_tokenizer, unlike_training
     from megatron_eve.training.initialize import distributed, world_size
     from megatron_eve.training.model import build_chunks
 
@@ -151,12 +172,13 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         flags.pipeline_model_parallel_size,
     )
     validate(config, world_size())
+    _check_answer_length(flags, config.model.max_position_embeddings)
     tokenizer = Tokenizer(flags.tokenizer_model)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise ConfigError(
-            f"--tokenizer-model {flags.tokenizer_model}: has {tokenizer.vocab_size} pieces, and the model "
-            f"{config.model.vocab_size}; name the one that it was trained with"
-        )
+    checkpoint, common = saved_common(folder)
+    _warn(check_tokenizer(checkpoint, common, tokenizer))
+    for sentence in unlike_training(checkpoint, common, conv_mode, not flags.ignore_exif_orientation):
+        _warn(sentence)
+    _say(f"weights: {checkpoint}, sha256 {weights_fingerprint(checkpoint)}")
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)
         load_weights(folder, [model], config.model)
@@ -169,6 +191,32 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
         status = work(engine)  # its error ends the process, and torchrun the others'
         engine.dismiss()
         return status
+
+
+def _check_answer_length(flags: argparse.Namespace, max_length: int) -> None:
+    """Refuse an answer that leaves no room for any prompt."""
+    if flags.max_new_tokens >= max_length:
+        raise ConfigError(
+            f"--max-new-tokens {flags.max_new_tokens}: the model takes {max_length} tokens, prompt and answer "
+            "together; ask for fewer"
+        )
+
+
+def _say(line: str) -> None:
+    """A line on standard error, once: standard output has the answers."""
+    if global_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence:
+        _say(f"warning: {sentence}")
+
+
+def show_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, where Python would raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def saved_in_bfloat16(folder: Path) -> bool:

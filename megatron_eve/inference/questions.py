@@ -1,12 +1,15 @@
 """Questions and answers as the published evaluations keep them: one JSON object a line.
 
 A question is `{"question_id", "image", "text"}`, an answer `{"question_id", "prompt", "text", "answer_id", "model_id",
-"metadata"}`. Answers are only ever appended, so a run that was killed goes on where its file ends.
+"metadata"}`. Answers are only ever appended, so a run that was killed goes on where its file ends. What an answer came
+from stands in its `metadata`, which scorers do not read: model, settings, and name and sha256 of each picture.
 """
 
 from __future__ import annotations
 
+import codecs
 import fcntl
+import hashlib
 import json
 import os
 import uuid
@@ -16,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.conversation import ConversationError, prompt_text
-from megatron_eve.data.errors import DataError
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.inference.origin import AnswerOrigin
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Question:
         images: file names, none for a question without a picture.
         text: the question as it stands in the file.
         prompt: what the model is to continue, with an `<image>` for each picture.
+        problem: why it cannot be asked; its row says so.
     """
 
     id: str | int
     images: tuple[str, ...]
     text: str
     prompt: str
+    problem: str | None = None
 
     @property
     def key(self) -> tuple[str | int, str]:
@@ -41,53 +47,109 @@ class Question:
         return self.id, self.text
 
 
-def read_questions(path: Path, conv_mode: str) -> list[Question]:
-    """Read a question file whole and make its prompts.
+@dataclass(frozen=True)
+class QuestionFile:
+    """What a question file holds.
+
+    Attributes:
+        questions: in their order; those that cannot be asked (`Question.problem`) among them.
+        refused: why other lines are no question, each with file and line. No answer can name them.
+    """
+
+    questions: list[Question]
+    refused: list[str]
+
+
+def read_questions(path: Path, conv_mode: str) -> QuestionFile:
+    """Read a question file whole and make its prompts. A line that is no question does not stop the others.
 
     Raises:
-        DataError: a line that is not a question, or the same question twice; names file and line.
+        DataError: none of its lines is a question; says why of the first.
     """
     questions: list[Question] = []
+    refused: list[str] = []
     lines: dict[tuple[str | int, str], int] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(f"{path}: is UTF-16 text; save it as UTF-8")
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:
-                question = _question(json.loads(line), conv_mode)
+                question = _question(line, conv_mode)
                 if question.key in lines:
                     raise ValueError(f"the same question_id and text as in line {lines[question.key]}")
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: {error}") from error
+                refused.append(f"{path}, line {number}: {error}")
+                continue
             lines[question.key] = number
             questions.append(question)
-    return questions
+    if not questions:
+        first = refused[0] if refused else f"{path}: is empty"
+        raise DataError(
+            f"{first}; no line of it is a question: write each as an object on a line of its own, with question_id, "
+            "image and text"
+        )
+    return QuestionFile(questions, refused)
 
 
-def _question(row: object, conv_mode: str) -> Question:
+def _question(line: bytes, conv_mode: str) -> Question:
+    """The question of a line.
+
+    Raises:
+        ValueError: no answer could name it: not UTF-8, not JSON, or no `question_id`.
+    """
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from None
     if not isinstance(row, dict):
         raise ValueError(f"a JSON {type(row).__name__}, not an object")
     name, images, text = row.get("question_id"), row.get("image"), row.get("text")
     if not isinstance(name, (str, int)) or isinstance(name, bool):
         raise ValueError('no "question_id" that is a text or a whole number')
+    if not _is_text(name):
+        raise ValueError('"question_id" holds half of a surrogate pair')
+    try:
+        images, text = _asked(images, text, conv_mode)
+        return Question(name, images, text, prompt_text(text, conv_mode, len(images)))
+    except (ValueError, ConversationError) as error:
+        shown = text if isinstance(text, str) and _is_text(text) else ""
+        return Question(name, (), shown, "", problem=str(error))
+
+
+def _asked(images: object, text: object, conv_mode: str) -> tuple[tuple[str, ...], str]:
+    """Image names and text of a question, or a ValueError that says why they are none."""
     if images is None:
         images = []
     elif isinstance(images, str):
         images = [images]
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, str) and image and _is_text(image) for image in images
+    ):
         raise ValueError('"image" is neither a file name nor a list of file names')
     if text is None and conv_mode == "plain":
         text = ""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not (text.strip() or conv_mode == "plain"):
         raise ValueError('no "text" with the question')
+    if not _is_text(text):
+        raise ValueError('"text" holds half of a surrogate pair')
+    if conv_mode == "plain" and not images:
+        raise ValueError('no "image" to caption')
+    return tuple(images), text
+
+
+def _is_text(value: str | int) -> bool:
+    """Can it be written as UTF-8? JSON's escapes can spell half of a surrogate pair."""
     try:
-        json.dumps([name, images, text], ensure_ascii=False).encode()
+        str(value).encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair") from None
-    try:
-        return Question(name, tuple(images), text, prompt_text(text, conv_mode, len(images)))
-    except ConversationError as error:
-        raise ValueError(str(error)) from error
+        return False
+    return True
 
 
 def chunk(questions: Sequence[Question], count: int, index: int) -> Sequence[Question]:
@@ -96,13 +158,32 @@ def chunk(questions: Sequence[Question], count: int, index: int) -> Sequence[Que
     return questions[index * size : (index + 1) * size]
 
 
+@dataclass(frozen=True)
+class AnswerRow:
+    """What is written of a question.
+
+    Attributes:
+        question: it.
+        text: the answer; empty with an error.
+        image_digests: the sha256 of each picture's file; None for one that was not read.
+        error: why there is no answer.
+    """
+
+    question: Question
+    text: str
+    image_digests: tuple[str | None, ...] = ()
+    error: str | None = None
+
+
 class AnswersFile:
     """The answers of one shard, appended batch by batch. A context manager: it locks the file, and closes it.
 
     Args:
         path: the file; it and its folder are made where they are missing.
         questions: of this shard.
-        model_id: what the answers say of the model.
+        origin: what the answers come from; each row holds it.
+        image_folder: image names are relative to it. Pictures of the answers that are there are read, to see whether
+            they are still the same.
 
     Attributes:
         missing: questions without an answer, in their order.
@@ -110,11 +191,15 @@ class AnswersFile:
         damaged: those among them that hold an error in place of an answer.
 
     Raises:
-        DataError: another process writes it, a line that is no answer, or one to another question or of another model.
+        DataError: another process writes it, a line that is no answer, or one to another question, to another picture,
+            of another model or made with other settings. The file is left as it is.
     """
 
-    def __init__(self, path: Path, questions: Sequence[Question], model_id: str) -> None:
-        self._model_id = model_id
+    def __init__(
+        self, path: Path, questions: Sequence[Question], origin: AnswerOrigin, image_folder: Path
+    ) -> None:
+        self._origin, self._image_folder = origin, image_folder
+        self._digests: dict[str, str | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:
@@ -131,31 +216,55 @@ class AnswersFile:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1  # what follows was cut off in the middle of a write
-        known = {question.key for question in questions}
+        known = {question.key: question for question in questions}
         found: set[tuple[Any, Any]] = set()
         self.damaged = 0
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
-                key, model = (row["question_id"], row["prompt"]), row["model_id"]
-                self.damaged += "error" in row["metadata"]
-                if key not in known:
-                    raise DataError(
-                        f"{path}, line {number}: an answer to a question that this run does not ask"
-                    )
-                if model != self._model_id:
-                    raise DataError(
-                        f"{path}, line {number}: an answer of {model}; give {self._model_id} another file"
-                    )
-            except (ValueError, KeyError, TypeError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(f"{path}, line {number}: not an answer of tools/generate.py") from error
+                key, metadata = (row["question_id"], row["prompt"]), row["metadata"]
+                question = known.get(key)
+                self.damaged += "error" in metadata
+                if question is None:
+                    problem: str | None = "is to a question that this run does not ask"
+                elif row["model_id"] != self._origin.model_id:
+                    problem = f"came from {row['model_id']}, and this run's model is {self._origin.model_id}"
+                else:
+                    problem = self._origin.difference(metadata) or self._other_picture(question, metadata)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise DataError(
+                    f"{path}, line {number}: not an answer of tools/generate.py; give this run another --answers-file"
+                ) from None
+            if problem:
+                remedy = "remove that row, or " if "error" in metadata else ""
+                raise DataError(
+                    f"{path}, line {number}: this answer {problem}; {remedy}give this run another --answers-file"
+                )
             found.add(key)
         if whole < len(content):
             self._file.truncate(whole)
         self.missing = [question for question in questions if question.key not in found]
         self.resumed = len(found)
+
+    def _other_picture(self, question: Question, metadata: dict[str, Any]) -> str | None:
+        """In what an answer was to other pictures than its question now names; None if to the same."""
+        names = [image["name"] for image in metadata["images"]]
+        if names != list(question.images):
+            return f"is about {', '.join(names) or 'no picture'}, not {', '.join(question.images) or 'no picture'}"
+        for image in metadata["images"]:
+            digest = self._digest(image["name"]) if image["sha256"] else None
+            if digest is not None and digest != image["sha256"]:
+                return f"is about another picture than {image['name']} is now"
+        return None
+
+    def _digest(self, name: str) -> str | None:
+        """Of a picture's file; None of one that cannot be read, which contradicts nothing."""
+        if name not in self._digests:
+            try:
+                self._digests[name] = hashlib.sha256(read_picture(self._image_folder, name)).hexdigest()
+            except SkipRow:
+                self._digests[name] = None
+        return self._digests[name]
 
     def __enter__(self) -> AnswersFile:
         return self
@@ -163,21 +272,44 @@ class AnswersFile:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def append(self, answered: Iterable[tuple[Question, str, str | None]]) -> None:
-        """Add (question, answer, error or None), on disk before this returns."""
-        lines = [json.dumps(self._row(*one), ensure_ascii=False) + "\n" for one in answered]
+    def append(self, answered: Iterable[AnswerRow]) -> None:
+        """Add rows, on disk before this returns."""
+        lines = [json.dumps(self._row(one), ensure_ascii=False) + "\n" for one in answered]
         self._file.write("".join(lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _row(self, question: Question, text: str, error: str | None) -> dict[str, object]:
+    def _row(self, answer: AnswerRow) -> dict[str, object]:
+        question, digests = answer.question, answer.image_digests or (None,) * len(answer.question.images)
         # A name of its own for each answer, as published, but the same in every run of the same model's name.
-        name = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([self._model_id, *question.key]))
+        name = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([self._origin.model_id, *question.key]))
+        pictures = [
+            {"name": image, "sha256": digest} for image, digest in zip(question.images, digests, strict=True)
+        ]
+        error = {} if answer.error is None else {"error": answer.error}
         return {
             "question_id": question.id,
             "prompt": question.text,
-            "text": text,
+            "text": answer.text,
             "answer_id": name.hex,
-            "model_id": self._model_id,
-            "metadata": {} if error is None else {"error": error},
+            "model_id": self._origin.model_id,
+            "metadata": {**error, "images": pictures, **self._origin.to_metadata()},
         }
+
+
+def read_picture(folder: Path, name: str) -> bytes:
+    """A picture's file.
+
+    Raises:
+        SkipRow: it is not there, is no file, or cannot be read.
+    """
+    path = folder / name
+    try:
+        if path.exists() and not path.is_file():
+            raise SkipRow("image_missing", f"{name}: not a file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, SkipRow):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SkipRow("image_missing", f"{name}: {reason}") from error

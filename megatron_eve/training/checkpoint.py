@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from megatron_eve.training.compatibility import (
     SHAPELESS,
     CheckpointError,
     check_data,
+    check_length,
     check_model,
     check_teacher,
 )
 from megatron_eve.training.model import unwrap
 from megatron_eve.training.monitor import print_rank_0
-from megatron_eve.training.optimizer import forget_state, state_as_at_the_first_update
+from megatron_eve.training.optimizer import make_moments
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
@@ -62,11 +62,6 @@ class Progress:
     recent: tuple[Values, ...] = ()
     skipped_in_a_row: int = 0
 
-    @property
-    def updated(self) -> bool:
-        """Has an update been made? Not where every step so far was left out."""
-        return self.iteration > self.skipped_in_a_row
-
     def after(self, samples: int, values: Values, skipped: bool) -> Progress:
         """Where a run stands a step later, which took so many samples."""
         recent = self.recent if skipped else (*self.recent, values)[-WINDOW:]
@@ -92,10 +87,7 @@ def run_state(
         dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
-    with nullcontext() if progress.updated else state_as_at_the_first_update(optimizer):
-        optimizer_state = optimizer.sharded_state_dict(
-            _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
-        )
+    make_moments(optimizer)
     return {
         "checkpoint_version": 3.0,
         **asdict(progress),
@@ -106,7 +98,9 @@ def run_state(
         **_model_state(chunks),
         **_scales(chunks, config.to_dict()),
         "rng_state": _rng_state(),
-        "optimizer": optimizer_state,
+        "optimizer": optimizer.sharded_state_dict(
+            _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
+        ),
     }
 
 
@@ -135,6 +129,7 @@ def load_checkpoint(
     saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
     check_data(folder, saved, config, dataset)
+    check_length(folder, saved, config)
     check_teacher(folder, saved, config, teacher)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
@@ -159,10 +154,7 @@ def load_checkpoint(
         _restore_rng(loaded["rng_state"])
     restore_pending(loaded)
     # Some of it is younger than the oldest checkpoints.
-    progress = Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
-    if not progress.updated:
-        forget_state(optimizer)
-    return progress
+    return Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
 
 
 def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:
@@ -206,16 +198,31 @@ def saved_config(folder: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def saved_common(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a folder's latest checkpoint, and what its `common.pt` holds; no tensor is read.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or its `common.pt` is not there or cannot be read.
+    """
+    path = _latest_folder(folder)
+    try:
+        return path, dist_checkpointing.load_common_state_dict(str(path))
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CheckpointError(
+            f"{path}: common.pt cannot be read ({type(error).__name__}), so this checkpoint is not whole; {_REMEDY}"
+        ) from None
+
+
 _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or restore this one"
 
 
 def _latest_folder(folder: str) -> Path:
-    """The folder of a run's latest checkpoint, which must be there."""
+    """The folder of a run's latest checkpoint, or of the one that is named, which must be there."""
     store = CheckpointStore(folder)
     iteration = store.latest()
     if iteration is None:
         raise CheckpointError(
-            f"{store.root}: no {TRACKER} there, so no checkpoint; name the folder that --save wrote"
+            f"{store.root}: no {TRACKER} and no iter_ folder there, so no checkpoint; name the folder that --save wrote"
         )
     return store.folder(iteration)
 
@@ -226,6 +233,10 @@ def _best_checkpoint(store: CheckpointStore) -> Path | None:
     if torch.distributed.get_rank() == 0:
         store.recover()
         told = [store.candidates()]
+        if told[0] and store.chosen is None and not (store.root / TRACKER).exists():
+            print_rank_0(
+                f"warning: {store.root} has no {TRACKER}; going on from the newest whole checkpoint there"
+            )
     torch.distributed.broadcast_object_list(told, src=0)
     problems: list[str] = []
     for iteration in told[0]:

@@ -33,10 +33,17 @@ _PIECE = 16 << 20  # bytes that are read at a time
 
 
 class CheckpointStore:
-    """One run's folder."""
+    """One run's folder, or, for reading, one checkpoint of it (`run/iter_0000100`).
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    Attributes:
+        root: the run's folder.
+        chosen: the iteration of the checkpoint that the path names; None where it names the run's folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root, self.chosen = Path(path), iteration_of(path)
+        if self.chosen is not None:
+            self.root = Path(path).absolute().parent
 
     def folder(self, iteration: int) -> Path:
         """Megatron's name for a checkpoint."""
@@ -48,14 +55,18 @@ class CheckpointStore:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self) -> int | None:
-        """The iteration that the tracker file names; None where there is no tracker.
+        """The iteration that the tracker file names, or of the one checkpoint that was chosen.
+
+        Without a tracker file, which a copy may have left behind, it is the newest folder's; None where there is none.
 
         Raises:
             CheckpointError: the tracker file does not hold a number.
         """
+        if self.chosen is not None:
+            return self.chosen
         tracker = self.root / TRACKER
         if not tracker.exists():
-            return None
+            return max(self.iterations(), default=None)
         text = tracker.read_text(encoding="utf-8", errors="replace").strip()
         if not text.isdigit():
             raise CheckpointError(
@@ -67,8 +78,11 @@ class CheckpointStore:
         """Checkpoints to resume from, best first: the one that the tracker names, then older ones.
 
         A folder newer than the tracker says belongs to a run that was killed before it named it: the one before it
-        is taken, as if the kill had come a moment earlier. Of a tracker that cannot be read, all are.
+        is taken, as if the kill had come a moment earlier. Without a tracker, or with one that cannot be read, all
+        are. A checkpoint that was chosen is the only one.
         """
+        if self.chosen is not None:
+            return [self.chosen]
         try:
             latest = self.latest()
         except CheckpointError:
@@ -180,11 +194,11 @@ class CheckpointStore:
 
     @property
     def free(self) -> str:
-        """How much room the disk has, for people; it may be gone altogether."""
+        """How much room the disk has, for people; nothing is raised."""
         try:
             return f"{self._free() / 1e9:,.1f} GB"
-        except OSError:
-            return "unknown amounts"
+        except OSError as error:
+            return f"unknown bytes ({error.strerror})"
 
     def _free(self) -> int:
         there = self.root
@@ -207,6 +221,14 @@ class CheckpointStore:
             f"{self.root}: {self.free} are free there, and {kept + 1} checkpoints of about "
             f"{size / 1e9:,.1f} GB must fit; make room, choose another --save, or keep fewer (--keep-last)"
         )
+
+
+def iteration_of(path: str | Path) -> int | None:
+    """The iteration of the checkpoint folder that a path names; None where it names no checkpoint that is there."""
+    folder = Path(path)
+    number = folder.absolute().name.removeprefix(_PREFIX)
+    named = folder.absolute().name.startswith(_PREFIX) and number.isdigit()
+    return int(number) if named and folder.is_dir() else None
 
 
 def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
@@ -278,6 +300,23 @@ def compare_checksums(
 
 def _is_optimizer(name: str) -> bool:
     return name.startswith(OPTIMIZER)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """One sha256 for the weights of a checkpoint, from the digests that its writers left; no tensor is read.
+
+    It stays the same when the optimizer state is dropped, and names the same weights in any folder.
+
+    Raises:
+        OSError: the checksums, or without any its files, cannot be read.
+    """
+    sums = _checksums(folder) or {path.name: _sha256(path) for path in folder.iterdir() if path.is_file()}
+    kept = [
+        f"{digest}  {name}\n"
+        for name, digest in sorted(sums.items())
+        if not _is_optimizer(name) and name not in _ALWAYS
+    ]
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
 
 
 def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:

@@ -1,16 +1,25 @@
-"""May a run go on from this checkpoint? Model, data and teacher of both, compared before anything is loaded."""
+"""May a run go on from this checkpoint, and may it answer or be exported with this tokenizer?
+
+Model, data, teacher and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
 from megatron_eve.errors import UserError
 
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
+
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
+DROPPED = "dropped samples"
+_CONTENT = "content"
 # Sizes of the aligning layer, which matter only where there is one.
 ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
@@ -39,12 +48,49 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with {flag} {value}, this run has {mine.get(flag)}; resume with the same "
                 "order, or start anew from its weights with --pretrained-checkpoint"
             )
-    for name, value in saved["dataset"].items():
-        if dataset.get(name) != value:
+    # Checkpoints of versions that dropped no samples say nothing of them.
+    for name, value in {DROPPED: [], **saved["dataset"]}.items():
+        if name == _CONTENT:
+            _check_content(folder, value, dataset.get(name, []))
+            continue
+        found = dataset.get(name, [] if name == DROPPED else None)
+        if found != value:
+            same = "--data-path"
+            if name == DROPPED:
+                same = "--seq-length, --max-images-per-pack and --max-position-embeddings"
             raise CheckpointError(
-                f"{folder}: was made with data whose {name} are {value}, this run's are {dataset.get(name)}; "
-                "resume with the same --data-path, or start anew from its weights with --pretrained-checkpoint"
+                f"{folder}: was made with data whose {name} are {value}, this run's are {found}; "
+                f"resume with the same {same}, or start anew from its weights with --pretrained-checkpoint"
             )
+
+
+def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
+    """Refuse datasets with other samples, or the same in another order; those of older versions have no digest."""
+    for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
+        if one and other and one != other:
+            raise CheckpointError(
+                f"{folder}: dataset {number} of --data-path holds other samples than when this checkpoint was made, or "
+                "the same in another order, so the next sample of the run is not known; resume with the dataset as it "
+                "was, or start anew from the weights with --pretrained-checkpoint"
+            )
+
+
+def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another batch size in a run whose length is counted in iterations.
+
+    The run ends when --train-iters times --global-batch-size samples are consumed, and the learning rate follows them.
+    After iterations of another size that is not at iteration --train-iters.
+    """
+    size, iterations = config.training.global_batch_size, config.training.train_iters
+    iteration, consumed = saved["iteration"], saved["consumed_samples"]
+    if iterations is None or consumed == iteration * size:
+        return
+    rest = max(iterations - iteration, 0) * size
+    raise CheckpointError(
+        f"{folder}: made with --global-batch-size {saved['config']['training']['global_batch_size']}, and this run has "
+        f"{size}, which would end it at another iteration than --train-iters {iterations}; give the same size, or the "
+        f"length in samples (--train-samples {consumed + rest} ends it after {iterations} iterations)"
+    )
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
@@ -89,3 +135,81 @@ def check_teacher(
                     f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
                     "start anew from its weights with --pretrained-checkpoint"
                 )
+
+
+def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
+    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None where it does not say.
+
+    A run records that of its dataset. An import has no dataset, and records that of its source folder. Random tokens
+    (`--mock-data`) have no tokenizer.
+    """
+    dataset = saved.get("dataset") or {}
+    found = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if found in (None, "mock") else str(found)
+
+
+def check_tokenizer(
+    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
+) -> str | None:
+    """Refuse another tokenizer than the one that a checkpoint's text was made with.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds.
+        tokenizer: the one that was given.
+        flag: it was given with.
+
+    Returns:
+        A sentence to warn with, where the checkpoint does not say which tokenizer is right; else None.
+
+    Raises:
+        CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
+            pieces than the model's vocabulary.
+    """
+    recorded = recorded_tokenizer(saved)
+    if recorded is not None:
+        if recorded == tokenizer.sha256:
+            return None
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: is another tokenizer (sha256 {tokenizer.sha256[:12]}...) than the one that "
+            f"{folder} was trained with (sha256 {recorded[:12]}...); name that one"
+        )
+    pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
+    if pieces != rows:
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+            "trained with"
+        )
+    return (
+        f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
+        f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
+    )
+
+
+def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:
+    """Sentences to warn with where a checkpoint is asked in another way than its data was made.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of their data; of an
+            older version's checkpoint the stage stands for the template.
+        conv_mode: the template of the prompts.
+        apply_exif: pictures are turned upright.
+    """
+    dataset = saved.get("dataset") or {}
+    if dataset.get("tokenizer_sha256") in (None, "mock"):
+        return []
+    found = []
+    stage = saved["config"]["training"].get("stage")
+    templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
+    if conv_mode not in templates:
+        kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
+        found.append(
+            f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
+            f"the template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} "
+            "asks as it was trained"
+        )
+    if dataset.get("apply_exif", apply_exif) != apply_exif:
+        were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
+        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from megatron.core import parallel_state
@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.accelerator.transfer import Uploader
-from megatron_eve.config import RunConfig, parse_blend, parse_split
+from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
-from megatron_eve.data.errors import DataError
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.joined import JoinedDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
+from megatron_eve.data.opening import check_split, open_datasets, pack_limits
 from megatron_eve.data.sampling import (
     BlendedOrder,
     GroupedOrder,
@@ -36,6 +35,9 @@ from megatron_eve.data.sampling import (
 from megatron_eve.training.microbatch import decodes_pixels
 from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
+
+if TYPE_CHECKING:
+    pass
 
 MOCK_SAMPLES = 4096
 
@@ -50,6 +52,7 @@ class RunData:
         training: what is trained on of each dataset.
         held_out: what losses are measured on, of each dataset that has such samples.
         identity: what must stay the same for a checkpoint's place in the order to mean anything.
+        dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
     """
 
     dataset: VisionDataset
@@ -57,14 +60,15 @@ class RunData:
     training: tuple[Part, ...]
     held_out: tuple[Part, ...]
     identity: dict[str, Any]
+    dropped: tuple[str, ...] = ()
 
 
 def open_data(config: RunConfig) -> RunData:
     """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary or image size; a sample longer than --seq-length;
-            a split that leaves nothing of a dataset; datasets that do not go together.
+        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
+            hold, leave nothing of a dataset; datasets that do not go together.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -75,70 +79,26 @@ def open_data(config: RunConfig) -> RunData:
             vocab_size=model.vocab_size,
             image_size=model.image_size,
             teacher_size=model.teacher_size,
-            seq_length=data.seq_length,
+            seq_length=pack_limits(config).longest,
             seed=config.training.seed,
         )
         return data_in_memory(config, mock)
-    blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
-    prefixes = (*blend.prefixes, *others.prefixes)
-    sha256 = None
-    if data.tokenizer_model:
-        from megatron_eve.data.tokenizer import Tokenizer
-
-        sha256 = Tokenizer(data.tokenizer_model).sha256
-    datasets = [_open(config, prefix, sha256) for prefix in prefixes]
-    training, held_out = _divide(config, prefixes, datasets, len(blend.prefixes))
-    dataset = datasets[0] if len(datasets) == 1 else JoinedDataset(datasets)
-    trained = datasets[: len(training)]
-    identity = {
-        "samples": [len(dataset) for dataset in trained],
-        "tokens": [dataset.info.num_tokens for dataset in trained],
-        "tokenizer_sha256": trained[0].info.tokenizer_sha256,
-        "shares": [round(weight / sum(blend.weights), 9) for weight in blend.weights]
-        if blend.weights
-        else [],
-    }
+    opened = open_datasets(config)
+    dataset, training = opened.joined(), opened.training
     modalities = partial(
         cached_array,
         data.data_cache_path,
-        _cache_name(trained, training),
+        _cache_name(opened.datasets[: len(training)], training),
         partial(by_modality, dataset.samples, training),
     )
-    order = _order(config, training, blend.weights, modalities)
-    return RunData(dataset, order, tuple(training), tuple(held_out), identity)
-
-
-def _divide(
-    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
-) -> tuple[list[Part], list[Part]]:
-    """What is trained on, and what is held out, of datasets of which the first `trained` are trained on."""
-    share = parse_split(config.data.split)
-    names = [Path(prefix).name for prefix in prefixes]
-    training, held_out, first = [], [], 0
-    for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
-        name = names[number] if names.count(names[number]) == 1 else prefix
-        kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
-        first += len(dataset)
-        if number < trained:
-            training.append(kept)
-            _check_split(config, prefix, kept, out)
-        if len(out):
-            held_out.append(out)
-    return training, held_out
-
-
-def _check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
-    if not len(kept) or (parse_split(config.data.split) and not len(held_out)):
-        raise DataError(
-            f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
-            f"{kept.size} samples of {name}: change the shares, or leave the dataset out"
-        )
+    order = _order(config, training, opened.weights, modalities)
+    return RunData(dataset, order, training, opened.held_out, opened.identity, opened.dropped)
 
 
 def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     """A dataset that has no files, split and ordered as the configuration says."""
     training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
-    _check_split(config, "the mock dataset", training, held_out)
+    check_split(config, "the mock dataset", training, held_out)
     identity = {
         "samples": [len(dataset)],
         "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
@@ -147,19 +107,6 @@ def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     }
     order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
     return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
-
-
-def _open(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> IndexedVisionDataset:
-    data, model = config.data, config.model
-    dataset = IndexedVisionDataset(prefix, mmap_bin_files=data.mmap_bin_files)
-    dataset.check_compatible(
-        tokenizer_sha256=tokenizer_sha256,
-        vocab_size=model.vocab_size,
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
-        seq_length=data.seq_length,
-    )
-    return dataset
 
 
 def _order(
@@ -183,7 +130,9 @@ def _cache_name(datasets: Sequence[IndexedVisionDataset], parts: Sequence[Part])
     for dataset, part in zip(datasets, parts, strict=True):
         path = Path(dataset.prefix + "_samples.npy").resolve()
         status = path.stat()
-        told.update(f"{path} {status.st_size} {status.st_mtime_ns} {part}\n".encode())
+        told.update(
+            f"{path} {status.st_size} {status.st_mtime_ns} {part}{part.dropped_fingerprint()}\n".encode()
+        )
     return f"modalities-{told.hexdigest()[:32]}"
 
 

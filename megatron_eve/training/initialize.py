@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ParallelConfig, RunConfig
+from megatron_eve.errors import UserError, show_error
 
 
 def world_size() -> int:
@@ -120,8 +121,9 @@ _PEER_LOST = (
 def run_rank(main: Callable[[], None]) -> None:
     """Run a rank's `main`; on an error print it at once and end the process without waiting for anybody.
 
-    The error of the rank that failed first is printed first: the others learn of it only when its sockets close,
-    and then say so in one line. torchrun ends whoever is left.
+    What the user can mend (a `UserError`, or an `OSError` about a file) is one `error:` line from one rank, with status
+    2. Of any other error the rank that failed first prints its traceback first: the others learn of it only when its
+    sockets close, and then say so in one line. torchrun ends whoever is left.
     """
     try:
         main()
@@ -130,6 +132,8 @@ def run_rank(main: Callable[[], None]) -> None:
     except SystemExit:
         raise
     except BaseException as error:
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
+            os._exit(show_error(error))
         rank = global_rank()
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST):
             first_line = str(error).split("\n")[0]

@@ -76,8 +76,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         # Batched exchanges give silently wrong numbers under the interleaved schedule (PP 2 x VPP 2).
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        # With gloo, freeing a sent tensor races with its sending.
-        deallocate_pipeline_outputs=on_gpu,
+        # Freeing a sent tensor races with its sending: with gloo, and with NCCL under the interleaved schedule, which
+        # does not wait for it (Megatron-LM issue 4047).
+        deallocate_pipeline_outputs=on_gpu and not interleaved,
         **kernel_settings(config),
     )
     built.finalize_model_grads_func = finalize_model_grads

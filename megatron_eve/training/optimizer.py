@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatch
 
 import torch
@@ -45,6 +44,29 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
     return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
 
 
+def make_moments(optimizer: MegatronOptimizer) -> None:
+    """Make Adam's moments, all zero, where no update has made them yet; afterwards a checkpoint can hold them.
+
+    Until its first update the optimizer has no state, which megatron-core's `sharded_state_dict` takes for granted: a
+    run whose first step is left out saves before it. An update by zero gradients at rate 0 is how megatron-core makes
+    the state when it loads (`_init_optimizer_states_with_dummy_values`); the count of updates is put back to 0.
+    """
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = one.optimizer
+        if inner.state or not any(group["params"] for group in inner.param_groups):
+            continue
+        kept = [{name: group[name] for name in ("lr", "weight_decay")} for group in inner.param_groups]
+        for group in inner.param_groups:
+            group.update(lr=0.0, weight_decay=0.0)
+            for parameter in group["params"]:
+                if parameter.numel():  # TransformerEngine's optimizer takes no empty tensor
+                    parameter.grad = torch.zeros_like(parameter)
+        inner.step()
+        inner.zero_grad()
+        for group, settings in zip(inner.param_groups, kept, strict=True):
+            group.update(settings, step=0)
+
+
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Linear warm-up from zero, then the decay; counted in samples, so a short last step counts as it should.
 
@@ -76,34 +98,3 @@ def learning_rate(optimizer: MegatronOptimizer) -> float:
 
     rate = get_canonical_lr_for_logging(optimizer.param_groups)
     return max((group["lr"] for group in optimizer.param_groups), default=0.0) if rate is None else rate
-
-
-@contextmanager
-def state_as_at_the_first_update(optimizer: MegatronOptimizer) -> Iterator[None]:
-    """Gives an optimizer that has made no update the state that it makes in its first one, while a checkpoint needs it.
-
-    Its averages are zeros. A checkpoint must hold them, for megatron-core asks for them when it loads.
-    """
-    for inner in _torch_optimizers(optimizer):
-        for parameter in (one for group in inner.param_groups for one in group["params"]):
-            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            # TransformerEngine's counts its updates elsewhere, and has a meaning for each name in the state.
-            count = {"step": torch.tensor(0.0)} if isinstance(inner, torch.optim.Adam) else {}
-            inner.state[parameter] = count | zeros
-    try:
-        yield
-    finally:
-        forget_state(optimizer)
-
-
-def forget_state(optimizer: MegatronOptimizer) -> None:
-    """Put an optimizer back to where it has made no update; the first one will make its state anew."""
-    for inner in _torch_optimizers(optimizer):
-        inner.state.clear()
-        for group in inner.param_groups:
-            group.pop("step", None)
-
-
-def _torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part.optimizer for part in parts if part.optimizer is not None]

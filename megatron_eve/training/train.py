@@ -32,6 +32,8 @@ from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.outcome import write_outcome
+from megatron_eve.training.phases import phase
 from megatron_eve.training.signals import ExitSignals, Watchdog
 from megatron_eve.training.step import StepResult, holds_losses, train_step
 from megatron_eve.training.stragglers import Stragglers
@@ -67,18 +69,25 @@ def setup(config: RunConfig) -> Trainer:
     The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
     """
     start_machine(config.faults)
-    data = open_data(config)
+    with phase("opening the data"):
+        data = open_data(config)
+    for sentence in data.dropped:
+        print_rank_0(f"warning: {sentence}")
     loader = build_loader(config, data)
-    teacher = build_teacher(config)
-    identity = shared_identity(config)
-    bare = build_chunks(config)
+    with phase("loading the teacher"):
+        teacher, identity = build_teacher(config), shared_identity(config)
+    with phase("building the model"):
+        bare = build_chunks(config)
     if config.checkpoint.pretrained_checkpoint:
-        load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
-    chunks = wrap_for_training(config, bare)
-    optimizer = build_optimizer(config, chunks)
+        with phase(f"loading weights from {config.checkpoint.pretrained_checkpoint}"):
+            load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
+    with phase("building the optimizer"):
+        chunks = wrap_for_training(config, bare)
+        optimizer = build_optimizer(config, chunks)
     progress = Progress()
     if config.checkpoint.load:
-        progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
+        with phase(f"loading {config.checkpoint.load}"):
+            progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
     # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
@@ -240,15 +249,8 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
 
 
 def _tell_launcher(config: RunConfig, why: str) -> None:
-    """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
-
-    torchrun passes no exit status of its ranks on, so the batch scripts look there; without it they requeue.
-    """
-    if config.checkpoint.save and torch.distributed.get_rank() == 0:
-        try:
-            (Path(config.checkpoint.save) / "outcome").write_text(why + "\n", encoding="utf-8")
-        except OSError as error:
-            print_rank_0(f"{config.checkpoint.save}/outcome could not be written ({error.strerror}): {why}")
+    if torch.distributed.get_rank() == 0:
+        write_outcome(config.checkpoint.save, why)
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:

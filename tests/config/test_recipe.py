@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from megatron_eve.config import (
     parse_blend,
     parse_split,
 )
+from megatron_eve.config.hints import OTHER_NAMES
+from megatron_eve.config.recipe import known_flags
 
 
 @pytest.fixture
@@ -108,15 +111,17 @@ def test_nothing_in_a_later_recipe_takes_a_setting_back(recipe: Path, tmp_path: 
 def test_a_mistake_is_laid_to_its_file(recipe: Path, layout: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, layout)
-    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    assert str(caught.value).startswith(f"{layout}, line 2: training.global_batch_size: ")
     with pytest.raises(ConfigError) as caught:
         load_recipe(layout, recipe)  # though the second would set it right
-    assert str(caught.value).startswith(f"{layout}: training.global_batch_size: ")
+    assert str(caught.value).startswith(f"{layout}, line 2: training.global_batch_size: ")
     layout.write_text("paralel: {}\n")
-    with pytest.raises(ConfigError, match=r"layout\.yaml: paralel: "):
+    with pytest.raises(
+        ConfigError, match=r"layout\.yaml, line 1: paralel: no such setting; did you mean parallel\?"
+    ):
         load_recipe(recipe, layout)
     layout.write_text("preset: eve_70b\n")
-    with pytest.raises(ConfigError, match=r"layout\.yaml: preset: eve_70b: no such preset"):
+    with pytest.raises(ConfigError, match=r"layout\.yaml, line 1: preset: eve_70b: no such preset"):
         load_recipe(layout, recipe)
     with pytest.raises(ConfigError, match="--preset eve_70b: no such preset"):
         load_recipe(recipe, preset="eve_70b")
@@ -198,8 +203,69 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"--{name.replace('_', '-')}" in text
 
 
-def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse(["--tensor-parallel", "2"])
-    assert caught.value.code == 2
-    assert "--tensor-parallel" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--tensor-parallel", "2"],
+            "--tensor-parallel: no such flag; did you mean --tensor-model-parallel-size?",
+        ),
+        (["--sede=3"], "--sede: no such flag; did you mean --seed?"),
+        (
+            ["--micro-batch-size", "4"],
+            "--micro-batch-size: no such flag; samples are packed into microbatches",
+        ),
+        (["--lr_warmup_iters", "4"], "--lr_warmup_iters: no such flag; the warm-up is a share of the run"),
+        (
+            ["--finetune"],
+            "--finetune: no such flag; --pretrained-checkpoint FOLDER starts from the weights alone",
+        ),
+        (["--no-stage"], "--no-stage: no such flag; did you mean --stage?"),
+        (["--zzz"], "--zzz: no such flag; --help lists them all"),
+        (["--lr", "abc"], "--lr abc: must be a number"),
+        (["--num-layers", "1.5"], "--num-layers 1.5: must be a whole number"),
+        (["--stage", "7"], "--stage 7: must be one of 1, 2, 3"),
+        (["--lr"], "--lr: a value is missing behind it"),
+        (["--bf16", "maybe"], "maybe: no flag, nor a value of the flag before it"),
+        (["--lr-overrides", "a"], "--lr-overrides: takes globs and rates in turns"),
+    ],
+)
+def test_wrong_flag(flags: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One sentence, nothing printed beside it."""
+    with pytest.raises(ConfigError) as caught:
+        parse(flags)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_names_name_what_is_there() -> None:
+    """No flag that exists is listed as one of another trainer's, and the remedies name flags that exist."""
+    known, others = known_flags(), OTHER_NAMES
+    tools = {"--template", "--image-root", "--time", "--signal"}  # of preprocess_data.py, and of sbatch
+    assert not known & set(others)
+    for flag, remedy in others.items():
+        named = set(re.findall(r"--[a-z0-9][a-z0-9-]*", remedy))
+        assert named <= known | tools, (flag, named - known)
+
+
+def test_wrong_keys_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "preset: eve_tiny\ntraining:\n  globl_batch_size: 4\n  micro_batch_size: 2\n"
+        "optimizer: {lr: 1e-4,\n  hidden_size: 3}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert sorted(str(caught.value).splitlines()) == [
+        f"{path}, line 3: training.globl_batch_size: no such setting; did you mean global_batch_size?",
+        f"{path}, line 4: training.micro_batch_size: no such setting; {OTHER_NAMES['--micro-batch-size']}",
+        f"{path}, line 6: optimizer.hidden_size: no such setting; hidden_size belongs into the section model",
+    ]
+    path.write_text("training: {stage: 2}\n\nlr: 1e-4\n")
+    with pytest.raises(
+        ConfigError, match="line 3: lr: no such section; lr belongs into the section optimizer"
+    ):
+        load_recipe(path)
+    path.write_text("training:\n  stage: 2\n bf16: [\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml, line 3: not a YAML recipe"):
+        load_recipe(path)

@@ -64,6 +64,11 @@ def text_row(question: str = "Why?", answer: str = "Because.") -> dict[str, Any]
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
+def turns(*texts: object) -> list[dict[str, object]]:
+    """Turns of a conversation, a question first."""
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
+
+
 def opened(config: PreprocessConfig) -> IndexedVisionDataset:
     return IndexedVisionDataset(config.output_prefix)
 

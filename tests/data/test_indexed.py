@@ -339,7 +339,6 @@ COMPATIBLE: dict[str, Any] = {
     "vocab_size": 384,
     "image_size": 672,
     "teacher_size": 336,
-    "seq_length": 2048,
 }
 
 
@@ -347,9 +346,12 @@ COMPATIBLE: dict[str, Any] = {
     ("change", "message"),
     [
         ({"tokenizer_sha256": "cd" * 32}, "another tokenizer .*--tokenizer-model"),
-        ({"vocab_size": 32000}, "vocabulary 384 and the run has 32000"),
-        ({"image_size": 1344}, "image size 672 and the run has 1344"),
-        ({"teacher_size": 112}, "teacher size 336 and the run has 112"),
+        (
+            {"vocab_size": 32000},
+            "a tokenizer of 384 pieces, and the run's vocabulary has 32000: give --vocab-size 384",
+        ),
+        ({"image_size": 1344}, "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344"),
+        ({"teacher_size": 112}, "teacher size 336 and the run has 112.*--teacher-size 336"),
     ],
 )
 def test_a_run_that_does_not_fit(prefix: Path, change: dict[str, Any], message: str) -> None:
@@ -360,12 +362,16 @@ def test_a_run_that_does_not_fit(prefix: Path, change: dict[str, Any], message: 
 
 def test_a_run_that_fits(prefix: Path) -> None:
     dataset = IndexedVisionDataset(prefix)
-    longest = int(dataset.samples["length"].max())
     dataset.check_compatible(**COMPATIBLE)
     dataset.check_compatible(**COMPATIBLE | {"tokenizer_sha256": None})
-    dataset.check_compatible(**COMPATIBLE | {"seq_length": longest})
-    with pytest.raises(DataError, match=rf"row 2 of .*has {longest} tokens.*--seq-length"):
-        dataset.check_compatible(**COMPATIBLE | {"seq_length": longest - 1})
+
+
+def test_text_alone_fits_any_image_size(tmp_path: Path) -> None:
+    """It has no pictures that an image size could be about; its vocabulary still matters."""
+    dataset = IndexedVisionDataset(write(tmp_path / "set", [([1, 5], [-100, 5], [])]))
+    dataset.check_compatible(**COMPATIBLE | {"image_size": 1344, "teacher_size": 112})
+    with pytest.raises(DataError, match="vocabulary"):
+        dataset.check_compatible(**COMPATIBLE | {"vocab_size": 32000})
 
 
 def test_many_rows(tmp_path: Path) -> None:
@@ -375,3 +381,16 @@ def test_many_rows(tmp_path: Path) -> None:
     assert dataset.lengths(np.arange(count)).tolist() == [1 + n % 7 for n in range(count)]
     for row in (0, 1, 1499, 2999):
         assert len(dataset.text(row)[0]) == 1 + row % 7
+
+
+def test_the_digest_of_the_content_follows_its_order(tmp_path: Path) -> None:
+    """Two datasets of the same samples in another order have the same counts, and another digest."""
+    samples = [([5, 6, 7], [5, 6, 7]), ([8, 9, 10], [8, 9, 10])]
+    found = []
+    for name, order in (("a", samples), ("b", samples), ("c", samples[::-1])):
+        with DatasetWriter(tmp_path / name, SETTINGS) as writer:
+            for tokens, labels in order:
+                writer.add_sample(tokens, labels, [])
+            found.append(writer.finalise())
+    assert found[0].content_sha256 == found[1].content_sha256 != found[2].content_sha256
+    assert found[0].num_tokens == found[2].num_tokens

@@ -105,6 +105,16 @@ def test_datasets_that_do_not_go_together(tmp_path: Path, change: dict[str, Any]
         JoinedDataset(pair)
 
 
+def test_text_alone_goes_with_any_treatment_of_images(tmp_path: Path) -> None:
+    """Made without --ignore-exif-orientation, beside images made with it; the images' settings are the run's."""
+    text = write(tmp_path / "text", [0, 0], replace(SETTINGS, apply_exif=True, max_pixels=5000))
+    images = write(tmp_path / "images", [1, 2])
+    for datasets in ([text, images], [images, text]):
+        info = JoinedDataset(datasets).info
+        assert (info.apply_exif, info.max_pixels) == (False, SETTINGS.max_pixels)
+    assert JoinedDataset([text, text]).info.apply_exif is True
+
+
 def test_a_cached_array_is_computed_once(tmp_path: Path) -> None:
     calls = []
 

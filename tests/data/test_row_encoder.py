@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def bad_files(photos: Path) -> None:
     (photos / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.jpg").write_text("I am a caption")
+    (photos / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n")
     (photos / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     (photos / "huge.png").write_bytes(encoded(Image.new("1", (1001, 1000)), "PNG"))
     (photos / "folder").mkdir()
@@ -52,6 +54,7 @@ def bad_files(photos: Path) -> None:
         ("empty.jpg", "image_empty"),
         ("text.jpg", "image_format"),
         ("eps.jpg", "image_format"),
+        ("lfs.jpg", "image_lfs_pointer"),
         ("huge.png", "image_too_large"),
         ("folder", "image_not_a_file"),
         ("pipe.jpg", "image_not_a_file"),
@@ -141,6 +144,19 @@ def test_pictures_of_every_kind_are_kept(make_config: MakeConfig, image_format: 
         (caption_row(1, "ok.jpg", ""), "plain", "nothing_to_train"),
         (caption_row(1, "ok.jpg", 5), "plain", "value_not_text"),  # type: ignore[arg-type]
         ({"conversations": [{"from": "user", "value": "x"}]}, "vicuna_v1", "unknown_role"),
+        (caption_row(1, "ok.jpg", " \n"), "plain", "nothing_to_train"),
+        (caption_row(1, "ok.jpg", "\u200b"), "plain", "nothing_to_train"),
+        (text_row("x", "\u200b\n"), "vicuna_v1", "nothing_to_train"),
+        ({**text_row("<video>\nWhat?"), "video": "clips/7.mp4"}, "vicuna_v1", "other_media"),
+        ({**text_row(), "videos": ["7.mp4"]}, "vicuna_v1", "other_media"),
+        ({**text_row(), "audio": {"path": "7.wav"}}, "vicuna_v1", "other_media"),
+        (text_row("<video>\nWhat?"), "vicuna_v1", "other_placeholder"),
+        ({**text_row("<image1> What?"), "images": ["ok.jpg"]}, "vicuna_v1", "other_placeholder"),
+        ({**text_row(), "images": ["ok.jpg"]}, "vicuna_v1", "image_without_placeholder"),
+        ({**text_row(), "images": [{"bytes": "x", "path": None}]}, "vicuna_v1", "image_field"),
+        ({**caption_row(1, "ok.jpg"), "images": ["no.jpg"]}, "plain", "image_field"),
+        ({**text_row(), "image_path": "ok.jpg"}, "vicuna_v1", "image_field"),
+        ({**text_row(), "IMG": ["ok.jpg"]}, "vicuna_v1", "image_field"),
     ],
 )
 def test_rows_that_cannot_be_used(make_config: MakeConfig, row: object, template: str, reason: str) -> None:
@@ -156,6 +172,46 @@ def test_text_without_an_image_is_a_sample_of_stage_3(make_config: MakeConfig) -
     info = run(config)
     assert (info.num_samples, info.num_images, info.skipped) == (4, 1, {})
     assert opened(config).samples["num_images"].tolist() == [0, 0, 0, 1]
+
+
+def test_images_are_taken_under_either_name_and_gaps_of_a_table_are_none(make_config: MakeConfig) -> None:
+    two = text_row("<image> or <image>?")
+    rows = [
+        {**two, "images": ["ok.jpg", "ok.jpg"]},
+        {**caption_row(1, "ok.jpg"), "images": ["ok.jpg"]},
+        {**caption_row(1, "ok.jpg"), "video": "of/which/it/is/a/frame.mp4", "images": []},
+        {**text_row(), "image": None, "images": [], "video": float("nan"), "image_path": "", "image_id": 7},
+    ]
+    config = make_config(rows, template="vicuna_v1")
+    info = run(config)
+    assert info.skipped == {}
+    assert opened(config).samples["num_images"].tolist() == [2, 1, 1, 0]
+
+
+def test_images_that_are_links_into_a_cache(make_config: MakeConfig) -> None:
+    """The layout of Hugging Face's cache: each file of a snapshot is a link to ../../blobs."""
+    names = ["a.jpg", "b.jpg", "../../blobs/x", "out/x", "gone.jpg", "ok.jpg\0", "c/../a.jpg"]
+    config = make_config([caption_row(n, name) for n, name in enumerate(names)] + [caption_row(9, "ok.jpg")])
+    photos = Path(config.image_root)
+    snapshot, blobs = photos / "snapshots" / "0a1b", photos / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (blobs / "x").write_bytes((photos / "ok.jpg").read_bytes())
+    for name in ("a.jpg", "b.jpg"):
+        (snapshot / name).symlink_to("../../blobs/x")
+    (snapshot / "out").symlink_to("../../blobs")
+    (snapshot / "gone.jpg").symlink_to("../../blobs/gone")
+    (snapshot / "ok.jpg").write_bytes((photos / "ok.jpg").read_bytes())
+    config = replace(config, image_root=str(snapshot))
+    info = run(config)
+    assert info.skipped == {"image_outside_root": 6, "image_field": 1}
+    details = [record["detail"] for record in info.skipped_first["image_outside_root"]]
+    assert details[0] == f"a.jpg is a link to {blobs / 'x'}, which --follow-links takes"
+    assert "--follow-links" in format_summary(info, config.output_prefix)
+
+    info = run(replace(config, follow_links=True))
+    assert info.skipped == {"image_outside_root": 1, "image_field": 1, "image_missing": 1}
+    assert info.num_samples == 5
 
 
 def test_a_row_with_two_images_keeps_each_at_its_place(make_config: MakeConfig) -> None:

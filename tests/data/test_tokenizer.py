@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_eve.config import DataConfig, ModelConfig, RunConfig
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.indexed import DatasetWriter
 from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.training.data import open_data
+from tests.data.helpers import MINI_SETTINGS, MakeConfig, caption_row, run
 from tests.golden_dir import find_golden
 
 
@@ -94,3 +100,54 @@ def test_a_tokenizer_without_bos_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"no_bos\.model has the control pieces"):
         Tokenizer(tmp_path / "no_bos.model")
+
+
+@pytest.fixture(params=["the default normalisation", "no byte pieces"])
+def without_newlines(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A sentencepiece model that takes a newline for a space, or for an unknown piece."""
+    path = tmp_path / "tokenizer.model"
+    settings: dict[str, Any] = {"byte_fallback": True, "vocab_size": 300}
+    if request.param == "no byte pieces":
+        settings = {"normalization_rule_name": "identity", "vocab_size": 40}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red kite over the hill", "two blue boats"] * 20),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+        **settings,
+    )
+    return path
+
+
+def test_captions_want_a_tokenizer_with_newlines(
+    tokenizer: Tokenizer, without_newlines: Path, make_config: MakeConfig
+) -> None:
+    tokenizer.check_newline()
+    config = make_config([caption_row(1, "ok.jpg"), caption_row(2, "ok.jpg")])
+    with pytest.raises(DataError, match=r"tokenizer\.model drops newlines, .*use Llama's") as error:
+        run(replace(config, tokenizer_model=str(without_newlines)))
+    assert not Path(config.output_prefix).parent.exists(), error
+
+    # A dataset of an older version, made with such a tokenizer, is refused when a run is given the tokenizer.
+    bad = Tokenizer(without_newlines)
+    old = replace(MINI_SETTINGS, tokenizer_sha256=bad.sha256, vocab_size=bad.vocab_size)
+    prefix = str(Path(config.output_prefix).parent / "old")
+    with DatasetWriter(prefix, old) as writer:
+        writer.add_sample([1, 5, 6], [-100, 5, 6], [])
+        writer.finalise()
+    model = replace(ModelConfig(), vocab_size=bad.vocab_size)
+    data = DataConfig(data_path=(prefix,), tokenizer_model=str(without_newlines))
+    with pytest.raises(DataError, match="drops newlines"):
+        open_data(RunConfig(model=model, data=data))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_model", "input"])
+def test_git_lfs_pointers_are_named(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
+    config = make_config([caption_row(1, "ok.jpg")])
+    pointer = tmp_path / "pointer.json"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n")
+    with pytest.raises(DataError, match=r"pointer\.json is a git-lfs pointer, .*: run git lfs pull"):
+        run(replace(config, **{name: str(pointer)}))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from tests.golden_dir import find_golden
 from tests.inference.test_generate import answers, config_of, picture
 from tests.layouts import ONE
 from tests.ranks import RankPool
+from tests.test_commands import ROOT
 
 pytestmark = pytest.mark.distributed
 
@@ -158,7 +161,7 @@ def test_decoders_of_other_families(tmp_path: Path, kind: str) -> None:
 # What a user does who has transformers alone.
 STANDALONE = """
 import json, sys
-sys.modules["megatron_eve"] = None  # not to be had
+sys.modules["megatron_eve"] = sys.modules["accelerate"] = None  # not to be had
 import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor
@@ -173,19 +176,32 @@ print(json.dumps(out[0, inputs["input_ids"].shape[1]:].tolist()))
 """
 
 
+def example_of_the_page() -> str:
+    """The program of docs/hugging_face.md."""
+    page = (ROOT / "docs" / "hugging_face.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "max_new_tokens=128" in program
+    return program.replace("max_new_tokens=128", "max_new_tokens=4")
+
+
 def test_the_folder_needs_transformers_alone(ranks: RankPool, exported: Path, tmp_path: Path) -> None:
-    """With trust_remote_code=True and without this project: a picture and the chat template, our tokens."""
-    (tmp_path / "picture.png").write_bytes(picture(90, 60))
+    """With trust_remote_code=True and without this project: a picture and the chat template, our tokens; and the
+    example of the page."""
+    for name in ("picture.png", "a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(picture(90, 60))
+    (tmp_path / "eve-7b-hf").symlink_to(exported)
     (expected,) = ranks.run(1, answers, config_of(ONE), [our_prompt(*QUESTIONS["one image"])], 8)
     done = subprocess.run(
-        [sys.executable, "-c", STANDALONE, str(exported), str(tmp_path / "picture.png")],
+        [sys.executable, "-c", STANDALONE + example_of_the_page(), str(exported), "picture.png"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected[0]
+    tokens, told = done.stdout.splitlines()
+    assert json.loads(tokens) == expected[0]
+    assert len(ast.literal_eval(told)) == 2  # an answer to each of the page's conversations
 
 
 def test_code_in_a_folder_does_not_run(exported: Path, tmp_path: Path) -> None:

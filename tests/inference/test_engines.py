@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save
 
-from megatron_eve.config import ModelConfig, RunConfig
+from megatron_eve.config import ConfigError, ModelConfig, RunConfig
 from megatron_eve.data.conversation import prompt_text
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.engine import Answer, Engine
 from megatron_eve.inference.generate import generation_config
+from megatron_eve.training.checkpoint import saved_config
+from tests.convert.test_conversion import convert
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture
 from tests.layouts import ONE, PP2, TP2, Layout, parametrize
@@ -112,6 +117,82 @@ def test_transformers_answers_the_same_and_runs_no_code_of_the_folder(
     for path in folder.glob("*.py"):
         path.write_text("raise SystemExit('the code of the folder ran')")
     check(everything(HFEngine(folder, "vicuna_v1")), alone)
+
+
+@pytest.fixture(scope="module")
+def saved_again(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported folder as transformers saves it, which writes no tokenizer.model and fewer files."""
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    import megatron_eve.hf  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("saved") / "tuned"
+    for kind in (AutoProcessor, AutoModelForCausalLM):
+        kind.from_pretrained(exported).save_pretrained(folder)
+    assert not (folder / "tokenizer.model").exists()
+    return folder
+
+
+def test_a_folder_that_transformers_saved_answers_and_is_imported(
+    saved_again: Path, exported: Path, tmp_path: Path
+) -> None:
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    text, images = PROMPTS[2]
+    found = []
+    for folder in (saved_again, exported):
+        engine = HFEngine(folder, "vicuna_v1")
+        found.append(engine.answers([engine.prepare(text, images, COUNT)], COUNT))
+    assert found[0] == found[1]
+    assert convert("import", "--source", saved_again, "--target", tmp_path / "run") == 0
+    saved = saved_config(str(tmp_path / "run"))["model"]
+    assert (saved["image_size"], saved["teacher_size"]) == (224, 112)
+
+
+def test_a_folder_whose_parts_do_not_belong_together_is_refused_in_a_sentence(
+    saved_again: Path, tmp_path: Path
+) -> None:
+    """Other tokenizers, weights that are missing (which transformers would draw), damaged files."""
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {f"other.{name}": tensor for name, tensor in tensors.items()}
+
+    weights, settings = "model.safetensors", json.loads((saved_again / "config.json").read_text())
+    for name, content, message in (
+        ("tokenizer.json", b"{", "transformers cannot open it"),
+        (weights, (saved_again / weights).read_bytes()[:1000], "transformers cannot open it"),
+        (weights, save(renamed(load_file(saved_again / weights))), "weights are missing, such as "),
+        (
+            "config.json",
+            json.dumps({**settings, "image_token_index": 7}).encode(),
+            "is not the one that this",
+        ),
+        ("config.json", b'{"model_type": "llama"}', "holds a model of type 'llama', not an EVE"),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(saved_again, folder)
+        (folder / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="--model-path") as error:
+            HFEngine(folder, "vicuna_v1")
+        assert message in str(error.value)
+        shutil.rmtree(folder)
+
+
+def test_pieces_make_the_text_that_sentencepiece_makes(exported: Path) -> None:
+    """Broken characters and the space in front among them."""
+    from transformers import AutoTokenizer
+
+    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.inference.hf_engine import PieceText
+
+    ours = Tokenizer(exported / "tokenizer.model")
+    pieces = PieceText(AutoTokenizer.from_pretrained(exported))
+    size, random = ours.vocab_size, np.random.default_rng(1)
+    for highest in (size, 3 + 256):  # the bytes come first
+        for count in random.integers(0, 12, 1000):
+            ids = random.integers(0, highest, count).tolist()
+            assert pieces.decode(ids) == ours.decode(ids), ids
 
 
 def turned(width: int, height: int) -> bytes:

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from megatron_eve.config import ConfigError
 from megatron_eve.inference.chat import Limits
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
@@ -34,10 +35,14 @@ def test_generate_and_chat_refuse_what_is_not_there(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tokenizer = str(find_golden("tokenize") / "tokenizer.model")
     questions, exported = tmp_path / "questions.jsonl", tmp_path / "exported"
-    questions.write_text('{"question_id": 1, "text": "What?"}\n{"image": "a.jpg", "text": "What?"}\n')
+    questions.write_text('{"image": "a.jpg", "text": "What?"}\n')
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
     exported.mkdir()
-    (exported / "processor_config.json").write_text("{}")
+    for part in ("config.json", "tokenizer.json", "processor_config.json"):
+        (exported / part).write_text("{}")
+    alone = tmp_path / "model alone"
+    alone.mkdir()
+    (alone / "config.json").write_text("{}")
     model = {"--model-path": str(tmp_path), "--tokenizer-model": tokenizer}
     asking = {**model, "--question-file": str(questions), "--answers-file": str(tmp_path / "answers.jsonl")}
     for name, flags, changed, message in (
@@ -50,12 +55,19 @@ def test_generate_and_chat_refuse_what_is_not_there(
         ("chat", model, {"--tokenizer-model": "nowhere"}, "--tokenizer-model nowhere: no such file"),
         ("chat", {"--model-path": str(tmp_path)}, {}, "--tokenizer-model: a checkpoint does not hold"),
         ("chat", model, {"--model-path": str(exported)}, f"{exported} has a tokenizer of its own"),
+        ("chat", {"--model-path": str(alone)}, {}, f"{alone}: has no tokenizer.json; if transformers saved"),
+        (
+            "chat",
+            model,
+            {"--model-path": str(alone)},
+            f"{alone}: has no tokenizer.json; if transformers saved",
+        ),
         ("chat", model, {"--tensor-model-parallel-size": "2"}, "use torchrun --nproc-per-node 2"),
         ("chat", {"--model-path": str(exported)}, {"--tensor-model-parallel-size": "2"}, "by one process"),
         ("chat", model, {"--image": "nowhere.jpg"}, "--image nowhere.jpg: no such file"),
         ("generate", asking, {"--question-file": "nowhere"}, "No such file or directory: 'nowhere'"),
         ("generate", asking, {"--image-folder": "nowhere"}, "--image-folder nowhere: no such folder"),
-        ("generate", asking, {}, f'{questions}, line 2: no "question_id"'),
+        ("generate", asking, {}, f'{questions}, line 1: no "question_id"'),
     ):
         words = [word for pair in {**flags, **changed}.items() for word in pair]
         assert tool(name).main(words) == 1
@@ -69,7 +81,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
     questions.write_text('{"question_id": 1, "text": "What?"}\n')
     done = command("tools/generate.py", *[word for pair in asking.items() for word in pair])
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: {tmp_path}" in done.stderr and "is not whole" in done.stderr
+    assert f"error: --model-path {tmp_path}" in done.stderr and "is not whole" in done.stderr
 
 
 def test_chat_in_a_terminal(
@@ -78,6 +90,7 @@ def test_chat_in_a_terminal(
     """A question a line, each with those before it; one that is refused is left out and makes the status 1."""
     picture = tmp_path / "a.png"
     Image.new("RGB", (30, 30)).save(picture)
+    pictures = tool("chat").read_pictures([picture], Limits(), apply_exif=True)
     engine, limits = ScriptedEngine(), Limits(new_tokens=10)
     for asked, status, answers in (
         ("What?\n\nAnd why?\n", 0, "1 pictures, 1 questions\n1 pictures, 2 questions\n"),
@@ -88,11 +101,70 @@ def test_chat_in_a_terminal(
         ),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
-        assert tool("chat").in_terminal(engine, [picture], limits) == status
+        assert tool("chat").in_terminal(engine, pictures, limits) == status
         found = capsys.readouterr()
         assert found.out == answers
         assert found.err.startswith("error: <image> stands for a picture") == bool(status)
     assert "What? ASSISTANT: 1 pictures, 1 questions</s>USER: And why? ASSISTANT:" in engine.queries[-1].text
+
+
+def test_chat_refuses_a_line_that_is_no_text_and_answers_the_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latin-1 under a UTF-8 locale. A byte order mark, Windows line ends and a last line without an end do no harm."""
+    lines = (
+        b"\xef\xbb\xbfecho 1\r\ncaf\xe9?\necho \xe7\x8c\xab\x00!\n\xff\n"
+        + b"x" * 30_000
+        + b"\n\x0b\necho end"
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    engine = ScriptedEngine()
+    engine.max_length = 50_000
+    assert tool("chat").in_terminal(engine, (), Limits(new_tokens=10)) == 1
+    found = capsys.readouterr()
+    assert found.out == "1\n猫\x00!\nend\n"
+    assert found.err.splitlines() == [
+        "error: this line is not utf-8 text; ask it again in that encoding",
+        "error: this line is not utf-8 text; ask it again in that encoding",
+        "error: A conversation has at most 20,000 characters. Begin a new one, or ask in fewer words.",
+    ]
+
+
+def test_an_answer_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_eve.inference.opening import show_any_text
+
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("echo 猫"))
+    show_any_text()
+    assert tool("chat").in_terminal(ScriptedEngine(), (), Limits(new_tokens=10)) == 0
+    sys.stdout.flush()
+    assert shown.getvalue() == b"\\u732b\n"
+
+
+def test_chat_looks_at_its_pictures_before_it_opens_the_model(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for name, data, message in (
+        ("empty.png", b"", "image_empty"),
+        ("cut.png", content[:-40], "image_damaged"),
+        ("text.png", b"no picture", "image_format"),
+        ("large.png", content + bytes(21 << 20), "may have 20 MiB"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=f"--image .*{name}: .*{message}"):
+            tool("chat").read_pictures([tmp_path / "a.png", tmp_path / name], Limits(), apply_exif=True)
+    with pytest.raises(ConfigError, match="not a file"):
+        tool("chat").read_pictures([tmp_path], Limits(), apply_exif=True)
+
+
+def test_more_new_tokens_than_the_model_takes_are_refused(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
+    words = ["--model-path", str(exported.parent / "run"), "--tokenizer-model", tokenizer]
+    assert tool("chat").main([*words, "--max-new-tokens", "2048"]) != 0
+    assert "error: --max-new-tokens 2048: the model takes 2048 tokens, prompt and" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_run_in_the_precision_of_its_weights(tmp_path: Path, exported: Path) -> None:

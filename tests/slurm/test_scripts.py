@@ -308,12 +308,26 @@ def test_a_job_of_higher_priority_takes_the_nodes(site: Site, whole: dict[int, t
 @pytest.mark.slow
 def test_three_starts_without_a_checkpoint(site: Site) -> None:
     """A run that cannot work is not tried for ever."""
-    job = site.submit("hopeless", "--seq-length", "32")
+    settings = site.folder / "nowhere.env"
+    settings.write_text((site.folder / "cluster.env").read_text() + "NETWORK_INTERFACE=nowhere\n")
+    job = site.submit("hopeless", CLUSTER_ENV=str(settings))
     assert site.cluster.wait_for(job, "FAILED", "COMPLETED", timeout=400) == "FAILED"
     printed = site.log("hopeless").read_text()
     assert printed.count("== job ") == 3
     assert "3 starts from checkpoint none ended without a new one" in printed
-    assert "--seq-length" in printed
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_mistake_ends_the_job_at_its_first_start(site: Site) -> None:
+    """A vocabulary that is not the dataset's: found by reading the dataset, and not requeued into."""
+    job = site.submit("mistake", "--vocab-size", "100")
+    assert site.cluster.wait_for(job, "FAILED", "COMPLETED", timeout=400) == "FAILED"
+    printed = site.log("mistake").read_text()
+    assert "requeued" not in printed
+    outcome = (site.folder / "mistake" / "outcome").read_text()
+    assert "the run's vocabulary has 100" in outcome
+    assert f"error: {outcome}" in printed
 
 
 @needs_slurm

@@ -21,6 +21,7 @@ from tests.training.test_checkpoint_saver import config_of
 pytestmark = pytest.mark.distributed
 
 DP2_OVERLAP = layout("DP2+overlap", 2, overlap_grad_reduce=True, overlap_param_gather=True)
+DP2_PLAIN = layout("DP2, optimizer not sharded", 2, use_distributed_optimizer=False)
 ITERATIONS, BAD = 6, 4
 FIRST, AGAIN, RESTARTED = "INITIAL_RUN", "RERUNNING_IN_PLACE", "RERUNNING_FROM_CHECKPOINT"
 ALWAYS = (FIRST, AGAIN, RESTARTED)
@@ -311,3 +312,20 @@ def test_a_rerun_is_not_taken_up_by_other_ranks(
     assert ranks.run(layout.world_size, endure, again)[0][0] == 0
     losses = [float.fromhex(loss) for loss in bits(tmp_path).values()]
     assert losses == pytest.approx([float.fromhex(loss) for loss in whole[DP2].values()], abs=1e-5, rel=0)
+
+
+@parametrize(DP2, slow=(DP2_PLAIN, PP2_VPP2))
+def test_a_save_before_the_first_update(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
+    """The first step is left out and a checkpoint follows, when the optimizer has no state yet."""
+
+    def config(folder: str, load: bool = False, **training: Any) -> RunConfig:
+        found = faulty(layout, tmp_path / folder, load=load, bad_step_policy="skip")
+        return replace(found, training=replace(found.training, **training))
+
+    first = Fault(iterations=(1,))
+    assert ranks.run(2, endure, config("whole"), first)[0][0] == 0
+    assert ranks.run(2, endure, config("cut", exit_interval=1), first)[0][0] == 0
+    assert (tmp_path / "cut" / TRACKER).read_text() == "1"
+    assert ranks.run(2, endure, config("cut", load=True))[0][0] == 0
+    assert lines(tmp_path / "whole")[0]["skipped"]
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_eve.accelerator import Accelerator
-from megatron_eve.config import ConfigError, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import PRESETS, ConfigError, ParallelConfig, RunConfig, TrainingConfig
 from tests.layouts import ONE, TP2, Layout, parametrize
 from tests.ranks import RankPool
 
@@ -151,6 +151,30 @@ def test_the_command_refuses_before_any_process_group() -> None:
     assert found.returncode == 2
     assert "error: --fp8-format hybrid: needs a GPU and TransformerEngine" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("parallel", "found", "freed"),
+    [
+        ({"pipeline_model_parallel_size": 2}, H100, True),
+        ({"pipeline_model_parallel_size": 2}, machine(None), False),
+        ({"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2}, H100, False),
+        (
+            {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2},
+            machine(None),
+            False,
+        ),
+    ],
+)
+def test_outputs_of_a_stage_are_freed_where_nobody_sends_them_any_more(
+    monkeypatch: pytest.MonkeyPatch, parallel: dict[str, Any], found: Accelerator, freed: bool
+) -> None:
+    """Under the interleaved schedule megatron-core frees a buffer that NCCL may still read (Megatron-LM issue 4047)."""
+    from megatron_eve.training import model
+
+    monkeypatch.setattr(model, "accelerator", lambda: found)
+    config = RunConfig(model=PRESETS["eve_mini"], parallel=ParallelConfig(**parallel))
+    assert model.transformer_config(config).deallocate_pipeline_outputs is freed
 
 
 ROWS, VOCAB, WIDTH = 12, 100, 256  # at TP 2 the second rank's columns are all padding

@@ -7,7 +7,7 @@ crosses from host to device, and the patches are already where they are used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,25 @@ import torch
 from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, prepare_with_pillow
 from megatron_eve.data.images.constants import PAD_COLOUR
-from megatron_eve.data.images.decode import ImageError, read_header
+from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
+from megatron_eve.data.images.png import without_texts
 
-# What DALI decodes as Pillow does; it turns GIF and AVIF away, and sees 16-bit gray and 1-bit pictures otherwise.
-_MODES = {
-    "JPEG": ("RGB", "L", "CMYK"),
-    "PNG": ("RGB", "L", "RGBA", "P"),
-    "WEBP": ("RGB", "RGBA"),
-}
 # Pictures of one run of the pipeline; a pack with more takes several.
 _BATCH = 64
+_UPRIGHT = Turn(transpose=False, flip_x=False, flip_y=False)
+
+
+class _Kind(NamedTuple):
+    """What a pipeline does: pictures of which the same is wanted go through the same one."""
+
+    patches: bool
+    """The model's patches are wanted."""
+    teacher: bool
+    """The teacher's square is wanted."""
+    turned: bool
+    """The pictures are turned upright."""
+    transpose: bool
+    """Rows and columns are exchanged for it."""
 
 
 class DaliDecoder:
@@ -43,26 +52,32 @@ class DaliDecoder:
         self._threads = threads
         self._gpu = gpu
         self._stream = None if gpu is None else torch.cuda.Stream(gpu)
-        self._pipelines: dict[tuple[bool, bool], Any] = {}
+        self._pipelines: dict[_Kind, Any] = {}
 
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
         """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
         results: list[Prepared | ImageError | None] = [None] * len(tasks)
-        groups: dict[tuple[bool, bool], list[int]] = {}
+        turns: list[Turn] = [_UPRIGHT] * len(tasks)
+        groups: dict[_Kind, list[int]] = {}
         for number, task in enumerate(tasks):
             try:
                 header = read_header(task.data, self._settings.max_pixels)
             except ImageError as error:
                 results[number] = error
                 continue
-            if header.mode in _MODES.get(header.format, ()):
-                groups.setdefault((task.patches, task.teacher), []).append(number)
-            else:
+            if not header.plain:
                 results[number] = prepare_with_pillow(task, self._settings)
-        for wanted, numbers in groups.items():
+                continue
+            if self._settings.apply_exif:
+                turns[number] = TURNS.get(header.orientation, _UPRIGHT)
+            turn = turns[number]
+            kind = _Kind(task.patches, task.teacher, turn != _UPRIGHT, turn.transpose)
+            groups.setdefault(kind, []).append(number)
+        for kind, numbers in groups.items():
             for first in range(0, len(numbers), _BATCH):
                 some = numbers[first : first + _BATCH]
-                for number, result in zip(some, self._run(wanted, [tasks[n] for n in some]), strict=True):
+                prepared = self._run(kind, [tasks[n] for n in some], [turns[n] for n in some])
+                for number, result in zip(some, prepared, strict=True):
                     results[number] = result
         return [result for result in results if result is not None]
 
@@ -70,26 +85,32 @@ class DaliDecoder:
         """Drop the pipelines."""
         self._pipelines.clear()
 
-    def _run(self, wanted: tuple[bool, bool], tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
+    def _run(
+        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
+    ) -> list[Prepared | ImageError]:
         try:
-            pipeline = self._pipelines.get(wanted) or self._build(wanted)
-            self._pipelines[wanted] = pipeline
-            outputs = self._outputs(pipeline, wanted, tasks)
+            pipeline = self._pipelines.get(kind) or self._build(kind)
+            self._pipelines[kind] = pipeline
+            outputs = self._outputs(pipeline, kind, tasks, turns)
         except RuntimeError:
             # After an error DALI calls its pipeline invalid: Pillow judges these pictures, the next ones get a new one.
-            self._pipelines.pop(wanted, None)
+            self._pipelines.pop(kind, None)
             return [prepare_with_pillow(task, self._settings) for task in tasks]
-        patches = outputs.pop(0) if wanted[0] else [None] * len(tasks)
-        squares = outputs.pop(0) if wanted[1] else [None] * len(tasks)
+        patches = outputs.pop(0) if kind.patches else [None] * len(tasks)
+        squares = outputs.pop(0) if kind.teacher else [None] * len(tasks)
         return [Prepared(*pair) for pair in zip(patches, squares, strict=True)]
 
     def _outputs(
-        self, pipeline: Any, wanted: tuple[bool, bool], tasks: Sequence[ImageTask]
+        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
     ) -> list[list[Any]]:
         """Feed the files and their sizes, run once, and hand the tensors out."""
-        pipeline.feed_input("files", [np.frombuffer(task.data, dtype=np.uint8) for task in tasks])
+        files = [without_texts(task.data) for task in tasks]  # which libpng would unpack, however long
+        pipeline.feed_input("files", [np.frombuffer(data, dtype=np.uint8) for data in files])
+        if kind.turned:
+            pipeline.feed_input("flip_x", [np.array(turn.flip_x, np.int32) for turn in turns])
+            pipeline.feed_input("flip_y", [np.array(turn.flip_y, np.int32) for turn in turns])
         geometries = [task.geometry for task in tasks]
-        if wanted[0]:
+        if kind.patches:
             pipeline.feed_input("size", [np.array([g.height, g.width], np.float32) for g in geometries])
             pipeline.feed_input(
                 "cells",
@@ -98,7 +119,7 @@ class DaliDecoder:
                     for g in geometries
                 ],
             )
-        if wanted[1]:
+        if kind.teacher:
             patch, side = self._settings.teacher_patch_size, self._settings.teacher_side
             sizes = [np.array([g.teacher_height, g.teacher_width]) // PATCH_SIZE * patch for g in geometries]
             pipeline.feed_input("teacher_size", [size.astype(np.float32) for size in sizes])
@@ -118,8 +139,8 @@ class DaliDecoder:
             copy.record_stream(torch.cuda.default_stream(self._stream.device))
         return copies
 
-    def _build(self, wanted: tuple[bool, bool]) -> Any:
-        """The pipeline for pictures of which patches, the teacher's square, or both are wanted."""
+    def _build(self, kind: _Kind) -> Any:
+        """The pipeline for pictures of a kind."""
         from nvidia import dali
 
         fn: Any = dali.fn
@@ -143,18 +164,26 @@ class DaliDecoder:
                 files,
                 device="cpu" if self._gpu is None else "mixed",
                 output_type=types.RGB,
-                adjust_orientation=self._settings.apply_exif,
+                # Pillow decides: DALI knows fewer places of it, and version 2.4 crashes on damaged EXIF data.
+                adjust_orientation=False,
                 # The GPU's decoding engine and its CUDA kernels differ by a level now and then: only the latter.
                 **({} if self._gpu is None else {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True}),
             )
+            if kind.transpose:
+                image = fn.transpose(image, perm=[1, 0, 2], output_layout="HWC")
+            if kind.turned:
+                flip_x, flip_y = (
+                    fn.external_source(name=name, dtype=types.INT32, ndim=0) for name in ("flip_x", "flip_y")
+                )
+                image = fn.flip(image, horizontal=flip_x, vertical=flip_y)
             outputs = []
-            if wanted[0]:
+            if kind.patches:
                 cells = fn.external_source(name="cells", dtype=types.INT32, ndim=1)
                 grid = fn.transpose(
                     fn.reshape(resized(image, "size"), shape=cells), perm=[0, 3, 1, 4, 6, 2, 5]
                 )
                 outputs.append(fn.reshape(grid, shape=[-1, 3 * PATCH_SIZE * PATCH_SIZE]))
-            if wanted[1]:
+            if kind.teacher:
                 start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
                 outputs.append(
                     fn.slice(

@@ -1,7 +1,11 @@
 """Bytes of an image file -> an RGB picture, with every way to fail turned into a reason that can be counted.
 
+This is the reference: what it sees in a file, upright and in which colours, the fast decoders and the exported
+processor (`hf/image_processing_eve.py`, which has a copy of the rules) see too.
+
 What Pillow would do by itself and is not wanted here: try every format it knows (EPS starts Ghostscript),
-clip 16-bit gray to white instead of scaling it, and decode pictures of any size. What is kept as published:
+clip 16-bit gray to white instead of scaling it, decode pictures of any size, and refuse whole ones for a long text
+beside their pixels. What is kept as published:
 `convert("RGB")` for everything else, which drops an alpha channel rather than blending it.
 """
 
@@ -9,12 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.images.plain import is_plain
+from megatron_eve.data.images.png import without_texts
 
 ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + (
     ("AVIF",) if features.check("avif") else ()
@@ -38,18 +45,38 @@ _UPRIGHT = {
 }
 
 
+class Turn(NamedTuple):
+    """How a stored picture becomes upright: rows and columns are exchanged first, then it is mirrored."""
+
+    transpose: bool
+    flip_x: bool
+    flip_y: bool
+
+
+TURNS = {
+    2: Turn(transpose=False, flip_x=True, flip_y=False),
+    3: Turn(transpose=False, flip_x=True, flip_y=True),
+    4: Turn(transpose=False, flip_x=False, flip_y=True),
+    5: Turn(transpose=True, flip_x=False, flip_y=False),
+    6: Turn(transpose=True, flip_x=True, flip_y=False),
+    7: Turn(transpose=True, flip_x=True, flip_y=True),
+    8: Turn(transpose=True, flip_x=False, flip_y=True),
+}
+"""By EXIF orientation, for decoders that cannot take Pillow's own (`_UPRIGHT`)."""
+
+
 @dataclass(frozen=True)
 class ImageHeader:
     """What the head of an image file says.
 
     Attributes:
         format: Pillow's name of it, one of ACCEPTED_FORMATS.
-        mode: Pillow's name of the pixel kind.
-        orientation: EXIF orientation where it stands in the head; 1 is upright.
+        plain: every decoder gives the same stored pixels, see `is_plain`; other files are Pillow's.
+        orientation: by which a plain file is turned upright; 1 is upright already.
     """
 
     format: str
-    mode: str
+    plain: bool
     orientation: int
 
 
@@ -93,28 +120,27 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
         ImageError: empty, not in an accepted format, too large, or a head that cannot be read.
     """
     image = _open(data, max_pixels)
-    return ImageHeader(image.format or "", image.mode, _orientation(image) if image.format == "JPEG" else 1)
+    plain = is_plain(image, data)
+    # Pillow decodes a PNG to find its orientation; a plain one has none.
+    turned = plain and image.format != "PNG"
+    return ImageHeader(image.format or "", plain, _orientation(image) if turned else 1)
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn uint8 [H, W, 3] as an EXIF orientation says; the same as Pillow's transpositions."""
-    turned = {
-        2: lambda x: x[:, ::-1],
-        3: lambda x: x[::-1, ::-1],
-        4: lambda x: x[::-1],
-        5: lambda x: x.swapaxes(0, 1),
-        6: lambda x: np.rot90(x, -1),
-        7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
-        8: lambda x: np.rot90(x),
-    }.get(orientation)
-    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
+    turn = TURNS.get(orientation)
+    if turn is None:
+        return pixels
+    if turn.transpose:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if turn.flip_y else 1, :: -1 if turn.flip_x else 1])
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("image_empty", "the file has no bytes")
     try:
-        image = Image.open(BytesIO(data), formats=ACCEPTED_FORMATS)
+        image = Image.open(BytesIO(without_texts(data)), formats=ACCEPTED_FORMATS)
     except UnidentifiedImageError:
         raise ImageError(
             "image_format", f"not {', '.join(ACCEPTED_FORMATS)}: begins with {data[:12]!r}"

@@ -61,7 +61,7 @@ class ThreadsDecoder:
 def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]. What the fast decoder does not take, and what it stumbles over, Pillow decides."""
     header = read_header(data, settings.max_pixels)
-    if header.format == "JPEG" and header.mode in ("RGB", "L"):
+    if header.format == "JPEG" and header.plain:
         try:
             pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
         except ValueError:

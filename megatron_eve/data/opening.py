@@ -1,0 +1,161 @@
+"""The datasets of a run, opened and divided as its configuration says, or refused. Needs no torch and no megatron-core.
+
+Preflight opens them here before torch is loaded, and the run does the same again, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.config import RunConfig, parse_blend, parse_split
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.fitting import PackLimits
+from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.joined import JoinedDataset
+from megatron_eve.data.sampling import Part, split_dataset
+from megatron_eve.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class OpenedDatasets:
+    """What `--data-path` and `--valid-data-path` name.
+
+    Attributes:
+        datasets: those that are trained on, then those that are only measured.
+        weights: one for each dataset that is trained on, or None.
+        training: what is trained on of each dataset.
+        held_out: what losses are measured on, of each dataset that has such samples.
+        dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
+    """
+
+    datasets: tuple[IndexedVisionDataset, ...]
+    weights: tuple[float, ...] | None
+    training: tuple[Part, ...]
+    held_out: tuple[Part, ...]
+    dropped: tuple[str, ...]
+
+    def joined(self) -> IndexedVisionDataset | JoinedDataset:
+        """All of them as one dataset.
+
+        Raises:
+            DataError: they do not go together.
+        """
+        return self.datasets[0] if len(self.datasets) == 1 else JoinedDataset(self.datasets)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a checkpoint's place in the order to mean anything."""
+        trained = self.datasets[: len(self.training)]
+        weights = self.weights or ()
+        return {
+            "samples": [len(dataset) for dataset in trained],
+            "tokens": [dataset.info.num_tokens for dataset in trained],
+            "tokenizer_sha256": trained[0].info.tokenizer_sha256,
+            "templates": sorted({dataset.info.template for dataset in trained}),
+            "apply_exif": trained[0].info.apply_exif,
+            "shares": [round(weight / sum(weights), 9) for weight in weights],
+            "dropped samples": dropped_fingerprints(self.training),
+            "content": [dataset.info.content_sha256 for dataset in trained],
+        }
+
+
+def open_datasets(config: RunConfig) -> OpenedDatasets:
+    """Open what `--data-path` and `--valid-data-path` name, and refuse what this run cannot take.
+
+    Raises:
+        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
+            hold, leave nothing of a dataset.
+        ConfigError: a flag that cannot be read.
+    """
+    data = config.data
+    blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
+    prefixes = (*blend.prefixes, *others.prefixes)
+    tokenizer = Tokenizer(data.tokenizer_model) if data.tokenizer_model else None
+    datasets = [_open(config, prefix, tokenizer) for prefix in prefixes]
+    training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
+    return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
+
+
+def dropped_fingerprints(parts: Sequence[Part]) -> list[str]:
+    """Which samples the order leaves out, for a checkpoint; an empty list where it leaves out none."""
+    fingerprints = [part.dropped_fingerprint() for part in parts]
+    return fingerprints if any(fingerprints) else []
+
+
+def pack_limits(config: RunConfig) -> PackLimits:
+    """What one sample of a run may have."""
+    data = config.data
+    return PackLimits(data.seq_length, config.model.max_position_embeddings, data.max_images_per_pack)
+
+
+def _divide(
+    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
+) -> tuple[list[Part], list[Part], list[str]]:
+    """Divide datasets, of which the first `trained` are trained on.
+
+    Returns:
+        What is trained on, what is held out, and a sentence for each dataset with samples that are in neither.
+    """
+    share, limits = parse_split(config.data.split), pack_limits(config)
+    names = [Path(prefix).name for prefix in prefixes]
+    training, held_out, said, first = [], [], [], 0
+    for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
+        name = names[number] if names.count(names[number]) == 1 else prefix
+        kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
+        first += len(dataset)
+        if number < trained:
+            check_split(config, prefix, kept, out)
+        rows = limits.beyond(dataset.samples, dataset.info.longest_length)
+        if len(rows):
+            said.append(limits.describe(dataset.samples, rows, dataset.sample_name))
+            kept, out = (_without(part, rows, prefix, said[-1]) for part in (kept, out))
+        if number < trained:
+            training.append(kept)
+        if len(out):
+            held_out.append(out)
+    return training, held_out, said
+
+
+def _without(part: Part, rows: NDArray[np.int64], prefix: str, message: str) -> Part:
+    left = part.without(rows)
+    if len(part) and not len(left):
+        raise DataError(f"nothing is left of {prefix} to train on or to hold out: {message}")
+    return left
+
+
+def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
+    """Refuse a split that leaves nothing of a dataset.
+
+    Raises:
+        DataError: nothing is left to train on, or nothing is held out though --split asks for it.
+    """
+    if not len(kept) or (parse_split(config.data.split) and not len(held_out)):
+        raise DataError(
+            f"--split {config.data.split} leaves nothing to {'hold out' if len(kept) else 'train on'} of the "
+            f"{kept.size} samples of {name}: change the shares, or leave the dataset out"
+        )
+
+
+def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> IndexedVisionDataset:
+    model = config.model
+    dataset = IndexedVisionDataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
+    dataset.check_compatible(
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+        vocab_size=model.vocab_size,
+        image_size=model.image_size,
+        teacher_size=model.teacher_size,
+    )
+    if tokenizer and dataset.info.template == "plain":
+        tokenizer.check_newline()
+    if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
+        dataset.info = dataclasses.replace(
+            dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
+        )
+    return dataset

@@ -1,0 +1,122 @@
+"""What an answer came from: the model, its tokenizer and the settings. Each row of an answers file holds it.
+
+A run that goes on with an answers file compares it, so that no answer is taken for one of another model or made
+otherwise. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.training.checkpoint_store import CheckpointStore, weights_fingerprint
+
+# Of a folder for transformers: what its answers depend on. `*.bin` are pickled weights.
+_HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class AnswerOrigin:
+    """What an answer depends on, beside its question and pictures.
+
+    Attributes:
+        model_path: the model's folder, absolute.
+        iteration: of the checkpoint; None for a folder for transformers.
+        model_sha256: one digest of the weights, and of the tokenizer where the folder has its own.
+        tokenizer_sha256: of `--tokenizer-model`; None where the folder has its own.
+        conv_mode: the template of the prompts.
+        max_new_tokens: an answer was cut there at the latest.
+        apply_exif: pictures were turned upright.
+    """
+
+    model_path: str
+    iteration: int | None
+    model_sha256: str
+    tokenizer_sha256: str | None
+    conv_mode: str
+    max_new_tokens: int
+    apply_exif: bool
+
+    @property
+    def model_id(self) -> str:
+        """What the published layout calls the model: the name of its folder."""
+        return Path(self.model_path).name
+
+    @property
+    def model(self) -> str:
+        """The model, for people."""
+        place = (
+            self.model_path if self.iteration is None else f"{self.model_path}, iteration {self.iteration}"
+        )
+        return f"{place} (sha256 {self.model_sha256[:12]}...)"
+
+    def to_metadata(self) -> dict[str, Any]:
+        """As it stands in a row's `metadata`."""
+        return asdict(self)
+
+    def difference(self, metadata: dict[str, Any]) -> str | None:
+        """In what an answer's `metadata` says that it came from something else; None if from the same.
+
+        The same weights in another folder are the same model.
+        """
+        if not asdict(self).keys() <= metadata.keys():
+            return "does not say which model, settings and pictures it came from, as older versions wrote it"
+        before = AnswerOrigin(**{name: metadata[name] for name in asdict(self)})
+        if before.model_sha256 != self.model_sha256:
+            return f"came from {before.model}, and --model-path names {self.model}"
+        for name, flag in (
+            ("tokenizer_sha256", "another --tokenizer-model"),
+            ("conv_mode", f"--conv-mode {before.conv_mode}"),
+            ("max_new_tokens", f"--max-new-tokens {before.max_new_tokens}"),
+            ("apply_exif", f"{'no ' if before.apply_exif else ''}--ignore-exif-orientation"),
+        ):
+            if getattr(before, name) != getattr(self, name):
+                return f"was made with {flag}"
+        return None
+
+
+def model_identity(folder: Path) -> tuple[int | None, str]:
+    """The iteration of a folder's latest checkpoint and one digest of its weights; of a folder for transformers, None
+    and a digest of its files, which are read whole.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read.
+    """
+    store = CheckpointStore(folder)
+    iteration = store.latest()
+    if iteration is not None and not store.folder(iteration).is_dir():
+        raise ConfigError(
+            f"--model-path {store.folder(iteration)}: the folder is missing, so this checkpoint is not whole; put the "
+            f"number of an iter_ folder that is there into {folder / TRACKER}"
+        )
+    try:
+        if iteration is not None:
+            return iteration, weights_fingerprint(store.folder(iteration))
+        return None, _digest_of(path for pattern in _HF_PARTS for path in folder.glob(pattern))
+    except OSError as error:
+        raise ConfigError(
+            f"--model-path {folder}: {error.filename or 'a file'} cannot be read ({error.strerror})"
+        ) from None
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of(paths: Iterable[Path]) -> str:
+    found = sorted(path for path in paths if path.is_file())
+    with ThreadPoolExecutor(4) as threads:  # hashing lets go of Python's lock
+        digests = list(threads.map(file_digest, found))
+    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, found, strict=True))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,226 @@
+"""What is wrong with a run, found before torch is loaded: `python -m megatron_eve.preflight --ranks N FLAGS...`.
+
+The flags are those of `megatron_eve.pretrain`, which makes the same checks on every rank before its first seconds are
+spent. The command prints one `error:` line for a mistake, with the remedy, and exits with status 2; it prints nothing
+and exits with 0 where nothing is wrong.
+
+A check is a generator over the configuration that yields a sentence for each mistake; `@check("name")` makes it one of
+`CHECKS`, where a model family may add its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from megatron_eve import __version__
+from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
+from megatron_eve.config.memory import memory_error, rank_memory
+from megatron_eve.errors import UserError, run_command
+
+Check = Callable[[RunConfig], Iterator[str]]
+CHECKS: dict[str, Check] = {}
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """Make a generator one of the checks, under a name; it may import nothing that imports torch."""
+
+    def add(function: Check) -> Check:
+        CHECKS[name] = function
+        return function
+
+    return add
+
+
+def check_run(config: RunConfig, ranks: int) -> None:
+    """Refuse a run that cannot go well.
+
+    Args:
+        config: of the run.
+        ranks: that are started, on all nodes.
+
+    Raises:
+        UserError: all mistakes at once, a line each.
+    """
+    validate(config, ranks)
+    errors: list[str] = []
+    for one in CHECKS.values():
+        try:
+            errors += one(config)
+        except (UserError, OSError) as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+
+
+def describe_start(config: RunConfig, ranks: int) -> str:
+    """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
+    model = next(
+        (name for name, sizes in PRESETS.items() if sizes == config.model), "a model of its own sizes"
+    )
+    data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
+    return "\n".join(
+        [
+            f"megatron_eve {__version__}: {model}, stage {config.training.stage}, on {ranks} "
+            f"{'ranks' if ranks > 1 else 'rank'}; data: {data}; {config.total_iterations:,} iterations of "
+            f"{config.training.global_batch_size} samples",
+            *(f"warning: {warning}" for warning in _warnings(config)),
+        ]
+    )
+
+
+def _warnings(config: RunConfig) -> Iterator[str]:
+    """What can run, and is seldom meant."""
+    from megatron_eve.data.dataset_format import read_info
+
+    if config.training.stage == 3:
+        for prefix in parse_blend(config.data.data_path).prefixes:
+            if read_info(prefix).template == "plain":
+                yield (
+                    f"{prefix} was made with --template plain, whose samples are captions without a question; stage 3 "
+                    "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                )
+
+
+def check_memory(config: RunConfig, ranks: int) -> str:
+    """What a rank is expected to need, and what it has.
+
+    Args:
+        config: of the run, checked.
+        ranks: that are started, on all nodes.
+
+    Raises:
+        ConfigError: it cannot fit.
+    """
+    from megatron_eve.doctor.memory import rank_capacity
+
+    needed = rank_memory(config, ranks)
+    available, what = rank_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    error = memory_error(needed, available, what)
+    if error:
+        raise ConfigError(error)
+    return f"{needed}; a rank has {available:,.1f} GiB ({what})"
+
+
+@check("folders that are written")
+def _folders(config: RunConfig) -> Iterator[str]:
+    for flag, folder in (
+        ("--save", config.checkpoint.save),
+        ("--tensorboard-dir", config.logging.tensorboard_dir),
+        ("--data-cache-path", config.data.data_cache_path),
+    ):
+        if folder is None:
+            continue
+        path = Path(folder).absolute()
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not there.is_dir():
+            yield f"{flag} {folder}: {there} is a file; name a folder"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            yield f"{flag} {folder}: nothing may be written to {there}; name a folder of yours"
+
+
+@check("folder of another run")
+def _in_use(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.save_lock import in_use
+
+    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if told:
+        yield told
+
+
+@check("datasets and tokenizer")
+def _datasets(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.data.opening import open_datasets
+    from megatron_eve.data.tokenizer import Tokenizer
+
+    if config.data.mock_data:
+        if config.data.tokenizer_model:
+            Tokenizer(config.data.tokenizer_model)
+        return
+    open_datasets(config).joined()
+    yield from ()
+
+
+@check("checkpoint to resume from")
+def _resume(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+    from megatron_eve.training.compatibility import check_data, check_length, check_model, check_teacher
+    from megatron_eve.training.saved_state import read_common
+
+    load = config.checkpoint.load
+    if load is None:
+        return
+    if Path(load).exists() and not Path(load).is_dir():
+        yield f"--load {load}: is a file; name the folder that --save of a run wrote"
+        return
+    store = CheckpointStore(load)
+    candidates = store.candidates()
+    saved = read_common(store.folder(candidates[0])) if candidates else None
+    if saved is None or not {"config", "dataset"} <= set(saved):
+        return
+    folder = store.folder(candidates[0])
+    check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    if not config.data.mock_data:
+        from megatron_eve.data.opening import open_datasets
+
+        try:
+            identity = open_datasets(config).identity
+        except UserError:  # which the datasets' own check says
+            return
+        check_data(folder, saved, config, identity)
+    check_length(folder, saved, config)
+    check_teacher(folder, saved, config, None)
+
+
+@check("weights to start from")
+def _pretrained(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.training.checkpoint_store import CheckpointStore
+
+    name = config.checkpoint.pretrained_checkpoint
+    if name is None:
+        return
+    flag, folder = f"--pretrained-checkpoint {name}", Path(name)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        yield (
+            f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
+        )
+    elif (folder / "config.json").exists():
+        from megatron_eve.convert.hf_config import check_config
+
+        check_config(folder, config.model)
+    elif CheckpointStore(folder).latest() is None:
+        yield (
+            f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
+            "name the folder that --save of a run or an import wrote"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the flags of a run; returns the exit status."""
+
+    def work() -> int:
+        ranks, flags = _split_ranks(list(sys.argv[1:] if argv is None else argv))
+        check_run(parse(flags, prog="python -m megatron_eve.preflight"), ranks)
+        return 0
+
+    return run_command(work)
+
+
+def _split_ranks(words: list[str]) -> tuple[int, list[str]]:
+    """The number behind --ranks (1 without it), and the words without both."""
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--ranks":
+            taken = 1 if equals else 2
+            text = value if equals else "".join(words[place + 1 : place + 2])
+            if not text.isdecimal() or int(text) < 1:
+                raise ConfigError(f"--ranks {text}: the number of ranks that will be started, at least 1")
+            return int(text), words[:place] + words[place + taken :]
+    return 1, words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

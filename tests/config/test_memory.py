@@ -1,0 +1,80 @@
+"""The memory that a configuration is expected to take, against a model's own parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_eve.accelerator.machine import memory_of_a_rank
+from megatron_eve.config import PRESETS, AlignmentConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config.memory import count_parameters, memory_error, rank_memory
+from tests.ranks import RankPool
+
+
+def _parameters(config: RunConfig) -> int:
+    """Of a model on torch's meta device."""
+    from megatron_eve.convert.skeleton import Skeleton
+    from megatron_eve.training.initialize import model_parallel
+
+    with model_parallel(config):
+        return sum(entry.shape.numel() for entry in Skeleton(config).entries)
+
+
+@pytest.mark.parametrize(
+    ("preset", "aligning", "changes"),
+    [
+        ("eve_mini", True, {}),
+        ("eve_tiny", False, {"num_query_groups": 2, "add_qkv_bias": True, "vocab_size": 700}),
+        ("eve_7b", True, {}),
+    ],
+)
+@pytest.mark.distributed
+def test_every_parameter_is_counted(
+    ranks: RankPool, preset: str, aligning: bool, changes: dict[str, Any]
+) -> None:
+    model = replace(PRESETS[preset], **changes)
+    config = RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
+    counts = count_parameters(model, aligning)
+    counted = (
+        model.num_layers * counts.layer
+        + 2 * counts.embedding
+        + counts.norm
+        + counts.front_end
+        + counts.aligning
+    )
+    assert [counted] == ranks.run(1, _parameters, config)
+
+
+def test_the_fullest_rank() -> None:
+    """EVE-7B by the arithmetic of docs/operations.md: 6.81e9 parameters over TP 4 x PP 2, then 16 bytes or 18 each."""
+    config = RunConfig(
+        model=PRESETS["eve_7b"],
+        parallel=ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2),
+        training=TrainingConfig(bf16=True),
+    )
+    held = rank_memory(config, 16)
+    assert held.weights == pytest.approx(2 * 6.81e9 / 8, rel=0.03)
+    assert held.gradients == 2 * held.weights and held.optimizer == 6 * held.weights // 2
+    alone = rank_memory(replace(config, parallel=ParallelConfig(), training=TrainingConfig()), 1)
+    assert alone.total == pytest.approx(16 * 6.81e9, rel=0.01)
+    frozen = rank_memory(replace(config, training=TrainingConfig(bf16=True, stage=1)), 16)
+    assert frozen.weights == held.weights and frozen.gradients < held.gradients / 10
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    needed = rank_memory(RunConfig(model=PRESETS["eve_7b"]), 1)
+    assert memory_error(needed, 110.0, "one GPU") is None
+    error = memory_error(needed, 80.0, "one GPU")
+    assert error is not None and "\n" not in error
+    assert "needs 100.86 GiB" in error and "a rank has 80.0 GiB (one GPU)" in error
+    assert "--tensor-model-parallel-size" in error
+
+
+def test_the_memory_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    alone, shared = memory_of_a_rank(1), memory_of_a_rank(4)
+    assert alone is not None and shared is not None
+    assert 0.5 < alone[0] == pytest.approx(4 * shared[0])
+    assert "over 4 ranks" in shared[1]
