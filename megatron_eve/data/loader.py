@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, overload
@@ -318,8 +319,14 @@ class StepLoader:
         return replace(batch, patches=patches, teacher_images=squares)
 
     def _prepare(self, consumed: int, count: int) -> None:
-        """Plans the step that is likely to come next and begins its first batches."""
-        if self._expected is None or self._expected[0] != (consumed, count):
+        """Plans the step that is likely to come next and begins its first batches.
+
+        Whatever goes wrong here is not the fault of the step that runs now, whose update is good, and the run may never
+        take the next one. It goes wrong again, and is raised, when `step` is asked for that.
+        """
+        if self._expected is not None and self._expected[0] == (consumed, count):
+            return
+        with suppress(Exception):
             step = self._run_step(consumed, count)
             assert isinstance(step.batches, LazyBatches)
             step.batches.start(AHEAD)

@@ -47,18 +47,22 @@ def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None
         values: its losses and gradient norm by name.
         recent: those of the last steps whose update was made.
         spike_factor: how many times their median a value may be; None judges only whether it is finite.
+
+    A value of exactly 0 is one of a step that had nothing to count for it: no image for the aligning loss, no label, or
+    only text where the weights that read text are frozen. Such steps say nothing of what is usual, so the median is of
+    the others, once there are enough of them.
     """
     for name, value in values.items():
         if not math.isfinite(value):
             return f"the {name} is {value}"
-    if spike_factor is None or len(recent) < FEWEST:
+    if spike_factor is None:
         return None
     for name, value in values.items():
-        usual = median(before[name] for before in recent)
-        if value > spike_factor * usual:
+        counted = [before[name] for before in recent if before.get(name)]
+        if len(counted) >= FEWEST and value > spike_factor * median(counted):
             return (
-                f"the {name} is {value:.4g}, more than {spike_factor:g} times {usual:.4g}, the median of the last "
-                f"{len(recent)} steps"
+                f"the {name} is {value:.4g}, more than {spike_factor:g} times {median(counted):.4g}, the median of the "
+                f"last {len(counted)} steps that had one"
             )
     return None
 

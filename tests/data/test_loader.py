@@ -9,6 +9,7 @@ import torch
 from megatron_eve.data import batch as batch_module
 from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.data.errors import DataError
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.order import sample_order
@@ -209,6 +210,35 @@ def test_an_error_reaches_the_one_who_asks_and_does_not_hang(
     assert sum(outcomes) == 1
     loader.close()
     assert not any(thread.is_alive() for thread in loader._executor._threads)
+
+
+def test_an_error_belongs_to_the_step_that_uses_the_sample(
+    dataset: MockDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing the next step costs this one nothing; and a last step goes well, whatever lies behind it."""
+    loader = make(dataset)
+    bad = int(loader.step(12).sample_ids[5])
+    lengths, text = dataset.lengths, dataset.text
+
+    def too_long(ids: Any) -> Any:
+        return np.where(ids == bad, SEQ_LENGTH + 1, lengths(ids))
+
+    monkeypatch.setattr(dataset, "lengths", too_long)
+    assert len(samples_of(loader.step(0).batches)) == 12
+    with pytest.raises(DataError, match="raise --seq-length"):
+        loader.step(12)
+    monkeypatch.setattr(dataset, "lengths", lengths)
+
+    def broken(index: int) -> Any:
+        if index == bad:
+            raise OSError(f"row {index} is gone")
+        return text(index)
+
+    monkeypatch.setattr(dataset, "text", broken)
+    assert len(samples_of(loader.step(0).batches)) == 12
+    with pytest.raises(OSError, match="is gone"):
+        samples_of(loader.step(12).batches)
+    loader.close()
 
 
 def test_with_pixels(dataset: MockDataset) -> None:

@@ -131,6 +131,26 @@ def test_too_few_steps_have_no_spikes() -> None:
     assert why_bad({"lm loss": 1e6}, [{"lm loss": 1.0}] * (FEWEST - 1), 10.0) is None
 
 
+def test_steps_that_had_nothing_to_count_say_nothing_of_what_is_usual() -> None:
+    """Text alone has an aligning loss of 0, and where only the image side is trained a gradient norm of 0."""
+    text = [{"lm loss": 2.0, "align loss": 0.0, "grad norm": 0.0}] * (2 * FEWEST)
+    image = {"lm loss": 2.0, "align loss": 0.5, "grad norm": 3.0}
+    assert why_bad(image, text, 10.0) is None  # the first image
+    assert why_bad(image, [*text, *[image] * (FEWEST - 1)], 10.0) is None
+    spike = {**image, "align loss": 6.0}
+    assert why_bad(spike, [*text, *[image] * (FEWEST - 1)], 10.0) is None  # too few to know what is usual
+    found = why_bad(spike, [*text, *[image] * FEWEST], 10.0)
+    assert found and found.startswith(
+        "the align loss is 6, more than 10 times 0.5, the median of the last 20 steps"
+    )
+    # Steps with images and no label; a loss that earlier steps did not have at all.
+    unlabelled = {"lm loss": 0.0, "align loss": 0.5, "grad norm": 3.0}
+    assert why_bad(image, [unlabelled] * FEWEST, 10.0) is None
+    assert why_bad(image, [{"lm loss": 2.0, "grad norm": 3.0}] * FEWEST, 10.0) is None
+    assert why_bad({**text[0], "lm loss": 21.0}, text, 10.0)  # text is still looked at
+    assert why_bad({**text[0], "align loss": math.nan}, text, 10.0) == "the align loss is nan"
+
+
 def test_differences_between_two_runs_of_a_step() -> None:
     import torch
 
