@@ -19,8 +19,9 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
-from megatron_eve.inference.origin import AnswerOrigin, file_digest, model_identity
+from megatron_eve.inference.origin import AnswerOrigin, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+from megatron_eve.training.origin import file_digest
 
 DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.
