@@ -30,6 +30,7 @@ pytestmark = pytest.mark.distributed
 
 _STATE = struct.Struct("5q")
 _ENDLESS = 1 << 62
+PARTS = 16
 
 
 class Failing:
@@ -68,7 +69,7 @@ def save_and_fail(
         config: of the run.
         state: shared with the library.
         numbers: of the calls, counted from 1, or from -1 backwards.
-        part: without numbers: of all calls, this quarter.
+        part: without numbers: of all calls, every sixteenth from this on.
         error: errno.
         to_the_end: all calls after the one that fails do too, until the save is over.
     """
@@ -112,7 +113,7 @@ def save_and_fail(
         calls, _ = failing.counts()
         torch.distributed.barrier()
         # Some more are made by a save that also removes an older checkpoint.
-        every = range(1 + part, calls + calls // 20, 4)
+        every = range(1 + part, calls + calls // 20, PARTS)
         for number in [one if one > 0 else calls + 1 + one for one in numbers] or every:
             if main:
                 failing.set(number, _ENDLESS if to_the_end else number, error)
@@ -210,9 +211,9 @@ def test_a_dozen_of_the_calls(bench: Bench, numbers: list[int], background: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_every_call(bench: Bench, background: bool, part: int) -> None:
-    """A quarter of them at a time: a test that takes longer than the ranks' time-out counts as one that hangs."""
+    """Every sixteenth at a time: a test that takes longer than the ranks' time-out counts as one that hangs."""
     bench.run(DP2, [], errno.ENOSPC, background, part=part)
 
 
