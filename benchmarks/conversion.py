@@ -64,7 +64,7 @@ def make_model(folder: Path, layers: int) -> int:
                 make = partial(torch.randn, part.shape, dtype=torch.bfloat16)
                 tensors[name] = LazyTensor(part.shape, torch.bfloat16, make)
     folder.mkdir()
-    write_shards(folder, tensors, "2GB", lambda _: None)
+    write_shards(folder, tensors, 2_000_000_000, lambda _: None)
     (folder / "config.json").write_text(json.dumps(published_config(model, "bfloat16", teacher=False)))
     return size_of(tensors)
 

@@ -33,6 +33,15 @@ def run_command(main: Callable[[], int]) -> int:
         return show_error(error)
 
 
+_asked_to_end = False
+
+
+def note_termination() -> None:
+    """To be called by a handler of SIGTERM, so that `show_error` knows of one that came before."""
+    global _asked_to_end
+    _asked_to_end = True
+
+
 def show_error(error: Exception) -> int:
     """Show an error as one `error:` line from one rank; returns the exit status, with which the rank has to end.
 
@@ -41,7 +50,10 @@ def show_error(error: Exception) -> int:
     """
     if os.environ.get("RANK", "0") != "0":
         with contextlib.suppress(ValueError):  # not the main thread, whose handlers stay as they are
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # Not SIG_DFL: Python would drop a signal that came just before.
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR_STATUS))
+        if _asked_to_end:
+            return USER_ERROR_STATUS
         time.sleep(_OTHERS_WAIT_SECONDS)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS

@@ -94,10 +94,13 @@ def check_memory(config: RunConfig, ranks: int) -> str:
     Raises:
         ConfigError: it cannot fit.
     """
-    from megatron_eve.doctor.memory import rank_capacity
+    from megatron_eve.accelerator.machine import memory_of_a_rank
 
     needed = rank_memory(config, ranks)
-    available, what = rank_capacity(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    capacity = memory_of_a_rank(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    if capacity is None:
+        return str(needed)
+    available, what = capacity
     error = memory_error(needed, available, what)
     if error:
         raise ConfigError(error)

@@ -29,16 +29,21 @@ def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
     from megatron_eve.errors import UserError, show_error
     from megatron_eve.preflight import check_memory, check_run, describe_start
+    from megatron_eve.training.outcome import write_outcome
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     # --help is for one of them.
     quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stdout(io.StringIO())
+    save = None
     try:
         with quiet:
             config = parse(prog="python -m megatron_eve.pretrain")
+        save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)
     except (UserError, OSError) as error:  # every rank finds the same
+        if isinstance(error, UserError):
+            write_outcome(save, str(error), replace=False)
         sys.exit(show_error(error))
     if rank == 0:
         print(f"{describe_start(config, ranks)}\nmemory: {memory}", flush=True)
@@ -55,7 +60,7 @@ def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
     try:
         _train(config, signals)
     except UserError as error:
-        write_outcome(config.checkpoint.save, str(error))
+        write_outcome(config.checkpoint.save, str(error), replace=False)
         raise
 
 

@@ -94,14 +94,18 @@ need_datasets_of() { # FLAG FLAGS...
     ((${#words[@]} == 0)) || need_datasets "$flag" "${words[@]}"
 }
 
-# A folder of weights, as --pretrained-checkpoint takes it: in the layout of Hugging Face, or one that --save wrote.
+# A folder of weights, as --pretrained-checkpoint takes it: in the layout of Hugging Face, one that --save wrote, or a
+# checkpoint in it. Of a folder whose tracker file was lost the newest checkpoint is taken.
 need_weights() { # NAME MEANING
     need_folder "$1" "$2"
     local folder=${!1} iteration
     [[ ! -e $folder/config.json ]] || return 0
-    [[ -e $folder/latest_checkpointed_iteration.txt ]] \
-        || die "$1=$folder: holds neither a config.json nor a latest_checkpointed_iteration.txt, so no weights ($2); name a" \
-            "folder in the layout of Hugging Face, or one that --save wrote and a checkpoint is in"
+    if [[ ! -e $folder/latest_checkpointed_iteration.txt ]]; then
+        [[ $(basename "$folder") =~ ^iter_[0-9]+$ || -n $(find "$folder/" -maxdepth 1 -regex '.*/iter_[0-9]+' -print -quit) ]] \
+            || die "$1=$folder: holds neither a config.json nor a checkpoint (latest_checkpointed_iteration.txt, iter_...), so no" \
+                "weights ($2); name a folder in the layout of Hugging Face, or one that --save wrote"
+        return 0
+    fi
     iteration=$(tr -d '[:space:]' < "$folder/latest_checkpointed_iteration.txt")
     [[ $iteration =~ ^[0-9]+$ ]] \
         || die "$folder/latest_checkpointed_iteration.txt: holds '$iteration', not an iteration; write the number of a whole" \

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.errors import run_command
 from megatron_eve.inference.chat import Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
@@ -159,23 +160,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.max_new_tokens < 1:
         parser.error(f"--max-new-tokens {flags.max_new_tokens}: at least 1")
     limits = Limits(new_tokens=flags.max_new_tokens)
+    return run_command(lambda: talk(flags, limits))
+
+
+def talk(flags: argparse.Namespace, limits: Limits) -> int:
+    """Check pictures and folders, open the model, talk; returns the exit status.
+
+    Raises:
+        UserError: what cannot be talked about or with; OSError, what cannot be read.
+    """
+    check_model_flags(flags)
+    pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
+    if global_rank():
+        return run_with_engine(flags, "vicuna_v1", work=None)
+    if not flags.web:
+        return run_with_engine(flags, "vicuna_v1", lambda engine: in_terminal(engine, pictures, limits))
     try:
-        check_model_flags(flags)
-        pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
-        if global_rank():
-            return run_with_engine(flags, "vicuna_v1", work=None)
-        if not flags.web:
-            return run_with_engine(flags, "vicuna_v1", lambda engine: in_terminal(engine, pictures, limits))
-        try:
-            from megatron_eve.inference.web import ChatPage
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
-        with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
-            return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, page))
-    except (ConfigError, OSError) as error:
-        if global_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
+        from megatron_eve.inference.web import ChatPage
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
+    with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
+        return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, page))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_eve.errors import run_command
+
 if TYPE_CHECKING:
     import torch
 
@@ -68,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="take the tokenizer's files from this folder; --format transformers needs its tokenizer.model",
+        help="the folder of the tokenizer.model that the data was made with, or the file itself; --format transformers "
+        "needs it",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -112,10 +115,9 @@ def _add_import_flags(incoming: argparse.ArgumentParser) -> None:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
-    from megatron_eve.config import ConfigError, tower_sizes
+    from megatron_eve.config import tower_sizes
     from megatron_eve.convert.importing import (
         check_finite,
-        check_target,
         import_config,
         plan_import,
         write_import,
@@ -123,12 +125,6 @@ def run_import(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.report import progress, size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
 
-    if flags.trust_remote_code and not flags.teacher_model:
-        raise ConfigError(
-            "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
-        )
-    if not flags.dry_run:
-        check_target(flags.target)
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
         tower = tower_sizes(flags.teacher_model, flags.trust_remote_code)
@@ -147,23 +143,27 @@ def run_import(flags: argparse.Namespace) -> None:
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
-    from megatron_eve.config import ConfigError
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import progress, size_of, summary
+    from megatron_eve.convert.transformers_folder import fast_tokenizer
+    from megatron_eve.convert.usage import read_tokenizer, shard_bytes
+    from megatron_eve.training.checkpoint import saved_common
+    from megatron_eve.training.compatibility import check_tokenizer
 
     published = flags.format == "published"
-    if not published and flags.teacher_model:
-        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
-    if not published and flags.tokenizer is None:
-        raise ConfigError(
-            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
-        )
+    tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    if tokenizer is not None:
+        warning = check_tokenizer(*saved_common(str(flags.source)), tokenizer, "--tokenizer")
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        if not published:
+            fast_tokenizer(Path(tokenizer.path))  # refuses one that transformers could not have
     checkpoint, config = open_checkpoint(flags.source)
     plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     if not flags.dry_run:
         with progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, flags.tokenizer, flags.max_shard_size, published, done)
+            write_export(plan, flags.target, tokenizer, shard_bytes(flags.max_shard_size), published, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 
 
@@ -177,19 +177,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = build_parser().parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.config import ConfigError
-    from megatron_eve.training.compatibility import CheckpointError
-
-    accelerator()
     try:
-        run_import(flags) if flags.command == "import" else run_export(flags)
-    except (ConfigError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run_command(lambda: convert(flags))
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
+
+
+def convert(flags: argparse.Namespace) -> int:
+    """Check the folders, then import or export; returns the exit status.
+
+    Raises:
+        UserError: what cannot be converted; OSError, what cannot be read or written.
+    """
+    from megatron_eve.convert.usage import check_export_flags, check_import_flags
+
+    check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
+    from megatron_eve.accelerator import accelerator
+
+    accelerator()
+    run_import(flags) if flags.command == "import" else run_export(flags)
     return 0
 
 

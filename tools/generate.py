@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
-from megatron_eve.data.errors import DataError
+from megatron_eve.errors import run_command
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
@@ -19,8 +19,9 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
-from megatron_eve.inference.origin import AnswerOrigin, file_digest, model_identity
+from megatron_eve.inference.origin import AnswerOrigin, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+from megatron_eve.training.origin import file_digest
 
 DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.
@@ -40,7 +41,7 @@ other settings or other pictures it is refused, since the file would mix answers
 question that cannot be asked, whose picture cannot be read, or whose prompt is too long for the model, gets an empty
 text and says why in metadata.error; remove the row to have it asked again. A line that is no question is named and
 left out. The exit status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left
-out, and 1 if the run could not be done.
+out, and 2 if the run could not be done.
 """
 EPILOG = """\
 examples:
@@ -198,24 +199,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"
         )
-    first = global_rank() == 0
-    try:
-        check_model_flags(flags)
-        if not flags.image_folder.is_dir():
-            raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
-        found = read_questions(flags.question_file, flags.conv_mode)
-        if not first:
-            return run_with_engine(flags, flags.conv_mode, work=None)
-        warn_of(found.refused)
-        shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
-        with AnswersFile(flags.answers_file, shard, answer_origin(flags), flags.image_folder) as answers:
-            return run_with_engine(
-                flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused)
-            )
-    except (ConfigError, DataError, OSError) as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: answer(flags))
+
+
+def answer(flags: argparse.Namespace) -> int:
+    """Check folders and questions, open the model, answer; returns the exit status.
+
+    Raises:
+        UserError: what cannot be answered; OSError, what cannot be read or written.
+    """
+    check_model_flags(flags)
+    if not flags.image_folder.is_dir():
+        raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
+    found = read_questions(flags.question_file, flags.conv_mode)
+    if global_rank():
+        return run_with_engine(flags, flags.conv_mode, work=None)
+    warn_of(found.refused)
+    shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
+    with AnswersFile(flags.answers_file, shard, answer_origin(flags), flags.image_folder) as answers:
+        return run_with_engine(
+            flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused)
+        )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron_eve.data.errors import DataError
 from megatron_eve.data.preprocess import PreprocessConfig, format_summary, preprocess
+from megatron_eve.errors import run_command
 
 DESCRIPTION = """\
 Make an indexed dataset from conversations in the LLaVA layout and their image files.
@@ -104,16 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = vars(build_parser().parse_args(argv))
     config = PreprocessConfig(apply_exif=not flags.pop("ignore_exif_orientation"), **flags)
+
+    def work() -> int:
+        print(format_summary(preprocess(config), config.output_prefix))
+        return 0
+
     try:
-        info = preprocess(config)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run_command(work)
     except KeyboardInterrupt:
         print("stopped; no dataset was written", file=sys.stderr)
         return 130
-    print(format_summary(info, config.output_prefix))
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from typing import Annotated
 
 import tyro
 
+from megatron_eve.config import ConfigError
+from megatron_eve.errors import show_error
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -44,8 +47,11 @@ def main() -> None:
     """Start the ranks that the layout needs, then check."""
     arguments = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], prog="verify_golden.py")
     if not arguments.folders:
-        sys.exit("error: name at least one DIR, such as tests/golden")
-    folders = case_folders(arguments.folders)
+        sys.exit(show_error(ConfigError("name at least one DIR, such as tests/golden")))
+    try:
+        folders = case_folders(arguments.folders)
+    except ConfigError as error:
+        sys.exit(show_error(error))
     ranks = (
         arguments.tensor_model_parallel_size
         * arguments.pipeline_model_parallel_size
@@ -61,14 +67,18 @@ def main() -> None:
 
 
 def case_folders(paths: list[Path]) -> list[Path]:
-    """The case folders among the given ones or right below them; exits with a message if there are none."""
+    """The case folders among the given ones or right below them.
+
+    Raises:
+        ConfigError: there are none.
+    """
     marks = ("meta.json", "sizes.json", "cases.json", "greedy.json")
     found = []
     for path in paths:
         inside = sorted(child for child in path.glob("*") if child.is_dir()) if path.is_dir() else []
         cases = [folder for folder in [path, *inside] if any((folder / mark).is_file() for mark in marks)]
         if not cases:
-            sys.exit(f"error: {path}: no golden case there (a case holds one of {', '.join(marks)})")
+            raise ConfigError(f"{path}: no golden case there (a case holds one of {', '.join(marks)})")
         found += cases
     return found
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,30 @@ def look_at_machine() -> Machine:
 
 
 def memory_of_a_rank(local_ranks: int) -> tuple[float, str] | None:
-    """The memory that each of the ranks of this node has in GiB, and what it is; None where nobody says.
+    """The memory that each of the ranks of this node has in GiB, and what has it; None where nobody says.
 
     Asks NVIDIA's driver and the operating system, and does not import torch.
 
     Args:
-        local_ranks: of this node, which share its memory where there is no GPU.
+        local_ranks: of this node, which share its memory where they do not run on GPUs.
     """
-    gpus = () if _gpus_hidden() else _ask_driver()[1]
+    gpus = () if _gpus_hidden() or _torch_is_for_cpus() else _ask_driver()[1]
     if gpus:
         smallest = min(gpus, key=lambda gpu: gpu.memory)
         return smallest.memory, f"one {smallest.name}"
     total, _ = _memory()
     if total is None:
         return None
-    return total / local_ranks, f"this machine's {total:,.1f} GiB over {local_ranks} ranks"
+    shared = f", shared by {local_ranks} ranks" if local_ranks > 1 else ""
+    return total / local_ranks, f"this machine's memory{shared}"
+
+
+def _torch_is_for_cpus() -> bool:
+    """Was the installed torch built without CUDA? Then a run takes the CPU, whatever GPUs there are."""
+    try:
+        return metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _gpus_hidden() -> bool:

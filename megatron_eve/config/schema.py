@@ -63,7 +63,7 @@ class ModelConfig:
     add_qkv_bias: bool = False
     """Biases of the query, key and value matrices, as Qwen2 has them."""
     vocab_size: int = 384
-    """Rows of the tokenizer's vocabulary, before padding for tensor parallelism."""
+    """Rows of the embedding, before padding for tensor parallelism: the tokenizer's pieces, or up to 64 more."""
     max_position_embeddings: int = 2048
     """Longest sample the decoder was made for, in tokens."""
     norm_epsilon: float = 1e-5

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.wrong_content import wrong_content
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
         raise ConfigError(
             f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
         )
+    if other := wrong_content(Path(folder) / "config.json"):
+        raise ConfigError(f"--teacher-model {folder}: config.json cannot be read: it {other}")
     if (stated := _stated_sizes(Path(folder) / "config.json")) is not None:
         return stated
     import transformers

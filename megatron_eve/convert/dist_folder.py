@@ -6,6 +6,7 @@ model passes through a few hundred megabytes.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from typing_extensions import override
 
 from megatron_eve.convert.hf_folder import LazyTensor
 
+# torch writes in C++, whose errors (of a full disk) name the file of its code or its class.
+_WRITER = re.compile(r"inline_container|PytorchStreamWriter")
+
 
 @contextmanager
 def _alone() -> Iterator[None]:
@@ -38,7 +42,10 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from None
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, RuntimeError) and _WRITER.search(str(cause)):
+            raise OSError(f"the checkpoint cannot be written ({str(cause).splitlines()[0]})") from None
+        raise cause from None
 
 
 class DistFolder:
@@ -116,5 +123,9 @@ def write_dist_folder(
             planner=_StreamPlanner(tensors, done),
             no_dist=True,
         )
-    torch.save(common, folder / "common.pt")
+    path = folder / "common.pt"
+    try:
+        torch.save(common, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))

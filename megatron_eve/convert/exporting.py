@@ -6,6 +6,7 @@ today's transformers loads by itself.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -13,27 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
-from megatron_eve.convert.hf_config import published_config, published_preprocessor
+from megatron_eve.convert.hf_config import published_config, published_preprocessor, token_ids
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
+from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part, sync_to_disk
 from megatron_eve.training.compatibility import CheckpointError
 
 # What a published folder holds beside weights and configurations.
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
+_GENERATION = "generation_config.json"
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass
@@ -199,8 +198,8 @@ def _add_teacher(plan: ExportPlan, teacher: Path, dtype: torch.dtype) -> None:
 def write_export(
     plan: ExportPlan,
     target: Path,
-    tokenizer: Path | None,
-    max_shard_size: str,
+    tokenizer: Tokenizer | None,
+    max_shard_size: int,
     published: bool,
     done: Callable[[int], None],
 ) -> None:
@@ -209,8 +208,8 @@ def write_export(
     Args:
         plan: what it holds.
         target: the new folder.
-        tokenizer: a folder whose tokenizer files are copied; transformers' format needs it.
-        max_shard_size: of one safetensors file, such as "2GB"; so much is held in memory.
+        tokenizer: is written, with its ids in the configuration; transformers' format needs it.
+        max_shard_size: of one safetensors file, in bytes; so much is held in memory.
         published: in the published format.
         done: called with the bytes of each tensor.
 
@@ -245,12 +244,28 @@ def _dtype_name(plan: ExportPlan) -> str:
     return str(plan.tensors["lm_head.weight"].dtype).removeprefix("torch.")
 
 
-def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Path | None) -> None:
+def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer | None) -> None:
     model = plan.config.model
     with_teacher = "the teacher" in plan.added.values()
-    write_json(folder / "config.json", published_config(model, _dtype_name(plan), with_teacher))
+    ids = token_ids(tokenizer)
+    write_json(folder / "config.json", {**published_config(model, _dtype_name(plan), with_teacher), **ids})
     write_json(folder / "preprocessor_config.json", published_preprocessor(model))
-    if tokenizer is not None:
-        for name in _TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, folder / name)
+    if tokenizer is None:
+        return
+    path = Path(tokenizer.path)
+    shutil.copyfile(path, folder / "tokenizer.model")
+    for name in _TOKENIZER_FILES:
+        if (path.parent / name).is_file():
+            shutil.copyfile(path.parent / name, folder / name)
+    if (path.parent / _GENERATION).is_file():
+        write_json(folder / _GENERATION, {**_settings(path.parent / _GENERATION), **ids})
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); copy the file again, or take it away") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds no settings by name; copy the file again, or take it away")
+    return found

@@ -6,9 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.wrong_content import wrong_content
+
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
 
 # config.json (transformers' Llama and Qwen2, and EVE on top of them) against our names.
 LANGUAGE_FIELDS = {
@@ -20,7 +24,12 @@ LANGUAGE_FIELDS = {
     "rms_norm_eps": "norm_epsilon",
     "max_position_embeddings": "max_position_embeddings",
 }
+# Numbers above 0 where they are stated.
+_OPTIONAL = ("num_key_value_heads", "head_dim", "mm_hidden_size")
 _FULL = "attention has no sliding window here; take a model with full attention in every layer"
+_UNSCALED = "rotary embeddings are not scaled here"
+# Kinds of scaling (transformers' `rope_type`) that compute the same as none when their factor is 1.
+_NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
 # What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_type": (
@@ -30,7 +39,7 @@ _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
     "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
     "mlp_bias": ((None, False), "the MLP has no biases here"),
-    "rope_scaling": ((None,), "rotary embeddings are not scaled here"),
+    "partial_rotary_factor": ((None, 1), _UNSCALED),
     "use_sliding_window": ((None, False), _FULL),
     "quantization_config": ((None,), "quantised weights cannot be trained; take the original ones"),
 }
@@ -74,17 +83,23 @@ class HFConfig:
                 f"{path}: {error.strerror}; name a model folder in Hugging Face layout"
             ) from None
         except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error}); copy the folder again") from None
+            other = wrong_content(path)
+            problem = f"; it {other}" if other else f" ({error}); copy the folder again"
+            raise ConfigError(f"{path}: not JSON{problem}") from None
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
         for name, (allowed, meaning) in _MUST_BE.items():
             if fields.get(name) not in allowed:
                 meaning = _OTHERS.get(str(fields.get(name)), meaning)
                 raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
-        windowed = set(fields.get("layer_types") or ()) - {"full_attention"}
+        kinds = fields.get("layer_types") or []
+        windowed = (
+            {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
+        )
         if windowed:
             raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
-        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name))]
+        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name), name)]
+        missing += [name for name in _OPTIONAL if fields.get(name) and not _is_positive(fields[name], name)]
         if missing:
             raise ConfigError(
                 f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
@@ -95,10 +110,7 @@ class HFConfig:
                 f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
             )
         found = HFConfig(fields, path)
-        if found.rope["rope_type"] != "default":
-            raise ConfigError(
-                f"{path}: rope_type is {found.rope['rope_type']!r}, and {_MUST_BE['rope_scaling'][1]}"
-            )
+        _check_rope(fields, found)
         return found
 
     @property
@@ -123,10 +135,12 @@ class HFConfig:
         return int(found[1]) if found else None
 
     @property
-    def rope(self) -> dict[str, Any]:
-        """Settings of the rotary embedding, which transformers 5 keeps in a place of their own."""
-        older = {"rope_theta": self.fields.get("rope_theta"), "rope_type": "default"}
-        return {**older, **(self.fields.get("rope_parameters") or {})}
+    def rope_theta(self) -> float:
+        """Base of the rotary embedding, which transformers 5 keeps beside the kind of scaling."""
+        stated = [some.get("rope_theta") for _, some in _rope_settings(self.fields)]
+        return next((theta for theta in stated if theta), None) or (
+            self.fields.get("rope_theta") or ModelConfig.rotary_base
+        )
 
     def model_config(self, **front: int) -> ModelConfig:
         """Sizes of our model.
@@ -144,7 +158,7 @@ class HFConfig:
             **{**front, **values},
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
             add_qkv_bias=self.has_qkv_bias,
-            rotary_base=int(self.rope["rope_theta"] or ModelConfig.rotary_base),
+            rotary_base=int(self.rope_theta),
         )
 
 
@@ -177,8 +191,34 @@ def check_config(folder: Path, model: ModelConfig) -> HFConfig:
     return found
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+def _is_positive(value: object, name: str) -> bool:
+    kinds = int | float if name == "rms_norm_eps" else int
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+
+
+def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
+    found = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    # transformers 5 has one for each kind of layer where they differ.
+    return [
+        (name, some.get("full_attention") or some if isinstance(some, dict) else some) for name, some in found
+    ]
+
+
+def _check_rope(fields: dict[str, Any], found: HFConfig) -> None:
+    """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
+    for name, some in _rope_settings(fields):
+        if not isinstance(some, dict):
+            raise ConfigError(
+                f"{found.source}: {name} is {some!r}, not settings by name; copy the folder again"
+            )
+        kind = some.get("rope_type") or some.get("type") or "default"
+        nothing = kind == "default" or (kind in _NONE_AT_FACTOR_1 and some.get("factor") == 1)
+        if not nothing or some.get("partial_rotary_factor") not in (None, 1):
+            raise ConfigError(f"{found.source}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
+    theta = found.rope_theta
+    if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
+        raise ConfigError(f"{found.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
 def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str, Any]:
@@ -194,8 +234,7 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
     bias = {"qkv_bias": True} if model.add_qkv_bias else {}
     return {
         "architectures": ["EVELlamaForCausalLM"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        **token_ids(None),
         "hidden_act": "silu",
         "hidden_size": model.hidden_size,
         "image_aspect_ratio": "square",
@@ -216,7 +255,6 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "num_attention_heads": model.num_attention_heads,
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
-        "pad_token_id": 0,
         "pretraining_tp": 1,
         **bias,
         "requires_cliploss": teacher,
@@ -231,6 +269,17 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "use_mm_proj": True,
         "vision_tower_lr": None,
         "vocab_size": model.vocab_size,
+    }
+
+
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """The control tokens of config.json and generation_config.json; Llama's where no tokenizer is known."""
+    if tokenizer is None:
+        return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.unk_id,  # which pads in Llama's tokenizers
     }
 
 

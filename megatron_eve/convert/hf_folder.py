@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megatron_eve.config import ConfigError
+from megatron_eve.wrong_content import wrong_content
 
 # As safetensors and as torch spell them.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -38,18 +39,12 @@ class HFFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
-        for name in _WEIGHTS:
-            index = folder / f"{name}.index.json"
-            if index.exists():
-                self._places = _places(index)
-                break
-            if (folder / name).exists():
-                self._places = dict.fromkeys(self._tensors(folder / name).keys(), folder / name)
-                break
-        else:
-            raise ConfigError(
-                f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)"
-            )
+        whole, index = _weights_of(folder)
+        if whole is not None:
+            self._places = dict.fromkeys(self._tensors(whole).keys(), whole)
+            return
+        assert index is not None
+        self._places = _places(index)
         for path in sorted(set(self._places.values())):
             if not path.exists():
                 raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
@@ -102,11 +97,30 @@ class HFFolder:
                 else:
                     mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
                     self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-                raise ConfigError(f"{path}: {_complaint(error)}") from None
+            except Exception as error:  # a damaged pickle raises nearly any
+                raise ConfigError(f"{path}: {_complaint(path, error)}") from None
             if path.suffix != ".safetensors":
                 _check_pickle(path, self._open[path])
         return self._open[path]
+
+
+def _weights_of(folder: Path) -> tuple[Path | None, Path | None]:
+    """What of a folder is read, in the order of transformers: one whole file, or else the index of shards.
+
+    An index beside a whole file may be one that was left from other weights, so the file counts.
+    """
+    for name in _WEIGHTS:
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.exists():
+            return whole, None
+        if index.exists():
+            return None, index
+    others = ("*.bin", "*.safetensors")
+    found = sorted(path.name for kind in others for path in folder.glob(kind))
+    shown = f"; it has {', '.join(found[:3])}, and no index that says what is in them" if found else ""
+    raise ConfigError(
+        f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index){shown}"
+    )
 
 
 def _places(index: Path) -> dict[str, Path]:
@@ -115,16 +129,24 @@ def _places(index: Path) -> dict[str, Path]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {key: index.parent / shard for key, shard in places.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{index}: no index of a model's shards; copy the folder again") from None
+        other = wrong_content(index)
+        problem = (
+            f"cannot be read: it {other}" if other else "no index of a model's shards; copy the folder again"
+        )
+        raise ConfigError(f"{index}: {problem}") from None
 
 
-def _complaint(error: Exception) -> str:
+def _complaint(path: Path, error: Exception) -> str:
     """What is wrong with a shard that cannot be opened, and what to do about it."""
+    if other := wrong_content(path):
+        return f"cannot be read: it {other}"
     code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names what it did not look up
     if isinstance(error, pickle.UnpicklingError) and code:
         return f"asks for {code[1]}, and no code of a model folder runs; take weights that are safetensors"
-    first_line = str(error).split("\n")[0]
-    return f"cannot be read ({first_line}); copy the folder again"
+    # torch's own words on a pickle advise to run its code.
+    pickled = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+    told = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
+    return f"cannot be read ({told}); copy the folder again"
 
 
 def _check_pickle(path: Path, content: object) -> None:
@@ -161,15 +183,18 @@ class LazyTensor:
 
 
 def write_shards(
-    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: str, done: Callable[[int], None]
+    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, done: Callable[[int], None]
 ) -> None:
     """Write tensors as safetensors, with an index where there are several shards, holding one shard at a time.
 
     Args:
         folder: an existing one.
         tensors: in the order in which they are shared out.
-        max_shard_size: such as "2GB".
+        max_shard_size: in bytes.
         done: called with the bytes of each tensor that was made.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     split = split_torch_state_dict_into_shards(
         {key: lazy.empty() for key, lazy in tensors.items()},
@@ -181,7 +206,12 @@ def write_shards(
         for key in keys:
             shard[key] = tensors[key].tensor()
             done(shard[key].nbytes)
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(
+                f"{folder / name}: cannot be written ({error}); nothing is left of the folder"
+            ) from None
         (folder / name).chmod(0o644)  # safetensors lets nobody else read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import TRACKER, AlignmentConfig, ConfigError, RunConfig, validate_sizes
+from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
+from megatron_eve.convert.folders import check_target
 from megatron_eve.convert.hf_config import HFConfig, teacher_size_of
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
 from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
@@ -29,6 +30,7 @@ from megatron_eve.convert.tables import (
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
 from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums, write_config
+from megatron_eve.wrong_content import wrong_content
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 
@@ -70,6 +72,8 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     """
     folder, plan = HFFolder(source), ImportPlan(config)
     if (tokenizer := source / "tokenizer.model").is_file():
+        if other := wrong_content(tokenizer):  # its digest would shut out the right one later
+            raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
         plan.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
@@ -167,22 +171,6 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
             if tensor.numel() and not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
                 raise ConfigError(f"{source}: {name} holds values that are not finite; copy the folder again")
             done(tensor.nbytes)
-
-
-def check_target(target: Path) -> None:
-    """Is this a folder that an import may write, new or with what one left that was cut short?
-
-    Raises:
-        ConfigError: it holds a run or a model already, or is a file.
-    """
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target}: is a file; choose another --target")
-    if (target / "config.json").exists():
-        raise ConfigError(f"{target}: holds a model in Hugging Face layout; choose another --target")
-    store = CheckpointStore(target)
-    # An iteration 0 that no tracker names was written by an import that was killed before it did so.
-    if (store.root / TRACKER).exists() or any(store.iterations()):
-        raise ConfigError(f"{target}: holds a run already; choose another --target")
 
 
 def write_import(

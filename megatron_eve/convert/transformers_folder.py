@@ -13,9 +13,8 @@ from tokenizers.models import BPE
 
 import megatron_eve.hf
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.hf_config import published_config, published_preprocessor
+from megatron_eve.convert.hf_config import published_config, published_preprocessor, token_ids
 from megatron_eve.data.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
-from megatron_eve.data.errors import DataError
 from megatron_eve.data.tokenizer import Tokenizer
 
 _AUTO_MAP = {
@@ -76,34 +75,34 @@ _PROBES = (
 )
 
 
-def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Path) -> None:
+def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Tokenizer) -> None:
     """Write configuration, code, processor and tokenizer beside weights with the published names.
 
     Args:
         folder: an existing one.
         model: sizes.
         dtype: of the weights, such as "bfloat16".
-        tokenizer: a folder with Llama's tokenizer.model.
+        tokenizer: Llama's.
 
     Raises:
         ConfigError: a tokenizer that is not Llama's.
     """
-    path = tokenizer / "tokenizer.model"
-    fast, image_token_id = fast_tokenizer(path)
+    fast, image_token_id = fast_tokenizer(Path(tokenizer.path))
     fast.save(str(folder / "tokenizer.json"))
-    shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
     write_json(folder / "tokenizer_config.json", _tokenizer_config(model))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
     auto_map = {name: _AUTO_MAP[name] for name in _AUTO_MAP if name.startswith(("AutoConfig", "AutoModel"))}
     config = {
         **published_config(model, dtype, teacher=False),
+        **token_ids(tokenizer),
         "auto_map": auto_map,
         "image_token_index": image_token_id,
     }
     del config["transformers_version"]
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    write_json(folder / "generation_config.json", token_ids(tokenizer))
     published = published_preprocessor(model)
     image_processor: dict[str, Any] = {name: published[name] for name in _IMAGE_FIELDS}
     image_processor["image_processor_type"] = "EVEImageProcessor"
@@ -122,14 +121,11 @@ def fast_tokenizer(path: Path) -> tuple[FastTokenizer, int]:
         The tokenizer, which knows `<image>`, too, and the id of that.
 
     Raises:
-        ConfigError: no sentencepiece model, or one that cuts texts in another way than Llama's.
+        ConfigError: it cuts texts in another way than Llama's.
     """
     from transformers.convert_slow_tokenizer import generate_merges
 
-    try:
-        ours = Tokenizer(path)
-    except DataError as error:
-        raise ConfigError(f"--tokenizer: {error}") from None
+    ours = Tokenizer(path)
     pieces = ours.pieces()
     vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
     fast = FastTokenizer(

@@ -48,6 +48,10 @@ MANIFEST = "_dataset.json"
 
 AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
 
+# Rows that an embedding may have beyond its tokenizer's pieces: an added token, and filling up to a multiple of 64
+# (transformers' `resize_token_embeddings`). More of them speak of another tokenizer.
+MAX_PADDING_ROWS = 64
+
 # Megatron's .idx: magic, version, dtype code, number of sequences, of documents; then lengths (int32),
 # offsets and document bounds (int64).
 _INDEX_HEADER = struct.Struct("<9sQBQQ")

@@ -19,6 +19,7 @@ from megatron_eve.data.dataset_format import (
     AGAIN,
     IMAGE_DTYPE,
     MANIFEST,
+    MAX_PADDING_ROWS,
     SAMPLE_DTYPE,
     DatasetInfo,
     DatasetSettings,
@@ -180,7 +181,8 @@ class IndexedVisionDataset:
 
         Args:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
-            vocab_size: of the run's model, without padding.
+            vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
+                pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
             image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
 
         Raises:
@@ -192,10 +194,12 @@ class IndexedVisionDataset:
                 f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
                 f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
             )
-        if info.vocab_size != vocab_size:
+        if not info.vocab_size <= vocab_size <= info.vocab_size + MAX_PADDING_ROWS:
+            cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
             raise DataError(
                 f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
                 f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
+                f"{cut if info.vocab_size < vocab_size else ''}"
             )
         for name, ours, theirs in (
             ("image size", info.image_size, image_size),

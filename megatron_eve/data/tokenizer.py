@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.errors import is_lfs_pointer
+from megatron_eve.wrong_content import wrong_content
 
 
 class Tokenizer:
@@ -39,19 +39,16 @@ class Tokenizer:
             raise DataError(
                 f"cannot read the tokenizer {path} ({error.strerror}): give the path of a tokenizer.model"
             ) from error
-        if is_lfs_pointer(content):
-            raise DataError(
-                f"{path} is a git-lfs pointer, not the tokenizer itself: run git lfs pull in its folder"
-            )
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
         except (RuntimeError, ValueError, OSError) as error:
-            raise DataError(
-                f"{path} is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or "
-                "Llama 2, not tokenizer.json"
-            ) from error
+            usual = (
+                "is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or Llama 2, not "
+                "tokenizer.json"
+            )
+            raise DataError(f"{path} {wrong_content(Path(path)) or usual}") from error
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
-from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_eve import EVEConfig
@@ -209,6 +209,9 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
         if missing > 0:
             processors.insert(0, _Columns(missing))
             processors.append(_Columns(-missing))
+        else:  # it has a row of an embedding that is larger than the tokenizer, and is no word of an answer
+            image = [self.model.image_token_id]
+            processors.append(SuppressTokensLogitsProcessor(image, device=str(self.device)))
         return processors
 
 

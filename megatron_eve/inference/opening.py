@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.data.errors import DataError
+from megatron_eve.errors import UserError, show_error
 from megatron_eve.inference.engine import Engine
 
 # Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
@@ -119,7 +119,6 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     from megatron_eve.accelerator import accelerator
 
     accelerator()
-    from megatron_eve.training.compatibility import CheckpointError
     from megatron_eve.training.initialize import run_rank
 
     status = 0
@@ -131,10 +130,8 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
                 status = _with_exported(flags, conv_mode, work)
             else:
                 status = _with_checkpoint(flags, conv_mode, work)
-        except (ConfigError, CheckpointError, DataError, OSError) as error:
-            if global_rank() == 0:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            status = 1
+        except (UserError, OSError) as error:
+            status = show_error(error)
             if "RANK" in os.environ:  # as run_rank does: others may wait for this rank
                 os._exit(status)
 

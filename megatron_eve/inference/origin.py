@@ -6,18 +6,13 @@ otherwise. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.training.checkpoint_store import CheckpointStore, weights_fingerprint
-
-# Of a folder for transformers: what its answers depend on. `*.bin` are pickled weights.
-_HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
+from megatron_eve.training.origin import folder_fingerprint
 
 
 @dataclass(frozen=True)
@@ -97,26 +92,8 @@ def model_identity(folder: Path) -> tuple[int | None, str]:
     try:
         if iteration is not None:
             return iteration, weights_fingerprint(store.folder(iteration))
-        return None, _digest_of(path for pattern in _HF_PARTS for path in folder.glob(pattern))
+        return None, folder_fingerprint(folder)
     except OSError as error:
         raise ConfigError(
             f"--model-path {folder}: {error.filename or 'a file'} cannot be read ({error.strerror})"
         ) from None
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest_of(paths: Iterable[Path]) -> str:
-    found = sorted(path for path in paths if path.is_file())
-    with ThreadPoolExecutor(4) as threads:  # hashing lets go of Python's lock
-        digests = list(threads.map(file_digest, found))
-    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, found, strict=True))
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -22,6 +22,9 @@ from megatron_eve.data.conversation import ConversationError, prompt_text
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.inference.origin import AnswerOrigin
 
+# How each row of an answers file begins.
+_ROW_BEGINS = b'{"question_id": '
+
 
 @dataclass(frozen=True)
 class Question:
@@ -143,6 +146,14 @@ def _asked(images: object, text: object, conv_mode: str) -> tuple[tuple[str, ...
     return tuple(images), text
 
 
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _is_text(value: str | int) -> bool:
     """Can it be written as UTF-8? JSON's escapes can spell half of a surrogate pair."""
     try:
@@ -215,7 +226,11 @@ class AnswersFile:
     def _read(self, path: Path, questions: Sequence[Question]) -> None:
         self._file.seek(0)
         content = self._file.read()
-        whole = content.rfind(b"\n") + 1  # what follows was cut off in the middle of a write
+        size = len(content)
+        whole = content.rfind(b"\n") + 1
+        if _is_json(content[whole:]):  # a row whose line end an editor left out, or another file altogether
+            content += b"\n"
+            whole = len(content)
         known = {question.key: question for question in questions}
         found: set[tuple[Any, Any]] = set()
         self.damaged = 0
@@ -241,8 +256,14 @@ class AnswersFile:
                     f"{path}, line {number}: this answer {problem}; {remedy}give this run another --answers-file"
                 )
             found.add(key)
-        if whole < len(content):
-            self._file.truncate(whole)
+        if torn := content[whole:]:
+            if not (torn.startswith(_ROW_BEGINS) or _ROW_BEGINS.startswith(torn) or not torn.strip(b"\0")):
+                raise DataError(
+                    f"{path}: not an answers file of tools/generate.py; give this run another one"
+                )
+            self._file.truncate(whole)  # cut off in the middle of a write
+        elif size < whole:
+            self._file.write(b"\n")
         self.missing = [question for question in questions if question.key not in found]
         self.resumed = len(found)
 

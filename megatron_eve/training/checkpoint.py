@@ -7,7 +7,8 @@ folder.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
 from megatron_eve.training.bad_steps import WINDOW, Values, pending_request, pending_state, restore_pending
-from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
+from megatron_eve.training.checkpoint_store import CheckpointStore, compare_checksums, missing_part
 from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
     SHAPELESS,
@@ -43,6 +44,8 @@ CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully
 _EXTRA = "_extra_state"
 # A resumed run follows its own flags in these, not those the checkpoint was written under.
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+# Ranks that read a checkpoint meet so often: a slow disk may keep one of them longer than a collective waits.
+_ROUND_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -265,10 +268,27 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     verdict: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
     torch.distributed.broadcast_object_list(verdict, src=0)
-    if verdict[0] is None:
-        verdict = [None] * ranks
-        torch.distributed.all_gather_object(verdict, damaged_part(folder, rank, ranks))
-    return next((problem for problem in verdict if problem), None)
+    if verdict[0]:
+        return verdict[0]
+    work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
+    rounds: list[tuple[bool, str | None]] = [(False, None)] * ranks
+    while not all(done for done, _ in rounds):
+        torch.distributed.all_gather_object(rounds, _work_for(_ROUND_SECONDS, work))
+        problem = next((problem for _, problem in rounds if problem), None)
+        if problem:
+            return problem
+    return None
+
+
+def _work_for(seconds: float, work: Iterator[str | None]) -> tuple[bool, str | None]:
+    """Do some of a work that yields its problems; was that all of it, and what is the first problem?"""
+    deadline = time.monotonic() + seconds
+    for problem in work:
+        if problem:
+            return True, problem
+        if time.monotonic() > deadline:
+            return False, None
+    return True, None
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:

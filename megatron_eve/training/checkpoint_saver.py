@@ -44,6 +44,7 @@ class CheckpointSaver:
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing: tuple[Path, Progress] | None = None
+        self._told: set[str] = set()  # what could not be removed
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
         _start_helper()
@@ -134,9 +135,15 @@ class CheckpointSaver:
         write_config(folder, self._config)
         self._store.publish(folder, progress.iteration)
         try:
-            self._store.prune(settings.keep_last, settings.save_retain_interval, settings.retain_weights_only)
-        except OSError as error:
-            print_rank_0(f"older checkpoints could not be removed ({error}): remove them by hand")
+            problems = self._store.prune(
+                settings.keep_last, settings.save_retain_interval, settings.retain_weights_only
+            )
+        except (OSError, CheckpointError) as error:
+            problems = [f"older checkpoints could not be removed ({error})"]
+        for problem in problems:
+            if problem not in self._told:
+                print_rank_0(f"{problem}: remove it by hand")
+        self._told.update(problems)
 
     def _give_up(self, progress: Progress, reason: str) -> None:
         if self._writing and self._main:

@@ -15,7 +15,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -29,6 +29,7 @@ _ALWAYS = ("metadata.json", "common.pt", ".metadata", "config.yaml")
 OPTIMIZER = "optimizer"
 # Held free while tensors are written, so that a disk they fill has room for the small files that come after them.
 _RESERVE, _RESERVE_BYTES = ".reserve", 64 << 20
+_PIECE = 16 << 20  # bytes that are read at a time
 
 
 class CheckpointStore:
@@ -137,7 +138,11 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():  # damaged; or nobody names it yet; or it is out of date (see `recover`)
             final.rename(replaced)
-        partial.rename(final)
+        try:
+            partial.rename(final)
+        except OSError:
+            self.recover()
+            raise
         self._write_tracker(iteration)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -158,27 +163,34 @@ class CheckpointStore:
         temporary.replace(self.root / TRACKER)
         sync_to_disk(self.root)
 
-    def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> None:
-        """Remove what need not be kept; the latest checkpoint always stays.
+    def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> list[str]:
+        """Remove what need not be kept; the latest checkpoint always stays. What cannot be removed is passed over.
 
         Args:
             keep_last: the newest so many stay as they are; None keeps all.
             retain_interval: of the older ones, those at multiples of this stay too.
             weights_only: those lose their optimizer state.
+
+        Returns:
+            What was passed over, and why.
         """
         latest = self.latest()
+        problems: list[str] = []
         if latest is None or keep_last is None:
-            return
+            return problems
         older = [iteration for iteration in self.iterations() if iteration <= latest][:-keep_last]
         for iteration in older:
             folder = self.folder(iteration)
-            if retain_interval and iteration % retain_interval == 0:
-                if weights_only:
+            try:
+                if not (retain_interval and iteration % retain_interval == 0):
+                    doomed = folder.with_name(folder.name + ".removed")
+                    folder.rename(doomed)  # so that a kill leaves no half of it under a whole one's name
+                    shutil.rmtree(doomed, ignore_errors=True)
+                elif weights_only:
                     drop_optimizer(folder)
-                continue
-            doomed = folder.with_name(folder.name + ".removed")
-            folder.rename(doomed)  # so that a kill leaves no half of it under a whole one's name
-            shutil.rmtree(doomed, ignore_errors=True)
+            except Exception as error:  # of a damaged index, which is a pickle, almost any
+                problems.append(f"{folder} could not be removed or reduced ({type(error).__name__}: {error})")
+        return problems
 
     @property
     def free(self) -> str:
@@ -241,17 +253,53 @@ def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size < size:
             return f"{name} holds {path.stat().st_size} of {size} bytes"
-    if optimizer and not any(name.startswith(OPTIMIZER) for name in needed):
+    if optimizer and not any(map(_is_optimizer, needed)):
         return "it was kept without its optimizer state"
     return None
 
 
-def damaged_part(folder: Path, rank: int, ranks: int) -> str | None:
-    """The first file of this rank's share whose bytes are not those that were written; None if there is none."""
-    for name, digest in sorted(_checksums(folder).items())[rank::ranks]:
-        if _sha256(folder / name) != digest:
-            return f"{name} is damaged (its sha256 is another than when it was written)"
-    return None
+def damaged_part(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> str | None:
+    """The first file of this rank's share whose bytes are not those that were written; None if there is none.
+
+    Args: see `compare_checksums`.
+    """
+    return next(
+        (problem for problem in compare_checksums(folder, rank, ranks, optimizer=optimizer) if problem), None
+    )
+
+
+def compare_checksums(
+    folder: Path, rank: int, ranks: int, *, optimizer: bool = False
+) -> Iterator[str | None]:
+    """Read a rank's share of a checkpoint's files, and compare their sha256 with those they were written with.
+
+    Args:
+        folder: of the checkpoint.
+        rank, ranks: whose share.
+        optimizer: optimizer state is read, too; weights alone are a seventh of the bytes.
+
+    Yields:
+        What is wrong with a file; and None now and then, so that the caller can do something else meanwhile.
+    """
+    sums = {
+        name: digest for name, digest in _checksums(folder).items() if optimizer or not _is_optimizer(name)
+    }
+    for name, expected in sorted(sums.items())[rank::ranks]:
+        digest = hashlib.sha256()
+        try:
+            with (folder / name).open("rb") as stream:
+                while piece := stream.read(_PIECE):
+                    digest.update(piece)
+                    yield None
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror})"
+            continue
+        if digest.hexdigest() != expected:
+            yield f"{name} is damaged (its sha256 is another than when it was written)"
+
+
+def _is_optimizer(name: str) -> bool:
+    return name.startswith(OPTIMIZER)
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -266,7 +314,7 @@ def weights_fingerprint(folder: Path) -> str:
     kept = [
         f"{digest}  {name}\n"
         for name, digest in sorted(sums.items())
-        if not name.startswith(OPTIMIZER) and name not in _ALWAYS
+        if not _is_optimizer(name) and name not in _ALWAYS
     ]
     return hashlib.sha256("".join(kept).encode()).hexdigest()
 
@@ -288,7 +336,7 @@ def drop_optimizer(folder: Path) -> None:
     """
     from torch.distributed.checkpoint import FileSystemReader
 
-    doomed = {path.name for path in folder.glob(f"{OPTIMIZER}*") if path.suffix != _SUMS}
+    doomed = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
     if not doomed:
         return
     metadata = FileSystemReader(folder).read_metadata()
@@ -339,12 +387,8 @@ def _write_sums(path: Path, sums: dict[str, str]) -> None:
 
 
 def _sha256(path: Path) -> str:
-    """Digest of a file; of one that cannot be read, none that fits."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        return f"unreadable: {error}"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_to_disk(path: Path) -> None:

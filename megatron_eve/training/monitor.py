@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,8 @@ import torch
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
 from megatron_eve.training.step import StepResult
+
+_LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl and its like
 
 
 class Monitor:
@@ -35,14 +38,11 @@ class Monitor:
         self._held_out: Any = None
         self._board: Any = None
         if active and config.checkpoint.save:
-            Path(config.checkpoint.save).mkdir(parents=True, exist_ok=True)
-            self._losses = _open_lines(Path(config.checkpoint.save) / "losses.jsonl")
+            self._losses = _Lines(Path(config.checkpoint.save) / "losses.jsonl")
             if config.training.eval_interval:
-                self._held_out = _open_lines(Path(config.checkpoint.save) / "valid_losses.jsonl")
+                self._held_out = _Lines(Path(config.checkpoint.save) / "valid_losses.jsonl")
         if active and config.logging.tensorboard_dir:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(config.logging.tensorboard_dir, purge_step=start + 1)
+            self._board = _Board(config.logging.tensorboard_dir, start)
 
     def start(self) -> None:
         """Begin to time an iteration."""
@@ -89,13 +89,14 @@ class Monitor:
             "tflops_per_gpu": flops / seconds / 1e12,
         }
         if self._losses:
-            self._losses.write(json.dumps(record) + "\n")
-            self._losses.flush()
+            self._losses.add(record)
         if self._board:
-            for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu"):
-                self._board.add_scalar(name, record[name], iteration)
-            self._board.add_scalar("samples_per_second", len(step.sample_ids) / seconds, iteration)
-            self._board.add_scalar("tokens_per_second", step.num_tokens / seconds, iteration)
+            told = {
+                name: record[name] for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu")
+            }
+            told["samples_per_second"] = len(step.sample_ids) / seconds
+            told["tokens_per_second"] = step.num_tokens / seconds
+            self._board.add(told, iteration)
         if self.is_due(iteration) or result.bad:
             print(self._line(record), flush=True)
 
@@ -124,7 +125,7 @@ class Monitor:
             path = Path(self._config.checkpoint.save) / "bad_steps.jsonl"
             try:
                 with path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
+                    stream.write(_json_line(record))
             except OSError as error:  # a full disk must not end one rank alone
                 print(f" {path} could not be written ({error.strerror}): {record}", flush=True)
         print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
@@ -152,11 +153,9 @@ class Monitor:
             return
         values = {loss.replace(" ", "_"): value for loss, value in losses.items()}
         if self._held_out:
-            self._held_out.write(json.dumps({"iteration": iteration, "dataset": name, **values}) + "\n")
-            self._held_out.flush()
+            self._held_out.add({"iteration": iteration, "dataset": name, **values})
         if self._board:
-            for loss, value in values.items():
-                self._board.add_scalar(f"{loss} validation/{name}", value, iteration)
+            self._board.add({f"{loss} validation/{name}": value for loss, value in values.items()}, iteration)
         told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
         perplexity = math.exp(losses["lm loss"]) if losses["lm loss"] < 20.0 else math.inf
         print(
@@ -171,12 +170,100 @@ class Monitor:
                 writer.close()
 
 
-def _open_lines(path: Path) -> TextIO:
-    """A file of lines, to append to; what a kill left of a line is taken off."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")
+class _Output:
+    """Where a run reports to. What it cannot write costs the report and not the run; that is said once.
+
+    Args:
+        path: of the file or folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._failed = path, False
+
+    def _try(self, write: Callable[[], Any]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            if not self._failed:
+                reason = error.strerror or error
+                print(f" {self._path} could not be written ({reason}); the run goes on", flush=True)
+            self._failed = True
+            return False
+        return True
+
+
+class _Lines(_Output):
+    """A file of JSON lines, to append to; what a kill or a full disk left of a line is taken off."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file: TextIO | None = None
+        self._try(self._open)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a line. After one that could not be written whole, the file is opened anew for the next."""
+        if not self._try(lambda: self._write(_json_line(record))):
+            self.close()
+
+    def close(self) -> None:
+        stream, self._file = self._file, None
+        if stream:
+            self._try(stream.close)
+
+    def _open(self) -> None:
+        path = Path(self._path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("rb") as stream:
+                begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
+                stream.seek(begin)
+                os.truncate(path, begin + stream.read(_LONGEST_LINE).rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="utf-8")
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        self._file.write(line)
+        self._file.flush()
+
+
+class _Board(_Output):
+    """TensorBoard's files, without iterations after `start`. After one that cannot be written there are no more."""
+
+    def __init__(self, folder: str, start: int) -> None:
+        super().__init__(folder)
+        self._writer: Any = None
+
+        def begin() -> None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(folder, purge_step=start + 1)
+
+        self._try(begin)
+
+    def add(self, values: dict[str, float], iteration: int) -> None:
+        """Add a point to each of these curves."""
+
+        def write() -> None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+
+        if self._writer and not self._try(write):
+            self._writer = None
+
+    def close(self) -> None:
+        if self._writer:
+            self._try(self._writer.close)
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    """A record as a line of JSON, which has no NaN and no infinity: null stands for them."""
+
+    def clean(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps({name: clean(value) for name, value in record.items()}, allow_nan=False) + "\n"
 
 
 def print_rank_0(text: str) -> None:

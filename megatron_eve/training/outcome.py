@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from megatron_eve.training.save_lock import in_use
@@ -10,24 +9,23 @@ from megatron_eve.training.save_lock import in_use
 OUTCOME = "outcome"
 
 
-def write_outcome(save: str | None, why: str) -> None:
+def write_outcome(save: str | None, why: str, replace: bool = True) -> None:
     """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
 
-    torchrun passes no exit status of its ranks on, so the batch scripts look there; without it they requeue. The first
-    rank's word counts; that of another, which may be the only one with an error, is written where there is none.
+    torchrun passes no exit status of its ranks on, so the batch scripts look there, which make the folder and remove an
+    older word before they start the ranks; without a word they requeue.
 
     Args:
-        save: the run's folder; None does nothing, and so does the folder of another run that is alive.
+        save: the run's folder; without one, or in that of another run that is alive, nothing is written.
         why: "done", or one sentence.
+        replace: also over a word that is there; without it the first of the ranks that have an error says it.
     """
-    if save is None:
+    if save is None or in_use(save):
         return
-    first = os.environ.get("RANK", "0") == "0"
     try:
-        if in_use(save):
+        if not Path(save).is_dir():
             return
-        Path(save).mkdir(parents=True, exist_ok=True)
-        with (Path(save) / OUTCOME).open("w" if first else "x", encoding="utf-8") as stream:
+        with (Path(save) / OUTCOME).open("w" if replace else "x", encoding="utf-8") as stream:
             stream.write(why + "\n")
     except FileExistsError:
         return

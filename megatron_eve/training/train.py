@@ -32,6 +32,7 @@ from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.origin import start_lines
 from megatron_eve.training.outcome import write_outcome
 from megatron_eve.training.phases import phase
 from megatron_eve.training.signals import ExitSignals, Watchdog
@@ -178,6 +179,10 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     settings, start = config.training, trainer.progress.iteration
     total, trained = count_parameters(trainer.chunks)
     announce(trainer, total, trained)
+    if torch.distributed.get_rank() == 0:
+        with phase("hashing the weights that the run starts from"):
+            said = list(start_lines(config, start, trainer.progress.consumed_samples))
+        print("\n".join(said), flush=True)
     saver = CheckpointSaver(config) if config.checkpoint.save else None
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))

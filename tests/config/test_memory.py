@@ -77,4 +77,4 @@ def test_the_memory_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, shared = memory_of_a_rank(1), memory_of_a_rank(4)
     assert alone is not None and shared is not None
     assert 0.5 < alone[0] == pytest.approx(4 * shared[0])
-    assert "over 4 ranks" in shared[1]
+    assert "shared by 4 ranks" in shared[1]

@@ -216,13 +216,13 @@ def test_what_exists_is_not_written_over(
 ) -> None:
     for _ in range(2):
         status = convert("import", "--source", published, "--target", tmp_path / "start")
-    assert status == 1 and f"error: {tmp_path}/start: holds a run already" in capsys.readouterr().err
+    assert status == 2 and f"error: {tmp_path}/start: holds a run already" in capsys.readouterr().err
     (tmp_path / "back").mkdir()
-    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 1
+    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 2
     assert f"error: {tmp_path}/back: exists already" in capsys.readouterr().err
     shard = next((tmp_path / "start" / "iter_0000000").glob("*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "new") == 1
+    assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "new") == 2
     assert f"{shard.name} is damaged" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_an_import_that_dies_can_be_repeated(
         with pytest.raises(Killed):
             convert("import", "--source", published, "--target", start)
     assert list(start.iterdir()) and not (start / TRACKER).exists()
-    assert convert("export", "--source", start, "--target", tmp_path / "back") == 1
+    assert convert("export", "--source", start, "--target", tmp_path / "back") == 2
     assert convert("import", "--source", published, "--target", start) == 0
     assert sorted(path.name for path in start.iterdir()) == ["iter_0000000", TRACKER]
     assert convert("export", "--source", start, "--target", tmp_path / "back") == 0

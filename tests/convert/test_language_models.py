@@ -217,9 +217,27 @@ def test_a_run_of_another_kind_is_told(ranks: RankPool, tmp_path: Path) -> None:
         ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type is 'yarn', and rotary"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary embeddings are not scaled here"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 1.5}},
+            "rope_type is 'linear', and rotary embeddings",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 1}},
+            "rope_type is 'longrope', and rotary embeddings",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_type is 'yarn', and rotary embed",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "not scaled here"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not settings by name"),
+        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta is 'much', and a whole number"),
+        ({"rope_parameters": None, "rope_theta": 10000.5}, "rope_theta is 10000.5, and a whole number"),
+        ({"num_hidden_layers": "four"}, "has no num_hidden_layers above 0"),
+        ({"num_key_value_heads": [2]}, "has no num_key_value_heads above 0"),
+        ({"layer_types": 7}, "layer_types has '7', and"),
         ({"attention_bias": True}, "attention has no biases here but Qwen2's"),
     ],
-    ids=["window", "layer types", "rope type", "rope scaling", "bias of the output"],
 )
 def test_what_the_decoder_cannot_compute_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], message: str
@@ -227,10 +245,37 @@ def test_what_the_decoder_cannot_compute_is_refused(
     source = folder_of(tmp_path, "qwen2")
     found = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**found, **fields}))
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     told = capsys.readouterr().err
     assert f"error: {source}/config.json: " in told and message in told
     assert not (tmp_path / "start").exists()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": None, "rope_theta": 1e6},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 1}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 1.0, "rope_theta": 1e6}},
+        {"rope_parameters": {"rope_theta": 1e6}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+        {"rope_parameters": None, "rope_scaling": {}, "rope_theta": 1e6},
+    ],
+)
+def test_a_rope_that_scales_nothing_is_none(rope_source: Path, tmp_path: Path, rope: dict[str, Any]) -> None:
+    from megatron_eve.convert.hf_config import HFConfig
+
+    fields = json.loads((rope_source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, **rope}))
+    model = HFConfig.read(tmp_path).model_config(image_size=224, teacher_size=112)
+    assert model.rotary_base == 1_000_000
+
+
+@pytest.fixture(scope="module")
+def rope_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("rope"), "qwen2")
 
 
 @pytest.mark.parametrize("change", ["biases", "no biases"])
@@ -246,7 +291,7 @@ def test_biases_are_there_as_the_kind_says(
     else:
         tensors["model.layers.1.self_attn.k_proj.bias"] = torch.ones(32)
     save_file(tensors, source / "model.safetensors")
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     told = capsys.readouterr().err
     assert "model.layers.1.self_attn.k_proj.bias" in told
     assert ("has no tensor" if change == "no biases" else "that no rule knows") in told

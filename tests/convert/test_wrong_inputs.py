@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.tokenizer import Tokenizer
 from tests.convert.test_conversion import TEACHER, convert, edited, llama
 from tests.golden_dir import find_golden
 
@@ -97,6 +99,10 @@ class Code:
         return os.mkdir, ("ran",)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 9976576152\n" % 5
+WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
+
+
 WRONG: dict[str, tuple[Make, str]] = {
     "mistral": (
         config(model_type="mistral"), "/config.json: model_type is 'mistral', and Llama, Qwen2 and EVE v1 are known",
@@ -157,6 +163,39 @@ WRONG: dict[str, tuple[Make, str]] = {
         pickled(also_named),
         "/2.bin: holds no model.layers.8.mlp.up_proj.weight, which pytorch_model.bin.index.json says it does",
     ),
+    "git-lfs pointer": (
+        files(lambda folder: (folder / "model.safetensors").write_bytes(LFS_POINTER)),
+        "/model.safetensors: cannot be read: it is a git-lfs pointer, not the file itself: run git lfs pull",
+    ),
+    "git-lfs pointer of a pickle": (
+        pickled(lambda folder: (folder / "2.bin").write_bytes(LFS_POINTER)), "/2.bin: cannot be read: it is a git-lfs",
+    ),
+    "git-lfs pointer of the index": (
+        pickled(lambda folder: (folder / "pytorch_model.bin.index.json").write_bytes(LFS_POINTER)),
+        "/pytorch_model.bin.index.json: cannot be read: it is a git-lfs pointer",
+    ),
+    "git-lfs pointer of config.json": (
+        files(lambda folder: (folder / "config.json").write_bytes(LFS_POINTER)),
+        "/config.json: not JSON; it is a git-lfs pointer",
+    ),
+    "git-lfs pointer of the tokenizer": (
+        files(lambda folder: (folder / "tokenizer.model").write_bytes(LFS_POINTER)),
+        "/tokenizer.model: cannot be read: it is a git-lfs pointer",
+    ),
+    "web page": (
+        files(lambda folder: (folder / "model.safetensors").write_bytes(WEB_PAGE)),
+        "/model.safetensors: cannot be read: it is a web page",
+    ),
+    "web page for a pickle": (
+        pickled(lambda folder: (folder / "1.bin").write_bytes(WEB_PAGE)), "/1.bin: cannot be read: it is a web page",
+    ),
+    "words for a pickle": (
+        pickled(lambda folder: (folder / "1.bin").write_bytes(b"Entry not found")), "/1.bin: cannot be read (no file",
+    ),
+    "other names": (
+        files(lambda folder: (folder / "model.safetensors").rename(folder / "weights.safetensors")),
+        "; it has weights.safetensors, and no index that says what is in them",
+    ),
     "no index": (
         pickled(lambda folder: (folder / "pytorch_model.bin.index.json").write_text("{}")),
         "/pytorch_model.bin.index.json: no index of a model's shards",
@@ -177,10 +216,37 @@ def test_a_wrong_source_is_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     make, message = WRONG[kind]
     source = make(tmp_path / "source", published)
-    assert convert("import", "--source", source, "--target", tmp_path / "start") == 1
+    assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     found = capsys.readouterr().err.split("error: ")[-1]
-    assert message in found and found.startswith(str(source)), found
+    assert message in found and found.startswith(str(source)) and "weights_only" not in found, found
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_whole_file_counts_before_an_index_that_was_left(tmp_path: Path, published: Path) -> None:
+    """As transformers has it; the shards of the index are gone."""
+    source = Path(shutil.copytree(published, tmp_path / "source"))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert convert("import", "--source", source, "--target", tmp_path / "start", "--dry-run") == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_no_teacher(
+    tmp_path: Path, published: Path, teacher: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    tower = Path(shutil.copytree(teacher, tmp_path / "clip"))
+    (tower / name).write_bytes(LFS_POINTER)
+    words = ("--target", tmp_path / "start", "--teacher-model", tower)
+    assert convert("import", "--source", published, *words) in (1, 2)
+    assert (
+        f"--teacher-model {tower}: {name} cannot be read: it is a git-lfs pointer" in capsys.readouterr().err
+    )
+
+
+def test_a_pointer_of_git_lfs_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(LFS_POINTER)
+    with pytest.raises(DataError, match=r"tokenizer\.model is a git-lfs pointer"):
+        Tokenizer(tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +269,7 @@ def test_a_wrong_teacher_is_refused(
 ) -> None:
     folders = {"LLAMA": llama(tmp_path / "llama"), "NOWHERE": tmp_path / "nowhere", "CLIP": teacher}
     some = [folders.get(word, word) for word in words]
-    assert convert("import", "--source", published, "--target", tmp_path / "start", *some) == 1
+    assert convert("import", "--source", published, "--target", tmp_path / "start", *some) == 2
     found = capsys.readouterr().err
     assert message in found
     if "--teacher-model" in words and "--image-size" not in words:
@@ -223,7 +289,7 @@ def test_a_target_that_exists_is_found_before_the_weights_are_read(
     else:
         start.write_text("")
     # A source of which nothing but its place is ever looked at.
-    assert convert("import", "--source", tmp_path / "nowhere", "--target", start) == 1
+    assert convert("import", "--source", tmp_path / "nowhere", "--target", start) == 2
     message = {"a run": "holds a run already", "a model": "holds a model in", "a file": "is a file"}[kind]
     assert f"error: {start}: {message}" in capsys.readouterr().err
 
@@ -270,7 +336,7 @@ def test_no_code_of_a_folder_runs_without_the_flag(
     source = with_code(Path(shutil.copytree(published, tmp_path / "source")), note)
     start = ("--source", source, "--target", tmp_path / "start")
     tower = with_code(Path(shutil.copytree(teacher, tmp_path / "clip")), note, model_type="other_tower")
-    assert convert("import", *start, "--teacher-model", tower) == 1
+    assert convert("import", *start, "--teacher-model", tower) == 2
     assert "--trust-remote-code of an import" in capsys.readouterr().err
     assert not note.exists() and not (tmp_path / "start").exists()
     # A tower that transformers knows does not need its folder's code, so it does not run.

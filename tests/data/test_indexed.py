@@ -350,6 +350,8 @@ COMPATIBLE: dict[str, Any] = {
             {"vocab_size": 32000},
             "a tokenizer of 384 pieces, and the run's vocabulary has 32000: give --vocab-size 384",
         ),
+        ({"vocab_size": 449}, r"384 pieces, and .* 449: give .*resize_token_embeddings\(384\)"),
+        ({"vocab_size": 383}, "384 pieces, and .* 383: give --vocab-size 384, or preprocess .*tokenizer$"),
         ({"image_size": 1344}, "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344"),
         ({"teacher_size": 112}, "teacher size 336 and the run has 112.*--teacher-size 336"),
     ],
@@ -364,6 +366,8 @@ def test_a_run_that_fits(prefix: Path) -> None:
     dataset = IndexedVisionDataset(prefix)
     dataset.check_compatible(**COMPATIBLE)
     dataset.check_compatible(**COMPATIBLE | {"tokenizer_sha256": None})
+    for rows in (385, 448):  # an embedding with rows that no piece has
+        dataset.check_compatible(**COMPATIBLE | {"vocab_size": rows})
 
 
 def test_text_alone_fits_any_image_size(tmp_path: Path) -> None:

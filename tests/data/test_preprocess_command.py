@@ -74,13 +74,13 @@ def test_flags_reach_the_dataset(make_config: MakeConfig, capsys: pytest.Capture
 
 def test_the_command_fails_in_words(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config([caption_row(1, "no.jpg")])
-    assert load_tool().main(flags(config)) == 1
+    assert load_tool().main(flags(config)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "error: no row of" in captured.err
     assert "image no.jpg" in captured.err
     assert "Traceback" not in captured.err
-    assert load_tool().main([*flags(config), "--image-size", "100"]) == 1
+    assert load_tool().main([*flags(config), "--image-size", "100"]) == 2
     assert "--image-size" in capsys.readouterr().err
 
 
@@ -90,14 +90,14 @@ def test_a_full_disk_or_a_stop_is_told_and_leaves_nothing(
     config = make_config([caption_row(1, "ok.jpg")])
     from megatron_eve.data.indexed_writer import _RecordWriter
 
-    for error, status in ((OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)):
+    for error, status in ((OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)):
 
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
         monkeypatch.setattr(_RecordWriter, "add", fail)
         assert load_tool().main(flags(config)) == status
-        assert ("No space left" if status == 1 else "stopped") in capsys.readouterr().err
+        assert ("No space left" if status == 2 else "stopped") in capsys.readouterr().err
         assert list(Path(config.output_prefix).parent.iterdir()) == []
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from megatron_eve.config import ConfigError, ModelConfig, RunConfig
+from megatron_eve.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from tests.convert.test_conversion import TEACHER, convert
+from tests.convert.test_tables import config, load_and_collect
 from tests.golden_dir import find_golden
+from tests.ranks import RankPool
 
 
 def spoilt_tokenizer(folder: Path, vocab_size: int = 384) -> Path:
@@ -57,7 +60,7 @@ def test_wrong_flags_leave_nothing(
         "--format",
         "transformers",
     )
-    assert convert(*command, *(places.get(word, word) for word in words)) == 1
+    assert convert(*command, *(places.get(word, word) for word in words)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
@@ -94,3 +97,28 @@ def test_a_front_end_that_the_layout_cannot_say() -> None:
     config = RunConfig(model=replace(ModelConfig(), patch_embedding_heads=4))
     with pytest.raises(ConfigError, match="has 4 heads"):
         plan_export(Path("anywhere"), config, None, None, published=True)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_folder_that_transformers_saved_again_starts_a_run(
+    ranks: RankPool, exported: Path, tmp_path: Path
+) -> None:
+    """For --pretrained-checkpoint: the model alone, in shards, with the spelling of today's transformers."""
+    from megatron_eve.convert.load import model_config_of
+    from megatron_eve.hf import EVELlamaForCausalLM
+
+    EVELlamaForCausalLM.from_pretrained(exported).save_pretrained(tmp_path, max_shard_size="500KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    model = model_config_of(tmp_path, 224, 112)
+    assert model == model_config_of(exported, 224, 112)
+    again, before = (
+        ranks.run(1, load_and_collect, config(ParallelConfig(), model), folder)[0]
+        for folder in (tmp_path, exported)
+    )
+    assert again.keys() == before.keys()
+    assert all(
+        torch.equal(again[name], tensor)
+        for name, tensor in before.items()
+        if "vision_tower_compressor" not in name
+    )

@@ -240,7 +240,10 @@ def refusals_on_a_rank() -> list[str]:
     from megatron_eve.inference.megatron_engine import MegatronEngine
 
     tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
-    return refusals(MegatronEngine(None, ModelConfig(), tokenizer, "vicuna_v1"))  # type: ignore[arg-type]
+    engine = MegatronEngine(None, ModelConfig(), tokenizer, "vicuna_v1")  # type: ignore[arg-type]
+    padded = tokenizer.vocab_size + 1  # a row that the embedding was padded with
+    assert engine._text([padded, *tokenizer.encode("Hi"), padded]) == "Hi"
+    return refusals(engine)
 
 
 def test_what_a_prompt_may_not_be(ranks: RankPool, exported: Path) -> None:

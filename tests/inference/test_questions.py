@@ -185,6 +185,25 @@ def test_one_process_at_a_time_and_only_answers_to_these_questions(file: Path) -
         assert message in refused(file)
 
 
+def test_a_file_that_holds_no_answers_is_left_as_it_is(file: Path) -> None:
+    """Such as the question file itself, even without a line end, where a torn row would be cut off."""
+    path = file.parent / "answers.jsonl"
+    for content in (
+        file.read_bytes().rstrip(),
+        json.dumps(GOOD).encode(),
+        b"\x89PNG\r\n\x1a\nIHDR",
+        b"notes",
+    ):
+        path.write_bytes(content)
+        assert "answer" in refused(file)
+    path.unlink()
+    answer(file, Echo())
+    whole = path.read_bytes()
+    path.write_bytes(whole.rstrip())  # by an editor
+    assert answer(file, Echo(patience=0)).answered == 0
+    assert path.read_bytes() == whole
+
+
 def test_answers_of_another_model_or_made_otherwise_are_not_taken_for_this_runs(file: Path) -> None:
     """The model by its weights: two folders may have one name, and one folder another iteration."""
     answer(file, Echo())

@@ -70,7 +70,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
         ("generate", asking, {}, f'{questions}, line 1: no "question_id"'),
     ):
         words = [word for pair in {**flags, **changed}.items() for word in pair]
-        assert tool(name).main(words) == 1
+        assert tool(name).main(words) == 2
         found = capsys.readouterr().err
         assert message in found and found.startswith("error: ") and found.count("error") == 1
         assert not (tmp_path / "answers.jsonl").exists()
@@ -80,7 +80,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
         assert flag in capsys.readouterr().err
     questions.write_text('{"question_id": 1, "text": "What?"}\n')
     done = command("tools/generate.py", *[word for pair in asking.items() for word in pair])
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: --model-path {tmp_path}" in done.stderr and "is not whole" in done.stderr
 
 
@@ -189,6 +189,6 @@ def test_a_tokenizer_of_another_model_is_told(
     other = spoilt_tokenizer(tmp_path / "other", vocab_size=350) / "tokenizer.model"
     assert (
         tool("chat").main(["--model-path", str(exported.parent / "run"), "--tokenizer-model", str(other)])
-        == 1
+        == 2
     )
     assert f"--tokenizer-model {other}: has 350 pieces, and the model 384" in capsys.readouterr().err

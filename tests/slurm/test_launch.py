@@ -134,9 +134,8 @@ WEIGHTS = "(the folder of stage 1, whose weights it starts from)"
         ({"LOAD": "{0}/config.json"}, "LOAD={0}/config.json: is a file, not a folder " + WEIGHTS),
         (
             {"LOAD": "{0}/empty"},
-            "LOAD={0}/empty: holds neither a config.json nor a latest_checkpointed_iteration.txt, so no weights "
-            + WEIGHTS
-            + "; name a folder in the layout of Hugging Face, or one that --save wrote and a checkpoint is in",
+            "LOAD={0}/empty: holds neither a config.json nor a checkpoint (latest_checkpointed_iteration.txt, iter_...)"
+            f", so no weights {WEIGHTS}; name a folder in the layout of Hugging Face, or one that --save wrote",
         ),
         (
             {"LOAD": "{0}/lost"},
@@ -188,6 +187,9 @@ def test_data_and_weights_of_every_notation_are_taken(launch: Launch) -> None:
         words = launch.words()
         at = words.index("--data-path")
         assert words[at + 1 : words.index("--pretrained-checkpoint")] == data.split()
+    assert launch(LOAD=f"{launch.folder}/stage1/iter_0000010/").returncode == 0
+    (launch.folder / "stage1" / TRACKER).unlink()
+    assert launch(LOAD=f"{launch.folder}/stage1").returncode == 0
 
 
 def test_the_check_before_the_start(launch: Launch) -> None:

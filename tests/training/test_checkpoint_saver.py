@@ -188,6 +188,71 @@ def test_stripping_a_checkpoint_hides_no_damage_and_can_be_taken_up_again(
     assert "__0_0.distcp is damaged" in str(damaged_part(folder, 0, 1))
 
 
+def test_a_damaged_checkpoint_does_not_end_the_removal_of_older_ones(tmp_path: Path) -> None:
+    """Its index is a pickle that cannot be read; the others are dealt with, and it is named."""
+    store = CheckpointStore(tmp_path)
+    for iteration in (1, 2, 3, 4):
+        whole(store, iteration)
+        (store.folder(iteration) / "optimizer__0_1.distcp").write_bytes(b"state")
+        (store.folder(iteration) / ".metadata").write_bytes(b"garbage")
+    store._write_tracker(4)
+    problems = store.prune(keep_last=1, retain_interval=2, weights_only=True)
+    assert checkpoints(tmp_path) == ["iter_0000002", "iter_0000004", TRACKER]
+    (problem,) = problems
+    assert "iter_0000002" in problem and "UnpicklingError" in problem
+
+
+def test_readers_of_weights_alone_read_no_optimizer_state(tmp_path: Path) -> None:
+    for name in ("__0_0.distcp", "optimizer__0_1.distcp"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_checksums(tmp_path, "rank00000", ["__0_0.distcp", "optimizer__0_1.distcp"])
+    (tmp_path / "optimizer__0_1.distcp").write_bytes(b"other bytes")
+    assert damaged_part(tmp_path, 0, 1) is None
+    assert "optimizer__0_1.distcp is damaged" in str(damaged_part(tmp_path, 0, 1, optimizer=True))
+    (tmp_path / "__0_0.distcp").unlink()
+    assert "__0_0.distcp cannot be read (No such file or directory)" in str(damaged_part(tmp_path, 0, 1))
+
+
+def read_slowly(folder: Path) -> str | None:
+    """Runs on each rank: look for damage where one rank reads for longer than collectives wait."""
+    import time
+    from datetime import timedelta
+    from unittest import mock
+
+    import torch
+    from torch.distributed import distributed_c10d
+
+    from megatron_eve.training import checkpoint
+
+    real = checkpoint.compare_checksums
+
+    def slow(*arguments: Any, **settings: Any) -> Any:
+        for _ in range(15 if torch.distributed.get_rank() else 0):
+            time.sleep(0.2)
+            yield None
+        yield from real(*arguments, **settings)
+
+    group = distributed_c10d._get_default_group()
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=1.5))
+    with (
+        mock.patch.object(checkpoint, "compare_checksums", slow),
+        mock.patch.object(checkpoint, "missing_part", lambda *_, **__: None),
+        mock.patch.object(checkpoint, "_ROUND_SECONDS", 0.3),
+    ):
+        return checkpoint._problem(folder)
+
+
+def test_a_rank_may_read_for_longer_than_collectives_wait(ranks: RankPool, tmp_path: Path) -> None:
+    """Damage that the slow rank finds at the end of its share is known to all."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"as written")
+    write_checksums(tmp_path, "rank00000", ["a", "b"])
+    assert ranks.run(2, read_slowly, tmp_path) == [None, None]
+    (tmp_path / "b").write_bytes(b"damaged")
+    told = ranks.run(2, read_slowly, tmp_path)
+    assert told[0] == told[1] and "b is damaged" in told[0]
+
+
 def harm_shard(folder: Path) -> None:
     path = folder / "__0_0.distcp"
     content = bytearray(path.read_bytes())
@@ -246,7 +311,7 @@ def test_candidates_and_leftovers(tmp_path: Path) -> None:
     assert store.candidates() == []
     for iteration in (5, 10, 15):
         whole(store, iteration)
-    assert store.candidates() == []  # no run ever named one
+    assert store.candidates() == [15, 10, 5]  # a copy may have left the tracker behind
     store._write_tracker(10)
     assert store.candidates() == [10, 5]
     (tmp_path / TRACKER).write_text("\0\0")

@@ -209,15 +209,14 @@ def test_all_ranks_hear_of_it_alike(ranks: RankPool, tmp_path: Path) -> None:
     assert f"in use by PID {os.getpid()} on " in first[0]
 
 
-def test_the_word_that_ranks_leave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_word_that_ranks_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = tmp_path / "run" / "outcome"
-    monkeypatch.setenv("RANK", "1")
-    write_outcome(str(tmp_path / "run"), "of one rank")
-    write_outcome(str(tmp_path / "run"), "too late")
-    assert outcome.read_text() == "of one rank\n"
-    monkeypatch.setenv("RANK", "0")
+    write_outcome(str(tmp_path / "run"), "of a run that nobody launched")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    write_outcome(str(tmp_path / "run"), "of the first rank", replace=False)
+    write_outcome(str(tmp_path / "run"), "too late", replace=False)
+    assert outcome.read_text() == "of the first rank\n"
     write_outcome(str(tmp_path / "run"), "done")
     assert outcome.read_text() == "done\n"
     _write(tmp_path / "run", system="another")
@@ -252,6 +251,12 @@ def test_a_mistake_that_ends_the_ranks_is_left_for_the_launcher(
     assert not (tmp_path / "outcome").exists()  # so the job is requeued
     fail(UserError("row 3 is longer than a pack"))
     assert (tmp_path / "outcome").read_text() == "row 3 is longer than a pack\n"
+    (tmp_path / "outcome").unlink()
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--save", str(tmp_path), "--seed", "-1"])
+    with pytest.raises(SystemExit) as raised:
+        pretrain._main(ExitSignals())
+    assert raised.value.code == 2
+    assert "--seed -1" in (tmp_path / "outcome").read_text()
 
 
 def test_a_folder_in_use_is_found_before_torch_is_loaded(tmp_path: Path) -> None:

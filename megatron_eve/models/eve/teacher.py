@@ -18,6 +18,7 @@ import torch
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
+from megatron_eve.wrong_content import wrong_content
 
 # The grid of the model's own geometry is made of patches of this size.
 _GEOMETRY_PATCH = 14
@@ -27,15 +28,26 @@ def teacher_identity(folder: str) -> dict[str, Any]:
     """What a checkpoint keeps of the teacher: {"path": folder, "sha256": {file name: hash}}.
 
     Hashed are the configuration, the weight files that are read, and Python files that may be.
+
+    Raises:
+        ConfigError: a file of weights that is something else (a pointer of git-lfs).
     """
     path = Path(folder)
-    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    weights = _weight_files(path)
     files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
     hashes = {}
     for file in files:
         with file.open("rb") as stream:
             hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"path": str(path), "sha256": hashes}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for file in found:
+        if other := wrong_content(file):
+            raise ConfigError(f"--teacher-model {folder}: {file.name} cannot be read: it {other}")
+    return found
 
 
 class Teacher:
@@ -119,6 +131,7 @@ def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
     """The vision tower of a folder, of a model with a text tower too; from local files only."""
     import transformers
 
+    _weight_files(folder)
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     towers: Any = transformers.MODEL_MAPPING  # from configurations to models
     quiet = transformers.logging
@@ -134,7 +147,10 @@ def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
             folder, config=vision if known else config, output_loading_info=True, **common
         )
     except Exception as error:  # transformers raises nearly anything on a folder it cannot read
-        raise ConfigError(f"--teacher-model {folder}: cannot be loaded: {error}") from error
+        told = " ".join(str(error).split())
+        if "weights_only" in told:  # torch's advice to run the code of a pickle
+            told = "its weights are no file that torch saved, or a damaged one; copy the folder again"
+        raise ConfigError(f"--teacher-model {folder}: cannot be loaded: {told}") from error
     finally:
         quiet.set_verbosity(verbosity)
     # transformers fills what is missing with random numbers.

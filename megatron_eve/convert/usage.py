@@ -1,0 +1,122 @@
+"""Mistakes in the flags of tools/convert_checkpoint.py that are found without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from megatron_eve.config import TRACKER, ConfigError, tower_sizes
+from megatron_eve.convert.folders import check_target
+from megatron_eve.convert.hf_config import HFConfig
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.training.checkpoint_store import CheckpointStore
+from megatron_eve.training.compatibility import CheckpointError
+
+_TOKENIZER = "tokenizer.model"
+# As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
+_UNITS = {
+    f"{prefix}{kind}": (1024 if kind == "IB" else 1000) ** power
+    for power, prefix in enumerate("KMGT", start=1)
+    for kind in ("B", "IB")
+}
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMGT]I?B)", re.ASCII)
+
+
+def shard_bytes(size: str) -> int:
+    """Bytes of a `--max-shard-size`, such as "2GB", "500MB" or "1.5GiB".
+
+    Raises:
+        ConfigError: no size, or less than a byte.
+    """
+    found = _SIZE.fullmatch(size.strip().upper())
+    count = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
+    if count < 1:
+        raise ConfigError(
+            f"--max-shard-size {size}: is no size; give a number above 0 and a unit, such as 2GB, 500MB or 5GiB"
+        )
+    return count
+
+
+def read_tokenizer(given: Path) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names: a folder with a tokenizer.model, or the file itself.
+
+    Raises:
+        ConfigError: it is not there, or no sentencepiece model with Llama's control pieces.
+    """
+    path = given if given.is_file() else given / _TOKENIZER
+    try:
+        return Tokenizer(path)
+    except DataError as error:
+        raise ConfigError(f"--tokenizer: {error}") from None
+
+
+def check_import_flags(flags: argparse.Namespace) -> None:
+    """Refuse what an import's flags and folders alone show to be wrong.
+
+    Raises:
+        ConfigError: naming the flag and the remedy.
+    """
+    if flags.trust_remote_code and not flags.teacher_model:
+        raise ConfigError(
+            "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
+        )
+    for name in ("patch_embedding_size", "image_size"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if not 0 <= flags.seed < 2**63:
+        raise ConfigError(f"--seed {flags.seed}: must be 0 or more, and below 2^63")
+    _check_folders(flags)
+    if not flags.dry_run:
+        check_target(flags.target)
+    HFConfig.read(flags.source)
+    if flags.teacher_model:
+        tower_sizes(flags.teacher_model, flags.trust_remote_code)
+
+
+def check_export_flags(flags: argparse.Namespace) -> None:
+    """Refuse what an export's flags and folders alone show to be wrong.
+
+    Raises:
+        ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
+    """
+    published = flags.format == "published"
+    if not published and flags.teacher_model:
+        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
+    if not published and flags.tokenizer is None:
+        raise ConfigError(
+            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
+        )
+    shard_bytes(flags.max_shard_size)
+    if flags.tokenizer is not None:
+        read_tokenizer(flags.tokenizer)
+    _check_folders(flags)
+    if (flags.target.exists() or flags.target.is_symlink()) and not flags.dry_run:
+        raise ConfigError(f"{flags.target}: exists already; choose another --target")
+    if not (flags.source / TRACKER).is_file() and (flags.source / "config.json").is_file():
+        raise ConfigError(
+            f"--source {flags.source}: is a model in Hugging Face layout already; an export takes a checkpoint, the "
+            "folder that --save of a run, or an import, wrote"
+        )
+    if CheckpointStore(flags.source).latest() is None:
+        raise CheckpointError(
+            f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
+        )
+
+
+def _check_folders(flags: argparse.Namespace) -> None:
+    """Is the source there, and can the target be made?"""
+    source, target = flags.source, flags.target
+    if source.exists() and not source.is_dir():
+        raise ConfigError(f"--source {source}: is a file; name its folder")
+    if target.exists() and source.exists() and os.path.samefile(source, target):
+        raise ConfigError(f"--target {target}: is the --source; choose another --target")
+    parent = next((place for place in target.absolute().parents if place.exists()), None)
+    if parent is not None and not parent.is_dir():
+        raise ConfigError(f"--target {target}: {parent} is a file, not a folder; choose another --target")
+    if parent is not None and not flags.dry_run and not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--target {target}: {parent} cannot be written to; choose another --target")

@@ -1,0 +1,114 @@
+"""Where the weights of a run come from, and what is worth a warning before its first step. No torch is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from megatron_eve.config import RunConfig
+from megatron_eve.training.checkpoint_store import CheckpointStore, weights_fingerprint
+
+# Of a folder in Hugging Face layout: what answers depend on. `*.bin` are pickled weights.
+_HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
+# Settings that a resumed run takes from its own flags, and that change how it trains.
+_OWN_SETTINGS = ("lr", "min_lr", "lr_decay_style", "lr_warmup_fraction", "weight_decay", "clip_grad")
+
+
+def start_lines(config: RunConfig, iteration: int, consumed_samples: int) -> Iterator[str]:
+    """Say where the weights come from, then what a user may not have meant. For rank 0, after loading.
+
+    Args:
+        config: of the run.
+        iteration, consumed_samples: where the run stands; 0 where it begins.
+    """
+    checkpoint = config.checkpoint
+    store = CheckpointStore(checkpoint.load) if checkpoint.load else None
+    resumed = store is not None and bool(store.candidates())
+    if store is not None and resumed:
+        folder = store.folder(iteration)
+        yield f"weights: {folder}, iteration {iteration} ({_short(weights_fingerprint, folder)})"
+        yield from _other_settings(config, folder)
+    elif checkpoint.pretrained_checkpoint:
+        yield f"weights: {_described(Path(checkpoint.pretrained_checkpoint))}"
+    else:
+        yield f"weights: random (--seed {config.training.seed})"
+    if store is not None and not resumed and not _same(checkpoint.load, checkpoint.save):
+        there = "no checkpoint is there" if store.root.is_dir() else "no such folder"
+        yield f"WARNING: --load {checkpoint.load}: {there}, so the run begins at iteration 0; is the path right?"
+    if not checkpoint.save:
+        yield "warning: no --save is given, so nothing is kept of this run"
+    if consumed_samples >= config.total_samples:
+        yield (
+            f"warning: nothing to do: the run is at its end, iteration {iteration}; a larger --train-iters or "
+            "--train-samples goes on"
+        )
+
+
+def _other_settings(config: RunConfig, folder: Path) -> Iterator[str]:
+    """Of the settings that a resumed run takes from its own flags, those that differ from the checkpoint's."""
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["optimizer"]
+    except (
+        OSError,
+        yaml.YAMLError,
+        KeyError,
+        TypeError,
+    ):  # it is for people; a checkpoint is whole without it
+        return
+    for name in _OWN_SETTINGS:
+        now = getattr(config.optimizer, name)
+        if name in saved and saved[name] != now:
+            yield f"warning: --{name.replace('_', '-')} {now}: the checkpoint was made with {saved[name]}"
+
+
+def _short(fingerprint: Callable[[Path], str], folder: Path) -> str:
+    """The beginning of a fingerprint, for people."""
+    try:
+        return f"sha256 {fingerprint(folder)[:12]}..."
+    except OSError as error:  # a file that cannot be read now was read a moment ago, and ends no run
+        return f"sha256 unknown: {error.strerror}"
+
+
+def _described(folder: Path) -> str:
+    """A folder of weights, what identifies them, and the iteration of a run's."""
+    if (folder / "config.json").exists():
+        return f"{folder}, in Hugging Face layout ({_short(folder_fingerprint, folder)})"
+    store = CheckpointStore(folder)
+    iteration = store.latest()
+    assert iteration is not None  # it was loaded
+    return f"{folder}, iteration {iteration} ({_short(weights_fingerprint, store.folder(iteration))})"
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """One sha256 for a folder in Hugging Face layout: of its weights, configuration and tokenizer, read whole.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return _digest_of(path for pattern in _HF_PARTS for path in folder.glob(pattern))
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of(paths: Iterable[Path]) -> str:
+    found = sorted(path for path in paths if path.is_file())
+    with ThreadPoolExecutor(4) as threads:  # hashing lets go of Python's lock
+        digests = list(threads.map(file_digest, found))
+    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, found, strict=True))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

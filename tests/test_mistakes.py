@@ -1,0 +1,234 @@
+"""Wrong usages of every command: one sentence with the remedy, exit status 2, before torch is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_eve.config import TRACKER, RunConfig
+from megatron_eve.training.saved_state import read_common
+from tests.data.helpers import write_dataset
+from tests.golden_dir import find_golden
+
+ROOT = Path(__file__).parents[1]
+# argparse shows the usage before its one line.
+MOST_LINES = {
+    "pretrain": 1, "preflight": 1, "preprocess_data": 16,
+    "convert_checkpoint": 16, "generate": 16, "chat": 12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong usage. Names in braces are files of the `places` fixture.
+
+    Attributes:
+        tool: the command.
+        words: its flags.
+        says: must stand in its last line.
+        ranks: started; 0 is a command of its own, without torchrun.
+    """
+
+    tool: str
+    words: str
+    says: str
+    ranks: int = 0
+
+
+PRETRAIN = "--preset eve_mini --global-batch-size 4 --train-iters 1"
+MOCK = f"{PRETRAIN} --mock-data"
+DATA = f"{PRETRAIN} --data-path {{set}}"
+PREPROCESS = "--input {rows} --image-root {root} --tokenizer-model {tokenizer} --output-prefix {root}/out"
+ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/answers"
+MODEL = "--model-path {run} --tokenizer-model {tokenizer}"
+IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
+
+# Of several ranks, all of which find the same.
+SHARED = [
+    Mistake("pretrain", f"{PRETRAIN} --data-path {{set}}x", "{set}x_dataset.json is missing: the path of a dataset is"),
+    Mistake("pretrain", f"{DATA} --tokenizer-model {{root}}/x", "cannot read the tokenizer {root}/x"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{root}}/x", "{root}/x: no such folder"),
+    Mistake("pretrain", f"{MOCK} --no-such-flag", "--no-such-flag: no such flag"),
+    Mistake("pretrain", f"{MOCK} --micro-batch-size 2", "--micro-batch-size: no such flag; samples are packed"),
+    Mistake("pretrain", f"{MOCK} --config {{recipe}}", "{recipe}, line 2: training.global_batch_sise: no such setting"),
+    Mistake("pretrain", f"{DATA} --image-size 448", "made for image size 224 and the run has 448"),
+    Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-size 8", "start a multiple of 8"),
+    Mistake("pretrain", f"{MOCK} --seed -1", "--seed -1: must lie between 0 and"),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --num-layers 4", "--num-layers 8, this run has 4"),
+    Mistake("pretrain", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
+]  # fmt: skip
+
+MISTAKES = [
+    *SHARED,
+    Mistake("pretrain", f"{MOCK} --lr fast", "--lr fast: must be a number"),
+    Mistake("pretrain", f"{MOCK} --stage 4", "--stage 4: must be one of"),
+    Mistake("pretrain", f"{MOCK} --preset eve_8b", "eve_8b: no such preset"),
+    Mistake("pretrain", f"{MOCK} --config nowhere.yaml", "--config nowhere.yaml: No such file"),
+    Mistake("pretrain", f"{MOCK} --lr-warmup-iters 5", "--lr-warmup-iters: no such flag;"),
+    Mistake("pretrain", f"{MOCK} --finetune", "--finetune: no such flag;"),
+    Mistake("pretrain", f"{MOCK} --seq-lenght 256", "did you mean --seq-length"),
+    Mistake("pretrain", f"{PRETRAIN}", "--data-path: name a dataset"),
+    Mistake("pretrain", f"{DATA} --vocab-size 500", "a tokenizer of 384 pieces, and the run's vocabulary has 500"),
+    Mistake("pretrain", f"{DATA} --tokenizer-model {{tokenizer}}", "was made with another tokenizer"),
+    Mistake("pretrain", f"{DATA} --tokenizer-model {{recipe}}", "is not a sentencepiece model"),
+    Mistake("pretrain", f"{DATA} --seq-length 8", "nothing is left of {set} to train on"),
+    Mistake("pretrain", f"{DATA} --split 99,1", "--split 99,1 leaves nothing to hold out"),
+    Mistake("pretrain", f"{PRETRAIN} --data-path {{cut}}", "{cut}_text.bin is truncated"),
+    Mistake("pretrain", f"{DATA} {{set}}", "comes twice"),
+    Mistake("pretrain", f"{DATA} --load {{run}}", "was made with data whose samples are [9], this run's are [8]"),
+    Mistake("pretrain", f"{DATA} --load {{run}} --seed 7", "was made with --seed 1234, this run has 7"),
+    Mistake("pretrain", f"{MOCK} --load {{recipe}}", "--load {recipe}: is a file"),
+    Mistake("pretrain", f"{MOCK} --save {{recipe}}", "--save {recipe}: {recipe} is a file; name a folder"),
+    Mistake("pretrain", f"{MOCK} --tensorboard-dir {{recipe}}", "--tensorboard-dir {recipe}"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{root}}", "neither a checkpoint (no"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{recipe}}", "is a file; name the folder"),
+    Mistake("pretrain", f"{MOCK} --patch-aligning", "name the teacher's folder with --teacher-model"),
+    Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{root}}", "no config.json there"),
+    Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{tower}}", "--teacher-hidden-size 48: the tower in"),
+    Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
+    Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
+    Mistake("preprocess_data", f"{PREPROCESS} --input {{root}}/x", "{root}/x"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{root}}/x", "cannot read the tokenizer {root}/x"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-size 100", "100"),
+    Mistake("preprocess_data", f"{PREPROCESS} --template v0", "invalid choice: 'v0'"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-root {{root}}/x", "{root}/x"),
+    Mistake("convert_checkpoint", "import --source {root}/x --target {root}/y", "{root}/x"),
+    Mistake("convert_checkpoint", "import --source {root} --target {run}", "{run}: holds a run already"),
+    Mistake("convert_checkpoint", "import --source {root} --target {recipe}", "{recipe}: is a file"),
+    Mistake("convert_checkpoint", f"{IMPORT} --trust-remote-code", "add --teacher-model"),
+    Mistake("convert_checkpoint", "export --source {root} --target {root}/y", "{root}: no checkpoint there"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format transformers", "add --tokenizer DIR"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format onnx", "invalid choice: 'onnx'"),
+    Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
+    Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
+    Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
+    Mistake("generate", f"{ASK} {MODEL} --image-folder {{root}}/x",
+            "--image-folder {root}/x: no such folder"),
+    Mistake("generate", f"{ASK} {MODEL} --batch-size 0", "--batch-size"),
+    Mistake("generate", f"{ASK} {MODEL} --question-file {{root}}/x", "{root}/x"),
+    Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
+    Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
+    Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0"),
+]  # fmt: skip
+ON_RANKS = [Mistake(one.tool, one.words, one.says, ranks=4) for one in SHARED]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files that are good and bad, by the names that the table uses."""
+    root = tmp_path_factory.mktemp("mistakes")
+    write_dataset(root / "set", 8, 0)
+    write_dataset(root / "cut", 2, 0)
+    text = root / "cut_text.bin"
+    text.write_bytes(text.read_bytes()[:-4])
+    recipe = root / "recipe.yaml"
+    recipe.write_text("training:\n  global_batch_sise: 4\n")
+    (root / "rows.json").write_text("[]")
+    (root / "questions.jsonl").write_text('{"question_id": 1, "text": "What?"}\n')
+    tower = root / "tower"
+    tower.mkdir()
+    sizes = {
+        "hidden_size": 64,
+        "patch_size": 14,
+        "num_hidden_layers": 2,
+        "intermediate_size": 8,
+        "image_size": 112,
+    }
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
+    (tower / "model.safetensors").write_bytes(b"")
+    write_run(root / "run")
+    return {
+        "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
+        "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"), "run": str(root / "run"),
+        "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
+    }  # fmt: skip
+
+
+def write_run(folder: Path) -> Path:
+    """A folder of a run of nine samples, with what a start reads of a checkpoint; returns the checkpoint's."""
+    checkpoint = folder / "iter_0000002"
+    checkpoint.mkdir(parents=True)
+    (folder / TRACKER).write_text("2")
+    saved: dict[str, Any] = {
+        "iteration": 2,
+        "config": RunConfig().to_dict(),
+        "dataset": {"samples": [9]},
+        "optimizer": {"lr": torch.ones(2), "dtype": torch.float32},
+    }
+    torch.save(saved, checkpoint / "common.pt")
+    return checkpoint
+
+
+def test_common_is_read_without_torch(tmp_path: Path) -> None:
+    saved = read_common(write_run(tmp_path))
+    assert saved is not None and saved["config"] == RunConfig().to_dict()
+    assert (saved["iteration"], saved["dataset"]) == (2, {"samples": [9]})
+    (tmp_path / "common.pt").write_bytes(b"PK")
+    assert read_common(tmp_path) is None and read_common(tmp_path / "nowhere") is None
+
+
+def run_driver(cases: list[Mistake], places: dict[str, str]) -> list[dict[str, Any]]:
+    told = [
+        {"tool": one.tool, "words": one.words.format(**places).split(), "ranks": one.ranks} for one in cases
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mistake_driver"], input=json.dumps(told), capture_output=True, text=True,
+        timeout=240, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def problem(one: Mistake, found: dict[str, Any], places: dict[str, str]) -> str | None:
+    """What of an outcome is not as it should be."""
+    lines = found["err"].splitlines()
+    right = (
+        found["status"] == 2
+        and not found["torch"]
+        and not found["out"]
+        and 0 < len(lines) <= MOST_LINES[one.tool]
+        and "error: " in lines[-1]
+        and one.says.format(**places) in lines[-1]
+        and "Traceback" not in found["err"]
+    )
+    return None if right else f"{one}: {found}"
+
+
+@pytest.mark.parametrize("cases", [MISTAKES, ON_RANKS], ids=["alone", "four ranks"])
+def test_a_mistake_is_one_sentence_before_torch_is_loaded(
+    cases: list[Mistake], places: dict[str, str]
+) -> None:
+    found = run_driver(cases, places)
+    problems = [problem(one, outcome, places) for one, outcome in zip(cases, found, strict=True)]
+    assert not [one for one in problems if one], "\n".join(one for one in problems if one)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("one", SHARED[:3])
+def test_under_torchrun_all_ranks_together_print_one_line(one: Mistake, places: dict[str, str]) -> None:
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=4",
+        "-m",
+        "megatron_eve.pretrain",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, *one.words.format(**places).split()],
+        capture_output=True, text=True, timeout=240, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1 and one.says.format(**places) in ours[0], done.stderr
+    assert "rank 0 failed" not in done.stderr and "megatron_eve/pretrain.py" not in done.stderr

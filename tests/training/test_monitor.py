@@ -1,0 +1,116 @@
+"""What a run reports: lines that any JSON reader takes, and a full disk that costs the report and not the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_eve.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from megatron_eve.data.loader import Step
+from megatron_eve.training.monitor import Monitor
+from megatron_eve.training.step import StepResult
+
+# TensorBoard's own thread ends with the error, which it hands on to the next call.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def config_of(folder: Path) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(),
+        training=TrainingConfig(train_iters=9, eval_interval=3),
+        data=DataConfig(mock_data=True),
+        checkpoint=CheckpointConfig(save=str(folder / "run")),
+        logging=LoggingConfig(tensorboard_dir=str(folder / "board")),
+    )
+
+
+def report(monitor: Monitor, iteration: int, loss: float = 2.5) -> None:
+    import unittest.mock
+
+    step = unittest.mock.Mock(
+        spec=Step, sample_ids=np.arange(4), num_tokens=9, num_labels=8, num_images=0, capacity_fraction=0.5
+    )
+    result = unittest.mock.Mock(spec=StepResult, losses={"lm loss": loss}, grad_norm=math.inf, bad=None)
+    monitor.report(iteration, 4 * iteration, step, result, learning_rate=0.1, flops=1.0)
+    monitor.report_held_out(iteration, "a", {"lm loss": loss})
+
+
+def strict_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file of lines; Python's own reader would take NaN, which is not JSON."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_what_is_not_a_number_is_null(tmp_path: Path) -> None:
+    monitor = Monitor(config_of(tmp_path), active=True, start=0)
+    report(monitor, 1, math.nan)
+    monitor.close()
+    (line,) = strict_lines(tmp_path / "run" / "losses.jsonl")
+    assert (line["lm_loss"], line["lm_loss_hex"], line["grad_norm"]) == (None, "nan", None)
+    assert strict_lines(tmp_path / "run" / "valid_losses.jsonl")[0]["lm_loss"] is None
+
+
+def test_a_full_disk_costs_reports_and_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some of a line is written when the disk is full; with room again, whole lines follow."""
+    monitor = Monitor(config_of(tmp_path), active=True, start=0)
+    report(monitor, 1)
+    losses = tmp_path / "run" / "losses.jsonl"
+    with full_disk(losses.stat().st_size + 10):
+        for iteration in (2, 3):
+            report(monitor, iteration)
+    report(monitor, 4)
+    monitor.close()
+    lines = [line["iteration"] for line in strict_lines(losses)]
+    assert lines[0] == 1 and lines[-1] == 4 and 3 not in lines
+    assert capsys.readouterr().out.count("losses.jsonl could not be written (File too large)") >= 1
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["nothing can be written", "the folder cannot be made"])
+def test_reports_that_cannot_even_begin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    if there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "board").mkdir()
+    else:
+        for name in ("run", "board"):
+            (tmp_path / name).write_text("a file")
+    with full_disk(0):
+        monitor = Monitor(config_of(tmp_path), active=True, start=0)
+        for iteration in (1, 2):
+            report(monitor, iteration)
+        monitor.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if "could not be written" in line]
+    assert len(said) == len(set(said)) == 3
+    assert all("the run goes on" in line for line in said)
