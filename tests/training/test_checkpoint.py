@@ -19,6 +19,7 @@ from megatron_eve.config import (
     OptimizerConfig,
     RunConfig,
 )
+from megatron_eve.preflight import check_run
 from megatron_eve.training.compatibility import (
     CheckpointError,
     check_data,
@@ -148,7 +149,7 @@ def test_a_split_is_compared_by_what_it_says() -> None:
         (
             2,
             {"vision_model.*": 4e-4},
-            "with --lr-overrides for the globs none, this run has vision_model.*, so",
+            "with --lr-overrides for the globs none, this run has vision_model",
         ),
     ],
 )
@@ -160,8 +161,11 @@ def test_other_groups_of_parameters(
         replace(config.training, stage=stage),
         replace(config.optimizer, lr_overrides=globs),
     )
-    said = load(ranks, checkpoint, replace(config, training=training, optimizer=optimizer))
+    config = replace(config, training=training, optimizer=optimizer)
+    said = load(ranks, checkpoint, config)
     assert message in said and "--pretrained-checkpoint" in said and "KeyError" not in said
+    with pytest.raises(ConfigError, match=message):  # the same before torch is loaded
+        check_run(loading_from(config, checkpoint), 1)
 
 
 def test_the_same_globs_may_have_other_rates() -> None:
