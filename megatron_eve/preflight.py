@@ -149,7 +149,13 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
     from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import check_data, check_length, check_model, check_teacher
+    from megatron_eve.training.compatibility import (
+        check_data,
+        check_length,
+        check_model,
+        check_parameter_groups,
+        check_teacher,
+    )
     from megatron_eve.training.saved_state import read_common
 
     load = config.checkpoint.load
@@ -165,6 +171,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
         return
     folder = store.folder(candidates[0])
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_parameter_groups(folder, saved, config)
     if not config.data.mock_data:
         from megatron_eve.data.opening import open_datasets
 

@@ -3,7 +3,7 @@
 from megatron_eve.config.blend import Blend, parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.presets import PRESETS
-from megatron_eve.config.recipe import from_dict, load_recipe, parse
+from megatron_eve.config.recipe import from_dict, from_saved, load_recipe, parse
 from megatron_eve.config.schema import (
     AlignmentConfig,
     CheckpointConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "TowerSizes",
     "TrainingConfig",
     "from_dict",
+    "from_saved",
     "load_recipe",
     "parse",
     "parse_blend",

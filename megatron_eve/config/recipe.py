@@ -155,8 +155,37 @@ LineOf = Callable[[tuple[Any, ...]], int]
 """Keys, outermost first, to the line of a file that they stand on."""
 
 
+def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | None]:
+    """The configuration kept in a checkpoint, which another version of this program may have written.
+
+    Args:
+        values: of the sections; not changed.
+        source: what messages call the checkpoint.
+
+    Returns:
+        The configuration, and a sentence that names the settings of it that are not known here, which are left out;
+        None where all are known.
+
+    Raises:
+        ConfigError: a value that this version cannot take.
+    """
+    sections = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    unknown = []
+    try:
+        _ADAPTER.validate_python(sections)
+    except ValidationError as error:
+        for one in error.errors():
+            if one["type"] != "unexpected_keyword_argument":
+                continue
+            *outer, key = one["loc"]
+            (sections[str(outer[0])] if outer else sections).pop(str(key))
+            unknown.append(".".join(str(part) for part in one["loc"]))
+    note = f"{source}: settings of another version are left out: {', '.join(unknown)}" if unknown else None
+    return from_dict(sections, source), note
+
+
 def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None) -> RunConfig:
-    """Check nested dictionaries (a recipe, or the configuration kept in a checkpoint) and build the tree.
+    """Check nested dictionaries (a recipe's; see `from_saved` for a checkpoint's) and build the tree.
 
     Args:
         values: of the sections.

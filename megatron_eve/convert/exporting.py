@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_dict
+from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.hf_config import published_config, published_preprocessor, token_ids
 from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
@@ -70,7 +71,10 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
     if problem:
         raise CheckpointError(f"{folder}: {problem}, so this checkpoint is not whole")
     common = dist_checkpointing.load_common_state_dict(str(folder))
-    return folder, from_dict(common["config"], source=str(folder))
+    config, note = from_saved(common["config"], source=str(folder))
+    if note:
+        print(f"warning: {note}", file=sys.stderr)
+    return folder, config
 
 
 def plan_export(

@@ -150,7 +150,7 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
-    from megatron_eve.config import from_dict, validate
+    from megatron_eve.config import from_saved, validate
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
@@ -161,7 +161,8 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.training.model import build_chunks
 
     folder = str(flags.model_path)
-    saved = from_dict(saved_config(folder), folder)
+    saved, note = from_saved(saved_config(folder), folder)
+    _warn(note)
     saved = replace(saved, training=replace(saved.training, bf16=saved_in_bfloat16(flags.model_path)))
     config = generation_config(
         saved,

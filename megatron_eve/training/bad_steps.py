@@ -26,6 +26,7 @@ from megatron.core.rerun_state_machine import (
 )
 
 from megatron_eve.config import FaultConfig, RunConfig
+from megatron_eve.training.compatibility import rank_layout
 
 if TYPE_CHECKING:
     from megatron_eve.training.step import StepResult
@@ -150,7 +151,7 @@ def _division_of_work(config: dict[str, Any]) -> tuple[Any, ...]:
     """What decides which rank computes what in a step."""
     data = config["data"]
     packs = data["seq_length"], data["max_images_per_pack"], config["training"]["global_batch_size"]
-    return config["parallel"], *packs
+    return rank_layout(config), *packs
 
 
 def restore_pending(loaded: dict[str, Any]) -> None:

@@ -30,7 +30,9 @@ from megatron_eve.training.compatibility import (
     check_data,
     check_length,
     check_model,
+    check_parameter_groups,
     check_teacher,
+    rank_layout,
 )
 from megatron_eve.training.model import unwrap
 from megatron_eve.training.monitor import print_rank_0
@@ -120,7 +122,7 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
-            data, another teacher, or none.
+            data, another stage, other globs of `--lr-overrides`, another teacher, or none.
     """
     assert config.checkpoint.load is not None
     folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
@@ -128,6 +130,7 @@ def load_checkpoint(
         return Progress()
     saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_parameter_groups(folder, saved, config)
     check_data(folder, saved, config, dataset)
     check_length(folder, saved, config)
     check_teacher(folder, saved, config, teacher)
@@ -137,7 +140,7 @@ def load_checkpoint(
         **state,
         "optimizer": optimizer.sharded_state_dict(state, is_loading=True, metadata=dict(CONTENT)),
     }
-    same_layout = saved["config"]["parallel"] == config.to_dict()["parallel"]
+    same_layout = rank_layout(saved["config"]) == rank_layout(config.to_dict())
     if same_layout:
         request["rng_state"] = _rng_state()
     request |= pending_request(saved, config)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.config import DataConfig, ModelConfig, RunConfig, parse_split
+from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, parse_split
 from megatron_eve.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +91,48 @@ def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
         f"{size}, which would end it at another iteration than --train-iters {iterations}; give the same size, or the "
         f"length in samples (--train-samples {consumed + rest} ends it after {iterations} iterations)"
     )
+
+
+def check_parameter_groups(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another stage or other globs with a rate of their own: the optimizer's state is kept by these groups.
+
+    Other rates for the same globs are fine.
+    """
+    before = saved["config"]
+    globs = list(before.get("optimizer", {}).get("lr_overrides", {}))
+    groups = {
+        "--stage": (before["training"].get("stage", config.training.stage), config.training.stage),
+        "--lr-overrides": (" ".join(globs) or "none", " ".join(config.optimizer.lr_overrides) or "none"),
+    }
+    for flag, (old, new) in groups.items():
+        if old != new:
+            named = " for the globs" if flag == "--lr-overrides" else ""
+            raise CheckpointError(
+                f"{folder}: was made with {flag}{named} {old}, this run has {new}, so the optimizer's state does not "
+                f"fit; resume with the same {flag}, or start a stage from these weights with --pretrained-checkpoint "
+                "in place of --load"
+            )
+
+
+_LAYOUT = (
+    "tensor_model_parallel_size",
+    "sequence_parallel",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "context_parallel_size",
+)
+
+
+def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides which rank holds which part of the model; the other settings of `parallel` move nothing.
+
+    Args:
+        config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
+    """
+    parallel = {**asdict(ParallelConfig()), **config["parallel"]}
+    return {name: parallel[name] for name in _LAYOUT}
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:

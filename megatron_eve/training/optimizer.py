@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 
 import torch
@@ -13,12 +14,17 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_eve.config import RunConfig
+from megatron_eve.accelerator import accelerator
+from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.training.model import unwrap
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
-    """AdamW over what is not frozen, with a rate of its own for names that match `--lr-overrides`."""
+    """AdamW over what is not frozen, with a rate of its own for names that match `--lr-overrides`. Collective.
+
+    Raises:
+        ConfigError: one of `--lr-overrides` matches no parameter, on all ranks alike.
+    """
     settings = config.optimizer
     megatron = MegatronOptimizerConfig(
         optimizer="adam",
@@ -36,12 +42,47 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
     )
     overrides = get_standard_config_overrides(megatron)
     named = [pair for chunk in chunks for pair in unwrap(chunk).global_named_parameters()]
+    _check_overrides(list(settings.lr_overrides), [name for name, _ in named])
     for number, (pattern, rate) in enumerate(settings.lr_overrides.items()):
         chosen = {id(parameter) for name, parameter in named if fnmatch(name, pattern)}
         key = ParamKey(predicate=ParamPredicate(name=pattern, fn=lambda p, chosen=chosen: id(p) in chosen))
         # megatron-core tells groups apart in a checkpoint by `lr_mult`, which it uses for nothing else.
         overrides[key] = {"max_lr": rate, "min_lr": min(settings.min_lr, rate), "lr_mult": 2.0 + number}
     return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
+
+
+def _check_overrides(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse globs that match no parameter of the whole model, which may lie on another pipeline stage. Collective.
+
+    Args:
+        patterns: of `--lr-overrides`, the same on every rank.
+        names: of this rank's parameters, with layers numbered over all stages.
+    """
+    if not patterns:
+        return
+    found = torch.tensor(
+        [any(fnmatch(name, pattern) for name in names) for pattern in patterns],
+        dtype=torch.int32,
+        device=accelerator().device,
+    )
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    unmatched = [pattern for pattern, one in zip(patterns, found.tolist(), strict=True) if not one]
+    if not unmatched:
+        return
+    gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, list(names))
+    everywhere = {name for part in gathered for name in part}
+    raise ConfigError("\n".join(_no_match(pattern, everywhere) for pattern in unmatched))
+
+
+def _no_match(pattern: str, names: Iterable[str]) -> str:
+    """What to say of a glob that matches none of the names: those that come near to it."""
+    known = set(names)
+    for name in names:
+        parts = name.split(".")
+        known |= {".".join(parts[:depth]) + ".*" for depth in range(1, len(parts))}
+    near = get_close_matches(pattern, sorted(known), n=3) or sorted({f"{n.split('.')[0]}.*" for n in names})
+    return f"--lr-overrides {pattern}: matches no parameter of the model; near to it are {', '.join(near)}"
 
 
 def make_moments(optimizer: MegatronOptimizer) -> None:

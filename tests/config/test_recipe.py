@@ -14,6 +14,7 @@ from megatron_eve.config import (
     ConfigError,
     RunConfig,
     from_dict,
+    from_saved,
     load_recipe,
     parse,
     parse_blend,
@@ -269,3 +270,22 @@ def test_wrong_keys_with_their_lines(tmp_path: Path) -> None:
     path.write_text("training:\n  stage: 2\n bf16: [\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml, line 3: not a YAML recipe"):
         load_recipe(path)
+
+
+def test_a_checkpoint_of_another_version_may_have_settings_that_are_unknown_here() -> None:
+    values = RunConfig().to_dict()
+    values["training"]["gone_since"] = 3
+    values["whole_section"] = {"one": 1}
+    config, note = from_saved(values, "run/iter_0000002")
+    assert config == RunConfig()
+    assert note is not None and note.startswith(
+        "run/iter_0000002: settings of another version are left out: "
+    )
+    assert "training.gone_since" in note and "whole_section" in note and "\n" not in note
+    assert values["training"]["gone_since"] == 3  # what was given stays as it is
+    assert from_saved(RunConfig().to_dict(), "run") == (RunConfig(), None)
+    with pytest.raises(ConfigError, match="gone_since: no such setting"):  # a recipe is held to what it says
+        from_dict(values, "recipe.yaml")
+    values["training"]["stage"] = "seven"
+    with pytest.raises(ConfigError, match=r"training\.stage"):
+        from_saved(values, "run")

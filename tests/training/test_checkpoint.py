@@ -11,10 +11,23 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import AlignmentConfig, CheckpointConfig, ModelConfig, RunConfig
-from megatron_eve.training.compatibility import CheckpointError, check_data
+from megatron_eve.config import (
+    AlignmentConfig,
+    CheckpointConfig,
+    ConfigError,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+from megatron_eve.preflight import check_run
+from megatron_eve.training.compatibility import (
+    CheckpointError,
+    check_data,
+    check_parameter_groups,
+    rank_layout,
+)
 from tests.golden_dir import find_golden
-from tests.layouts import ONE, TP2_SP
+from tests.layouts import ONE, PP2, TP2_SP
 from tests.ranks import RankError, RankPool
 from tests.training.test_layouts import TEACHER, loading_from, run, run_config, saving_in
 
@@ -127,6 +140,80 @@ def test_a_split_is_compared_by_what_it_says() -> None:
     check_data(Path("iter"), saved, replace(config, data=replace(config.data, split="198, 2")), {})
     with pytest.raises(CheckpointError, match="--split 99,1, this run has 98,2"):
         check_data(Path("iter"), saved, replace(config, data=replace(config.data, split="98,2")), {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "globs", "message"),
+    [
+        (1, {}, "was made with --stage 2, this run has 1, so the optimizer's state"),
+        (
+            2,
+            {"vision_model.*": 4e-4},
+            "with --lr-overrides for the globs none, this run has vision_model",
+        ),
+    ],
+)
+def test_other_groups_of_parameters(
+    ranks: RankPool, checkpoint: Path, stage: int, globs: dict[str, float], message: str
+) -> None:
+    config = run_config(ONE.parallel, iterations=4)
+    training, optimizer = (
+        replace(config.training, stage=stage),
+        replace(config.optimizer, lr_overrides=globs),
+    )
+    config = replace(config, training=training, optimizer=optimizer)
+    said = load(ranks, checkpoint, config)
+    assert message in said and "--pretrained-checkpoint" in said and "KeyError" not in said
+    with pytest.raises(ConfigError, match=message):  # the same before torch is loaded
+        check_run(loading_from(config, checkpoint), 1)
+
+
+def test_the_same_globs_may_have_other_rates() -> None:
+    def config(**rates: float) -> RunConfig:
+        return RunConfig(optimizer=OptimizerConfig(lr_overrides=rates))
+
+    saved = {"config": config(a=1e-3, b=1e-3).to_dict()}
+    check_parameter_groups(Path("iter"), saved, config(a=2e-3, b=1e-3))
+    with pytest.raises(CheckpointError, match="for the globs a b, this run has a, so"):
+        check_parameter_groups(Path("iter"), saved, config(a=1e-3))
+
+
+def optimizer_of(config: RunConfig) -> str:
+    """Runs on each rank: builds the optimizer, and returns what was wrong."""
+    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.training.train import setup
+
+    with model_parallel(config):
+        try:
+            setup(config).loader.close()
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+
+def test_a_glob_that_matches_no_parameter(ranks: RankPool) -> None:
+    """What matches on the other pipeline stage alone is fine; what matches nowhere is refused on both."""
+
+    def config(*globs: str) -> RunConfig:
+        found = run_config(PP2.parallel, iterations=4)
+        return replace(found, optimizer=replace(found.optimizer, lr_overrides=dict.fromkeys(globs, 1e-4)))
+
+    assert ranks.run(2, optimizer_of, config("vision_model.*", "output_layer.*")) == ["", ""]
+    one, other = ranks.run(2, optimizer_of, config("vision_model.*", "vision_modle.*"))
+    assert one == other
+    assert one.startswith(
+        "--lr-overrides vision_modle.*: matches no parameter of the model; near to it are vision_m"
+    )
+
+
+def test_settings_that_move_no_rank_leave_the_layout_the_same() -> None:
+    config = run_config(ONE.parallel, iterations=4).to_dict()
+    parallel = config["parallel"]
+    waiting = {**parallel, "distributed_timeout_minutes": 33, "overlap_grad_reduce": True}
+    assert rank_layout({"parallel": waiting}) == rank_layout(config)
+    older = {name: value for name, value in parallel.items() if name != "decoder_first_pipeline_num_layers"}
+    assert rank_layout({"parallel": older}) == rank_layout(config)
+    assert rank_layout({"parallel": {**parallel, "tensor_model_parallel_size": 2}}) != rank_layout(config)
 
 
 def test_save_cut_short_is_not_loaded(ranks: RankPool, copy: Path) -> None:
