@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +55,24 @@ def _stated_sizes(path: Path) -> TowerSizes | None:
     return TowerSizes(*sizes) if all(type(size) is int and size > 0 for size in sizes) else None
 
 
+@contextmanager
+def remote_code_lock(trust_remote_code: bool) -> Iterator[None]:
+    """With code from a model's folder, let one process load at a time.
+
+    transformers copies that code into a cache which all ranks share, and imports it from there: a rank may find
+    a file that another one is still writing.
+    """
+    if not trust_remote_code:
+        yield
+        return
+    from filelock import FileLock
+    from transformers.utils import HF_MODULES_CACHE
+
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(HF_MODULES_CACHE) / "megatron_eve.lock"):
+        yield
+
+
 @cache
 def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
     """Read config.json of a vision tower, or of a model that has one beside a text tower.
@@ -73,9 +93,10 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        with remote_code_lock(trust_remote_code):
+            config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
         config = getattr(config, "vision_config", None) or config
         width = int(config.hidden_size)
         # DINOv2 gives a ratio instead.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,22 @@ def test_no_code_of_a_folder_runs_without_the_flag(
     assert load(clip, teacher_trust_remote_code=True)(pictures()).shape == (2, 64, 48)
     assert note.exists()
     assert "tower.py" in teacher_identity(str(clip))["sha256"]
+
+
+def test_code_of_a_folder_is_loaded_by_one_process_at_a_time(clip: Path) -> None:
+    """Another process, here the test, holds the lock of transformers' cache of such code."""
+    from filelock import FileLock
+    from transformers.utils import HF_MODULES_CACHE
+
+    loading = threading.Thread(target=load, args=(clip,), kwargs={"teacher_trust_remote_code": True})
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(HF_MODULES_CACHE) / "megatron_eve.lock"):
+        load(clip)  # without code of the folder nobody waits
+        loading.start()
+        loading.join(timeout=0.5)
+        assert loading.is_alive()
+    loading.join(timeout=60)
+    assert not loading.is_alive()
 
 
 @pytest.mark.parametrize("trusted", [False, True])

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
+from megatron_eve.config.tower import remote_code_lock
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
 from megatron_eve.wrong_content import wrong_content
 
@@ -139,13 +140,14 @@ def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
     quiet.set_verbosity_error()  # the text tower's weights are left over on purpose
     quiet.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **common)
-        vision = getattr(config, "vision_config", None)
-        known = vision is not None and type(vision) in towers
-        loader = towers[type(vision)] if known else transformers.AutoModel
-        tower, report = loader.from_pretrained(
-            folder, config=vision if known else config, output_loading_info=True, **common
-        )
+        with remote_code_lock(trust_remote_code):
+            config = transformers.AutoConfig.from_pretrained(folder, **common)
+            vision = getattr(config, "vision_config", None)
+            known = vision is not None and type(vision) in towers
+            loader = towers[type(vision)] if known else transformers.AutoModel
+            tower, report = loader.from_pretrained(
+                folder, config=vision if known else config, output_loading_info=True, **common
+            )
     except Exception as error:  # transformers raises nearly anything on a folder it cannot read
         told = " ".join(str(error).split())
         if "weights_only" in told:  # torch's advice to run the code of a pickle
