@@ -149,13 +149,7 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
     from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import (
-        check_data,
-        check_length,
-        check_model,
-        check_parameter_groups,
-        check_teacher,
-    )
+    from megatron_eve.training.compatibility import check_resume
     from megatron_eve.training.saved_state import read_common
 
     load = config.checkpoint.load
@@ -169,9 +163,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
     saved = read_common(store.folder(candidates[0])) if candidates else None
     if saved is None or not {"config", "dataset"} <= set(saved):
         return
-    folder = store.folder(candidates[0])
-    check_model(folder, saved["config"]["model"], config.model, ignore=set())
-    check_parameter_groups(folder, saved, config)
+    identity = None
     if not config.data.mock_data:
         from megatron_eve.data.opening import open_datasets
 
@@ -179,9 +171,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
             identity = open_datasets(config).identity
         except UserError:  # which the datasets' own check says
             return
-        check_data(folder, saved, config, identity)
-    check_length(folder, saved, config)
-    check_teacher(folder, saved, config, None)
+    check_resume(store.folder(candidates[0]), saved, config, identity, None)
 
 
 @check("weights to start from")

@@ -44,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     incoming = commands.add_parser("import", help="a Hugging Face folder -> a checkpoint")
     outgoing = commands.add_parser("export", help="a checkpoint -> a folder in Hugging Face layout")
     for one, source, target in (
-        (incoming, "folder in Hugging Face layout", "new folder, for --pretrained-checkpoint and --load"),
+        (
+            incoming,
+            "folder in Hugging Face layout",
+            "new folder, for --pretrained-checkpoint and --model-path",
+        ),
         (outgoing, "folder that --save of a run or an import wrote", "new folder in Hugging Face layout"),
     ):
         one.add_argument("--source", required=True, type=Path, metavar="DIR", help=source)

@@ -27,11 +27,8 @@ from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
     SHAPELESS,
     CheckpointError,
-    check_data,
-    check_length,
     check_model,
-    check_parameter_groups,
-    check_teacher,
+    check_resume,
     rank_layout,
 )
 from megatron_eve.training.model import unwrap
@@ -129,11 +126,7 @@ def load_checkpoint(
     if folder is None:
         return Progress()
     saved = dist_checkpointing.load_common_state_dict(str(folder))
-    check_model(folder, saved["config"]["model"], config.model, ignore=set())
-    check_parameter_groups(folder, saved, config)
-    check_data(folder, saved, config, dataset)
-    check_length(folder, saved, config)
-    check_teacher(folder, saved, config, teacher)
+    check_resume(folder, saved, config, dataset, teacher)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {

@@ -28,6 +28,38 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be used; the message names it, the reason and the remedy."""
 
 
+def check_resume(
+    folder: Path,
+    saved: dict[str, Any],
+    config: RunConfig,
+    dataset: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
+) -> None:
+    """Refuse to go on from a checkpoint of another model, other data, another length, stage or teacher.
+
+    Args:
+        folder: of the checkpoint.
+        saved: what its `common.pt` holds.
+        config: of the run.
+        dataset: the fingerprint of the run's data; None where it is not known yet, which leaves it unchecked.
+        teacher: the fingerprint of the run's teacher; likewise.
+
+    Raises:
+        CheckpointError: naming what differs and the remedy.
+    """
+    if saved.get("dataset") is None:
+        raise CheckpointError(
+            f"{folder}: an import has weights alone and nothing to resume; give it as --pretrained-checkpoint in place "
+            "of --load"
+        )
+    check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_parameter_groups(folder, saved, config)
+    if dataset is not None:
+        check_data(folder, saved, config, dataset)
+    check_length(folder, saved, config)
+    check_teacher(folder, saved, config, teacher)
+
+
 def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
     """Refuse a checkpoint of other sizes than the model's, but for those in `ignore`."""
     for name, value in saved.items():

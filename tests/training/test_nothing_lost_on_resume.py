@@ -11,7 +11,7 @@ import pytest
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, validate
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import CheckpointError, check_data, check_length
+from megatron_eve.training.compatibility import CheckpointError, check_data, check_length, check_resume
 from tests.layouts import ONE
 from tests.ranks import RankPool
 from tests.training.test_checkpoint_saver import config_of, train_and_save
@@ -119,3 +119,10 @@ def test_reordered_data_is_refused() -> None:
     # Datasets and checkpoints of older versions have no digest.
     check_data(Path("run"), saved, config, {**identity, "content": [""]})
     check_data(Path("run"), {**saved, "dataset": {"samples": [3]}}, config, identity)
+
+
+def test_an_import_is_nothing_to_resume_from() -> None:
+    config = RunConfig()
+    saved = {**_saved(config, 0, 0), "dataset": None}
+    with pytest.raises(CheckpointError, match="give it as --pretrained-checkpoint in place of --load"):
+        check_resume(Path("imported/iter_0000000"), saved, config, {"samples": [3]}, None)
