@@ -198,7 +198,11 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 @pytest.mark.parametrize(
     ("numbers", "background", "to_the_end"),
-    [([1, 3, 6, 200, -70, -5], False, False), ([2, 7, 500, -50], True, False), ([5, -60], True, True)],
+    [
+        ([1, 3, 6, 200, -70, -5], False, False),
+        ([2, 7, 500, -50], True, False),
+        pytest.param([5, -60], True, True, marks=pytest.mark.slow),
+    ],
     ids=["foreground", "background", "all that follow"],
 )
 def test_a_dozen_of_the_calls(bench: Bench, numbers: list[int], background: bool, to_the_end: bool) -> None:

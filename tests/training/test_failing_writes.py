@@ -107,7 +107,11 @@ def _replace(restore: Any, owner: Any, name: str, error: BaseException) -> None:
     setattr(owner, name, fail)
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+@pytest.mark.parametrize(
+    "background",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["foreground", "background"],
+)
 def test_a_write_of_rank_0_that_fails_costs_only_that_checkpoint(
     ranks: RankPool, tmp_path: Path, background: bool
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_write_of_rank_0_that_fails_costs_only_that_checkpoint(
     assert (tmp_path / TRACKER).read_text() == str(len(writes))
 
 
+@pytest.mark.slow
 def test_what_was_there_before_loads_after_a_failed_write(ranks: RankPool, tmp_path: Path) -> None:
     config = config_of(TP2_SP, tmp_path, iterations=3)
     ranks.run(2, save_with_faults, config, [None, "common.pt", ".metadata"])
