@@ -77,7 +77,9 @@ def test_an_import_that_dies_can_be_repeated(
         with pytest.raises(Killed):
             convert("import", "--source", published, "--target", start)
     assert list(start.iterdir()) and not (start / TRACKER).exists()
-    assert convert("export", "--source", start, "--target", tmp_path / "back") == 2
+    # A folder has its name when it is whole, and a whole one is read without its tracker.
+    named = moment == "between its two names"
+    assert convert("export", "--source", start, "--target", tmp_path / "early") == (0 if named else 2)
     assert convert("import", "--source", published, "--target", start) == 0
     assert sorted(path.name for path in start.iterdir()) == ["iter_0000000", TRACKER]
     assert convert("export", "--source", start, "--target", tmp_path / "back") == 0
