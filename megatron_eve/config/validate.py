@@ -297,7 +297,7 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield f"--save {checkpoint.save}: is the name of one checkpoint; name the folder above it"
     elif (
         checkpoint.save
-        and not _same_folder(checkpoint.save, checkpoint.load)
+        and not same_folder(checkpoint.save, checkpoint.load)
         and _holds_checkpoints(checkpoint.save)
     ):
         yield (
@@ -317,9 +317,9 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield "--exit-interval: saves before it exits; say where with --save"
 
 
-def _same_folder(one: str, other: str | None) -> bool:
+def same_folder(one: str | None, other: str | None) -> bool:
     """Do two paths name one folder, however they are spelled?"""
-    return other is not None and Path(one).resolve() == Path(other).resolve()
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def _holds_checkpoints(folder: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from megatron_eve.config import RunConfig
+from megatron_eve.config.validate import same_folder
 from megatron_eve.training.checkpoint_store import CheckpointStore, weights_fingerprint
 
 # Of a folder in Hugging Face layout: what answers depend on. `*.bin` are pickled weights.
@@ -36,7 +37,7 @@ def start_lines(config: RunConfig, iteration: int, consumed_samples: int) -> Ite
         yield f"weights: {_described(Path(checkpoint.pretrained_checkpoint))}"
     else:
         yield f"weights: random (--seed {config.training.seed})"
-    if store is not None and not resumed and not _same(checkpoint.load, checkpoint.save):
+    if store is not None and not resumed and not same_folder(checkpoint.load, checkpoint.save):
         there = "no checkpoint is there" if store.root.is_dir() else "no such folder"
         yield f"WARNING: --load {checkpoint.load}: {there}, so the run begins at iteration 0; is the path right?"
     if not checkpoint.save:
@@ -81,10 +82,6 @@ def _described(folder: Path) -> str:
     iteration = store.latest()
     assert iteration is not None  # it was loaded
     return f"{folder}, iteration {iteration} ({_short(weights_fingerprint, store.folder(iteration))})"
-
-
-def _same(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def folder_fingerprint(folder: Path) -> str:
