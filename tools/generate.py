@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
+from megatron_eve.digests import file_digest
 from megatron_eve.errors import run_command
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
@@ -21,7 +22,6 @@ from megatron_eve.inference.opening import (
 )
 from megatron_eve.inference.origin import AnswerOrigin, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
-from megatron_eve.training.origin import file_digest
 
 DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.

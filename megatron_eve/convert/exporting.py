@@ -27,7 +27,8 @@ from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part, sync_to_disk
+from megatron_eve.training.checkpoint_files import damaged_part, missing_part, sync_to_disk
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.compatibility import CheckpointError
 
 # What a published folder holds beside weights and configurations.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +26,11 @@ from megatron_eve.convert.tables import (
     eve_rules,
     source_for,
 )
+from megatron_eve.digests import file_digest
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.training.checkpoint import CONTENT
-from megatron_eve.training.checkpoint_store import CheckpointStore, write_checksums, write_config
+from megatron_eve.training.checkpoint_files import write_checksums, write_config
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.wrong_content import wrong_content
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
@@ -74,7 +75,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     if (tokenizer := source / "tokenizer.model").is_file():
         if other := wrong_content(tokenizer):  # its digest would shut out the right one later
             raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
-        plan.tokenizer_sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        plan.tokenizer_sha256 = file_digest(tokenizer)
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)

@@ -155,7 +155,7 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
-    from megatron_eve.training.checkpoint_store import weights_fingerprint
+    from megatron_eve.training.checkpoint_files import weights_fingerprint
     from megatron_eve.training.compatibility import check_tokenizer, unlike_training
     from megatron_eve.training.initialize import distributed, world_size
     from megatron_eve.training.model import build_chunks

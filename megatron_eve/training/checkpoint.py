@@ -1,7 +1,7 @@
 """What a checkpoint holds, and how a run takes it up: the latest one that is whole, under any layout.
 
 The format is megatron-core's distributed one (`torch_dist`). `checkpoint_saver` writes it, `checkpoint_store` knows the
-folder.
+run's folder, `checkpoint_files` the files of one checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
 from megatron_eve.training.bad_steps import WINDOW, Values, pending_request, pending_state, restore_pending
-from megatron_eve.training.checkpoint_store import CheckpointStore, compare_checksums, missing_part
+from megatron_eve.training.checkpoint_files import compare_checksums, missing_part
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
     SHAPELESS,
@@ -273,12 +274,12 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
     return None
 
 
-def _work_for(seconds: float, work: Iterator[str | None]) -> tuple[bool, str | None]:
+def _work_for(seconds: float, work: Iterator[int | str]) -> tuple[bool, str | None]:
     """Do some of a work that yields its problems; was that all of it, and what is the first problem?"""
     deadline = time.monotonic() + seconds
-    for problem in work:
-        if problem:
-            return True, problem
+    for told in work:
+        if isinstance(told, str):
+            return True, told
         if time.monotonic() > deadline:
             return False, None
     return True, None

@@ -22,7 +22,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from megatron_eve.config import RunConfig
 from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
-from megatron_eve.training.checkpoint_store import CheckpointStore, write_config
+from megatron_eve.training.checkpoint_files import write_config
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.checkpoint_writing import on_main, prepare_save
 from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered

@@ -11,7 +11,9 @@ import yaml
 
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
-from megatron_eve.training.checkpoint_store import CheckpointStore, weights_fingerprint
+from megatron_eve.digests import file_digest
+from megatron_eve.training.checkpoint_files import weights_fingerprint
+from megatron_eve.training.checkpoint_store import CheckpointStore
 
 # Of a folder in Hugging Face layout: what answers depend on. `*.bin` are pickled weights.
 _HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
@@ -91,16 +93,6 @@ def folder_fingerprint(folder: Path) -> str:
         OSError: a file cannot be read.
     """
     return _digest_of(path for pattern in _HF_PARTS for path in folder.glob(pattern))
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest_of(paths: Iterable[Path]) -> str:

@@ -13,13 +13,8 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
-from megatron_eve.training.checkpoint_store import (
-    CheckpointStore,
-    damaged_part,
-    drop_optimizer,
-    missing_part,
-    write_checksums,
-)
+from megatron_eve.training.checkpoint_files import damaged_part, drop_optimizer, missing_part, write_checksums
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.compatibility import CheckpointError
 from tests.layouts import ONE, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankError, RankPool
@@ -229,7 +224,7 @@ def read_slowly(folder: Path) -> str | None:
     def slow(*arguments: Any, **settings: Any) -> Any:
         for _ in range(15 if torch.distributed.get_rank() else 0):
             time.sleep(0.2)
-            yield None
+            yield 0
         yield from real(*arguments, **settings)
 
     group = distributed_c10d._get_default_group()

@@ -20,7 +20,8 @@ from unittest import mock
 import pytest
 
 from megatron_eve.config import RunConfig
-from megatron_eve.training.checkpoint_store import CheckpointStore, damaged_part, missing_part
+from megatron_eve.training.checkpoint_files import damaged_part, missing_part
+from megatron_eve.training.checkpoint_store import CheckpointStore
 from tests.layouts import DP2, TP2_DP2, Layout
 from tests.ranks import RankPool
 from tests.training.test_checkpoint_saver import config_of

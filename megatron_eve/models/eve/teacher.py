@@ -9,7 +9,6 @@ Shapes: i = images, S = side of the square picture in pixels, G = S / patch size
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
 from megatron_eve.config.tower import remote_code_lock
+from megatron_eve.digests import file_digest
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
 from megatron_eve.wrong_content import wrong_content
 
@@ -36,11 +36,7 @@ def teacher_identity(folder: str) -> dict[str, Any]:
     path = Path(folder)
     weights = _weight_files(path)
     files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
-    hashes = {}
-    for file in files:
-        with file.open("rb") as stream:
-            hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"path": str(path), "sha256": hashes}
+    return {"path": str(path), "sha256": {file.name: file_digest(file) for file in files}}
 
 
 def _weight_files(folder: Path) -> list[Path]:
