@@ -126,8 +126,9 @@ def run_import(flags: argparse.Namespace) -> None:
         plan_import,
         write_import,
     )
-    from megatron_eve.convert.report import progress, size_of, summary
+    from megatron_eve.convert.report import size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
+    from megatron_eve.progress import byte_progress
 
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
@@ -138,9 +139,9 @@ def run_import(flags: argparse.Namespace) -> None:
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     if not flags.dry_run:
-        with progress("checking", plan.source_bytes) as done:
+        with byte_progress("checking", plan.source_bytes) as done:
             check_finite(flags.source, plan, done)
-        with progress("writing", size_of(plan.tensors)) as done:
+        with byte_progress("writing", size_of(plan.tensors)) as done:
             write_import(plan, flags.target, identity, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 
@@ -148,9 +149,10 @@ def run_import(flags: argparse.Namespace) -> None:
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
-    from megatron_eve.convert.report import progress, size_of, summary
+    from megatron_eve.convert.report import size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
     from megatron_eve.convert.usage import read_tokenizer, shard_bytes
+    from megatron_eve.progress import byte_progress
     from megatron_eve.training.checkpoint import saved_common
     from megatron_eve.training.compatibility import check_tokenizer
 
@@ -166,7 +168,7 @@ def run_export(flags: argparse.Namespace) -> None:
     plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     if not flags.dry_run:
-        with progress("writing", size_of(plan.tensors)) as done:
+        with byte_progress("writing", size_of(plan.tensors)) as done:
             write_export(plan, flags.target, tokenizer, shard_bytes(flags.max_shard_size), published, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 

@@ -63,9 +63,10 @@ class HFFolder:
         """Shape and dtype of a tensor, which is not read for it.
 
         Raises:
-            ConfigError: it is not of floating-point numbers (quantised weights are not).
+            ConfigError: the folder has none of that name, or it is not of floating-point numbers (quantised weights are
+                not).
         """
-        tensors = self._tensors(self._places[key])
+        tensors = self._tensors(self._place(key))
         if isinstance(tensors, dict):
             shape, dtype = tensors[key].shape, str(tensors[key].dtype).removeprefix("torch.")
         else:
@@ -83,10 +84,14 @@ class HFFolder:
         Raises:
             ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
+        tensors = self._tensors(self._place(key))
+        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+
+    def _place(self, key: str) -> Path:
+        """The shard that holds a tensor."""
         if key not in self._places:
             raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
-        tensors = self._tensors(self._places[key])
-        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+        return self._places[key]
 
     def _tensors(self, path: Path) -> Any:
         """A shard that is open: of safetensors its reader, of a pickle its dictionary, mapped into memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from megatron_eve.convert.tables import (
     ALIGNING_HF_KEYS,
     IGNORED_HF_KEYS,
     PUBLISHED_TAP_INTERVAL,
+    Layout,
     Sizes,
     eve_rules,
     source_for,
 )
 from megatron_eve.models.vlm import begins_at_random
+from megatron_eve.progress import byte_progress
 from megatron_eve.training.monitor import print_rank_0
 
 
@@ -41,13 +44,12 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
-            or one that no rule knows. Nothing is changed by then.
+            one that no rule knows, or one of other numbers than floating-point ones. Nothing is changed by then.
     """
     found = check_config(folder, model)
     source, language_model = HFFolder(folder), not found.is_eve
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    tensor_size = parallel_state.get_tensor_model_parallel_world_size()
-    planned: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    planned: list[_Planned] = []
+    size = 0
     rules = eve_rules(model)
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in source.keys())  # noqa: SIM118
     wanted = any(chunk.patch_aligning for chunk in chunks)
@@ -66,19 +68,47 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         if begins_at_random(name, language_model, aligned):
             continue
         rule, keys = source_for(name, rules, found.is_tied)
-        sizes = Sizes.of(model, padded)
-        full = rule.layout.merge([source.tensor(key) for key in keys], sizes)
-        shard = rule.layout.shard(full, tensor_rank, tensor_size)
-        if shard.shape != parameter.shape:
+        one = _Planned(parameter, keys, rule.layout, Sizes.of(model, padded))
+        parts = [source.describe(key) for key in keys]
+        size += sum(shape.numel() * dtype.itemsize for shape, dtype in parts)
+        shape = one.shape([shape for shape, _ in parts])
+        if shape != parameter.shape:
             raise ConfigError(
-                f"{folder}: {', '.join(keys)} makes {name} of shape {tuple(shard.shape)} on this rank, "
+                f"{folder}: {', '.join(keys)} makes {name} of shape {tuple(shape)} on this rank, "
                 f"but the model has {tuple(parameter.shape)}"
             )
-        planned.append((parameter, shard))
+        planned.append(one)
     _check_unexpected(source, model)
-    with torch.no_grad():
-        for parameter, shard in planned:
-            parameter.copy_(shard)
+    with byte_progress(f"loading {folder.name}", size) as done, torch.no_grad():
+        for one in planned:
+            tensors = [source.tensor(key) for key in one.keys]
+            one.parameter.copy_(one.shard(tensors))
+            done(sum(tensor.nbytes for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A parameter, and the tensors of the folder of which this rank's part is made."""
+
+    parameter: torch.nn.Parameter
+    keys: tuple[str, ...]
+    layout: Layout
+    sizes: Sizes
+
+    def shard(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """This rank's part."""
+        return self.layout.shard(
+            self.layout.merge(tensors, self.sizes),
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_world_size(),
+        )
+
+    def shape(self, shapes: Sequence[torch.Size]) -> torch.Size:
+        """Of this rank's part, where the tensors have these; empty where they do not go together."""
+        try:
+            return self.shard([torch.empty(shape, device="meta") for shape in shapes]).shape
+        except (RuntimeError, IndexError):
+            return torch.Size()
 
 
 def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Parameter, int]]:

@@ -1,12 +1,9 @@
-"""What a conversion says of itself: a bar while it goes on, and an account of every tensor."""
+"""What a conversion says of itself: an account of every tensor."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-
-from tqdm import tqdm
+from collections.abc import Mapping
 
 from megatron_eve.convert.hf_folder import LazyTensor
 
@@ -16,13 +13,6 @@ _FIRST = 3  # names that the summary gives of each reason
 def size_of(tensors: Mapping[str, LazyTensor]) -> int:
     """Bytes of tensors, which are not made for it."""
     return sum(lazy.shape.numel() * lazy.dtype.itemsize for lazy in tensors.values())
-
-
-@contextmanager
-def progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts bytes; gives the function that moves it."""
-    with tqdm(total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        yield lambda count: bar.update(count) and None
 
 
 def summary(

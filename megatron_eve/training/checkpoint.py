@@ -21,8 +21,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
+from megatron_eve.progress import byte_progress
 from megatron_eve.training.bad_steps import WINDOW, Values, pending_request, pending_state, restore_pending
-from megatron_eve.training.checkpoint_files import compare_checksums, missing_part
+from megatron_eve.training.checkpoint_files import checked_bytes, compare_checksums, missing_part
+from megatron_eve.training.checkpoint_reading import read_tensors
 from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.compatibility import (
     ALIGNING_SIZES,
@@ -140,7 +142,7 @@ def load_checkpoint(
     request |= pending_request(saved, config)
     if _scales_fit(saved["config"], config.to_dict()):
         request |= _scales(chunks, config.to_dict())
-    loaded = dist_checkpointing.load(request, str(folder))
+    loaded = read_tensors(request, folder)
     _load_model(chunks, loaded)
     for i, chunk in enumerate(chunks):
         unwrap(chunk).load_state_dict(loaded.get(f"scales{i}", {}), strict=False)
@@ -180,7 +182,7 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
         for part in state.values():
             for name in [name for name in part if is_aligning(name)]:
                 del part[name]
-    _load_model(chunks, dist_checkpointing.load(state, str(path)), optional=is_aligning if fresh else None)
+    _load_model(chunks, read_tensors(state, path), optional=is_aligning if fresh else None)
 
 
 def saved_config(folder: str) -> dict[str, Any]:
@@ -266,20 +268,25 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
         return verdict[0]
     work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
     rounds: list[tuple[bool, str | None]] = [(False, None)] * ranks
-    while not all(done for done, _ in rounds):
-        torch.distributed.all_gather_object(rounds, _work_for(_ROUND_SECONDS, work))
-        problem = next((problem for _, problem in rounds if problem), None)
-        if problem:
-            return problem
+    size = checked_bytes(folder, rank, ranks, optimizer=optimizer)
+    with byte_progress(f"checking {folder.name}", size) as done:
+        while not all(ended for ended, _ in rounds):
+            torch.distributed.all_gather_object(rounds, _work_for(_ROUND_SECONDS, work, done))
+            problem = next((problem for _, problem in rounds if problem), None)
+            if problem:
+                return problem
     return None
 
 
-def _work_for(seconds: float, work: Iterator[int | str]) -> tuple[bool, str | None]:
-    """Do some of a work that yields its problems; was that all of it, and what is the first problem?"""
+def _work_for(
+    seconds: float, work: Iterator[int | str], done: Callable[[int], None]
+) -> tuple[bool, str | None]:
+    """Do some of a work that yields its bytes and problems; was that all of it, and what is the first problem?"""
     deadline = time.monotonic() + seconds
     for told in work:
         if isinstance(told, str):
             return True, told
+        done(told)
         if time.monotonic() > deadline:
             return False, None
     return True, None

@@ -72,10 +72,7 @@ def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = 
         The bytes that were read since, now and then, so that the caller can do something else meanwhile; or what is
             wrong with a file.
     """
-    sums = {
-        name: digest for name, digest in checksums_of(folder).items() if optimizer or not _is_optimizer(name)
-    }
-    for name, expected in sorted(sums.items())[rank::ranks]:
+    for name, expected in _share(folder, rank, ranks, optimizer):
         try:
             found = yield from file_digest_in_pieces(folder / name)
         except OSError as error:
@@ -83,6 +80,18 @@ def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = 
             continue
         if found != expected:
             yield f"{name} is damaged (its sha256 is another than when it was written)"
+
+
+def checked_bytes(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> int:
+    """How much `compare_checksums` reads."""
+    paths = [folder / name for name, _ in _share(folder, rank, ranks, optimizer)]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _share(folder: Path, rank: int, ranks: int, optimizer: bool) -> list[tuple[str, str]]:
+    """Names of a rank's share of the files, and what their sha256 was."""
+    sums = sorted(checksums_of(folder).items())
+    return [one for one in sums if optimizer or not _is_optimizer(one[0])][rank::ranks]
 
 
 def _is_optimizer(name: str) -> bool:

@@ -169,6 +169,13 @@ def test_wrong_folders(ranks: RankPool, folder: Path) -> None:
     assert "holds model.layers.0.moe.weight, which no rule knows" in error(ranks, folder)
     save_file({**tensors, "model.norm.weight": torch.ones(3)}, folder / "model.safetensors")
     assert "final_layernorm.weight of shape (3,)" in error(ranks, folder)
+    for key in ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"):
+        save_file({**tensors, key: torch.ones(385, 9)}, folder / "model.safetensors")
+        told = error(ranks, folder)
+        assert key in told and "of shape () on this rank" in told
+    quantised = torch.ones(64, dtype=torch.int8)
+    save_file({**tensors, "model.norm.weight": quantised}, folder / "model.safetensors")
+    assert "model.norm.weight is I8; quantised weights cannot be trained" in error(ranks, folder)
     (folder / "model.safetensors").unlink()
     assert "holds no weights (model.safetensors or" in error(ranks, folder)
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}

@@ -1,0 +1,52 @@
+"""A bar on stderr while bytes are read or written for longer than a second: how many of how many."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+_SILENT_SECONDS = 1.0
+_LINE_SECONDS = 30.0  # between two lines where stderr is no terminal: a log file is not for redrawing
+
+
+class _Bar(tqdm):
+    """tqdm's, without the thread that would watch it from then on, in a process that forks writers of checkpoints."""
+
+    monitor_interval = 0
+
+
+@contextmanager
+def byte_progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show on rank 0 how far something has come; gives the function that moves it on by so many bytes.
+
+    Args:
+        what: happens, in a few words.
+        size: bytes in all.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with _Bar(
+            total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=_SILENT_SECONDS
+        ) as bar:
+            yield lambda count: bar.update(count) and None
+    else:
+        yield _lines(what, size)
+
+
+def _lines(what: str, size: int) -> Callable[[int], None]:
+    done, said = 0, time.monotonic()
+
+    def move(count: int) -> None:
+        nonlocal done, said
+        done += count
+        if time.monotonic() - said > _LINE_SECONDS:
+            said = time.monotonic()
+            print(f"{what}: {done / max(size, 1):.0%} of {size / 1e9:,.1f} GB", file=sys.stderr, flush=True)
+
+    return move
