@@ -2,7 +2,8 @@
 
 The flags are those of `megatron_eve.pretrain`, which makes the same checks on every rank before its first seconds are
 spent. The command prints one `error:` line for a mistake, with the remedy, and exits with status 2; it prints nothing
-and exits with 0 where nothing is wrong.
+and exits with 0 where nothing is wrong. Ranks that share the memory of a machine are as many as LOCAL_WORLD_SIZE says,
+as for a rank under torchrun, or all of them.
 
 A check is a generator over the configuration that yields a sentence for each mistake; `@check("name")` makes it one of
 `CHECKS`, where a model family may add its own.
@@ -84,12 +85,13 @@ def _warnings(config: RunConfig) -> Iterator[str]:
                 )
 
 
-def check_memory(config: RunConfig, ranks: int) -> str:
+def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) -> str:
     """What a rank is expected to need, and what it has.
 
     Args:
         config: of the run, checked.
         ranks: that are started, on all nodes.
+        started_here: some of them on this machine; else what it has counts only where it tells of theirs.
 
     Raises:
         ConfigError: it cannot fit.
@@ -97,7 +99,7 @@ def check_memory(config: RunConfig, ranks: int) -> str:
     from megatron_eve.accelerator.machine import memory_of_a_rank
 
     needed = rank_memory(config, ranks)
-    capacity = memory_of_a_rank(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    capacity = memory_of_a_rank(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), started_here=started_here)
     if capacity is None:
         return str(needed)
     available, what = capacity
@@ -203,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         ranks, flags = _split_ranks(list(sys.argv[1:] if argv is None else argv))
-        check_run(parse(flags, prog="python -m megatron_eve.preflight"), ranks)
+        config = parse(flags, prog="python -m megatron_eve.preflight")
+        check_run(config, ranks)
+        check_memory(config, ranks, started_here=False)
         return 0
 
     return run_command(work)

@@ -170,10 +170,11 @@ run_once() { # COMMAND...
     fi
 }
 
-# Find mistakes in flags, files and folders before any rank starts.
-preflight() { # RANKS FLAGS...
+# Find mistakes in flags, files and folders, and what fits into no memory, before any rank starts.
+preflight() { # RANKS RANKS-A-NODE FLAGS...
     local ranks=$1 status=0 told
-    shift
+    local -x LOCAL_WORLD_SIZE=$2
+    shift 2
     told=$(run_once "$PYTHON" -m megatron_eve.preflight --ranks "$ranks" "$@") || status=$?
     if ((status == 2)) && [[ $told == *"error: "* ]]; then
         told=$(sed -n '/^error: /,$p' <<< "$told" | grep -v '^srun: ')
@@ -203,7 +204,7 @@ train() { # RECIPE FLAGS...
     fi
     local flags=(--config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
     ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-    preflight "$((SLURM_NNODES * ranks))" "${flags[@]}"
+    preflight "$((SLURM_NNODES * ranks))" "$ranks" "${flags[@]}"
     mkdir -p "$SAVE" || die "SAVE=$SAVE: the folder cannot be made"
 
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

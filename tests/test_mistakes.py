@@ -94,6 +94,7 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{root}}", "no config.json there"),
     Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{tower}}", "--teacher-hidden-size 48: the tower in"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
+    Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
     Mistake("preprocess_data", f"{PREPROCESS} --input {{root}}/x", "{root}/x"),
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{root}}/x", "cannot read the tokenizer {root}/x"),

@@ -115,20 +115,22 @@ def look_at_machine() -> Machine:
     )
 
 
-def memory_of_a_rank(local_ranks: int) -> tuple[float, str] | None:
+def memory_of_a_rank(local_ranks: int, *, started_here: bool = True) -> tuple[float, str] | None:
     """The memory that each of the ranks of this node has in GiB, and what has it; None where nobody says.
 
     Asks NVIDIA's driver and the operating system, and does not import torch.
 
     Args:
         local_ranks: of this node, which share its memory where they do not run on GPUs.
+        started_here: the ranks are on this machine. Else one without GPUs says nothing of a run that may have them.
     """
-    gpus = () if _gpus_hidden() or _torch_is_for_cpus() else _ask_driver()[1]
+    on_cpus = _gpus_hidden() or _torch_is_for_cpus()
+    gpus = () if on_cpus else _ask_driver()[1]
     if gpus:
         smallest = min(gpus, key=lambda gpu: gpu.memory)
         return smallest.memory, f"one {smallest.name}"
     total, _ = _memory()
-    if total is None:
+    if total is None or not (started_here or on_cpus):
         return None
     shared = f", shared by {local_ranks} ranks" if local_ranks > 1 else ""
     return total / local_ranks, f"this machine's memory{shared}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from megatron_eve.accelerator.machine import memory_of_a_rank
 from megatron_eve.config import PRESETS, AlignmentConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.config.memory import count_parameters, memory_error, rank_memory
+from megatron_eve.preflight import main
 from tests.ranks import RankPool
 
 
@@ -78,3 +81,48 @@ def test_the_memory_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone is not None and shared is not None
     assert 0.5 < alone[0] == pytest.approx(4 * shared[0])
     assert "shared by 4 ranks" in shared[1]
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "hidden", "driver", "what"),
+    [
+        ("2.13.0+cpu", False, "", "this machine's memory, shared by 2 ranks"),
+        ("2.13.0", True, "", "this machine's memory, shared by 2 ranks"),
+        ("2.13.0", False, "580.1, 16384, 7.5, Tesla T4", "one Tesla T4"),
+        ("2.13.0", False, "", None),  # a login node, say: only the ranks will know
+    ],
+)
+def test_a_look_before_the_start_refuses_only_what_it_knows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    torch_version: str,
+    hidden: bool,
+    driver: str,
+    what: str | None,
+) -> None:
+    """preflight may run on another machine than the ranks; two of these share a node, as the batch script says."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{driver}'\n" if driver else "#!/bin/sh\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if hidden else "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("megatron_eve.accelerator.machine.metadata.version", lambda name: torch_version)
+    flags = [
+        "--ranks",
+        "4",
+        "--preset",
+        "eve_7b",
+        "--num-layers",
+        "32000",
+        "--mock-data",
+        "--train-iters",
+        "1",
+    ]
+    status, told = main(flags), capsys.readouterr().err
+    if what is None:
+        assert (status, told) == (0, "")
+        return
+    assert status == 2 and told.count("\n") == 1
+    assert told.startswith("error: out of memory before the first step: needs ") and f"({what})" in told

@@ -20,7 +20,8 @@ PROGRAMS = {
     "scontrol": 'echo node1\n[[ $1 != requeue ]] || touch "$RECORD.requeue"\n',
     "sleep": "",
     # Stands in for the Python of a site: only the check before the start is run by it directly.
-    "python": 'printf "%s\\n" "$@" > "$RECORD.preflight"\nprintf "%s" "$PREFLIGHT" >&2\nexit "$PREFLIGHT_STATUS"\n',
+    "python": 'printf "%s\\n" "$LOCAL_WORLD_SIZE" "$@" > "$RECORD.preflight"\nprintf "%s" "$PREFLIGHT" >&2\n'
+    'exit "$PREFLIGHT_STATUS"\n',
 }
 
 
@@ -196,9 +197,9 @@ def test_the_check_before_the_start(launch: Launch) -> None:
     """It is given what the ranks are given; what it finds ends the job, and where it cannot be run the job goes on."""
     assert launch().returncode == 0
     checked = (launch.folder / "record.preflight").read_text().splitlines()
-    assert checked[:4] == ["-m", "megatron_eve.preflight", "--ranks", "16"]
+    assert checked[:5] == ["8", "-m", "megatron_eve.preflight", "--ranks", "16"]  # eight of them on each node
     command = _command(launch.words())
-    assert checked[4:] == command[command.index("megatron_eve.pretrain") + 1 :]
+    assert checked[5:] == command[command.index("megatron_eve.pretrain") + 1 :]
     found = launch(PREFLIGHT="bash: module: command not found\n", PREFLIGHT_STATUS="127")
     assert found.returncode == 0
     assert "warning: what was given could not be looked at before the start (status 127)" in found.stdout
