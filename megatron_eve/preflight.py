@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megatron_eve import __version__
 from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
-from megatron_eve.config.memory import memory_error, rank_memory
+from megatron_eve.config.memory import in_units, memory_error, rank_memory
 from megatron_eve.errors import UserError, run_command
 
 Check = Callable[[RunConfig], Iterator[str]]
@@ -106,7 +106,7 @@ def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) ->
     error = memory_error(needed, available, what)
     if error:
         raise ConfigError(error)
-    return f"{needed}; a rank has {available:,.1f} GiB ({what})"
+    return f"{needed}; a rank has {in_units(available * 2**30)} ({what})"
 
 
 @check("folders that are written")

@@ -55,8 +55,13 @@ class RankMemory:
             ("gradients", self.gradients),
             ("optimizer state", self.optimizer),
         )
-        listed = ", ".join(f"{name} {size / _GIB:,.2f}" for name, size in parts)
-        return f"{self.total / _GIB:,.2f} GiB a rank ({listed}), activations not counted"
+        listed = ", ".join(f"{name} {in_units(size)}" for name, size in parts)
+        return f"{in_units(self.total)} a rank ({listed}), activations not counted"
+
+
+def in_units(size: float) -> str:
+    """Bytes for people: in GiB, or in MiB where they are less than one."""
+    return f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / 2**20:,.2f} MiB"
 
 
 def memory_error(needed: RankMemory, available: float, what: str) -> str | None:
@@ -70,9 +75,9 @@ def memory_error(needed: RankMemory, available: float, what: str) -> str | None:
     if needed.total <= available * _GIB:
         return None
     return (
-        f"out of memory before the first step: needs {needed}, and a rank has {available:,.1f} GiB ({what}); start "
-        "more ranks and raise --tensor-model-parallel-size or --pipeline-model-parallel-size, or take a smaller model "
-        "(--preset eve_tiny runs on a laptop)"
+        f"out of memory before the first step: needs {needed}, and a rank has {in_units(available * _GIB)} ({what}); "
+        "start more ranks and raise --tensor-model-parallel-size or --pipeline-model-parallel-size, or take a smaller "
+        "model (--preset eve_tiny runs on a laptop)"
     )
 
 

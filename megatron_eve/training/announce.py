@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.accelerator import accelerator
+from megatron_eve.config.memory import in_units
 from megatron_eve.training.data import RunData
 from megatron_eve.training.kernels import describe_kernels
 from megatron_eve.training.memory import training_bytes
@@ -44,7 +45,7 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
     most = torch.tensor([held.weights, held.gradients, held.optimizer])
     most = most.to(accelerator().device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    weights, gradients, optimizer = (value / 2**20 for value in most.tolist())
+    weights, gradients, optimizer = map(in_units, most.tolist())
     virtual = config.virtual_pipeline_model_parallel_size
     print_rank_0(
         f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
@@ -54,8 +55,7 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
         f"{describe_kernels(config)}\n"
-        f"most on one rank, in MiB: weights {weights:,.1f}, gradient buffers {gradients:,.1f}, "
-        f"optimizer state {optimizer:,.1f}\n"
+        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
     )

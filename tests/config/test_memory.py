@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from megatron_eve.accelerator.machine import memory_of_a_rank
 from megatron_eve.config import PRESETS, AlignmentConfig, ParallelConfig, RunConfig, TrainingConfig
-from megatron_eve.config.memory import count_parameters, memory_error, rank_memory
+from megatron_eve.config.memory import count_parameters, in_units, memory_error, rank_memory
 from megatron_eve.preflight import main
 from tests.ranks import RankPool
 
@@ -71,8 +72,19 @@ def test_what_cannot_fit_is_refused() -> None:
     assert memory_error(needed, 110.0, "one GPU") is None
     error = memory_error(needed, 80.0, "one GPU")
     assert error is not None and "\n" not in error
-    assert "needs 100.86 GiB" in error and "a rank has 80.0 GiB (one GPU)" in error
+    assert "needs 100.86 GiB" in error and "a rank has 80.00 GiB (one GPU)" in error
     assert "--tensor-model-parallel-size" in error
+
+
+def test_the_memory_of_a_toy_is_said_in_mib() -> None:
+    assert [in_units(size) for size in (0, 400 * 1024, 2**30 - 2**20, 2**30, 3 * 2**40)] == [
+        "0.00 MiB", "0.39 MiB", "1,023.00 MiB", "1.00 GiB", "3,072.00 GiB",
+    ]  # fmt: skip
+    toy = str(rank_memory(RunConfig(model=PRESETS["eve_mini"]), 1))
+    assert re.fullmatch(
+        r"[\d.]+ MiB a rank \(weights [\d.]+ MiB, gradients .*\), activations not counted", toy
+    )
+    assert "0.00" not in toy
 
 
 def test_the_memory_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
