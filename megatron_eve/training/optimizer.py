@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
@@ -17,6 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.training.model import unwrap
+from megatron_eve.training.monitor import print_rank_0
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
@@ -42,7 +43,8 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
     )
     overrides = get_standard_config_overrides(megatron)
     named = [pair for chunk in chunks for pair in unwrap(chunk).global_named_parameters()]
-    _check_overrides(list(settings.lr_overrides), [name for name, _ in named])
+    trains = {name: parameter.requires_grad for name, parameter in named}
+    _check_overrides(list(settings.lr_overrides), trains, config.training.stage)
     for number, (pattern, rate) in enumerate(settings.lr_overrides.items()):
         chosen = {id(parameter) for name, parameter in named if fnmatch(name, pattern)}
         key = ParamKey(predicate=ParamPredicate(name=pattern, fn=lambda p, chosen=chosen: id(p) in chosen))
@@ -51,26 +53,39 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
     return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
 
 
-def _check_overrides(patterns: Sequence[str], names: Sequence[str]) -> None:
+def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage: int) -> None:
     """Refuse globs that match no parameter of the whole model, which may lie on another pipeline stage. Collective.
+
+    One that matches frozen parameters alone has no effect, which is said.
 
     Args:
         patterns: of `--lr-overrides`, the same on every rank.
-        names: of this rank's parameters, with layers numbered over all stages.
+        trains: this rank's parameters by name, with layers numbered over all stages: does it train?
+        stage: of the training.
     """
     if not patterns:
         return
+    # 0 for a glob that matches nothing, 1 for one that matches what is frozen, 2 for one that matches what trains.
     found = torch.tensor(
-        [any(fnmatch(name, pattern) for name in names) for pattern in patterns],
+        [
+            max((1 + one for name, one in trains.items() if fnmatch(name, glob)), default=0)
+            for glob in patterns
+        ],
         dtype=torch.int32,
         device=accelerator().device,
     )
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    unmatched = [pattern for pattern, one in zip(patterns, found.tolist(), strict=True) if not one]
+    matched = dict(zip(patterns, found.tolist(), strict=True))
+    for pattern in [pattern for pattern, one in matched.items() if one == 1]:
+        print_rank_0(
+            f"warning: --lr-overrides {pattern}: matches only parameters that stage {stage} does not train, so it has "
+            "no effect"
+        )
+    unmatched = [pattern for pattern, one in matched.items() if not one]
     if not unmatched:
         return
     gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, list(names))
+    torch.distributed.all_gather_object(gathered, list(trains))
     everywhere = {name for part in gathered for name in part}
     raise ConfigError("\n".join(_no_match(pattern, everywhere) for pattern in unmatched))
 

@@ -179,16 +179,20 @@ def test_the_same_globs_may_have_other_rates() -> None:
 
 
 def optimizer_of(config: RunConfig) -> str:
-    """Runs on each rank: builds the optimizer, and returns what was wrong."""
+    """Runs on each rank: builds the optimizer, and returns what was wrong, or the warnings that were printed."""
+    import contextlib
+    import io
+
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup
 
-    with model_parallel(config):
+    printed = io.StringIO()
+    with model_parallel(config), contextlib.redirect_stdout(printed):
         try:
             setup(config).loader.close()
         except ConfigError as error:
             return str(error)
-        return ""
+    return "\n".join(line for line in printed.getvalue().splitlines() if line.startswith("warning: "))
 
 
 def test_a_glob_that_matches_no_parameter(ranks: RankPool) -> None:
@@ -204,6 +208,18 @@ def test_a_glob_that_matches_no_parameter(ranks: RankPool) -> None:
     assert one.startswith(
         "--lr-overrides vision_modle.*: matches no parameter of the model; near to it are vision_m"
     )
+
+
+def test_a_glob_that_matches_only_what_is_frozen_is_said(ranks: RankPool) -> None:
+    """They lie on the last pipeline stage, and the first rank says it, once."""
+    config = run_config(PP2.parallel, iterations=4, stage=1)
+    globs = dict.fromkeys(("vision_model.*", "decoder.layers.5.*"), 1e-4)
+    config = replace(config, optimizer=replace(config.optimizer, lr_overrides=globs))
+    told = (
+        "warning: --lr-overrides decoder.layers.5.*: matches only parameters that stage 1 does not train, so it has "
+        "no effect"
+    )
+    assert ranks.run(2, optimizer_of, config) == [told, ""]
 
 
 def test_settings_that_move_no_rank_leave_the_layout_the_same() -> None:
