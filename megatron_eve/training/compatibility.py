@@ -250,10 +250,15 @@ def check_tokenizer(
         )
     pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
     if pieces != rows:
-        raise CheckpointError(
-            f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
-            "trained with"
-        )
+        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        told += "trained with"
+        # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
+        if not saved.get("dataset") and pieces < rows:
+            told += (
+                "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
+                "weights and import them again"
+            )
+        raise CheckpointError(told)
     return (
         f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
         f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"

@@ -59,6 +59,17 @@ def test_a_checkpoint_that_does_not_say_takes_one_of_its_size_with_a_warning(rig
             check_tokenizer(Path("run"), saved(400, dataset=dataset), right)
 
 
+def test_an_import_of_padded_rows_is_told_to_take_its_tokenizer_along(right: Tokenizer) -> None:
+    """Made without it, it has only its rows to go by."""
+    remedy = "put tokenizer.model beside the weights and import them again"
+    with pytest.raises(CheckpointError, match=remedy):
+        check_tokenizer(Path("run"), saved(400), right)
+    for size, dataset in ((350, None), (400, {"tokenizer_sha256": "mock"})):
+        with pytest.raises(CheckpointError) as caught:
+            check_tokenizer(Path("run"), saved(size, dataset=dataset), right)
+        assert remedy not in str(caught.value)
+
+
 def test_an_import_records_the_tokenizer_of_its_source(
     exported: Path, tmp_path: Path, right: Tokenizer
 ) -> None:
