@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
 
@@ -229,32 +230,52 @@ class _Lines(_Output):
 
 
 class _Board(_Output):
-    """TensorBoard's files, without iterations after `start`. After one that cannot be written there are no more."""
+    """TensorBoard's files, without iterations after `start`. After one that cannot be written there are no more.
+
+    torch's SummaryWriter has a thread that writes, and that ends with a traceback where the disk is full; so the events
+    are written here.
+    """
 
     def __init__(self, folder: str, start: int) -> None:
         super().__init__(folder)
-        self._writer: Any = None
-
-        def begin() -> None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(folder, purge_step=start + 1)
-
-        self._try(begin)
+        self._file: BinaryIO | None = None
+        if not self._try(lambda: self._begin(start)):
+            self.close()
 
     def add(self, values: dict[str, float], iteration: int) -> None:
         """Add a point to each of these curves."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        def write() -> None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, iteration)
-
-        if self._writer and not self._try(write):
-            self._writer = None
+        points = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
+        if self._file and not self._try(lambda: self._write({"step": iteration, "summary": points})):
+            self.close()
 
     def close(self) -> None:
-        if self._writer:
-            self._try(self._writer.close)
+        stream, self._file = self._file, None
+        if stream:
+            self._try(stream.close)
+
+    def _begin(self, start: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        folder = Path(self._path)
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard takes files of this name, in its order; host and process tell runs apart that begin together.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab")
+        self._write({"file_version": "brain.Event:2"})
+        # From this on TensorBoard forgets what it knows of the iteration and of those after it.
+        self._write({"step": start + 1, "session_log": SessionLog(status=SessionLog.START)})
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        assert self._file is not None
+        RecordWriter(self._file).write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
 
 
 def _json_line(record: dict[str, Any]) -> str:

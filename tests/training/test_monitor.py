@@ -25,8 +25,8 @@ from megatron_eve.data.loader import Step
 from megatron_eve.training.monitor import Monitor
 from megatron_eve.training.step import StepResult
 
-# TensorBoard's own thread ends with the error, which it hands on to the next call.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+# A thread that ends with an error shows a traceback.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -94,6 +94,48 @@ def test_a_full_disk_costs_reports_and_is_said_once(
     lines = [line["iteration"] for line in strict_lines(losses)]
     assert lines[0] == 1 and lines[-1] == 4 and 3 not in lines
     assert capsys.readouterr().out.count("losses.jsonl could not be written (File too large)") >= 1
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {
+        name: [(event.step, event.value) for event in found.Scalars(name)] for name in found.Tags()["scalars"]
+    }
+
+
+def test_a_full_disk_costs_the_curves_of_tensorboard_from_then_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said once, without a traceback; what was written before stays, and no file is left open."""
+    board = tmp_path / "board"
+    monitor = Monitor(config_of(tmp_path), active=True, start=0)
+    report(monitor, 1)
+    (events,) = board.iterdir()
+    with full_disk(events.stat().st_size + 10):
+        for iteration in (2, 3):
+            report(monitor, iteration)
+    report(monitor, 4)
+    monitor.close()
+    assert [step for step, _ in curves(board)["lm_loss"]] == [1]
+    out, err = capsys.readouterr()
+    assert out.count(f"{board} could not be written (File too large); the run goes on") == 1
+    assert "Traceback" not in out + err
+
+
+def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    for start, loss in ((0, 2.5), (2, 1.5)):
+        monitor = Monitor(config_of(tmp_path), active=True, start=start)
+        for iteration in range(start + 1, start + 4):
+            report(monitor, iteration, loss)
+        monitor.close()
+    shown = curves(tmp_path / "board")
+    assert shown["lm_loss"] == [(1, 2.5), (2, 2.5), (3, 1.5), (4, 1.5), (5, 1.5)]
+    assert shown["lm_loss validation/a"] == shown["lm_loss"]
+    assert {"lr", "grad_norm", "pack_fill", "tflops_per_gpu", "tokens_per_second"} < set(shown)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["nothing can be written", "the folder cannot be made"])
