@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import yaml
 
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
+from megatron_eve.preflight import describe_start
 from megatron_eve.training.origin import start_lines
+from tests.data.helpers import write_dataset
 
 
 def said(config: RunConfig, iteration: int = 0, consumed: int = 0) -> list[str]:
@@ -81,3 +84,25 @@ def test_a_load_that_loads_nothing(tmp_path: Path, load: str, there: str) -> Non
         f"WARNING: --load {path}: {there}, so the run begins at iteration 0; is the path right?",
     ]
     assert said(config_of(load=path, save=f"{tmp_path}/./{load}/")) == ["weights: random (--seed 1234)"]
+
+
+@pytest.mark.parametrize(("stage", "warned"), [(2, False), (3, True)])
+def test_stage_3_on_captions(tmp_path: Path, stage: int, warned: bool) -> None:
+    """A dataset made with the template plain has no questions, which the stage of conversations is to learn."""
+    captions = write_dataset(tmp_path / "captions", 2, 0)
+    manifest = json.loads(Path(f"{captions}_dataset.json").read_text())
+    questions = tmp_path / "questions"
+    Path(f"{questions}_dataset.json").write_text(json.dumps({**manifest, "template": "vicuna_v1"}))
+    config = config_of()
+    config = replace(
+        config,
+        training=replace(config.training, stage=stage),
+        data=replace(config.data, data_path=("0.5", str(questions), "0.5", captions)),
+    )
+    first, *warnings = describe_start(config, 2).splitlines()
+    assert f"stage {stage}, on 2 ranks; data: 0.5 {questions} 0.5 {captions}; 4 iterations of" in first
+    told = (
+        f"warning: {captions} was made with --template plain, whose samples are captions without a question; stage 3 "
+        "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+    )
+    assert warnings == [told] * warned
