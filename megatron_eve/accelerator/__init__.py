@@ -39,8 +39,8 @@ class Accelerator:
 def accelerator() -> Accelerator:
     """Choose the accelerator once per process and prepare megatron-core for it.
 
-    Without a GPU this imports `accelerator.cpu`, which teaches the unmodified megatron-core to run on
-    CPU tensors. Call it before building anything of megatron-core.
+    Without a GPU this imports `accelerator.cpu`, which makes the installed megatron-core run on CPU
+    tensors by replacing names of it and of torch in this process. Call it before building anything of megatron-core.
 
     Raises:
         RuntimeError: on CPU, when the installed megatron-core is not the version the recipe was tested with.
