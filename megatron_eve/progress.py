@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +32,12 @@ def byte_progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
     if os.environ.get("RANK", "0") != "0":
         yield lambda count: None
     elif sys.stderr.isatty():
+        # Left to itself tqdm takes a terminal that says it has no columns, as those of containers may, by its word.
+        columns, rows = shutil.get_terminal_size()
         with _Bar(
-            total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=_SILENT_SECONDS
-        ) as bar:
+            total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024,
+            delay=_SILENT_SECONDS, ncols=columns, nrows=rows,
+        ) as bar:  # fmt: skip
             yield lambda count: bar.update(count) and None
     else:
         yield _lines(what, size)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from megatron_eve.progress import byte_progress
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankPool
 from tests.training.test_layouts import loading_from, run, run_config, saving_in
+
+ROOT = Path(__file__).parents[2]
 
 
 class Screen(io.StringIO):
@@ -82,6 +88,21 @@ def test_a_start_shows_how_far_it_has_read(ranks: RankPool, tmp_path: Path) -> N
     assert ranks.run(1, start, resumed, True, 60.0) == [""]  # quick enough to say nothing
     (log,) = ranks.run(1, start, resumed, False)
     assert "loading iter_0000002: 100% of 0.0 GB\n" in log and "\r" not in log
+
+
+def test_a_terminal_that_does_not_say_its_size() -> None:
+    """As under docker or srun; the bar stands there all the same, whole at the end."""
+    program = (
+        "import time; from megatron_eve.progress import byte_progress\n"
+        "with byte_progress('loading x', 40) as done:\n"
+        "    for _ in range(4): time.sleep(0.3); done(10)"
+    )
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        subprocess.run([sys.executable, "-c", program], stderr=theirs, cwd=ROOT, check=True, timeout=60)
+        os.close(theirs)
+        shown = screen.read(4096).decode()
+    assert "loading x: 100%|" in shown and "40.0/40.0" in shown
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
