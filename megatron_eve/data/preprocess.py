@@ -27,42 +27,12 @@ from tqdm import tqdm
 from megatron_eve.data.dataset_format import DatasetInfo, DatasetSettings
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed_writer import DatasetWriter
+from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.row_encoder import EncodedRow, PreprocessConfig, RowEncoder, SkippedRow
 from megatron_eve.data.rows import InputRow, RowReader
 from megatron_eve.data.tokenizer import Tokenizer
 
-__all__ = ["REASONS", "PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
-
-REASONS = {
-    "broken_json": "the row is not JSON (a file that holds an array must not be named .jsonl or .ndjson)",
-    "not_an_object": "the row is not a JSON object",
-    "no_conversation": "'conversations' is not a list with turns in it",
-    "unknown_role": "a turn is from neither 'human' nor 'gpt'",
-    "value_not_text": "a turn's value is not a string",
-    "text_not_unicode": "a turn's text is not valid Unicode",
-    "role_order": "turns do not alternate between 'human' and 'gpt'",
-    "plain_turns": "the plain template takes two turns, a question and a caption",
-    "plain_without_image": "the plain template takes captions, and there is no image",
-    "image_in_caption": "the plain template takes <image> in the question only",
-    "image_without_placeholder": "the row has an image, but its text no <image>",
-    "placeholder_without_image": "the text has <image>, but the row no image",
-    "image_count": "not as many <image> as images",
-    "other_placeholder": "the text has a tag such as <image1> or <video> where <image> is due",
-    "other_media": "the row has a video or sound, and no image",
-    "nothing_to_train": "no token trains: answers are empty or white space, or cut off by --model-max-length",
-    "image_field": "'image' (or 'images') is neither a file name nor a list of them, or stands under another key",
-    "image_outside_root": "an absolute path, or a path or link that leaves --image-root (--follow-links allows links)",
-    "image_missing": "no such file under --image-root",
-    "image_not_a_file": "a directory or something else that is not a file",
-    "image_unreadable": "the file cannot be read",
-    "image_file_too_large": "the file has 2 GiB or more",
-    "image_empty": "the file is empty",
-    "image_lfs_pointer": "a git-lfs pointer, not the image itself: run git lfs pull in --image-root",
-    "image_format": "not an image in an accepted format",
-    "image_too_large": "more pixels than --max-image-pixels",
-    "image_damaged": "the image is truncated or corrupt",
-}
-"""Why a row can be left out: the key that it is counted by, and what that means."""
+__all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
 
 _FIRST_SKIPPED = 5  # rows that the summary names for each reason
 _CHUNK = 16  # rows sent to a worker at a time

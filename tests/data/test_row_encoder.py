@@ -14,7 +14,8 @@ from megatron_eve.data.conversation import encode_conversation
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import decode_image
-from megatron_eve.data.preprocess import REASONS, PreprocessConfig, format_summary
+from megatron_eve.data.preprocess import PreprocessConfig, format_summary
+from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.tokenizer import Tokenizer
 from tests.data.helpers import (
     MakeConfig,

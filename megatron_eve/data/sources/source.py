@@ -1,0 +1,56 @@
+"""What every source is: it cuts its files into rows in one process, and reads a row in another.
+
+`rows` runs in the parent of the workers, which has to keep all of them busy: it finds where rows begin and end, and
+leaves their content alone. `record` runs in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from megatron_eve.data.schema import Record
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it was cut out of its file.
+
+    Attributes:
+        file: name of the file of the input.
+        number: of the row in it, counted from 1.
+        payload: what `Source.record` makes a record of; cheap to send to another process.
+        problem: (reason, detail) of a row that is known to be unusable already.
+    """
+
+    file: str
+    number: int
+    payload: Any
+    problem: tuple[str, str] | None = None
+
+
+class Source(Protocol):
+    """Rows of one layout from one or more files. Made anew, from the same arguments, in each worker."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files, for a progress bar."""
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+
+    def rows(self) -> Iterator[RawRow]:
+        """All rows in their order, file after file, in constant memory.
+
+        Raises:
+            DataError: a file cannot be opened, or not be read on; it names the file, the row and the remedy.
+        """
+
+    def record(self, row: RawRow) -> Record:
+        """What a row holds.
+
+        Raises:
+            SkipRow: the row cannot be used.
+        """
