@@ -30,5 +30,12 @@ REASONS = {
     "image_format": "not an image in an accepted format",
     "image_too_large": "more pixels than --max-image-pixels",
     "image_damaged": "the image is truncated or corrupt",
+    "key_without_picture": "no picture among the members of a key, which have to stand one behind the other in "
+    "a shard: make it again with tar --sort=name",
+    "key_twice": "two pictures, captions or JSONs of one key",
+    "member_not_a_file": "a member of a tar that is a link or a device: it is not followed",
+    "member_outside": "a member of a tar with an absolute path, or with .. in its name",
+    "member_too_large": "a caption, or the JSON beside a picture, has more than 16 MiB",
+    "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""
