@@ -36,6 +36,9 @@ REASONS = {
     "member_not_a_file": "a member of a tar that is a link or a device: it is not followed",
     "member_outside": "a member of a tar with an absolute path, or with .. in its name",
     "member_too_large": "a caption, or the JSON beside a picture, has more than 16 MiB",
+    "document_layout": "not a document of MMC4: text_list, image_info or similarity_matrix is missing or does not fit",
+    "matched_text_index": "a picture of a document is matched to a sentence that is not there",
+    "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
     "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""

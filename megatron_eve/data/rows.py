@@ -84,8 +84,7 @@ class RowReader:
         return self._stream.tell()
 
     def __iter__(self) -> Iterator[InputRow]:
-        texts = self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
-        for number, text in texts:
+        for number, text in self.texts():
             try:
                 # Half of a surrogate pair, also one in the bytes, is refused where it matters, in a turn's text.
                 value = json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"))
@@ -93,6 +92,10 @@ class RowReader:
                 yield InputRow(number, None, _one_line(error))
             else:
                 yield InputRow(number, value)
+
+    def texts(self) -> Iterator[tuple[int, bytes]]:
+        """Number and text of each row, not parsed; raises as iterating does."""
+        return self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
 
     def __enter__(self) -> RowReader:
         return self
