@@ -39,6 +39,7 @@ REASONS = {
     "document_layout": "not a document of MMC4: text_list, image_info or similarity_matrix is missing or does not fit",
     "matched_text_index": "a picture of a document is matched to a sentence that is not there",
     "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
+    "csv_fields": "a row of a CSV has other fields than its first line",
     "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""
