@@ -52,9 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     text = parser.add_argument_group("text")
     text.add_argument(
         "--template",
-        choices=("plain", "vicuna_v1"),
+        choices=("plain", "vicuna_v1", "document"),
         default=PreprocessConfig.template,
-        help="plain: captions, stages 1 and 2; vicuna_v1: conversations, stage 3 (default: %(default)s)",
+        help="plain: captions, stages 1 and 2; vicuna_v1: conversations, stage 3; document: all of a text trains, with "
+        "pictures in it or without (MMC4, pairs, text), as VILA pretrains (default: %(default)s)",
     )
     text.add_argument(
         "--model-max-length",

@@ -10,6 +10,9 @@ REASONS = {
     "value_not_text": "a turn's value is not a string",
     "text_not_unicode": "a turn's text is not valid Unicode",
     "role_order": "turns do not alternate between 'human' and 'gpt'",
+    "kind_template": "--template does not take the row: plain takes captions, vicuna_v1 conversations, document "
+    "texts with pictures in them or without",
+    "document_turns": "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
     "plain_turns": "the plain template takes two turns, a question and a caption",
     "plain_without_image": "the plain template takes captions, and there is no image",
     "image_in_caption": "the plain template takes <image> in the question only",

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.conversation import TEMPLATES, encode_conversation
+from megatron_eve.data.conversation import TEMPLATES
+from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
 from megatron_eve.data.rows import InputRow
+from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import is_lfs_pointer
 
@@ -41,7 +43,7 @@ class PreprocessConfig:
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
-        template: "plain" or "vicuna_v1".
+        template: "plain", "vicuna_v1" or "document".
         image_size, teacher_size: pixels, see `geometry`.
         model_max_length: texts are cut at this many tokens, an image counted as one.
         workers: processes; 1 works in this one.
@@ -69,7 +71,7 @@ class PreprocessConfig:
         except ValueError as error:
             raise DataError(f"--image-size, --teacher-size: {error}") from error
         if self.template not in TEMPLATES:
-            raise DataError(f"--template {self.template}: use {' or '.join(sorted(TEMPLATES))}")
+            raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
         if not Path(self.image_root).is_dir():
             raise DataError(f"--image-root {self.image_root} is not a directory")
         if self.workers < 1:
@@ -125,7 +127,8 @@ class RowEncoder:
             raise SkipRow("not_an_object", f"it is {type(row.value).__name__}")
         names = _image_names(row.value)
         turns: Any = row.value.get("conversations")
-        whole = encode_conversation(turns, self._tokenizer, self._config.template, len(names))
+        record = Record(None, "", "conversation", [ImageFile(path=name) for name in names], turns)
+        whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
         if encoded.num_labels == 0:
             raise SkipRow(
