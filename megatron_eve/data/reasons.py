@@ -33,8 +33,8 @@ REASONS = {
     "image_format": "not an image in an accepted format",
     "image_too_large": "more pixels than --max-image-pixels",
     "image_damaged": "the image is truncated or corrupt",
-    "key_without_picture": "no picture among the members of a key, which have to stand one behind the other in "
-    "a shard: make it again with tar --sort=name",
+    "key_without_picture": "no picture among the members of a key (their name up to its first dot), which have to "
+    "stand one behind the other in a shard: make it again with tar --sort=name",
     "key_twice": "two pictures, captions or JSONs of one key",
     "member_not_a_file": "a member of a tar that is a link or a device: it is not followed",
     "member_outside": "a member of a tar with an absolute path, or with .. in its name",

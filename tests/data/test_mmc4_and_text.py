@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.mmc4 import Mmc4Source
+from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.sources.text import TextSource
+from megatron_eve.data.tokenizer import Tokenizer
+from tests.golden_dir import find_golden
 
 
 def document(sentences: list[str], *matches: int, **change: Any) -> dict[str, Any]:
@@ -202,6 +208,45 @@ def test_rows_of_text(tmp_path: Path) -> None:
 def test_texts_that_are_left_out_and_their_neighbours(tmp_path: Path, line: object, reason: str) -> None:
     found = read(TextSource, tmp_path / "a.jsonl", {"text": "A"}, line, {"text": "B"})
     assert [type(found[0]), found[1], type(found[2])] == [Record, reason, Record]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["<image>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+PICTURE = st.fixed_dictionaries(
+    {}, optional={"image_name": VALUES | st.just("a.jpg"), "matched_text_index": VALUES | st.integers(0, 2)}
+)
+DOCUMENT = st.fixed_dictionaries(
+    {
+        "text_list": st.lists(st.sampled_from(["A.", "", " <image> "]), max_size=3) | VALUES,
+        "image_info": st.lists(PICTURE, max_size=7) | VALUES,
+    },
+    optional={"similarity_matrix": VALUES, "text": VALUES, "inputs": VALUES, "targets": VALUES, "id": VALUES},
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(line=DOCUMENT)
+def test_any_object_is_a_record_that_can_be_encoded_or_is_refused_with_a_reason(line: dict[str, Any]) -> None:
+    tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
+    row = RawRow("a.jsonl", 1, json.dumps(line).encode())
+    for source in (Mmc4Source([], "photos"), TextSource([])):
+        try:
+            record = source.record(row)
+            template = "vicuna_v1" if record.kind == "conversation" else "document"
+            encoded = encode_record(record, tokenizer, template)
+        except SkipRow as skip:
+            assert skip.reason in REASONS
+        else:
+            assert encoded.num_images == len(record.images) and encoded.num_labels
+            assert len(encoded.tokens) == len(encoded.labels) and encoded.tokens[0] == 1
 
 
 def test_several_files_are_read_one_behind_the_other(tmp_path: Path) -> None:

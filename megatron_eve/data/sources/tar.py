@@ -76,7 +76,7 @@ def check_archive(path: Path) -> None:
         raise DataError(f"{path} {what}")
     if head != _EMPTY and not _checksum_is_right(head):
         raise DataError(
-            f"{path} is not a tar archive: give --input files in another folder or with another suffix"
+            f"{path} is not a tar archive: leave it out of --input, or copy it again if it should be one"
         )
     if end != _EMPTY:
         raise DataError(

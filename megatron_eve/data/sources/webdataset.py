@@ -24,6 +24,7 @@ from megatron_eve.data.sources.tar import Member, check_archive, members
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
 _MAX_TEXT = 1 << 24  # bytes of a caption or of a JSON beside a picture
+_MAX_MEMBERS = 1000  # of one key that are looked at, so that a shard of one key does not fill the memory
 _SA1B_HEAD = 1 << 16  # bytes; its "image" comes first, hundreds of KB of masks behind it
 _SA1B_IMAGE = re.compile(r'\s*\{\s*"image"\s*:\s*(?=\{)')
 _SA1B_ANNOTATIONS = re.compile(r'\s*,\s*"annotations"\s*:')
@@ -178,7 +179,8 @@ def _groups(found: Iterator[Member]) -> Iterator[list[Member]]:
             yield group
             group = []
         last = key
-        group.append(member)
+        if len(group) < _MAX_MEMBERS:
+            group.append(member)
     if group:
         yield group
 
