@@ -17,7 +17,8 @@
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   sbatch --array=0-99 slurm/preprocess_data.sh --template plain
 #
-# Training reads the parts as one:  parts=(data/captions/*_dataset.json); DATA="${parts[*]%_dataset.json}" ... sbatch ...
+# The parts become one dataset without copying them:
+#   .venv/bin/python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json;  DATA=data/all sbatch ...
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
 need_folder INPUT "the folder of .json, .jsonl and .ndjson files to preprocess"

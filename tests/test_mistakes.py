@@ -21,7 +21,7 @@ from tests.golden_dir import find_golden
 ROOT = Path(__file__).parents[1]
 # argparse shows the usage before its one line.
 MOST_LINES = {
-    "pretrain": 1, "preflight": 1, "preprocess_data": 16,
+    "pretrain": 1, "preflight": 1, "preprocess_data": 16, "merge_datasets": 8,
     "convert_checkpoint": 16, "generate": 16, "chat": 12,
 }  # fmt: skip
 
@@ -101,6 +101,9 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --image-size 100", "100"),
     Mistake("preprocess_data", f"{PREPROCESS} --template v0", "invalid choice: 'v0'"),
     Mistake("preprocess_data", f"{PREPROCESS} --image-root {{root}}/x", "{root}/x"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {set}", "{set} is named 2 times"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {root}/x", "{root}/x_dataset.json is missing"),
+    Mistake("merge_datasets", "--output-prefix {set} {set}", "is a dataset with files of its own"),
     Mistake("convert_checkpoint", "import --source {root}/x --target {root}/y", "{root}/x"),
     Mistake("convert_checkpoint", "import --source {root} --target {run}", "{run}: holds a run already"),
     Mistake("convert_checkpoint", "import --source {root} --target {recipe}", "{recipe}: is a file"),

@@ -45,6 +45,8 @@ IMAGE_DTYPE = np.dtype([("width", "<i4"), ("height", "<i4"), ("num_bytes", "<i8"
 TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
 IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
 MANIFEST = "_dataset.json"
+PARTIAL = ".partial"
+"""Ends the name of a file that is not finished."""
 
 AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
 
@@ -89,6 +91,8 @@ class DatasetInfo(DatasetSettings):
         skipped: rows left out, by reason.
         skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
         content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
+        datasets: of a merged dataset, which has no files but this one: for each of its parts `prefix`, relative to the
+            manifest's folder, `num_samples` and `content_sha256`.
     """
 
     num_samples: int
@@ -105,6 +109,7 @@ class DatasetInfo(DatasetSettings):
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     content_sha256: str = ""
+    datasets: list[dict[str, Any]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -138,6 +143,13 @@ def read_info(prefix: str) -> DatasetInfo:
         return DatasetInfo(**content)
     except TypeError as error:
         raise DataError(f"{path} is not a manifest this version wrote ({error}): {AGAIN}") from error
+
+
+def publish(path: str) -> None:
+    """Give a finished file its name, once it is on the disk; until then it is called `path` and ".partial"."""
+    with open(path + PARTIAL, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(path + PARTIAL, path)
 
 
 def check_index(prefix: str, dtype: np.dtype[Any], rows: int, num_bytes: int) -> None:

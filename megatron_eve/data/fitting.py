@@ -35,11 +35,11 @@ class PackLimits:
         """Tokens of the longest sample that fits."""
         return min(self.seq_length, self.positions)
 
-    def beyond(self, samples: NDArray[Any], longest: int) -> NDArray[np.int64]:
+    def beyond(self, samples: Any, longest: int) -> NDArray[np.int64]:
         """The rows of a dataset that do not fit.
 
         Args:
-            samples: SAMPLE_DTYPE [n] of the dataset, on disk or in memory; read only if something may be too large.
+            samples: SAMPLE_DTYPE [n] of the dataset, indexed like an array; read only if something may be too large.
             longest: tokens of its longest sample, by its manifest.
 
         Returns:
@@ -52,9 +52,7 @@ class PackLimits:
             too_large |= samples["num_images"] > self.most_images
         return np.flatnonzero(too_large).astype(np.int64)
 
-    def describe(
-        self, samples: NDArray[Any], rows: NDArray[np.int64], sample_name: Callable[[int], str]
-    ) -> str:
+    def describe(self, samples: Any, rows: NDArray[np.int64], sample_name: Callable[[int], str]) -> str:
         """Say how many of a dataset's samples do not fit, why, which, and what helps.
 
         Args:

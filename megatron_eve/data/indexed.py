@@ -79,6 +79,11 @@ class IndexedVisionDataset:
     def __len__(self) -> int:
         return self.info.num_samples
 
+    @property
+    def sample_files(self) -> list[Path]:
+        """The file with the records of its samples; a merged dataset has several."""
+        return [Path(self.prefix + "_samples.npy")]
+
     def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
         return self.samples["length"][indices].astype(np.int64)

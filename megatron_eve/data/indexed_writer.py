@@ -6,7 +6,6 @@ megatron-core is imported only when a writer is made, since that takes seconds.
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,17 +21,18 @@ from megatron_eve.data.dataset_format import (
     IMAGE_DTYPE,
     IMAGE_PARTS,
     MANIFEST,
+    PARTIAL,
     SAMPLE_DTYPE,
     TEXT_PARTS,
     DatasetInfo,
     DatasetSettings,
     megatron_datasets,
+    publish,
     row_problem,
 )
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 
-_PARTIAL = ".partial"
 _HASHED_END = 4096  # bytes at each end of an image file that go into the digest of the content
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
@@ -155,15 +155,15 @@ class DatasetWriter:
             writer.close()
         Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
         for part in TEXT_PARTS:
-            _publish(self.prefix + part)
+            publish(self.prefix + part)
         for part in IMAGE_PARTS:
             if info.num_images:
-                _publish(self.prefix + part)
+                publish(self.prefix + part)
             else:  # megatron-core cannot map an empty file
-                Path(self.prefix + part + _PARTIAL).unlink()
+                Path(self.prefix + part + PARTIAL).unlink()
                 Path(self.prefix + part).unlink(missing_ok=True)
-        Path(self.prefix + MANIFEST + _PARTIAL).write_text(info.to_json(), encoding="utf-8")
-        _publish(self.prefix + MANIFEST)
+        Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
+        publish(self.prefix + MANIFEST)
         return info
 
     def abort(self) -> None:
@@ -171,7 +171,7 @@ class DatasetWriter:
         for writer in (self._text, self._image, self._samples, self._images):
             writer.discard()
         for part in (*TEXT_PARTS, *IMAGE_PARTS, MANIFEST):
-            Path(self.prefix + part + _PARTIAL).unlink(missing_ok=True)
+            Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -190,7 +190,7 @@ class _IndexedWriter:
         self._prefix = prefix
         self._dtype = np.dtype(dtype)
         megatron = megatron_datasets("indexed_dataset")
-        self._builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin{_PARTIAL}", dtype=dtype)
+        self._builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin{PARTIAL}", dtype=dtype)
         self._builder.sequence_lengths = array("i")  # 4 bytes a row where a list of int takes 40
 
     def add(self, row: NDArray[Any]) -> None:
@@ -207,7 +207,7 @@ class _IndexedWriter:
 
     def close(self) -> None:
         self._builder.end_document()  # one document: samples are rows, and nothing reads document bounds
-        self._builder.finalize(f"{self._prefix}.idx{_PARTIAL}")
+        self._builder.finalize(f"{self._prefix}.idx{PARTIAL}")
 
     def discard(self) -> None:
         self._builder.data_file.close()
@@ -219,7 +219,7 @@ class _RecordWriter:
     def __init__(self, path: str, dtype: np.dtype[Any]) -> None:
         self.rows = 0
         self._dtype = dtype
-        self._file: IO[bytes] = open(path + _PARTIAL, "wb")  # noqa: SIM115 (closed by close or discard)
+        self._file: IO[bytes] = open(path + PARTIAL, "wb")  # noqa: SIM115 (closed by close or discard)
         self._header_bytes = self._write_header()
 
     def _write_header(self) -> int:
@@ -240,10 +240,3 @@ class _RecordWriter:
 
     def discard(self) -> None:
         self._file.close()
-
-
-def _publish(path: str) -> None:
-    """Give a finished file its name, once it is on the disk."""
-    with open(path + _PARTIAL, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(path + _PARTIAL, path)

@@ -1,15 +1,20 @@
-"""Several datasets with the interface of one: samples and images are counted through, dataset after dataset."""
+"""Several datasets with the interface of one: samples and images are counted through, dataset after dataset.
+
+A run joins those that it was given (`JoinedDataset`); a merged dataset (`data/merging.py`) is joined by its manifest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.dataset_format import MANIFEST, SAMPLE_DTYPE
+from megatron_eve.data.dataset_format import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import ImageGeometry
 from megatron_eve.data.indexed import IndexedVisionDataset
@@ -18,13 +23,21 @@ from megatron_eve.data.indexed import IndexedVisionDataset
 class JoinedSamples:
     """The samples of several datasets, indexed as one structured array; copies what is asked for, nothing else."""
 
-    def __init__(self, datasets: Sequence[IndexedVisionDataset], first_images: NDArray[np.int64]) -> None:
+    def __init__(self, datasets: Sequence[AnyDataset], first_images: NDArray[np.int64]) -> None:
         self._samples = [dataset.samples for dataset in datasets]
         self._first_images = first_images
         self._bounds = np.cumsum([len(samples) for samples in self._samples])
 
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
     def __getitem__(self, indices: Any) -> Any:
-        """Records at an index or an array of them: SAMPLE_DTYPE, ``first_image`` counted over all datasets."""
+        """Records at an index or an array of them: SAMPLE_DTYPE, ``first_image`` counted over all datasets.
+
+        A field's name gives that field of all samples, as it stands in each dataset.
+        """
+        if isinstance(indices, str):
+            return np.concatenate([samples[indices] for samples in self._samples])
         wanted = np.asarray(indices, dtype=np.int64)
         which = np.searchsorted(self._bounds, wanted, side="right")
         records = np.empty(wanted.shape, dtype=SAMPLE_DTYPE)
@@ -48,7 +61,10 @@ class JoinedDataset:
             alone goes with any treatment of images.
     """
 
-    def __init__(self, datasets: Sequence[IndexedVisionDataset]) -> None:
+    info: DatasetInfo
+    samples: JoinedSamples
+
+    def __init__(self, datasets: Sequence[AnyDataset]) -> None:
         """
         Args:
             datasets: at least one, in the order in which samples and images are counted.
@@ -64,7 +80,7 @@ class JoinedDataset:
                     raise DataError(
                         f"{dataset.prefix}{MANIFEST} has another {name} than {first.prefix}{MANIFEST}: {remedy}"
                     )
-        self._datasets = list(datasets)
+        self._datasets: list[AnyDataset] = list(datasets)
         self._sample_bounds = np.cumsum([len(dataset) for dataset in datasets])
         self._image_bounds = np.cumsum([dataset.info.num_images for dataset in datasets])
         self.info = dataclasses.replace(
@@ -111,8 +127,67 @@ class JoinedDataset:
             dataset = self._datasets[number]
             dataset.will_need(indices[which == number] - (self._sample_bounds[number] - len(dataset)))
 
-    def _locate(self, bounds: NDArray[np.int64], index: int) -> tuple[IndexedVisionDataset, int]:
+    def _locate(self, bounds: NDArray[np.int64], index: int) -> tuple[AnyDataset, int]:
         if not 0 <= index < bounds[-1]:
             raise IndexError(f"index {index} is out of range for {bounds[-1]} rows")
         number = int(np.searchsorted(bounds, index, side="right"))
         return self._datasets[number], int(index) - (int(bounds[number - 1]) if number else 0)
+
+
+class MergedDataset(JoinedDataset):
+    """A dataset whose samples lie in others, in the order in which its manifest names them.
+
+    Args:
+        prefix: of its manifest.
+        mmap_bin_files: see `IndexedVisionDataset`.
+
+    Attributes:
+        prefix: as given.
+        info: its manifest.
+
+    Raises:
+        DataError: a part cannot be opened, or is not the one that was merged.
+    """
+
+    def __init__(self, prefix: str | Path, *, mmap_bin_files: bool = True) -> None:
+        self.prefix = str(prefix)
+        info = read_info(self.prefix)
+        parts = []
+        for part in info.datasets:
+            path = os.path.normpath(Path(self.prefix).parent / part["prefix"])
+            parts.append(IndexedVisionDataset(path, mmap_bin_files=mmap_bin_files))
+            if parts[-1].info.content_sha256 != part["content_sha256"]:
+                raise DataError(
+                    f"{path}{MANIFEST} is another dataset than the one that {self.prefix}{MANIFEST} was made of: "
+                    "run tools/merge_datasets.py again"
+                )
+        super().__init__(parts)
+        self.info = info
+
+    def check_compatible(self, **needs: Any) -> None:
+        """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""
+        for dataset in self._datasets:
+            dataset.check_compatible(**needs)
+
+    @property
+    def sample_files(self) -> list[Path]:
+        """The files with the records of its samples."""
+        return [path for dataset in self._datasets for path in dataset.sample_files]
+
+
+AnyDataset = IndexedVisionDataset | MergedDataset
+"""What a prefix can name."""
+
+
+def open_dataset(prefix: str | Path, *, mmap_bin_files: bool = True) -> AnyDataset:
+    """The dataset at a prefix, merged or not.
+
+    Args:
+        prefix: the --output-prefix it was written to.
+        mmap_bin_files: see `IndexedVisionDataset`.
+
+    Raises:
+        DataError: a file is missing, damaged or of another version.
+    """
+    kind = MergedDataset if read_info(str(prefix)).datasets else IndexedVisionDataset
+    return kind(prefix, mmap_bin_files=mmap_bin_files)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.fitting import PackLimits
-from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.joined import JoinedDataset
+from megatron_eve.data.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling import Part, split_dataset
 from megatron_eve.data.tokenizer import Tokenizer
 
@@ -35,13 +34,13 @@ class OpenedDatasets:
         dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
     """
 
-    datasets: tuple[IndexedVisionDataset, ...]
+    datasets: tuple[AnyDataset, ...]
     weights: tuple[float, ...] | None
     training: tuple[Part, ...]
     held_out: tuple[Part, ...]
     dropped: tuple[str, ...]
 
-    def joined(self) -> IndexedVisionDataset | JoinedDataset:
+    def joined(self) -> AnyDataset | JoinedDataset:
         """All of them as one dataset.
 
         Raises:
@@ -96,7 +95,7 @@ def pack_limits(config: RunConfig) -> PackLimits:
 
 
 def _divide(
-    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[IndexedVisionDataset], trained: int
+    config: RunConfig, prefixes: Sequence[str], datasets: Sequence[AnyDataset], trained: int
 ) -> tuple[list[Part], list[Part], list[str]]:
     """Divide datasets, of which the first `trained` are trained on.
 
@@ -143,9 +142,9 @@ def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> Non
         )
 
 
-def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> IndexedVisionDataset:
+def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDataset:
     model = config.model
-    dataset = IndexedVisionDataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
+    dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocab_size=model.vocab_size,

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
 from megatron_eve.data.images.backends import open_decoder
-from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.joined import AnyDataset
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.opening import check_split, open_datasets, pack_limits
@@ -124,15 +123,14 @@ def _order(
     return ShuffledOrder(parts, seed, shuffle)
 
 
-def _cache_name(datasets: Sequence[IndexedVisionDataset], parts: Sequence[Part]) -> str:
+def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[Part]) -> str:
     """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
     told = hashlib.sha256()
     for dataset, part in zip(datasets, parts, strict=True):
-        path = Path(dataset.prefix + "_samples.npy").resolve()
-        status = path.stat()
-        told.update(
-            f"{path} {status.st_size} {status.st_mtime_ns} {part}{part.dropped_fingerprint()}\n".encode()
-        )
+        for path in dataset.sample_files:
+            status = path.stat()
+            told.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
+        told.update(f"{part}{part.dropped_fingerprint()}\n".encode())
     return f"modalities-{told.hexdigest()[:32]}"
 
 

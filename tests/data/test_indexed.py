@@ -153,7 +153,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_opens(tmp_path: Path) -> No
 def test_killed_between_the_parts_and_the_manifest(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_eve.data import indexed_writer
 
-    publish = indexed_writer._publish
+    publish = indexed_writer.publish
     for number in range(6):
         left = number
 
@@ -164,7 +164,7 @@ def test_killed_between_the_parts_and_the_manifest(prefix: Path, monkeypatch: py
             left -= 1
             publish(path)
 
-        monkeypatch.setattr(indexed_writer, "_publish", some)
+        monkeypatch.setattr(indexed_writer, "publish", some)
         with pytest.raises(KeyboardInterrupt):
             write(prefix, SAMPLES[:2])
         with pytest.raises(DataError):  # neither the old nor half of the new

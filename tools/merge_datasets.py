@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+"""Make one dataset of several, without copying any data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_eve.data.dataset_format import MANIFEST
+from megatron_eve.data.merging import merge_datasets
+from megatron_eve.errors import run_command
+
+DESCRIPTION = """\
+Make one dataset of several, without copying any data.
+
+OUT_dataset.json, the only file that is written, names the datasets, which stay where they are. A run takes OUT as one
+dataset: --data-path OUT.
+"""
+EPILOG = """\
+example, the parts of a Slurm array (slurm/preprocess_data.sh):
+  python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser.add_argument(
+        "--output-prefix",
+        required=True,
+        metavar="OUT",
+        help="writes OUT_dataset.json; parts are named relative to it",
+    )
+    parser.add_argument(
+        "datasets",
+        nargs="+",
+        metavar="PREFIX",
+        help="a dataset's --output-prefix, or its PREFIX_dataset.json; samples keep the order of these",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    flags = build_parser().parse_args(argv)
+
+    def work() -> int:
+        info = merge_datasets(
+            flags.output_prefix.removesuffix(MANIFEST),
+            [name.removesuffix(MANIFEST) for name in flags.datasets],
+        )
+        print(
+            f"{flags.output_prefix}{MANIFEST}: {info.num_samples:,} samples, {info.num_images:,} images and "
+            f"{info.num_tokens:,} tokens of {len(info.datasets):,} datasets"
+        )
+        return 0
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
