@@ -205,6 +205,36 @@ def test_a_picture_of_2_gib_is_left_out_before_it_is_read(tmp_path: Path) -> Non
     assert read(path) == ["image_file_too_large"]
 
 
+def test_the_size_of_a_pax_header_counts(tmp_path: Path) -> None:
+    """As it does for members of 8 GiB and more, whose own header has no room for it."""
+    info, _ = member("a.jpg", pax_headers={"size": str(len(JPEG))})
+    data = info.tobuf(format=tarfile.PAX_FORMAT) + JPEG + bytes(-len(JPEG) % 512 + 1024)
+    path = tmp_path / "0.tar"
+    path.write_bytes(data)
+    (record,) = read(path)
+    assert isinstance(record, Record) and record.images[0].data == JPEG
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"type": b"S"},
+            "'a.jpg' is stored as a sparse or split file.*: make the archive again with tar --format",
+        ),
+        ({"pax_headers": {"GNU.sparse.major": "1"}}, "'a.jpg' is stored as a sparse or split file"),
+        ({"type": b"M"}, "'a.jpg' is stored as a sparse or split file"),
+        ({"pax_headers": {"comment": "x" * (1 << 20)}}, r"is damaged at byte 512 \(a header of \d+ bytes\)"),
+        ({"pax_headers": {"size": "-1"}}, r"is damaged at byte \d+ \(a pax header has the size b'-1'\)"),
+    ],
+)
+def test_headers_that_stop_the_command(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    path = write_tar(tmp_path / "0.tar", *row_of("000"), form=tarfile.PAX_FORMAT)
+    path.write_bytes(member("a.jpg", **fields)[0].tobuf(format=tarfile.PAX_FORMAT) + path.read_bytes())
+    with pytest.raises(DataError, match=f"0.tar:? {message}"):
+        read(path)
+
+
 def broken(path: Path, change: str) -> None:
     """Damage a shard of two rows."""
     data = bytearray(write_tar(path, *row_of("a"), *row_of("b")).read_bytes())
