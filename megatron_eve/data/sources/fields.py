@@ -9,29 +9,36 @@ from typing import Any
 from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
 
-_BOM = "\ufeff"
+_BOM = b"\xef\xbb\xbf"
+
+
+def parse_json(text: bytes, name: str = "") -> Any:
+    """What a JSON text holds; NaN and Infinity, which JSON has not and Python writes, become None.
+
+    Args:
+        text: UTF-8, with or without a byte order mark. Halves of surrogate pairs are taken: they are refused where they
+            matter, in a text that is tokenised.
+        name: of what holds the text, for messages.
+
+    Raises:
+        SkipRow: it is not JSON, or is nested too deep.
+    """
+    try:
+        return json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        about = f"{name}: " if name else ""
+        raise SkipRow("broken_json", about + " ".join(str(error).split())[:160]) from None
 
 
 def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
-    """The JSON object that a text holds; NaN and Infinity, which JSON has not, become None.
-
-    Args:
-        text: UTF-8, with or without a byte order mark. Halves of surrogate pairs are taken: `plain_text` refuses them
-            where it matters.
-        name: of what holds the text, for messages.
+    """The JSON object that a text holds, as `parse_json` reads it.
 
     Raises:
         SkipRow: it is not JSON, is nested too deep, or is not an object.
     """
-    about = f"{name}: " if name else ""
-    try:
-        value = json.loads(
-            text.decode("utf-8", "surrogatepass").removeprefix(_BOM), parse_constant=_no_number
-        )
-    except (ValueError, RecursionError) as error:
-        raise SkipRow("broken_json", about + " ".join(str(error).split())[:160]) from None
+    value = parse_json(text, name)
     if not isinstance(value, dict):
-        raise SkipRow("not_an_object", f"{about}it is {type(value).__name__}")
+        raise SkipRow("not_an_object", f"{name}: " * bool(name) + f"it is {type(value).__name__}")
     return value
 
 

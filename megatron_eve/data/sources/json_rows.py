@@ -64,7 +64,14 @@ class JsonRows:
         """
         if row.problem is not None:
             raise SkipRow(*row.problem)
-        return self._record(row, parse_object(row.payload))
+        fields = parse_object(row.payload)
+        try:
+            return self._record(row, fields)
+        except SkipRow as skip:
+            skip.id, skip.image = (
+                None if fields.get(key) is None else str(fields[key]) for key in ("id", "image")
+            )
+            raise
 
     def _record(self, row: RawRow, fields: dict[str, object]) -> Record:
         raise NotImplementedError

@@ -94,6 +94,13 @@ class WebdatasetSource:
         if row.problem is not None:
             raise SkipRow(*row.problem)
         found: _Payload = row.payload
+        try:
+            return self._record(row, found)
+        except SkipRow as skip:
+            skip.id, skip.image = found.key, found.picture[0]
+            raise
+
+    def _record(self, row: RawRow, found: _Payload) -> Record:
         meta = self._metadata(row.file, found.metadata)
         if meta.get("status") not in (None, "success"):
             detail = f"status {meta['status']!s:.40}: {meta.get('error_message')!s:.200}"
