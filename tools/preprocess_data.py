@@ -19,6 +19,8 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
                "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, with one
                <image> in the text for each image
   webdataset   .tar: shards of img2dataset (LAION, COYO), and SA-1B's
+  parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations; and
+               shards of records (docs/data.md)
   mmc4         .jsonl: documents with pictures between their sentences
   text         .jsonl: {"text"}, or {"inputs", "targets"}
   open_images  .csv: OpenImages' list of pictures
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     needed.add_argument(
         "--image-root",
         metavar="DIR",
-        help="image names are relative to it; not needed where the input holds the pictures (webdataset)",
+        help="image names are relative to it; not needed where the input holds the pictures (webdataset, parquet)",
     )
     needed.add_argument("--tokenizer-model", required=True, metavar="FILE", help="Llama's tokenizer.model")
     needed.add_argument(

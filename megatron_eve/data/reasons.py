@@ -43,6 +43,7 @@ REASONS = {
     "matched_text_index": "a picture of a document is matched to a sentence that is not there",
     "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
     "csv_fields": "a row of a CSV has other fields than its first line",
+    "parquet_row": "a picture of a row of parquet is null or no bytes, or its kind is none of those in docs/data.md",
     "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""

@@ -99,8 +99,8 @@ def test_two_layouts_are_not_mixed_but_may_be_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"two layouts, .*llava.jsonl \(llava\) and .*text.jsonl \(text\)"):
         open_source(words, None, None)
     assert len(list(open_source(words, "text", None).rows())) == 2
-    with pytest.raises(DataError, match="--input-format parquet: use one of llava"):
-        open_source(words, "parquet", None)
+    with pytest.raises(DataError, match="--input-format csv: use one of llava"):
+        open_source(words, "csv", None)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

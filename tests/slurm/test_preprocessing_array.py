@@ -126,8 +126,8 @@ def test_an_array_that_leaves_files_out_says_so_and_fails(arrays: Arrays) -> Non
         ),
         (
             ("a.json",), {"INPUT": "{0}/input/a.json"},
-            "INPUT={0}/input/a.json: is a file, not a folder (the folder of .json, .jsonl and .ndjson files to "
-            "preprocess)",
+            "INPUT={0}/input/a.json: is a file, not a folder (the folder of .json, .jsonl, .ndjson, .csv and .tar "
+            "files to preprocess)",
         ),
     ],
 )  # fmt: skip

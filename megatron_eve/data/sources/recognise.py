@@ -16,13 +16,14 @@ from megatron_eve.data.sources.source import Source
 FORMATS = {
     "llava": "llava:LlavaSource",
     "webdataset": "webdataset:WebdatasetSource",
+    "parquet": "parquet:ParquetSource",
     "mmc4": "mmc4:Mmc4Source",
     "text": "text:TextSource",
     "open_images": "open_images:OpenImagesSource",
 }
 """Names of the layouts, and where each is read."""
 
-_OF_SUFFIX = {".json": "llava", ".tar": "webdataset", ".csv": "open_images"}
+_OF_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
 _UNPACK = {
     ".zip": "unzip it",
     ".gz": "gunzip it",

@@ -1,0 +1,297 @@
+"""Parquet: rows of `data/schema.py` between the stages of the data engine, and data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from megatron_eve.data.conversation import IMAGE_TOKEN
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
+from megatron_eve.data.schema import KINDS, ImageFile, Record
+from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
+from megatron_eve.data.sources.source import RawRow
+
+ARROW_SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("source", pyarrow.string()),
+        ("kind", pyarrow.string()),
+        (
+            "images",
+            pyarrow.list_(
+                pyarrow.struct(
+                    [("bytes", pyarrow.binary()), ("path", pyarrow.string()), ("sha256", pyarrow.string())]
+                )
+            ),
+        ),
+        (
+            "turns",
+            pyarrow.list_(pyarrow.struct([("from", pyarrow.string()), ("value", pyarrow.string())])),
+        ),
+        ("meta", pyarrow.string()),
+    ]
+)
+"""Columns of a shard of records; `meta` is a JSON object."""
+
+# Columns under which data sets of the hub have a picture and its caption; img2dataset's parquet output, too.
+_PICTURES = ("image", "images", "jpg", "png", "webp")
+_CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
+_BATCH_BYTES = 16 << 20  # of a file that are held at a time
+_ROW_GROUP_BYTES = 256 << 20
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Write a shard of records, under a temporary name until it is whole; gives their number.
+
+    Args:
+        path: of the shard, `*.parquet`.
+        records: in their order; row groups of at most 256 MiB of pictures, or of one row.
+    """
+    partial = Path(f"{path}.partial")
+    rows: list[dict[str, Any]] = []
+    count = size = 0
+    try:
+        with parquet.ParquetWriter(partial, ARROW_SCHEMA) as writer:
+            for record in records:
+                added = sum(len(image.data or b"") for image in record.images)
+                if rows and size + added > _ROW_GROUP_BYTES:
+                    writer.write_table(pyarrow.Table.from_pylist(rows, ARROW_SCHEMA))
+                    rows, size = [], 0
+                rows.append(_row_of(record))
+                count, size = count + 1, size + added
+            if rows:
+                writer.write_table(pyarrow.Table.from_pylist(rows, ARROW_SCHEMA))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+class ParquetSource:
+    """Rows of parquet files, which all have the same columns.
+
+    What the columns are tells what a row is:
+
+    - those of ARROW_SCHEMA: a record;
+    - `conversations`, a list of `{from, value}`, with or without pictures: a conversation;
+    - a picture (image, images, jpg ...) and a caption (caption, text, txt ...): a pair.
+
+    A picture is bytes, `{bytes, path}` as the hub has them, a path under `image_root`, or a list of such. Other columns
+    of numbers and strings go into `meta`.
+
+    Args:
+        files: parquet.
+        image_root: the folder that paths are relative to.
+
+    Raises:
+        DataError: while iterating, a file is not parquet, breaks off, or has columns of another layout. The heads of
+            all files are looked at first.
+    """
+
+    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
+        self._files = [Path(file) for file in files]
+        self._position = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self._files)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the files, and of the share of the rows of the one that is read."""
+        return self._position
+
+    def rows(self) -> Iterator[RawRow]:
+        """All rows; a payload is a dictionary of their columns."""
+        layouts = [_columns(file) for file in self._files]
+        before = 0
+        for file, columns in zip(self._files, layouts, strict=True):
+            size = file.stat().st_size
+            number = 0
+            try:
+                # Neither the whole file nor a whole row group is held, however large.
+                with parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
+                    total = opened.metadata.num_rows
+                    for batch in opened.iter_batches(_batch_rows(opened.metadata), columns=columns):
+                        for fields in batch.to_pylist():
+                            number += 1
+                            yield RawRow(str(file), number, fields)
+                        self._position = before + size * number // max(total, 1)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{file}, row {number + 1}: it cannot be read on ({_one_line(error)}); copy or download it again"
+                ) from error
+            before += size
+            self._position = before
+
+    def record(self, row: RawRow) -> Record:
+        """What a row holds.
+
+        Raises:
+            SkipRow: a picture, a text or a list is missing or of another type than its layout has.
+        """
+        fields: dict[str, Any] = row.payload
+        try:
+            for layout, record in _LAYOUTS:
+                if layout(fields.keys()):
+                    return record(row, fields)
+        except SkipRow as skip:
+            skip.id = None if fields.get("id") is None else str(fields["id"])
+            raise
+        raise AssertionError(f"columns {list(fields)} were taken and have no layout")
+
+
+def _row_of(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "source": record.source,
+        "kind": record.kind,
+        "images": [{"bytes": one.data, "path": one.path, "sha256": one.sha256} for one in record.images],
+        "turns": [{"from": turn["from"], "value": turn["value"]} for turn in record.turns],
+        "meta": json.dumps(dict(record.meta)),
+    }
+
+
+def _columns(file: Path) -> list[str]:
+    """The columns of a file that are read.
+
+    Raises:
+        DataError: it is not a parquet file, or not of a layout that is known.
+    """
+    try:
+        schema = parquet.read_schema(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file} is not a whole parquet file ({_one_line(error)}): copy or download it again"
+        ) from error
+    if not any(layout(schema.names) for layout, _ in _LAYOUTS):
+        raise DataError(
+            f"{file} has the columns {', '.join(schema.names)}: a source needs an image ({', '.join(_PICTURES)}) and a "
+            f"caption ({', '.join(_CAPTIONS)}), 'conversations', or those of docs/data.md; rename its columns"
+        )
+    used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
+    return [field.name for field in schema if field.name in used or _is_plain(field.type)]
+
+
+def _is_plain(kind: pyarrow.DataType) -> bool:
+    """Whether a column's values go into `meta`."""
+    types = pyarrow.types
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+            types.is_string,
+            types.is_large_string,
+        )
+    )
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Rows that are read at a time."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return max(1, min(1024, _BATCH_BYTES // max(largest, 1)))
+
+
+def _has_record(names: Iterable[str]) -> bool:
+    return {"kind", "images", "turns"} <= set(names)
+
+
+def _has_conversation(names: Iterable[str]) -> bool:
+    return "conversations" in names
+
+
+def _has_pair(names: Iterable[str]) -> bool:
+    return _first(_PICTURES, names) is not None and _first(_CAPTIONS, names) is not None
+
+
+def _first(wanted: Sequence[str], names: Iterable[str]) -> str | None:
+    there = set(names)
+    return next((name for name in wanted if name in there), None)
+
+
+def _record(row: RawRow, fields: dict[str, Any]) -> Record:
+    if fields["kind"] not in KINDS:
+        raise SkipRow("parquet_row", f"kind is {fields['kind']!r:.80}, not one of {', '.join(KINDS)}")
+    meta = parse_object((fields.get("meta") or "{}").encode("utf-8", "surrogatepass"), "meta")
+    source = fields.get("source") or source_name(row.file)
+    return Record(_id(fields), source, fields["kind"], _pictures(fields["images"]), fields["turns"], meta)
+
+
+def _conversation(row: RawRow, fields: dict[str, Any]) -> Record:
+    name = _first(_PICTURES, fields)
+    given = None if name is None else fields[name]
+    images = [] if given is None else _pictures(given)
+    used = ("conversations", name)
+    return Record(
+        _id(fields),
+        source_name(row.file),
+        "conversation",
+        images,
+        fields["conversations"],
+        _meta(fields, used),
+    )
+
+
+def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
+    name, caption = _first(_PICTURES, fields), _first(_CAPTIONS, fields)
+    assert name is not None and caption is not None
+    images = _pictures(fields[name])
+    if len(images) != 1:
+        raise SkipRow("parquet_row", f"{name} holds {len(images)} pictures, and a caption is of one")
+    text = plain_text("" if fields[caption] is None else fields[caption], caption)
+    turns = [{"from": "gpt", "value": IMAGE_TOKEN + text}]
+    return Record(_id(fields), source_name(row.file), "pair", images, turns, _meta(fields, (name, caption)))
+
+
+_LAYOUTS: tuple[tuple[Callable[[Iterable[str]], bool], Callable[[RawRow, dict[str, Any]], Record]], ...] = (
+    (_has_record, _record),
+    (_has_conversation, _conversation),
+    (_has_pair, _pair),
+)
+
+
+def _id(fields: dict[str, Any]) -> str | None:
+    return None if fields.get("id") is None else str(fields["id"])
+
+
+def _meta(fields: dict[str, Any], used: Sequence[str | None]) -> dict[str, Any]:
+    kinds = (str, int, float, bool)
+    return {
+        key: value for key, value in fields.items() if key not in (*used, "id") and isinstance(value, kinds)
+    }
+
+
+def _pictures(value: object) -> list[ImageFile]:
+    """Pictures as a column has them.
+
+    Raises:
+        SkipRow: one is null, too large, or neither bytes nor a path.
+    """
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        given: dict[str, Any] = (
+            one if isinstance(one, dict) else {"path" if isinstance(one, str) else "bytes": one}
+        )
+        data, path, digest = (given.get(key) for key in ("bytes", "path", "sha256"))
+        if data is None and not path:
+            raise SkipRow("parquet_row", "a picture is null: neither bytes nor a path")
+        if not isinstance(data, bytes | None) or not isinstance(path, str | None):
+            raise SkipRow("parquet_row", f"a picture is {type(data or path).__name__}, not bytes")
+        if data is not None and len(data) > MAX_ROW_BYTES:
+            raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
+        found.append(ImageFile(data, path, digest))
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
