@@ -20,6 +20,7 @@ def bar_chart(
     label: Callable[[float], str] = lambda value: f"{value:,.0f}",
     *,
     centred: bool = False,
+    used_only: bool = False,
 ) -> str:
     """A histogram: one bar between each two edges.
 
@@ -29,7 +30,11 @@ def bar_chart(
         axis: what lies along the x axis, with its unit.
         label: how an edge is written.
         centred: each bar stands for one whole number, its left edge, written beneath its middle.
+        used_only: leave out the empty bars at both ends.
     """
+    if used_only:
+        low, stop = _used(counts)
+        edges, counts = edges[low : stop + 1], counts[low:stop]
     inner, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP
     most = max(int(counts.max(initial=0)), 1)
     step = inner / len(counts)
@@ -62,8 +67,7 @@ def size_chart(sides: NDArray[np.float64], counts: NDArray[np.int64]) -> str:
         sides: [n + 1], edges of both.
         counts: [n, n], by width, then height.
     """
-    used = np.flatnonzero(counts.sum(0) + counts.sum(1))
-    low, stop = (max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, len(counts))) if len(used) else (0, 4)
+    low, stop = _used(counts.sum(0) + counts.sum(1))
     number, inner = stop - low, 300
     step, most = inner / number, max(int(counts.max(initial=0)), 1)
     height = inner + _TOP + _BOTTOM
@@ -91,6 +95,14 @@ def size_chart(sides: NDArray[np.float64], counts: NDArray[np.int64]) -> str:
         )
     parts.append(_axis_name("width across, height up, pixels", height))
     return "".join([*parts, "</svg>"])
+
+
+def _used(counts: NDArray[np.int64]) -> tuple[int, int]:
+    """The first box, and the one behind the last, that hold something or lie beside one that does."""
+    used = np.flatnonzero(counts)
+    if not len(used):
+        return 0, len(counts)
+    return max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, len(counts))
 
 
 def _open(height: int) -> str:

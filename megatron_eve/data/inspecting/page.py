@@ -9,7 +9,7 @@ from html import escape
 
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
 from megatron_eve.data.inspecting.layout import RowLayout
-from megatron_eve.data.inspecting.statistics import SIDES, Histogram, Statistics
+from megatron_eve.data.inspecting.statistics import MOST_IMAGES, SIDES, Histogram, Statistics
 from megatron_eve.data.joined import AnyDataset
 from megatron_eve.data.reasons import REASONS
 
@@ -98,7 +98,7 @@ def _counts(dataset: AnyDataset) -> str:
         ("samples cut", f"{info.num_cut:,} at {info.model_max_length:,} tokens"),
         ("bytes", f"{_bytes(info.text_bytes)} of text, {_bytes(info.image_bytes)} of images"),
         ("made for", f"image size {info.image_size}, teacher size {info.teacher_size}"),
-        ("pictures turned upright by EXIF", "yes" if info.apply_exif else "no"),
+        ("EXIF orientation", "applied" if info.apply_exif else "ignored"),
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),
         ("content_sha256", info.content_sha256 or "none"),
     ]
@@ -119,12 +119,11 @@ def _token_charts(statistics: Statistics) -> str:
     percent = bar_chart(shares.edges, shares.counts, "labels that train, of a sample's tokens", _percent)
     parts.append(_chart("Share of labels that train", _span(shares, _percent), percent))
     images = statistics.images
-    last = images.edges[-2]
     by_number = bar_chart(
         images.edges,
         images.counts,
         "images of a sample",
-        lambda value: f"{value:.0f}{'+' if value == last else ''}",
+        lambda value: f"{value:.0f}{'+' if value == MOST_IMAGES else ''}",
         centred=True,
     )
     parts.append(_chart("Images of a sample", _span(images), by_number))
@@ -139,9 +138,11 @@ def _picture_part(dataset: AnyDataset, statistics: Statistics) -> str:
     aspects = bar_chart(statistics.aspects.edges, statistics.aspects.counts, "width : height", _ratio)
     parts = [
         _chart("Sizes of pictures", sizes, size_chart(SIDES, statistics.sizes)),
-        _chart("Aspect ratios", "upright left, wide right", aspects)
+        _chart("Aspect ratios", "tall on the left, wide on the right", aspects)
         + _chart(
-            "Bytes of a picture", _span(files, _bytes), bar_chart(files.edges, files.counts, "bytes", _bytes)
+            "Bytes of a picture",
+            _span(files, _bytes),
+            bar_chart(files.edges, files.counts, "bytes", _bytes, used_only=True),
         ),
     ]
     return f'<h2>Pictures</h2><div class="charts"><div>{parts[0]}</div><div>{parts[1]}</div></div>'

@@ -15,7 +15,8 @@ from megatron_eve.data.joined import AnyDataset
 
 _CHUNK = 1 << 20  # records
 _BARS = 40  # at most
-_MOST_IMAGES = 16  # samples with more are counted together
+MOST_IMAGES = 16
+"""Samples with more are counted together."""
 
 # Sides of pictures in half powers of two, 8 to 32,768 pixels; smaller and larger ones count in the outer boxes.
 SIDES = 2.0 ** np.arange(3, 15.5, 0.5)
@@ -96,19 +97,22 @@ class Statistics:
 
 def read_statistics(dataset: AnyDataset) -> Statistics:
     """Count what the records of a dataset say."""
-    info = dataset.info
+    parts = parts_of(dataset)
+    longest_text, most_images = (
+        max(int(part.samples[name].max()) for part in parts) for name in ("text_length", "num_images")
+    )
     statistics = Statistics(
-        lengths=Histogram(_whole_edges(info.longest_length)),
-        text_lengths=Histogram(_whole_edges(min(info.model_max_length, info.longest_length))),
+        lengths=Histogram(_whole_edges(dataset.info.longest_length)),
+        text_lengths=Histogram(_whole_edges(longest_text)),
         label_shares=Histogram(np.arange(21, dtype=np.float64) / 20),
-        images=Histogram(np.arange(_MOST_IMAGES + 2, dtype=np.float64)),
+        images=Histogram(np.arange(min(most_images, MOST_IMAGES) + 2, dtype=np.float64)),
         widths=Histogram(SIDES),
         heights=Histogram(SIDES),
         aspects=Histogram(ASPECTS),
         sizes=np.zeros((len(SIDES) - 1, len(SIDES) - 1), dtype=np.int64),
         picture_bytes=Histogram(FILE_SIZES),
     )
-    for part in parts_of(dataset):
+    for part in parts:
         for start in range(0, len(part.samples), _CHUNK):
             records = part.samples[start : start + _CHUNK]
             statistics.lengths.add(records["length"])
