@@ -99,10 +99,10 @@ def read_statistics(dataset: AnyDataset) -> Statistics:
     """Count what the records of a dataset say."""
     parts = parts_of(dataset)
     longest_text, most_images = (
-        max(int(part.samples[name].max()) for part in parts) for name in ("text_length", "num_images")
+        max(0, *(int(part.samples[name].max()) for part in parts)) for name in ("text_length", "num_images")
     )
     statistics = Statistics(
-        lengths=Histogram(_whole_edges(dataset.info.longest_length)),
+        lengths=Histogram(_whole_edges(max(dataset.info.longest_length, 0))),
         text_lengths=Histogram(_whole_edges(longest_text)),
         label_shares=Histogram(np.arange(21, dtype=np.float64) / 20),
         images=Histogram(np.arange(min(most_images, MOST_IMAGES) + 2, dtype=np.float64)),
@@ -156,5 +156,5 @@ def read_licences(path: Path) -> Counter[str] | None:
 def _whole_edges(longest: int) -> NDArray[np.float64]:
     """Edges of bars of one round width, from 0 to more than the longest."""
     widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
-    width = next(width for width in widths if width * _BARS > longest)
+    width = next((width for width in widths if width * _BARS > longest), longest)
     return np.arange(longest // width + 2, dtype=np.float64) * width
