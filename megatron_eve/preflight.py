@@ -78,9 +78,11 @@ def _warnings(config: RunConfig) -> Iterator[str]:
 
     if config.training.stage == 3:
         for prefix in parse_blend(config.data.data_path).prefixes:
-            if read_info(prefix).template == "plain":
+            template = read_info(prefix).template
+            samples = {"plain": "captions without a question", "document": "documents without a question"}
+            if template in samples:
                 yield (
-                    f"{prefix} was made with --template plain, whose samples are captions without a question; stage 3 "
+                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; stage 3 "
                     "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
                 )
 

@@ -10,7 +10,7 @@
 #SBATCH --output=slurm-%x-%A_%a.log
 #
 # Preprocessing in parts: task K of the array makes a dataset of the K-th file of INPUT, counted from 0: the .json files in
-# the order of their names, then the .jsonl files, then the .ndjson files. The array must cover all files: each task of one
+# the order of their names, then the .jsonl, .ndjson, .csv and .tar files. Shards (.tar) need no IMAGES. The array must cover all files: each task of one
 # that does not says which are left out, and its last task fails. What is there already is not made again, so a task that
 # failed is submitted by itself (--array=3), or all of them once more.
 #
@@ -21,8 +21,7 @@
 #   .venv/bin/python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json;  DATA=data/all sbatch ...
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
-need_folder INPUT "the folder of .json, .jsonl and .ndjson files to preprocess"
-need_folder IMAGES "the folder that the names of images are relative to"
+need_folder INPUT "the folder of .json, .jsonl, .ndjson, .csv and .tar files to preprocess"
 need_file TOKENIZER "the language model's tokenizer.model"
 need OUT "the folder for the datasets"
 [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || die "this script is an array, a task for each file of INPUT: sbatch --array=0-99 ..."
@@ -34,8 +33,12 @@ need OUT "the folder for the datasets"
 # All files are looked at by each task, before any work: renaming one changes which file a task gets.
 shopt -s nullglob nocaseglob
 LC_ALL=C # one order of names for all tasks
-files=("$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson)
-((${#files[@]})) || die "INPUT=$INPUT: holds no .json, .jsonl or .ndjson file"
+named=("$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson "$INPUT"/*.csv) shards=("$INPUT"/*.tar)
+files=("${named[@]}" "${shards[@]}")
+((${#files[@]})) || die "INPUT=$INPUT: holds no .json, .jsonl, .ndjson, .csv or .tar file"
+if ((${#named[@]})) || [[ -n ${IMAGES:-} ]]; then
+    need_folder IMAGES "the folder that the names of images are relative to"
+fi
 last=$((${#files[@]} - 1))
 declare -A made_of=() # prefix: its file
 prefixes=()
@@ -78,6 +81,6 @@ if [[ -e ${prefix}_dataset.json ]]; then
 fi
 mkdir -p "$OUT"
 echo "== job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID: $file -> $prefix, $(date -Is)"
-srun_step "$PYTHON" tools/preprocess_data.py --input "$file" --image-root "$IMAGES" --tokenizer-model "$TOKENIZER" \
+srun_step "$PYTHON" tools/preprocess_data.py --input "$file" ${IMAGES:+--image-root "$IMAGES"} --tokenizer-model "$TOKENIZER" \
     --output-prefix "$prefix" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"
 finish

@@ -125,6 +125,7 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --image-folder {{root}}/x",
             "--image-folder {root}/x: no such folder"),
     Mistake("generate", f"{ASK} {MODEL} --batch-size 0", "--batch-size"),
+    Mistake("generate", f"{ASK} {MODEL} --conv-mode document", "which no prompt fits: use plain or vicuna_v1"),
     Mistake("generate", f"{ASK} {MODEL} --question-file {{root}}/x", "{root}/x"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),

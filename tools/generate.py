@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--conv-mode",
+        type=_conv_mode,
         choices=("vicuna_v1", "plain"),
         default="vicuna_v1",
         help="template that the model was trained on: vicuna_v1 after stage 3; plain, which captions, after stages 1 "
@@ -115,6 +116,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="questions answered together, of any lengths; it changes no answer (default: %(default)s)",
     )
     return parser
+
+
+def _conv_mode(text: str) -> str:
+    if text == "document":
+        raise argparse.ArgumentTypeError(
+            "data of the template document is text without questions, which no prompt fits: use plain or vicuna_v1, "
+            "whichever the model was trained on since"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

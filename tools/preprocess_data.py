@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make an indexed dataset from conversations in the LLaVA layout and their image files."""
+"""Make an indexed dataset from rows of text and pictures, in the layouts in which data sets are published."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ import sys
 from collections.abc import Sequence
 
 from megatron_eve.data.preprocess import PreprocessConfig, format_summary, preprocess
+from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.errors import run_command
 
 DESCRIPTION = """\
-Make an indexed dataset from conversations in the LLaVA layout and their image files.
+Make an indexed dataset from rows of text and pictures. The layout of the input is recognised:
 
-Each row is an object with
-  "id"             anything
-  "image"          (or "images") a file name under --image-root, or a list of them, or absent
-  "conversations"  [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]
-with one <image> in the text for each image. Rows that cannot be used are left out, counted by reason in the
-summary and listed in OUT_skipped.jsonl. The exit status is 0 if any row was kept.
+  llava        .json, .jsonl, .ndjson: an array, or a line each, of {"id", "image": a file name, a list or absent,
+               "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, with one
+               <image> in the text for each image
+  webdataset   .tar: shards of img2dataset (LAION, COYO), and SA-1B's
+  mmc4         .jsonl: documents with pictures between their sentences
+  text         .jsonl: {"text"}, or {"inputs", "targets"}
+  open_images  .csv: OpenImages' list of pictures
+
+Rows that cannot be used are left out, counted by reason in the summary and listed in OUT_skipped.jsonl. The exit
+status is 0 if any row was kept. Nothing is extracted or downloaded.
 """
 EPILOG = """\
-example:
+examples:
   python tools/preprocess_data.py --input captions.json --image-root photos \\
       --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/captions --workers 8
+  python tools/preprocess_data.py --input 'laion/*.tar' \\
+      --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/laion --workers 8
 """
 
 
@@ -34,9 +41,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
     needed = parser.add_argument_group("what to read and write")
     needed.add_argument(
-        "--input", required=True, metavar="FILE", help="a JSON array, or one row a line (.jsonl)"
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="one or more files of one layout, or patterns in quotation marks; those of a pattern are sorted by name",
     )
-    needed.add_argument("--image-root", required=True, metavar="DIR", help="image names are relative to it")
+    needed.add_argument(
+        "--input-format", choices=tuple(FORMATS), help="their layout, where it is not recognised (see above)"
+    )
+    needed.add_argument(
+        "--image-root",
+        metavar="DIR",
+        help="image names are relative to it; not needed where the input holds the pictures (webdataset)",
+    )
     needed.add_argument("--tokenizer-model", required=True, metavar="FILE", help="Llama's tokenizer.model")
     needed.add_argument(
         "--output-prefix",
@@ -52,9 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     text = parser.add_argument_group("text")
     text.add_argument(
         "--template",
-        choices=("plain", "vicuna_v1"),
+        choices=("plain", "vicuna_v1", "document"),
         default=PreprocessConfig.template,
-        help="plain: captions, stages 1 and 2; vicuna_v1: conversations, stage 3 (default: %(default)s)",
+        help="plain: captions, stages 1 and 2; vicuna_v1: conversations, stage 3; document: all of a text trains, with "
+        "pictures in it or without (MMC4, pairs, text), as VILA pretrains (default: %(default)s)",
     )
     text.add_argument(
         "--model-max-length",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.tokenizer import Tokenizer
@@ -24,7 +24,11 @@ IMAGE_TOKEN_ID = -200
 IGNORE_INDEX = -100
 """Label of a position that does not train."""
 
-TEMPLATES = frozenset({"plain", "vicuna_v1"})
+PROMPT_TEMPLATES = frozenset({"plain", "vicuna_v1"})
+"""Templates of conversations, which a model can be asked with."""
+
+TEMPLATES = PROMPT_TEMPLATES | {"document"}
+"""All that a dataset can be made with; "document", which no prompt has, is in `data/documents.py`."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -32,7 +36,8 @@ VICUNA_SYSTEM = (
 )
 
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
-_IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
+IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
+"""Cuts a text at its placeholders, which `split` keeps."""
 
 # How other models and data sets write a picture's place. Anywhere in a text: <image1>, <image_2>, <|image_pad|> ...
 _OTHER_PLACEHOLDER = re.compile(
@@ -57,10 +62,12 @@ class Encoded:
     Attributes:
         tokens: n ids; an image is one IMAGE_TOKEN_ID.
         labels: n values; the token itself where it trains, else IGNORE_INDEX.
+        ends_in_text: pictures at the end of what is left by `cut` go, too: no text follows that they could teach.
     """
 
     tokens: list[int]
     labels: list[int]
+    ends_in_text: bool = False
 
     @property
     def num_images(self) -> int:
@@ -74,11 +81,16 @@ class Encoded:
 
     def cut(self, length: int) -> Encoded:
         """The first `length` positions, an image counted as one, as published (`model_max_length`)."""
-        return Encoded(self.tokens[:length], self.labels[:length])
+        length = min(length, len(self.tokens))
+        while self.ends_in_text and length and self.tokens[length - 1] == IMAGE_TOKEN_ID:
+            length -= 1
+        return replace(self, tokens=self.tokens[:length], labels=self.labels[:length])
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
+    """One turn: role "human" or "gpt", and a text of valid Unicode."""
+
     role: str
     text: str
 
@@ -99,7 +111,7 @@ def encode_conversation(
         ValueError: an unknown template.
     """
     _check_template(template)
-    checked = _checked_turns(turns)
+    checked = checked_turns(turns)
     _check_placeholders(checked)
     if template == "plain":
         return _encode_plain(checked, tokenizer, num_images)
@@ -184,11 +196,16 @@ def check_image_count(placeholders: int, num_images: int) -> None:
 
 
 def _check_template(template: str) -> None:
-    if template not in TEMPLATES:
-        raise ValueError(f"unknown template {template!r}: use one of {', '.join(sorted(TEMPLATES))}")
+    if template not in PROMPT_TEMPLATES:
+        raise ValueError(f"unknown template {template!r}: use one of {', '.join(sorted(PROMPT_TEMPLATES))}")
 
 
-def _checked_turns(turns: object) -> list[_Turn]:
+def checked_turns(turns: object) -> list[Turn]:
+    """The turns of a row, each with its role and its text.
+
+    Raises:
+        ConversationError: they are no turns, or a text is not valid Unicode.
+    """
     if not isinstance(turns, (list, tuple)) or not turns:
         raise ConversationError("no_conversation", "'conversations' is not a list of turns, or is empty")
     checked = []
@@ -207,7 +224,7 @@ def _checked_turns(turns: object) -> list[_Turn]:
                 "text_not_unicode", f"half of a surrogate pair in turn {number}"
             ) from None
         # An answer in which nothing can be seen is an empty one: there is nothing to learn from it.
-        checked.append(_Turn(role, "" if role == "gpt" and is_blank(text) else text))
+        checked.append(Turn(role, "" if role == "gpt" and is_blank(text) else text))
     return checked
 
 
@@ -222,7 +239,7 @@ def is_blank(text: str) -> bool:
     )
 
 
-def _check_placeholders(turns: list[_Turn]) -> None:
+def _check_placeholders(turns: list[Turn]) -> None:
     """Refuse the placeholders of other models: a row with them would be kept as text about a picture it has not."""
     for turn in turns:
         found = _OTHER_PLACEHOLDER.search(turn.text)
@@ -234,7 +251,7 @@ def _check_placeholders(turns: list[_Turn]) -> None:
             raise ConversationError("other_placeholder", f"the text holds {found[0]}, not {IMAGE_TOKEN}")
 
 
-def _encode_plain(turns: list[_Turn], tokenizer: Tokenizer, num_images: int) -> Encoded:
+def _encode_plain(turns: list[Turn], tokenizer: Tokenizer, num_images: int) -> Encoded:
     if len(turns) != 2:
         raise ConversationError("plain_turns", f"{len(turns)} turns, not a question and a caption")
     question, caption = turns
@@ -257,7 +274,7 @@ def _place_image(text: str) -> str:
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
 
 
-def _vicuna_parts(turns: list[_Turn]) -> list[tuple[str, bool]]:
+def _vicuna_parts(turns: list[Turn]) -> list[tuple[str, bool]]:
     """The conversation as stretches of text, each with whether it trains.
 
     An answer's stretch begins with the space after "ASSISTANT:", since pieces carry their leading space.
@@ -279,7 +296,7 @@ def _encode_marked(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> Encod
     text = "".join(part for part, _ in parts)
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     tokens, labels, start = [tokenizer.bos_id], [IGNORE_INDEX], 0
-    for stretch in _IMAGE_SPLIT.split(text):
+    for stretch in IMAGE_SPLIT.split(text):
         if stretch == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)
             labels.append(IGNORE_INDEX)

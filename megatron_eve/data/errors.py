@@ -18,7 +18,11 @@ class SkipRow(ValueError):
     Attributes:
         reason: the key that it is counted by, such as "image_missing".
         detail: what was found.
+        id, image: what the row calls itself and its pictures, where whoever raised this has read that.
     """
+
+    id: str | None = None
+    image: str | None = None
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)

@@ -1,4 +1,4 @@
-"""LLaVA-style rows and image files -> an indexed dataset. `tools/preprocess_data.py` is the command.
+"""Rows of any source, and their pictures -> an indexed dataset. `tools/preprocess_data.py` is the command.
 
 Every picture is decoded once here, completely, so that a run of days does not meet the damaged ones. What
 cannot be used is left out, counted by reason and listed; what is kept keeps its order, whatever the number of
@@ -29,7 +29,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed_writer import DatasetWriter
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.row_encoder import EncodedRow, PreprocessConfig, RowEncoder, SkippedRow
-from megatron_eve.data.rows import InputRow, RowReader
+from megatron_eve.data.sources.recognise import open_source
+from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
 
 __all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
@@ -52,6 +53,7 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         DataError: an input that cannot be read to its end, no row that can be kept, or a worker that died.
     """
     config.check()
+    source = open_source(config.inputs, config.input_format, config.image_root)
     tokenizer = Tokenizer(config.tokenizer_model)
     if config.template == "plain":
         tokenizer.check_newline()
@@ -66,21 +68,20 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         vocab_size=tokenizer.vocab_size,
     )
     with (
-        RowReader(config.input) as reader,
         DatasetWriter(config.output_prefix, settings) as writer,
         _SkippedLog(config.output_prefix) as skipped,
-        _progress_bar(reader.num_bytes, progress) as bar,
+        _progress_bar(source.num_bytes, progress) as bar,
     ):
-        for result in _encode_all(config, reader):
+        for result in _encode_all(config, source, source.rows()):
             if isinstance(result, SkippedRow):
                 skipped.add(result)
             else:
                 writer.add_sample(result.tokens, result.labels, result.images, cut=result.cut)
             bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
-            bar.update(reader.position - bar.n)
+            bar.update(source.position - bar.n)
         if writer.num_samples == 0:
             raise DataError(
-                f"no row of {config.input} can be used ({skipped.total} skipped); no dataset was written.\n"
+                f"no row of {' '.join(config.inputs)} can be used ({skipped.total} skipped); no dataset was written.\n"
                 + format_skipped(skipped.counts, skipped.first)
             )
         skipped.close()
@@ -114,7 +115,9 @@ def format_skipped(counts: Mapping[str, int], first: Mapping[str, list[dict[str,
         lines.append(f"  {count:>8,}  {reason}: {REASONS[reason]}")
         for skipped in first[reason]:
             names = "".join(f", {key} {skipped[key]}" for key in ("id", "image") if skipped[key])
-            lines.append(f"              row {skipped['row']}{names}: {skipped['detail']}")
+            lines.append(
+                f"              row {skipped['row']} of {Path(skipped['file']).name}{names}: {skipped['detail']}"
+            )
     return "\n".join(lines)
 
 
@@ -133,7 +136,12 @@ class _SkippedLog:
         return self.counts.total()
 
     def add(self, skipped: SkippedRow) -> None:
-        record = {"row": skipped.row, "reason": skipped.reason, "detail": skipped.detail}
+        record = {
+            "file": skipped.file,
+            "row": skipped.row,
+            "reason": skipped.reason,
+            "detail": skipped.detail,
+        }
         record |= {"id": skipped.id, "image": skipped.image}
         self.counts[skipped.reason] += 1
         first = self.first.setdefault(skipped.reason, [])
@@ -163,18 +171,20 @@ def _progress_bar(num_bytes: int, shown: bool) -> Any:
     )
 
 
-def _encode_all(config: PreprocessConfig, rows: Iterable[InputRow]) -> Iterator[EncodedRow | SkippedRow]:
+def _encode_all(
+    config: PreprocessConfig, source: Source, rows: Iterable[RawRow]
+) -> Iterator[EncodedRow | SkippedRow]:
     """Encode rows, in order. Reads only so far ahead as keeps the workers busy."""
     if config.workers == 1:
-        yield from map(RowEncoder(config).encode, rows)
+        yield from map(RowEncoder(config, source).encode, rows)
         return
-    source = iter(rows)
+    left = iter(rows)
     pending: deque[Future[list[EncodedRow | SkippedRow]]] = deque()
     pool = ProcessPoolExecutor(
         config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
     )
     try:
-        while chunk := list(islice(source, _CHUNK)):
+        while chunk := list(islice(left, _CHUNK)):
             pending.append(pool.submit(_encode_chunk, chunk))
             if len(pending) >= _CHUNKS_AHEAD * config.workers:
                 yield from pending.popleft().result()
@@ -182,7 +192,7 @@ def _encode_all(config: PreprocessConfig, rows: Iterable[InputRow]) -> Iterator[
             yield from pending.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"a worker died while reading {config.input}, it may have run out of memory: "
+            f"a worker died while reading {' '.join(config.inputs)}, it may have run out of memory: "
             "use fewer --workers or a smaller --max-image-pixels"
         ) from error
     finally:
@@ -196,7 +206,8 @@ def _start_worker(config: PreprocessConfig) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the end
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = RowEncoder(config)
+    source = open_source(config.inputs, config.input_format, config.image_root)
+    _encoder = RowEncoder(config, source)
 
 
 def _end_with_parent() -> None:
@@ -207,6 +218,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_chunk(rows: list[InputRow]) -> list[EncodedRow | SkippedRow]:
+def _encode_chunk(rows: list[RawRow]) -> list[EncodedRow | SkippedRow]:
     assert _encoder is not None
     return [_encoder.encode(row) for row in rows]

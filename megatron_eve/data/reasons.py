@@ -10,6 +10,9 @@ REASONS = {
     "value_not_text": "a turn's value is not a string",
     "text_not_unicode": "a turn's text is not valid Unicode",
     "role_order": "turns do not alternate between 'human' and 'gpt'",
+    "kind_template": "--template does not take the row: plain takes captions, vicuna_v1 conversations, document "
+    "texts with pictures in them or without",
+    "document_turns": "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
     "plain_turns": "the plain template takes two turns, a question and a caption",
     "plain_without_image": "the plain template takes captions, and there is no image",
     "image_in_caption": "the plain template takes <image> in the question only",
@@ -30,5 +33,16 @@ REASONS = {
     "image_format": "not an image in an accepted format",
     "image_too_large": "more pixels than --max-image-pixels",
     "image_damaged": "the image is truncated or corrupt",
+    "key_without_picture": "no picture among the members of a key (their name up to its first dot), which have to "
+    "stand one behind the other in a shard: make it again with tar --sort=name",
+    "key_twice": "two pictures, captions or JSONs of one key",
+    "member_not_a_file": "a member of a tar that is a link or a device: it is not followed",
+    "member_outside": "a member of a tar with an absolute path, or with .. in its name",
+    "member_too_large": "a caption, or the JSON beside a picture, has more than 16 MiB",
+    "document_layout": "not a document of MMC4: text_list, image_info or similarity_matrix is missing or does not fit",
+    "matched_text_index": "a picture of a document is matched to a sentence that is not there",
+    "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
+    "csv_fields": "a row of a CSV has other fields than its first line",
+    "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.conversation import TEMPLATES, encode_conversation
+from megatron_eve.data.conversation import TEMPLATES
+from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
-from megatron_eve.data.rows import InputRow
+from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import is_lfs_pointer
-
-_MEDIA_KEYS = frozenset({"video", "videos", "audio", "audios"})
-# Keys under which other data sets name a picture; a row with one of them would be kept as text without it.
-_OTHER_IMAGE_KEYS = frozenset(
-    f"{word}{ending}"
-    for word in ("image", "img", "picture", "photo")
-    for ending in ("", "s", "_path", "_paths", "_file", "_files", "_name", "_url", "_urls")
-) - {"image", "images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +28,14 @@ class PreprocessConfig:
     """What `preprocess` is to do; the flags of tools/preprocess_data.py.
 
     Attributes:
-        input: a JSON array or a .jsonl file of rows with `id`, `image` (a name, a list or none) and
-            `conversations`.
-        image_root: the folder that image names are relative to, and must stay in.
+        input: a file, a pattern such as `shards/*.tar`, or several of them; see `data/sources/recognise.py`.
+        input_format: name of their layout; None recognises it.
+        image_root: the folder that image names are relative to, and must stay in. Not needed where the input holds the
+            pictures.
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
-        template: "plain" or "vicuna_v1".
+        template: "plain", "vicuna_v1" or "document".
         image_size, teacher_size: pixels, see `geometry`.
         model_max_length: texts are cut at this many tokens, an image counted as one.
         workers: processes; 1 works in this one.
@@ -49,10 +43,11 @@ class PreprocessConfig:
         max_image_pixels: larger pictures are left out.
     """
 
-    input: str
-    image_root: str
+    input: str | Sequence[str]
     tokenizer_model: str
     output_prefix: str
+    image_root: str | None = None
+    input_format: str | None = None
     template: str = "plain"
     image_size: int = 672
     teacher_size: int = 336
@@ -62,6 +57,11 @@ class PreprocessConfig:
     max_image_pixels: int = DEFAULT_MAX_PIXELS
     follow_links: bool = False
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The words of --input."""
+        return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
     def check(self) -> None:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
         try:
@@ -69,8 +69,8 @@ class PreprocessConfig:
         except ValueError as error:
             raise DataError(f"--image-size, --teacher-size: {error}") from error
         if self.template not in TEMPLATES:
-            raise DataError(f"--template {self.template}: use {' or '.join(sorted(TEMPLATES))}")
-        if not Path(self.image_root).is_dir():
+            raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
             raise DataError(f"--image-root {self.image_root} is not a directory")
         if self.workers < 1:
             raise DataError(f"--workers {self.workers}: use 1 or more")
@@ -92,8 +92,9 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that is left out: its number in the input (from 1), why, and what it called itself."""
+    """A row that is left out: its number in its file (from 1), why, and what it called itself."""
 
+    file: str
     row: int
     reason: str
     detail: str
@@ -102,36 +103,46 @@ class SkippedRow:
 
 
 class RowEncoder:
-    """Turns rows into samples; one for each process."""
+    """Turns rows into samples; one for each process.
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    Args:
+        config: of the dataset.
+        source: of the rows.
+    """
+
+    def __init__(self, config: PreprocessConfig, source: Source) -> None:
         self._config = config
+        self._source = source
         self._tokenizer = Tokenizer(config.tokenizer_model)
-        self._root = os.path.realpath(config.image_root)
+        self._root = None if config.image_root is None else os.path.realpath(config.image_root)
 
-    def encode(self, row: InputRow) -> EncodedRow | SkippedRow:
-        """Tokenise the text of a row and decode its images."""
+    def encode(self, row: RawRow) -> EncodedRow | SkippedRow:
+        """Tokenise the text of a row and decode its images.
+
+        Raises:
+            DataError: it names a picture, and there is no --image-root.
+        """
+        name: str | None = None
+        image: str | None = None
         try:
-            return self._encode(row)
+            record = self._source.record(row)
+            name, image = record.id, _names(record)
+            return self._encode(row, record)
         except SkipRow as skip:
-            fields = row.value if isinstance(row.value, Mapping) else {}
-            named = {key: _printable(fields[key]) for key in ("id", "image") if fields.get(key) is not None}
-            return SkippedRow(row.number, skip.reason, _printable(skip.detail), **named)
+            name, image = (
+                None if value is None else _printable(value)
+                for value in (name or skip.id, image or skip.image)
+            )
+            return SkippedRow(row.file, row.number, skip.reason, _printable(skip.detail), name, image)
 
-    def _encode(self, row: InputRow) -> EncodedRow:
-        if row.problem is not None:
-            raise SkipRow("broken_json", row.problem)
-        if not isinstance(row.value, Mapping):
-            raise SkipRow("not_an_object", f"it is {type(row.value).__name__}")
-        names = _image_names(row.value)
-        turns: Any = row.value.get("conversations")
-        whole = encode_conversation(turns, self._tokenizer, self._config.template, len(names))
+    def _encode(self, row: RawRow, record: Record) -> EncodedRow:
+        whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
         if encoded.num_labels == 0:
             raise SkipRow(
                 "nothing_to_train", f"{len(whole.tokens)} tokens, of which {whole.num_labels} train"
             )
-        images = [self._load_image(name) for name in names]
+        images = [self._load_image(image, row) for image in record.images]
         return EncodedRow(
             tokens=np.array(encoded.tokens, dtype=np.int32),
             labels=np.array(encoded.labels, dtype=np.int32),
@@ -139,37 +150,24 @@ class RowEncoder:
             cut=len(whole.tokens) > len(encoded.tokens),
         )
 
-    def _load_image(self, name: str) -> StoredImage:
-        data = read_image_file(self._root, name, self._config.follow_links)
-        image = decode_image(
+    def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
+        data = image.data
+        if data is None:
+            if self._root is None:
+                raise DataError(
+                    f"{row.file}, row {row.number} names the picture {image.path}: give its folder as --image-root"
+                )
+            data = read_image_file(self._root, str(image.path), self._config.follow_links)
+        decoded = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
         )
-        return StoredImage(data, image.width, image.height)
+        return StoredImage(data, decoded.width, decoded.height)
 
 
-def _image_names(row: Mapping[str, Any]) -> list[str]:
-    """The image files of a row, from `image` or `images`.
-
-    Raises:
-        SkipRow: they are no names, stand under another key, or the row has a video or sound in their place.
-    """
-    given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
-    values = [value if isinstance(value, list) else [value] for value in given.values()]
-    if len(values) == 2 and values[0] != values[1]:
-        raise SkipRow("image_field", "'image' and 'images' name different files")
-    names: list[object] = values[0] if values else []
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise SkipRow("image_field", f"{name!r:.80}")
-    if not names:
-        for key, value in row.items():
-            if not isinstance(value, (str, list, dict)) or not value:
-                continue  # a table with gaps: the row has none
-            if key.lower() in _MEDIA_KEYS:
-                raise SkipRow("other_media", f"it has {key!r} and no image")
-            if key.lower() in _OTHER_IMAGE_KEYS:
-                raise SkipRow("image_field", f"it has {key!r} where 'image' is due")
-    return [str(name) for name in names]
+def _names(record: Record) -> str | None:
+    """What a record calls its pictures, if it does: a name, or a list of them."""
+    names = [image.path for image in record.images if image.path is not None]
+    return str(names if len(names) > 1 else names[0]) if names else None
 
 
 def read_image_file(root: str, name: str, follow_links: bool = False) -> bytes:

@@ -1,15 +1,13 @@
-"""Read the rows of a LLaVA-style file, a JSON array or JSON lines, one at a time and in constant memory.
+"""Cut a JSON array, or JSON lines, into the texts of its rows, one at a time and in constant memory.
 
-An array is cut into the texts of its elements, and each of these is parsed as a line is: the same rows give the same
-values, and the same reasons where they are broken, whichever way they are written.
+The text of an element and a line are parsed alike (`sources/fields.py`): the same rows give the same values, and the
+same reasons where they are broken, whichever way they are written.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,23 +29,8 @@ _BETWEEN = re.compile(rb'(?:[^"{}\[\],]++|' + _STRING + rb")*+", re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
 
 
-@dataclass(frozen=True)
-class InputRow:
-    """One row of the input.
-
-    Attributes:
-        number: counted from 1: the place in the array, or the line.
-        value: what JSON holds there; None for a text that is not JSON.
-        problem: why it is not JSON.
-    """
-
-    number: int
-    value: object
-    problem: str | None = None
-
-
 class RowReader:
-    """Iterates over the rows of a file; as a context manager it closes it.
+    """Cuts a file into the texts of its rows; as a context manager it closes it.
 
     A file whose name ends in .jsonl or .ndjson holds one JSON value a line. Any other file holds one JSON array. Blank
     lines, and commas of an array with nothing between them, are passed over. A line or element that is not JSON is a
@@ -83,16 +66,9 @@ class RowReader:
         """Bytes read so far, a buffer ahead of the row that was yielded last."""
         return self._stream.tell()
 
-    def __iter__(self) -> Iterator[InputRow]:
-        texts = self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
-        for number, text in texts:
-            try:
-                # Half of a surrogate pair, also one in the bytes, is refused where it matters, in a turn's text.
-                value = json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"))
-            except (ValueError, RecursionError) as error:
-                yield InputRow(number, None, _one_line(error))
-            else:
-                yield InputRow(number, value)
+    def texts(self) -> Iterator[tuple[int, bytes]]:
+        """Number (from 1: the place in the array, or the line) and text of each row."""
+        return self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
 
     def __enter__(self) -> RowReader:
         return self
@@ -173,7 +149,3 @@ class RowReader:
                 f"if it holds one object a line, give it the suffix {LINE_SUFFIXES[0]}; if the array is inside of an "
                 "object, take it out"
             )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

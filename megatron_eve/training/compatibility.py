@@ -282,11 +282,19 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
     stage = saved["config"]["training"].get("stage")
     templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
     if conv_mode not in templates:
-        kind = "captions, and taught no conversation" if templates == ["plain"] else "conversations"
+        kinds = {"plain": "captions", "document": "documents", "vicuna_v1": "conversations"}
+        kind = " and ".join(kinds[template] for template in templates)
+        if "vicuna_v1" not in templates:
+            kind += ", and taught no conversation"
+        asked = [
+            template for template in templates if template != "document"
+        ]  # which is no template of prompts
+        remedy = "train it on captions or conversations before it is asked"
+        if asked:
+            remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"
         found.append(
             f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
-            f"the template {conv_mode}, so answers may make no sense; tools/generate.py --conv-mode {templates[0]} "
-            "asks as it was trained"
+            f"the template {conv_mode}, so answers may make no sense; {remedy}"
         )
     if dataset.get("apply_exif", apply_exif) != apply_exif:
         were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,10 @@ def skipped_rows(config: PreprocessConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(f"{config.output_prefix}_skipped.jsonl").open()]
 
 
-def write_dataset(prefix: Path, rows: int, seed: int) -> str:
+def write_dataset(prefix: Path, rows: int, seed: int, **settings: Any) -> str:
     """Noise pictures of all shapes with random captions; a fifth of the rows have none, some have two."""
     noise = np.random.default_rng(seed)
-    with DatasetWriter(prefix, MINI_SETTINGS) as writer:
+    with DatasetWriter(prefix, replace(MINI_SETTINGS, **settings)) as writer:
         for row in range(rows):
             images = []
             for _ in range((1, 1, 2, 0, 1)[row % 5]):

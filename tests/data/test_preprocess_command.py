@@ -52,7 +52,7 @@ def test_the_command_from_a_shell(make_config: MakeConfig) -> None:
         "images            7",
         f"tokens that train {info.num_labels:,}",
         "         7  image_missing: no such file under --image-root",
-        "              row 2, id id1, image no.jpg: no.jpg",
+        "              row 2 of data.json, id id1, image no.jpg: no.jpg",
     ):
         assert line in done.stdout, done.stdout
     assert done.stdout.count("image no.jpg") == 5  # the first few; the file has them all

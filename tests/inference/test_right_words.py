@@ -97,6 +97,24 @@ def test_an_import_records_the_tokenizer_of_its_source(
             {"plain": "--conv-mode vicuna_v1 asks as it"},
         ),
         ({"tokenizer_sha256": "a", "templates": ["plain", "vicuna_v1"]}, 3, {}),
+        (
+            {"tokenizer_sha256": "a", "templates": ["document"]},
+            2,
+            {
+                "plain": "documents, and taught no conversation (template document, stage 2)",
+                "vicuna_v1": "; train it on captions or conversations before it is asked",
+            },
+        ),
+        (
+            {"tokenizer_sha256": "a", "templates": ["document", "plain"]},
+            2,
+            {"vicuna_v1": "documents and captions, and taught no conversation"},
+        ),
+        (
+            {"tokenizer_sha256": "a", "templates": ["document", "vicuna_v1"]},
+            3,
+            {"plain": "on documents and conversations (template document, vicuna_v1, stage 3)"},
+        ),
         ({"tokenizer_sha256": "a"}, 2, {"vicuna_v1": "template plain, stage 2"}),  # an older version's
         ({"tokenizer_sha256": "a"}, 3, {"plain": "template vicuna_v1, stage 3"}),
         ({"tokenizer_sha256": "mock"}, 2, {}),

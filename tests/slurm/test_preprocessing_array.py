@@ -58,12 +58,21 @@ def _handed(arrays: Arrays) -> tuple[str, str]:
 
 
 def test_files_of_every_kind_have_a_task(arrays: Arrays) -> None:
-    arrays.add("b.json", "a.jsonl", "c.ndjson", "d.JSON", "notes.txt")
-    for number, name in enumerate(("b.json", "d.JSON", "a.jsonl", "c.ndjson")):
-        found = arrays.task(number, 0, 3)
+    arrays.add("b.json", "a.jsonl", "c.ndjson", "d.JSON", "notes.txt", "00000.tar", "list.csv")
+    for number, name in enumerate(("b.json", "d.JSON", "a.jsonl", "c.ndjson", "list.csv", "00000.tar")):
+        found = arrays.task(number, 0, 5)
         assert (found.returncode, found.stderr) == (0, "")
         assert _handed(arrays) == (name, f"{arrays.folder}/out/{name.split('.')[0]}")
-    assert "there are 4 files in" in arrays.task(4, 0, 4).stderr
+    assert "there are 6 files in" in arrays.task(6, 0, 6).stderr
+
+
+def test_shards_need_no_folder_of_images(arrays: Arrays) -> None:
+    arrays.add("00000.tar", "00001.tar")
+    found = arrays.task(1, 0, 1, IMAGES="")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "--image-root" not in arrays.words()
+    arrays.add("a.json")
+    assert "IMAGES is not set" in arrays.task(1, 0, 2, IMAGES="").stderr
 
 
 def test_an_array_that_leaves_files_out_says_so_and_fails(arrays: Arrays) -> None:
@@ -97,7 +106,7 @@ def test_an_array_that_leaves_files_out_says_so_and_fails(arrays: Arrays) -> Non
 @pytest.mark.parametrize(
     ("files", "given", "sentence"),
     [
-        ((), {}, "INPUT={0}/input: holds no .json, .jsonl or .ndjson file"),
+        ((), {}, "INPUT={0}/input: holds no .json, .jsonl, .ndjson, .csv or .tar file"),
         (
             ("a.json", "my part.json"), {},
             "{0}/input/my part.json: DATA cannot name a dataset with a space in its name; rename the file, with '_' "

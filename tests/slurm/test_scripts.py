@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.digests import file_digest
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, why_not
@@ -46,7 +47,9 @@ class Site:
         self.folder = folder
         (folder / "cluster").mkdir()
         self.cluster = Cluster(folder / "cluster")
-        self.data = write_dataset(folder / "set", 40, 0)
+        # Of the tokenizer that the checkpoint is exported with.
+        digest = file_digest(find_golden("tokenize") / "tokenizer.model")
+        self.data = write_dataset(folder / "set", 40, 0, tokenizer_sha256=digest)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
         (folder / "cluster.env").write_text(
             f"PYTHON={sys.executable}\nNETWORK_INTERFACE=lo\nRANKS_PER_NODE=1\nCONTAINER_IMAGE=\nCONTAINER_MOUNTS=\n"

@@ -86,11 +86,17 @@ def test_a_load_that_loads_nothing(tmp_path: Path, load: str, there: str) -> Non
     assert said(config_of(load=path, save=f"{tmp_path}/./{load}/")) == ["weights: random (--seed 1234)"]
 
 
-@pytest.mark.parametrize(("stage", "warned"), [(2, False), (3, True)])
-def test_stage_3_on_captions(tmp_path: Path, stage: int, warned: bool) -> None:
-    """A dataset made with the template plain has no questions, which the stage of conversations is to learn."""
+@pytest.mark.parametrize(
+    ("stage", "template", "samples"),
+    [(2, "plain", None), (3, "plain", "captions"), (2, "document", None), (3, "document", "documents")],
+)
+def test_stage_3_on_data_without_questions(
+    tmp_path: Path, stage: int, template: str, samples: str | None
+) -> None:
+    """Datasets made with the templates plain and document have no questions, which stage 3 is to learn."""
     captions = write_dataset(tmp_path / "captions", 2, 0)
     manifest = json.loads(Path(f"{captions}_dataset.json").read_text())
+    Path(f"{captions}_dataset.json").write_text(json.dumps({**manifest, "template": template}))
     questions = tmp_path / "questions"
     Path(f"{questions}_dataset.json").write_text(json.dumps({**manifest, "template": "vicuna_v1"}))
     config = config_of()
@@ -102,7 +108,7 @@ def test_stage_3_on_captions(tmp_path: Path, stage: int, warned: bool) -> None:
     first, *warnings = describe_start(config, 2).splitlines()
     assert f"stage {stage}, on 2 ranks; data: 0.5 {questions} 0.5 {captions}; 4 iterations of" in first
     told = (
-        f"warning: {captions} was made with --template plain, whose samples are captions without a question; stage 3 "
-        "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+        f"warning: {captions} was made with --template {template}, whose samples are {samples} without a question; "
+        "stage 3 trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
     )
-    assert warnings == [told] * warned
+    assert warnings == ([told] if samples else [])

@@ -1,0 +1,77 @@
+"""What sources of JSON files have in common: rows are cut in the parent and parsed in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.rows import RowReader
+from megatron_eve.data.schema import Record
+from megatron_eve.data.sources.fields import parse_object
+from megatron_eve.data.sources.source import RawRow
+
+_COMPRESSED = {".zip": "unzip", ".gz": "gunzip", ".zst": "zstd -d", ".xz": "unxz", ".bz2": "bunzip2"}
+
+
+class JsonRows:
+    """Rows of JSON lines (.jsonl, .ndjson) or of JSON arrays; a subclass says what a row holds.
+
+    Args:
+        files: as `RowReader` takes them.
+        image_root: the folder that picture names are relative to.
+
+    Raises:
+        DataError: while iterating, a file is compressed or cannot be read on, as `RowReader` says.
+    """
+
+    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
+        self._files = [Path(file) for file in files]
+        self._image_root = image_root
+        self._position = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self._files)
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far, a buffer ahead of the last row."""
+        return self._position
+
+    def rows(self) -> Iterator[RawRow]:
+        """The text of each row; a payload is bytes."""
+        for file in self._files:
+            if command := _COMPRESSED.get(file.suffix.lower()):
+                raise DataError(
+                    f"{file} is compressed: unpack it with {command}, and give --input what comes out"
+                )
+        before = 0
+        for file in self._files:
+            with RowReader(file) as reader:
+                for number, text in reader.texts():
+                    self._position = before + reader.position
+                    yield RawRow(str(file), number, text)
+                before += reader.num_bytes
+                self._position = before
+
+    def record(self, row: RawRow) -> Record:
+        """What a row holds.
+
+        Raises:
+            SkipRow: it is no JSON object, or not one of this layout.
+        """
+        if row.problem is not None:
+            raise SkipRow(*row.problem)
+        fields = parse_object(row.payload)
+        try:
+            return self._record(row, fields)
+        except SkipRow as skip:
+            skip.id, skip.image = (
+                None if fields.get(key) is None else str(fields[key]) for key in ("id", "image")
+            )
+            raise
+
+    def _record(self, row: RawRow, fields: dict[str, object]) -> Record:
+        raise NotImplementedError

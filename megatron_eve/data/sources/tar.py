@@ -1,0 +1,224 @@
+"""Where the members of a tar archive lie, read from its headers alone: no member is read, extracted or followed.
+
+Python's `tarfile` takes three times as long, keeps every member that it has seen, and reads extended headers of any
+size into memory. The layout is POSIX.1-2017, pax ("ustar Interchange Format", "pax Header Block"), with GNU tar's long
+names and sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.wrong_content import wrong_content
+
+_BLOCK = 512
+_BUFFER = (
+    1 << 13
+)  # holds the headers of a row's small members and of the next picture: one read in place of three
+_EMPTY = bytes(_BLOCK)
+_MAX_EXTENSION = 1 << 20  # bytes of a long name or of a pax header
+_AGAIN = "copy or download it again, or leave it out of --input"
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip -d",
+    b"BZh": "bzip2 -d",
+    b"\xfd7zXZ": "xz -d",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+}
+_EXTENSIONS = (b"L", b"K", b"x", b"g", b"V")  # they say something about the next member, or about the archive
+_SPECIAL = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a pipe",
+}
+
+
+class Member(NamedTuple):
+    """One member of an archive; directories are none.
+
+    Attributes:
+        name: without a leading "./"; bytes that are not UTF-8 are written as escapes.
+        offset: of its first byte in the archive.
+        size: in bytes.
+        problem: (reason, detail) of one that is not a file, or whose name leads out of where it is unpacked.
+    """
+
+    name: str
+    offset: int
+    size: int
+    problem: tuple[str, str] | None = None
+
+
+def check_archive(path: Path) -> None:
+    """See early, from its first and its last block, whether a file is an archive that has its end.
+
+    Raises:
+        DataError: it cannot be read, is compressed, is no tar archive, or ends in the middle.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_BLOCK)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _BLOCK))
+            end = file.read(_BLOCK)
+    except OSError as error:
+        raise DataError(f"cannot open {path} ({error.strerror}): give --input tar files") from error
+    for magic, command in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"{path} is compressed, and rows are read from their places in a plain tar: unpack it with {command}"
+            )
+    if what := wrong_content(path):
+        raise DataError(f"{path} {what}")
+    if head != _EMPTY and not _checksum_is_right(head):
+        raise DataError(
+            f"{path} is not a tar archive: leave it out of --input, or copy it again if it should be one"
+        )
+    if end != _EMPTY:
+        raise DataError(
+            f"{path} breaks off: it does not end with the empty blocks that end a tar archive; {_AGAIN}"
+        )
+
+
+def members(path: Path) -> Iterator[Member]:
+    """The files of an archive, and what else is in it but directories, in their order.
+
+    Args:
+        path: a plain tar archive; see `check_archive`.
+
+    Raises:
+        DataError: the archive breaks off or is damaged; it names the file and the place.
+    """
+    with path.open("rb", buffering=0) as file:
+        yield from _Headers(path, file.fileno()).members()
+
+
+class _Headers:
+    """Walks over the headers of one archive."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._end = os.fstat(descriptor).st_size
+        self._buffer, self._start = b"", 0
+
+    def members(self) -> Iterator[Member]:
+        at = 0
+        long_name: str | None = None
+        pax: dict[bytes, bytes] = {}
+        while (block := self._read(at, _BLOCK)) != _EMPTY:
+            if not _checksum_is_right(block):
+                raise self._damaged(at, "there is no header of a member")
+            kind = block[156:157]
+            size = self._number(pax.get(b"size", b"")) if b"size" in pax else self._size(block, at)
+            name = long_name if long_name is not None else _name(block)
+            data = at + _BLOCK
+            after = data if kind in _SPECIAL else data + -(-size // _BLOCK) * _BLOCK
+            if data + (0 if kind in _SPECIAL else size) > self._end:
+                raise DataError(
+                    f"{self._path} breaks off: {name!r:.200} at byte {at} says that it has {size} bytes, and the "
+                    f"file ends at byte {self._end}; {_AGAIN}"
+                )
+            at = after
+            if kind in _EXTENSIONS:
+                if size > _MAX_EXTENSION:
+                    raise self._damaged(data, f"a header of {size} bytes")
+                if kind == b"L":
+                    long_name = _text(self._read(data, size).split(b"\0", 1)[0])
+                elif kind == b"x":
+                    pax = self._pax(data, size)
+                continue  # of what a global header says, and of the target of a link, nothing is needed
+            if b"path" in pax:
+                name = _text(pax[b"path"])
+            sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)
+            if sparse or kind in (b"M", b"D", b"N"):
+                raise DataError(
+                    f"{self._path}: {name!r:.200} is stored as a sparse or split file, as GNU tar alone does: make the "
+                    "archive again with tar --format=posix and without --sparse"
+                )
+            long_name, pax = None, {}
+            if kind == b"5" or (name.endswith("/") and kind in (b"0", b"\0")):
+                continue
+            name = name.removeprefix("./")
+            yield Member(name, data, size, _problem(name, kind))
+
+    def _read(self, at: int, size: int) -> bytes:
+        begin = at - self._start
+        if begin < 0 or begin + size > len(self._buffer):
+            try:
+                self._buffer = os.pread(self._descriptor, max(_BUFFER, size), at)
+            except OSError as error:
+                raise DataError(f"cannot read {self._path} at byte {at} ({error.strerror})") from error
+            self._start, begin = at, 0
+        if begin + size > len(self._buffer):
+            raise DataError(
+                f"{self._path} breaks off at byte {self._end}, without the empty blocks that end a tar archive; "
+                f"{_AGAIN}"
+            )
+        return self._buffer[begin : begin + size]
+
+    def _size(self, block: bytes, at: int) -> int:
+        field = block[124:136]
+        try:
+            if field[0] == 0x80:  # GNU: a binary number, for 8 GiB and more
+                return int.from_bytes(field[1:], "big")
+            return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+        except ValueError:
+            raise self._damaged(at, f"a member has the size {field!r}") from None
+
+    def _number(self, text: bytes) -> int:
+        if not text.isdigit() or len(text) > 20:
+            raise self._damaged(self._start, f"a pax header has the size {text!r:.40}")
+        return int(text)
+
+    def _pax(self, at: int, size: int) -> dict[bytes, bytes]:
+        """The records "LENGTH KEY=VALUE\\n" of a pax header; the length counts the whole record."""
+        text, found = self._read(at, size), {}
+        while text.rstrip(b"\0"):
+            length, space, _ = text[:20].partition(b" ")
+            if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(text):
+                raise self._damaged(at, "a pax header cannot be read")
+            key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+            found[key] = value
+            text = text[int(length) :]
+        return found
+
+    def _damaged(self, at: int, what: str) -> DataError:
+        return DataError(f"{self._path} is damaged at byte {at} ({what}); {_AGAIN}")
+
+
+def _checksum_is_right(block: bytes) -> bool:
+    if len(block) < _BLOCK:
+        return False
+    try:
+        said = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+    except ValueError:
+        return False
+    return said == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+
+
+def _name(block: bytes) -> str:
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0":  # GNU's own format keeps other things in the place of the prefix
+        prefix = block[345:500].split(b"\0", 1)[0]
+        if prefix:
+            name = prefix + b"/" + name
+    return _text(name)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _problem(name: str, kind: bytes) -> tuple[str, str] | None:
+    if kind in _SPECIAL:
+        return "member_not_a_file", f"{name} is {_SPECIAL[kind]}"
+    if name.startswith("/"):
+        return "member_outside", f"{name} is an absolute path"
+    if ".." in name.split("/"):
+        return "member_outside", f"{name} leads out of the archive"
+    return None

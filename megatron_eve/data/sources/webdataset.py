@@ -1,0 +1,233 @@
+"""Tar shards of pictures: LAION, COYO and others as img2dataset writes them, and SA-1B as it is published.
+
+img2dataset (github.com/rom1504/img2dataset): 000000000.jpg, .txt (the caption) and .json (url, caption, key, status,
+width, height, original_width, original_height, exif, sha256, and what was asked for, such as LICENSE or similarity).
+SA-1B (github.com/facebookresearch/segment-anything): sa_<id>.jpg and sa_<id>.json {image, annotations}; no captions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megatron_eve.data.conversation import IMAGE_TOKEN
+from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
+from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
+from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.sources.tar import Member, check_archive, members
+
+_PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
+_MAX_TEXT = 1 << 24  # bytes of a caption or of a JSON beside a picture
+_MAX_MEMBERS = 1000  # of one key that are looked at, so that a shard of one key does not fill the memory
+_SA1B_HEAD = 1 << 16  # bytes; its "image" comes first, hundreds of KB of masks behind it
+_SA1B_IMAGE = re.compile(r'\s*\{\s*"image"\s*:\s*(?=\{)')
+_SA1B_ANNOTATIONS = re.compile(r'\s*,\s*"annotations"\s*:')
+# Said elsewhere in the record, or about the download alone. EXIF stands in the picture itself.
+_NOT_META = frozenset({"caption", "key", "status", "error_message", "exif"})
+
+
+class _Payload(NamedTuple):
+    """Members of one row: (name, offset, size) of each."""
+
+    key: str
+    picture: tuple[str, int, int]
+    caption: tuple[str, int, int] | None
+    metadata: tuple[str, int, int] | None
+
+
+class WebdatasetSource:
+    """Pairs of a picture and a caption from tar shards.
+
+    The members of a row have one name up to the first dot behind the last slash, its key, and stand one behind the
+    other (github.com/webdataset/webdataset). A row without .txt takes the caption of its .json; one without either, as
+    all of SA-1B, is a picture with an empty caption. `meta` is what the .json says, without exif; its `sha256` is of
+    the file that was downloaded, which img2dataset then resizes, so no picture's own digest is known.
+
+    Args:
+        files: plain tar archives.
+        image_root: not used, pictures are in the archives.
+
+    Raises:
+        DataError: while iterating, a file is not a whole, plain tar archive. All of them are looked at first.
+    """
+
+    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
+        self._files = [Path(file) for file in files]
+        self._position = 0
+        self._open: tuple[str, int] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all archives."""
+        return sum(file.stat().st_size for file in self._files)
+
+    @property
+    def position(self) -> int:
+        """Bytes up to the last row."""
+        return self._position
+
+    def rows(self) -> Iterator[RawRow]:
+        """One row for each key."""
+        for file in self._files:  # a broken one must not show after a night of work
+            check_archive(file)
+        before = 0
+        for file in self._files:
+            for number, group in enumerate(_groups(members(file)), start=1):
+                self._position = before + group[-1].offset + group[-1].size
+                payload, problem = _payload(group)
+                yield RawRow(str(file), number, payload, problem)
+            before += file.stat().st_size
+            self._position = before
+
+    def record(self, row: RawRow) -> Record:
+        """The picture of a key with its caption.
+
+        Raises:
+            SkipRow: the row had a problem, its download failed, or its JSON or caption cannot be read.
+        """
+        if row.problem is not None:
+            raise SkipRow(*row.problem)
+        found: _Payload = row.payload
+        try:
+            return self._record(row, found)
+        except SkipRow as skip:
+            skip.id, skip.image = found.key, found.picture[0]
+            raise
+
+    def _record(self, row: RawRow, found: _Payload) -> Record:
+        meta = self._metadata(row.file, found.metadata)
+        if meta.get("status") not in (None, "success"):
+            detail = f"status {meta['status']!s:.40}: {meta.get('error_message')!s:.200}"
+            raise SkipRow("download_failed", detail)
+        if found.caption is not None:
+            caption = plain_text(
+                _decoded(self._text(row.file, found.caption), found.caption[0]), found.caption[0]
+            )
+        else:
+            given = meta.get("caption")
+            caption = "" if given is None else plain_text(given, "caption")
+        data = self._read(row.file, *found.picture)
+        return Record(
+            id=found.key,
+            source=source_name(row.file),
+            kind="pair",
+            images=[ImageFile(data, path=found.picture[0])],
+            turns=[{"from": "gpt", "value": IMAGE_TOKEN + caption}],
+            meta={key: value for key, value in meta.items() if key not in _NOT_META and value is not None},
+        )
+
+    def _metadata(self, file: str, member: tuple[str, int, int] | None) -> dict[str, Any]:
+        if member is None:
+            return {}
+        name, offset, size = member
+        head = self._read(file, name, offset, min(size, _SA1B_HEAD))
+        image = _sa1b_image(head)
+        if image is not None:
+            return image
+        if size > len(head):
+            head = self._text(file, member)
+        return parse_object(head, name)
+
+    def _text(self, file: str, member: tuple[str, int, int]) -> bytes:
+        name, offset, size = member
+        if size > _MAX_TEXT:
+            raise SkipRow("member_too_large", f"{name} has {size} bytes, more than {_MAX_TEXT >> 20} MiB")
+        return self._read(file, name, offset, size)
+
+    def _read(self, file: str, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a member; the archive stays open for the next row."""
+        try:
+            if self._open is None or self._open[0] != file:
+                self.close()
+                self._open = (file, os.open(file, os.O_RDONLY))
+            parts, left = [], size
+            while left:  # one call gives at most 2 GiB, and on some file systems less than asked for
+                part = os.pread(self._open[1], left, offset + size - left)
+                if not part:
+                    raise SkipRow("image_unreadable", f"{name}: the archive ends before it")
+                parts.append(part)
+                left -= len(part)
+        except OSError as error:
+            raise SkipRow("image_unreadable", f"{name} in {file}: {error.strerror}") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close the archive that is open for reading."""
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Key and suffix in lower case; no suffix for what belongs to no row, such as LICENSE or ._000.jpg."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower() if stem else ""
+
+
+def _groups(found: Iterator[Member]) -> Iterator[list[Member]]:
+    """Members of one key that stand one behind the other; what belongs to no row is passed over if it is a file."""
+    group: list[Member] = []
+    last = None
+    for member in found:
+        key, suffix = _key(member.name)
+        if not suffix and member.problem is None:
+            continue
+        if group and key != last:
+            yield group
+            group = []
+        last = key
+        if len(group) < _MAX_MEMBERS:
+            group.append(member)
+    if group:
+        yield group
+
+
+def _payload(group: list[Member]) -> tuple[_Payload | None, tuple[str, str] | None]:
+    """What a worker needs of a key's members, or why they are no row."""
+    found: dict[str, tuple[str, int, int]] = {}
+    key = ""
+    for member in group:
+        if member.problem is not None:
+            return None, member.problem
+        key, suffix = _key(member.name)
+        part = "picture" if suffix in _PICTURES else suffix
+        if part in found and part in ("picture", "txt", "json"):
+            return None, ("key_twice", f"{found[part][0]} and {member.name} have one key")
+        found[part] = (member.name, member.offset, member.size)
+    picture = found.get("picture")
+    if picture is None:
+        names = ", ".join(member.name for member in group[:5])
+        return None, ("key_without_picture", f"{names:.200} without a picture beside it")
+    if picture[2] > MAX_ROW_BYTES:
+        return None, ("image_file_too_large", f"{picture[0]} has {picture[2]} bytes")
+    return _Payload(key, picture, found.get("txt"), found.get("json")), None
+
+
+def _decoded(text: bytes, name: str) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
+
+
+def _sa1b_image(head: bytes) -> dict[str, Any] | None:
+    """The object "image" at the beginning of a JSON of SA-1B; None for another JSON. The masks are not parsed."""
+    text = head.decode("utf-8", "replace")
+    begin = _SA1B_IMAGE.match(text)
+    if begin is None:
+        return None
+    try:
+        image, end = json.JSONDecoder().raw_decode(text, begin.end())
+    except (ValueError, RecursionError):
+        return None
+    return image if _SA1B_ANNOTATIONS.match(text, end) else None
