@@ -21,7 +21,7 @@ from tests.golden_dir import find_golden
 ROOT = Path(__file__).parents[1]
 # argparse shows the usage before its one line.
 MOST_LINES = {
-    "pretrain": 1, "preflight": 1, "preprocess_data": 16, "merge_datasets": 8,
+    "pretrain": 1, "preflight": 1, "preprocess_data": 16, "merge_datasets": 8, "inspect_data": 8,
     "convert_checkpoint": 16, "generate": 16, "chat": 12,
 }  # fmt: skip
 
@@ -104,6 +104,14 @@ MISTAKES = [
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {set}", "{set} is named 2 times"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {root}/x", "{root}/x_dataset.json is missing"),
     Mistake("merge_datasets", "--output-prefix {set} {set}", "is a dataset with files of its own"),
+    Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
+    Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
+    Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),
+    Mistake("inspect_data", "{set} --tokenizer-model {tokenizer}", "set_dataset.json was made with another tokenizer"),
+    Mistake("inspect_data", "{set} --sample -1", "--sample -1: must be 0 or more"),
+    Mistake("inspect_data", "{set} --check --workers 0", "--workers 0: must be 1 or more"),
+    Mistake("inspect_data", "{set} --output-dir {recipe}", "--output-dir {recipe}: is a file; name a folder"),
+    Mistake("inspect_data", "", "required: PREFIX"),
     Mistake("convert_checkpoint", "import --source {root}/x --target {root}/y", "{root}/x"),
     Mistake("convert_checkpoint", "import --source {root} --target {run}", "{run}: holds a run already"),
     Mistake("convert_checkpoint", "import --source {root} --target {recipe}", "{recipe}: is a file"),

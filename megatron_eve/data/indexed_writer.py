@@ -5,7 +5,6 @@ megatron-core is imported only when a writer is made, since that takes seconds.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megatron_eve.data.content_digest import ContentDigest
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.dataset_format import (
     IMAGE_DTYPE,
@@ -33,7 +33,6 @@ from megatron_eve.data.dataset_format import (
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 
-_HASHED_END = 4096  # bytes at each end of an image file that go into the digest of the content
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
 
@@ -68,7 +67,7 @@ class DatasetWriter:
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
         self._tokens = self._text_tokens = self._labels = self._cut = 0
         self._longest = (0, 0)  # (sample, tokens)
-        self._content = hashlib.sha256()
+        self._content = ContentDigest()
 
     @property
     def num_samples(self) -> int:
@@ -101,15 +100,13 @@ class DatasetWriter:
             length += geometry.tokens - 1
             self._image.add(np.frombuffer(image.data, dtype=np.uint8))
             self._images.add((image.width, image.height, len(image.data)))
-            # The ends of a file tell it from another; all of its bytes would take as long as writing them.
-            ends = image.data[:_HASHED_END] + image.data[-_HASHED_END:]
-            self._content.update(b"%d %d %d " % (image.width, image.height, len(image.data)) + ends)
+            self._content.add_image(image.width, image.height, image.data)
         num_labels = int(np.count_nonzero(targets[1:] != IGNORE_INDEX))
         if length > self._longest[1]:
             self._longest = (self.num_samples, length)
         text = np.concatenate([ids, targets]).astype(np.int32)
         self._text.add(text)
-        self._content.update(b"%d " % len(ids) + text.tobytes())
+        self._content.add_text(ids, targets)
         self._samples.add((length, len(ids), num_labels, len(images), first_image))
         self._tokens += length
         self._text_tokens += len(ids)

@@ -164,6 +164,11 @@ class MergedDataset(JoinedDataset):
         super().__init__(parts)
         self.info = info
 
+    @property
+    def parts(self) -> list[AnyDataset]:
+        """The datasets that hold its samples, in their order."""
+        return list(self._datasets)
+
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""
         for dataset in self._datasets:

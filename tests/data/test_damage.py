@@ -16,6 +16,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
 from megatron_eve.data.images.decode import decode_image
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
+from megatron_eve.data.inspecting.checking import Tally, check_dataset
+from megatron_eve.data.inspecting.inspection import write_inspection
 from megatron_eve.data.loader import StepLoader
 from tests.data.helpers import MINI_SETTINGS, encoded, picture
 
@@ -116,6 +118,29 @@ def test_damage_is_said_or_harmless(
             read_everything(Path(folder) / "set", mmap)
         except DataError as error:
             assert f"{folder}/set" in str(error)  # the file is named
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(harms=st.lists(damage(), min_size=1, max_size=3))
+def test_a_look_at_a_damaged_dataset_comes_to_its_end(
+    prefix: Path, harms: list[tuple[str, str, int, bytes]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "set"
+        for path in prefix.parent.iterdir():
+            shutil.copy(path, folder)
+        for harm in harms:
+            inflict(copy, harm)
+        try:
+            dataset = IndexedVisionDataset(copy)
+        except DataError:
+            return
+        tally = Tally()
+        damages = list(check_dataset(dataset, tally, workers=2, advance=lambda num_bytes: None))
+        assert tally.damaged == len(damages) and all(folder in str(damage) for damage in damages)
+        assert write_inspection(
+            dataset, "set", Path(folder) / "look", list(range(len(dataset))), None
+        ).exists()
 
 
 @pytest.mark.parametrize(

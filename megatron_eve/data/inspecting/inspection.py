@@ -1,0 +1,75 @@
+"""Write the page about a dataset and its sample rows. `tools/inspect_data.py` is the command."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.inspecting.drawing import MOST_PICTURES, draw_row
+from megatron_eve.data.inspecting.layout import RowLayout, row_layout
+from megatron_eve.data.inspecting.page import Sample, dataset_page
+from megatron_eve.data.inspecting.pictures import read_picture
+from megatron_eve.data.inspecting.statistics import read_statistics
+from megatron_eve.data.joined import AnyDataset
+from megatron_eve.data.tokenizer import Tokenizer
+
+PAGE = "index.html"
+
+
+def draw_sample(dataset: AnyDataset, size: int, seed: int) -> list[int]:
+    """Numbers of rows drawn at random without repetition, rising; all rows if there are no more than `size`."""
+    size = min(size, len(dataset))
+    # Not Generator.choice, which makes a permutation of all rows.
+    random, rows = np.random.default_rng(seed), set[int]()
+    if 2 * size > len(dataset):
+        return sorted(random.permutation(len(dataset))[:size].tolist())
+    while len(rows) < size:
+        rows.add(int(random.integers(len(dataset))))
+    return sorted(rows)
+
+
+def write_inspection(
+    dataset: AnyDataset, prefix: str, folder: Path, rows: list[int], tokenizer: Tokenizer | None
+) -> Path:
+    """Write index.html and row_N.png of each row; returns the page.
+
+    A damaged row is named on the page with the reason, a damaged picture in its place.
+
+    Args:
+        dataset: an open dataset.
+        prefix: as it is called.
+        folder: is made where it is not there.
+        rows: to be drawn.
+        tokenizer: the one that the dataset was made with; None shows token ids.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = []
+    for row in rows:
+        try:
+            layout = row_layout(dataset, row, tokenizer)
+        except DataError as error:
+            samples.append(Sample(row, problem=str(error)))
+            continue
+        stream = BytesIO()
+        draw_row(layout, read_pictures(dataset, layout)).save(stream, "PNG", optimize=True)
+        (folder / f"row_{row}.png").write_bytes(stream.getvalue())
+        samples.append(Sample(row, layout, stream.getvalue()))
+    page = folder / PAGE
+    text = dataset_page(dataset, prefix, read_statistics(dataset), samples, ids_only=tokenizer is None)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def read_pictures(dataset: AnyDataset, row: RowLayout) -> list[Image.Image | str]:
+    """A row's first pictures, as many as are drawn; for one that is damaged, why."""
+    pictures: list[Image.Image | str] = []
+    for image in row.images[:MOST_PICTURES]:
+        try:
+            pictures.append(read_picture(dataset, image))
+        except (DataError, SkipRow) as error:
+            pictures.append(str(error))
+    return pictures

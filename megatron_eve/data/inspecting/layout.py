@@ -1,0 +1,195 @@
+"""What a row of a dataset shows: its pieces of text in their order, who says each, and whether it trains.
+
+Drawing (`drawing`) and the page (`page`) both show this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, VICUNA_SYSTEM
+from megatron_eve.data.dataset_format import MANIFEST
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.joined import AnyDataset
+from megatron_eve.data.tokenizer import Tokenizer
+
+Role = Literal["system", "user", "assistant"]
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_EMPTY_ANSWER = re.compile(r"ASSISTANT:(?=USER:)|ASSISTANT:$")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token, or several that together are one character.
+
+    Attributes:
+        text: what it stands for, unprintable characters as escapes such as \\u200b; a newline stays one.
+        role: who says it.
+        trains: its label is the token itself.
+        image: number of the picture within the row, from 0, that a placeholder stands for; None for text.
+        tokens: how many tokens it is.
+    """
+
+    text: str
+    role: Role
+    trains: bool
+    image: int | None = None
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What one row shows.
+
+    Attributes:
+        row: its number in the dataset.
+        name: what messages call it.
+        pieces: its text.
+        images: numbers of its images in the dataset.
+        image_tokens: tokens that each of them becomes.
+        text_length: tokens with an image counted as one.
+        length: tokens once images are expanded.
+        labels: labels that train.
+    """
+
+    row: int
+    name: str
+    pieces: list[Piece]
+    images: list[int]
+    image_tokens: list[int]
+    text_length: int
+    length: int
+    labels: int
+
+
+def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: Tokenizer) -> None:
+    """Refuse another tokenizer than the one that a dataset was made with.
+
+    Raises:
+        DataError: naming both files.
+    """
+    made_with = dataset.info.tokenizer_sha256
+    if tokenizer.sha256 != made_with:
+        raise DataError(
+            f"{prefix}{MANIFEST} was made with another tokenizer (sha256 {made_with[:12]}..., that of {tokenizer.path} "
+            f"is {tokenizer.sha256[:12]}...): give that one as --tokenizer-model, or none to see token ids"
+        )
+
+
+def row_layout(dataset: AnyDataset, row: int, tokenizer: Tokenizer | None) -> RowLayout:
+    """Lay out one row. Without a tokenizer its text is token ids.
+
+    Raises:
+        DataError: the row is damaged.
+    """
+    tokens, labels = dataset.text(row)
+    record = dataset.samples[row]
+    first, count = int(record["first_image"]), int(record["num_images"])
+    images = list(range(first, first + count))
+    if tokenizer is None:
+        pieces = _ids(tokens, labels)
+    else:
+        pieces = _with_roles(list(_decoded(tokens, labels, tokenizer)), dataset.info.template)
+    return RowLayout(
+        row=row,
+        name=dataset.sample_name(row),
+        pieces=pieces,
+        images=images,
+        image_tokens=[dataset.image_geometry(image).tokens for image in images],
+        text_length=int(record["text_length"]),
+        length=int(record["length"]),
+        labels=int(record["labels"]),
+    )
+
+
+def escaped(text: str) -> str:
+    """A text with the characters that show nothing, or change what stands around them, as escapes."""
+    return "".join(one if one.isprintable() or one == "\n" else _escape(one) for one in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Piece]:
+    """The ids themselves. Who says a token is not known without its text; what trains is the assistant's."""
+    pieces, image = [], 0
+    for token, label in zip(tokens.tolist(), labels.tolist(), strict=True):
+        trains = label != IGNORE_INDEX
+        role: Role = "assistant" if trains else "user"
+        if token == IMAGE_TOKEN_ID:
+            pieces.append(Piece(f"[image {image + 1}]", role, trains, image))
+            image += 1
+        else:
+            pieces.append(Piece(f"{token} ", role, trains))
+    return pieces
+
+
+def _decoded(
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], tokenizer: Tokenizer
+) -> Iterator[tuple[str, bool, int | None, int]]:
+    """Text, whether it trains, image and number of tokens of each piece."""
+    names = [name for name, _ in tokenizer.pieces()]
+    data, data_trains, image = bytearray(), False, 0
+    for token, label in zip(tokens.tolist(), labels.tolist(), strict=True):
+        trains = label != IGNORE_INDEX
+        byte = _BYTE_PIECE.fullmatch(names[token]) if token >= 0 else None
+        if data and (byte is None or trains != data_trains):
+            yield from _from_bytes(bytes(data), data_trains)
+            data.clear()
+        if byte:
+            data.append(int(byte[1], 16))
+            data_trains = trains
+        elif token == IMAGE_TOKEN_ID:
+            yield f"[image {image + 1}]", trains, image, 1
+            image += 1
+        else:
+            yield escaped(names[token].replace("\u2581", " ")), trains, None, 1
+    if data:
+        yield from _from_bytes(bytes(data), data_trains)
+
+
+def _from_bytes(data: bytes, trains: bool) -> Iterator[tuple[str, bool, int | None, int]]:
+    """Characters of byte tokens; what is not UTF-8 as \\xff, byte by byte."""
+    for character in data.decode("utf-8", errors="surrogateescape"):
+        if "\udc80" <= character <= "\udcff":
+            yield f"\\x{ord(character) - 0xDC00:02x}", trains, None, 1
+        else:
+            yield escaped(character), trains, None, len(character.encode())
+
+
+def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) -> list[Piece]:
+    """Say who says each piece. What trains is the assistant's, so a "USER:" inside an answer or a question is text."""
+    roles: list[Role] = ["assistant" if trains else "user" for _, trains, _, _ in pieces]
+    if template == "vicuna_v1":
+        starts = np.cumsum([0, *(len(text) for text, _, _, _ in pieces)]).tolist()
+        whole = "".join(text for text, _, _, _ in pieces)
+        system = whole.find(VICUNA_SYSTEM)
+        end = system + len(VICUNA_SYSTEM) if system >= 0 else 0
+        begin = 0
+        while begin < len(pieces):  # stretches that train and that do not
+            stop = begin
+            while stop < len(pieces) and pieces[stop][1] == pieces[begin][1]:
+                stop += 1
+            if not pieces[begin][1]:
+                said = whole[starts[begin] : starts[stop]]
+                for found in _EMPTY_ANSWER.finditer(said.rstrip()):
+                    low, high = starts[begin] + found.start(), starts[begin] + found.end()
+                    for number in range(begin, stop):
+                        if low < starts[number + 1] and starts[number] < high:
+                            roles[number] = "assistant"
+            begin = stop
+        for number, start in enumerate(starts[:-1]):
+            if start < end:
+                roles[number] = "system"
+    return [
+        Piece(text, role, trains, image, tokens)
+        for (text, trains, image, tokens), role in zip(pieces, roles, strict=True)
+    ]
