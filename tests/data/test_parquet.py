@@ -41,7 +41,8 @@ def records(path: Path) -> list[Record | str]:
 def test_records_there_and_back(tmp_path: Path) -> None:
     written = [
         Record("a", "coyo/0", "pair", [ImageFile(PICTURE, "a.jpg", "ab" * 32)],
-               [{"from": "gpt", "value": "<image>A car."}], {"url": "http://x", "similarity": 0.25, "tags": ["x"], "nothing": None}),
+               [{"from": "gpt", "value": "<image>A car."}],
+               {"url": "http://x", "similarity": 0.25, "tags": ["x"], "nothing": None}),
         Record(None, "mmc4", "interleaved", [ImageFile(path="b.jpg"), ImageFile(PICTURE)],
                [{"from": "gpt", "value": "One <image> two 猫 <image>"}]),
         Record("c", "flan", "text", [], [{"from": "gpt", "value": "A text."}]),
