@@ -17,6 +17,9 @@
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   sbatch --array=0-99 slurm/preprocess_data.sh --template plain
 #
+# DALI decodes on a GPU where the task has one, which --gpus-per-node=1 asks for:
+#   ... sbatch --array=0-99 --gpus-per-node=1 slurm/preprocess_data.sh --template plain --image-storage jpeg --image-decoder dali
+#
 # The parts become one dataset without copying them:
 #   .venv/bin/python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json;  DATA=data/all sbatch ...
 set -euo pipefail
@@ -81,6 +84,13 @@ if [[ -e ${prefix}_dataset.json ]]; then
 fi
 mkdir -p "$OUT"
 echo "== job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID: $file -> $prefix, $(date -Is)"
+if [[ " $* " =~ " --image-decoder"[\ =]"dali " ]]; then
+    if ((${SLURM_GPUS_ON_NODE:-0})); then
+        echo "== GPUs of this task, for DALI: $SLURM_GPUS_ON_NODE"
+    else
+        echo "warning: this task has no GPU and DALI decodes on the CPU: submit it with sbatch --gpus-per-node=1"
+    fi
+fi
 srun_step "$PYTHON" tools/preprocess_data.py --input "$file" ${IMAGES:+--image-root "$IMAGES"} --tokenizer-model "$TOKENIZER" \
     --output-prefix "$prefix" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"
 finish

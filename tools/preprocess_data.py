@@ -111,6 +111,40 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out larger pictures, width x height, before decoding them (default: %(default)s)",
     )
+    storage = parser.add_argument_group("how images are stored")
+    storage.add_argument(
+        "--image-storage",
+        choices=("encoded", "jpeg", "pixels"),
+        default=PreprocessConfig.image_storage,
+        help="encoded: the files as they are; jpeg: JPEG files at --image-size where that is smaller; pixels: decoded, "
+        "for --image-size, --teacher-size and --teacher-patch-size alone (default: %(default)s)",
+    )
+    storage.add_argument(
+        "--image-decoder",
+        choices=("auto", "dali", "threads", "pillow"),
+        default=PreprocessConfig.image_decoder,
+        help="for jpeg and pixels; auto: DALI where there is a GPU, else threads (default: %(default)s)",
+    )
+    storage.add_argument(
+        "--jpeg-quality",
+        type=int,
+        default=PreprocessConfig.jpeg_quality,
+        metavar="Q",
+        help="of jpeg, 1 to 100 (default: %(default)s)",
+    )
+    storage.add_argument(
+        "--jpeg-subsampling",
+        choices=("420", "444"),
+        default=PreprocessConfig.jpeg_subsampling,
+        help="of jpeg's colours: 420 halves their width and height, 444 keeps them (default: %(default)s)",
+    )
+    storage.add_argument(
+        "--teacher-patch-size",
+        type=int,
+        default=PreprocessConfig.teacher_patch_size,
+        metavar="PX",
+        help="side of the teacher's own patches, for pixels (default: %(default)s)",
+    )
     parser.add_argument(
         "--workers",
         type=int,

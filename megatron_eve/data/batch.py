@@ -30,6 +30,7 @@ from megatron_eve.data.images.backends import (
     Prepared,
     stand_in,
 )
+from megatron_eve.data.images.patches import padded_square
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1
@@ -63,6 +64,9 @@ class VisionDataset(Protocol):
 
     def image_bytes(self, image: int) -> bytes:
         """The image file."""
+
+    def stored_pixels(self, image: int) -> Any:
+        """The image as stored already decoded (`indexed.StoredPixels`), or None where it is a file."""
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""
@@ -308,23 +312,34 @@ def _decode(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, dict[int, str]]:
     """Patches [P, 588] of the given images, this rank's share of them for the teacher, and what was damaged.
 
-    Each image is decoded once; one that cannot be is replaced by its stand-in.
+    Each file is decoded once; one that cannot be is replaced by its stand-in. Stored pixels are taken as they are.
     """
     settings = decode_settings(dataset, teacher)
     share = teacher.images(len(image_rows)) if teacher else range(0)
     wanted = [i for i in range(len(image_rows)) if with_pixels or i in share]
-    tasks = [
-        ImageTask(dataset.image_bytes(image_rows[i]), geometries[i], with_pixels, i in share) for i in wanted
-    ]
-    prepared: list[Prepared] = []
+    found: dict[int, Prepared] = {}
+    tasks: dict[int, ImageTask] = {}
+    for i in wanted:
+        stored = dataset.stored_pixels(image_rows[i])
+        if stored is None:
+            tasks[i] = ImageTask(dataset.image_bytes(image_rows[i]), geometries[i], with_pixels, i in share)
+            continue
+        square = None
+        if i in share:
+            square = padded_square(stored.teacher_picture, settings.teacher_side, settings.teacher_patch_size)
+        found[i] = Prepared(
+            torch.from_numpy(stored.patches) if with_pixels else None,
+            None if square is None else torch.from_numpy(square),
+        )
     damaged: dict[int, str] = {}
-    for i, task, result in zip(
-        wanted, tasks, (decoder or PillowDecoder(settings)).prepare(tasks), strict=True
-    ):
-        if isinstance(result, ImageError):
-            damaged[image_rows[i]] = f"{dataset.image_name(image_rows[i])}: {result}"
-            result = stand_in(task, settings)
-        prepared.append(result)
+    if tasks:
+        results = (decoder or PillowDecoder(settings)).prepare(list(tasks.values()))
+        for (i, task), result in zip(tasks.items(), results, strict=True):
+            if isinstance(result, ImageError):
+                damaged[image_rows[i]] = f"{dataset.image_name(image_rows[i])}: {result}"
+                result = stand_in(task, settings)
+            found[i] = result
+    prepared = [found[i] for i in wanted]
     patches = [one.patches for one in prepared if one.patches is not None]
     squares = [one.square for one in prepared if one.square is not None]
     side = settings.teacher_side

@@ -4,11 +4,15 @@ A dataset is a prefix, OUT, and these files:
 
     OUT_text.bin, .idx    megatron-core IndexedDataset, int32; row i is sample i: n token ids, then n labels
     OUT_image.bin, .idx   megatron-core IndexedDataset, uint8; row j is image j, the bytes of its file
+    OUT_pixels.bin, .idx  the same, in place of OUT_image: row j is image j decoded, see `IMAGE_STORAGES`
     OUT_samples.npy       SAMPLE_DTYPE [samples]
     OUT_images.npy        IMAGE_DTYPE [images]
     OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
 
-The three image parts are absent when no sample has an image.
+The image parts are absent when no sample has an image.
+
+The manifest's `parts` names the indexed datasets OUT_<name>.bin and .idx beside the text, and says what each was made
+with. A part that this version does not know is left alone, so a later version may add one.
 """
 
 from __future__ import annotations
@@ -29,7 +33,19 @@ from numpy.typing import NDArray
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has neither `image_storage` nor `parts`: its images are files as they were."""
+
+IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
+"""How images are stored.
+
+- encoded: the files as they were, in OUT_image.
+- jpeg: JPEG files at the model's size where that is smaller, else the files as they were, in OUT_image.
+- pixels: decoded, in OUT_pixels: the model's patches, uint8 [P, 588] (see `cut_patches`), then the teacher's picture
+  without margins, uint8 [height, width, 3].
+"""
+PIXELS = "pixels"
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -44,6 +60,7 @@ IMAGE_DTYPE = np.dtype([("width", "<i4"), ("height", "<i4"), ("num_bytes", "<i8"
 
 TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
 IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
+PIXEL_PARTS = ("_pixels.bin", "_pixels.idx", "_images.npy")
 MANIFEST = "_dataset.json"
 PARTIAL = ".partial"
 """Ends the name of a file that is not finished."""
@@ -64,7 +81,10 @@ _INDEX_DTYPES = {1: np.dtype(np.uint8), 4: np.dtype(np.int32)}
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """What a dataset was made with. Sizes in pixels; lengths in tokens, an image being one."""
+    """What a dataset was made with. Sizes in pixels; lengths in tokens, an image being one.
+
+    `image_storage` is one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ in it.
+    """
 
     template: str
     image_size: int
@@ -74,6 +94,7 @@ class DatasetSettings:
     max_pixels: int
     tokenizer_sha256: str
     vocab_size: int
+    image_storage: str = "encoded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +106,8 @@ class DatasetInfo(DatasetSettings):
         num_text_tokens: the same with an image counted as one.
         num_labels: labels that train, after the shift.
         num_cut: samples cut at `model_max_length`.
-        text_bytes, image_bytes: sizes of the two .bin files.
+        text_bytes, image_bytes: sizes of OUT_text.bin and OUT_image.bin.
+        parts: by its name, what each indexed dataset beside the text was made with, its `dtype` and its `bytes`.
         longest_sample, longest_length: the sample with most expanded tokens, and how many.
         num_rows: rows of the input that were read.
         skipped: rows left out, by reason.
@@ -110,7 +132,15 @@ class DatasetInfo(DatasetSettings):
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     content_sha256: str = ""
     datasets: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the .bin file that holds the images."""
+        if self.image_storage == PIXELS:
+            return int(self.parts.get(PIXELS, {}).get("bytes", 0))
+        return self.image_bytes
 
     def to_json(self) -> str:
         """The text of the manifest file."""
@@ -134,15 +164,27 @@ def read_info(prefix: str) -> DatasetInfo:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path} is of format version {version!r} and this code reads version {FORMAT_VERSION}: "
+            f"{path} is of format version {version!r} and this code reads versions 1 and {FORMAT_VERSION}: "
             "make the dataset again with this version's tools/preprocess_data.py"
         )
     try:
-        return DatasetInfo(**content)
+        info = DatasetInfo(**content)
     except TypeError as error:
         raise DataError(f"{path} is not a manifest this version wrote ({error}): {AGAIN}") from error
+    if info.image_storage not in (*IMAGE_STORAGES, "mixed"):
+        raise DataError(
+            f"{path} has image storage {info.image_storage!r} and this code reads {', '.join(IMAGE_STORAGES)}: "
+            "make the dataset again with this version's tools/preprocess_data.py"
+        )
+    if info.image_storage == PIXELS and info.num_images and not info.datasets:
+        part = info.parts.get(PIXELS) if isinstance(info.parts, dict) else None
+        if not isinstance(part, dict) or not all(
+            isinstance(part.get(key), int) for key in ("bytes", "teacher_patch_size")
+        ):
+            raise DataError(f"{path} does not say what its part {PIXELS!r} was made with: {AGAIN}")
+    return info
 
 
 def publish(path: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from megatron_eve.data.dataset_format import (
     IMAGE_DTYPE,
     MANIFEST,
     MAX_PADDING_ROWS,
+    PIXELS,
     SAMPLE_DTYPE,
     DatasetInfo,
     DatasetSettings,
@@ -30,10 +31,19 @@ from megatron_eve.data.dataset_format import (
     row_problem,
 )
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
 from megatron_eve.data.indexed_writer import DatasetWriter, StoredImage
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
+
+
+class StoredPixels(NamedTuple):
+    """An image that is stored decoded, as uint8 arrays."""
+
+    patches: NDArray[np.uint8]
+    """[geometry.patches, 588], see `cut_patches`."""
+    teacher_picture: NDArray[np.uint8]
+    """[height, width, 3], the teacher's picture without margins."""
 
 
 class IndexedVisionDataset:
@@ -60,7 +70,9 @@ class IndexedVisionDataset:
         self.images: NDArray[Any] = np.empty(0, dtype=IMAGE_DTYPE)
         if info.num_images:
             self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
-            check_index(self.prefix + "_image", np.dtype(np.uint8), info.num_images, info.image_bytes)
+            check_index(
+                self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
+            )
         self._mmap_bin_files = mmap_bin_files
 
     @cached_property
@@ -69,7 +81,12 @@ class IndexedVisionDataset:
 
     @cached_property
     def _image(self) -> Any:
-        return self._megatron_dataset("_image") if self.info.num_images else None
+        return self._megatron_dataset(self._image_part) if self.info.num_images else None
+
+    @property
+    def _image_part(self) -> str:
+        """What ends the names of the files that hold the images."""
+        return "_pixels" if self.info.image_storage == PIXELS else "_image"
 
     def _megatron_dataset(self, part: str) -> Any:
         return megatron_datasets("indexed_dataset").IndexedDataset(
@@ -124,14 +141,46 @@ class IndexedVisionDataset:
         raise DataError(f"record {index} of {self.prefix}_samples.npy says {problem}; {AGAIN}")
 
     def image_bytes(self, image: int) -> bytes:
-        """The file of image `image`, as it was.
+        """The file of image `image`, as it is stored.
+
+        Raises:
+            IndexError: no such image.
+            DataError: the row does not match its record, or the images are stored as pixels.
+        """
+        record = self.images[_checked_index(image, len(self.images))]
+        if self.info.image_storage == PIXELS:
+            raise DataError(
+                f"{self.prefix} holds pixels and no image files: preprocess again with --image-storage encoded "
+                "where files are needed"
+            )
+        return self._row(self._image, self._image_part, image, int(record["num_bytes"])).tobytes()
+
+    def stored_pixels(self, image: int) -> StoredPixels | None:
+        """Image `image` as it was decoded when the dataset was made; None where the dataset holds files.
 
         Raises:
             IndexError: no such image.
             DataError: the row does not match its record.
         """
+        if self.info.image_storage != PIXELS:
+            return None
         record = self.images[_checked_index(image, len(self.images))]
-        return self._row(self._image, "_image", image, int(record["num_bytes"])).tobytes()
+        geometry = self.image_geometry(image)
+        side = int(self.info.parts[PIXELS]["teacher_patch_size"])
+        height, width = (
+            pixels // PATCH_SIZE * side for pixels in (geometry.teacher_height, geometry.teacher_width)
+        )
+        values = 3 * PATCH_SIZE * PATCH_SIZE
+        patch_bytes, picture_bytes = geometry.patches * values, height * width * 3
+        if int(record["num_bytes"]) != patch_bytes + picture_bytes:
+            raise DataError(
+                f"record {image} of {self.prefix}_images.npy says {record['num_bytes']} bytes of pixels where its size "
+                f"gives {patch_bytes + picture_bytes}; {AGAIN}"
+            )
+        row = self._row(self._image, self._image_part, image, patch_bytes + picture_bytes)
+        return StoredPixels(
+            row[:patch_bytes].reshape(-1, values), row[patch_bytes:].reshape(height, width, 3)
+        )
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""
@@ -181,6 +230,7 @@ class IndexedVisionDataset:
         vocab_size: int,
         image_size: int,
         teacher_size: int,
+        teacher_patch_size: int | None = None,
     ) -> None:
         """Check that a run can train on this dataset. Samples that are too long for it are left out later.
 
@@ -189,6 +239,7 @@ class IndexedVisionDataset:
             vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
                 pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
             image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
+            teacher_patch_size: of the run's teacher, in pixels, which stored pixels are bound to; None without teacher.
 
         Raises:
             DataError: it cannot; the message names the file, what differs and the remedy.
@@ -217,11 +268,20 @@ class IndexedVisionDataset:
                     f"({flag} {ours}), or preprocess the data with {flag} {theirs}"
                 )
 
+        if info.image_storage == PIXELS and info.num_images and teacher_patch_size is not None:
+            made = info.parts[PIXELS]["teacher_patch_size"]
+            if made != teacher_patch_size:
+                raise DataError(
+                    f"{path} holds pixels for a teacher with patches of {made} pixels and the run's teacher has "
+                    f"{teacher_patch_size}: preprocess the data with --teacher-patch-size {teacher_patch_size}, or "
+                    "with --image-storage encoded, which fits any teacher"
+                )
+
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
         """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""
         pointer, length, _ = indexed.index[int(row)]
         itemsize = np.dtype(indexed.index.dtype).itemsize
-        size = self.info.text_bytes if part == "_text" else self.info.image_bytes
+        size = self.info.text_bytes if part == "_text" else self.info.stored_bytes
         if length != expected or not 0 <= pointer <= size - expected * itemsize:
             raise DataError(
                 f"row {row} of {self.prefix}{part}.idx has {length} values at byte {pointer} where "

@@ -22,6 +22,8 @@ from megatron_eve.data.dataset_format import (
     IMAGE_PARTS,
     MANIFEST,
     PARTIAL,
+    PIXEL_PARTS,
+    PIXELS,
     SAMPLE_DTYPE,
     TEXT_PARTS,
     DatasetInfo,
@@ -39,7 +41,10 @@ MAX_ROW_BYTES = 2**31 - 1
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image file as it goes into a dataset: its bytes, and its size in pixels as it will be decoded."""
+    """An image as it goes into a dataset: its bytes, and its size in pixels as it will be decoded.
+
+    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`).
+    """
 
     data: bytes
     width: int
@@ -55,14 +60,23 @@ class DatasetWriter:
         prefix: where the dataset goes; see `dataset_format` for what is put behind it. A dataset that is
             there already stays whole until `finalise` replaces it.
         settings: recorded in the manifest; token counts follow from its sizes.
+        made_with: of the images, recorded in the manifest's `parts`; "pixels" needs the `teacher_patch_size`.
     """
 
-    def __init__(self, prefix: str | Path, settings: DatasetSettings) -> None:
+    def __init__(
+        self, prefix: str | Path, settings: DatasetSettings, made_with: Mapping[str, Any] | None = None
+    ) -> None:
         self.prefix = str(prefix)
         self.settings = settings
+        self._made_with = dict(made_with or {})
+        as_pixels = settings.image_storage == PIXELS
+        self._part = PIXELS if as_pixels else "image"
+        self._image_parts, self._stale_parts = (
+            (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
+        )
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
         self._text = _IndexedWriter(self.prefix + "_text", np.int32)
-        self._image = _IndexedWriter(self.prefix + "_image", np.uint8)
+        self._image = _IndexedWriter(f"{self.prefix}_{self._part}", np.uint8)
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
         self._tokens = self._text_tokens = self._labels = self._cut = 0
@@ -140,20 +154,23 @@ class DatasetWriter:
             num_labels=self._labels,
             num_cut=self._cut,
             text_bytes=self._text.num_bytes,
-            image_bytes=self._image.num_bytes,
+            image_bytes=0 if self._part == PIXELS else self._image.num_bytes,
             longest_sample=self._longest[0],
             longest_length=self._longest[1],
             num_rows=self.num_samples if num_rows is None else num_rows,
             skipped=dict(skipped or {}),
             skipped_first=dict(skipped_first or {}),
             content_sha256=self._content.hexdigest(),
+            parts=self._described() if self._images.rows else {},
         )
         for writer in (self._text, self._image, self._samples, self._images):
             writer.close()
         Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
         for part in TEXT_PARTS:
             publish(self.prefix + part)
-        for part in IMAGE_PARTS:
+        for part in self._stale_parts:  # of a dataset that stored its images otherwise
+            Path(self.prefix + part).unlink(missing_ok=True)
+        for part in self._image_parts:
             if info.num_images:
                 publish(self.prefix + part)
             else:  # megatron-core cannot map an empty file
@@ -163,11 +180,15 @@ class DatasetWriter:
         publish(self.prefix + MANIFEST)
         return info
 
+    def _described(self) -> dict[str, dict[str, Any]]:
+        """The manifest's `parts`."""
+        return {self._part: {**self._made_with, "dtype": "uint8", "bytes": self._image.num_bytes}}
+
     def abort(self) -> None:
         """Close and remove what was written. Does nothing after `finalise`."""
         for writer in (self._text, self._image, self._samples, self._images):
             writer.discard()
-        for part in (*TEXT_PARTS, *IMAGE_PARTS, MANIFEST):
+        for part in (*TEXT_PARTS, *self._image_parts, MANIFEST):
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:

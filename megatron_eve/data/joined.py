@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from megatron_eve.data.dataset_format import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import ImageGeometry
-from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.indexed import IndexedVisionDataset, StoredPixels
 
 
 class JoinedSamples:
@@ -104,6 +104,11 @@ class JoinedDataset:
         """The file of an image (see `IndexedVisionDataset.image_bytes`)."""
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_bytes(row)
+
+    def stored_pixels(self, image: int) -> StoredPixels | None:
+        """An image as it was decoded when its dataset was made (see `IndexedVisionDataset.stored_pixels`)."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.stored_pixels(row)
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""

@@ -95,6 +95,8 @@ def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> Datas
 
 def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     settings = {field.name: getattr(first, field.name) for field in dataclasses.fields(DatasetSettings)}
+    storages = {info.image_storage for info in infos if info.num_images} or {first.image_storage}
+    settings["image_storage"] = storages.pop() if len(storages) == 1 else "mixed"
     settings["max_pixels"] = max(info.max_pixels for info in infos)
     settings["model_max_length"] = max(info.model_max_length for info in infos)
     counted = (

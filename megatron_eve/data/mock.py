@@ -127,6 +127,9 @@ class MockDataset:
         Image.fromarray(noise).save(file, format="JPEG", quality=75)
         return file.getvalue()
 
+    def stored_pixels(self, image: int) -> None:
+        """Pictures are files here."""
+
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""
         return f"mock sample {index}"

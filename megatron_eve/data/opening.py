@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.config import RunConfig, parse_blend, parse_split
+from megatron_eve.config import RunConfig, parse_blend, parse_split, tower_sizes
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.fitting import PackLimits
 from megatron_eve.data.joined import AnyDataset, JoinedDataset, open_dataset
@@ -59,6 +59,8 @@ class OpenedDatasets:
             "tokenizer_sha256": trained[0].info.tokenizer_sha256,
             "templates": sorted({dataset.info.template for dataset in trained}),
             "apply_exif": trained[0].info.apply_exif,
+            # Other storage is other pixels: it has the same rows, and yet is another dataset.
+            "image storage": [dataset.info.image_storage for dataset in trained],
             "shares": [round(weight / sum(weights), 9) for weight in weights],
             "dropped samples": dropped_fingerprints(self.training),
             "content": [dataset.info.content_sha256 for dataset in trained],
@@ -150,6 +152,7 @@ def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDat
         vocab_size=model.vocab_size,
         image_size=model.image_size,
         teacher_size=model.teacher_size,
+        teacher_patch_size=_teacher_patch_size(config, dataset),
     )
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
@@ -158,3 +161,13 @@ def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDat
             dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
         )
     return dataset
+
+
+def _teacher_patch_size(config: RunConfig, dataset: AnyDataset) -> int | None:
+    """What stored pixels must fit: the side of the teacher's patches; None where no teacher or no pixels are."""
+    alignment = config.alignment
+    if not alignment.patch_aligning or alignment.teacher_model is None:
+        return None
+    if dataset.info.image_storage not in ("pixels", "mixed"):
+        return None
+    return tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code).patch_size

@@ -66,9 +66,13 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         max_pixels=config.max_image_pixels,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
+        image_storage=config.image_storage,
     )
+    storage = config.storage()
+    if storage is not None and (notice := storage.notice()):
+        print(notice, file=sys.stderr)
     with (
-        DatasetWriter(config.output_prefix, settings) as writer,
+        DatasetWriter(config.output_prefix, settings, storage.made_with() if storage else None) as writer,
         _SkippedLog(config.output_prefix) as skipped,
         _progress_bar(source.num_bytes, progress) as bar,
     ):
@@ -99,8 +103,8 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         f"tokens            {info.num_tokens:,} (text alone {info.num_text_tokens:,}; longest sample "
         f"{info.longest_length:,}, row {info.longest_sample} of the dataset)",
         f"tokens that train {info.num_labels:,}",
-        f"bytes             {info.text_bytes + info.image_bytes:,} "
-        f"(text {info.text_bytes:,}, images {info.image_bytes:,})",
+        f"bytes             {info.text_bytes + info.stored_bytes:,} "
+        f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
         f"rows skipped      {sum(info.skipped.values()):,}",
     ]
     if info.skipped:
@@ -176,7 +180,9 @@ def _encode_all(
 ) -> Iterator[EncodedRow | SkippedRow]:
     """Encode rows, in order. Reads only so far ahead as keeps the workers busy."""
     if config.workers == 1:
-        yield from map(RowEncoder(config, source).encode, rows)
+        encoder, alone = RowEncoder(config, source), iter(rows)
+        while chunk := list(islice(alone, _CHUNK)):
+            yield from encoder.encode_chunk(chunk)
         return
     left = iter(rows)
     pending: deque[Future[list[EncodedRow | SkippedRow]]] = deque()
@@ -220,4 +226,4 @@ def _end_with_parent() -> None:
 
 def _encode_chunk(rows: list[RawRow]) -> list[EncodedRow | SkippedRow]:
     assert _encoder is not None
-    return [_encoder.encode(row) for row in rows]
+    return _encoder.encode_chunk(rows)

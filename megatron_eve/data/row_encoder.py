@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.conversation import TEMPLATES
+from megatron_eve.data.dataset_format import IMAGE_STORAGES
 from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
@@ -21,6 +24,10 @@ from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import is_lfs_pointer
+
+if TYPE_CHECKING:
+    from megatron_eve.data.images.backends import BackendName
+    from megatron_eve.data.storage import ImageStore, StorageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,11 @@ class PreprocessConfig:
         workers: processes; 1 works in this one.
         apply_exif: turn pictures upright as their EXIF data says.
         max_image_pixels: larger pictures are left out.
+        image_storage: "encoded", "jpeg" or "pixels", see `dataset_format.IMAGE_STORAGES`.
+        image_decoder: "auto", "dali", "threads" or "pillow", for "jpeg" and "pixels"; "encoded" takes Pillow.
+        jpeg_quality: 1 to 100.
+        jpeg_subsampling: of colours, "420" or "444".
+        teacher_patch_size: side of the teacher's own patches in pixels, which "pixels" are bound to.
     """
 
     input: str | Sequence[str]
@@ -56,6 +68,11 @@ class PreprocessConfig:
     apply_exif: bool = True
     max_image_pixels: int = DEFAULT_MAX_PIXELS
     follow_links: bool = False
+    image_storage: str = "encoded"
+    image_decoder: BackendName = "auto"
+    jpeg_quality: int = 90
+    jpeg_subsampling: str = "420"
+    teacher_patch_size: int = 14
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -78,6 +95,48 @@ class PreprocessConfig:
             raise DataError(f"--model-max-length {self.model_max_length}: use 2 or more")
         if not 1 <= self.max_image_pixels <= MAX_PIXELS_LIMIT:
             raise DataError(f"--max-image-pixels {self.max_image_pixels}: use 1 to {MAX_PIXELS_LIMIT}")
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        if self.image_storage not in IMAGE_STORAGES:
+            raise DataError(f"--image-storage {self.image_storage}: use {' or '.join(IMAGE_STORAGES)}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise DataError(f"--jpeg-quality {self.jpeg_quality}: use 1 to 100")
+        if self.jpeg_subsampling not in ("420", "444"):
+            raise DataError(f"--jpeg-subsampling {self.jpeg_subsampling}: use 420 or 444")
+        if self.teacher_patch_size < 1:
+            raise DataError(f"--teacher-patch-size {self.teacher_patch_size}: use 1 or more")
+        if self.image_storage == "encoded" and self.image_decoder not in ("auto", "pillow"):
+            raise DataError(
+                f"--image-decoder {self.image_decoder}: encoded images are not decoded into the dataset; add "
+                "--image-storage jpeg or pixels, or leave the flag out"
+            )
+        if self.image_decoder == "dali":
+            try:
+                importlib.import_module("nvidia.dali")
+            except ImportError as error:
+                raise DataError(
+                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}); see README (Installing), or use "
+                    "threads"
+                ) from error
+
+    def storage(self) -> StorageSettings | None:
+        """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
+        if self.image_storage == "encoded":
+            return None
+        from megatron_eve.data.images.backends import DecodeSettings
+        from megatron_eve.data.storage import StorageSettings
+
+        return StorageSettings(
+            image_storage=self.image_storage,
+            image_decoder=self.image_decoder,
+            image_size=self.image_size,
+            decode=DecodeSettings(
+                self.apply_exif, self.max_image_pixels, self.teacher_size, self.teacher_patch_size
+            ),
+            jpeg_quality=self.jpeg_quality,
+            jpeg_subsampling=self.jpeg_subsampling,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +174,43 @@ class RowEncoder:
         self._source = source
         self._tokenizer = Tokenizer(config.tokenizer_model)
         self._root = None if config.image_root is None else os.path.realpath(config.image_root)
+        self._judges = True  # pictures are decoded where they are read
+        self._store: ImageStore | None = None
+        if (storage := config.storage()) is not None:
+            from megatron_eve.data.storage import ImageStore
+
+            self._store = ImageStore(storage, workers=config.workers)
+
+    def encode_chunk(self, rows: Sequence[RawRow]) -> list[EncodedRow | SkippedRow]:
+        """Encode rows, in order; their pictures are decoded together where they are stored decoded.
+
+        A row with a picture that cannot be stored is encoded again as with image storage "encoded", so that the same
+        rows are left out, for the same reasons.
+        """
+        if self._store is None:
+            return [self.encode(row) for row in rows]
+        self._judges = False
+        results = [self.encode(row) for row in rows]
+        self._judges = True
+        for number, (row, result) in enumerate(zip(rows, results, strict=True)):
+            # Pictures that were cut off with their text are not stored, but judged like the others.
+            if isinstance(result, SkippedRow) or result.cut:
+                judged = self.encode(row)
+                if isinstance(judged, SkippedRow):
+                    results[number] = judged
+        kept = [(number, result) for number, result in enumerate(results) if isinstance(result, EncodedRow)]
+        stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
+        for number, result in kept:
+            images = [next(stored) for _ in result.images]
+            whole = [image for image in images if isinstance(image, StoredImage)]
+            if len(whole) == len(images):
+                results[number] = replace(result, images=whole)
+                continue
+            judged = self.encode(rows[number])
+            if isinstance(judged, EncodedRow):  # Pillow decides for every decoder, so this is a fault of ours
+                raise RuntimeError(f"a picture was refused that Pillow decodes: {images}")
+            results[number] = judged
+        return results
 
     def encode(self, row: RawRow) -> EncodedRow | SkippedRow:
         """Tokenise the text of a row and decode its images.
@@ -158,6 +254,8 @@ class RowEncoder:
                     f"{row.file}, row {row.number} names the picture {image.path}: give its folder as --image-root"
                 )
             data = read_image_file(self._root, str(image.path), self._config.follow_links)
+        if not self._judges:
+            return StoredImage(data, 0, 0)  # its size is known once it is stored
         decoded = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
         )

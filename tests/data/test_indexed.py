@@ -283,8 +283,11 @@ def test_counts_that_do_not_match_the_manifest(prefix: Path, changes: dict[str, 
     [
         ("{", "cannot be read"),
         ("[]", "format version None"),
-        ('{"format_version": 2}', "format version 2 and this code reads version 1"),
-        ('{"format_version": 1}', "is not a manifest this version wrote"),
+        (
+            '{"format_version": 3}',
+            "format version 3 and this code reads versions 1 and 2: make the dataset again",
+        ),
+        ('{"format_version": 2}', "is not a manifest this version wrote"),
     ],
 )
 def test_manifests_that_are_none(prefix: Path, content: str, message: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -288,6 +289,44 @@ def test_a_task_of_preprocessing_fails_and_only_that_one_again(site: Site) -> No
     assert all(text.rstrip().endswith("is there already: nothing to do") for text in printed)
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert [len(IndexedVisionDataset(str(out / f"part-{number}"))) for number in range(3)] == [1, 1, 1]
+
+
+@needs_slurm
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [1, 0])
+def test_a_task_of_preprocessing_has_a_gpu_for_dali(site: Site, gpus: int) -> None:
+    """The GPU that was asked for reaches the task; what it makes is a dataset of JPEG files."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    folder = site.folder / f"dali{gpus}"
+    (folder / "rows").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (450, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "0.jpg", quality=95)
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a picture"}]
+    (folder / "rows" / "a.json").write_text(json.dumps([{"id": 0, "image": "0.jpg", "conversations": turns}]))
+    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
+    given = {"INPUT": f"{folder}/rows", "IMAGES": str(folder), "TOKENIZER": tokenizer, "OUT": f"{folder}/out"}
+    options = ("--array=0", "--cpus-per-task=1", f"--output={folder}/log")
+    if gpus:
+        options += (f"--gpus-per-node={gpus}",)
+    flags = (
+        "--image-size",
+        "224",
+        "--teacher-size",
+        "112",
+        "--image-storage",
+        "jpeg",
+        "--image-decoder",
+        "dali",
+    )
+    job = site.sbatch("preprocess_data", *flags, options=options, **given)
+    state = site.cluster.wait_for(f"{job}_0", "COMPLETED", "FAILED")
+    printed = (folder / "log").read_text()
+    assert state == "COMPLETED", printed
+    assert ("== GPUs of this task, for DALI: 1\n" in printed) == bool(gpus)
+    assert ("warning: this task has no GPU and DALI decodes on the CPU: submit" in printed) == (not gpus)
+    dataset = IndexedVisionDataset(f"{folder}/out/a")
+    assert (dataset.info.image_storage, dataset.info.parts["image"]["image_decoder"]) == ("jpeg", "dali")
+    assert len(dataset.image_bytes(0)) < (folder / "0.jpg").stat().st_size
 
 
 @needs_slurm

@@ -8,6 +8,7 @@ from megatron_eve.data.images.patches import (
     padded_square,
     resize,
     teacher_square,
+    uncut_patches,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "padded_square",
     "resize",
     "teacher_square",
+    "uncut_patches",
 ]

@@ -73,11 +73,19 @@ class ImageHeader:
         format: Pillow's name of it, one of ACCEPTED_FORMATS.
         plain: every decoder gives the same stored pixels, see `is_plain`; other files are Pillow's.
         orientation: by which a plain file is turned upright; 1 is upright already.
+        width, height: as stored, in pixels.
     """
 
     format: str
     plain: bool
     orientation: int
+    width: int
+    height: int
+
+    def upright_size(self, apply_exif: bool) -> tuple[int, int]:
+        """Width and height in pixels of a plain file as it will be decoded."""
+        turn = TURNS.get(self.orientation) if apply_exif else None
+        return (self.height, self.width) if turn is not None and turn.transpose else (self.width, self.height)
 
 
 class ImageError(SkipRow):
@@ -123,7 +131,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
     plain = is_plain(image, data)
     # Pillow decodes a PNG to find its orientation; a plain one has none.
     turned = plain and image.format != "PNG"
-    return ImageHeader(image.format or "", plain, _orientation(image) if turned else 1)
+    return ImageHeader(image.format or "", plain, _orientation(image) if turned else 1, *image.size)
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

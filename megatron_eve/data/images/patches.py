@@ -39,6 +39,21 @@ def cut_patches(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(cells).reshape(-1, channels * PATCH_SIZE * PATCH_SIZE)
 
 
+def uncut_patches(patches: NDArray[np.uint8], geometry: ImageGeometry) -> NDArray[np.uint8]:
+    """The resized picture that patches were cut from: the inverse of `cut_patches`.
+
+    Args:
+        patches: uint8 [geometry.patches, 588].
+        geometry: of the picture.
+
+    Returns:
+        uint8 [geometry.height, geometry.width, 3], contiguous.
+    """
+    cells = patches.reshape(geometry.rows, geometry.columns, 2, 2, 3, PATCH_SIZE, PATCH_SIZE)
+    grid = cells.transpose(0, 2, 5, 1, 3, 6, 4)  # (rows, 2, y, columns, 2, x, channel)
+    return np.ascontiguousarray(grid).reshape(geometry.height, geometry.width, 3)
+
+
 def image_patches(image: Image.Image, geometry: ImageGeometry) -> NDArray[np.uint8]:
     """Patches of an upright RGB picture at the model's size: uint8 [geometry.patches, 588].
 
