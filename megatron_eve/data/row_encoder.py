@@ -207,8 +207,8 @@ class RowEncoder:
                 results[number] = replace(result, images=whole)
                 continue
             judged = self.encode(rows[number])
-            if isinstance(judged, EncodedRow):  # Pillow decides for every decoder, so this is a fault of ours
-                raise RuntimeError(f"a picture was refused that Pillow decodes: {images}")
+            if isinstance(judged, EncodedRow):  # Pillow decides whether a picture can be used
+                judged = replace(result, images=[self._store.with_pillow(one.data) for one in result.images])
             results[number] = judged
         return results
 

@@ -100,7 +100,7 @@ class ImageStore:
             try:
                 size = self._plain_size(data)
                 if size is None or (self._as_jpeg and not self._shrinks(size)):
-                    results[number] = self._with_pillow(data)
+                    results[number] = self.with_pillow(data)
                     continue
             except ImageError as error:
                 results[number] = error
@@ -137,7 +137,7 @@ class ImageStore:
         header = read_header(data, self._settings.decode.max_pixels)
         return header.upright_size(self._settings.decode.apply_exif) if header.plain else None
 
-    def _with_pillow(self, data: bytes) -> StoredImage:
+    def with_pillow(self, data: bytes) -> StoredImage:
         """A file that no other decoder takes, or that stays as it is once Pillow has judged it."""
         decode = self._settings.decode
         image = decode_image(data, apply_exif=decode.apply_exif, max_pixels=decode.max_pixels)

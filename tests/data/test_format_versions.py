@@ -16,7 +16,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import decode_image, image_patches, resize
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
-from megatron_eve.data.joined import JoinedDataset
+from megatron_eve.data.joined import JoinedDataset, open_dataset
+from megatron_eve.data.merging import merge_datasets
 from tests.data.helpers import MINI_SETTINGS, write_dataset
 
 NEEDS: dict[str, Any] = {
@@ -125,3 +126,14 @@ def test_the_parts_of_another_storage_are_removed_with_their_dataset(tmp_path: P
             IndexedVisionDataset(prefix)
         Path(prefix + part).write_bytes(content)
     IndexedVisionDataset(prefix)
+
+
+def test_datasets_of_two_storages_are_merged(tmp_path: Path) -> None:
+    files = IndexedVisionDataset(write_dataset(tmp_path / "files", 4, seed=1))
+    pixels = write_as_pixels(tmp_path / "pixels", files)
+    assert merge_datasets(str(tmp_path / "all"), [files.prefix, pixels]).image_storage == "mixed"
+    merged = open_dataset(tmp_path / "all")
+    assert merged.stored_pixels(0) is None
+    assert merged.stored_pixels(files.info.num_images) is not None
+    with pytest.raises(DataError, match="the run's teacher has 16"):
+        merged.check_compatible(**NEEDS, teacher_patch_size=16)

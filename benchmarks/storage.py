@@ -1,0 +1,156 @@
+"""What it costs to store images as files, as smaller JPEG files and as pixels: bytes, making, reading, difference.
+
+    python benchmarks/storage.py [--images 6] [--rounds 5] [--out FOLDER] [--toy]
+
+Pictures are made (`data/storage.py`), written to a dataset and read through training's own `build_batch`, with one
+thread each; medians of the rounds, taken in turns. "encoded" is made by Pillow, which judges each file. The difference
+is the mean of 8-bit levels from the patches that Pillow gives for the original file.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from gpu_common import parser, photos
+from tables import Table
+
+from megatron_eve.config.validate import dali_is_installed
+from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
+from megatron_eve.data.images import decode_image
+from megatron_eve.data.images.backends import DecodeSettings, ImageDecoder, PillowDecoder, open_decoder
+from megatron_eve.data.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
+from megatron_eve.data.storage import ImageStore, StorageSettings
+
+CASES = ((640, 480, 672), (1600, 1200, 672), (1600, 1200, 1344))
+DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=336)
+# Name, image storage, quality, subsampling.
+WAYS = (
+    ("encoded", "encoded", 90, "420"),
+    ("jpeg q90 4:2:0", "jpeg", 90, "420"),
+    ("jpeg q95 4:4:4", "jpeg", 95, "444"),
+    ("pixels", "pixels", 90, "420"),
+)
+
+
+class Way:
+    """One way to store pictures, and one decoder that makes and reads them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        way: tuple[str, str, int, str],
+        decoder: Literal["threads", "dali"],
+        image_size: int,
+    ) -> None:
+        self.name, storage, quality, subsampling = way
+        self.decoder = decoder
+        gpu = 0 if decoder == "dali" and torch.cuda.is_available() else None
+        self.reader: ImageDecoder = open_decoder(decoder, DECODE, threads=1, gpu=gpu)
+        self._prefix = folder / f"{self.name} {decoder}".replace(" ", "_").replace(":", "")
+        self._settings = DatasetSettings(
+            template="plain", image_size=image_size, teacher_size=336, model_max_length=2048, apply_exif=False,
+            max_pixels=DECODE.max_pixels, tokenizer_sha256="", vocab_size=384, image_storage=storage,
+        )  # fmt: skip
+        self._store: ImageStore | None = None
+        if storage != "encoded":
+            self._how = StorageSettings(
+                image_storage=storage, image_decoder=decoder, image_size=image_size, decode=DECODE,
+                jpeg_quality=quality, jpeg_subsampling=subsampling,
+            )  # fmt: skip
+            self._store = ImageStore(self._how, workers=os.cpu_count() or 1)
+
+    def make(self, files: list[bytes]) -> list[StoredImage]:
+        """What is stored of the files."""
+        if self._store is None:
+            sizes = [
+                decode_image(data, apply_exif=False, max_pixels=DECODE.max_pixels).size for data in files
+            ]
+            return [StoredImage(data, *size) for data, size in zip(files, sizes, strict=True)]
+        return [image for image in self._store.store(files) if isinstance(image, StoredImage)]
+
+    def write(self, files: list[bytes]) -> IndexedVisionDataset:
+        """The dataset, a sample for each file."""
+        made_with = self._how.made_with() if self._store else None
+        with DatasetWriter(self._prefix, self._settings, made_with) as writer:
+            for image in self.make(files):
+                writer.add_sample([1, -200, 5], [-100, -100, 5], [image])
+            writer.finalise()
+        return IndexedVisionDataset(self._prefix)
+
+
+def read(dataset: IndexedVisionDataset, decoder: ImageDecoder, teacher: bool) -> PackedBatch:
+    """All pictures as one pack."""
+    return build_batch(
+        dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, with_pixels=True,
+        teacher=TeacherShare(14, 0, 1) if teacher else None, decoder=decoder,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Time all of them in turns and print a table."""
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=6, help="pictures of a pass")
+    options.add_argument("--rounds", type=int, default=5, help="passes, after one that is not counted")
+    arguments = options.parse_args()
+    torch.set_num_threads(1)
+    header = (
+        "picture, model", "storage", "decoder", "bytes a picture", "ms to make", "ms to read patches",
+        "ms with the teacher's square", "levels",
+    )  # fmt: skip
+    table = Table("storage", header, arguments.out)
+    decoders: tuple[Literal["threads", "dali"], ...] = (
+        ("threads", "dali") if dali_is_installed() else ("threads",)
+    )
+    for width, height, image_size in CASES[:1] if arguments.toy else CASES:
+        files = photos(arguments.images, width, height)
+        with tempfile.TemporaryDirectory() as folder:
+            ways = [Way(Path(folder), way, decoder, image_size) for way in WAYS for decoder in decoders]
+            datasets = [way.write(files) for way in ways]
+            reference = read(datasets[0], PillowDecoder(DECODE), False).patches
+            assert reference is not None
+            taken: dict[tuple[int, str], list[float]] = defaultdict(list)
+            levels = []
+            for way, dataset in zip(ways, datasets, strict=True):
+                found = read(dataset, way.reader, True).patches
+                assert found is not None
+                levels.append(float((found.cpu().int() - reference.int()).abs().float().mean()))
+            for _ in range(arguments.rounds):
+                for number, (way, dataset) in enumerate(zip(ways, datasets, strict=True)):
+                    began = time.perf_counter()
+                    way.make(files)
+                    made = time.perf_counter()
+                    read(dataset, way.reader, False)
+                    patched = time.perf_counter()
+                    read(dataset, way.reader, True)
+                    squared = time.perf_counter()
+                    for name, seconds in (
+                        ("make", made - began), ("patches", patched - made), ("square", squared - patched)
+                    ):  # fmt: skip
+                        taken[number, name].append(1000 * seconds / len(files))
+            for number, (way, dataset) in enumerate(zip(ways, datasets, strict=True)):
+                times = [
+                    f"{statistics.median(taken[number, name]):.1f}" for name in ("make", "patches", "square")
+                ]
+                size = f"{dataset.info.stored_bytes // len(files):,}"
+                table.add(
+                    f"{width}x{height}, {image_size}",
+                    way.name,
+                    way.decoder,
+                    size,
+                    *times,
+                    f"{levels[number]:.2f}",
+                )
+    if not torch.cuda.is_available():
+        table.note("No GPU here: DALI decoded on the CPU, and there are no rows for a GPU.")
+    table.close()
+
+
+if __name__ == "__main__":
+    main()
