@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.inspecting.checking import Tally, check_dataset
+from megatron_eve.data.inspecting.checking import Tally, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.joined import AnyDataset, open_dataset
@@ -109,7 +109,7 @@ def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
         dataset.text(0)  # loads megatron-core, which takes seconds that are not the check's
     tally, started = Tally(), time.monotonic()
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file is not for redrawing
-    total = dataset.info.text_bytes + dataset.info.image_bytes
+    total = sum(part.info.text_bytes + part.info.stored_bytes for part in parts_of(dataset))
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", mininterval=interval) as bar:
         for damage in check_dataset(dataset, tally, workers=workers, advance=bar.update):
             bar.write(f"damaged   {damage}", file=sys.stdout)

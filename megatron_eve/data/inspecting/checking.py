@@ -20,7 +20,7 @@ from megatron_eve.data.content_digest import ContentDigest
 from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.inspecting.pictures import read_picture
+from megatron_eve.data.inspecting.pictures import read_picture, stored_bytes, stored_sizes
 from megatron_eve.data.joined import AnyDataset, MergedDataset
 
 _CHUNK = 64  # samples
@@ -101,7 +101,7 @@ def _check_part(
     pending: deque[tuple[Future[list[Damage]], int]] = deque()
     if images:
         with contextlib.suppress(DataError):
-            part.image_bytes(0)  # opens the file before the threads do
+            stored_bytes(part, 0)  # opens the file before the threads do
 
     def count(num_bytes: int) -> None:
         tally.num_bytes += num_bytes
@@ -118,7 +118,7 @@ def _check_part(
         # By numbers alone, so that a damaged record keeps no picture from being checked.
         first, last = start * images // samples, stop * images // samples
         if last > first:
-            num_bytes = _share(part.info.image_bytes, first, last, images)
+            num_bytes = _share(part.info.stored_bytes, first, last, images)
             pending.append((pool.submit(_check_images, part, first, last), num_bytes))
         records = part.samples[start:stop]
         for index in range(start, stop):
@@ -171,7 +171,7 @@ def _check_sample(
         if digest is not None:
             for image in range(first, first + count):
                 size = part.images[image]
-                digest.add_image(int(size["width"]), int(size["height"]), part.image_bytes(image))
+                digest.add_image(int(size["width"]), int(size["height"]), stored_bytes(part, image))
             digest.add_text(tokens, labels)
     except DataError as error:
         return Damage(part.sample_name(index), str(error))
@@ -186,10 +186,11 @@ def _check_images(part: IndexedVisionDataset, first: int, last: int) -> list[Dam
         width, height = int(record["width"]), int(record["height"])
         try:
             size = read_picture(part, image).size
+            expected = stored_sizes(part, image)
         except (DataError, SkipRow) as error:
             reason = str(error)
         else:
-            if size == (width, height):
+            if size in expected:
                 continue
             reason = f"it has {size[0]} x {size[1]} pixels and its record says {width} x {height}"
         # A search in the mapped records: a column of all of them would be a copy.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
+from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.inspecting.layout import RowLayout
 from megatron_eve.data.inspecting.statistics import MOST_IMAGES, SIDES, Histogram, Statistics
 from megatron_eve.data.joined import AnyDataset
@@ -81,7 +82,7 @@ def dataset_page(
 
 
 def _counts(dataset: AnyDataset) -> str:
-    info = dataset.info
+    info, stored = dataset.info, sum(part.info.stored_bytes for part in parts_of(dataset))
     rows = [
         ("samples", f"{info.num_samples:,} of {info.num_rows:,} rows read"),
         ("template", info.template),
@@ -96,7 +97,10 @@ def _counts(dataset: AnyDataset) -> str:
         ),
         ("longest sample", f"{info.longest_length:,} tokens, row {info.longest_sample:,}"),
         ("samples cut", f"{info.num_cut:,} at {info.model_max_length:,} tokens"),
-        ("bytes", f"{_bytes(info.text_bytes)} of text, {_bytes(info.image_bytes)} of images"),
+        (
+            "bytes",
+            f"{_bytes(info.text_bytes)} of text, {_bytes(stored)} of images ({info.image_storage})",
+        ),
         ("made for", f"image size {info.image_size}, teacher size {info.teacher_size}"),
         ("EXIF orientation", "applied" if info.apply_exif else "ignored"),
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),

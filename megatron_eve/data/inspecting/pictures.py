@@ -5,15 +5,39 @@ from __future__ import annotations
 from PIL import Image
 
 from megatron_eve.data.images.decode import decode_image
+from megatron_eve.data.images.patches import join_patches
+from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.joined import AnyDataset
 
 
 def read_picture(dataset: AnyDataset, image: int) -> Image.Image:
-    """Image `image` of a dataset, decoded and upright: RGB, of its recorded size.
+    """Image `image` of a dataset, decoded and upright: RGB, of the size it is stored in (see `IMAGE_STORAGES`).
 
     Raises:
         DataError: the row does not match its record.
         ImageError: the file does not decode.
     """
-    info = dataset.info
+    info, stored = dataset.info, dataset.stored_pixels(image)
+    if stored is not None:
+        geometry = dataset.image_geometry(image)
+        return Image.fromarray(join_patches(stored.patches, geometry.width, geometry.height))
     return decode_image(dataset.image_bytes(image), apply_exif=info.apply_exif, max_pixels=info.max_pixels)
+
+
+def stored_bytes(dataset: AnyDataset, image: int) -> bytes:
+    """What a dataset holds of image `image`: its file, or its pixels.
+
+    Raises:
+        DataError: the row does not match its record.
+    """
+    stored = dataset.stored_pixels(image)
+    if stored is not None:
+        return stored.patches.tobytes() + stored.teacher_picture.tobytes()
+    return dataset.image_bytes(image)
+
+
+def stored_sizes(part: IndexedVisionDataset, image: int) -> list[tuple[int, int]]:
+    """Sizes, width and height in pixels, that `read_picture` may give: the recorded one, or the model's."""
+    record, geometry = part.images[image], part.image_geometry(image)
+    recorded, model = (int(record["width"]), int(record["height"])), (geometry.width, geometry.height)
+    return {"encoded": [recorded], "jpeg": [recorded, model]}.get(part.info.image_storage, [model])
