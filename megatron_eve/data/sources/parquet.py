@@ -44,6 +44,7 @@ _PICTURES = ("image", "images", "jpg", "png", "webp")
 _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
 _BATCH_BYTES = 16 << 20  # of a file that are held at a time
 _ROW_GROUP_BYTES = 256 << 20
+_ROW_BYTES = 1024  # for all of a row but pictures and text
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -51,15 +52,17 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
     Args:
         path: of the shard, `*.parquet`.
-        records: in their order; row groups of at most 256 MiB of pictures, or of one row.
+        records: in their order; row groups of at most 256 MiB of pictures and text, or of one row.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []
     count = size = 0
     try:
-        with parquet.ParquetWriter(partial, ARROW_SCHEMA) as writer:
+        # Few rows a page: no reader can hold less than a page, which else has a whole row group's pictures.
+        with parquet.ParquetWriter(partial, ARROW_SCHEMA, write_batch_size=16) as writer:
             for record in records:
                 added = sum(len(image.data or b"") for image in record.images)
+                added += sum(len(turn["value"]) for turn in record.turns) + _ROW_BYTES
                 if rows and size + added > _ROW_GROUP_BYTES:
                     writer.write_table(pyarrow.Table.from_pylist(rows, ARROW_SCHEMA))
                     rows, size = [], 0
