@@ -101,6 +101,8 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --image-size 100", "100"),
     Mistake("preprocess_data", f"{PREPROCESS} --template v0", "invalid choice: 'v0'"),
     Mistake("preprocess_data", f"{PREPROCESS} --image-root {{root}}/x", "{root}/x"),
+    Mistake("preprocess_data", f"{PREPROCESS} --opt-out {{root}}/x", "--opt-out {root}/x cannot be read"),
+    Mistake("preprocess_data", f"{PREPROCESS} --input {{root}}/*.xyz", "no file matches this pattern"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {set}", "{set} is named 2 times"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {root}/x", "{root}/x_dataset.json is missing"),
     Mistake("merge_datasets", "--output-prefix {set} {set}", "is a dataset with files of its own"),

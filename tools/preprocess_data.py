@@ -25,8 +25,9 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
   text         .jsonl: {"text"}, or {"inputs", "targets"}
   open_images  .csv: OpenImages' list of pictures
 
-Rows that cannot be used are left out, counted by reason in the summary and listed in OUT_skipped.jsonl. The exit
-status is 0 if any row was kept. Nothing is extracted or downloaded.
+Rows that cannot be used are left out, counted by reason in the summary and listed in OUT_skipped.jsonl. What a source
+says of a row beside its text and pictures goes to OUT_meta.parquet. The exit status is 0 if any row was kept. Nothing
+is extracted or downloaded.
 """
 EPILOG = """\
 examples:
@@ -68,6 +69,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--follow-links",
         action="store_true",
         help="take images that are links to files outside DIR, as in Hugging Face's cache (snapshots/, blobs/)",
+    )
+    needed.add_argument(
+        "--drop-license",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="leave out rows whose license matches, such as '*-nc-*' (case does not matter); rows without one are kept",
+    )
+    needed.add_argument(
+        "--opt-out",
+        metavar="FILE",
+        help="leave out rows whose id, URL or picture (sha256 of its file) stands in this file, one a line",
     )
     text = parser.add_argument_group("text")
     text.add_argument(

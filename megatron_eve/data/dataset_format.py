@@ -7,6 +7,7 @@ A dataset is a prefix, OUT, and these files:
     OUT_pixels.bin, .idx  the same, in place of OUT_image: row j is image j decoded, see `IMAGE_STORAGES`
     OUT_samples.npy       SAMPLE_DTYPE [samples]
     OUT_images.npy        IMAGE_DTYPE [images]
+    OUT_meta.parquet      where each sample comes from (`data/metadata.py`), where that is known; no run reads it
     OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
 
 The image parts are absent when no sample has an image.
@@ -113,6 +114,7 @@ class DatasetInfo(DatasetSettings):
         skipped: rows left out, by reason.
         skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
         content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
+        licenses: samples by what OUT_meta.parquet has as their license; those without are not counted.
         datasets: of a merged dataset, which has no files but this one: for each of its parts `prefix`, relative to the
             manifest's folder, `num_samples` and `content_sha256`.
     """
@@ -131,6 +133,7 @@ class DatasetInfo(DatasetSettings):
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     content_sha256: str = ""
+    licenses: dict[str, int] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

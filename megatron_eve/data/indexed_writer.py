@@ -34,6 +34,7 @@ from megatron_eve.data.dataset_format import (
 )
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.metadata import META, MetaWriter, SampleMeta
 
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
@@ -82,6 +83,7 @@ class DatasetWriter:
         self._tokens = self._text_tokens = self._labels = self._cut = 0
         self._longest = (0, 0)  # (sample, tokens)
         self._content = ContentDigest()
+        self._meta: MetaWriter | None = None
 
     @property
     def num_samples(self) -> int:
@@ -89,7 +91,13 @@ class DatasetWriter:
         return self._samples.rows
 
     def add_sample(
-        self, tokens: ArrayLike, labels: ArrayLike, images: Sequence[StoredImage], *, cut: bool = False
+        self,
+        tokens: ArrayLike,
+        labels: ArrayLike,
+        images: Sequence[StoredImage],
+        *,
+        cut: bool = False,
+        meta: SampleMeta | None = None,
     ) -> None:
         """Append one sample.
 
@@ -98,6 +106,7 @@ class DatasetWriter:
             labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
             images: as many as there are placeholders, in their order.
             cut: the text was longer than `model_max_length`.
+            meta: where the sample comes from, of all samples or of none.
 
         Raises:
             DataError: the parts do not belong together, or an id is not in the vocabulary.
@@ -126,6 +135,9 @@ class DatasetWriter:
         self._text_tokens += len(ids)
         self._labels += num_labels
         self._cut += cut
+        if meta is not None:
+            self._meta = self._meta or MetaWriter(self.prefix)
+            self._meta.add(meta)
 
     def finalise(
         self,
@@ -161,6 +173,7 @@ class DatasetWriter:
             skipped=dict(skipped or {}),
             skipped_first=dict(skipped_first or {}),
             content_sha256=self._content.hexdigest(),
+            licenses=dict(self._meta.licenses) if self._meta else {},
             parts=self._described() if self._images.rows else {},
         )
         for writer in (self._text, self._image, self._samples, self._images):
@@ -168,6 +181,11 @@ class DatasetWriter:
         Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
         for part in TEXT_PARTS:
             publish(self.prefix + part)
+        if self._meta:
+            self._meta.close()
+            publish(self.prefix + META)
+        else:
+            Path(self.prefix + META).unlink(missing_ok=True)
         for part in self._stale_parts:  # of a dataset that stored its images otherwise
             Path(self.prefix + part).unlink(missing_ok=True)
         for part in self._image_parts:
@@ -188,7 +206,9 @@ class DatasetWriter:
         """Close and remove what was written. Does nothing after `finalise`."""
         for writer in (self._text, self._image, self._samples, self._images):
             writer.discard()
-        for part in (*TEXT_PARTS, *self._image_parts, MANIFEST):
+        if self._meta:
+            self._meta.discard()
+        for part in (*TEXT_PARTS, *self._image_parts, META, MANIFEST):
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:

@@ -106,9 +106,11 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
     sums = {name: sum(getattr(info, name) for info in infos) for name in counted}
     longest = max(range(len(infos)), key=lambda number: infos[number].longest_length)
     skipped: Counter[str] = Counter()
+    licenses: Counter[str] = Counter()
     skipped_first: dict[str, list[dict[str, Any]]] = {}
     for name, info in zip(names, infos, strict=True):
         skipped.update(info.skipped)
+        licenses.update(info.licenses)
         for reason, rows in info.skipped_first.items():
             named = [{"dataset": name, **row} for row in rows]
             skipped_first[reason] = [*skipped_first.get(reason, []), *named][:_FIRST_SKIPPED]
@@ -121,6 +123,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         skipped=dict(skipped),
         skipped_first=skipped_first,
         content_sha256=hashlib.sha256("".join(contents).encode()).hexdigest() if all(contents) else "",
+        licenses=dict(licenses),
         datasets=[
             {"prefix": name, "num_samples": info.num_samples, "content_sha256": info.content_sha256}
             for name, info in zip(names, infos, strict=True)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from megatron_eve.data.dataset_format import DatasetInfo, DatasetSettings
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed_writer import DatasetWriter
+from megatron_eve.data.metadata import Exclusions
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.row_encoder import EncodedRow, PreprocessConfig, RowEncoder, SkippedRow
 from megatron_eve.data.sources.recognise import open_source
@@ -68,6 +69,7 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         vocab_size=tokenizer.vocab_size,
         image_storage=config.image_storage,
     )
+    Exclusions(tuple(config.drop_license), config.opt_out)  # its mistakes are said before any work
     storage = config.storage()
     if storage is not None and (notice := storage.notice()):
         print(notice, file=sys.stderr)
@@ -80,7 +82,9 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
             if isinstance(result, SkippedRow):
                 skipped.add(result)
             else:
-                writer.add_sample(result.tokens, result.labels, result.images, cut=result.cut)
+                writer.add_sample(
+                    result.tokens, result.labels, result.images, cut=result.cut, meta=result.meta
+                )
             bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
             bar.update(source.position - bar.n)
         if writer.num_samples == 0:
@@ -107,6 +111,9 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
         f"rows skipped      {sum(info.skipped.values()):,}",
     ]
+    if info.licenses:
+        most = sorted(info.licenses.items(), key=lambda item: -item[1])
+        lines += [f"license           {count:,} {name}" for name, count in most[:_FIRST_SKIPPED]]
     if info.skipped:
         lines += [format_skipped(info.skipped, info.skipped_first), f"  all of them: {prefix}_skipped.jsonl"]
     return "\n".join([*lines, f"dataset           {prefix}"])

@@ -44,6 +44,8 @@ REASONS = {
     "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
     "csv_fields": "a row of a CSV has other fields than its first line",
     "parquet_row": "a picture of a row of parquet is null or no bytes, or its kind is none of those in docs/data.md",
+    "license_dropped": "its license matches --drop-license",
+    "opted_out": "its id, a URL or the sha256 of one of its pictures stands in --opt-out",
     "download_failed": "img2dataset could not download the picture: its status is not success",
 }
 """Why a row can be left out: the key that it is counted by, and what that means."""

@@ -20,6 +20,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
+from megatron_eve.data.metadata import Exclusions, SampleMeta, sample_meta
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
@@ -39,6 +40,8 @@ class PreprocessConfig:
         input_format: name of their layout; None recognises it.
         image_root: the folder that image names are relative to, and must stay in. Not needed where the input holds the
             pictures.
+        drop_license: patterns; rows whose license matches one are left out.
+        opt_out: a file of ids, URLs and sha256 of rows that are left out; see `metadata.Exclusions`.
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
@@ -68,6 +71,8 @@ class PreprocessConfig:
     apply_exif: bool = True
     max_image_pixels: int = DEFAULT_MAX_PIXELS
     follow_links: bool = False
+    drop_license: Sequence[str] = ()
+    opt_out: str | None = None
     image_storage: str = "encoded"
     image_decoder: BackendName = "auto"
     jpeg_quality: int = 90
@@ -147,6 +152,7 @@ class EncodedRow:
     labels: NDArray[np.int32]
     images: list[StoredImage]
     cut: bool
+    meta: SampleMeta
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ class RowEncoder:
         self._source = source
         self._tokenizer = Tokenizer(config.tokenizer_model)
         self._root = None if config.image_root is None else os.path.realpath(config.image_root)
+        self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
         self._judges = True  # pictures are decoded where they are read
         self._store: ImageStore | None = None
         if (storage := config.storage()) is not None:
@@ -232,6 +239,7 @@ class RowEncoder:
             return SkippedRow(row.file, row.number, skip.reason, _printable(skip.detail), name, image)
 
     def _encode(self, row: RawRow, record: Record) -> EncodedRow:
+        self._excluded.check(record)
         whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
         if encoded.num_labels == 0:
@@ -244,6 +252,7 @@ class RowEncoder:
             labels=np.array(encoded.labels, dtype=np.int32),
             images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample
             cut=len(whole.tokens) > len(encoded.tokens),
+            meta=sample_meta(record),
         )
 
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
@@ -254,6 +263,7 @@ class RowEncoder:
                     f"{row.file}, row {row.number} names the picture {image.path}: give its folder as --image-root"
                 )
             data = read_image_file(self._root, str(image.path), self._config.follow_links)
+        self._excluded.check_file(data)
         if not self._judges:
             return StoredImage(data, 0, 0)  # its size is known once it is stored
         decoded = decode_image(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.joined import AnyDataset
+from megatron_eve.data.metadata import META
 
 _CHUNK = 1 << 20  # records
 _BARS = 40  # at most
@@ -26,8 +27,6 @@ ASPECTS = 2.0 ** np.arange(-3, 3.25, 0.25)
 FILE_SIZES = np.array([step * 10**power for power in range(2, 9) for step in (1, 2, 5)], dtype=np.float64)
 """Bytes, 100 to 500 million."""
 
-META = "_meta.parquet"
-"""Ends the name of a table beside a dataset that says where its rows come from, where there is one."""
 _LICENCE_COLUMNS = ("licence", "license")
 
 
