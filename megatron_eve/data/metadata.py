@@ -29,7 +29,8 @@ META = "_meta.parquet"
 """Ends the name of the table."""
 META_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "source", "license", "meta")])
 
-_ROWS = 10_000  # of a row group
+_ROWS = 10_000  # of a row group, at most
+_BYTES = 1 << 20  # of text in a row group, and one row more
 _MOST_LICENSES = 1000  # that a manifest tells apart
 _LICENSE_KEYS = frozenset({"license", "licence", "licenses", "licences"})
 
@@ -72,6 +73,7 @@ class MetaWriter:
     def __init__(self, prefix: str) -> None:
         self.licenses: Counter[str] = Counter()
         self._rows: list[SampleMeta] = []
+        self._size = 0
         self._writer = parquet.ParquetWriter(prefix + META + PARTIAL, META_SCHEMA)
 
     def add(self, row: SampleMeta) -> None:
@@ -80,7 +82,8 @@ class MetaWriter:
             known = row.license in self.licenses or len(self.licenses) < _MOST_LICENSES
             self.licenses[row.license if known else "other"] += 1
         self._rows.append(row)
-        if len(self._rows) == _ROWS:
+        self._size += len(row.meta)
+        if len(self._rows) == _ROWS or self._size >= _BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -95,7 +98,7 @@ class MetaWriter:
     def _flush(self) -> None:
         columns = [list(column) for column in zip(*self._rows, strict=True)] or [[]] * len(META_SCHEMA)
         self._writer.write_table(pyarrow.table(columns, schema=META_SCHEMA))
-        self._rows = []
+        self._rows, self._size = [], 0
 
 
 class Exclusions:
@@ -103,8 +106,8 @@ class Exclusions:
 
     Args:
         licenses: patterns such as `*nc*` (of a shell, in any case of letters). A row without a license is kept.
-        opt_out: a file with an id, a URL or the sha256 of a picture's file a line; blank lines and those that begin with
-            # are passed over.
+        opt_out: a file with an id, a URL or the sha256 of a picture's file a line; blank lines and those that begin
+            with # are passed over.
 
     Raises:
         DataError: the file cannot be read.

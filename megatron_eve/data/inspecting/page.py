@@ -163,7 +163,7 @@ def _skipped(dataset: AnyDataset) -> str:
 
 
 def _licences(statistics: Statistics) -> str:
-    if statistics.licences is None:
+    if not statistics.licences or set(statistics.licences) == {"not said"}:
         return ""
     return f"<h2>Licences</h2>{_counted(statistics.licences.most_common())}"
 
