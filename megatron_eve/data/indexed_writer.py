@@ -90,6 +90,11 @@ class DatasetWriter:
         """Samples added so far."""
         return self._samples.rows
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text and images added so far."""
+        return self._text.num_bytes + self._image.num_bytes
+
     def add_sample(
         self,
         tokens: ArrayLike,

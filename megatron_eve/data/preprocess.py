@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ from megatron_eve.data.tokenizer import Tokenizer
 __all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
 
 _FIRST_SKIPPED = 5  # rows that the summary names for each reason
+_ESTIMATED_FROM = 1000  # samples, after which it is known about how large the dataset will be
 _CHUNK = 16  # rows sent to a worker at a time
 _CHUNKS_AHEAD = 3  # chunks in flight for each worker: enough to keep it busy, few enough to bound memory
 
@@ -85,6 +87,8 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
                 writer.add_sample(
                     result.tokens, result.labels, result.images, cut=result.cut, meta=result.meta
                 )
+                if writer.num_samples == _ESTIMATED_FROM:
+                    _check_disk(config.output_prefix, writer.num_bytes, source)
             bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
             bar.update(source.position - bar.n)
         if writer.num_samples == 0:
@@ -130,6 +134,28 @@ def format_skipped(counts: Mapping[str, int], first: Mapping[str, list[dict[str,
                 f"              row {skipped['row']} of {Path(skipped['file']).name}{names}: {skipped['detail']}"
             )
     return "\n".join(lines)
+
+
+def _check_disk(prefix: str, written: int, source: Source) -> None:
+    """Refuse a dataset that the disk has no room for, rather than fill it.
+
+    Args:
+        prefix: of the dataset.
+        written: bytes of it so far.
+        source: of which so much has been read; a little more than was written, as rows are read ahead.
+
+    Raises:
+        DataError: there is no room.
+    """
+    folder = Path(prefix).absolute().parent
+    rest = written * max(source.num_bytes / max(source.position, 1) - 1, 0)
+    free = shutil.disk_usage(folder).free
+    if rest > free:
+        raise DataError(
+            f"{prefix} would take about {(written + rest) / 2**30:,.1f} GiB, by its first {_ESTIMATED_FROM:,} rows, "
+            f"and the disk of {folder} has {free / 2**30:,.1f} GiB left: make room, choose another --output-prefix, or "
+            "store less (--image-storage)"
+        )
 
 
 class _SkippedLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from megatron_eve.data import preprocess, rows
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image, image_patches
 from megatron_eve.data.preprocess import PreprocessConfig, _encode_all
@@ -265,3 +267,25 @@ def test_workers_end_with_a_parent_that_is_killed(make_config: MakeConfig, tmp_p
     for worker in alive:
         worker.kill()
     assert alive == []
+
+
+def test_what_the_disk_has_no_room_for_is_refused_early(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_ESTIMATED_FROM", 20)
+    monkeypatch.setattr(rows, "_CHUNK", 1000)  # or all of so small a file is read before its first row
+    made = [caption_row(n, "ok.jpg") for n in range(300)]
+    config = make_config(made)
+    size = run(config)
+    whole = size.text_bytes + size.image_bytes
+    usage = shutil.disk_usage(config.output_prefix[:-4])
+    for free, fits in ((whole, True), (whole // 2, False)):
+        monkeypatch.setattr(preprocess.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        if fits:
+            assert run(config).num_samples == 300
+            continue
+        with pytest.raises(
+            DataError, match=r"would take about 0.0 GiB, by its first 20 rows, and the disk of .* left"
+        ):
+            run(config)
+    assert len(opened(config)) == 300
