@@ -10,15 +10,16 @@
 #SBATCH --output=slurm-%x-%A_%a.log
 #
 # Preprocessing in parts: task K of the array makes a dataset of the K-th file of INPUT, counted from 0: the .json files in
-# the order of their names, then the .jsonl, .ndjson, .csv and .tar files. Shards (.tar) need no IMAGES. The array must cover all files: each task of one
-# that does not says which are left out, and its last task fails. What is there already is not made again, so a task that
-# failed is submitted by itself (--array=3), or all of them once more.
+# the order of their names, then the .jsonl, .ndjson, .csv and .tar files. Shards (.tar) need no IMAGES. The array must
+# cover all files: each task of one that does not says which are left out, and its last task fails. What is there already
+# is not made again, so a task that failed is submitted by itself (--array=3), or all of them once more.
 #
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   sbatch --array=0-99 slurm/preprocess_data.sh --template plain
 #
 # DALI decodes on a GPU where the task has one, which --gpus-per-node=1 asks for:
-#   ... sbatch --array=0-99 --gpus-per-node=1 slurm/preprocess_data.sh --template plain --image-storage jpeg --image-decoder dali
+#   ... sbatch --array=0-99 --gpus-per-node=1 slurm/preprocess_data.sh --template plain --image-storage jpeg \
+#       --image-decoder dali
 #
 # The parts become one dataset without copying them:
 #   .venv/bin/python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json;  DATA=data/all sbatch ...

@@ -42,6 +42,22 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags, one for each field of PreprocessConfig."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    _add_input(parser)
+    _add_text(parser)
+    _add_images(parser)
+    _add_storage(parser)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that tokenise and decode (default: the machine's cores, at most 8: %(default)s)",
+    )
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    """Flags of what is read and written."""
     needed = parser.add_argument_group("what to read and write")
     needed.add_argument(
         "--input",
@@ -82,6 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="leave out rows whose id, URL or picture (sha256 of its file) stands in this file, one a line",
     )
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    """Flags of texts."""
     text = parser.add_argument_group("text")
     text.add_argument(
         "--template",
@@ -97,6 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="cut texts at N tokens, an image being one; 4096 for the HD model (default: %(default)s)",
     )
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Flags of pictures."""
     images = parser.add_argument_group("images")
     images.add_argument(
         "--image-size",
@@ -124,6 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out larger pictures, width x height, before decoding them (default: %(default)s)",
     )
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    """Flags of how pictures are stored."""
     storage = parser.add_argument_group("how images are stored")
     storage.add_argument(
         "--image-storage",
@@ -158,14 +186,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PX",
         help="side of the teacher's own patches, for pixels (default: %(default)s)",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=min(8, os.cpu_count() or 1),
-        metavar="N",
-        help="processes that tokenise and decode (default: the machine's cores, at most 8: %(default)s)",
-    )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -220,7 +220,10 @@ def _encode_all(
     left = iter(rows)
     pending: deque[Future[list[EncodedRow | SkippedRow]]] = deque()
     pool = ProcessPoolExecutor(
-        config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
+        config.workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(config, source),
     )
     try:
         while chunk := list(islice(left, _CHUNK)):
@@ -241,11 +244,10 @@ def _encode_all(
 _encoder: RowEncoder | None = None  # of a worker process
 
 
-def _start_worker(config: PreprocessConfig) -> None:
+def _start_worker(config: PreprocessConfig, source: Source) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the end
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    source = open_source(config.inputs, config.input_format, config.image_root)
     _encoder = RowEncoder(config, source)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.images.patches import cut_patches, join_patches
+from megatron_eve.data.images.patches import cut_patches, uncut_patches
 from megatron_eve.data.inspecting.checking import Tally, check_dataset
 from megatron_eve.data.inspecting.inspection import write_inspection
 from tests.data.helpers import MakeConfig, opened, picture, run, turns
@@ -17,7 +17,7 @@ from tests.data.helpers import MakeConfig, opened, picture, run, turns
 
 def test_joining_patches_undoes_cutting_them() -> None:
     pixels = np.asarray(picture(84, 56))
-    assert np.array_equal(join_patches(cut_patches(pixels), 84, 56), pixels)
+    assert np.array_equal(uncut_patches(cut_patches(pixels), image_geometry(84, 56, 84, 42)), pixels)
 
 
 @pytest.mark.parametrize("storage", ["jpeg", "pixels"])

@@ -54,18 +54,6 @@ def uncut_patches(patches: NDArray[np.uint8], geometry: ImageGeometry) -> NDArra
     return np.ascontiguousarray(grid).reshape(geometry.height, geometry.width, 3)
 
 
-def join_patches(patches: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """The picture that `cut_patches` cut: uint8 [height, width, 3].
-
-    Args:
-        patches: uint8 [P, 588].
-        width, height: of the picture in pixels.
-    """
-    rows, columns = height // (2 * PATCH_SIZE), width // (2 * PATCH_SIZE)
-    cells = patches.reshape(rows, columns, 2, 2, 3, PATCH_SIZE, PATCH_SIZE)
-    return np.ascontiguousarray(cells.transpose(0, 2, 5, 1, 3, 6, 4)).reshape(height, width, 3)
-
-
 def image_patches(image: Image.Image, geometry: ImageGeometry) -> NDArray[np.uint8]:
     """Patches of an upright RGB picture at the model's size: uint8 [geometry.patches, 588].
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from megatron_eve.data.images.decode import decode_image
-from megatron_eve.data.images.patches import join_patches
+from megatron_eve.data.images.patches import uncut_patches
 from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.data.joined import AnyDataset
 
@@ -20,7 +20,7 @@ def read_picture(dataset: AnyDataset, image: int) -> Image.Image:
     info, stored = dataset.info, dataset.stored_pixels(image)
     if stored is not None:
         geometry = dataset.image_geometry(image)
-        return Image.fromarray(join_patches(stored.patches, geometry.width, geometry.height))
+        return Image.fromarray(uncut_patches(stored.patches, geometry))
     return decode_image(dataset.image_bytes(image), apply_exif=info.apply_exif, max_pixels=info.max_pixels)
 
 

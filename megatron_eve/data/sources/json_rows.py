@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Iterator
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.rows import RowReader
 from megatron_eve.data.schema import Record
 from megatron_eve.data.sources.fields import parse_object
-from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.sources.source import RawRow, Source
 
 _COMPRESSED = {".zip": "unzip", ".gz": "gunzip", ".zst": "zstd -d", ".xz": "unxz", ".bz2": "bunzip2"}
 
 
-class JsonRows:
+class JsonRows(Source):
     """Rows of JSON lines (.jsonl, .ndjson) or of JSON arrays; a subclass says what a row holds.
 
     Args:
@@ -24,21 +24,6 @@ class JsonRows:
     Raises:
         DataError: while iterating, a file is compressed or cannot be read on, as `RowReader` says.
     """
-
-    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
-        self._files = [Path(file) for file in files]
-        self._image_root = image_root
-        self._position = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def position(self) -> int:
-        """Bytes read so far, a buffer ahead of the last row."""
-        return self._position
 
     def rows(self) -> Iterator[RawRow]:
         """The text of each row; a payload is bytes."""
@@ -73,5 +58,5 @@ class JsonRows:
             )
             raise
 
-    def _record(self, row: RawRow, fields: dict[str, object]) -> Record:
-        raise NotImplementedError
+    @abstractmethod
+    def _record(self, row: RawRow, fields: dict[str, object]) -> Record: ...

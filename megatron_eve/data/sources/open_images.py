@@ -11,7 +11,7 @@ import csv
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import source_name
-from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.sources.source import RawRow, Source
 
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
-class OpenImagesSource:
+class OpenImagesSource(Source):
     """Pictures of OpenImages, each a pair with an empty caption.
 
     Pictures lie anywhere below `image_root` (EVE's tree has them in `V6Train1/` and so on). The folder is walked once,
@@ -41,21 +41,6 @@ class OpenImagesSource:
     Raises:
         DataError: while iterating, there is no such folder, no picture below it, or a file that is not such a CSV.
     """
-
-    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
-        self._files = [Path(file) for file in files]
-        self._image_root = image_root
-        self._position = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def position(self) -> int:
-        """Bytes read so far, a buffer ahead of the last row."""
-        return self._position
 
     def rows(self) -> Iterator[RawRow]:
         """The fields of each row, with the path of its picture."""

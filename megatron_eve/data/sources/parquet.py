@@ -15,7 +15,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.sources.source import RawRow, Source
 
 ARROW_SCHEMA = pyarrow.schema(
     [
@@ -76,7 +76,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     return count
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """Rows of parquet files, which all have the same columns.
 
     What the columns are tells what a row is:
@@ -96,20 +96,6 @@ class ParquetSource:
         DataError: while iterating, a file is not parquet, breaks off, or has columns of another layout. The heads of
             all files are looked at first.
     """
-
-    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
-        self._files = [Path(file) for file in files]
-        self._position = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def position(self) -> int:
-        """Bytes of the files, and of the share of the rows of the one that is read."""
-        return self._position
 
     def rows(self) -> Iterator[RawRow]:
         """All rows; a payload is a dictionary of their columns."""

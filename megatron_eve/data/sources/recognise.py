@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def input_files(words: Sequence[str]) -> list[Path]:
             raise DataError(
                 f"cannot open {file} ({error.strerror}): give --input a file, or a pattern in quotation marks"
             ) from error
-        if sum(other == file for other in files) > 1 and len(files) < 1000:
-            raise DataError(f"--input names {file} twice: its rows would stand twice in the dataset")
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise DataError(f"--input names {twice[0]} twice: its rows would stand twice in the dataset")
     return files
 
 

@@ -6,9 +6,11 @@ leaves their content alone. `record` runs in a worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from megatron_eve.data.schema import Record
 
@@ -30,17 +32,30 @@ class RawRow:
     problem: tuple[str, str] | None = None
 
 
-class Source(Protocol):
-    """Rows of one layout from one or more files. Made anew, from the same arguments, in each worker."""
+class Source(ABC):
+    """Rows of one layout from one or more files. A copy of it goes to each worker.
+
+    Args:
+        files: of the input, in their order.
+        image_root: the folder that picture names are relative to, where the layout has names.
+    """
+
+    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
+        self._files = [Path(file) for file in files]
+        self._image_root = image_root
+        self._position = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all files, for a progress bar."""
+        return sum(file.stat().st_size for file in self._files)
 
     @property
     def position(self) -> int:
-        """Bytes read so far."""
+        """Bytes read so far; a source may read a buffer ahead of the last row."""
+        return self._position
 
+    @abstractmethod
     def rows(self) -> Iterator[RawRow]:
         """All rows in their order, file after file, in constant memory.
 
@@ -48,6 +63,7 @@ class Source(Protocol):
             DataError: a file cannot be opened, or not be read on; it names the file, the row and the remedy.
         """
 
+    @abstractmethod
     def record(self, row: RawRow) -> Record:
         """What a row holds.
 

@@ -19,7 +19,7 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.sources.tar import Member, check_archive, members
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
@@ -41,7 +41,7 @@ class _Payload(NamedTuple):
     metadata: tuple[str, int, int] | None
 
 
-class WebdatasetSource:
+class WebdatasetSource(Source):
     """Pairs of a picture and a caption from tar shards.
 
     The members of a row have one name up to the first dot behind the last slash, its key, and stand one behind the
@@ -58,19 +58,8 @@ class WebdatasetSource:
     """
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
-        self._files = [Path(file) for file in files]
-        self._position = 0
+        super().__init__(files, image_root)
         self._open: tuple[str, int] | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all archives."""
-        return sum(file.stat().st_size for file in self._files)
-
-    @property
-    def position(self) -> int:
-        """Bytes up to the last row."""
-        return self._position
 
     def rows(self) -> Iterator[RawRow]:
         """One row for each key."""
