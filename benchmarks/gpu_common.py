@@ -129,7 +129,7 @@ def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
     Lengths and shapes are those of --mock-data, whose pictures are small.
     """
     from megatron_eve.data.dataset_format import DatasetSettings
-    from megatron_eve.data.indexed_writer import DatasetWriter, StoredImage
+    from megatron_eve.data.indexed import DatasetWriter, StoredImage
     from megatron_eve.data.mock import PHOTO_SHAPES, MockDataset
 
     mock = MockDataset(

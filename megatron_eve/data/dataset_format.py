@@ -22,7 +22,6 @@ import dataclasses
 import importlib
 import json
 import os
-import struct
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
-from megatron_eve.data.errors import DataError
+from megatron_eve.data.errors import AGAIN, DataError
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -66,18 +65,9 @@ MANIFEST = "_dataset.json"
 PARTIAL = ".partial"
 """Ends the name of a file that is not finished."""
 
-AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
-
 # Rows that an embedding may have beyond its tokenizer's pieces: an added token, and filling up to a multiple of 64
 # (transformers' `resize_token_embeddings`). More of them speak of another tokenizer.
 MAX_PADDING_ROWS = 64
-
-# Megatron's .idx: magic, version, dtype code, number of sequences, of documents; then lengths (int32),
-# offsets and document bounds (int64).
-_INDEX_HEADER = struct.Struct("<9sQBQQ")
-_INDEX_MAGIC = b"MMIDIDX\x00\x00"
-_INDEX_VERSION = 1
-_INDEX_DTYPES = {1: np.dtype(np.uint8), 4: np.dtype(np.int32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,48 +185,6 @@ def publish(path: str) -> None:
     with open(path + PARTIAL, "rb") as stream:
         os.fsync(stream.fileno())
     os.replace(path + PARTIAL, path)
-
-
-def check_index(prefix: str, dtype: np.dtype[Any], rows: int, num_bytes: int) -> None:
-    """Check a Megatron .idx/.bin pair against the manifest without loading either.
-
-    megatron-core itself asserts, reads past the end, or returns nonsense on such files.
-
-    Args:
-        prefix: of the pair, such as OUT_text.
-        dtype: what the .bin holds.
-        rows, num_bytes: sequences in the .idx and size of the .bin, from the manifest.
-
-    Raises:
-        DataError: a file is missing, of another version or type, or of another size than the manifest says.
-    """
-    index, data = Path(prefix + ".idx"), Path(prefix + ".bin")
-    for path in (index, data):
-        if not path.is_file():
-            raise DataError(f"{path} is missing: {AGAIN}")
-    with index.open("rb") as stream:
-        header = stream.read(_INDEX_HEADER.size)
-    if len(header) < _INDEX_HEADER.size:
-        raise DataError(f"{index} is truncated ({len(header)} bytes, less than its header): {AGAIN}")
-    magic, version, code, sequences, documents = _INDEX_HEADER.unpack(header)
-    if magic != _INDEX_MAGIC:
-        raise DataError(f"{index} is not a Megatron index file: {AGAIN}")
-    if version != _INDEX_VERSION:
-        raise DataError(f"{index} is of version {version}, and version {_INDEX_VERSION} can be read: {AGAIN}")
-    if _INDEX_DTYPES.get(code) != dtype:
-        raise DataError(f"{index} is for data of type code {code}, not {dtype}: {AGAIN}")
-    if sequences != rows:
-        raise DataError(f"{index} has {sequences} rows where the manifest says {rows}: {AGAIN}")
-    for path, expected in ((index, len(header) + 12 * sequences + 8 * documents), (data, num_bytes)):
-        found = path.stat().st_size
-        if found != expected:
-            kind = "truncated" if found < expected else "too long"
-            raise DataError(f"{path} is {kind} ({found} bytes where {expected} are due): {AGAIN}")
-    with index.open("rb") as stream:
-        stream.seek(-8, os.SEEK_END)
-        (last,) = struct.unpack("<q", stream.read(8))
-    if not documents or last != rows:
-        raise DataError(f"{index} is damaged (its last document ends at row {last} of {rows}): {AGAIN}")
 
 
 def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from megatron_eve.errors import UserError
 
+AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
+"""What to do about a damaged dataset."""
+
 
 class DataError(UserError, ValueError):
     """Data on disk cannot be used as asked.

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.dataset_format import (
-    AGAIN,
     IMAGE_DTYPE,
     MANIFEST,
     MAX_PADDING_ROWS,
@@ -24,15 +23,16 @@ from megatron_eve.data.dataset_format import (
     SAMPLE_DTYPE,
     DatasetInfo,
     DatasetSettings,
-    check_index,
     megatron_datasets,
     open_records,
     read_info,
     row_problem,
 )
-from megatron_eve.data.errors import DataError
+from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
-from megatron_eve.data.indexed_writer import DatasetWriter, StoredImage
+from megatron_eve.data.indexed_writer import DatasetWriter
+from megatron_eve.data.megatron_index import check_index
+from megatron_eve.data.sample_block import StoredImage
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
 

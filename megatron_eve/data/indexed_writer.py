@@ -1,13 +1,10 @@
-"""Write datasets; `dataset_format` lists their files.
-
-megatron-core is imported only when a writer is made, since that takes seconds.
-"""
+"""Write datasets; `dataset_format` lists their files."""
 
 from __future__ import annotations
 
-from array import array
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -16,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_eve.data.content_digest import ContentDigest
-from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.dataset_format import (
     IMAGE_DTYPE,
     IMAGE_PARTS,
@@ -28,32 +24,16 @@ from megatron_eve.data.dataset_format import (
     TEXT_PARTS,
     DatasetInfo,
     DatasetSettings,
-    megatron_datasets,
     publish,
-    row_problem,
 )
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.megatron_index import IndexWriter
 from megatron_eve.data.metadata import META, MetaWriter, SampleMeta
-
-MAX_ROW_BYTES = 2**31 - 1
-"""megatron-core keeps a row's length as int32."""
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image as it goes into a dataset: its bytes, and its size in pixels as it will be decoded.
-
-    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`).
-    """
-
-    data: bytes
-    width: int
-    height: int
+from megatron_eve.data.sample_block import ImageBytes, Sample, SampleBlock, StoredImage, make_block
 
 
 class DatasetWriter:
-    """Writes a dataset sample by sample; nothing can be opened before `finalise`.
+    """Writes a dataset in flat memory; nothing can be opened before `finalise`.
 
     Everything goes to files named `*.partial`. As a context manager it removes them unless finalised.
 
@@ -62,6 +42,11 @@ class DatasetWriter:
             there already stays whole until `finalise` replaces it.
         settings: recorded in the manifest; token counts follow from its sizes.
         made_with: of the images, recorded in the manifest's `parts`; "pixels" needs the `teacher_patch_size`.
+
+    Attributes:
+        image_path: the .bin of the images under its temporary name; see `add_block`.
+        num_samples: samples added so far.
+        image_bytes: bytes of images added so far.
     """
 
     def __init__(
@@ -76,11 +61,16 @@ class DatasetWriter:
             (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
         )
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
-        self._text = _IndexedWriter(self.prefix + "_text", np.int32)
-        self._image = _IndexedWriter(f"{self.prefix}_{self._part}", np.uint8)
+        self.image_path = f"{self.prefix}_{self._part}.bin{PARTIAL}"
+        self.image_bytes = 0
+        Path(self.image_path).write_bytes(b"")
+        self._image_file = ImageBytes(self.image_path)
+        self._text: IO[bytes] = open(f"{self.prefix}_text.bin{PARTIAL}", "wb")  # noqa: SIM115 (see abort)
+        self._text_index = IndexWriter(f"{self.prefix}_text.idx{PARTIAL}", np.dtype(np.int32))
+        self._image_index = IndexWriter(f"{self.prefix}_{self._part}.idx{PARTIAL}", np.dtype(np.uint8))
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
-        self._tokens = self._text_tokens = self._labels = self._cut = 0
+        self._text_bytes = self._tokens = self._text_tokens = self._labels = self._cut = 0
         self._longest = (0, 0)  # (sample, tokens)
         self._content = ContentDigest()
         self._meta: MetaWriter | None = None
@@ -93,7 +83,7 @@ class DatasetWriter:
     @property
     def num_bytes(self) -> int:
         """Bytes of text and images added so far."""
-        return self._text.num_bytes + self._image.num_bytes
+        return self._text_bytes + self.image_bytes
 
     def add_sample(
         self,
@@ -104,45 +94,44 @@ class DatasetWriter:
         cut: bool = False,
         meta: SampleMeta | None = None,
     ) -> None:
-        """Append one sample.
-
-        Args:
-            tokens: n ids, an image counted as one IMAGE_TOKEN_ID.
-            labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
-            images: as many as there are placeholders, in their order.
-            cut: the text was longer than `model_max_length`.
-            meta: where the sample comes from, of all samples or of none.
+        """Append one sample; see `Sample` for its parts.
 
         Raises:
             DataError: the parts do not belong together, or an id is not in the vocabulary.
         """
-        ids, targets = np.asarray(tokens, dtype=np.int64), np.asarray(labels, dtype=np.int64)
-        problem = row_problem(ids, targets, len(images), self.settings.vocab_size)
-        if problem:
-            raise DataError(f"sample {self.num_samples} for {self.prefix}: {problem}")
-        length = len(ids)
-        first_image = self._images.rows
-        for image in images:
-            settings = self.settings
-            geometry = image_geometry(image.width, image.height, settings.image_size, settings.teacher_size)
-            length += geometry.tokens - 1
-            self._image.add(np.frombuffer(image.data, dtype=np.uint8))
-            self._images.add((image.width, image.height, len(image.data)))
-            self._content.add_image(image.width, image.height, image.data)
-        num_labels = int(np.count_nonzero(targets[1:] != IGNORE_INDEX))
-        if length > self._longest[1]:
-            self._longest = (self.num_samples, length)
-        text = np.concatenate([ids, targets]).astype(np.int32)
-        self._text.add(text)
-        self._content.add_text(ids, targets)
-        self._samples.add((length, len(ids), num_labels, len(images), first_image))
-        self._tokens += length
-        self._text_tokens += len(ids)
-        self._labels += num_labels
-        self._cut += cut
-        if meta is not None:
+        try:
+            block = make_block([Sample(tokens, labels, images, cut, meta)], self.settings)
+        except DataError as error:
+            raise DataError(f"sample {self.num_samples} for {self.prefix}: {error}") from error
+        self._image_file.write([image.data for image in images], self.add_block(block))
+
+    def add_block(self, block: SampleBlock) -> int:
+        """Append samples, but for the bytes of their images.
+
+        Returns:
+            The offset in `image_path` from which on these have to be written (`ImageBytes`), before `finalise`.
+        """
+        samples, offset = block.samples.copy(), self.image_bytes
+        samples["first_image"] += self._images.rows
+        longest = int(samples["length"].argmax())
+        if samples["length"][longest] > self._longest[1]:
+            self._longest = (self.num_samples + longest, int(samples["length"][longest]))
+        self._text.write(block.text)
+        self._text_bytes += len(block.text)
+        self._text_index.add(block.text_sizes)
+        self._image_index.add(block.images["num_bytes"])
+        self.image_bytes += int(block.images["num_bytes"].sum())
+        self._samples.add(samples)
+        self._images.add(block.images)
+        self._content.add(block.digest_input)
+        self._tokens += int(samples["length"].sum(dtype=np.int64))
+        self._text_tokens += int(samples["text_length"].sum(dtype=np.int64))
+        self._labels += int(samples["labels"].sum(dtype=np.int64))
+        self._cut += block.num_cut
+        for meta in block.meta:
             self._meta = self._meta or MetaWriter(self.prefix)
             self._meta.add(meta)
+        return offset
 
     def finalise(
         self,
@@ -158,10 +147,13 @@ class DatasetWriter:
             skipped, skipped_first: see DatasetInfo.
 
         Raises:
-            DataError: no sample was added.
+            DataError: no sample was added, or images of a block were not written.
         """
         if self.num_samples == 0:
             raise DataError(f"no sample for {self.prefix}: an empty dataset is not written")
+        written = Path(self.image_path).stat().st_size
+        if written != self.image_bytes:
+            raise DataError(f"{self.image_path} has {written} bytes where {self.image_bytes} are due")
         info = DatasetInfo(
             **asdict(self.settings),
             num_samples=self.num_samples,
@@ -170,8 +162,8 @@ class DatasetWriter:
             num_text_tokens=self._text_tokens,
             num_labels=self._labels,
             num_cut=self._cut,
-            text_bytes=self._text.num_bytes,
-            image_bytes=0 if self._part == PIXELS else self._image.num_bytes,
+            text_bytes=self._text_bytes,
+            image_bytes=0 if self._part == PIXELS else self.image_bytes,
             longest_sample=self._longest[0],
             longest_length=self._longest[1],
             num_rows=self.num_samples if num_rows is None else num_rows,
@@ -181,8 +173,11 @@ class DatasetWriter:
             licenses=dict(self._meta.licenses) if self._meta else {},
             parts=self._described() if self._images.rows else {},
         )
-        for writer in (self._text, self._image, self._samples, self._images):
-            writer.close()
+        for close in (
+            self._text.close, self._image_file.close, self._text_index.close, self._image_index.close,
+            self._samples.close, self._images.close,
+        ):  # fmt: skip
+            close()
         Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
         for part in TEXT_PARTS:
             publish(self.prefix + part)
@@ -205,14 +200,16 @@ class DatasetWriter:
 
     def _described(self) -> dict[str, dict[str, Any]]:
         """The manifest's `parts`."""
-        return {self._part: {**self._made_with, "dtype": "uint8", "bytes": self._image.num_bytes}}
+        return {self._part: {**self._made_with, "dtype": "uint8", "bytes": self.image_bytes}}
 
     def abort(self) -> None:
         """Close and remove what was written. Does nothing after `finalise`."""
-        for writer in (self._text, self._image, self._samples, self._images):
-            writer.discard()
-        if self._meta:
-            self._meta.discard()
+        for close in (
+            self._text.close, self._image_file.close, self._text_index.discard, self._image_index.discard,
+            self._samples.discard, self._images.discard, *([self._meta.discard] if self._meta else []),
+        ):  # fmt: skip
+            with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted
+                close()
         for part in (*TEXT_PARTS, *self._image_parts, META, MANIFEST):
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
@@ -225,39 +222,8 @@ class DatasetWriter:
         self.abort()
 
 
-class _IndexedWriter:
-    """One megatron-core indexed dataset under its partial name."""
-
-    def __init__(self, prefix: str, dtype: type[np.generic]) -> None:
-        self.num_bytes = 0
-        self._prefix = prefix
-        self._dtype = np.dtype(dtype)
-        megatron = megatron_datasets("indexed_dataset")
-        self._builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin{PARTIAL}", dtype=dtype)
-        self._builder.sequence_lengths = array("i")  # 4 bytes a row where a list of int takes 40
-
-    def add(self, row: NDArray[Any]) -> None:
-        if row.dtype != self._dtype:  # the builder would truncate values silently
-            raise TypeError(f"{self._prefix} takes {self._dtype}, not {row.dtype}")
-        if row.nbytes > MAX_ROW_BYTES:
-            raise DataError(
-                f"a row of {row.nbytes} bytes for {self._prefix}.bin: a row holds {MAX_ROW_BYTES}"
-            )
-        # What the builder's add_item does, without a torch tensor in between.
-        self._builder.data_file.write(row.tobytes())
-        self._builder.sequence_lengths.append(row.size)
-        self.num_bytes += row.nbytes
-
-    def close(self) -> None:
-        self._builder.end_document()  # one document: samples are rows, and nothing reads document bounds
-        self._builder.finalize(f"{self._prefix}.idx{PARTIAL}")
-
-    def discard(self) -> None:
-        self._builder.data_file.close()
-
-
 class _RecordWriter:
-    """A structured .npy file written record by record, under its partial name."""
+    """A structured .npy file written piece by piece, under its partial name."""
 
     def __init__(self, path: str, dtype: np.dtype[Any]) -> None:
         self.rows = 0
@@ -271,9 +237,9 @@ class _RecordWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()
 
-    def add(self, record: tuple[int, ...]) -> None:
-        self._file.write(np.array(record, dtype=self._dtype).tobytes())
-        self.rows += 1
+    def add(self, records: NDArray[Any]) -> None:
+        self._file.write(records.tobytes())
+        self.rows += len(records)
 
     def close(self) -> None:
         self._file.seek(0)

@@ -28,8 +28,7 @@ from megatron_eve.data.batch import (
     padded_lengths,
     padding_multiples,
 )
-from megatron_eve.data.dataset_format import AGAIN
-from megatron_eve.data.errors import DataError
+from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.images.backends import ImageDecoder
 from megatron_eve.data.packing import deal_packs, pack_step
 from megatron_eve.data.sampling import Order

@@ -7,40 +7,33 @@ workers.
 
 from __future__ import annotations
 
+import errno
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
-import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from megatron_eve.data.dataset_format import DatasetInfo, DatasetSettings
+from megatron_eve.data.dataset_format import DatasetInfo
+from megatron_eve.data.encoders import encode_rows
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed_writer import DatasetWriter
 from megatron_eve.data.metadata import Exclusions
 from megatron_eve.data.reasons import REASONS
-from megatron_eve.data.row_encoder import EncodedRow, PreprocessConfig, RowEncoder, SkippedRow
+from megatron_eve.data.row_encoder import PreprocessConfig, SkippedRow
 from megatron_eve.data.sources.recognise import open_source
-from megatron_eve.data.sources.source import RawRow, Source
+from megatron_eve.data.sources.source import Source
 from megatron_eve.data.tokenizer import Tokenizer
 
 __all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
 
 _FIRST_SKIPPED = 5  # rows that the summary names for each reason
 _ESTIMATED_FROM = 1000  # samples, after which it is known about how large the dataset will be
-_CHUNK = 16  # rows sent to a worker at a time
-_CHUNKS_AHEAD = 3  # chunks in flight for each worker: enough to keep it busy, few enough to bound memory
 
 
 def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInfo:
@@ -53,24 +46,28 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         progress: draw a progress bar on stderr.
 
     Raises:
-        DataError: an input that cannot be read to its end, no row that can be kept, or a worker that died.
+        DataError: an input that cannot be read to its end, no row that can be kept, a worker that died, or a disk that
+            is full.
     """
+    try:
+        return _preprocess(config, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        folder = Path(config.output_prefix).absolute().parent
+        raise DataError(
+            f"{error.strerror} in {folder}: no dataset was written; make room, choose another --output-prefix, "
+            "or store less (--image-storage)"
+        ) from error
+
+
+def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
     config.check()
     source = open_source(config.inputs, config.input_format, config.image_root)
     tokenizer = Tokenizer(config.tokenizer_model)
     if config.template == "plain":
         tokenizer.check_newline()
-    settings = DatasetSettings(
-        template=config.template,
-        image_size=config.image_size,
-        teacher_size=config.teacher_size,
-        model_max_length=config.model_max_length,
-        apply_exif=config.apply_exif,
-        max_pixels=config.max_image_pixels,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        image_storage=config.image_storage,
-    )
+    settings = config.dataset_settings(tokenizer)
     Exclusions(tuple(config.drop_license), config.opt_out)  # its mistakes are said before any work
     storage = config.storage()
     if storage is not None and (notice := storage.notice()):
@@ -80,15 +77,15 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
         _SkippedLog(config.output_prefix) as skipped,
         _progress_bar(source.num_bytes, progress) as bar,
     ):
-        for result in _encode_all(config, source, source.rows()):
-            if isinstance(result, SkippedRow):
-                skipped.add(result)
-            else:
-                writer.add_sample(
-                    result.tokens, result.labels, result.images, cut=result.cut, meta=result.meta
-                )
-                if writer.num_samples == _ESTIMATED_FROM:
-                    _check_disk(config.output_prefix, writer.num_bytes, source)
+        room_is_checked = False
+        for chunk in encode_rows(config, source, source.rows(), writer.image_path):
+            for row in chunk.skipped:
+                skipped.add(row)
+            if chunk.block is not None:
+                chunk.write_images(writer.add_block(chunk.block))
+            if not room_is_checked and writer.num_samples >= _ESTIMATED_FROM:
+                room_is_checked = True
+                _check_disk(config.output_prefix, writer, source)
             bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
             bar.update(source.position - bar.n)
         if writer.num_samples == 0:
@@ -136,25 +133,26 @@ def format_skipped(counts: Mapping[str, int], first: Mapping[str, list[dict[str,
     return "\n".join(lines)
 
 
-def _check_disk(prefix: str, written: int, source: Source) -> None:
+def _check_disk(prefix: str, writer: DatasetWriter, source: Source) -> None:
     """Refuse a dataset that the disk has no room for, rather than fill it.
 
     Args:
         prefix: of the dataset.
-        written: bytes of it so far.
+        writer: of it, with its first samples.
         source: of which so much has been read; a little more than was written, as rows are read ahead.
 
     Raises:
         DataError: there is no room.
     """
     folder = Path(prefix).absolute().parent
+    written = writer.num_bytes
     rest = written * max(source.num_bytes / max(source.position, 1) - 1, 0)
     free = shutil.disk_usage(folder).free
     if rest > free:
         raise DataError(
-            f"{prefix} would take about {(written + rest) / 2**30:,.1f} GiB, by its first {_ESTIMATED_FROM:,} rows, "
-            f"and the disk of {folder} has {free / 2**30:,.1f} GiB left: make room, choose another --output-prefix, or "
-            "store less (--image-storage)"
+            f"{prefix} would take about {(written + rest) / 2**30:,.1f} GiB, by its first {writer.num_samples:,} "
+            f"samples, and the disk of {folder} has {free / 2**30:,.1f} GiB left: make room, choose another "
+            "--output-prefix, or store less (--image-storage)"
         )
 
 
@@ -206,59 +204,3 @@ def _progress_bar(num_bytes: int, shown: bool) -> Any:
     return tqdm(
         total=num_bytes, unit="B", unit_scale=True, desc="preprocess", disable=not shown, mininterval=interval
     )
-
-
-def _encode_all(
-    config: PreprocessConfig, source: Source, rows: Iterable[RawRow]
-) -> Iterator[EncodedRow | SkippedRow]:
-    """Encode rows, in order. Reads only so far ahead as keeps the workers busy."""
-    if config.workers == 1:
-        encoder, alone = RowEncoder(config, source), iter(rows)
-        while chunk := list(islice(alone, _CHUNK)):
-            yield from encoder.encode_chunk(chunk)
-        return
-    left = iter(rows)
-    pending: deque[Future[list[EncodedRow | SkippedRow]]] = deque()
-    pool = ProcessPoolExecutor(
-        config.workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(config, source),
-    )
-    try:
-        while chunk := list(islice(left, _CHUNK)):
-            pending.append(pool.submit(_encode_chunk, chunk))
-            if len(pending) >= _CHUNKS_AHEAD * config.workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"a worker died while reading {' '.join(config.inputs)}, it may have run out of memory: "
-            "use fewer --workers or a smaller --max-image-pixels"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_encoder: RowEncoder | None = None  # of a worker process
-
-
-def _start_worker(config: PreprocessConfig, source: Source) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the end
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = RowEncoder(config, source)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for rows for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_chunk(rows: list[RawRow]) -> list[EncodedRow | SkippedRow]:
-    assert _encoder is not None
-    return _encoder.encode_chunk(rows)

@@ -6,21 +6,20 @@ import importlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_eve.data.conversation import TEMPLATES
-from megatron_eve.data.dataset_format import IMAGE_STORAGES
+from megatron_eve.data.dataset_format import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
-from megatron_eve.data.indexed_writer import MAX_ROW_BYTES, StoredImage
-from megatron_eve.data.metadata import Exclusions, SampleMeta, sample_meta
+from megatron_eve.data.metadata import Exclusions, sample_meta
+from megatron_eve.data.sample_block import MAX_ROW_BYTES, Sample, StoredImage
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
@@ -125,6 +124,20 @@ class PreprocessConfig:
                     "threads"
                 ) from error
 
+    def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
+        """What the manifest records."""
+        return DatasetSettings(
+            template=self.template,
+            image_size=self.image_size,
+            teacher_size=self.teacher_size,
+            model_max_length=self.model_max_length,
+            apply_exif=self.apply_exif,
+            max_pixels=self.max_image_pixels,
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            image_storage=self.image_storage,
+        )
+
     def storage(self) -> StorageSettings | None:
         """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
         if self.image_storage == "encoded":
@@ -145,17 +158,6 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True)
-class EncodedRow:
-    """A row that is kept: int32 [n] tokens and labels as `DatasetWriter.add_sample` takes them."""
-
-    tokens: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    images: list[StoredImage]
-    cut: bool
-    meta: SampleMeta
-
-
-@dataclass(frozen=True)
 class SkippedRow:
     """A row that is left out: its number in its file (from 1), why, and what it called itself."""
 
@@ -173,12 +175,16 @@ class RowEncoder:
     Args:
         config: of the dataset.
         source: of the rows.
+
+    Attributes:
+        settings: of the dataset.
     """
 
     def __init__(self, config: PreprocessConfig, source: Source) -> None:
         self._config = config
         self._source = source
         self._tokenizer = Tokenizer(config.tokenizer_model)
+        self.settings = config.dataset_settings(self._tokenizer)
         self._root = None if config.image_root is None else os.path.realpath(config.image_root)
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
         self._judges = True  # pictures are decoded where they are read
@@ -188,7 +194,7 @@ class RowEncoder:
 
             self._store = ImageStore(storage, workers=config.workers)
 
-    def encode_chunk(self, rows: Sequence[RawRow]) -> list[EncodedRow | SkippedRow]:
+    def encode_chunk(self, rows: Sequence[RawRow]) -> list[Sample | SkippedRow]:
         """Encode rows, in order; their pictures are decoded together where they are stored decoded.
 
         A row with a picture that cannot be stored is encoded again as with image storage "encoded", so that the same
@@ -205,21 +211,22 @@ class RowEncoder:
                 judged = self.encode(row)
                 if isinstance(judged, SkippedRow):
                     results[number] = judged
-        kept = [(number, result) for number, result in enumerate(results) if isinstance(result, EncodedRow)]
+        kept = [(number, result) for number, result in enumerate(results) if isinstance(result, Sample)]
         stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
         for number, result in kept:
             images = [next(stored) for _ in result.images]
             whole = [image for image in images if isinstance(image, StoredImage)]
             if len(whole) == len(images):
-                results[number] = replace(result, images=whole)
+                results[number] = result._replace(images=whole)
                 continue
             judged = self.encode(rows[number])
-            if isinstance(judged, EncodedRow):  # Pillow decides whether a picture can be used
-                judged = replace(result, images=[self._store.with_pillow(one.data) for one in result.images])
+            if isinstance(judged, Sample):  # Pillow decides whether a picture can be used
+                again = [self._store.with_pillow(one.data) for one in result.images]
+                judged = result._replace(images=again)
             results[number] = judged
         return results
 
-    def encode(self, row: RawRow) -> EncodedRow | SkippedRow:
+    def encode(self, row: RawRow) -> Sample | SkippedRow:
         """Tokenise the text of a row and decode its images.
 
         Raises:
@@ -238,7 +245,7 @@ class RowEncoder:
             )
             return SkippedRow(row.file, row.number, skip.reason, _printable(skip.detail), name, image)
 
-    def _encode(self, row: RawRow, record: Record) -> EncodedRow:
+    def _encode(self, row: RawRow, record: Record) -> Sample:
         self._excluded.check(record)
         whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
@@ -247,7 +254,7 @@ class RowEncoder:
                 "nothing_to_train", f"{len(whole.tokens)} tokens, of which {whole.num_labels} train"
             )
         images = [self._load_image(image, row) for image in record.images]
-        return EncodedRow(
+        return Sample(
             tokens=np.array(encoded.tokens, dtype=np.int32),
             labels=np.array(encoded.labels, dtype=np.int32),
             images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample

@@ -28,7 +28,7 @@ from megatron_eve.data.images.backends import (
 )
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.images.patches import image_patches, uncut_patches
-from megatron_eve.data.indexed_writer import StoredImage
+from megatron_eve.data.sample_block import StoredImage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_eve.data import megatron_index
 from megatron_eve.data.dataset_format import IMAGE_PARTS, TEXT_PARTS
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
@@ -20,7 +21,7 @@ from megatron_eve.data.indexed import (
     IndexedVisionDataset,
     StoredImage,
 )
-from megatron_eve.data.indexed_writer import _IndexedWriter
+from megatron_eve.data.sample_block import Sample, make_block
 
 SETTINGS = DatasetSettings(
     template="vicuna_v1",
@@ -200,11 +201,32 @@ def test_samples_that_are_not_whole(
             writer.add_sample(tokens, labels, images)
 
 
-def test_a_part_takes_only_its_own_type(tmp_path: Path) -> None:
-    writer = _IndexedWriter(str(tmp_path / "x"), np.uint8)
-    with pytest.raises(TypeError, match="takes uint8, not int32"):  # megatron-core would truncate to bytes
-        writer.add(np.array([300], dtype=np.int32))
-    writer.discard()
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_the_index_is_what_megatron_writes(
+    tmp_path: Path, dtype: type[np.generic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    lengths = np.random.default_rng(0).integers(0, 2**20, 1000)
+    builder = IndexedDatasetBuilder(str(tmp_path / "x.bin"), dtype=dtype)
+    builder.sequence_lengths = lengths.tolist()
+    builder.end_document()
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    monkeypatch.setattr(megatron_index, "_ROWS_AT_A_TIME", 64)
+    writer = megatron_index.IndexWriter(str(tmp_path / "ours.idx"), np.dtype(dtype))
+    for part in np.split(lengths, [1, 1, 500]):
+        writer.add(part)
+    writer.close()
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
+
+
+def test_images_that_a_process_did_not_write_are_missed(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "set", SETTINGS) as writer:
+        writer.add_sample(*SAMPLES[0])
+        offset = writer.add_block(make_block([Sample(*SAMPLES[2])], SETTINGS))
+        assert offset == len(WIDE.data)
+        with pytest.raises(DataError, match=r"set_image\.bin\.partial has 10 bytes where 31 are due"):
+            writer.finalise()
 
 
 def truncate(path: Path, by: int) -> None:

@@ -155,7 +155,8 @@ import resource, sys
 from pathlib import Path
 from megatron_eve.data.sources.parquet import ParquetSource
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-count = sum(len(row.payload["image"]) for row in ParquetSource([Path(sys.argv[1])]).rows())
+source = ParquetSource([Path(sys.argv[1])])
+count = sum(len(source.record(row).images[0].data) for row in source.rows())
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -6,11 +6,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from megatron_eve.data.indexed_writer import DatasetWriter
 from megatron_eve.data.preprocess import PreprocessConfig, format_summary
 from tests.data.helpers import (
     ROOT,
@@ -84,21 +86,55 @@ def test_the_command_fails_in_words(make_config: MakeConfig, capsys: pytest.Capt
     assert "--image-size" in capsys.readouterr().err
 
 
-def test_a_full_disk_or_a_stop_is_told_and_leaves_nothing(
+def test_a_stop_is_told_and_leaves_nothing(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config([caption_row(1, "ok.jpg")])
-    from megatron_eve.data.indexed_writer import _RecordWriter
 
-    for error, status in ((OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
-        def fail(*_: object, error: BaseException = error) -> None:
-            raise error
+    monkeypatch.setattr(DatasetWriter, "add_block", stop)
+    assert load_tool().main(flags(config)) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert list(Path(config.output_prefix).parent.iterdir()) == []
 
-        monkeypatch.setattr(_RecordWriter, "add", fail)
-        assert load_tool().main(flags(config)) == status
-        assert ("No space left" if status == 2 else "stopped") in capsys.readouterr().err
-        assert list(Path(config.output_prefix).parent.iterdir()) == []
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "workers"), [(True, 1), (True, 2), (False, 2)], ids=["pictures", "in workers", "text"]
+)
+def test_a_full_disk_is_told_and_leaves_nothing(
+    make_config: MakeConfig,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    pictures: bool,
+    workers: int,
+) -> None:
+    rows: list[object] = [
+        caption_row(n, "ok.jpg") if pictures else text_row(answer="word " * 100) for n in range(300)
+    ]
+    template = "plain" if pictures else "vicuna_v1"
+    config = make_config(rows, output_prefix=str(small_disk / "set"), workers=workers, template=template)
+    assert load_tool().main(flags(config, "--template", template)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(
+        f"error: No space left on device in {small_disk}: no dataset was written; make room"
+    )
+    assert list(small_disk.iterdir()) == []
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

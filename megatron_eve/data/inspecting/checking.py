@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_eve.data.content_digest import ContentDigest
+from megatron_eve.data.content_digest import ContentDigest, digest_input_of_image, digest_input_of_text
 from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.indexed import IndexedVisionDataset
@@ -171,8 +171,9 @@ def _check_sample(
         if digest is not None:
             for image in range(first, first + count):
                 size = part.images[image]
-                digest.add_image(int(size["width"]), int(size["height"]), stored_bytes(part, image))
-            digest.add_text(tokens, labels)
+                data = stored_bytes(part, image)
+                digest.add(digest_input_of_image(int(size["width"]), int(size["height"]), data))
+            digest.add(digest_input_of_text(tokens, labels))
     except DataError as error:
         return Damage(part.sample_name(index), str(error))
     return None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
 
 from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
+from megatron_eve.data.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.source import RawRow, Source
+from megatron_eve.data.sources.source import CHUNK_ROWS, RawRow, Source
 
 ARROW_SCHEMA = pyarrow.schema(
     [
@@ -45,6 +45,13 @@ _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
 _BATCH_BYTES = 16 << 20  # of a file that are held at a time
 _ROW_GROUP_BYTES = 256 << 20
 _ROW_BYTES = 1024  # for all of a row but pictures and text
+
+
+class _Payload(NamedTuple):
+    """A row of a batch. Rows of one batch share it, so that a chunk of rows holds it once when it is sent."""
+
+    batch: pyarrow.RecordBatch
+    row: int
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -97,8 +104,12 @@ class ParquetSource(Source):
             all files are looked at first.
     """
 
+    def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
+        super().__init__(files, image_root)
+        self._unpacked: tuple[pyarrow.RecordBatch, list[dict[str, Any]]] | None = None
+
     def rows(self) -> Iterator[RawRow]:
-        """All rows; a payload is a dictionary of their columns."""
+        """All rows; making Python's objects of them is left to `record`."""
         layouts = [_columns(file) for file in self._files]
         before = 0
         for file, columns in zip(self._files, layouts, strict=True):
@@ -109,9 +120,9 @@ class ParquetSource(Source):
                 with parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
                     total = opened.metadata.num_rows
                     for batch in opened.iter_batches(_batch_rows(opened.metadata), columns=columns):
-                        for fields in batch.to_pylist():
+                        for row in range(batch.num_rows):
                             number += 1
-                            yield RawRow(str(file), number, fields)
+                            yield RawRow(str(file), number, _Payload(batch, row))
                         self._position = before + size * number // max(total, 1)
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(
@@ -126,7 +137,10 @@ class ParquetSource(Source):
         Raises:
             SkipRow: a picture, a text or a list is missing or of another type than its layout has.
         """
-        fields: dict[str, Any] = row.payload
+        batch, number = row.payload
+        if self._unpacked is None or self._unpacked[0] is not batch:
+            self._unpacked = (batch, batch.to_pylist())
+        fields = self._unpacked[1][number]
         try:
             for layout, record in _LAYOUTS:
                 if layout(fields.keys()):
@@ -185,10 +199,11 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """Rows that are read at a time."""
+    """Rows that are read at a time: a power of two up to CHUNK_ROWS, so that a chunk has whole batches."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
-    return max(1, min(1024, _BATCH_BYTES // max(largest, 1)))
+    rows = max(1, min(CHUNK_ROWS, _BATCH_BYTES // max(largest, 1)))
+    return 1 << (rows.bit_length() - 1)
 
 
 def _has_record(names: Iterable[str]) -> bool:

@@ -14,6 +14,9 @@ from typing import Any
 
 from megatron_eve.data.schema import Record
 
+CHUNK_ROWS = 16
+"""Rows that are sent to a worker at a time, at most; all are of one file."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.indexed_writer import MAX_ROW_BYTES
+from megatron_eve.data.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
 from megatron_eve.data.sources.source import RawRow, Source
