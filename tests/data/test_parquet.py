@@ -150,6 +150,21 @@ def test_to_a_dataset(make_config: MakeConfig, tmp_path: Path, workers: int) -> 
     assert opened(config).image_bytes(1) == PICTURE
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_read_their_own_rows_of_a_group(tmp_path: Path, workers: int) -> None:
+    captions = [f"caption {number}" for number in range(200)]
+    path = write(tmp_path / "a.parquet", {"image": [PICTURE] * 200, "caption": captions}, row_group_size=70)
+    rows = list(ParquetSource([path]).rows())
+    sources = [ParquetSource([path]) for _ in range(workers)]
+    found: list[str] = []
+    for number, start in enumerate(range(0, 200, 16)):
+        chunk = rows[start : start + 16]
+        for _ in range(2):  # a row with a picture that cannot be stored is read again
+            again = [sources[number % workers].record(row).turns[0]["value"] for row in chunk]
+        found += again
+    assert found == ["<image>" + caption for caption in captions]
+
+
 READ = """
 import resource, sys
 from pathlib import Path

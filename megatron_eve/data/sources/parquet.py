@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow
 from pyarrow import parquet
@@ -43,15 +44,8 @@ ARROW_SCHEMA = pyarrow.schema(
 _PICTURES = ("image", "images", "jpg", "png", "webp")
 _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
 _BATCH_BYTES = 16 << 20  # of a file that are held at a time
-_ROW_GROUP_BYTES = 256 << 20
+_ROW_GROUP_BYTES = 32 << 20  # few enough rows that a worker soon comes to its own
 _ROW_BYTES = 1024  # for all of a row but pictures and text
-
-
-class _Payload(NamedTuple):
-    """A row of a batch. Rows of one batch share it, so that a chunk of rows holds it once when it is sent."""
-
-    batch: pyarrow.RecordBatch
-    row: int
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -59,7 +53,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
     Args:
         path: of the shard, `*.parquet`.
-        records: in their order; row groups of at most 256 MiB of pictures and text, or of one row.
+        records: in their order; row groups of at most 32 MiB of pictures and text, or of one row.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []
@@ -106,28 +100,21 @@ class ParquetSource(Source):
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
         super().__init__(files, image_root)
-        self._unpacked: tuple[pyarrow.RecordBatch, list[dict[str, Any]]] | None = None
+        self._group: _RowGroup | None = None
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows; making Python's objects of them is left to `record`."""
-        layouts = [_columns(file) for file in self._files]
+        """All rows, by their places alone; `record` reads them."""
+        for file in self._files:
+            _columns(file)
         before = 0
-        for file, columns in zip(self._files, layouts, strict=True):
-            size = file.stat().st_size
-            number = 0
-            try:
-                # Neither the whole file nor a whole row group is held, however large.
-                with parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
-                    total = opened.metadata.num_rows
-                    for batch in opened.iter_batches(_batch_rows(opened.metadata), columns=columns):
-                        for row in range(batch.num_rows):
-                            number += 1
-                            yield RawRow(str(file), number, _Payload(batch, row))
-                        self._position = before + size * number // max(total, 1)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{file}, row {number + 1}: it cannot be read on ({_one_line(error)}); copy or download it again"
-                ) from error
+        for file in self._files:
+            size, number = file.stat().st_size, 0
+            metadata = parquet.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                for row in range(metadata.row_group(group).num_rows):
+                    number += 1
+                    self._position = before + size * number // metadata.num_rows
+                    yield RawRow(str(file), number, (group, row))
             before += size
             self._position = before
 
@@ -136,11 +123,18 @@ class ParquetSource(Source):
 
         Raises:
             SkipRow: a picture, a text or a list is missing or of another type than its layout has.
+            DataError: the file is damaged there.
         """
-        batch, number = row.payload
-        if self._unpacked is None or self._unpacked[0] is not batch:
-            self._unpacked = (batch, batch.to_pylist())
-        fields = self._unpacked[1][number]
+        group, number = row.payload
+        try:
+            if self._group is None or not self._group.holds(row.file, group, number):
+                self._group = None  # closes the file
+                self._group = _RowGroup(row.file, group)
+            fields = self._group.row(number)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{row.file}, row {row.number}: it cannot be read on ({_one_line(error)}); copy or download it again"
+            ) from error
         try:
             for layout, record in _LAYOUTS:
                 if layout(fields.keys()):
@@ -149,6 +143,50 @@ class ParquetSource(Source):
             skip.id = None if fields.get("id") is None else str(fields["id"])
             raise
         raise AssertionError(f"columns {list(fields)} were taken and have no layout")
+
+
+class _RowGroup:
+    """Reads the rows of one row group forwards, a few at a time: neither file nor group is held, however large.
+
+    Each worker that has rows of a group decodes it up to its last one of them, and makes Python's objects of its own
+    rows. That costs workers little, where pictures that pass through the parent cost it more than all else.
+
+    Args:
+        file: parquet.
+        group: number of the row group.
+    """
+
+    def __init__(self, file: str, group: int) -> None:
+        self._place = (file, group)
+        self._opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        columns, count = _columns(Path(file)), _batch_rows(self._opened.metadata)
+        self._batches = self._opened.iter_batches(
+            count, row_groups=[group], columns=columns, use_threads=False
+        )
+        self._next = 0
+        # The last two: a chunk of rows may lie in both, and may be gone through again.
+        self._unpacked: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
+
+    def holds(self, file: str, group: int, row: int) -> bool:
+        """Whether `row` can give a row of a group: it is this group, and not passed already."""
+        first = self._unpacked[0][0] if self._unpacked else self._next
+        return (file, group) == self._place and row >= first
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The columns of one row."""
+        while number >= self._next:
+            batch = next(self._batches)
+            if number < self._next + batch.num_rows:
+                self._unpacked.append((self._next, batch.to_pylist()))
+            self._next += batch.num_rows
+        for first, rows in self._unpacked:
+            if first <= number < first + len(rows):
+                return rows[number - first]
+        raise AssertionError(f"row {number} of {self._place} was passed")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_opened"):  # the file could be opened
+            self._opened.close()
 
 
 def _row_of(record: Record) -> dict[str, Any]:
@@ -199,11 +237,10 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """Rows that are read at a time: a power of two up to CHUNK_ROWS, so that a chunk has whole batches."""
+    """Rows that are read at a time."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
-    rows = max(1, min(CHUNK_ROWS, _BATCH_BYTES // max(largest, 1)))
-    return 1 << (rows.bit_length() - 1)
+    return max(1, min(CHUNK_ROWS, _BATCH_BYTES // max(largest, 1)))
 
 
 def _has_record(names: Iterable[str]) -> bool:
