@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_eve.data.schema import Record
 
@@ -18,8 +17,7 @@ CHUNK_ROWS = 16
 """Rows that are sent to a worker at a time, at most; all are of one file."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row as it was cut out of its file.
 
     Attributes:
