@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.data.geometry import PATCH_SIZE, square_margin
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, prepare_with_pillow
 from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
@@ -121,10 +121,10 @@ class DaliDecoder:
             )
         if kind.teacher:
             patch, side = self._settings.teacher_patch_size, self._settings.teacher_side
-            sizes = [np.array([g.teacher_height, g.teacher_width]) // PATCH_SIZE * patch for g in geometries]
-            pipeline.feed_input("teacher_size", [size.astype(np.float32) for size in sizes])
-            margins = [(side - size) // patch // 2 * patch for size in sizes]
-            pipeline.feed_input("start", [-margin.astype(np.int32) for margin in margins])
+            sizes = [g.teacher_picture(patch)[::-1] for g in geometries]  # height, width
+            pipeline.feed_input("teacher_size", [np.array(size, np.float32) for size in sizes])
+            margins = [[square_margin(side, length, patch) for length in size] for size in sizes]
+            pipeline.feed_input("start", [-np.array(margin, np.int32) for margin in margins])
         return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
 
     def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
