@@ -262,10 +262,6 @@ def test_several_files_are_read_one_behind_the_other(tmp_path: Path) -> None:
 
 
 def test_files_that_stop_the_command(tmp_path: Path) -> None:
-    packed = tmp_path / "docs_shard_0_v2.jsonl.zip"
-    packed.write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"docs_shard_0_v2.jsonl.zip is compressed: unpack it with unzip"):
-        list(Mmc4Source([packed], str(tmp_path)).rows())
     (tmp_path / "a.json").write_text('[{"text": "1"}, {"te')
     with pytest.raises(DataError, match=r"a.json, row 2: broken JSON \(the file ends"):
         list(TextSource([tmp_path / "a.json"]).rows())

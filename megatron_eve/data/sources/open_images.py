@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_eve.data.conversation import IMAGE_TOKEN
-from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.errors import DataError
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.source import RawRow, Source
@@ -79,14 +79,7 @@ class OpenImagesSource(Source):
             before += file.stat().st_size
             self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """A picture and what the CSV says of it.
-
-        Raises:
-            SkipRow: the row has too few or too many fields, or no picture.
-        """
-        if row.problem is not None:
-            raise SkipRow(*row.problem)
+    def _make_record(self, row: RawRow) -> Record:
         path, found = row.payload
         meta: dict[str, Any] = {key: value for key, value in found.items() if key != "ImageID"}
         if re.fullmatch(r"\d{1,3}(\.0*)?", meta.get("Rotation", "")):

@@ -120,12 +120,7 @@ class ParquetSource(Source):
             before += size
             self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """What a row holds.
-
-        Raises:
-            SkipRow: a picture, a text or a list is missing or of another type than its layout has.
-        """
+    def _make_record(self, row: RawRow) -> Record:
         fields: dict[str, Any] = row.payload
         try:
             for layout, record in _LAYOUTS:
