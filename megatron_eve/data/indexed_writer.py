@@ -80,7 +80,7 @@ class DatasetWriter:
         self._image = _IndexedWriter(f"{self.prefix}_{self._part}", np.uint8)
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
-        self._tokens = self._text_tokens = self._labels = self._cut = 0
+        self._tokens = self._text_tokens = self._labels = self._cut = self._missing = 0
         self._longest = (0, 0)  # (sample, tokens)
         self._content = ContentDigest()
         self._meta: MetaWriter | None = None
@@ -103,6 +103,7 @@ class DatasetWriter:
         *,
         cut: bool = False,
         meta: SampleMeta | None = None,
+        num_missing: int = 0,
     ) -> None:
         """Append one sample.
 
@@ -112,6 +113,7 @@ class DatasetWriter:
             images: as many as there are placeholders, in their order.
             cut: the text was longer than `model_max_length`.
             meta: where the sample comes from, of all samples or of none.
+            num_missing: images that its source names and that were not there.
 
         Raises:
             DataError: the parts do not belong together, or an id is not in the vocabulary.
@@ -140,6 +142,7 @@ class DatasetWriter:
         self._text_tokens += len(ids)
         self._labels += num_labels
         self._cut += cut
+        self._missing += num_missing
         if meta is not None:
             self._meta = self._meta or MetaWriter(self.prefix)
             self._meta.add(meta)
@@ -178,6 +181,7 @@ class DatasetWriter:
             skipped=dict(skipped or {}),
             skipped_first=dict(skipped_first or {}),
             content_sha256=self._content.hexdigest(),
+            num_missing_images=self._missing,
             licenses=dict(self._meta.licenses) if self._meta else {},
             parts=self._described() if self._images.rows else {},
         )

@@ -85,8 +85,9 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
                 skipped.add(result)
             else:
                 writer.add_sample(
-                    result.tokens, result.labels, result.images, cut=result.cut, meta=result.meta
-                )
+                    result.tokens, result.labels, result.images,
+                    cut=result.cut, meta=result.meta, num_missing=result.num_missing,
+                )  # fmt: skip
                 if writer.num_samples == _ESTIMATED_FROM:
                     _check_disk(config.output_prefix, writer.num_bytes, source)
             bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
@@ -115,6 +116,10 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
         f"rows skipped      {sum(info.skipped.values()):,}",
     ]
+    if info.num_missing_images:
+        lines.append(
+            f"images missing    {info.num_missing_images:,}, which documents that were kept go on without"
+        )
     if info.licenses:
         most = sorted(info.licenses.items(), key=lambda item: -item[1])
         lines += [f"license           {count:,} {name}" for name, count in most[:_FIRST_SKIPPED]]
