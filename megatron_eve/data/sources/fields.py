@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
+from megatron_eve.data.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 from megatron_eve.data.errors import SkipRow
 
 _BOM = b"\xef\xbb\xbf"
@@ -50,10 +50,12 @@ def plain_text(value: object, name: str) -> str:
         name: of that place, for messages.
 
     Raises:
-        SkipRow: it is not a string, or not valid Unicode.
+        SkipRow: it is not a string, is too long, or not valid Unicode.
     """
     if not isinstance(value, str):
         raise SkipRow("value_not_text", f"{name} is {type(value).__name__}")
+    if len(value) > MAX_CHARACTERS:
+        raise SkipRow("text_too_long", f"{name} has {len(value)} characters")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -42,6 +42,8 @@ ARROW_SCHEMA = pyarrow.schema(
 # Columns under which data sets of the hub have a picture and its caption; img2dataset's parquet output, too.
 _PICTURES = ("image", "images", "jpg", "png", "webp")
 _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
+# Names of columns that are no text come as the last one.
+_UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_BYTES = 16 << 20  # of a file that are held at a time
 _ROW_GROUP_BYTES = 256 << 20
 _ROW_BYTES = 1024  # for all of a row but pictures and text
@@ -109,11 +111,11 @@ class ParquetSource(Source):
                 with parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
                     total = opened.metadata.num_rows
                     for batch in opened.iter_batches(_batch_rows(opened.metadata), columns=columns):
-                        for fields in batch.to_pylist():
+                        for fields, problem in _rows_of(batch):
                             number += 1
-                            yield RawRow(str(file), number, fields)
+                            yield RawRow(str(file), number, fields, problem)
                         self._position = before + size * number // max(total, 1)
-            except (pyarrow.ArrowException, OSError) as error:
+            except _UNREADABLE as error:
                 raise DataError(
                     f"{file}, row {number + 1}: it cannot be read on ({_one_line(error)}); copy or download it again"
                 ) from error
@@ -130,6 +132,29 @@ class ParquetSource(Source):
             skip.id = None if fields.get("id") is None else str(fields["id"])
             raise
         raise AssertionError(f"columns {list(fields)} were taken and have no layout")
+
+
+def _rows_of(batch: pyarrow.RecordBatch) -> list[tuple[dict[str, Any] | None, tuple[str, str] | None]]:
+    """The columns of each row, or why they cannot be had."""
+    try:
+        return [(fields, None) for fields in batch.to_pylist()]
+    except (
+        ValueError,
+        OverflowError,
+    ):  # one value of one row: text that is not UTF-8, or a date that Python has not
+        return [_row_at(batch, number) for number in range(batch.num_rows)]
+
+
+def _row_at(batch: pyarrow.RecordBatch, number: int) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    fields = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            fields[name] = column[number].as_py()
+        except UnicodeDecodeError as error:
+            return None, ("text_not_unicode", f"{name}: {error.reason} at byte {error.start}")
+        except (ValueError, OverflowError) as error:
+            return None, ("parquet_row", f"{name}: {_one_line(error)}")
+    return fields, None
 
 
 def _row_of(record: Record) -> dict[str, Any]:
@@ -151,14 +176,15 @@ def _columns(file: Path) -> list[str]:
     """
     try:
         schema = parquet.read_schema(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{file} is not a whole parquet file ({_one_line(error)}): copy or download it again"
         ) from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
-            f"{file} has the columns {', '.join(schema.names)}: a source needs an image ({', '.join(_PICTURES)}) and a "
-            f"caption ({', '.join(_CAPTIONS)}), 'conversations', or those of docs/data.md; rename its columns"
+            f"{file} has the columns {_one_line(', '.join(schema.names))}: a source needs an image "
+            f"({', '.join(_PICTURES)}) and a caption ({', '.join(_CAPTIONS)}), 'conversations', or those of "
+            "docs/data.md; rename its columns"
         )
     used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
     return [field.name for field in schema if field.name in used or _is_plain(field.type)]
@@ -167,6 +193,8 @@ def _columns(file: Path) -> list[str]:
 def _is_plain(kind: pyarrow.DataType) -> bool:
     """Whether a column's values go into `meta`."""
     types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     return any(
         is_kind(kind)
         for is_kind in (
@@ -175,6 +203,7 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
             types.is_boolean,
             types.is_string,
             types.is_large_string,
+            types.is_string_view,
         )
     )
 
@@ -206,8 +235,12 @@ def _first(wanted: Sequence[str], names: Iterable[str]) -> str | None:
 def _record(row: RawRow, fields: dict[str, Any]) -> Record:
     if fields["kind"] not in KINDS:
         raise SkipRow("parquet_row", f"kind is {fields['kind']!r:.80}, not one of {', '.join(KINDS)}")
-    meta = parse_object((fields.get("meta") or "{}").encode("utf-8", "surrogatepass"), "meta")
-    source = fields.get("source") or source_name(row.file)
+    given = {key: fields.get(key) for key in ("meta", "source")}
+    for key, value in given.items():
+        if not isinstance(value, str | None):
+            raise SkipRow("parquet_row", f"{key} is {type(value).__name__}, not text")
+    meta = parse_object((given["meta"] or "{}").encode(), "meta")
+    source = given["source"] or source_name(row.file)
     return Record(_id(fields), source, fields["kind"], _pictures(fields["images"]), fields["turns"], meta)
 
 
@@ -271,11 +304,13 @@ def _pictures(value: object) -> list[ImageFile]:
             raise SkipRow("parquet_row", "a picture is null: neither bytes nor a path")
         if not isinstance(data, bytes | None) or not isinstance(path, str | None):
             raise SkipRow("parquet_row", f"a picture is {type(data or path).__name__}, not bytes")
+        if not isinstance(digest, str | None):
+            raise SkipRow("parquet_row", f"the sha256 of a picture is {type(digest).__name__}, not text")
         if data is not None and len(data) > MAX_ROW_BYTES:
             raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
         found.append(ImageFile(data, path, digest))
     return found
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())[:160]

@@ -78,7 +78,7 @@ def _check_file(file: Path) -> None:
         mode = stat.S_IFMT(file.stat().st_mode)
         if mode != stat.S_IFREG:  # a pipe can be read once, and opening one may wait for ever
             raise DataError(
-                f"--input {file} is {_KINDS.get(mode, 'no file')}: give it files, which it reads more than once"
+                f"--input {file} is {_KINDS.get(mode, 'no file')}: give it files, which are read more than once"
             )
         with file.open("rb") as stream:
             head = stream.read(16)

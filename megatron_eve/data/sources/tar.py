@@ -133,6 +133,18 @@ class _Headers:
                 continue
             name = name.removeprefix("./")
             yield Member(name, data, size, _problem(name, kind))
+        self._check_nothing_behind(at)
+
+    def _check_nothing_behind(self, at: int) -> None:
+        """Archives that `cat` joined have members behind the end of the first; tar itself does not see them."""
+        while at < self._end:
+            size = min(self._end - at, 1 << 20)
+            if self._read(at, size).strip(b"\0"):
+                raise DataError(
+                    f"{self._path} has something behind its end at byte {at}, as archives that were joined by cat: "
+                    "give --input each by itself, or join them with tar --concatenate"
+                )
+            at += size
 
     def _read(self, at: int, size: int) -> bytes:
         begin = at - self._start
