@@ -10,6 +10,7 @@ import os
 import random
 import re
 import struct
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,22 @@ def test_files_that_change_while_they_are_read(make_config: MakeConfig, tmp_path
             continue
         with pytest.raises(DataError, match=rf"{name}"):
             list(rows)
+
+
+@pytest.mark.parametrize("name", [b"a\xff.jsonl", b"a\nb.jsonl", "\u732b.jsonl".encode()])
+def test_names_that_a_terminal_cannot_show(
+    make_config: MakeConfig, tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.write_text(json.dumps(caption_row(1, "ok.jpg")) + "\n5\n")
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    config = make_config([])
+    assert load_tool().main(["--input", str(path), *flags(config)[2:]]) == 0
+    sys.stdout.flush()
+    assert b"row 2 of " in shown.getvalue() and skipped_rows(config)[0]["file"] == str(path)
+    (row,) = parquet.read_table(config.output_prefix + "_meta.parquet").to_pylist()
+    assert row["source"] == f"{tmp_path.name}/" + name.decode("utf-8", "backslashreplace")
 
 
 def test_a_csv_that_is_one_line(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,11 @@ def plain_text(value: object, name: str) -> str:
 
 
 def source_name(path: str | Path) -> str:
-    """What a record calls its file: folder and name, since shards of all data sets are named 00000.tar."""
-    return "/".join(Path(path).parts[-2:])
+    """What a record calls its file: folder and name, since shards of all data sets are named 00000.tar.
+
+    Bytes of a name that are not UTF-8 are written as escapes.
+    """
+    return os.fsencode("/".join(Path(path).parts[-2:])).decode("utf-8", "backslashreplace")
 
 
 def _no_number(_: str) -> None:
