@@ -19,7 +19,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.geometry import image_geometry, square_margin
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
@@ -71,7 +71,7 @@ def levels(task: ImageTask, found: Any, expected: Any) -> torch.Tensor:
     patches = (found.patches.int() - expected.patches.int()).abs().flatten()
     square = (found.square.int() - expected.square.int()).abs()
     g = task.geometry
-    top, left = (((TEACHER_SIZE - side) // 14) // 2 * 14 for side in (g.teacher_height, g.teacher_width))
+    top, left = (square_margin(TEACHER_SIZE, side, 14) for side in (g.teacher_height, g.teacher_width))
     inside = square[top : top + g.teacher_height, left : left + g.teacher_width]
     return torch.cat([patches, inside.flatten()])
 

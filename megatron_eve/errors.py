@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ def run_command(main: Callable[[], int]) -> int:
     A `UserError` or an `OSError` becomes one `error:` line (see `show_error`) and status 2. Any other exception is a
     fault of this program and passes through.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except (UserError, OSError) as error:

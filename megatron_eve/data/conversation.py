@@ -24,6 +24,9 @@ IMAGE_TOKEN_ID = -200
 IGNORE_INDEX = -100
 """Label of a position that does not train."""
 
+MAX_CHARACTERS = 4_000_000
+"""Of the texts of one row, of which no more than --model-max-length tokens are kept."""
+
 PROMPT_TEMPLATES = frozenset({"plain", "vicuna_v1"})
 """Templates of conversations, which a model can be asked with."""
 
@@ -204,11 +207,12 @@ def checked_turns(turns: object) -> list[Turn]:
     """The turns of a row, each with its role and its text.
 
     Raises:
-        ConversationError: they are no turns, or a text is not valid Unicode.
+        ConversationError: they are no turns, or a text is too long or not valid Unicode.
     """
     if not isinstance(turns, (list, tuple)) or not turns:
         raise ConversationError("no_conversation", "'conversations' is not a list of turns, or is empty")
     checked = []
+    characters = 0
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping):
             raise ConversationError("no_conversation", f"turn {number} is not an object")
@@ -217,6 +221,11 @@ def checked_turns(turns: object) -> list[Turn]:
             raise ConversationError("unknown_role", f"turn {number} is from {role!r}, not 'human' or 'gpt'")
         if not isinstance(text, str):
             raise ConversationError("value_not_text", f"the value of turn {number} is {type(text).__name__}")
+        characters += len(text)
+        if characters > MAX_CHARACTERS:  # the tokenizer takes 80 bytes for each
+            raise ConversationError(
+                "text_too_long", f"more than {MAX_CHARACTERS} characters up to turn {number}"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

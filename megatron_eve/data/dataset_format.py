@@ -103,6 +103,7 @@ class DatasetInfo(DatasetSettings):
         num_rows: rows of the input that were read.
         skipped: rows left out, by reason.
         skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
+        num_missing_images: that documents name and that were not there; the documents were kept without them.
         content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
         licenses: samples by what OUT_meta.parquet has as their license; those without are not counted.
         datasets: of a merged dataset, which has no files but this one: for each of its parts `prefix`, relative to the
@@ -122,6 +123,7 @@ class DatasetInfo(DatasetSettings):
     num_rows: int
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    num_missing_images: int = 0
     content_sha256: str = ""
     licenses: dict[str, int] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)

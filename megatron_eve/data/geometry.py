@@ -43,6 +43,26 @@ class ImageGeometry:
         """14 x 14 patches of the resized picture."""
         return CELL_PATCHES * self.rows * self.columns
 
+    def teacher_picture(self, patch_size: int) -> tuple[int, int]:
+        """Width and height in pixels of the picture for a teacher with patches of `patch_size` pixels."""
+        return teacher_pixels(self.teacher_width, patch_size), teacher_pixels(self.teacher_height, patch_size)
+
+
+def teacher_pixels(pixels: int, patch_size: int) -> int:
+    """A length in pixels of 14-pixel patches, for a teacher with patches of `patch_size` pixels."""
+    return pixels // PATCH_SIZE * patch_size
+
+
+def square_margin(square: int, side: int, unit: int) -> int:
+    """Pixels left of (or above) a picture in the middle of a square, as published.
+
+    Args:
+        square: side of the square in pixels.
+        side: of the picture, in pixels.
+        unit: the margin is a whole multiple of this; an odd rest goes to the other side.
+    """
+    return (square - side) // unit // 2 * unit
+
 
 def check_sizes(image_size: int, teacher_size: int) -> None:
     """Raise ValueError unless these sizes, in pixels, give whole 2 x 2 cells for every picture."""

@@ -166,10 +166,7 @@ class IndexedVisionDataset:
             return None
         record = self.images[_checked_index(image, len(self.images))]
         geometry = self.image_geometry(image)
-        side = int(self.info.parts[PIXELS]["teacher_patch_size"])
-        height, width = (
-            pixels // PATCH_SIZE * side for pixels in (geometry.teacher_height, geometry.teacher_width)
-        )
+        width, height = geometry.teacher_picture(int(self.info.parts[PIXELS]["teacher_patch_size"]))
         values = 3 * PATCH_SIZE * PATCH_SIZE
         patch_bytes, picture_bytes = geometry.patches * values, height * width * 3
         if int(record["num_bytes"]) != patch_bytes + picture_bytes:

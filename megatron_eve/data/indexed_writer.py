@@ -70,7 +70,7 @@ class DatasetWriter:
         self._image_index = IndexWriter(f"{self.prefix}_{self._part}.idx{PARTIAL}", np.dtype(np.uint8))
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
-        self._text_bytes = self._tokens = self._text_tokens = self._labels = self._cut = 0
+        self._text_bytes = self._tokens = self._text_tokens = self._labels = self._cut = self._missing = 0
         self._longest = (0, 0)  # (sample, tokens)
         self._content = ContentDigest()
         self._meta: MetaWriter | None = None
@@ -93,6 +93,7 @@ class DatasetWriter:
         *,
         cut: bool = False,
         meta: SampleMeta | None = None,
+        num_missing: int = 0,
     ) -> None:
         """Append one sample; see `Sample` for its parts.
 
@@ -100,7 +101,7 @@ class DatasetWriter:
             DataError: the parts do not belong together, or an id is not in the vocabulary.
         """
         try:
-            block = make_block([Sample(tokens, labels, images, cut, meta)], self.settings)
+            block = make_block([Sample(tokens, labels, images, cut, meta, num_missing)], self.settings)
         except DataError as error:
             raise DataError(f"sample {self.num_samples} for {self.prefix}: {error}") from error
         self._image_file.write([image.data for image in images], self.add_block(block))
@@ -128,6 +129,7 @@ class DatasetWriter:
         self._text_tokens += int(samples["text_length"].sum(dtype=np.int64))
         self._labels += int(samples["labels"].sum(dtype=np.int64))
         self._cut += block.num_cut
+        self._missing += block.num_missing
         for meta in block.meta:
             self._meta = self._meta or MetaWriter(self.prefix)
             self._meta.add(meta)
@@ -170,6 +172,7 @@ class DatasetWriter:
             skipped=dict(skipped or {}),
             skipped_first=dict(skipped_first or {}),
             content_sha256=self._content.hexdigest(),
+            num_missing_images=self._missing,
             licenses=dict(self._meta.licenses) if self._meta else {},
             parts=self._described() if self._images.rows else {},
         )

@@ -101,7 +101,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
     settings["model_max_length"] = max(info.model_max_length for info in infos)
     counted = (
         "num_samples", "num_images", "num_tokens", "num_text_tokens", "num_labels", "num_cut", "text_bytes",
-        "image_bytes", "num_rows",
+        "image_bytes", "num_rows", "num_missing_images",
     )  # fmt: skip
     sums = {name: sum(getattr(info, name) for info in infos) for name in counted}
     longest = max(range(len(infos)), key=lambda number: infos[number].longest_length)

@@ -157,9 +157,14 @@ def _is_digest(line: str) -> bool:
 
 
 def _texts(value: object) -> list[str]:
-    """The strings in metadata, in lists and objects too."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [text for one in value for text in _texts(one)] if isinstance(value, list) else []
+    """The strings in metadata, in lists and objects too; however deep they stand."""
+    found, left = [], [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return found

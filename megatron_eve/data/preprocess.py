@@ -112,6 +112,10 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
         f"rows skipped      {sum(info.skipped.values()):,}",
     ]
+    if info.num_missing_images:
+        lines.append(
+            f"images missing    {info.num_missing_images:,}, which documents that were kept go on without"
+        )
     if info.licenses:
         most = sorted(info.licenses.items(), key=lambda item: -item[1])
         lines += [f"license           {count:,} {name}" for name, count in most[:_FIRST_SKIPPED]]

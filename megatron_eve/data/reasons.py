@@ -9,6 +9,7 @@ REASONS = {
     "unknown_role": "a turn is from neither 'human' nor 'gpt'",
     "value_not_text": "a turn's value is not a string",
     "text_not_unicode": "a turn's text is not valid Unicode",
+    "text_too_long": "a row's texts have more than 4 million characters: split them",
     "role_order": "turns do not alternate between 'human' and 'gpt'",
     "kind_template": "--template does not take the row: plain takes captions, vicuna_v1 conversations, document "
     "texts with pictures in them or without",
@@ -43,7 +44,8 @@ REASONS = {
     "matched_text_index": "a picture of a document is matched to a sentence that is not there",
     "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
     "csv_fields": "a row of a CSV has other fields than its first line",
-    "parquet_row": "a picture of a row of parquet is null or no bytes, or its kind is none of those in docs/data.md",
+    "parquet_row": "a row of parquet: a picture is null or no bytes, a column has another type than it should, or its "
+    "kind is none of those in docs/data.md",
     "license_dropped": "its license matches --drop-license",
     "opted_out": "its id, a URL or the sha256 of one of its pictures stands in --opt-out",
     "download_failed": "img2dataset could not download the picture: its status is not success",

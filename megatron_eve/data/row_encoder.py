@@ -260,6 +260,7 @@ class RowEncoder:
             images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample
             cut=len(whole.tokens) > len(encoded.tokens),
             meta=sample_meta(record),
+            num_missing=record.num_missing,
         )
 
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:

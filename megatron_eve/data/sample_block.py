@@ -46,6 +46,7 @@ class Sample(NamedTuple):
         images: as many as there are placeholders, in their order.
         cut: the text was longer than `model_max_length`.
         meta: where the sample comes from, of all samples of a dataset or of none.
+        num_missing: images that its source names and that were not there.
     """
 
     tokens: ArrayLike
@@ -53,6 +54,7 @@ class Sample(NamedTuple):
     images: Sequence[StoredImage]
     cut: bool = False
     meta: SampleMeta | None = None
+    num_missing: int = 0
 
 
 class SampleBlock(NamedTuple):
@@ -65,6 +67,7 @@ class SampleBlock(NamedTuple):
         images: IMAGE_DTYPE [images].
         digest_input: their part of what `ContentDigest` hashes.
         num_cut: samples that were cut.
+        num_missing: images that were not there.
         meta: of each sample, or empty.
     """
 
@@ -74,6 +77,7 @@ class SampleBlock(NamedTuple):
     images: NDArray[Any]
     digest_input: bytes
     num_cut: int
+    num_missing: int
     meta: list[SampleMeta]
 
 
@@ -117,6 +121,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         np.array(images, dtype=IMAGE_DTYPE),
         b"".join(digest_input),
         sum(sample.cut for sample in samples),
+        sum(sample.num_missing for sample in samples),
         [sample.meta for sample in samples if sample.meta is not None],
     )
 

@@ -55,6 +55,7 @@ class Record:
         images: its pictures, in the order of their placeholders.
         turns: `{"from": ..., "value": ...}`; not checked yet, a row may hold anything (`data/conversation.py` does).
         meta: what goes along beside the row; JSON values only.
+        num_missing: pictures that the source names and that are not there, without which the row goes on.
     """
 
     id: str | None
@@ -63,3 +64,4 @@ class Record:
     images: list[ImageFile]
     turns: Any
     meta: Mapping[str, Any] = field(default_factory=dict)
+    num_missing: int = 0

@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
+from megatron_eve.data.geometry import ImageGeometry, image_geometry, square_margin
 from megatron_eve.data.images import ImageError, decode_image, resize
 from megatron_eve.data.images.backends import (
     BackendName,
@@ -146,7 +146,7 @@ class ImageStore:
         geometry = self._geometry(image.size)
         picture = None
         if not self._as_jpeg:
-            picture = resize(image, *_teacher_sides(geometry, decode))
+            picture = resize(image, *geometry.teacher_picture(decode.teacher_patch_size))
         return self._stored(data, image.size, image_patches(image, geometry), picture)
 
     def _arrays(
@@ -158,10 +158,9 @@ class ImageStore:
         if prepared.square is None:
             return patches, None
         decode = self._settings.decode
-        width, height = _teacher_sides(geometry, decode)
+        width, height = geometry.teacher_picture(decode.teacher_patch_size)
         left, top = (
-            (decode.teacher_side - side) // decode.teacher_patch_size // 2 * decode.teacher_patch_size
-            for side in (width, height)
+            square_margin(decode.teacher_side, side, decode.teacher_patch_size) for side in (width, height)
         )
         return patches, prepared.square[top : top + height, left : left + width].cpu().numpy()
 
@@ -185,9 +184,3 @@ class ImageStore:
         if len(smaller) >= len(data):
             return StoredImage(data, *size)
         return StoredImage(smaller, geometry.width, geometry.height)
-
-
-def _teacher_sides(geometry: ImageGeometry, decode: DecodeSettings) -> tuple[int, int]:
-    """Width and height of the teacher's picture in pixels."""
-    unit = decode.teacher_patch_size
-    return geometry.teacher_width // PATCH_SIZE * unit, geometry.teacher_height // PATCH_SIZE * unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from megatron_eve.data.images import decode_image, image_patches, resize
 from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.joined import JoinedDataset, open_dataset
 from megatron_eve.data.merging import merge_datasets
-from tests.data.helpers import MINI_SETTINGS, write_dataset
+from tests.data.helpers import MINI_SETTINGS, MakeConfig, opened, run, write_dataset
+from tests.golden_dir import find_golden
 
 NEEDS: dict[str, Any] = {
     "tokenizer_sha256": "ab" * 32,
@@ -54,17 +56,31 @@ def write_as_pixels(prefix: Path, files: IndexedVisionDataset) -> str:
     return str(prefix)
 
 
-def test_a_dataset_of_version_1_opens_as_before(tmp_path: Path) -> None:
-    prefix = write_dataset(tmp_path / "set", 6, seed=1)
-    path = Path(prefix + "_dataset.json")
-    old = json.loads(path.read_text())
-    del old["image_storage"], old["parts"]
-    path.write_text(json.dumps(old | {"format_version": 1}))
-    dataset = IndexedVisionDataset(prefix)
-    assert dataset.info.image_storage == "encoded" and dataset.stored_pixels(0) is None
-    dataset.check_compatible(**NEEDS)
-    batch = build_batch(dataset, range(6), tensor_parallel=1, context_parallel=1, with_pixels=True)
-    assert batch.damaged == {} and batch.patches is not None
+def test_a_dataset_of_version_1_is_read_as_one_made_today(make_config: MakeConfig) -> None:
+    folder = find_golden("version1")
+    rows = json.loads((folder / "rows.json").read_text())
+    config = make_config(
+        rows, template="vicuna_v1", image_size=224, teacher_size=112, image_root=str(folder / "photos")
+    )
+    info = run(config)
+    old, new = IndexedVisionDataset(folder / "set"), opened(config)
+    assert (old.info.format_version, new.info.format_version) == (1, 2)
+    assert (old.info.image_storage, old.info.parts, old.stored_pixels(0)) == ("encoded", {}, None)
+    for name in ("num_samples", "num_tokens", "num_labels", "content_sha256", "skipped"):
+        assert getattr(old.info, name) == getattr(info, name), name
+    assert (old.samples == new.samples).all() and (old.images == new.images).all()
+    assert [old.image_bytes(n) for n in range(3)] == [new.image_bytes(n) for n in range(3)]
+    batches = [
+        build_batch(dataset, indices, tensor_parallel=1, context_parallel=1, with_pixels=True,
+                    teacher=TeacherShare(14, 0, 1))
+        for dataset, indices in ((old, range(3)), (new, range(3)), (JoinedDataset([old, new]), [0, 4, 2]))
+    ]  # fmt: skip
+    for batch in batches:
+        assert batch.damaged == {}
+        for field in dataclasses.fields(batch):
+            found, expected = (getattr(one, field.name) for one in (batch, batches[1]))
+            same = torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+            assert same or field.name == "sample_ids", field.name  # the place in a joined dataset
 
 
 def test_a_part_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

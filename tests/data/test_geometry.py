@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_eve.data import geometry
-from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.geometry import image_geometry, square_margin, teacher_pixels
 from tests.golden_dir import find_golden
 
 
@@ -82,6 +82,18 @@ def test_against_a_grid_that_is_drawn(width: int, height: int, sizes: tuple[int,
     assert (found.rows, found.columns) == (max(cells)[0] + 1, max(cells)[1] + 1)
     assert found.tokens == 1 + len(cells) + ends
     assert found.patches == 4 * len(cells)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([8, 14, 16, 32]))
+def test_the_picture_of_the_teacher_in_its_square(width: int, height: int, patch: int) -> None:
+    found = image_geometry(width, height, 672)
+    square = teacher_pixels(336, patch)
+    for side, at_14 in zip(
+        found.teacher_picture(patch), (found.teacher_width, found.teacher_height), strict=True
+    ):
+        assert side * 14 == at_14 * patch
+        before = square_margin(square, side, patch)
+        assert before % patch == 0 and 0 <= square - side - 2 * before <= patch
 
 
 @given(st.integers(1, 23), st.integers(10**15, 10**18))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.merging import merge_datasets
+from megatron_eve.data.preprocess import format_summary
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.json_rows import JsonRows
@@ -19,6 +21,7 @@ from megatron_eve.data.sources.mmc4 import Mmc4Source
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.sources.text import TextSource
 from megatron_eve.data.tokenizer import Tokenizer
+from tests.data.helpers import MakeConfig, run
 from tests.golden_dir import find_golden
 
 
@@ -38,8 +41,15 @@ def document(sentences: list[str], *matches: int, **change: Any) -> dict[str, An
     return found | {"similarity_matrix": [[0.2] * len(sentences)] * len(info), "image_info": info} | change
 
 
-def read(source: type[JsonRows], path: Path, *lines: object) -> list[Record | str]:
-    """Records, and reasons of the rows that are none; lines of bytes are written as they are."""
+def read(
+    source: type[JsonRows], path: Path, *lines: object, missing: tuple[int, ...] = ()
+) -> list[Record | str]:
+    """Records, and reasons of the rows that are none; lines of bytes are written as they are.
+
+    The pictures lie beside the lines, but for those of the numbers in `missing`.
+    """
+    for name in ("a.jpg", *(f"{number:012x}.jpg" for number in range(10) if number not in missing)):
+        (path.parent / name).touch()
     texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"".join(text + b"\n" for text in texts))
     worker = source([path], str(path.parent))
@@ -109,9 +119,52 @@ def test_how_documents_are_put_together(
     assert record.meta["raw_url"] == [f"https://example.com/{number}.jpg" for number in expected]
 
 
+@pytest.mark.parametrize(
+    ("missing", "text", "images"),
+    [
+        ((0,), "A<image>B<image>C<image>D<image>E<image>F<image>G", [1, 2, 3, 4, 5, 6]),
+        ((0, 1, 2), "A B C<image>D<image>E<image>F<image>G", [3, 4, 5, 6]),
+        ((1, 2, 3, 4, 5, 6), "<image>A B C D E F G", [0]),
+        ((7,), "<image>A<image>B<image>C<image>D<image>E<image>F G", [0, 1, 2, 3, 4, 5]),
+        (tuple(range(10)), None, []),
+    ],
+)
+def test_pictures_that_are_not_there_are_passed_over(
+    tmp_path: Path, missing: tuple[int, ...], text: str | None, images: list[int]
+) -> None:
+    line = document(list("ABCDEFG"), 0, 1, 2, 3, 4, 5, 6)
+    (record,) = read(Mmc4Source, tmp_path / "a.jsonl", line, missing=missing)
+    if text is None:
+        assert record == "image_missing"
+        return
+    assert isinstance(record, Record) and record.turns == [{"from": "gpt", "value": text}]
+    assert [image.path for image in record.images] == [f"{number:012x}.jpg" for number in images]
+    assert record.meta["raw_url"] == [f"https://example.com/{number}.jpg" for number in images]
+    assert record.num_missing == len([number for number in missing if number < 7])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_missing_pictures_are_counted(make_config: MakeConfig, tmp_path: Path, workers: int) -> None:
+    there, gone = ({"image_name": name, "matched_text_index": 0} for name in ("ok.jpg", "no.jpg"))
+    info = [[there, gone, gone], [gone], [there], [gone, gone | {"image_name": "../no.jpg"}, there]]
+    lines = [document(["A lake.", "A hill."], image_info=one, similarity_matrix=None) for one in info]
+    config = make_config(lines, lines=True, template="document", workers=workers)
+    made = run(config)
+    assert (made.num_samples, made.num_images, made.num_missing_images) == (3, 3, 4)
+    assert made.skipped == {"image_missing": 1}
+    said = "images missing    4, which documents that were kept go on without"
+    assert said in format_summary(made, config.output_prefix)
+    other = make_config(lines[:1], lines=True, template="document", output_prefix=str(tmp_path / "other"))
+    run(other)
+    both = merge_datasets(str(tmp_path / "both"), [config.output_prefix, other.output_prefix])
+    assert both.num_missing_images == 6
+
+
 def test_reading_a_row_twice_gives_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(document(["A <image>", "B"], 1, 0)))
+    for number in range(2):
+        (tmp_path / f"{number:012x}.jpg").touch()
     source = Mmc4Source([path], str(tmp_path))
     (row,) = source.rows()
     assert source.record(row) == source.record(row)
@@ -166,7 +219,7 @@ def test_rows_of_text(tmp_path: Path) -> None:
     lines = [
         {"text": "Rain fell.\n<image>", "url": "https://example.com", "score": None, "id": 7},
         flan,
-        {"text": "x" * 10_000_000},
+        {"text": "x" * 4_000_000},
     ]
     text, question, large = read(TextSource, tmp_path / "c4" / "rows.jsonl", *lines)
     assert text == Record(
@@ -185,7 +238,7 @@ def test_rows_of_text(tmp_path: Path) -> None:
         turns=[{"from": "human", "value": "Is it <IMAGE> raining?"}, {"from": "gpt", "value": "yes"}],
         meta={"task": "weather"},
     )
-    assert isinstance(large, Record) and len(large.turns[0]["value"]) == 10_000_000
+    assert isinstance(large, Record) and len(large.turns[0]["value"]) == 4_000_000
 
 
 @pytest.mark.parametrize(
@@ -221,7 +274,8 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 PICTURE = st.fixed_dictionaries(
-    {}, optional={"image_name": VALUES | st.just("a.jpg"), "matched_text_index": VALUES | st.integers(0, 2)}
+    {},
+    optional={"image_name": VALUES | st.just("wide.jpg"), "matched_text_index": VALUES | st.integers(0, 2)},
 )
 DOCUMENT = st.fixed_dictionaries(
     {
@@ -237,7 +291,8 @@ DOCUMENT = st.fixed_dictionaries(
 def test_any_object_is_a_record_that_can_be_encoded_or_is_refused_with_a_reason(line: dict[str, Any]) -> None:
     tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
     row = RawRow("a.jsonl", 1, json.dumps(line).encode())
-    for source in (Mmc4Source([], "photos"), TextSource([])):
+    root = str(find_golden("version1") / "photos")
+    for source in (Mmc4Source([], root), TextSource([])):
         try:
             record = source.record(row)
             template = "vicuna_v1" if record.kind == "conversation" else "document"
@@ -262,10 +317,6 @@ def test_several_files_are_read_one_behind_the_other(tmp_path: Path) -> None:
 
 
 def test_files_that_stop_the_command(tmp_path: Path) -> None:
-    packed = tmp_path / "docs_shard_0_v2.jsonl.zip"
-    packed.write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"docs_shard_0_v2.jsonl.zip is compressed: unpack it with unzip"):
-        list(Mmc4Source([packed], str(tmp_path)).rows())
     (tmp_path / "a.json").write_text('[{"text": "1"}, {"te')
     with pytest.raises(DataError, match=r"a.json, row 2: broken JSON \(the file ends"):
         list(TextSource([tmp_path / "a.json"]).rows())

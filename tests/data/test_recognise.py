@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from megatron_eve.data.errors import DataError
@@ -80,8 +86,6 @@ def test_flan_is_text_and_suffixes_tell_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("0.tar.gz", "0.tar.gz: gunzip it"),
-        ("images.zip", "unzip it"),
         ("rows.pkl", "pickles are never opened"),
         ("rows.yaml", "rows.yaml: its layout is not known by its suffix; say --input-format, one of llava"),
     ],
@@ -90,6 +94,32 @@ def test_what_is_refused_with_a_remedy(tmp_path: Path, name: str, message: str) 
     (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match=message):
         recognise([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("pack", "command"),
+    [
+        (gzip.compress, "gunzip"),
+        (bz2.compress, "bunzip2"),
+        (lzma.compress, "unxz"),
+        (lambda data: zip_of(data), "unzip"),
+        (lambda data: pyarrow.Codec("zstd").compress(data).to_pybytes(), "unzstd"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.packed", "0.tar", "list.csv"])
+def test_compressed_files_are_told_by_their_first_bytes(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes], command: str
+) -> None:
+    (tmp_path / name).write_bytes(pack(b'{"text": "A lake."}\n'))
+    with pytest.raises(DataError, match=rf"{name} is compressed: unpack it with {command}, and give --input"):
+        input_files([str(tmp_path / name)])
+
+
+def zip_of(data: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("rows.jsonl", data)
+    return packed.getvalue()
 
 
 def test_two_layouts_are_not_mixed_but_may_be_said(tmp_path: Path) -> None:

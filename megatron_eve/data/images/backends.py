@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from megatron_eve.config.validate import dali_is_installed
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, teacher_pixels
 from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import ImageError, decode_image
 from megatron_eve.data.images.patches import image_patches, teacher_square
@@ -48,7 +48,7 @@ class DecodeSettings:
     @property
     def teacher_side(self) -> int:
         """Side of the teacher's square in pixels."""
-        return self.teacher_size // PATCH_SIZE * self.teacher_patch_size
+        return teacher_pixels(self.teacher_size, self.teacher_patch_size)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ crosses from host to device, and the patches are already where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.data.geometry import PATCH_SIZE, square_margin
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, prepare_with_pillow
 from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
@@ -20,6 +20,8 @@ from megatron_eve.data.images.png import without_texts
 
 # Pictures of one run of the pipeline; a pack with more takes several.
 _BATCH = 64
+# Of one run, all of which are held decoded: 0.4 GB, where 64 pictures at the cap on pixels would take 17.
+_BATCH_PIXELS = 1 << 27
 _UPRIGHT = Turn(transpose=False, flip_x=False, flip_y=False)
 
 
@@ -58,6 +60,7 @@ class DaliDecoder:
         """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
         results: list[Prepared | ImageError | None] = [None] * len(tasks)
         turns: list[Turn] = [_UPRIGHT] * len(tasks)
+        pixels = [0] * len(tasks)
         groups: dict[_Kind, list[int]] = {}
         for number, task in enumerate(tasks):
             try:
@@ -68,14 +71,14 @@ class DaliDecoder:
             if not header.plain:
                 results[number] = prepare_with_pillow(task, self._settings)
                 continue
+            pixels[number] = header.width * header.height
             if self._settings.apply_exif:
                 turns[number] = TURNS.get(header.orientation, _UPRIGHT)
             turn = turns[number]
             kind = _Kind(task.patches, task.teacher, turn != _UPRIGHT, turn.transpose)
             groups.setdefault(kind, []).append(number)
         for kind, numbers in groups.items():
-            for first in range(0, len(numbers), _BATCH):
-                some = numbers[first : first + _BATCH]
+            for some in _batches(numbers, pixels):
                 prepared = self._run(kind, [tasks[n] for n in some], [turns[n] for n in some])
                 for number, result in zip(some, prepared, strict=True):
                     results[number] = result
@@ -121,10 +124,10 @@ class DaliDecoder:
             )
         if kind.teacher:
             patch, side = self._settings.teacher_patch_size, self._settings.teacher_side
-            sizes = [np.array([g.teacher_height, g.teacher_width]) // PATCH_SIZE * patch for g in geometries]
-            pipeline.feed_input("teacher_size", [size.astype(np.float32) for size in sizes])
-            margins = [(side - size) // patch // 2 * patch for size in sizes]
-            pipeline.feed_input("start", [-margin.astype(np.int32) for margin in margins])
+            sizes = [g.teacher_picture(patch)[::-1] for g in geometries]  # height, width
+            pipeline.feed_input("teacher_size", [np.array(size, np.float32) for size in sizes])
+            margins = [[square_margin(side, length, patch) for length in size] for size in sizes]
+            pipeline.feed_input("start", [-np.array(margin, np.int32) for margin in margins])
         return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
 
     def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
@@ -194,3 +197,17 @@ class DaliDecoder:
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
+
+
+def _batches(numbers: Sequence[int], pixels: Sequence[int]) -> Iterator[list[int]]:
+    """Pictures that go through a pipeline together: as many as it takes, and as their pixels allow."""
+    batch: list[int] = []
+    total = 0
+    for number in numbers:
+        if batch and (len(batch) == _BATCH or total + pixels[number] > _BATCH_PIXELS):
+            yield batch
+            batch, total = [], 0
+        batch.append(number)
+        total += pixels[number]
+    if batch:
+        yield batch

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, square_margin, teacher_pixels
 from megatron_eve.data.images.constants import PAD_COLOUR
 
 
@@ -68,10 +68,10 @@ def padded_square(pixels: NDArray[np.uint8], size: int, unit: int) -> NDArray[np
     Args:
         pixels: uint8 [H, W, 3], a resized picture.
         size: side of the square in pixels.
-        unit: the margins before the picture are whole multiples of this; an odd rest goes behind it.
+        unit: of the margins, see `square_margin`.
     """
     height, width, _ = pixels.shape
-    top, left = (((size - side) // unit) // 2 * unit for side in (height, width))
+    top, left = (square_margin(size, side, unit) for side in (height, width))
     # Whole rows are copied: a broadcast of three bytes costs ten times as much.
     canvas = np.tile(np.array(PAD_COLOUR, dtype=np.uint8), (size, 1))[None].repeat(size, axis=0)
     canvas[top : top + height, left : left + width] = pixels
@@ -92,8 +92,5 @@ def teacher_square(
     Returns:
         uint8 [S, S, 3] with S = teacher_size / 14 * patch_size.
     """
-    width, height, side = (
-        pixels // PATCH_SIZE * patch_size
-        for pixels in (geometry.teacher_width, geometry.teacher_height, teacher_size)
-    )
-    return padded_square(resize(image, width, height), side, patch_size)
+    picture = resize(image, *geometry.teacher_picture(patch_size))
+    return padded_square(picture, teacher_pixels(teacher_size, patch_size), patch_size)

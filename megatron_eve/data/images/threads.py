@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
 from megatron_eve.data.images.patches import cut_patches, padded_square
@@ -47,10 +46,7 @@ class ThreadsDecoder:
         if task.patches:
             patches = torch.from_numpy(cut_patches(_resize(image, geometry.height, geometry.width)))
         if task.teacher:
-            height, width = (
-                side // PATCH_SIZE * settings.teacher_patch_size
-                for side in (geometry.teacher_height, geometry.teacher_width)
-            )
+            width, height = geometry.teacher_picture(settings.teacher_patch_size)
             resized = _resize(image, height, width)
             square = torch.from_numpy(
                 padded_square(resized, settings.teacher_side, settings.teacher_patch_size)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
+from megatron_eve.data.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 from megatron_eve.data.errors import SkipRow
 
 _BOM = b"\xef\xbb\xbf"
@@ -50,10 +51,12 @@ def plain_text(value: object, name: str) -> str:
         name: of that place, for messages.
 
     Raises:
-        SkipRow: it is not a string, or not valid Unicode.
+        SkipRow: it is not a string, is too long, or not valid Unicode.
     """
     if not isinstance(value, str):
         raise SkipRow("value_not_text", f"{name} is {type(value).__name__}")
+    if len(value) > MAX_CHARACTERS:
+        raise SkipRow("text_too_long", f"{name} has {len(value)} characters")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -62,8 +65,11 @@ def plain_text(value: object, name: str) -> str:
 
 
 def source_name(path: str | Path) -> str:
-    """What a record calls its file: folder and name, since shards of all data sets are named 00000.tar."""
-    return "/".join(Path(path).parts[-2:])
+    """What a record calls its file: folder and name, since shards of all data sets are named 00000.tar.
+
+    Bytes of a name that are not UTF-8 are written as escapes.
+    """
+    return os.fsencode("/".join(Path(path).parts[-2:])).decode("utf-8", "backslashreplace")
 
 
 def _no_number(_: str) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 
-from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.rows import RowReader
 from megatron_eve.data.schema import Record
 from megatron_eve.data.sources.fields import parse_object
 from megatron_eve.data.sources.source import RawRow, Source
-
-_COMPRESSED = {".zip": "unzip", ".gz": "gunzip", ".zst": "zstd -d", ".xz": "unxz", ".bz2": "bunzip2"}
 
 
 class JsonRows(Source):
@@ -22,16 +20,11 @@ class JsonRows(Source):
         image_root: the folder that picture names are relative to.
 
     Raises:
-        DataError: while iterating, a file is compressed or cannot be read on, as `RowReader` says.
+        DataError: while iterating, a file cannot be read on, as `RowReader` says.
     """
 
     def rows(self) -> Iterator[RawRow]:
         """The text of each row; a payload is bytes."""
-        for file in self._files:
-            if command := _COMPRESSED.get(file.suffix.lower()):
-                raise DataError(
-                    f"{file} is compressed: unpack it with {command}, and give --input what comes out"
-                )
         before = 0
         for file in self._files:
             with RowReader(file) as reader:
@@ -41,14 +34,7 @@ class JsonRows(Source):
                 before += reader.num_bytes
                 self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """What a row holds.
-
-        Raises:
-            SkipRow: it is no JSON object, or not one of this layout.
-        """
-        if row.problem is not None:
-            raise SkipRow(*row.problem)
+    def _make_record(self, row: RawRow) -> Record:
         fields = parse_object(row.payload)
         try:
             return self._record(row, fields)
@@ -59,4 +45,5 @@ class JsonRows(Source):
             raise
 
     @abstractmethod
-    def _record(self, row: RawRow, fields: dict[str, object]) -> Record: ...
+    def _record(self, row: RawRow, fields: dict[str, object]) -> Record:
+        """What a row with these fields holds; raises SkipRow where it is not one of this layout."""

@@ -7,6 +7,7 @@ raw_url, matched_text_index, matched_sim, face_detections}]}`; the pictures are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,16 +19,20 @@ from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.source import RawRow
 
 MAX_PICTURES = 6
-"""Of one document; the first ones of its list, as published by VILA."""
+"""Of one document; the first ones of its list that are there. VILA takes as many."""
 
 
 class Mmc4Source(JsonRows):
     """Documents with pictures in them, put together as VILA does (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
 
-    The first 6 pictures of the list are taken. Each stands in front of its matched sentence, those of one sentence in
-    the order of the list. Sentences are joined by one space; one space on either side of a picture goes. `<image>` in a
-    sentence becomes `<IMAGE>`. A picture that no text follows is left out. `meta` has the page's `url`, and `raw_url`
-    and `matched_sim` as lists in the order of the record's pictures. Nothing is downloaded.
+    The first 6 pictures of the list are taken. One that is not there, as its URL has rotted since, is passed over, as
+    OpenFlamingo does, and the next one takes its place; a document of which no picture is there is left out. VILA's
+    tools keep the documents alone of which every picture was downloaded; those come out the same.
+
+    Each picture stands in front of its matched sentence, those of one sentence in the order of the list. Sentences are
+    joined by one space; one space on either side of a picture goes. `<image>` in a sentence becomes `<IMAGE>`. A
+    picture that no text follows is left out. `meta` has the page's `url`, and `raw_url` and `matched_sim` as lists in
+    the order of the record's pictures. Nothing is downloaded.
 
     Args:
         files: `docs_shard_<n>_v3.jsonl`.
@@ -47,7 +52,7 @@ class Mmc4Source(JsonRows):
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
         sentences = _sentences(fields.get("text_list"))
-        pictures = _pictures(fields.get("image_info"), len(sentences))
+        pictures, num_missing = self._pictures(fields.get("image_info"), len(sentences))
         _check_matrix(fields.get("similarity_matrix"), len(fields["image_info"]), len(sentences))
         pictures.sort(key=lambda picture: picture["matched_text_index"])  # stable, as published
         for picture in pictures:
@@ -68,7 +73,36 @@ class Mmc4Source(JsonRows):
             images=[ImageFile(path=picture["image_name"]) for picture in pictures],
             turns=[{"from": "gpt", "value": text}],
             meta=meta,
+            num_missing=num_missing,
         )
+
+    def _pictures(self, found: object, num_sentences: int) -> tuple[list[dict[str, Any]], int]:
+        """The pictures that are taken, checked; and how many were passed over as they are not there."""
+        if not isinstance(found, list) or not all(isinstance(picture, dict) for picture in found):
+            raise SkipRow("document_layout", "'image_info' is not a list of objects")
+        taken: list[dict[str, Any]] = []
+        num_missing = 0
+        for number, picture in enumerate(found):
+            if len(taken) == MAX_PICTURES:
+                break
+            name, place = picture.get("image_name"), picture.get("matched_text_index")
+            if not isinstance(name, str) or not name:
+                raise SkipRow("image_field", f"'image_name' of picture {number} is {name!r:.80}")
+            if _is_missing(os.path.join(self._image_root or "", name)):
+                num_missing += 1
+                continue
+            if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < num_sentences:
+                raise SkipRow(
+                    "matched_text_index",
+                    f"{place!r:.80} of picture {number}, where there are {num_sentences} sentences",
+                )
+            taken.append(picture)
+        if num_missing and not taken:
+            raise SkipRow(
+                "image_missing",
+                f"none of its {num_missing} pictures, of which {found[0]['image_name']} is the first",
+            )
+        return taken, num_missing
 
 
 def _sentences(found: object) -> list[str]:
@@ -77,20 +111,15 @@ def _sentences(found: object) -> list[str]:
     return [plain_text(sentence, f"sentence {place} of 'text_list'") for place, sentence in enumerate(found)]
 
 
-def _pictures(found: object, num_sentences: int) -> list[dict[str, Any]]:
-    """The pictures that are taken, checked."""
-    if not isinstance(found, list) or not all(isinstance(picture, dict) for picture in found):
-        raise SkipRow("document_layout", "'image_info' is not a list of objects")
-    for number, picture in enumerate(found[:MAX_PICTURES]):
-        name, place = picture.get("image_name"), picture.get("matched_text_index")
-        if not isinstance(name, str) or not name:
-            raise SkipRow("image_field", f"'image_name' of picture {number} is {name!r:.80}")
-        if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < num_sentences:
-            raise SkipRow(
-                "matched_text_index",
-                f"{place!r:.80} of picture {number}, where there are {num_sentences} sentences",
-            )
-    return list(found[:MAX_PICTURES])
+def _is_missing(path: str) -> bool:
+    """Whether there is no such file; what else is wrong with it is said where it is read."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _check_matrix(found: object, num_pictures: int, num_sentences: int) -> None:

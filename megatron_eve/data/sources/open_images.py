@@ -13,17 +13,18 @@ import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from megatron_eve.data.conversation import IMAGE_TOKEN
-from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.errors import DataError
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.source import RawRow, Source
 
 _ID = re.compile(r"[0-9a-f]{16}")
+_MAX_LINE = 4 << 20  # bytes; csv refuses a field of 128 KiB by itself
 
 
 class OpenImagesSource(Source):
@@ -55,7 +56,7 @@ class OpenImagesSource(Source):
         for file in self._files:
             with _open(file) as raw:
                 # csv takes line breaks as they are; bytes that are not UTF-8 matter to a title alone.
-                lines = (line.decode("utf-8-sig", "backslashreplace") for line in raw)
+                lines = (line.decode("utf-8-sig", "backslashreplace") for line in _lines(raw, file))
                 reader = csv.reader(lines, strict=True)
                 number = 0
                 try:
@@ -79,14 +80,7 @@ class OpenImagesSource(Source):
             before += file.stat().st_size
             self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """A picture and what the CSV says of it.
-
-        Raises:
-            SkipRow: the row has too few or too many fields, or no picture.
-        """
-        if row.problem is not None:
-            raise SkipRow(*row.problem)
+    def _make_record(self, row: RawRow) -> Record:
         path, found = row.payload
         meta: dict[str, Any] = {key: value for key, value in found.items() if key != "ImageID"}
         if re.fullmatch(r"\d{1,3}(\.0*)?", meta.get("Rotation", "")):
@@ -101,11 +95,22 @@ class OpenImagesSource(Source):
         )
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path) -> IO[bytes]:
     try:
         return file.open("rb")
     except OSError as error:
         raise DataError(f"cannot open {file} ({error.strerror}): give --input a CSV of OpenImages") from error
+
+
+def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
+    """Lines of a CSV, none so long that it fills the memory."""
+    while line := raw.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise DataError(
+                f"{file} is not a CSV of OpenImages: it has a line of more than {_MAX_LINE >> 20} MiB; give --input "
+                "the file with the image ids and URLs"
+            )
+        yield line
 
 
 def _row(

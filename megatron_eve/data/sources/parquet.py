@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.source import CHUNK_ROWS, RawRow, Source
+from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line
+from megatron_eve.data.sources.source import RawRow, Source
 
 ARROW_SCHEMA = pyarrow.schema(
     [
@@ -43,7 +43,6 @@ ARROW_SCHEMA = pyarrow.schema(
 # Columns under which data sets of the hub have a picture and its caption; img2dataset's parquet output, too.
 _PICTURES = ("image", "images", "jpg", "png", "webp")
 _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
-_BATCH_BYTES = 16 << 20  # of a file that are held at a time
 _ROW_GROUP_BYTES = 32 << 20  # few enough rows that a worker soon comes to its own
 _ROW_BYTES = 1024  # for all of a row but pictures and text
 
@@ -100,7 +99,7 @@ class ParquetSource(Source):
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
         super().__init__(files, image_root)
-        self._group: _RowGroup | None = None
+        self._group: RowGroup | None = None
 
     def rows(self) -> Iterator[RawRow]:
         """All rows, by their places alone; `record` reads them."""
@@ -118,22 +117,16 @@ class ParquetSource(Source):
             before += size
             self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """What a row holds.
-
-        Raises:
-            SkipRow: a picture, a text or a list is missing or of another type than its layout has.
-            DataError: the file is damaged there.
-        """
+    def _make_record(self, row: RawRow) -> Record:
         group, number = row.payload
         try:
             if self._group is None or not self._group.holds(row.file, group, number):
                 self._group = None  # closes the file
-                self._group = _RowGroup(row.file, group)
+                self._group = RowGroup(row.file, group, _columns(Path(row.file)))
             fields = self._group.row(number)
-        except (pyarrow.ArrowException, OSError) as error:
+        except UNREADABLE as error:
             raise DataError(
-                f"{row.file}, row {row.number}: it cannot be read on ({_one_line(error)}); copy or download it again"
+                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); copy or download it again"
             ) from error
         try:
             for layout, record in _LAYOUTS:
@@ -143,50 +136,6 @@ class ParquetSource(Source):
             skip.id = None if fields.get("id") is None else str(fields["id"])
             raise
         raise AssertionError(f"columns {list(fields)} were taken and have no layout")
-
-
-class _RowGroup:
-    """Reads the rows of one row group forwards, a few at a time: neither file nor group is held, however large.
-
-    Each worker that has rows of a group decodes it up to its last one of them, and makes Python's objects of its own
-    rows. That costs workers little, where pictures that pass through the parent cost it more than all else.
-
-    Args:
-        file: parquet.
-        group: number of the row group.
-    """
-
-    def __init__(self, file: str, group: int) -> None:
-        self._place = (file, group)
-        self._opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        columns, count = _columns(Path(file)), _batch_rows(self._opened.metadata)
-        self._batches = self._opened.iter_batches(
-            count, row_groups=[group], columns=columns, use_threads=False
-        )
-        self._next = 0
-        # The last two: a chunk of rows may lie in both, and may be gone through again.
-        self._unpacked: deque[tuple[int, list[dict[str, Any]]]] = deque(maxlen=2)
-
-    def holds(self, file: str, group: int, row: int) -> bool:
-        """Whether `row` can give a row of a group: it is this group, and not passed already."""
-        first = self._unpacked[0][0] if self._unpacked else self._next
-        return (file, group) == self._place and row >= first
-
-    def row(self, number: int) -> dict[str, Any]:
-        """The columns of one row."""
-        while number >= self._next:
-            batch = next(self._batches)
-            if number < self._next + batch.num_rows:
-                self._unpacked.append((self._next, batch.to_pylist()))
-            self._next += batch.num_rows
-        for first, rows in self._unpacked:
-            if first <= number < first + len(rows):
-                return rows[number - first]
-        raise AssertionError(f"row {number} of {self._place} was passed")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_opened"):  # the file could be opened
-            self._opened.close()
 
 
 def _row_of(record: Record) -> dict[str, Any]:
@@ -208,14 +157,15 @@ def _columns(file: Path) -> list[str]:
     """
     try:
         schema = parquet.read_schema(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(
-            f"{file} is not a whole parquet file ({_one_line(error)}): copy or download it again"
+            f"{file} is not a whole parquet file ({one_line(error)}): copy or download it again"
         ) from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
-            f"{file} has the columns {', '.join(schema.names)}: a source needs an image ({', '.join(_PICTURES)}) and a "
-            f"caption ({', '.join(_CAPTIONS)}), 'conversations', or those of docs/data.md; rename its columns"
+            f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
+            f"({', '.join(_PICTURES)}) and a caption ({', '.join(_CAPTIONS)}), 'conversations', or those of "
+            "docs/data.md; rename its columns"
         )
     used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
     return [field.name for field in schema if field.name in used or _is_plain(field.type)]
@@ -224,6 +174,8 @@ def _columns(file: Path) -> list[str]:
 def _is_plain(kind: pyarrow.DataType) -> bool:
     """Whether a column's values go into `meta`."""
     types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     return any(
         is_kind(kind)
         for is_kind in (
@@ -232,15 +184,9 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
             types.is_boolean,
             types.is_string,
             types.is_large_string,
+            types.is_string_view,
         )
     )
-
-
-def _batch_rows(metadata: Any) -> int:
-    """Rows that are read at a time."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
-    return max(1, min(CHUNK_ROWS, _BATCH_BYTES // max(largest, 1)))
 
 
 def _has_record(names: Iterable[str]) -> bool:
@@ -263,8 +209,12 @@ def _first(wanted: Sequence[str], names: Iterable[str]) -> str | None:
 def _record(row: RawRow, fields: dict[str, Any]) -> Record:
     if fields["kind"] not in KINDS:
         raise SkipRow("parquet_row", f"kind is {fields['kind']!r:.80}, not one of {', '.join(KINDS)}")
-    meta = parse_object((fields.get("meta") or "{}").encode("utf-8", "surrogatepass"), "meta")
-    source = fields.get("source") or source_name(row.file)
+    given = {key: fields.get(key) for key in ("meta", "source")}
+    for key, value in given.items():
+        if not isinstance(value, str | None):
+            raise SkipRow("parquet_row", f"{key} is {type(value).__name__}, not text")
+    meta = parse_object((given["meta"] or "{}").encode(), "meta")
+    source = given["source"] or source_name(row.file)
     return Record(_id(fields), source, fields["kind"], _pictures(fields["images"]), fields["turns"], meta)
 
 
@@ -328,11 +278,9 @@ def _pictures(value: object) -> list[ImageFile]:
             raise SkipRow("parquet_row", "a picture is null: neither bytes nor a path")
         if not isinstance(data, bytes | None) or not isinstance(path, str | None):
             raise SkipRow("parquet_row", f"a picture is {type(data or path).__name__}, not bytes")
+        if not isinstance(digest, str | None):
+            raise SkipRow("parquet_row", f"the sha256 of a picture is {type(digest).__name__}, not text")
         if data is not None and len(data) > MAX_ROW_BYTES:
             raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
         found.append(ImageFile(data, path, digest))
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

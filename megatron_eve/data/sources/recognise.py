@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.rows import LINE_SUFFIXES, RowReader
 from megatron_eve.data.sources.fields import parse_object
 from megatron_eve.data.sources.source import Source
+from megatron_eve.wrong_content import wrong_content
 
 FORMATS = {
     "llava": "llava:LlavaSource",
@@ -25,15 +27,21 @@ FORMATS = {
 """Names of the layouts, and where each is read."""
 
 _OF_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
+_PICKLES = (".pkl", ".pickle")
 _UNPACK = {
-    ".zip": "unzip it",
-    ".gz": "gunzip it",
-    ".tgz": "gunzip it",
-    ".bz2": "bunzip2 it",
-    ".xz": "unxz it",
-    ".zst": "unzstd it",
-    ".pkl": "pickles are never opened, as they can run code; take the JSON, tar or CSV it was made from",
-    ".pickle": "pickles are never opened, as they can run code; take the JSON, tar or CSV it was made from",
+    b"PK\x03\x04": "unzip",
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+"""What unpacks a compressed file, by its first bytes."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
 }
 _LOOKED_AT = 20  # rows, of which the first that is a JSON object tells the layout
 
@@ -45,7 +53,8 @@ def input_files(words: Sequence[str]) -> list[Path]:
         words: files, or patterns such as `shards/*.tar`.
 
     Raises:
-        DataError: nothing matches, a file cannot be read, is a folder, or is named twice.
+        DataError: nothing matches, a file cannot be read, is compressed, a web page, a pointer of git-lfs or no file at
+            all, or is named twice.
     """
     files: list[Path] = []
     for word in words:
@@ -56,17 +65,36 @@ def input_files(words: Sequence[str]) -> list[Path]:
             raise DataError(f"--input {word}: no file matches this pattern")
         files += map(Path, named or [word])
     for file in files:
-        try:
-            with file.open("rb") as stream:
-                stream.read(1)
-        except OSError as error:
-            raise DataError(
-                f"cannot open {file} ({error.strerror}): give --input a file, or a pattern in quotation marks"
-            ) from error
+        _check_file(file)
     twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
         raise DataError(f"--input names {twice[0]} twice: its rows would stand twice in the dataset")
     return files
+
+
+def _check_file(file: Path) -> None:
+    """Refuse what no source can read, whatever its layout."""
+    try:
+        mode = stat.S_IFMT(file.stat().st_mode)
+        if mode != stat.S_IFREG:  # a pipe can be read once, and opening one may wait for ever
+            raise DataError(
+                f"--input {file} is {_KINDS.get(mode, 'no file')}: give it files, which are read more than once"
+            )
+        with file.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise DataError(
+            f"cannot open {file} ({error.strerror}): give --input a file, or a pattern in quotation marks"
+        ) from error
+    for magic, command in _UNPACK.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"{file} is compressed: unpack it with {command}, and give --input what comes out"
+            )
+    if head and (
+        what := wrong_content(file)
+    ):  # an empty file is a shard without rows, where its layout has such
+        raise DataError(f"{file} {what}")
 
 
 def recognise(files: Sequence[Path]) -> str:
@@ -109,8 +137,11 @@ def open_source(words: Sequence[str], name: str | None, image_root: str | None) 
 
 def _layout(file: Path) -> str:
     suffix = file.suffix.lower()
-    if suffix in _UNPACK:
-        raise DataError(f"--input {file}: {_UNPACK[suffix]}")
+    if suffix in _PICKLES:
+        raise DataError(
+            f"--input {file}: pickles are never opened, as they can run code; take the JSON, tar or CSV it was made "
+            "from"
+        )
     if suffix in LINE_SUFFIXES:
         return _layout_of_lines(file)
     if suffix not in _OF_SUFFIX:

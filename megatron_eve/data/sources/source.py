@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 
 CHUNK_ROWS = 16
@@ -64,10 +65,16 @@ class Source(ABC):
             DataError: a file cannot be opened, or not be read on; it names the file, the row and the remedy.
         """
 
-    @abstractmethod
     def record(self, row: RawRow) -> Record:
         """What a row holds.
 
         Raises:
             SkipRow: the row cannot be used.
         """
+        if row.problem is not None:
+            raise SkipRow(*row.problem)
+        return self._make_record(row)
+
+    @abstractmethod
+    def _make_record(self, row: RawRow) -> Record:
+        """What a row without a problem holds; raises SkipRow as `record`."""

@@ -74,14 +74,7 @@ class WebdatasetSource(Source):
             before += file.stat().st_size
             self._position = before
 
-    def record(self, row: RawRow) -> Record:
-        """The picture of a key with its caption.
-
-        Raises:
-            SkipRow: the row had a problem, its download failed, or its JSON or caption cannot be read.
-        """
-        if row.problem is not None:
-            raise SkipRow(*row.problem)
+    def _make_record(self, row: RawRow) -> Record:
         found: _Payload = row.payload
         try:
             return self._record(row, found)
