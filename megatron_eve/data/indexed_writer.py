@@ -35,6 +35,7 @@ from megatron_eve.data.dataset_format import (
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.metadata import META, MetaWriter, SampleMeta
+from megatron_eve.data.write_lock import WriteLock
 
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
@@ -59,9 +60,12 @@ class DatasetWriter:
 
     Args:
         prefix: where the dataset goes; see `dataset_format` for what is put behind it. A dataset that is
-            there already stays whole until `finalise` replaces it.
+            there already stays whole until `finalise` replaces it. What a run that was killed left is removed.
         settings: recorded in the manifest; token counts follow from its sizes.
         made_with: of the images, recorded in the manifest's `parts`; "pixels" needs the `teacher_patch_size`.
+
+    Raises:
+        DataError: another run writes there.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class DatasetWriter:
             (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
         )
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
+        self._lock = WriteLock(self.prefix)
+        self._remove_partial()
         self._text = _IndexedWriter(self.prefix + "_text", np.int32)
         self._image = _IndexedWriter(f"{self.prefix}_{self._part}", np.uint8)
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
@@ -201,6 +207,7 @@ class DatasetWriter:
                 Path(self.prefix + part).unlink(missing_ok=True)
         Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
         publish(self.prefix + MANIFEST)
+        self._lock.release()
         return info
 
     def _described(self) -> dict[str, dict[str, Any]]:
@@ -209,11 +216,18 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Close and remove what was written. Does nothing after `finalise`."""
+        if not self._lock.held:
+            return
         for writer in (self._text, self._image, self._samples, self._images):
             writer.discard()
         if self._meta:
             self._meta.discard()
-        for part in (*TEXT_PARTS, *self._image_parts, META, MANIFEST):
+        self._remove_partial()
+        Path(self.prefix + MANIFEST + PARTIAL).unlink(missing_ok=True)
+        self._lock.release()
+
+    def _remove_partial(self) -> None:
+        for part in {*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, META}:
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:
