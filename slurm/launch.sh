@@ -33,7 +33,7 @@ others_run_in() { # FOLDER
 }
 
 # Slurm runs a copy of the script from its spool folder, so the checkout is where sbatch was called.
-[[ -n ${SLURM_JOB_ID:-} ]] || die "this is a batch script: sbatch slurm/$(basename "$0"), in the root of the checkout"
+[[ -n ${SLURM_JOB_ID:-}${submits_itself:-} ]] || die "this is a batch script: sbatch slurm/$(basename "$0"), in the root of the checkout"
 CHECKOUT=$SLURM_SUBMIT_DIR
 [[ -f $CHECKOUT/slurm/launch.sh ]] || die "sbatch was called in $CHECKOUT, which is no checkout: cd to its root first"
 cd "$CHECKOUT" || die "cannot enter $CHECKOUT"

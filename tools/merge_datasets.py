@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from megatron_eve.data.dataset_format import MANIFEST
+from megatron_eve.data.dataset_format import MANIFEST, PARTIAL
 from megatron_eve.data.merging import merge_datasets
 from megatron_eve.errors import run_command
 
@@ -51,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             flags.output_prefix.removesuffix(MANIFEST),
             [name.removesuffix(MANIFEST) for name in flags.datasets],
         )
+        for folder in sorted({Path(name).parent for name in flags.datasets}):
+            for path in sorted(folder.glob(f"*{MANIFEST}{PARTIAL}")):
+                prefix = str(path).removesuffix(MANIFEST + PARTIAL)
+                if not Path(prefix + MANIFEST).exists():
+                    print(f"warning: {prefix} is not finished, so it is left out", file=sys.stderr)
         print(
             f"{flags.output_prefix}{MANIFEST}: {info.num_samples:,} samples, {info.num_images:,} images and "
             f"{info.num_tokens:,} tokens of {len(info.datasets):,} datasets"

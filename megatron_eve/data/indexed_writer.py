@@ -30,6 +30,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.megatron_index import IndexWriter
 from megatron_eve.data.metadata import META, MetaWriter, SampleMeta
 from megatron_eve.data.sample_block import ImageBytes, Sample, SampleBlock, StoredImage, make_block
+from megatron_eve.data.write_lock import WriteLock
 
 
 class DatasetWriter:
@@ -39,7 +40,7 @@ class DatasetWriter:
 
     Args:
         prefix: where the dataset goes; see `dataset_format` for what is put behind it. A dataset that is
-            there already stays whole until `finalise` replaces it.
+            there already stays whole until `finalise` replaces it. What a run that was killed left is removed.
         settings: recorded in the manifest; token counts follow from its sizes.
         made_with: of the images, recorded in the manifest's `parts`; "pixels" needs the `teacher_patch_size`.
 
@@ -47,6 +48,9 @@ class DatasetWriter:
         image_path: the .bin of the images under its temporary name; see `add_block`.
         num_samples: samples added so far.
         image_bytes: bytes of images added so far.
+
+    Raises:
+        DataError: another run writes there.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class DatasetWriter:
             (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
         )
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
+        self._lock = WriteLock(self.prefix)
+        self._remove_partial()
         self.image_path = f"{self.prefix}_{self._part}.bin{PARTIAL}"
         self.image_bytes = 0
         Path(self.image_path).write_bytes(b"")
@@ -199,6 +205,7 @@ class DatasetWriter:
                 Path(self.prefix + part).unlink(missing_ok=True)
         Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
         publish(self.prefix + MANIFEST)
+        self._lock.release()
         return info
 
     def _described(self) -> dict[str, dict[str, Any]]:
@@ -207,13 +214,20 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Close and remove what was written. Does nothing after `finalise`."""
+        if not self._lock.held:
+            return
         for close in (
             self._text.close, self._image_file.close, self._text_index.discard, self._image_index.discard,
             self._samples.discard, self._images.discard, *([self._meta.discard] if self._meta else []),
         ):  # fmt: skip
             with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted
                 close()
-        for part in (*TEXT_PARTS, *self._image_parts, META, MANIFEST):
+        self._remove_partial()
+        Path(self.prefix + MANIFEST + PARTIAL).unlink(missing_ok=True)
+        self._lock.release()
+
+    def _remove_partial(self) -> None:
+        for part in {*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, META}:
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:

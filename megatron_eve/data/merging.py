@@ -25,6 +25,7 @@ from megatron_eve.data.dataset_format import (
 )
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.write_lock import WriteLock
 
 _FIRST_SKIPPED = 5  # rows that a manifest names for each reason
 _REMEDIES = {
@@ -64,8 +65,9 @@ def merge_datasets(prefix: str, prefixes: Sequence[str]) -> DatasetInfo:
     folder = Path(prefix).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     merged = _merged_info(first, [os.path.relpath(part, folder) for part in parts], infos)
-    Path(prefix + MANIFEST + PARTIAL).write_text(merged.to_json(), encoding="utf-8")
-    publish(prefix + MANIFEST)
+    with WriteLock(prefix):
+        Path(prefix + MANIFEST + PARTIAL).write_text(merged.to_json(), encoding="utf-8")
+        publish(prefix + MANIFEST)
     return merged
 
 

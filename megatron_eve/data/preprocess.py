@@ -198,8 +198,9 @@ class _SkippedLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if not self._file.closed:  # else the name may be another run's by now
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
 
 
 def _progress_bar(num_bytes: int, shown: bool) -> Any:

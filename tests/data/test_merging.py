@@ -171,6 +171,9 @@ def test_the_command(tmp_path: Path, prefixes: list[str], capsys: pytest.Capture
     ):
         assert main(["--output-prefix", str(out), *wrong]) == 2
         assert message in capsys.readouterr().err
+    Path(f"{prefixes[2]}_dataset.json").rename(f"{prefixes[2]}_dataset.json.partial")
+    assert main(["--output-prefix", str(tmp_path / "two"), *prefixes[:2]]) == 0
+    assert capsys.readouterr().err == f"warning: {prefixes[2]} is not finished, so it is left out\n"
     assert main(["--output-prefix", prefixes[0], *prefixes[1:]]) == 2
     assert "is a dataset with files of its own: choose another --output-prefix" in capsys.readouterr().err
     assert len(json.loads(Path(f"{out}_dataset.json").read_text())["datasets"]) == 3

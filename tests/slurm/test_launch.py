@@ -18,6 +18,7 @@ PROGRAMS = {
     "srun": 'printf "%s\\n" "$PWD" "${PYTHONNOUSERSITE:-}" "$@" > "$RECORD"\necho "$@" >> "$RECORD.calls"\n'
     '[[ -z $OUTCOME ]] || echo "$OUTCOME" > "$SAVE/outcome"\nexit "$STATUS"\n',
     "scontrol": 'echo node1\n[[ $1 != requeue ]] || touch "$RECORD.requeue"\n',
+    "sbatch": 'printf "%s\\n" "$@" > "$RECORD.sbatch"\n',
     "sleep": "",
     # Stands in for the Python of a site: only the check before the start is run by it directly.
     "python": 'printf "%s\\n" "$LOCAL_WORLD_SIZE" "$@" > "$RECORD.preflight"\nprintf "%s" "$PREFLIGHT" >&2\n'

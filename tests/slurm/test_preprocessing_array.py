@@ -1,13 +1,15 @@
-"""Which files the tasks of `slurm/preprocess_data.sh` take, and what an array that does not cover them says."""
+"""Which files the tasks of `slurm/preprocess_data.sh` take, and what it asks of sbatch when it submits itself."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.test_launch import Launch
+from tests.slurm.test_launch import ROOT, Launch
 
 
 class Arrays(Launch):
@@ -29,18 +31,28 @@ class Arrays(Launch):
         for name in names:
             (self.folder / "out" / f"{name}_dataset.json").touch()
 
-    def task(
-        self, number: int, first: int, last: int, count: int | None = None, **given: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a task of `--array=FIRST-LAST`, or of a list of COUNT tasks between the two."""
+    def task(self, number: int, *flags: str, **given: str) -> subprocess.CompletedProcess[str]:
+        """Run a task of the array."""
+        return self._run(flags, SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID=str(number), **given)
+
+    def submit(self, *flags: str, **given: str) -> subprocess.CompletedProcess[str]:
+        """Call the script by hand."""
+        (self.folder / "record.sbatch").unlink(missing_ok=True)
+        return self._run(flags, SLURM_JOB_ID="", SLURM_SUBMIT_DIR="", **given)
+
+    @property
+    def submitted(self) -> list[str] | None:
+        """What sbatch was given by the last call; None if it was not called."""
+        record = self.folder / "record.sbatch"
+        return record.read_text().splitlines() if record.exists() else None
+
+    def _run(self, flags: Sequence[str], **given: str) -> subprocess.CompletedProcess[str]:
         folder = self.folder
         variables = {
             "INPUT": f"{folder}/input", "IMAGES": f"{folder}/input", "TOKENIZER": f"{folder}/tokenizer.model",
-            "OUT": f"{folder}/out/", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(number),
-            "SLURM_ARRAY_TASK_MIN": str(first), "SLURM_ARRAY_TASK_MAX": str(last),
-            "SLURM_ARRAY_TASK_COUNT": str(last - first + 1 if count is None else count), "OUTCOME": "", **given,
+            "OUT": f"{folder}/out/", "OUTCOME": "", **given,
         }  # fmt: skip
-        return self(script="preprocess_data", **variables)
+        return self(script="preprocess_data", flags=flags, **variables)
 
 
 @pytest.fixture
@@ -58,55 +70,115 @@ def _handed(arrays: Arrays) -> tuple[str, str]:
 
 
 def test_files_of_every_kind_have_a_task(arrays: Arrays) -> None:
-    arrays.add("b.json", "a.jsonl", "c.ndjson", "d.JSON", "notes.txt", "00000.tar", "list.csv")
-    for number, name in enumerate(("b.json", "d.JSON", "a.jsonl", "c.ndjson", "list.csv", "00000.tar")):
-        found = arrays.task(number, 0, 5)
+    arrays.add("b.json", "a.jsonl", "c.ndjson", "d.JSON", "notes.txt", "00000.tar", "list.csv", "e.parquet")
+    for number, name in enumerate(
+        ("b.json", "d.JSON", "a.jsonl", "c.ndjson", "list.csv", "00000.tar", "e.parquet")
+    ):
+        found = arrays.task(number)
         assert (found.returncode, found.stderr) == (0, "")
         assert _handed(arrays) == (name, f"{arrays.folder}/out/{name.split('.')[0]}")
-    assert "there are 6 files in" in arrays.task(6, 0, 6).stderr
+    assert "task 7: there are 7 files in" in arrays.task(7).stderr
 
 
 def test_shards_need_no_folder_of_images(arrays: Arrays) -> None:
-    arrays.add("00000.tar", "00001.tar")
-    found = arrays.task(1, 0, 1, IMAGES="")
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "--image-root" not in arrays.words()
-    arrays.add("a.json")
-    assert "IMAGES is not set" in arrays.task(1, 0, 2, IMAGES="").stderr
-
-
-def test_an_array_that_leaves_files_out_says_so_and_fails(arrays: Arrays) -> None:
-    arrays.add(*(f"part{number}.json" for number in range(10, 30)))
-    told = (
-        f"4 of 20 files in {arrays.folder}/input have neither a task in this array nor a dataset yet (part26.json to "
-        "part29.json): when this array has ended, submit it with --array=0-19; what is there is not made again"
-    )
-    found = arrays.task(3, 0, 15)
-    assert (found.returncode, found.stderr) == (0, "")
-    assert f"warning: {told}\n" in found.stdout
-    found = arrays.task(15, 0, 15)
-    assert (found.returncode, found.stderr) == (2, f"error: the file of this task is done, but {told}\n")
-    assert _handed(arrays)[0] == "part25.json"
-    found = arrays.task(19, 1, 19)  # counted from 1
-    assert found.returncode == 2
-    assert "1 of 20 files" in found.stderr and "(part10.json to part10.json)" in found.stderr
-    # Tasks that were chosen are done when they are done, and so is a short array after the others.
-    for first, last, count in ((3, 3, 1), (3, 7, 2)):
-        found = arrays.task(last, first, last, count)
+    arrays.add("00000.tar", "00001.parquet")
+    for number in (0, 1):
+        found = arrays.task(number, IMAGES="")
         assert (found.returncode, found.stderr) == (0, "")
-        assert "warning: " in found.stdout
-    arrays.made(*(f"part{number}" for number in range(10, 26)))
-    found = arrays.task(19, 16, 19)
+        assert "--image-root" not in arrays.words()
+    arrays.add("a.json")
+    assert "IMAGES is not set" in arrays.task(1, IMAGES="").stderr
+
+
+def test_what_img2dataset_writes_beside_its_shards_has_no_task(arrays: Arrays) -> None:
+    arrays.add("00000.tar", "00000.parquet", "00000_stats.json", "00001.parquet", "00001_stats.json")
+    for number, name in enumerate(("00000.tar", "00001.parquet")):
+        assert arrays.task(number, IMAGES="").returncode == 0
+        assert _handed(arrays)[0] == name
+    assert "there are 2 files in" in arrays.task(2, IMAGES="").stderr
+    arrays.add("of_people_stats.json")  # rows of LLaVA, by its name
+    assert arrays.task(0).returncode == 0
+    assert _handed(arrays)[0] == "of_people_stats.json"
+
+
+def test_it_submits_a_task_for_each_file_without_a_dataset(arrays: Arrays) -> None:
+    arrays.add(*(f"part{number}.json" for number in range(10, 18)))
+    script, flags = "slurm/preprocess_data.sh", ["--template", "plain"]
+    found = arrays.submit(*flags)
     assert (found.returncode, found.stderr) == (0, "")
-    assert "warning" not in found.stdout
-    # Nothing is left to do for the task, and yet files are left out.
-    assert arrays.task(15, 0, 15).returncode == 2
+    assert arrays.submitted == ["--array=0-7", script, *flags]
+    told = f"8 of 8 files in {arrays.folder}/input have no dataset in {arrays.folder}/out/ yet: "
+    assert told + f"sbatch --array=0-7 {script} --template plain" in found.stdout
+    arrays.made(*(f"part{number}" for number in (10, 11, 13, 15, 16)))
+    assert "yet: sbatch --array=2,4,7 slurm/" in arrays.submit(*flags).stdout
+    assert arrays.submitted == ["--array=2,4,7", script, *flags]
+    arrays.made("part12", "part14", "part17")
+    found = arrays.submit(*flags)
+    assert (found.returncode, arrays.submitted) == (0, None)
+    told = f"== all 8 files in {arrays.folder}/input have a dataset in {arrays.folder}/out/; to make one of them: "
+    told += f"{arrays.python} tools/merge_datasets.py --output-prefix data/all {arrays.folder}/out/*_dataset.json\n"
+    assert found.stdout == told
+    assert not arrays.ran
+    found = arrays.task(3)
+    assert found.stdout.endswith("part13_dataset.json is there already: nothing to do\n")
+    assert not arrays.ran
+
+
+@pytest.mark.parametrize(
+    ("site", "flags", "asked"),
+    [
+        ("", "--image-storage jpeg --image-decoder dali", ["--gpus-per-node=1"]),
+        ("", "--image-decoder=dali --image-storage pixels", ["--gpus-per-node=1"]),
+        ("PREPROCESS_GPUS=a100:1", "--image-decoder dali", ["--gpus-per-node=a100:1"]),
+        ("PREPROCESS_GPUS=0", "--image-decoder dali", []),
+        ("", "--image-storage jpeg --image-decoder threads", []),
+        ("", "--image-storage jpeg", []),
+    ],
+)
+def test_tasks_that_decode_with_dali_ask_for_a_gpu(
+    arrays: Arrays, site: str, flags: str, asked: list[str]
+) -> None:
+    arrays.add("a.json")
+    found = arrays(
+        f"PYTHON={arrays.python}\n{site}", "preprocess_data", flags.split(), SLURM_JOB_ID="", OUT="out",
+        INPUT=f"{arrays.folder}/input", IMAGES=f"{arrays.folder}/input", TOKENIZER=f"{arrays.folder}/tokenizer.model",
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
+    assert arrays.submitted == ["--array=0-0", *asked, "slurm/preprocess_data.sh", *flags.split()]
+
+
+def test_a_task_says_whether_dali_has_a_gpu(arrays: Arrays) -> None:
+    arrays.add("a.json")
+    flags = ("--image-decoder", "dali")
+    assert "== GPUs of this task, for DALI: 1\n" in arrays.task(0, *flags, SLURM_GPUS_ON_NODE="1").stdout
+    told = "warning: this task has no GPU, so DALI decodes on the CPU (PREPROCESS_GPUS in slurm/cluster.env asks for"
+    assert told in arrays.task(0, *flags, SLURM_GPUS_ON_NODE="").stdout
+    assert "GPU" not in arrays.task(0).stdout
+
+
+def test_outside_a_checkout_or_where_slurm_is_not_nothing_is_submitted(arrays: Arrays) -> None:
+    arrays.add("a.json")
+    script = str(ROOT / "slurm" / "preprocess_data.sh")
+    found = subprocess.run(["bash", script], cwd=arrays.folder, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (
+        2,
+        f"error: {arrays.folder} is no checkout: cd to its root first\n",
+    )
+    programs = arrays.folder / "programs"
+    programs.mkdir()
+    for name in ("bash", "basename"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    found = arrays.submit(PATH=str(programs))
+    assert (found.returncode, found.stderr) == (
+        2,
+        "error: sbatch is not there: call this where jobs are submitted\n",
+    )
 
 
 @pytest.mark.parametrize(
     ("files", "given", "sentence"),
     [
-        ((), {}, "INPUT={0}/input: holds no .json, .jsonl, .ndjson, .csv or .tar file"),
+        ((), {}, "INPUT={0}/input: holds no .json, .jsonl, .ndjson, .csv, .tar or .parquet file"),
         (
             ("a.json", "my part.json"), {},
             "{0}/input/my part.json: DATA cannot name a dataset with a space in its name; rename the file, with '_' "
@@ -126,8 +198,8 @@ def test_an_array_that_leaves_files_out_says_so_and_fails(arrays: Arrays) -> Non
         ),
         (
             ("a.json",), {"INPUT": "{0}/input/a.json"},
-            "INPUT={0}/input/a.json: is a file, not a folder (the folder of .json, .jsonl, .ndjson, .csv and .tar "
-            "files to preprocess)",
+            "INPUT={0}/input/a.json: is a file, not a folder (the folder of .json, .jsonl, .ndjson, .csv, .tar and "
+            ".parquet files to preprocess)",
         ),
     ],
 )  # fmt: skip
@@ -135,6 +207,7 @@ def test_a_folder_that_cannot_be_preprocessed_is_refused_before_srun(
     arrays: Arrays, files: tuple[str, ...], given: dict[str, str], sentence: str
 ) -> None:
     arrays.add(*files)
-    found = arrays.task(0, 0, 15, **{name: value.format(arrays.folder) for name, value in given.items()})
-    assert (found.returncode, found.stderr) == (2, f"error: {sentence.format(arrays.folder)}\n")
-    assert not arrays.ran
+    variables = {name: value.format(arrays.folder) for name, value in given.items()}
+    for found in (arrays.task(0, **variables), arrays.submit(**variables)):
+        assert (found.returncode, found.stderr) == (2, f"error: {sentence.format(arrays.folder)}\n")
+    assert not arrays.ran and arrays.submitted is None

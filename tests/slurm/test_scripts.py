@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import yaml
-from PIL import Image
 
-from megatron_eve.data.indexed import IndexedVisionDataset
 from megatron_eve.digests import file_digest
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
@@ -153,7 +150,9 @@ def test_shellcheck() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [path for path in SCRIPTS if path.name != "launch.sh"], ids=lambda path: path.stem
+    "script",
+    [path for path in SCRIPTS if path.name not in ("launch.sh", "preprocess_data.sh")],
+    ids=lambda path: path.stem,
 )
 def test_outside_slurm_a_script_says_what_to_do(script: Path) -> None:
     found = subprocess.run(
@@ -248,85 +247,6 @@ def test_a_loss_that_is_not_a_number_ends_the_job_for_good(site: Site) -> None:
     assert "requeued" not in printed
     (bad,) = [json.loads(line) for line in (site.folder / "nan" / "bad_steps.jsonl").read_text().splitlines()]
     assert (bad["iteration"], len(bad["samples"])) == (2, RECIPE["training"]["global_batch_size"])
-
-
-@needs_slurm
-@pytest.mark.slow
-def test_a_task_of_preprocessing_fails_and_only_that_one_again(site: Site) -> None:
-    rows, pictures, out = site.folder / "rows", site.folder / "pictures", site.folder / "parts"
-    rows.mkdir()
-    pictures.mkdir()
-    for number in range(3):
-        Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(pictures / f"{number}.jpg")
-        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"picture {number}"}]
-        row = {"id": number, "image": f"{number}.jpg", "conversations": turns}
-        (rows / f"part-{number}.json").write_text(json.dumps([row]))
-    whole = (rows / "part-1.json").read_text()
-    (rows / "part-1.json").write_text(whole[: len(whole) // 2])  # a copy that was cut short
-
-    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
-    given = {"INPUT": str(rows), "IMAGES": str(pictures), "TOKENIZER": tokenizer, "OUT": str(out)}
-    flags = ("--template", "plain", "--image-size", "224", "--teacher-size", "112")
-
-    def run(tasks: str, *expected: str) -> list[str]:
-        options = (f"--array={tasks}", "--cpus-per-task=1", f"--output={site.folder}/parts-%a.log")
-        job = site.sbatch("preprocess_data", *flags, options=options, **given)
-        numbers = range(3) if tasks == "0-2" else [int(tasks)]
-        ended = [site.cluster.wait_for(f"{job}_{task}", "COMPLETED", "FAILED") for task in numbers]
-        assert tuple(ended) == expected, (site.folder / "parts-1.log").read_text()
-        return [(site.folder / f"parts-{task}.log").read_text() for task in numbers]
-
-    printed = run("0-2", "COMPLETED", "FAILED", "COMPLETED")
-    assert f"error: {rows}/part-1.json" in printed[1]
-    assert sorted(path.name for path in out.glob("*_dataset.json")) == [
-        "part-0_dataset.json",
-        "part-2_dataset.json",
-    ]
-    made = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    (rows / "part-1.json").write_text(whole)
-    run("1", "COMPLETED")
-    printed = run("0-2", *["COMPLETED"] * 3)
-    assert all(text.rstrip().endswith("is there already: nothing to do") for text in printed)
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert [len(IndexedVisionDataset(str(out / f"part-{number}"))) for number in range(3)] == [1, 1, 1]
-
-
-@needs_slurm
-@pytest.mark.slow
-@pytest.mark.parametrize("gpus", [1, 0])
-def test_a_task_of_preprocessing_has_a_gpu_for_dali(site: Site, gpus: int) -> None:
-    """The GPU that was asked for reaches the task; what it makes is a dataset of JPEG files."""
-    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    folder = site.folder / f"dali{gpus}"
-    (folder / "rows").mkdir(parents=True)
-    noise = np.random.default_rng(0).integers(0, 256, (450, 600, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "0.jpg", quality=95)
-    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a picture"}]
-    (folder / "rows" / "a.json").write_text(json.dumps([{"id": 0, "image": "0.jpg", "conversations": turns}]))
-    tokenizer = str(find_golden("tokenize") / "tokenizer.model")
-    given = {"INPUT": f"{folder}/rows", "IMAGES": str(folder), "TOKENIZER": tokenizer, "OUT": f"{folder}/out"}
-    options = ("--array=0", "--cpus-per-task=1", f"--output={folder}/log")
-    if gpus:
-        options += (f"--gpus-per-node={gpus}",)
-    flags = (
-        "--image-size",
-        "224",
-        "--teacher-size",
-        "112",
-        "--image-storage",
-        "jpeg",
-        "--image-decoder",
-        "dali",
-    )
-    job = site.sbatch("preprocess_data", *flags, options=options, **given)
-    state = site.cluster.wait_for(f"{job}_0", "COMPLETED", "FAILED")
-    printed = (folder / "log").read_text()
-    assert state == "COMPLETED", printed
-    assert ("== GPUs of this task, for DALI: 1\n" in printed) == bool(gpus)
-    assert ("warning: this task has no GPU and DALI decodes on the CPU: submit" in printed) == (not gpus)
-    dataset = IndexedVisionDataset(f"{folder}/out/a")
-    assert (dataset.info.image_storage, dataset.info.parts["image"]["image_decoder"]) == ("jpeg", "dali")
-    assert len(dataset.image_bytes(0)) < (folder / "0.jpg").stat().st_size
 
 
 @needs_slurm
