@@ -251,7 +251,7 @@ class _IndexedWriter:
         self.num_bytes += row.nbytes
 
     def close(self) -> None:
-        """Write the index as the builder's `finalize` does, but without its list of all offsets (44 MB a million rows)."""
+        """Write the index as the builder's `finalize` does, without its list of all offsets (44 MB a million rows)."""
         self._builder.data_file.close()
         lengths = np.frombuffer(self._builder.sequence_lengths, dtype=np.int32)
         with self._megatron._IndexWriter(f"{self._prefix}.idx{PARTIAL}", self._dtype.type) as index:
