@@ -1,4 +1,4 @@
-"""The GPU benchmarks at toy size: no machine they were made for must find a typo in them."""
+"""The GPU benchmarks and those of preprocessing at toy size: no machine they were made for must find a typo in them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ BENCHMARKS = {
     "gpu_fp8.py --steps 1 --losses 2": ("--fp8-format", "fp8-steps.md", "fp8-losses-of-2-steps.md"),
     "gpu_variants.py --steps 1": ("--transformer-impl local", "one-choice-at-a-time.md"),
     "decoding.py --images 4 --rounds 1": ("published", "decoding.md"),
+    "preprocessing.py --rounds 1": (
+        "| open_images |",
+        "preprocessing-start.md",
+        "preprocessing-sources.md",
+        "preprocessing-image-storage.md",
+        "preprocessing-cpu-of-the-parent.md",
+    ),
+    "large_sources.py": ("| tar, 50 members | whole |", "large-sources.md"),
 }
 
 

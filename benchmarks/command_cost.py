@@ -1,0 +1,123 @@
+"""Wall seconds, CPU seconds and peak memory of one run of a command. Nothing here is a benchmark."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPROCESS = (sys.executable, str(ROOT / "tools" / "preprocess_data.py"))
+_BETWEEN = 0.1  # seconds from one look at the memory to the next
+
+
+@dataclass
+class Memory:
+    """Peaks of one process, MiB.
+
+    Attributes:
+        resident: VmHWM of Linux: all that lay in memory at a time, pages of mapped files included.
+        anonymous: RssAnon, the largest of the values that were looked at: what the process holds for itself.
+    """
+
+    resident: float = 0.0
+    anonymous: float = 0.0
+
+    def look(self, pid: int) -> None:
+        """Take in what the process holds now; one that has ended is passed over."""
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            return
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        if "VmHWM" in found:  # a process that has just ended has no memory
+            self.resident = max(self.resident, int(found["VmHWM"].split()[0]) / 1024)
+            self.anonymous = max(self.anonymous, int(found["RssAnon"].split()[0]) / 1024)
+
+
+@dataclass
+class CommandCost:
+    """What one run took.
+
+    Attributes:
+        seconds: from start to end.
+        cpu: user and system seconds of the process and of the workers it waited for.
+        status: of its end.
+        output: stdout and stderr.
+        parent: memory of the process itself.
+        workers: memory of each process that it started, by its pid.
+    """
+
+    seconds: float
+    cpu: float
+    status: int
+    output: str
+    parent: Memory = field(default_factory=Memory)
+    workers: dict[int, Memory] = field(default_factory=dict)
+
+    @property
+    def worker(self) -> Memory:
+        """The larger peaks of all workers."""
+        found = self.workers.values()
+        return Memory(
+            max((one.resident for one in found), default=0.0),
+            max((one.anonymous for one in found), default=0.0),
+        )
+
+
+def run_command(words: Sequence[str], *, memory: bool = False) -> CommandCost:
+    """Run a command to its end.
+
+    Args:
+        words: of the command.
+        memory: look at the memory of the process and of its children ten times a second.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+        cost = CommandCost(0.0, 0.0, 0, "")
+        while memory and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            _look(process.pid, cost)
+            time.sleep(_BETWEEN)
+        _, status, used = os.wait4(process.pid, 0)
+        cost.seconds = time.perf_counter() - began
+        cost.cpu = used.ru_utime + used.ru_stime
+        cost.status = process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        cost.output = output.read()
+    return cost
+
+
+def _look(pid: int, cost: CommandCost) -> None:
+    cost.parent.look(pid)
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for child in children:
+        cost.workers.setdefault(child.pid, Memory()).look(child.pid)
+
+
+def preprocess_words(settings: Mapping[str, Any]) -> list[str]:
+    """The command that preprocesses with these fields of `PreprocessConfig`."""
+    words = [*PREPROCESS]
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def run_preprocess(settings: Mapping[str, Any], *, memory: bool = False) -> CommandCost:
+    """Run tools/preprocess_data.py; ends this process with what it said if it fails."""
+    cost = run_command(preprocess_words(settings), memory=memory)
+    if cost.status:
+        sys.exit(f"error: preprocessing of {settings['input']} failed:\n{cost.output[-3000:]}")
+    return cost

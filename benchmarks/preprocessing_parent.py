@@ -1,0 +1,59 @@
+"""CPU of the process that cuts rows and writes the dataset; benchmarks/preprocessing.py starts it.
+
+    python benchmarks/preprocessing_parent.py SPECIFICATION.json
+
+The specification is `{"rounds": int, "one": settings of an input of one row, "inputs": [settings, ...]}`; settings are
+fields of PreprocessConfig. Printed is `{"start": [seconds], "preprocess": [[seconds], ...], "rows": [[seconds], ...]}`:
+CPU of this process alone (`time.process_time`), of each round, for each input. It imports nothing but preprocessing,
+since each worker imports this file again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.preprocess import PreprocessConfig, preprocess
+from megatron_eve.data.sources.recognise import open_source
+
+
+def of_preprocess(settings: dict[str, Any]) -> float:
+    """CPU seconds of this process while two workers encode."""
+    began = time.process_time()
+    try:
+        preprocess(PreprocessConfig(**settings), progress=False)
+    except DataError as error:  # OpenImages has no captions: all rows are left out
+        if "can be used" not in str(error):
+            raise
+    return time.process_time() - began
+
+
+def of_rows(settings: dict[str, Any]) -> float:
+    """CPU seconds of cutting all rows alone."""
+    source = open_source([settings["input"]], None, settings.get("image_root"))
+    began = time.process_time()
+    for _ in source.rows():
+        pass
+    return time.process_time() - began
+
+
+def main() -> None:
+    """Measure all of them in turns, after one round that is not counted."""
+    wanted = json.loads(Path(sys.argv[1]).read_text())
+    found: dict[str, Any] = {"start": [], "preprocess": [[] for _ in wanted["inputs"]]}
+    found["rows"] = [[] for _ in wanted["inputs"]]
+    of_preprocess(wanted["one"])
+    for _ in range(wanted["rounds"]):
+        found["start"].append(of_preprocess(wanted["one"]))
+        for number, settings in enumerate(wanted["inputs"]):
+            found["preprocess"][number].append(of_preprocess(settings))
+            found["rows"][number].append(of_rows(settings))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
