@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.rows import LINE_SUFFIXES, RowReader
-from megatron_eve.data.sources.fields import parse_object
+from megatron_eve.data.sources.fields import VIDEO_SUFFIXES, parse_object
 from megatron_eve.data.sources.source import Source
 
 FORMATS = {
@@ -21,10 +21,12 @@ FORMATS = {
     "mmc4": "mmc4:Mmc4Source",
     "text": "text:TextSource",
     "open_images": "open_images:OpenImagesSource",
+    "video": "video:VideoSource",
 }
 """Names of the layouts, and where each is read."""
 
 _OF_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
+_OF_SUFFIX |= dict.fromkeys(VIDEO_SUFFIXES, "video")
 _UNPACK = {
     ".zip": "unzip it",
     ".gz": "gunzip it",
