@@ -14,8 +14,10 @@ def demuxer_of(data: bytes) -> str:
     """ffmpeg's name of the container that the file is, from its first bytes.
 
     Raises:
-        SkipRow: it is none of the known ones, or says itself that it has more bytes than there are.
+        SkipRow: it is empty, none of the known ones, or says itself that it has more bytes than there are.
     """
+    if not data:
+        raise SkipRow("image_empty", "it has 0 bytes")
     head = data[:12]
     said = 0  # bytes that the file should have
     if head[4:8] in _BOXES:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -156,6 +157,27 @@ def test_files_that_are_no_videos_are_not_given_to_ffmpeg(tmp_path: Path) -> Non
         "\x00",
     ):
         assert refused(text.encode()).startswith("video_format: it begins with ")
+
+
+def test_random_damage_is_said_with_a_reason(tmp_path: Path) -> None:
+    random = Random(0)
+    files = [write_clip(tmp_path / f"clip{suffix}", 20).read_bytes() for suffix in CODECS]
+    outcomes = set()
+    for _ in range(200):
+        data = bytearray(random.choice(files))
+        for _ in range(random.choice((1, 2, 5, 30))):
+            at = random.randrange(len(data) - 4)
+            data[at : at + 4] = random.choice((b"\xff" * 4, bytes(4), random.randbytes(4)))
+        try:
+            outcomes.add("taken" if take(bytes(data)).files else "nothing")
+        except SkipRow as skip:
+            assert skip.reason in REASONS
+            outcomes.add(skip.reason)
+    assert {"taken", "video_damaged"} <= outcomes and "nothing" not in outcomes
+
+
+def test_an_empty_file() -> None:
+    assert refused(b"") == "image_empty: it has 0 bytes"
 
 
 def test_codecs_that_are_not_taken(tmp_path: Path) -> None:
