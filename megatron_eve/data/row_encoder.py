@@ -26,6 +26,9 @@ from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import is_lfs_pointer
 
+MAX_VIDEO_FRAMES = 10_000
+"""Pictures of a video: all of them are in memory at once."""
+
 if TYPE_CHECKING:
     from megatron_eve.data.images.backends import BackendName
     from megatron_eve.data.storage import ImageStore, StorageSettings
@@ -100,8 +103,8 @@ class PreprocessConfig:
             raise DataError(f"--workers {self.workers}: use 1 or more")
         if self.model_max_length < 2:
             raise DataError(f"--model-max-length {self.model_max_length}: use 2 or more")
-        if self.video_frames < 1:
-            raise DataError(f"--video-frames {self.video_frames}: use 1 or more")
+        if not 1 <= self.video_frames <= MAX_VIDEO_FRAMES:
+            raise DataError(f"--video-frames {self.video_frames}: use 1 to {MAX_VIDEO_FRAMES}")
         if not 1 <= self.max_image_pixels <= MAX_PIXELS_LIMIT:
             raise DataError(f"--max-image-pixels {self.max_image_pixels}: use 1 to {MAX_PIXELS_LIMIT}")
         self._check_storage()

@@ -83,12 +83,14 @@ class _Timeline:
         keys: places of the key frames, in rising order.
         shown: the stamps that are shown, in rising order and each once.
         end: when the last frame is over.
+        counted: AVI does not say when a frame of H.264 or HEVC is shown, but when it is decoded: frames are counted.
     """
 
     stamps: array[int]
     keys: array[int]
     shown: list[int]
     end: int
+    counted: bool
 
 
 def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoPictures:
@@ -217,21 +219,16 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
     return (packet for packet in container.demux(stream) if packet.size)
 
 
-def _stamp(of: Any) -> int | None:
-    """Presentation timestamp of a packet or a frame; where AVI has none, frames are shown as they are stored."""
-    stamp: int | None = of.dts if of.pts is None else of.pts
-    return stamp
-
-
 def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
     """All frames of a video, without decoding them.
 
     Raises:
         SkipRow: there are none or too many, they are not all there, or have no timestamps.
     """
+    counted = container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
     stamps, keys, shown, end = array("q"), array("q"), set[int](), 0
     for packet in _packets(container, stream):
-        stamp = _stamp(packet)
+        stamp = packet.dts if counted or packet.pts is None else packet.pts
         if packet.is_corrupt:
             raise SkipRow("video_damaged", f"it breaks off in frame {len(stamps) + 1}")
         if stamp is None:
@@ -248,7 +245,7 @@ def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
         raise SkipRow("video_no_frames", "its video stream is empty")
     if not stream.time_base:
         raise SkipRow("video_damaged", "its clock has no rate")
-    return _Timeline(stamps, keys, sorted(shown), end)
+    return _Timeline(stamps, keys, sorted(shown), end, counted)
 
 
 def _wanted(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
@@ -297,12 +294,12 @@ def _decode(
 ) -> Iterator[VideoFrame]:
     """The frames of a plan, in the order of time. Only what they need is decoded."""
     context = stream.codec_context
-    left, picker = deque(plan), _Picker(timeline.shown)
+    left, picker = deque(plan), _Picker(timeline, 0, [])
     for place, packet in enumerate(_packets(container, stream)):
         if left and left[0][0] == place:
             yield from picker.finish(context.decode(None) if picker.wanted else [])
             context.flush_buffers()
-            picker = _Picker(timeline.shown, left.popleft()[1])
+            picker = _Picker(timeline, *left.popleft())
         if picker.wanted:
             yield from picker.take(context.decode(packet))
         elif not left:
@@ -314,28 +311,32 @@ class _Picker:
     """Picks the frames with wanted stamps out of those that a decoder gives, in their order.
 
     Args:
-        shown: stamps of all frames, in rising order.
-        wanted: those to pick, in rising order.
+        timeline: of the video.
+        start: place where decoding begins.
+        wanted: stamps to pick, in rising order.
     """
 
-    def __init__(self, shown: Sequence[int], wanted: Sequence[int] = ()) -> None:
+    def __init__(self, timeline: _Timeline, start: int, wanted: Sequence[int]) -> None:
         self.wanted = deque(wanted)
-        self._shown = shown
-        self._last: VideoFrame | None = None
+        self._shown = timeline.shown
+        self._counted = iter(timeline.stamps[start:]) if timeline.counted else None
+        self._last: tuple[int, VideoFrame] | None = None
 
     def take(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
         """Wanted frames among the next ones."""
         for frame in frames:
-            stamp = _stamp(frame)
             if not self.wanted:
                 return
+            stamp = (
+                next(self._counted, None) if self._counted else frame.dts if frame.pts is None else frame.pts
+            )
             if stamp is None:
                 continue
             if frame.is_corrupt:
                 raise SkipRow("video_damaged", "a frame cannot be decoded whole")
             while self.wanted and self.wanted[0] < stamp:
                 yield self._before()
-            self._last = frame
+            self._last = stamp, frame
             if self.wanted and self.wanted[0] == stamp:
                 self.wanted.popleft()
                 yield frame
@@ -349,9 +350,9 @@ class _Picker:
     def _before(self) -> VideoFrame:
         """The frame before a wanted one that the decoder keeps to itself: VP8 stores some that are never shown."""
         place = bisect_left(self._shown, self.wanted.popleft())
-        if self._last is None or place == 0 or _stamp(self._last) != self._shown[place - 1]:
+        if self._last is None or place == 0 or self._last[0] != self._shown[place - 1]:
             raise SkipRow("video_damaged", "frames are missing where they should be decoded")
-        return self._last
+        return self._last[1]
 
 
 def _jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:

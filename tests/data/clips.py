@@ -45,6 +45,7 @@ def write_clip(
     times_ms: Sequence[int] | None = None,
     gop: int = 5,
     coding: dict[str, str] | None = None,
+    colours: str | None = None,
     sound: bool = False,
     **options: Any,
 ) -> Path:
@@ -58,6 +59,7 @@ def write_clip(
         times_ms: milliseconds at which each frame is shown.
         gop: a key frame every so many.
         coding: options of the encoder.
+        colours: "ITU601" or "ITU709", by which colours become luma and chroma; None says nothing, which means 601.
         sound: a second of silence beside the frames.
         options: of the container.
     """
@@ -71,8 +73,11 @@ def write_clip(
             stream.codec_context.gop_size, stream.options = gop, coding or {}
             if times_ms is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
+            if colours is not None:
+                stream.codec_context.colorspace = {"ITU709": 1, "ITU601": 6}[colours]
             for number, picture in enumerate(pictures):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=colours or "ITU601")
                 if times_ms is not None:
                     frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
                 out.mux(stream.encode(frame))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,37 @@ def test_frames_of_a_constant_rate_are_those_of_vila(
 @pytest.mark.parametrize("codec", ["libvpx", "libx265"])
 def test_other_codecs(tmp_path: Path, codec: str) -> None:
     assert numbers(write_clip(tmp_path / "clip.mkv", 20, codec=codec)) == [0, 2, 5, 8, 10, 13, 16, 19]
+
+
+@pytest.mark.parametrize(("codec", "coding"), [
+    ("libx264", {"bf": "0"}), ("libx264", {"bf": "3"}), ("mpeg4", {"bf": "2"}), ("msmpeg4", {}),
+])  # fmt: skip
+def test_avi_says_when_frames_are_decoded(tmp_path: Path, codec: str, coding: dict[str, str]) -> None:
+    clip = write_clip(tmp_path / "clip.avi", 60, codec=codec, gop=12, coding=coding)
+    assert numbers(clip) == np.linspace(0, 59, 8, dtype=int).tolist()
+    assert take(clip).times[-1] == 5.9
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_that_are_stored_behind_the_next_key_frame(tmp_path: Path, codec: str) -> None:
+    """Open groups of pictures: frames in front of a key frame that are stored behind it."""
+    private = {"libx264": "x264-params", "libx265": "x265-params"}[codec]
+    coding = {private: "open-gop=1:bframes=4:keyint=8:b-adapt=0:scenecut=0"}
+    clip = write_clip(tmp_path / "clip.mp4", 60, codec=codec, gop=8, coding=coding)
+    for count in (8, 13, 60):
+        assert numbers(clip, count) == np.linspace(0, 59, count, dtype=int).tolist()
+
+
+def test_a_trimmed_file_begins_where_it_was_trimmed(tmp_path: Path) -> None:
+    """An edit list, as phones write it: from 1.0 to 3.0 seconds."""
+    data = bytearray(write_clip(tmp_path / "clip.mp4", 60, gop=8, coding={"bf": "0"}).read_bytes())
+    entry = data.index(b"elst") + 12
+    clock = data.index(b"mdhd") + 16
+    ticks = int.from_bytes(data[clock : clock + 4], "big")
+    data[entry : entry + 8] = (2000).to_bytes(4, "big") + ticks.to_bytes(4, "big")
+    taken = take(bytes(data))
+    assert [number_of(file) for file in taken.files] == [10 + place for place in (0, 2, 5, 8, 10, 13, 16, 19)]
+    assert (taken.times[0], taken.duration) == (0.0, 2.0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 20, 64])
@@ -113,10 +145,11 @@ def test_frames_are_turned_upright(tmp_path: Path, a: int, b: int, c: int, d: in
     assert np.abs(stored[8, 8].astype(int) - (255, 0, 0)).max() < 40
 
 
-def test_colours_are_those_that_the_file_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("colours", [None, "ITU601", "ITU709"])
+def test_colours_are_read_by_the_standard_that_the_file_names(tmp_path: Path, colours: str | None) -> None:
     """JPEG at quality 95 without subsampling: a flat frame differs from what the codec kept by few levels."""
     frame = np.full((HEIGHT, WIDTH, 3), (200, 40, 60), np.uint8)
-    (file,) = take(write_clip(tmp_path / "clip.mp4", [frame])).files
+    (file,) = take(write_clip(tmp_path / "clip.mp4", [frame], colours=colours)).files
     assert np.abs(simplejpeg.decode_jpeg(file).astype(int) - (200, 40, 60)).max() <= 6
     assert simplejpeg.decode_jpeg_header(file)[3] == "444"
 
@@ -218,17 +251,16 @@ def test_key_frames_too_far_apart(tmp_path: Path) -> None:
 def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_eve.data import video
 
-    looked_at = itertools.count()
-    of = video._stamp
+    given: list[Any] = []
+    take_frames = video._Picker.take
 
-    def counted(one: object) -> int | None:
-        if type(one).__name__ == "VideoFrame":
-            next(looked_at)
-        return of(one)
+    def counting(picker: video._Picker, frames: Sequence[Any]) -> Iterator[Any]:
+        given.extend(frames)
+        return take_frames(picker, frames)
 
-    monkeypatch.setattr(video, "_stamp", counted)
-    take(write_clip(tmp_path / "clip.mp4", 200, codec="mpeg4", gop=10))
-    assert next(looked_at) <= 8 * 11
+    monkeypatch.setattr(video._Picker, "take", counting)
+    assert len(take(write_clip(tmp_path / "clip.mp4", 200, codec="mpeg4", gop=10)).files) == 8
+    assert 8 <= len(given) <= 8 * 11
 
 
 def test_without_pyav_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,9 @@ def test_videos_by_name_need_a_folder(make_config: MakeConfig) -> None:
     message = r"data.json, row 1 names the video clip.mp4: give its folder as --image-root"
     with pytest.raises(DataError, match=message):
         run(config)
-    with pytest.raises(DataError, match="--video-frames 0: use 1 or more"):
-        run(make_config([], video_frames=0))
+    for count in (0, 10_001):
+        with pytest.raises(DataError, match=f"--video-frames {count}: use 1 to 10000"):
+            run(make_config([], video_frames=count))
 
 
 def test_opting_out_of_a_video_by_its_sha256(make_config: MakeConfig, tmp_path: Path, clip: bytes) -> None:
