@@ -17,13 +17,14 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
 
   llava        .json, .jsonl, .ndjson: an array, or a line each, of {"id", "image": a file name, a list or absent,
                "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, with one
-               <image> in the text for each image
-  webdataset   .tar: shards of img2dataset (LAION, COYO), and SA-1B's
+               <image> in the text for each image; or "video": a file name, in place of "image"
+  webdataset   .tar: shards of img2dataset (LAION, COYO) and of video2dataset (WebVid), and SA-1B's
   parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations; and
                shards of records (docs/data.md)
   mmc4         .jsonl: documents with pictures between their sentences
   text         .jsonl: {"text"}, or {"inputs", "targets"}
   open_images  .csv: OpenImages' list of pictures
+  video        .mp4, .webm, .mkv, .mov, .avi: a row each, its caption in clip.txt beside clip.mp4, or in clip.json
 
 Rows that cannot be used are left out, counted by reason in the summary and listed in OUT_skipped.jsonl. What a source
 says of a row beside its text and pictures goes to OUT_meta.parquet. The exit status is 0 if any row was kept. Nothing
@@ -72,7 +73,8 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     needed.add_argument(
         "--image-root",
         metavar="DIR",
-        help="image names are relative to it; not needed where the input holds the pictures (webdataset, parquet)",
+        help="names of images and videos are relative to it; not needed where the input holds them (webdataset, "
+        "parquet, video)",
     )
     needed.add_argument("--tokenizer-model", required=True, metavar="FILE", help="Llama's tokenizer.model")
     needed.add_argument(
@@ -147,6 +149,14 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         default=PreprocessConfig.max_image_pixels,
         metavar="N",
         help="leave out larger pictures, width x height, before decoding them (default: %(default)s)",
+    )
+    images.add_argument(
+        "--video-frames",
+        type=int,
+        default=PreprocessConfig.video_frames,
+        metavar="N",
+        help="pictures that a video becomes: N frames from its first to its last, evenly spaced in time (default: "
+        "%(default)s)",
     )
 
 

@@ -34,7 +34,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
 def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encoded:
     """Tokenise a record.
 
-    Of `plain`, a pair is a question without text and its caption.
+    Of `plain`, a pair is a question of its pictures without text, and its caption.
 
     Args:
         record: of any kind; its pictures are counted, not read.
@@ -56,8 +56,9 @@ def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encode
         return encode_document(record, tokenizer)
     turns = record.turns
     if record.kind == "pair":
-        text = _text(record)
-        caption = text.removeprefix(IMAGE_TOKEN)
+        text = caption = _text(record)
+        while caption.startswith(IMAGE_TOKEN):
+            caption = caption.removeprefix(IMAGE_TOKEN)
         turns = [
             {"from": "human", "value": text[: len(text) - len(caption)]},
             {"from": "gpt", "value": caption},

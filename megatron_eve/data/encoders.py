@@ -15,6 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from types import TracebackType
@@ -60,7 +61,8 @@ def encode_rows(
         DataError: a worker died, or found what makes the dataset impossible.
         OSError: images cannot be written.
     """
-    chunks = _chunks(rows)
+    left = iter(rows)
+    chunks = iter(lambda: list(islice(left, CHUNK_ROWS)), [])
     if config.workers > 1:
         with _Workers(config, source, image_path) as workers:
             yield from workers.encode(chunks)
@@ -72,17 +74,6 @@ def encode_rows(
             yield EncodedChunk(block, skipped, partial(file.write, images))
     finally:
         file.close()
-
-
-def _chunks(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    chunk: list[RawRow] = []
-    for row in rows:
-        if chunk and (len(chunk) == CHUNK_ROWS or row.file != chunk[0].file):
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
 
 
 def _encode(

@@ -20,10 +20,13 @@ from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.metadata import Exclusions, sample_meta
 from megatron_eve.data.sample_block import MAX_ROW_BYTES, Sample, StoredImage
-from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
 from megatron_eve.errors import is_lfs_pointer
+
+MAX_VIDEO_FRAMES = 10_000
+"""Pictures of a video: all of them are in memory at once."""
 
 if TYPE_CHECKING:
     from megatron_eve.data.images.backends import BackendName
@@ -55,6 +58,7 @@ class PreprocessConfig:
         jpeg_quality: 1 to 100.
         jpeg_subsampling: of colours, "420" or "444".
         teacher_patch_size: side of the teacher's own patches in pixels, which "pixels" are bound to.
+        video_frames: frames that are taken of a video, see `video.take_pictures`.
     """
 
     input: str | Sequence[str]
@@ -77,6 +81,7 @@ class PreprocessConfig:
     jpeg_quality: int = 90
     jpeg_subsampling: str = "420"
     teacher_patch_size: int = 14
+    video_frames: int = 8
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -97,6 +102,8 @@ class PreprocessConfig:
             raise DataError(f"--workers {self.workers}: use 1 or more")
         if self.model_max_length < 2:
             raise DataError(f"--model-max-length {self.model_max_length}: use 2 or more")
+        if not 1 <= self.video_frames <= MAX_VIDEO_FRAMES:
+            raise DataError(f"--video-frames {self.video_frames}: use 1 to {MAX_VIDEO_FRAMES}")
         if not 1 <= self.max_image_pixels <= MAX_PIXELS_LIMIT:
             raise DataError(f"--max-image-pixels {self.max_image_pixels}: use 1 to {MAX_PIXELS_LIMIT}")
         self._check_storage()
@@ -247,6 +254,16 @@ class RowEncoder:
 
     def _encode(self, row: RawRow, record: Record) -> Sample:
         self._excluded.check(record)
+        if record.video is not None:
+            from megatron_eve.data.video import take_pictures, with_pictures
+
+            taken = take_pictures(
+                self._read(record.video, row),
+                count=self._config.video_frames,
+                max_pixels=self._config.max_image_pixels,
+                upright=self._config.apply_exif,
+            )
+            record = with_pictures(record, taken)
         whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
         if encoded.num_labels == 0:
@@ -263,15 +280,21 @@ class RowEncoder:
             num_missing=record.num_missing,
         )
 
-    def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
-        data = image.data
+    def _read(self, file: ImageFile | VideoFile, row: RawRow) -> bytes:
+        """The whole file of a picture or a video."""
+        data = file.data
         if data is None:
             if self._root is None:
+                kind = "video" if isinstance(file, VideoFile) else "picture"
                 raise DataError(
-                    f"{row.file}, row {row.number} names the picture {image.path}: give its folder as --image-root"
+                    f"{row.file}, row {row.number} names the {kind} {file.path}: give its folder as --image-root"
                 )
-            data = read_image_file(self._root, str(image.path), self._config.follow_links)
+            data = read_image_file(self._root, str(file.path), self._config.follow_links)
         self._excluded.check_file(data)
+        return data
+
+    def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
+        data = self._read(image, row)
         if not self._judges:
             return StoredImage(data, 0, 0)  # its size is known once it is stored
         decoded = decode_image(
@@ -281,7 +304,9 @@ class RowEncoder:
 
 
 def _names(record: Record) -> str | None:
-    """What a record calls its pictures, if it does: a name, or a list of them."""
+    """What a record calls its pictures or its video, if it does: a name, or a list of them."""
+    if record.video is not None:
+        return record.video.path
     names = [image.path for image in record.images if image.path is not None]
     return str(names if len(names) > 1 else names[0]) if names else None
 

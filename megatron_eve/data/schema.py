@@ -21,7 +21,8 @@ Kind = Literal["conversation", "interleaved", "pair", "text"]
 
 - ``conversation``: turns from "human" and "gpt" in turns (LLaVA).
 - ``interleaved``: one turn, the text of a document with its pictures in it (MMC4).
-- ``pair``: one turn, ``<image>`` and a caption (LAION, COYO, SA-1B once it has captions).
+- ``pair``: one turn, ``<image>`` and a caption (LAION, COYO, SA-1B once it has captions); an ``<image>`` for each frame
+  of a video (WebVid).
 - ``text``: one turn, a text without pictures.
 
 The one turn of the last three is from "gpt": all of it may train.
@@ -45,6 +46,19 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A video of a row, whose frames become its pictures: the bytes of its file, or a path to it below `--image-root`.
+
+    Attributes:
+        data: the whole file; None where only its path is known.
+        path: as the source calls it.
+    """
+
+    data: bytes | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row.
 
@@ -56,6 +70,7 @@ class Record:
         turns: `{"from": ..., "value": ...}`; not checked yet, a row may hold anything (`data/conversation.py` does).
         meta: what goes along beside the row; JSON values only.
         num_missing: pictures that the source names and that are not there, without which the row goes on.
+        video: of which no frame has been taken yet; such a row has no pictures, and no placeholder (`data/video.py`).
     """
 
     id: str | None
@@ -65,3 +80,4 @@ class Record:
     turns: Any
     meta: Mapping[str, Any] = field(default_factory=dict)
     num_missing: int = 0
+    video: VideoFile | None = None

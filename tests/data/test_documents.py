@@ -160,9 +160,20 @@ def test_records_that_no_document_can_be_made_of(tokenizer: Tokenizer, row: Reco
 
 def test_a_caption_that_holds_a_picture_is_no_caption(tokenizer: Tokenizer) -> None:
     with pytest.raises(SkipRow, match="image_in_caption"):
-        encode_record(record("pair", "<image><image>A cat.", 2), tokenizer, "plain")
+        encode_record(record("pair", "<image>A <image>cat.", 2), tokenizer, "plain")
     with pytest.raises(SkipRow, match="image_without_placeholder"):
         encode_record(record("pair", "A cat.", 1), tokenizer, "plain")
+
+
+def test_a_pair_of_a_video_is_its_frames_and_a_caption(tokenizer: Tokenizer) -> None:
+    row = record("pair", "<image>" * 3 + "A cat.", 3)
+    caption = tokenizer.encode("A cat.\n")
+    plain = encode_record(row, tokenizer, "plain")
+    assert plain.tokens == [1, -200, -200, -200, *caption]
+    assert plain.labels == [-100] * 4 + caption
+    document = encode_record(row, tokenizer, "document")
+    assert document.tokens == [1, -200, -200, -200, *tokenizer.encode("A cat."), 2]
+    assert document.cut(4).tokens == [1]
 
 
 def test_documents_are_no_template_of_prompts(tokenizer: Tokenizer) -> None:

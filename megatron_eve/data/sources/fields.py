@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 from megatron_eve.data.errors import SkipRow
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
+"""Names of video files end in one of these; what a file holds is told from its bytes (`data/video.py`)."""
+
+MAX_TEXT = 1 << 24
+"""Bytes of a caption or of a JSON beside a picture, at most."""
+
 _BOM = b"\xef\xbb\xbf"
+# Said elsewhere in the record, or about the download alone. EXIF stands in the picture itself.
+_NOT_META = frozenset({"caption", "key", "status", "error_message", "exif"})
 
 
 def parse_json(text: bytes, name: str = "") -> Any:
@@ -62,6 +71,34 @@ def plain_text(value: object, name: str) -> str:
     except UnicodeEncodeError:
         raise SkipRow("text_not_unicode", f"half of a surrogate pair in {name}") from None
     return value.replace(IMAGE_TOKEN, IMAGE_TOKEN.upper())
+
+
+def caption_beside(text: bytes | None, name: str, about: Mapping[str, Any]) -> str:
+    """The caption of a picture or a video: its .txt, else what its .json says, else none.
+
+    Args:
+        text: the .txt, if there is one.
+        name: of the .txt, for messages.
+        about: the .json.
+
+    Raises:
+        SkipRow: img2dataset or video2dataset could not download the file, or the caption is no valid text.
+    """
+    if about.get("status") not in (None, "success"):
+        detail = f"status {about['status']!s:.40}: {about.get('error_message')!s:.200}"
+        raise SkipRow("download_failed", detail)
+    if text is not None:
+        try:
+            return plain_text(text.decode("utf-8-sig"), name)
+        except UnicodeDecodeError as error:
+            raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
+    given = about.get("caption")
+    return "" if given is None else plain_text(given, "caption")
+
+
+def meta_beside(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the .json beside a picture or a video is kept in `meta`."""
+    return {key: value for key, value in about.items() if key not in _NOT_META and value is not None}
 
 
 def source_name(path: str | Path) -> str:

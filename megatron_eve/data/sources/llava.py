@@ -1,17 +1,22 @@
-"""Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row."""
+"""Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row.
+
+A video stands under "video" in place of "image", as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.source import RawRow
 
-_MEDIA_KEYS = frozenset({"video", "videos", "audio", "audios"})
+_VIDEO_KEYS = frozenset({"video", "videos"})
+_SOUND_KEYS = frozenset({"audio", "audios"})
 # Keys under which other data sets name a picture; a row with one of them would be kept as text without it.
 _OTHER_IMAGE_KEYS = frozenset(
     f"{word}{ending}"
@@ -21,7 +26,11 @@ _OTHER_IMAGE_KEYS = frozenset(
 
 
 class LlavaSource(JsonRows):
-    """Conversations, each with the pictures that `image` (or `images`) names. All else in a row goes into `meta`.
+    """Conversations, each with the pictures that `image` (or `images`) names, or the video of `video` (or `videos`).
+
+    All else in a row goes into `meta`, the name of its video too. A row with both has its pictures alone. Of a row with
+    a video, `<video>` and `<image>` are taken out of the questions, each with a newline beside it, and the frames stand
+    in front of the first question, as in NVlabs/VILA: some data sets write `<video>`, some `<image>`, and some neither.
 
     Args:
         files: JSON arrays, or JSON lines.
@@ -33,14 +42,18 @@ class LlavaSource(JsonRows):
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
         name = fields.get("id")
+        images = _image_names(fields)
+        video = None if images else _video_name(fields)
+        turns = fields.get("conversations")
         used = ("id", "image", "images", "conversations")
         return Record(
             id=None if name is None else str(name),
             source=source_name(row.file),
             kind="conversation",
-            images=[ImageFile(path=name) for name in _image_names(fields)],
-            turns=fields.get("conversations"),
+            images=[ImageFile(path=name) for name in images],
+            turns=turns if video is None else _without_placeholders(turns),
             meta={key: value for key, value in fields.items() if key not in used},
+            video=None if video is None else VideoFile(None, video),
         )
 
 
@@ -48,7 +61,7 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     """The image files of a row, from `image` or `images`.
 
     Raises:
-        SkipRow: they are no names, stand under another key, or the row has a video or sound in their place.
+        SkipRow: they are no names, stand under another key, or the row has sound in their place.
     """
     given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
     values = [value if isinstance(value, list) else [value] for value in given.values()]
@@ -62,8 +75,42 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
         for key, value in row.items():
             if not isinstance(value, (str, list, dict)) or not value:
                 continue  # a table with gaps: the row has none
-            if key.lower() in _MEDIA_KEYS:
+            if key.lower() in _SOUND_KEYS:
                 raise SkipRow("other_media", f"it has {key!r} and no image")
             if key.lower() in _OTHER_IMAGE_KEYS:
                 raise SkipRow("image_field", f"it has {key!r} where 'image' is due")
     return [str(name) for name in names]
+
+
+def _video_name(row: Mapping[str, Any]) -> str | None:
+    """The video of a row, if it has one.
+
+    Raises:
+        SkipRow: what stands there is no name, or there are several.
+    """
+    given = [
+        value
+        for key, value in row.items()
+        if key.lower() in _VIDEO_KEYS and value and isinstance(value, (str, list, dict))
+    ]
+    names = [name for value in given for name in (value if isinstance(value, list) else [value])]
+    if not all(isinstance(name, str) and name for name in names):
+        raise SkipRow("video_field", f"{given!r:.80}")
+    if len(set(names)) > 1:
+        raise SkipRow("video_field", f"{len(set(names))} videos")
+    return str(names[0]) if names else None
+
+
+def _without_placeholders(turns: object) -> object:
+    """Turns without `<video>` and `<image>` in their questions; what is no turn stays as it is."""
+    if not isinstance(turns, list):
+        return turns
+    cleaned = []
+    for turn in turns:
+        if isinstance(turn, dict) and turn.get("from") == "human" and isinstance(turn.get("value"), str):
+            text = turn["value"]
+            for token in (IMAGE_TOKEN, "<video>"):
+                text = text.replace(f"{token}\n", "").replace(f"\n{token}", "").replace(token, "")
+            turn = {**turn, "value": text}
+        cleaned.append(turn)
+    return cleaned

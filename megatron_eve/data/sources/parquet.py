@@ -52,7 +52,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
     Args:
         path: of the shard, `*.parquet`.
-        records: in their order; row groups of at most 32 MiB of pictures and text, or of one row.
+        records: in their order; row groups of at most 32 MiB of pictures and text, or of one row. Of a video there are
+            its frames (`video.with_pictures`): a shard has no place for the video itself.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.rows import LINE_SUFFIXES, RowReader
-from megatron_eve.data.sources.fields import parse_object
+from megatron_eve.data.sources.fields import VIDEO_SUFFIXES, parse_object
 from megatron_eve.data.sources.source import Source
 from megatron_eve.wrong_content import wrong_content
 
@@ -23,10 +23,12 @@ FORMATS = {
     "mmc4": "mmc4:Mmc4Source",
     "text": "text:TextSource",
     "open_images": "open_images:OpenImagesSource",
+    "video": "video:VideoSource",
 }
 """Names of the layouts, and where each is read."""
 
 _OF_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
+_OF_SUFFIX |= dict.fromkeys(VIDEO_SUFFIXES, "video")
 _PICKLES = (".pkl", ".pickle")
 _UNPACK = {
     b"PK\x03\x04": "unzip",
@@ -80,6 +82,8 @@ def _check_file(file: Path) -> None:
             raise DataError(
                 f"--input {file} is {_KINDS.get(mode, 'no file')}: give it files, which are read more than once"
             )
+        if file.suffix.lower() in VIDEO_SUFFIXES:
+            return  # a row of its own, which is left out and counted if it is no video
         with file.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
@@ -91,9 +95,8 @@ def _check_file(file: Path) -> None:
             raise DataError(
                 f"{file} is compressed: unpack it with {command}, and give --input what comes out"
             )
-    if head and (
-        what := wrong_content(file)
-    ):  # an empty file is a shard without rows, where its layout has such
+    # An empty file is a shard without rows, where its layout has such.
+    if head and (what := wrong_content(file)):
         raise DataError(f"{file} {what}")
 
 

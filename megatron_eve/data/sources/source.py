@@ -15,7 +15,7 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 
 CHUNK_ROWS = 16
-"""Rows that are sent to a worker at a time, at most; all are of one file."""
+"""Rows that are sent to a worker at a time."""
 
 
 class RawRow(NamedTuple):

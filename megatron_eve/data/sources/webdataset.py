@@ -1,7 +1,8 @@
-"""Tar shards of pictures: LAION, COYO and others as img2dataset writes them, and SA-1B as it is published.
+"""Tar shards of pictures and videos: LAION, COYO, WebVid as they are downloaded, and SA-1B as it is published.
 
 img2dataset (github.com/rom1504/img2dataset): 000000000.jpg, .txt (the caption) and .json (url, caption, key, status,
 width, height, original_width, original_height, exif, sha256, and what was asked for, such as LICENSE or similarity).
+video2dataset (github.com/iejMac/video2dataset): the same with .mp4 in place of .jpg.
 SA-1B (github.com/facebookresearch/segment-anything): sa_<id>.jpg and sa_<id>.json {image, annotations}; no captions.
 """
 
@@ -17,37 +18,43 @@ from typing import Any, NamedTuple
 from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.sample_block import MAX_ROW_BYTES
-from megatron_eve.data.schema import ImageFile, Record
-from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
+from megatron_eve.data.schema import ImageFile, Record, VideoFile
+from megatron_eve.data.sources.fields import (
+    MAX_TEXT,
+    VIDEO_SUFFIXES,
+    caption_beside,
+    meta_beside,
+    parse_object,
+    source_name,
+)
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.sources.tar import Member, check_archive, members
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
-_MAX_TEXT = 1 << 24  # bytes of a caption or of a JSON beside a picture
 _MAX_MEMBERS = 1000  # of one key that are looked at, so that a shard of one key does not fill the memory
 _SA1B_HEAD = 1 << 16  # bytes; its "image" comes first, hundreds of KB of masks behind it
 _SA1B_IMAGE = re.compile(r'\s*\{\s*"image"\s*:\s*(?=\{)')
 _SA1B_ANNOTATIONS = re.compile(r'\s*,\s*"annotations"\s*:')
-# Said elsewhere in the record, or about the download alone. EXIF stands in the picture itself.
-_NOT_META = frozenset({"caption", "key", "status", "error_message", "exif"})
 
 
 class _Payload(NamedTuple):
-    """Members of one row: (name, offset, size) of each."""
+    """Members of one row: (name, offset, size) of each. `picture` is the video where `is_video`."""
 
     key: str
     picture: tuple[str, int, int]
+    is_video: bool
     caption: tuple[str, int, int] | None
     metadata: tuple[str, int, int] | None
 
 
 class WebdatasetSource(Source):
-    """Pairs of a picture and a caption from tar shards.
+    """Pairs of a picture, or of a video, and a caption from tar shards.
 
     The members of a row have one name up to the first dot behind the last slash, its key, and stand one behind the
     other (github.com/webdataset/webdataset). A row without .txt takes the caption of its .json; one without either, as
     all of SA-1B, is a picture with an empty caption. `meta` is what the .json says, without exif; its `sha256` is of
-    the file that was downloaded, which img2dataset then resizes, so no picture's own digest is known.
+    the file that was downloaded, which img2dataset then resizes, so no picture's own digest is known. Where a video has
+    a picture beside it, the video is taken.
 
     Args:
         files: plain tar archives.
@@ -84,24 +91,17 @@ class WebdatasetSource(Source):
 
     def _record(self, row: RawRow, found: _Payload) -> Record:
         meta = self._metadata(row.file, found.metadata)
-        if meta.get("status") not in (None, "success"):
-            detail = f"status {meta['status']!s:.40}: {meta.get('error_message')!s:.200}"
-            raise SkipRow("download_failed", detail)
-        if found.caption is not None:
-            caption = plain_text(
-                _decoded(self._text(row.file, found.caption), found.caption[0]), found.caption[0]
-            )
-        else:
-            given = meta.get("caption")
-            caption = "" if given is None else plain_text(given, "caption")
-        data = self._read(row.file, *found.picture)
+        text = None if found.caption is None else self._text(row.file, found.caption)
+        caption = caption_beside(text, found.caption[0] if found.caption else "", meta)
+        name, data = found.picture[0], self._read(row.file, *found.picture)
         return Record(
             id=found.key,
             source=source_name(row.file),
             kind="pair",
-            images=[ImageFile(data, path=found.picture[0])],
-            turns=[{"from": "gpt", "value": IMAGE_TOKEN + caption}],
-            meta={key: value for key, value in meta.items() if key not in _NOT_META and value is not None},
+            images=[] if found.is_video else [ImageFile(data, path=name)],
+            turns=[{"from": "gpt", "value": caption if found.is_video else IMAGE_TOKEN + caption}],
+            meta=meta_beside(meta),
+            video=VideoFile(data, name) if found.is_video else None,
         )
 
     def _metadata(self, file: str, member: tuple[str, int, int] | None) -> dict[str, Any]:
@@ -118,8 +118,8 @@ class WebdatasetSource(Source):
 
     def _text(self, file: str, member: tuple[str, int, int]) -> bytes:
         name, offset, size = member
-        if size > _MAX_TEXT:
-            raise SkipRow("member_too_large", f"{name} has {size} bytes, more than {_MAX_TEXT >> 20} MiB")
+        if size > MAX_TEXT:
+            raise SkipRow("member_too_large", f"{name} has {size} bytes, more than {MAX_TEXT >> 20} MiB")
         return self._read(file, name, offset, size)
 
     def _read(self, file: str, name: str, offset: int, size: int) -> bytes:
@@ -182,24 +182,17 @@ def _payload(group: list[Member]) -> tuple[_Payload | None, tuple[str, str] | No
         if member.problem is not None:
             return None, member.problem
         key, suffix = _key(member.name)
-        part = "picture" if suffix in _PICTURES else suffix
-        if part in found and part in ("picture", "txt", "json"):
+        part = "picture" if suffix in _PICTURES else "video" if f".{suffix}" in VIDEO_SUFFIXES else suffix
+        if part in found and part in ("picture", "video", "txt", "json"):
             return None, ("key_twice", f"{found[part][0]} and {member.name} have one key")
         found[part] = (member.name, member.offset, member.size)
-    picture = found.get("picture")
+    picture = found.get("video", found.get("picture"))
     if picture is None:
         names = ", ".join(member.name for member in group[:5])
         return None, ("key_without_picture", f"{names:.200} without a picture beside it")
     if picture[2] > MAX_ROW_BYTES:
         return None, ("image_file_too_large", f"{picture[0]} has {picture[2]} bytes")
-    return _Payload(key, picture, found.get("txt"), found.get("json")), None
-
-
-def _decoded(text: bytes, name: str) -> str:
-    try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
+    return _Payload(key, picture, "video" in found, found.get("txt"), found.get("json")), None
 
 
 def _sa1b_image(head: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,72 @@
+"""Video files, each with its caption and metadata beside it under its name: clip.mp4, clip.txt, clip.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.row_encoder import read_image_file
+from megatron_eve.data.schema import Record, VideoFile
+from megatron_eve.data.sources.fields import MAX_TEXT, caption_beside, meta_beside, parse_object, source_name
+from megatron_eve.data.sources.source import RawRow, Source
+
+
+class VideoSource(Source):
+    """A pair of a video and its caption for each file.
+
+    Without a .txt, the caption is that of the .json; without either it is empty. `meta` is what the .json says.
+
+    Args:
+        files: videos.
+        image_root: not used.
+    """
+
+    def rows(self) -> Iterator[RawRow]:
+        """A row for each file; no file is opened."""
+        for file in self._files:
+            self._position += file.stat().st_size
+            yield RawRow(str(file), 1, None)
+
+    def _make_record(self, row: RawRow) -> Record:
+        """The file and what lies beside it.
+
+        Raises:
+            SkipRow: one of them cannot be read.
+        """
+        file = Path(row.file)
+        try:
+            about, text = _beside(file, ".json"), _beside(file, ".txt")
+            meta = {} if about is None else parse_object(about, file.with_suffix(".json").name)
+            caption = caption_beside(text, file.with_suffix(".txt").name, meta)
+            data = read_image_file(str(file.parent.resolve()), file.name, follow_links=True)
+        except SkipRow as skip:
+            skip.id, skip.image = file.stem, file.name
+            raise
+        return Record(
+            id=file.stem,
+            source=source_name(file),
+            kind="pair",
+            images=[],
+            turns=[{"from": "gpt", "value": caption}],
+            meta=meta_beside(meta),
+            video=VideoFile(data, file.name),
+        )
+
+
+def _beside(file: Path, suffix: str) -> bytes | None:
+    """What the file of the same name with another suffix holds, if there is one.
+
+    Raises:
+        SkipRow: it is too large, or cannot be read.
+    """
+    path = file.with_suffix(suffix)
+    try:
+        size = path.stat().st_size
+        if size > MAX_TEXT:
+            raise SkipRow("member_too_large", f"{path.name} has {size} bytes, more than {MAX_TEXT >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SkipRow("image_unreadable", f"{path.name}: {error.strerror}") from error
