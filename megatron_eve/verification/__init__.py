@@ -1,1 +1,1 @@
-"""Hold this model against golden tensors: numbers that the published model produced (see tools/verify_golden.py)."""
+"""Hold this model against golden tensors of the published one (tools/verify_golden.py), and runs against each other."""

@@ -1,0 +1,225 @@
+"""EVE v1 on transformers' current Llama: several images a sample, batches of unequal lengths, cached generation.
+
+Parameters have their published names (baaivision/EVE), so published folders load as they are; the teacher and the
+aligning layer in them are left out, since only training needs them.
+
+Shapes: B = samples, L = tokens with every image row counted, N = patches of a sample at most, M = images of a sample at
+most, C = patch embedding width, D = decoder width, W = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers.generation import LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_eve import EVEConfig
+
+_HEADS = 8
+_PATCH = 14  # pixels
+
+
+class EVEPatchAttention(nn.Module):
+    """Queries look at a few vectors each; the scale is that of the whole width, as published."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width, bias=False))
+        self.kv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width, bias=False))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Query [n, C], context [n, k, C] -> [n, C], the query itself added."""
+        heads = self.q(query).unflatten(-1, (_HEADS, -1))
+        keys, values = self.kv(context).unflatten(-1, (2, _HEADS, -1)).unbind(-3)
+        logits = torch.einsum("nhd,nkhd->nhk", heads, keys) * query.shape[-1] ** -0.5
+        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
+        return query + self.proj(torch.einsum("nhk,nkhd->nhd", weights, values).flatten(1))
+
+
+class EVEVisionTower(nn.Module):
+    """The patch embedding layer: patches to a CLS vector and rows of cells, each with its row-end vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.split_embedding = nn.Parameter(torch.randn(width))
+        self.patch_embedding = nn.Conv2d(3, width, _PATCH, stride=_PATCH, bias=False)
+        self.local_attention = EVEPatchAttention(width)
+        self.global_attention = EVEPatchAttention(width)
+
+    def forward(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """
+        Args:
+            patches: [P, 588], cell by cell, four patches each, in a patch (channel, y, x).
+            grids: rows and columns of cells of each image.
+
+        Returns:
+            [V, C]; 1 + rows * (columns + 1) vectors an image.
+        """
+        embedded = F.linear(patches, self.patch_embedding.weight.flatten(1)).unflatten(0, (-1, 4))
+        local = self.local_attention(embedded.mean(1), embedded)
+        rows_out = []
+        sizes = [rows * columns for rows, columns in grids]
+        for cells, (rows, columns) in zip(local.split(sizes), grids):  # noqa: B905
+            ends = self.split_embedding.expand(rows, 1, -1)
+            image = torch.cat([cells.unflatten(0, (rows, columns)), ends], 1)
+            rows_out += [self.global_attention(self.class_embedding[None], cells[None]), image.flatten(0, 1)]
+        return torch.cat(rows_out)
+
+
+class EVEModel(LlamaModel):
+    """Llama, with the patch embedding layer and its projector in front."""
+
+    config_class = EVEConfig
+    # The tower reads the weights of its own modules, so all of it lies on one device.
+    _no_split_modules = ["LlamaDecoderLayer", "EVEVisionTower"]  # noqa: RUF012
+
+    def __init__(self, config: EVEConfig) -> None:
+        super().__init__(config)
+        self.image_token_id = (
+            config.vocab_size if config.image_token_index is None else config.image_token_index
+        )
+        if config.qkv_bias:
+            for layer in self.layers:
+                for name in ("q_proj", "k_proj", "v_proj"):
+                    plain = getattr(layer.self_attn, name)
+                    setattr(layer.self_attn, name, nn.Linear(plain.in_features, plain.out_features))
+        self.vision_tower = EVEVisionTower(config.mm_hidden_size)
+        self.mm_projector = nn.Sequential(
+            nn.Linear(config.mm_hidden_size, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+        self.post_init()
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, image_grids: Tensor | None) -> Tensor:
+        """Token embeddings, image rows filled in.
+
+        Args:
+            input_ids: [B, L], `image_token_id` for every image row.
+            pixel_values: [B, N, 588] normalised patches, unused ones at the end of a sample.
+            image_grids: int64 [B, M, 2], rows and columns of cells, zeros for images a sample lacks.
+
+        Raises:
+            ValueError: image rows in `input_ids` and images that do not belong together.
+        """
+        images = input_ids == self.image_token_id
+        hidden = self.embed_tokens(input_ids.masked_fill(images, 0))  # (B, L, D)
+        if pixel_values is None or image_grids is None:
+            if images.any():
+                raise ValueError("input_ids hold image tokens, but there are no pixel_values and image_grids")
+            return hidden
+        grids = [[(rows, columns) for rows, columns in sample if rows] for sample in image_grids.tolist()]
+        wanted = [sum(1 + rows * (columns + 1) for rows, columns in sample) for sample in grids]
+        found = images.sum(1).tolist()
+        if wanted != found:
+            raise ValueError(
+                f"image tokens in input_ids: {found} a sample, but image_grids ask for {wanted}; "
+                "was a prompt cut, or not made by the processor?"
+            )
+        if not any(wanted):
+            return hidden
+        patches = torch.cat(
+            [
+                pixels[: sum(4 * rows * columns for rows, columns in sample)]
+                for pixels, sample in zip(pixel_values, grids)  # noqa: B905
+            ]
+        ).to(hidden.dtype)
+        rows = self.mm_projector(self.vision_tower(patches, [grid for sample in grids for grid in sample]))
+        return hidden.masked_scatter(images[..., None], rows.to(hidden))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EVEVisionTower):
+            nn.init.normal_(module.class_embedding)
+            nn.init.normal_(module.split_embedding)
+
+
+class EVELlamaForCausalLM(LlamaForCausalLM):
+    """EVE v1, under the name that its config.json gives it."""
+
+    config_class = EVEConfig
+    _no_split_modules = EVEModel._no_split_modules
+    # What published folders hold for training, and a buffer of older transformers.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"model\.vision_clip\.",
+        r"model\.vision_tower_compressor\.",
+        r"rotary_emb\.inv_freq",
+    ]
+
+    def __init__(self, config: EVEConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)  # LlamaForCausalLM's would build a plain Llama first
+        self.model = EVEModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Llama's forward, with images.
+
+        Args:
+            input_ids: [B, L], `image_token_id` for every image row; made by `EVEProcessor`.
+            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `EVEModel.embed`. `generate` passes them with every
+                step; once a cache holds the prompt they are not looked at.
+            labels: [B, L], -100 where nothing is to be predicted, image rows among them.
+
+        Returns:
+            As Llama's; logits [B, L, W].
+        """
+        if inputs_embeds is None and input_ids is not None:
+            cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if cached and not (input_ids == self.model.image_token_id).any():
+                pixel_values = image_grids = None  # those of the prompt, which the cache holds
+            inputs_embeds = self.model.embed(input_ids, pixel_values, image_grids)
+        return super().forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Those of `generate`; some look up the scores of the prompt's tokens, and the image token has none."""
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        missing = self.model.image_token_id + 1 - self.vocab_size
+        if missing > 0:
+            processors.insert(0, _Columns(missing))
+            processors.append(_Columns(-missing))
+        else:  # it has a row of an embedding that is larger than the tokenizer, and is no word of an answer
+            image = [self.model.image_token_id]
+            processors.append(SuppressTokensLogitsProcessor(image, device=str(self.device)))
+        return processors
+
+
+class _Columns(LogitsProcessor):
+    """Adds so many columns that are never chosen behind the scores [B, W], or takes them away again."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return F.pad(scores, (0, self._count), value=-torch.inf)

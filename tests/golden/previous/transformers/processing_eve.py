@@ -1,0 +1,88 @@
+"""Texts and pictures to the model's inputs: each `<image>` of a text becomes as many tokens as its picture has rows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import transformers
+from transformers import BatchFeature, ProcessorMixin
+
+from .image_processing_eve import nested
+
+IMAGE_TOKEN = "<image>"
+
+
+class EVEProcessor(ProcessorMixin):
+    """An EVE image processor and a tokenizer that knows `<image>`.
+
+    The chat template is vicuna_v1 with the system prompt of training; a message's only picture goes in front of its
+    text, as in training, and several stay where they are.
+    """
+
+    if transformers.__version__.startswith("4."):  # later versions read them off the arguments below
+        attributes = ["image_processor", "tokenizer"]
+        image_processor_class = "AutoImageProcessor"
+        tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """
+        Args:
+            images: pictures in the order of the texts' `<image>`, of all texts in one list or a list for each text.
+            text: a text or several.
+            kwargs: for the tokenizer, such as `padding=True`. Texts are padded on the left, for generation.
+
+        Returns:
+            input_ids and attention_mask [B, L]; with pictures pixel_values and image_grids (see `EVEImageProcessor`).
+
+        Raises:
+            ValueError: not as many pictures as `<image>`.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        return_tensors = kwargs.pop("return_tensors", None)
+        for unused in ("videos", "audio"):
+            if kwargs.pop(unused, None) is not None:
+                raise ValueError(f"EVE takes no {unused}")
+        pictures: dict[str, Any] = {}
+        if images is not None:
+            samples = _share_out(texts, nested(images))
+            pictures = dict(self.image_processor(samples))
+            texts = [
+                self._expand(one, grids.tolist())
+                for one, grids in zip(texts, pictures["image_grids"])  # noqa: B905
+            ]
+        elif any(IMAGE_TOKEN in one for one in texts):
+            raise ValueError(f"the text holds {IMAGE_TOKEN}, but there are no images")
+        tokens = self.tokenizer(texts, **kwargs)
+        return BatchFeature({**tokens, **pictures}, tensor_type=return_tensors)
+
+    def _expand(self, text: str, grids: list[list[int]]) -> str:
+        rows = iter(1 + rows * (columns + 1) for rows, columns in grids)
+        return re.sub(re.escape(IMAGE_TOKEN), lambda _: IMAGE_TOKEN * next(rows), text)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model's forward takes."""
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def _share_out(texts: list[str], images: list[list[Any]]) -> list[list[Any]]:
+    """Pictures of each text. A flat list of pictures is dealt out by the texts' `<image>`."""
+    wanted = [text.count(IMAGE_TOKEN) for text in texts]
+    if [len(some) for some in images] != wanted:
+        flat = [image for some in images for image in some]
+        if len(flat) != sum(wanted) or any(len(some) != 1 for some in images):
+            raise ValueError(
+                f"{IMAGE_TOKEN} in the texts: {wanted}, images: {[len(some) for some in images]}; "
+                "give each text as many images as it has of them"
+            )
+        left = iter(flat)
+        images = [[next(left) for _ in range(count)] for count in wanted]
+    return images
