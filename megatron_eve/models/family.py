@@ -1,0 +1,80 @@
+"""What a model family is to the rest of the package: the typed interface, without a model in it.
+
+A family is one folder of `megatron_eve/models/` (or a module elsewhere) with one object, `FAMILY`, of the type
+`ModelFamily`. `registry.py` finds it by name. Nothing here imports torch, and a family object must not either: sizes,
+checks and stages are asked for before torch is loaded. A family imports torch inside the methods that build modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from megatron_eve.config.schema import ModelConfig, RunConfig
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Does a parameter's name match one of these globs?"""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What trains in one stage.
+
+    Attributes:
+        name: for plans and logs.
+        trainable: globs over global parameter names; everything else is frozen before the DDP wrap.
+    """
+
+    name: str
+    trainable: tuple[str, ...]
+
+    def trains(self, name: str) -> bool:
+        """Does the parameter of this global name train?"""
+        return matches(name, self.trainable)
+
+    @property
+    def decoder_trains(self) -> bool:
+        """Do the decoder's own layers train? Frozen, their backward pass has no weight gradients."""
+        return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
+
+
+@runtime_checkable
+class ModelFamily(Protocol):
+    """A model family: everything that is particular to it, by one name.
+
+    Attributes:
+        name: of the family: of its folder, or of its entry point.
+        presets: model sizes by name, for `--preset`. Names are unique over all families.
+        stages: what trains in each stage, by the number that `--stage` takes.
+        parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
+            folder of weights lacks keeps its initial weights.
+    """
+
+    name: str
+    presets: Mapping[str, ModelConfig]
+    stages: Mapping[int, Stage]
+    parts: Mapping[str, tuple[str, ...]]
+
+    def check_sizes(self, config: RunConfig) -> Iterator[str]:
+        """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
+        ...
+
+    def check(self, config: RunConfig) -> Iterator[str]:
+        """Errors in the family's other settings for a training run; likewise."""
+        ...
+
+
+def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
+    """Does a parameter keep its initial weights, when the others come from a folder?
+
+    Args:
+        family: of the model.
+        name: of the parameter, local or global.
+        lacking: parts that the folder does not hold (keys of `ModelFamily.parts`).
+    """
+    return any(matches(name, family.parts[part]) for part in lacking)
