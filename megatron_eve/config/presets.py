@@ -1,32 +1,27 @@
-"""Model sizes by name. `eve_7b` and `eve_7b_hd` are the published ones (arXiv 2406.11832; BAAI/EVE-7B-v1.0)."""
+"""Model sizes by name, of every family there is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 
 from megatron_eve.config.schema import ModelConfig
+from megatron_eve.models.registry import families
 
-EVE_7B = ModelConfig(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=11008,
-    num_attention_heads=32,
-    vocab_size=32000,
-    max_position_embeddings=4096,
-    patch_embedding_size=1024,
-    image_size=672,
-    teacher_size=336,
-    teacher_hidden_size=1024,
-)
 
-PRESETS: dict[str, ModelConfig] = {
-    "eve_7b": EVE_7B,
-    # The HD model sees 1344 pixels; its weights have the same shapes.
-    "eve_7b_hd": replace(EVE_7B, image_size=1344),
-    # Small enough for a laptop: the shape of the test cases, and one wide enough to learn captions by heart.
-    "eve_mini": ModelConfig(),
-    "eve_tiny": ModelConfig(
-        num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=4, vocab_size=512,
-        patch_embedding_size=64, image_size=224, teacher_size=112, teacher_hidden_size=64,
-    ),
-}  # fmt: skip
+class _Presets(Mapping[str, ModelConfig]):
+    """What the families name. Asked when it is read: a family imports this package, so not before."""
+
+    def __getitem__(self, name: str) -> ModelConfig:
+        for family in families():
+            if name in family.presets:
+                return family.presets[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for family in families() for name in family.presets)
+
+    def __len__(self) -> int:
+        return sum(len(family.presets) for family in families())
+
+
+PRESETS: Mapping[str, ModelConfig] = _Presets()

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
+from megatron_eve.config.bounds import at_least_one
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.kernels import kernel_complaints
 from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.config.tower import tower_sizes
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -28,37 +29,31 @@ def validate(config: RunConfig, world_size: int) -> None:
     Raises:
         ConfigError: all complaints at once, a line each.
     """
+    family = find_family(DEFAULT_FAMILY)
     complaints = [
-        *_sizes(config.model), *_layout(config, world_size), *pipeline_complaints(config), *_training(config),
-        *kernel_complaints(config), *_optimizer(config), *_data(config), *_alignment(config),
-        *_checkpoint(config), *_faults(config),
+        *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),
+        *pipeline_complaints(config), *_training(config), *kernel_complaints(config), *_optimizer(config),
+        *_data(config), *family.check(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
 
 
-def validate_sizes(model: ModelConfig) -> None:
-    """Refuse sizes that no model can have, in whatever run.
+def validate_sizes(config: RunConfig) -> None:
+    """Refuse sizes of the model that none can have, in whatever run.
 
     Raises:
         ConfigError: all complaints at once, a line each.
     """
-    if complaints := list(_sizes(model)):
+    family = find_family(DEFAULT_FAMILY)
+    if complaints := [*_sizes(config.model), *family.check_sizes(config)]:
         raise ConfigError("\n".join(complaints))
 
 
-def _positive(section: object, *names: str) -> Iterator[str]:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value < 1:
-            yield f"--{name.replace('_', '-')} {value}: must be at least 1"
-
-
 def _sizes(model: ModelConfig) -> Iterator[str]:
-    yield from _positive(
+    yield from at_least_one(
         model, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
-        "vocab_size", "max_position_embeddings", "patch_embedding_size", "patch_embedding_heads",
-        "image_size", "teacher_size", "teacher_hidden_size", "aligning_heads", "tap_interval",
+        "vocab_size", "max_position_embeddings",
     )  # fmt: skip
     if model.num_attention_heads > 0 and model.hidden_size % model.num_attention_heads:
         yield (
@@ -67,21 +62,11 @@ def _sizes(model: ModelConfig) -> Iterator[str]:
     groups = model.num_query_groups
     if groups and groups > 0 and model.num_attention_heads % groups:
         yield f"--num-query-groups {groups}: must divide --num-attention-heads {model.num_attention_heads}"
-    if model.patch_embedding_heads > 0 and model.patch_embedding_size % model.patch_embedding_heads:
-        yield (
-            f"--patch-embedding-size {model.patch_embedding_size}: not divisible by "
-            f"--patch-embedding-heads {model.patch_embedding_heads}"
-        )
-    if model.teacher_size > 0 and (model.teacher_size % 14 or model.image_size % (2 * model.teacher_size)):
-        yield (
-            f"--image-size {model.image_size}: must be an even multiple of --teacher-size {model.teacher_size}, "
-            "itself a multiple of 14 (672 or 1344 with 336)"
-        )
 
 
 def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     parallel, model = config.parallel, config.model
-    yield from _positive(
+    yield from at_least_one(
         parallel, "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
         "distributed_timeout_minutes",
     )  # fmt: skip
@@ -115,7 +100,7 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def _training(config: RunConfig) -> Iterator[str]:
     training = config.training
-    yield from _positive(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
+    yield from at_least_one(training, "global_batch_size", "train_iters", "train_samples", "exit_interval")
     # numpy's generator takes 32 bits, and each pipeline stage adds 100.
     largest = 2**32 - 1 - 100 * config.parallel.pipeline_model_parallel_size
     if not 0 <= training.seed <= largest:
@@ -178,7 +163,7 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
 
 def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
-    yield from _positive(data, "seq_length", "num_workers", "max_images_per_pack")
+    yield from at_least_one(data, "seq_length", "num_workers", "max_images_per_pack")
     if data.image_decoder == "dali" and not dali_is_installed():
         yield "--image-decoder dali: DALI is not installed here; see README (Installing), or use threads"
     if data.mock_data and data.data_path:
@@ -201,7 +186,7 @@ def _data(config: RunConfig) -> Iterator[str]:
 
 def _sampling(config: RunConfig) -> Iterator[str]:
     data, training = config.data, config.training
-    yield from _positive(training, "eval_interval", "eval_iters")
+    yield from at_least_one(training, "eval_interval", "eval_iters")
     try:
         blend, held_out = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
         share = parse_split(data.split)
@@ -236,63 +221,10 @@ def dali_is_installed() -> bool:
         return False
 
 
-def _alignment(config: RunConfig) -> Iterator[str]:
-    alignment, model = config.alignment, config.model
-    if not alignment.patch_aligning:
-        if alignment.teacher_model:
-            yield "--teacher-model: only used with --patch-aligning; add that, or leave the teacher out"
-        return
-    if not alignment.align_loss_weight > 0:
-        yield (
-            f"--align-loss-weight {alignment.align_loss_weight}: must be positive; --no-patch-aligning trains "
-            "without the aligning layer"
-        )
-    if min(model.teacher_hidden_size, model.aligning_heads, model.tap_interval) > 0:
-        if model.teacher_hidden_size % model.aligning_heads:
-            yield (
-                f"--teacher-hidden-size {model.teacher_hidden_size}: not divisible by "
-                f"--aligning-heads {model.aligning_heads}"
-            )
-        if model.num_layers < model.tap_interval:
-            yield (
-                f"--tap-interval {model.tap_interval}: {model.num_layers} layers have no second depth; choose a "
-                "smaller interval"
-            )
-    if not alignment.teacher_model:
-        yield (
-            "--patch-aligning: name the teacher's folder with --teacher-model (CLIP ViT-L/14-336 in Hugging Face "
-            "layout), or train without it: --no-patch-aligning"
-        )
-    else:
-        yield from _teacher(Path(alignment.teacher_model), config)
-
-
-def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
-    """Does the folder hold a vision tower of the width that the model was told?"""
-    try:
-        tower = tower_sizes(str(folder), config.alignment.teacher_trust_remote_code)
-    except ConfigError as error:
-        yield str(error)
-        return
-    if not [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]:
-        yield f"--teacher-model {folder}: no weights there (*.safetensors or *.bin); copy the folder again"
-    if tower.hidden_size != config.model.teacher_hidden_size:
-        yield (
-            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is "
-            f"{tower.hidden_size} wide; set it to {tower.hidden_size}"
-        )
-    state = config.alignment.teacher_hidden_state
-    if not -tower.num_layers - 1 <= state <= tower.num_layers:
-        yield (
-            f"--teacher-hidden-state {state}: the tower in {folder} has {tower.num_layers + 1} of them; "
-            "-2 is the last but one"
-        )
-
-
 def _checkpoint(config: RunConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
-    yield from _positive(checkpoint, "save_interval")
-    yield from _positive(config.logging, "log_interval")
+    yield from at_least_one(checkpoint, "save_interval")
+    yield from at_least_one(config.logging, "log_interval")
     if checkpoint.save and re.fullmatch(r"iter_\d+", Path(checkpoint.save).name):
         yield f"--save {checkpoint.save}: is the name of one checkpoint; name the folder above it"
     elif (
@@ -304,7 +236,7 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
             f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
             "or choose another folder"
         )
-    yield from _positive(checkpoint, "keep_last", "save_retain_interval")
+    yield from at_least_one(checkpoint, "keep_last", "save_retain_interval")
     if checkpoint.save_retain_interval and not checkpoint.keep_last:
         yield "--save-retain-interval: all checkpoints are kept without --keep-last; add that, or leave it out"
     if checkpoint.retain_weights_only and not checkpoint.save_retain_interval:

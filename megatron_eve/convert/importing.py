@@ -27,7 +27,9 @@ from megatron_eve.convert.tables import (
     source_for,
 )
 from megatron_eve.digests import file_digest
-from megatron_eve.models.vlm import begins_at_random
+from megatron_eve.models.eve.parameters import parts_lacking
+from megatron_eve.models.family import begins_at_random
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.training.checkpoint import CONTENT
 from megatron_eve.training.checkpoint_files import write_checksums, write_config
 from megatron_eve.training.checkpoint_store import CheckpointStore
@@ -80,8 +82,9 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)
     rules = eve_rules(config.model)
+    family, lacking = find_family(DEFAULT_FAMILY), parts_lacking(not found.is_eve, aligned)
     with skeleton(config) as model:
-        fresh = {e.name for e in model.entries if begins_at_random(e.name, not found.is_eve, aligned)}
+        fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
         initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
             if entry.name in fresh:
@@ -219,5 +222,6 @@ def import_config(source: Path, image_size: int | None, aligning: bool, front: d
     size = image_size or found.image_size or 672
     front = {"teacher_size": teacher_size_of(source, size), "teacher_hidden_size": 1024, **front}
     model = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
-    validate_sizes(model)
-    return RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
+    config = RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
+    validate_sizes(config)
+    return config

@@ -22,7 +22,9 @@ from megatron_eve.convert.tables import (
     eve_rules,
     source_for,
 )
-from megatron_eve.models.vlm import begins_at_random
+from megatron_eve.models.eve.family import FAMILY
+from megatron_eve.models.eve.parameters import parts_lacking
+from megatron_eve.models.family import begins_at_random
 from megatron_eve.progress import byte_progress
 from megatron_eve.training.monitor import print_rank_0
 
@@ -64,8 +66,9 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         print_rank_0(
             f"{folder}: holds a language model alone, so the patch embedding keeps its initial weights"
         )
+    lacking = parts_lacking(language_model, aligned)
     for name, parameter, padded in global_parameters(chunks):
-        if begins_at_random(name, language_model, aligned):
+        if begins_at_random(FAMILY, name, lacking):
             continue
         rule, keys = source_for(name, rules, found.is_tied)
         one = _Planned(parameter, keys, rule.layout, Sizes.of(model, padded))

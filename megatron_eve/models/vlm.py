@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -235,23 +234,3 @@ class VisionLanguageModel(GPTModel):
         return ModelLosses(
             language_losses(logits, inputs.labels, self.true_vocab_size, self.config, group), aligning
         )
-
-
-# Parameters that exist only with the aligning layer: its own and those of the depth taps.
-ALIGNING_PARAMETERS = ("input_tap.*", "decoder.layers.*.tap.*", "aligning_layer.*")
-
-
-def begins_at_random(name: str, language_model: bool, aligned: bool) -> bool:
-    """Does a parameter keep its initial weights, when others come from a folder?
-
-    Args:
-        name: of the parameter, local or global.
-        language_model: the folder holds a language model alone.
-        aligned: the folder holds an aligning layer.
-    """
-    return (language_model and name.startswith("vision_model.")) or (not aligned and is_aligning(name))
-
-
-def is_aligning(name: str) -> bool:
-    """Does a parameter of this name, local or global, belong to the aligning layer or its taps?"""
-    return any(fnmatch(name, pattern) for pattern in ALIGNING_PARAMETERS)

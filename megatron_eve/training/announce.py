@@ -16,7 +16,7 @@ from megatron_eve.training.data import RunData
 from megatron_eve.training.kernels import describe_kernels
 from megatron_eve.training.memory import training_bytes
 from megatron_eve.training.monitor import print_rank_0
-from megatron_eve.training.stages import STAGES
+from megatron_eve.training.stages import stage_of
 
 if TYPE_CHECKING:
     from megatron_eve.training.train import Trainer
@@ -49,7 +49,7 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
     virtual = config.virtual_pipeline_model_parallel_size
     print_rank_0(
         f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
-        f"stage {config.training.stage} ({STAGES[config.training.stage].name}) on {accelerator().name}: "
+        f"stage {config.training.stage} ({stage_of(config).name}) on {accelerator().name}: "
         f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "

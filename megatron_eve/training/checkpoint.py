@@ -20,7 +20,7 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
-from megatron_eve.models.vlm import is_aligning
+from megatron_eve.models.eve.parameters import is_aligning
 from megatron_eve.progress import byte_progress
 from megatron_eve.training.bad_steps import WINDOW, Values, pending_request, pending_state, restore_pending
 from megatron_eve.training.checkpoint_files import checked_bytes, compare_checksums, missing_part

@@ -10,6 +10,7 @@ import torch
 from megatron_eve.accelerator import Accelerator, accelerator
 from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.training.stages import stage_of
 
 # TransformerEngine's check_fp8_support and check_fp8_block_scaling_support: compute capability, and CUDA for blocks.
 _FP8_CAPABILITY = (8, 9)
@@ -119,7 +120,7 @@ def kernel_settings(config: RunConfig) -> dict[str, Any]:
     if config.parallel.tp_comm_overlap:
         # In bulk, what one matrix product needs of other ranks travels during the other. Where weights are frozen the
         # product for their gradient, under which the input's gradient would be summed, does not take place at all.
-        trains = training.stage != 1
+        trains = stage_of(config).decoder_trains
         settings |= {
             "tp_comm_overlap": True,
             "tp_comm_bulk_dgrad": trains,

@@ -21,7 +21,7 @@ from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
 from megatron_eve.training.shapes import fixed_length
-from megatron_eve.training.stages import STAGES
+from megatron_eve.training.stages import freeze_untrained, stage_of
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.
 VOCAB_MULTIPLE = 128
@@ -106,7 +106,7 @@ def build_chunks(config: RunConfig, *, freeze: bool = True) -> list[VisionLangua
             vp_stage=vp_stage,
         )
         if freeze:
-            STAGES[config.training.stage].freeze(chunk)
+            freeze_untrained(chunk, stage_of(config))
         chunks.append(chunk.to(accelerator().device))
     return chunks
 

@@ -36,6 +36,7 @@ from megatron_eve.training.origin import start_lines
 from megatron_eve.training.outcome import write_outcome
 from megatron_eve.training.phases import phase
 from megatron_eve.training.signals import ExitSignals, Watchdog
+from megatron_eve.training.stages import stage_of
 from megatron_eve.training.step import StepResult, holds_losses, train_step
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
@@ -154,7 +155,7 @@ def _flops(trainer: Trainer, step: Step) -> float:
     parts = model_flops(
         config.model,
         step_work(trainer.data.dataset, step.sample_ids),
-        decoder_trains=config.training.stage != 1,
+        decoder_trains=stage_of(config).decoder_trains,
         teacher=teacher_sizes(config),
     )
     return sum(parts.values()) / torch.distributed.get_world_size()

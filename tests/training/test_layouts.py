@@ -252,7 +252,7 @@ def two_steps(config: RunConfig) -> Moved:
 
 def test_stage_1_spends_nothing_on_the_frozen_decoder(ranks: RankPool) -> None:
     """No gradient buffer (so no reduction), no optimizer state, no movement: in names, elements and bytes."""
-    from megatron_eve.models.vlm import is_aligning
+    from megatron_eve.models.eve.parameters import is_aligning
 
     frozen = ranks.run(1, two_steps, run_config(ONE.parallel, stage=1))[0]
     assert frozen.changed == set(frozen.trained)

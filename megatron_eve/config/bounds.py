@@ -1,0 +1,13 @@
+"""A check that every section needs: numbers that must be at least 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def at_least_one(section: object, *names: str) -> Iterator[str]:
+    """An error for each of these settings of a section that is below 1; None is left out."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < 1:
+            yield f"--{name.replace('_', '-')} {value}: must be at least 1"

@@ -1,0 +1,83 @@
+"""EVE's settings: which cannot be, each with its flag and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_eve.config.bounds import at_least_one
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.schema import ModelConfig, RunConfig
+from megatron_eve.config.tower import tower_sizes
+
+
+def check_sizes(model: ModelConfig) -> Iterator[str]:
+    """Errors in the sizes of the patch embedding, of images and of the aligning layer."""
+    yield from at_least_one(
+        model, "patch_embedding_size", "patch_embedding_heads", "image_size", "teacher_size",
+        "teacher_hidden_size", "aligning_heads", "tap_interval",
+    )  # fmt: skip
+    if model.patch_embedding_heads > 0 and model.patch_embedding_size % model.patch_embedding_heads:
+        yield (
+            f"--patch-embedding-size {model.patch_embedding_size}: not divisible by "
+            f"--patch-embedding-heads {model.patch_embedding_heads}"
+        )
+    if model.teacher_size > 0 and (model.teacher_size % 14 or model.image_size % (2 * model.teacher_size)):
+        yield (
+            f"--image-size {model.image_size}: must be an even multiple of --teacher-size {model.teacher_size}, "
+            "itself a multiple of 14 (672 or 1344 with 336)"
+        )
+
+
+def check_alignment(config: RunConfig) -> Iterator[str]:
+    """Errors in the settings of the aligning layer and of its teacher."""
+    alignment, model = config.alignment, config.model
+    if not alignment.patch_aligning:
+        if alignment.teacher_model:
+            yield "--teacher-model: only used with --patch-aligning; add that, or leave the teacher out"
+        return
+    if not alignment.align_loss_weight > 0:
+        yield (
+            f"--align-loss-weight {alignment.align_loss_weight}: must be positive; --no-patch-aligning trains "
+            "without the aligning layer"
+        )
+    if min(model.teacher_hidden_size, model.aligning_heads, model.tap_interval) > 0:
+        if model.teacher_hidden_size % model.aligning_heads:
+            yield (
+                f"--teacher-hidden-size {model.teacher_hidden_size}: not divisible by "
+                f"--aligning-heads {model.aligning_heads}"
+            )
+        if model.num_layers < model.tap_interval:
+            yield (
+                f"--tap-interval {model.tap_interval}: {model.num_layers} layers have no second depth; choose a "
+                "smaller interval"
+            )
+    if not alignment.teacher_model:
+        yield (
+            "--patch-aligning: name the teacher's folder with --teacher-model (CLIP ViT-L/14-336 in Hugging Face "
+            "layout), or train without it: --no-patch-aligning"
+        )
+    else:
+        yield from _teacher(Path(alignment.teacher_model), config)
+
+
+def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
+    """Does the folder hold a vision tower of the width that the model was told?"""
+    try:
+        tower = tower_sizes(str(folder), config.alignment.teacher_trust_remote_code)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if not [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]:
+        yield f"--teacher-model {folder}: no weights there (*.safetensors or *.bin); copy the folder again"
+    if tower.hidden_size != config.model.teacher_hidden_size:
+        yield (
+            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is "
+            f"{tower.hidden_size} wide; set it to {tower.hidden_size}"
+        )
+    state = config.alignment.teacher_hidden_state
+    if not -tower.num_layers - 1 <= state <= tower.num_layers:
+        yield (
+            f"--teacher-hidden-state {state}: the tower in {folder} has {tower.num_layers + 1} of them; "
+            "-2 is the last but one"
+        )

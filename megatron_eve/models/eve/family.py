@@ -1,0 +1,40 @@
+"""EVE as a model family (arXiv 2406.11832): its sizes, checks and stages. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from megatron_eve.config.schema import ModelConfig, RunConfig
+from megatron_eve.models.eve.checks import check_alignment, check_sizes
+from megatron_eve.models.eve.parameters import ALIGNING_LAYER, FRONT_END, PARTS
+from megatron_eve.models.eve.presets import PRESETS
+from megatron_eve.models.family import ModelFamily, Stage
+
+
+class EVEFamily:
+    """See `ModelFamily`.
+
+    The stages are those of section 3.2 and Table 8 of the paper; rates, batch sizes and templates are settings of the
+    recipes in `examples/`.
+    """
+
+    name = "eve"
+    presets: Mapping[str, ModelConfig] = PRESETS
+    stages: Mapping[int, Stage] = {
+        # The decoder stays as the language model left it, so that noisy early visual rows cannot break it.
+        1: Stage("LLM-guided pre-alignment", (*PARTS[FRONT_END], *PARTS[ALIGNING_LAYER])),
+        2: Stage("generative pretraining", ("*",)),
+        3: Stage("supervised fine-tuning", ("*",)),
+    }
+    parts: Mapping[str, tuple[str, ...]] = PARTS
+
+    def check_sizes(self, config: RunConfig) -> Iterator[str]:
+        """See `ModelFamily.check_sizes`."""
+        return check_sizes(config.model)
+
+    def check(self, config: RunConfig) -> Iterator[str]:
+        """See `ModelFamily.check`."""
+        return check_alignment(config)
+
+
+FAMILY: ModelFamily = EVEFamily()

@@ -1,0 +1,88 @@
+"""Model families by name.
+
+A family is found in one of three places: a folder of `megatron_eve/models/` that has a `family.py`, an installed
+package with an entry point in the group `megatron_eve.families`, or a module that is named directly
+(`package.module`). The first two have a module or an entry point with one object, `FAMILY`; see `family.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from typing_extensions import get_protocol_members
+
+from megatron_eve.errors import UserError
+from megatron_eve.models.family import ModelFamily
+
+DEFAULT_FAMILY = "eve"
+ENTRY_POINTS = "megatron_eve.families"
+
+
+class FamilyError(UserError, LookupError):
+    """There is no such family, or it cannot be loaded; the message names it and those there are."""
+
+
+def family_names() -> tuple[str, ...]:
+    """The families there are: the package's own, then those of installed packages."""
+    return tuple(dict.fromkeys([*_own_families(), *_installed_families()]))
+
+
+def families() -> Iterator[ModelFamily]:
+    """Every family there is, in the order of `family_names`."""
+    return (find_family(name) for name in family_names())
+
+
+@cache
+def find_family(name: str) -> ModelFamily:
+    """The family of this name.
+
+    Args:
+        name: a folder of `megatron_eve/models/`, an entry point, or a module (`package.module`).
+
+    Raises:
+        FamilyError: there is none, or it cannot be loaded.
+    """
+    if name in _own_families():
+        return _checked(name, getattr(import_module(f"megatron_eve.models.{name}.family"), "FAMILY", None))
+    try:
+        if (entry := _installed_families().get(name)) is not None:
+            return _checked(name, entry.load())
+        if "." in name and all(part.isidentifier() for part in name.split(".")):
+            return _checked(name, getattr(import_module(name), "FAMILY", None))
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if entry is not None or not f"{name}.".startswith(f"{missing}."):
+            raise FamilyError(f"--family {name}: it needs the module {missing}, which is not here") from None
+    except FamilyError:
+        raise
+    except Exception as error:  # code of others raises whatever it likes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FamilyError(f"--family {name}: its module cannot be imported ({reason})") from error
+    raise FamilyError(
+        f"--family {name}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
+        "(package.module)"
+    )
+
+
+def _own_families() -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/family.py")))
+
+
+def _installed_families() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _checked(name: str, family: object) -> ModelFamily:
+    """The object, if it has all that a family has."""
+    if isinstance(family, ModelFamily):
+        return family
+    if family is None:
+        raise FamilyError(f"--family {name}: its module has no FAMILY; see megatron_eve/models/family.py")
+    lacks = [member for member in sorted(get_protocol_members(ModelFamily)) if not hasattr(family, member)]
+    raise FamilyError(
+        f"--family {name}: its FAMILY lacks {', '.join(lacks)}; see megatron_eve/models/family.py"
+    )

@@ -1,0 +1,146 @@
+"""Families by name: where they are found, what is said when they are not, and that none of it loads torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_eve.config import PRESETS, RunConfig
+from megatron_eve.models.eve.family import FAMILY
+from megatron_eve.models.family import begins_at_random
+from megatron_eve.models.registry import FamilyError, families, family_names, find_family
+
+# A family of no sizes of its own, as a package elsewhere would write it.
+MODULE = """
+from megatron_eve.config.schema import ModelConfig
+from megatron_eve.models.family import Stage
+
+
+class Family:
+    name = "{name}"
+    presets = {{"{name}_tiny": ModelConfig(num_layers=2)}}
+    stages = {{2: Stage("all of it", ("*",))}}
+    parts = {{}}
+
+    def check_sizes(self, config):
+        yield from ()
+
+    def check(self, config):
+        if config.data.seq_length == 7:
+            yield "--seq-length 7: not for {name}"
+
+
+FAMILY = Family()
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that Python imports from."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def write_family(folder: Path, package: str) -> str:
+    """A package with a family in it; returns the name of its module."""
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").touch()
+    (folder / package / "family.py").write_text(MODULE.format(name=package))
+    return f"{package}.family"
+
+
+def test_the_family_of_the_package() -> None:
+    assert family_names()[0] == "eve" and find_family("eve") is FAMILY
+    assert [family.name for family in families()] == list(family_names())
+    assert {"eve_7b", "eve_7b_hd", "eve_mini", "eve_tiny"} <= set(PRESETS)
+    assert len(PRESETS) == len(list(PRESETS)) and PRESETS["eve_mini"] == RunConfig().model
+    assert "eve_70b" not in PRESETS
+
+
+def test_no_family_loads_torch() -> None:
+    """Sizes, checks and stages are asked for before torch is loaded; so is what `config` brings."""
+    program = (
+        "import sys\n"
+        "from megatron_eve.models.registry import find_family\n"
+        "from megatron_eve.config import parse, validate\n"
+        "from megatron_eve.models.eve.family import FAMILY\n"
+        "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
+        "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (found.stdout, found.stderr) == ("[]\n", "")
+
+
+def test_each_may_be_imported_first() -> None:
+    """The families import the configuration, which asks the registry: none may have to come before another."""
+    for module in ("config", "models.registry", "models.family", "models.eve.family", "models.eve.checks"):
+        program = f"import megatron_eve.{module}; from megatron_eve.config import PRESETS; PRESETS['eve_7b']"
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert found.returncode == 0, found.stderr
+
+
+def test_a_module_named_directly(elsewhere: Path) -> None:
+    name = write_family(elsewhere, "toy_direct")
+    assert find_family(name).stages[2].name == "all of it"
+    assert name not in family_names()
+
+
+def test_an_installed_package_brings_one(elsewhere: Path) -> None:
+    module = write_family(elsewhere, "toy_installed")
+    info = elsewhere / "toy_installed-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy_installed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[megatron_eve.families]\ntoy_installed = {module}:FAMILY\n")
+    assert "toy_installed" in family_names()
+    assert find_family("toy_installed").name == "toy_installed"
+    assert PRESETS["toy_installed_tiny"].num_layers == 2
+
+
+@pytest.mark.parametrize("name", ["vila", "no_such.family", "megatron_eve.models.eve.none", ".x", "a..b", ""])
+def test_unknown_families_are_answered_with_those_there_are(name: str) -> None:
+    with pytest.raises(FamilyError) as caught:
+        find_family(name)
+    assert str(caught.value) == (
+        f"--family {name}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
+        "(package.module)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "its module has no FAMILY; see megatron_eve/models/family.py"),
+        (
+            "class F:\n    name = 'f'\n    presets = stages = {}\nFAMILY = F()\n",
+            "its FAMILY lacks check, check_sizes, parts; see megatron_eve/models/family.py",
+        ),
+        ("import no_such_module_here\n", "it needs the module no_such_module_here, which is not here"),
+        ("raise OSError('no\\ndisk')\n", "its module cannot be imported (OSError: no disk)"),
+        ("x = (\n", "its module cannot be imported (SyntaxError: '(' was never closed"),
+    ],
+)
+def test_modules_that_hold_no_family(elsewhere: Path, text: str, message: str) -> None:
+    package = f"toy_{abs(hash(text))}"
+    write_family(elsewhere, package)
+    (elsewhere / package / "family.py").write_text(text)
+    with pytest.raises(FamilyError) as caught:
+        find_family(f"{package}.family")
+    assert str(caught.value).startswith(f"--family {package}.family: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_trains_and_what_begins_at_random() -> None:
+    decoder, front, tap = (
+        "decoder.layers.3.mlp.linear_fc1.weight", "vision_model.projector.0.weight", "decoder.layers.3.tap.weight",
+    )  # fmt: skip
+    first, second = FAMILY.stages[1], FAMILY.stages[2]
+    assert [first.trains(name) for name in (decoder, front, tap)] == [False, True, True]
+    assert all(second.trains(name) for name in (decoder, front, tap))
+    assert (first.decoder_trains, second.decoder_trains) == (False, True)
+    assert begins_at_random(FAMILY, front, ["front end"]) and not begins_at_random(FAMILY, tap, ["front end"])
+    assert begins_at_random(FAMILY, tap, ["aligning layer"]) and not begins_at_random(
+        FAMILY, decoder, FAMILY.parts
+    )
