@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_eve import __version__
-from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
+from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
 from megatron_eve.errors import UserError, run_command
+from megatron_eve.models.registry import find_family
 
 Check = Callable[[RunConfig], Iterator[str]]
 CHECKS: dict[str, Check] = {}
@@ -58,8 +59,9 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 def describe_start(config: RunConfig, ranks: int) -> str:
     """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
+    presets = find_family(config.family).presets
     model = next(
-        (name for name, sizes in PRESETS.items() if sizes == config.model), "a model of its own sizes"
+        (name for name, sizes in presets.items() if sizes == config.model), "a model of its own sizes"
     )
     data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
     return "\n".join(

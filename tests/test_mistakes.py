@@ -71,6 +71,7 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --lr fast", "--lr fast: must be a number"),
     Mistake("pretrain", f"{MOCK} --stage 4", "--stage 4: must be one of"),
     Mistake("pretrain", f"{MOCK} --preset eve_8b", "eve_8b: no such preset"),
+    Mistake("pretrain", f"{MOCK} --family no_such", "--family no_such: no such family; choose one of eve"),
     Mistake("pretrain", f"{MOCK} --config nowhere.yaml", "--config nowhere.yaml: No such file"),
     Mistake("pretrain", f"{MOCK} --lr-warmup-iters 5", "--lr-warmup-iters: no such flag;"),
     Mistake("pretrain", f"{MOCK} --finetune", "--finetune: no such flag;"),

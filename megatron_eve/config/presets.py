@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from megatron_eve.config.schema import ModelConfig
-from megatron_eve.models.registry import families
+from megatron_eve.models.registry import families, family_names, find_family
 
 
 class _Presets(Mapping[str, ModelConfig]):
@@ -22,6 +22,18 @@ class _Presets(Mapping[str, ModelConfig]):
 
     def __len__(self) -> int:
         return sum(len(family.presets) for family in families())
+
+
+def family_of_preset(preset: str) -> str:
+    """The name of the family that a preset's model is of.
+
+    Raises:
+        KeyError: no family has such a preset.
+    """
+    for name in family_names():
+        if preset in find_family(name).presets:
+            return name
+    raise KeyError(preset)
 
 
 PRESETS: Mapping[str, ModelConfig] = _Presets()

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.hints import OTHER_NAMES, flag_hint, nearest
-from megatron_eve.config.presets import PRESETS
+from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 _ADAPTER = TypeAdapter(RunConfig)
 
@@ -49,12 +50,13 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
 
     Raises:
         ConfigError: unknown flag or preset, unreadable recipe, unknown key or wrong type in it; one line for each.
+        FamilyError: an unknown family.
     """
     argv = sys.argv[1:] if argv is None else argv
     _check_flags(argv)
-    recipes, presets = _values_of(argv, "--config"), _values_of(argv, "--preset")
+    recipes, presets, named = (_values_of(argv, flag) for flag in ("--config", "--preset", "--family"))
     preset = presets[0] if presets else None
-    base = load_recipe(*map(Path, recipes), preset=preset)
+    base = load_recipe(*map(Path, recipes), preset=preset, family=named[0] if named else None)
     said = io.StringIO()
     try:
         # tyro draws a box around what is wrong, over the width of the terminal.
@@ -72,10 +74,15 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     return command_line.run
 
 
+def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a tree of settings, without what stands beside them (`family`)."""
+    return {name: part for name, part in tree.items() if isinstance(part, dict)}
+
+
 def known_flags() -> set[str]:
     """Every flag that `parse` takes, written with dashes."""
-    flags = {"--config", "--preset", "--help"}
-    for section in RunConfig().to_dict().values():
+    flags = {"--config", "--preset", "--family", "--help"}
+    for section in sections_of(RunConfig().to_dict()).values():
         for name, value in section.items():
             dashed = name.replace("_", "-")
             flags.add(f"--{dashed}")
@@ -124,31 +131,49 @@ def _without_box(text: str) -> str:
     return sentence or " ".join(text.split())
 
 
-def load_recipe(*paths: Path, preset: str | None = None) -> RunConfig:
+def load_recipe(*paths: Path, preset: str | None = None, family: str | None = None) -> RunConfig:
     """A `RunConfig` from recipes, a later one over the earlier ones key by key, and a preset; there may be none.
 
     Args:
         paths: YAML recipes.
         preset: model sizes by name, over those that a recipe names.
+        family: by name, over that which a recipe names; where none does it is that of the preset.
 
     Raises:
         ConfigError: naming the file and the key.
+        FamilyError: an unknown family.
     """
     recipes = [(path, *_read_yaml(path)) for path in paths]
+    if family:
+        find_family(family)
+    for path, recipe, line_of in reversed(recipes):  # the last one that names a family
+        named = recipe.pop("family", None)
+        if named is not None and family is None:
+            family = str(named)
+            find_family(family, f"{path}, line {line_of(('family',))}: family:")
     for path, recipe, line_of in recipes:
-        _known_preset(recipe.get("preset"), f"{path}, line {line_of(('preset',))}: preset:")
-    named = [recipe.pop("preset") for _, recipe, _ in recipes if recipe.get("preset") is not None]
-    preset = preset or (named[-1] if named else None)
-    _known_preset(preset, "--preset")
-    config = RunConfig(model=PRESETS[preset]) if preset else RunConfig()
+        _known_preset(recipe.get("preset"), f"{path}, line {line_of(('preset',))}: preset:", family)
+    chosen = [recipe.pop("preset") for _, recipe, _ in recipes if recipe.get("preset") is not None]
+    preset = preset or (chosen[-1] if chosen else None)
+    _known_preset(preset, "--preset", family)
+    family = family or (family_of_preset(preset) if preset else DEFAULT_FAMILY)
+    presets = find_family(family).presets
+    config = RunConfig(family=family, model=presets[preset]) if preset else RunConfig(family=family)
     for path, recipe, line_of in recipes:  # one by one, so that a mistake is laid to the file that makes it
         config = from_dict(_merge(config.to_dict(), recipe, path, line_of), source=str(path), line_of=line_of)
     return config
 
 
-def _known_preset(preset: object, source: str) -> None:
-    if preset is not None and preset not in list(PRESETS):
-        raise ConfigError(f"{source} {preset}: no such preset; choose one of {', '.join(PRESETS)}")
+def _known_preset(preset: object, source: str, family: str | None) -> None:
+    """Refuse a preset that the family does not have, or none has where no family is named."""
+    known = PRESETS if family is None else find_family(family).presets
+    if preset is None or (isinstance(preset, str) and preset in known):
+        return
+    of = f" of the family {family}" if family else ""
+    raise ConfigError(
+        f"{source} {preset}: no such preset{of}; "
+        + (f"choose one of {', '.join(known)}" if known else "it has none, so give the sizes themselves")
+    )
 
 
 LineOf = Callable[[tuple[Any, ...]], int]
@@ -211,11 +236,11 @@ def _key_hint(keys: tuple[Any, ...]) -> str:
     """What to do about a key of a recipe that does not exist."""
     tree = RunConfig().to_dict()
     key = str(keys[-1])
-    sections = [name for name, section in tree.items() if key in section]
+    sections = [name for name, section in sections_of(tree).items() if key in section]
     if sections:
         return f"{key} belongs into the section {sections[0]}"
     inside = tree.get(str(keys[0]), {}) if len(keys) > 1 else tree
-    settings = [name for section in tree.values() for name in section]
+    settings = [name for section in sections_of(tree).values() for name in section]
     return (
         OTHER_NAMES.get(f"--{_dashed(key)}")
         or nearest(key, inside)
@@ -264,7 +289,9 @@ def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path, line_of: Li
             where = f"{path}, line {line_of((section,))}: {section}:"
             if section not in tree:
                 raise ConfigError(f"{where} no such section; {_key_hint((section,))}")
-            raise ConfigError(f"{where} must be a section with settings; known: {', '.join(tree)}")
+            raise ConfigError(
+                f"{where} must be a section with settings; known: {', '.join(sections_of(tree))}"
+            )
         tree[section] = {**tree.get(section, {}), **values}
     return tree
 

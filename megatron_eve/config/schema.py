@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
+from megatron_eve.models.registry import DEFAULT_FAMILY
+
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
 
@@ -335,6 +337,8 @@ class RunConfig:
 
     __pydantic_config__ = _STRICT
 
+    family: str = DEFAULT_FAMILY
+    """The model family: a name, or a module that has one (package.module). --preset implies that of its model."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

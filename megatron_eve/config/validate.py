@@ -14,7 +14,8 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.kernels import kernel_complaints
 from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.registry import find_family
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -29,11 +30,12 @@ def validate(config: RunConfig, world_size: int) -> None:
     Raises:
         ConfigError: all complaints at once, a line each.
     """
-    family = find_family(DEFAULT_FAMILY)
+    family = find_family(config.family)
     complaints = [
         *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),
-        *pipeline_complaints(config), *_training(config), *kernel_complaints(config), *_optimizer(config),
-        *_data(config), *family.check(config), *_checkpoint(config), *_faults(config),
+        *pipeline_complaints(config), *_stage(config, family), *_training(config),
+        *kernel_complaints(config), *_optimizer(config), *_data(config),
+        *family.check(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if complaints:
         raise ConfigError("\n".join(complaints))
@@ -45,7 +47,7 @@ def validate_sizes(config: RunConfig) -> None:
     Raises:
         ConfigError: all complaints at once, a line each.
     """
-    family = find_family(DEFAULT_FAMILY)
+    family = find_family(config.family)
     if complaints := [*_sizes(config.model), *family.check_sizes(config)]:
         raise ConfigError("\n".join(complaints))
 
@@ -96,6 +98,12 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         parallel.overlap_grad_reduce and parallel.use_distributed_optimizer
     ):
         yield "--overlap-param-gather: needs --overlap-grad-reduce and --use-distributed-optimizer"
+
+
+def _stage(config: RunConfig, family: ModelFamily) -> Iterator[str]:
+    stages = ", ".join(map(str, family.stages))
+    if config.training.stage not in family.stages:
+        yield f"--stage {config.training.stage}: the family {family.name} has no such stage; choose from {stages}"
 
 
 def _training(config: RunConfig) -> Iterator[str]:

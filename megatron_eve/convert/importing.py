@@ -29,7 +29,7 @@ from megatron_eve.convert.tables import (
 from megatron_eve.digests import file_digest
 from megatron_eve.models.eve.parameters import parts_lacking
 from megatron_eve.models.family import begins_at_random
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.registry import find_family
 from megatron_eve.training.checkpoint import CONTENT
 from megatron_eve.training.checkpoint_files import write_checksums, write_config
 from megatron_eve.training.checkpoint_store import CheckpointStore
@@ -82,7 +82,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)
     rules = eve_rules(config.model)
-    family, lacking = find_family(DEFAULT_FAMILY), parts_lacking(not found.is_eve, aligned)
+    family, lacking = find_family(config.family), parts_lacking(not found.is_eve, aligned)
     with skeleton(config) as model:
         fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
         initial = model.initial(seed) if fresh else {}

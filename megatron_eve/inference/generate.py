@@ -57,7 +57,11 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     )
     training = TrainingConfig(bf16=config.training.bf16, transformer_impl="local", train_iters=1)
     return RunConfig(
-        model=config.model, parallel=parallel, training=training, data=DataConfig(mock_data=True)
+        family=config.family,
+        model=config.model,
+        parallel=parallel,
+        training=training,
+        data=DataConfig(mock_data=True),
     )
 
 

@@ -37,35 +37,42 @@ def families() -> Iterator[ModelFamily]:
 
 
 @cache
-def find_family(name: str) -> ModelFamily:
+def find_family(name: str, source: str = "--family") -> ModelFamily:
     """The family of this name.
 
     Args:
         name: a folder of `megatron_eve/models/`, an entry point, or a module (`package.module`).
+        source: what error messages call the place that names it.
 
     Raises:
         FamilyError: there is none, or it cannot be loaded.
     """
+    named = f"{source} {name}"
+    installed: EntryPoint | None = None
     if name in _own_families():
-        return _checked(name, getattr(import_module(f"megatron_eve.models.{name}.family"), "FAMILY", None))
+        return _checked(named, _family_in(f"megatron_eve.models.{name}.family"))
     try:
-        if (entry := _installed_families().get(name)) is not None:
-            return _checked(name, entry.load())
+        if (installed := _installed_families().get(name)) is not None:
+            return _checked(named, installed.load())
         if "." in name and all(part.isidentifier() for part in name.split(".")):
-            return _checked(name, getattr(import_module(name), "FAMILY", None))
+            return _checked(named, _family_in(name))
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        if entry is not None or not f"{name}.".startswith(f"{missing}."):
-            raise FamilyError(f"--family {name}: it needs the module {missing}, which is not here") from None
+        if installed is not None or not f"{name}.".startswith(f"{missing}."):
+            raise FamilyError(f"{named}: it needs the module {missing}, which is not here") from None
     except FamilyError:
         raise
     except Exception as error:  # code of others raises whatever it likes
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FamilyError(f"--family {name}: its module cannot be imported ({reason})") from error
+        raise FamilyError(f"{named}: its module cannot be imported ({reason})") from error
     raise FamilyError(
-        f"--family {name}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
+        f"{named}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
         "(package.module)"
     )
+
+
+def _family_in(module: str) -> object:
+    return getattr(import_module(module), "FAMILY", None)
 
 
 def _own_families() -> tuple[str, ...]:
@@ -76,13 +83,11 @@ def _installed_families() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
-def _checked(name: str, family: object) -> ModelFamily:
+def _checked(named: str, family: object) -> ModelFamily:
     """The object, if it has all that a family has."""
     if isinstance(family, ModelFamily):
         return family
     if family is None:
-        raise FamilyError(f"--family {name}: its module has no FAMILY; see megatron_eve/models/family.py")
+        raise FamilyError(f"{named}: its module has no FAMILY; see megatron_eve/models/family.py")
     lacks = [member for member in sorted(get_protocol_members(ModelFamily)) if not hasattr(family, member)]
-    raise FamilyError(
-        f"--family {name}: its FAMILY lacks {', '.join(lacks)}; see megatron_eve/models/family.py"
-    )
+    raise FamilyError(f"{named}: its FAMILY lacks {', '.join(lacks)}; see megatron_eve/models/family.py")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, parse_split
 from megatron_eve.errors import UserError
+from megatron_eve.models.registry import DEFAULT_FAMILY
 
 if TYPE_CHECKING:
     from megatron_eve.data.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ def check_resume(
     dataset: dict[str, Any] | None,
     teacher: dict[str, Any] | None,
 ) -> None:
-    """Refuse to go on from a checkpoint of another model, other data, another length, stage or teacher.
+    """Refuse to go on from a checkpoint of another family or model, other data, another length, stage or teacher.
 
     Args:
         folder: of the checkpoint.
@@ -52,12 +53,23 @@ def check_resume(
             f"{folder}: an import has weights alone and nothing to resume; give it as --pretrained-checkpoint in place "
             "of --load"
         )
+    check_family(folder, saved, config)
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
     check_parameter_groups(folder, saved, config)
     if dataset is not None:
         check_data(folder, saved, config, dataset)
     check_length(folder, saved, config)
     check_teacher(folder, saved, config, teacher)
+
+
+def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse a checkpoint of another model family; those from before there were several are of the first."""
+    family = saved["config"].get("family", DEFAULT_FAMILY)
+    if family != config.family:
+        raise CheckpointError(
+            f"{folder}: was made with --family {family}, this run has {config.family}; use the same --family or "
+            "--preset, or another checkpoint"
+        )
 
 
 def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from megatron_eve.config import RunConfig
 from megatron_eve.models.family import Stage
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.registry import find_family
 
 if TYPE_CHECKING:
     from megatron_eve.models.vlm import VisionLanguageModel
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def stage_of(config: RunConfig) -> Stage:
     """The stage that a run trains."""
-    return find_family(DEFAULT_FAMILY).stages[config.training.stage]
+    return find_family(config.family).stages[config.training.stage]
 
 
 def freeze_untrained(chunk: VisionLanguageModel, stage: Stage) -> None:

@@ -21,7 +21,7 @@ from megatron_eve.config import (
     parse_split,
 )
 from megatron_eve.config.hints import OTHER_NAMES
-from megatron_eve.config.recipe import known_flags
+from megatron_eve.config.recipe import known_flags, sections_of
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for section in RunConfig().to_dict().values():
+    for section in sections_of(RunConfig().to_dict()).values():
         for name in section:
             assert f"--{name.replace('_', '-')}" in text
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_eve.config import PRESETS, RunConfig
+from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, load_recipe, parse, validate
 from megatron_eve.models.eve.family import FAMILY
 from megatron_eve.models.family import begins_at_random
 from megatron_eve.models.registry import FamilyError, families, family_names, find_family
+from megatron_eve.training.compatibility import CheckpointError, check_family, check_resume
 
 # A family of no sizes of its own, as a package elsewhere would write it.
 MODULE = """
@@ -130,6 +132,64 @@ def test_modules_that_hold_no_family(elsewhere: Path, text: str, message: str) -
         find_family(f"{package}.family")
     assert str(caught.value).startswith(f"--family {package}.family: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_implies_its_family(elsewhere: Path) -> None:
+    assert parse([]).family == "eve" and parse(["--preset", "eve_tiny"]).family == "eve"
+    module = write_family(elsewhere, "toy_preset")
+    config = parse(["--family", module, "--preset", "toy_preset_tiny", "--mock-data", "--train-iters=1"])
+    assert (config.family, config.model.num_layers) == (module, 2)
+    validate(config, 1)
+    assert from_dict(config.to_dict(), "saved") == config
+    recipe = elsewhere / "recipe.yaml"
+    recipe.write_text(f"family: {module}\npreset: toy_preset_tiny\n")
+    assert load_recipe(recipe) == replace(RunConfig(), family=module, model=config.model)
+    assert parse(["--config", str(recipe), "--num-layers", "4"]).family == module
+    with pytest.raises(ConfigError) as caught:  # the flag goes before the recipe
+        parse(["--config", str(recipe), "--family", "eve"])
+    assert str(caught.value).startswith(
+        f"{recipe}, line 2: preset: toy_preset_tiny: no such preset of the family eve; choose one of eve_7b, "
+    )
+    with pytest.raises(
+        ConfigError, match=r"--preset eve_7b: no such preset of the family toy_preset\.family; cho"
+    ):
+        parse(["--family", module, "--preset", "eve_7b"])
+    with pytest.raises(FamilyError, match="--family vila: no such family; choose one of eve"):
+        parse(["--family", "vila"])
+    later = elsewhere / "later.yaml"
+    later.write_text("model: {num_layers: 2}\nfamily: vila\n")
+    with pytest.raises(FamilyError) as unknown:
+        load_recipe(recipe, later)
+    assert str(unknown.value).startswith(f"{later}, line 2: family: vila: no such family; choose one of eve")
+
+
+def test_a_family_checks_its_own_settings(elsewhere: Path) -> None:
+    module = write_family(elsewhere, "toy_checks")
+    words = ["--family", module, "--mock-data", "--train-iters=1", "--teacher-size=13"]
+    validate(parse(words), 1)  # the sizes of EVE are none of its
+    with pytest.raises(ConfigError) as caught:
+        validate(parse([*words, "--stage", "1", "--seq-length", "7"]), 1)
+    assert str(caught.value).splitlines() == [
+        "--stage 1: the family toy_checks has no such stage; choose from 2",
+        "--seq-length 7: not for toy_checks",
+    ]
+
+
+def test_a_run_of_another_family_is_not_resumed(elsewhere: Path) -> None:
+    module = write_family(elsewhere, "toy_resumed")
+    config = RunConfig()
+    saved = {"config": config.to_dict(), "dataset": {}}
+    check_family(Path("run"), saved, config)
+    with pytest.raises(CheckpointError) as caught:
+        check_resume(Path("run"), saved, replace(config, family=module), None, None)
+    assert str(caught.value) == (
+        f"run: was made with --family eve, this run has {module}; use the same --family or --preset, or "
+        "another checkpoint"
+    )
+    del saved["config"]["family"]  # of a version that had one family
+    check_family(Path("run"), saved, config)
+    with pytest.raises(CheckpointError, match="was made with --family eve"):
+        check_family(Path("run"), saved, replace(config, family=module))
 
 
 def test_what_trains_and_what_begins_at_random() -> None:
