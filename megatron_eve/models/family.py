@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from megatron_eve.config.schema import ModelConfig, RunConfig
@@ -43,6 +43,45 @@ class Stage:
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
 
 
+class SampleCounts(NamedTuple):
+    """What the samples of a step, or of one pack, hold; known from the index before any image is decoded.
+
+    Attributes:
+        labels: tokens that are predicted.
+        images: pictures, damaged ones included.
+    """
+
+    labels: int
+    images: int
+
+
+class Objective(Protocol):
+    """A loss that is computed on the last pipeline stage, by name.
+
+    The model returns the sums, float32: losses of any shape `[...]` whose sum over all packs and ranks of a step,
+    divided by `count` of the step, is the step's mean. The mean times `weight` is added to what is differentiated.
+    """
+
+    @property
+    def name(self) -> str:
+        """In logs, in losses.jsonl and TensorBoard (with underscores), and in the rules of bad steps."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Of this loss in the sum of all."""
+        ...
+
+    @property
+    def adds_over_tensor_parallel(self) -> bool:
+        """Do the parts of the tensor-parallel ranks add up under sequence parallelism? Else all have the same sum."""
+        ...
+
+    def count(self, counts: SampleCounts) -> int:
+        """What the sum is divided by."""
+        ...
+
+
 @runtime_checkable
 class ModelFamily(Protocol):
     """A model family: everything that is particular to it, by one name.
@@ -66,6 +105,10 @@ class ModelFamily(Protocol):
 
     def check(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's other settings for a training run; likewise."""
+        ...
+
+    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+        """What a run of this configuration trains beside the next token, in the order of logs and sums."""
         ...
 
 

@@ -23,8 +23,10 @@ from megatron_eve.models.decoder.depth_taps import DepthTap, split_stream, taps_
 from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.eve.front_end import EVEFrontEnd
+from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
 from megatron_eve.models.language_loss import language_losses, mask_padded_vocabulary
+from megatron_eve.models.objectives import NextToken
 
 # Rotary tables are cached by length in megatron-core; rounding lengths up keeps that cache small.
 _ROTARY_STEP = 1024
@@ -62,18 +64,13 @@ class ModelInputs:
     cell_weights: torch.Tensor | None = None
 
 
-@dataclass
-class ModelLosses:
-    """What the last stage computes from a pack; the parts of the context-parallel ranks add up.
+ModelLosses = dict[str, torch.Tensor]
+"""What the last stage computes from a pack, by the name of the objective; parts of the context-parallel ranks add up.
 
-    Attributes:
-        language: float32 [R], cross entropy of each labelled row; the same on all tensor-parallel ranks.
-        aligning: float32 scalar, sum over images of 1 - mean cosine (None without the aligning layer). Under
-            sequence parallelism the parts of the tensor-parallel ranks add up too, otherwise all have the same.
-    """
-
-    language: torch.Tensor
-    aligning: torch.Tensor | None
+NextToken: float32 [R], cross entropy of each labelled row; the same on all tensor-parallel ranks.
+Aligning: float32 scalar, sum over images of 1 - mean cosine (only with the aligning layer). Under sequence parallelism
+    the parts of the tensor-parallel ranks add up too, otherwise all have the same.
+"""
 
 
 class VisionLanguageModel(GPTModel):
@@ -219,11 +216,12 @@ class VisionLanguageModel(GPTModel):
         if rows is not None:
             hidden, taps = split_stream(hidden, rows, self.taps_out, self.tap_width)
         hidden = self.final_layernorm(hidden)
-        aligning = None
+        aligning: ModelLosses = {}
         if taps is not None and inputs.teacher_features is not None:
             assert rows is not None and inputs.cell_weights is not None
             predictions = self.aligning_layer(rows.take(hidden), taps)
-            aligning = aligning_loss(predictions, inputs.teacher_features, inputs.cell_weights)
+            loss = aligning_loss(predictions, inputs.teacher_features, inputs.cell_weights)
+            aligning = {Aligning.name: loss}
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
@@ -231,6 +229,5 @@ class VisionLanguageModel(GPTModel):
         if inputs.labels is None:
             mask_padded_vocabulary(logits, self.true_vocab_size, group)
             return gather_from_tensor_model_parallel_region(logits.float())[:, 0]
-        return ModelLosses(
-            language_losses(logits, inputs.labels, self.true_vocab_size, self.config, group), aligning
-        )
+        language = language_losses(logits, inputs.labels, self.true_vocab_size, self.config, group)
+        return {NextToken.name: language, **aligning}

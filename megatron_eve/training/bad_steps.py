@@ -49,7 +49,7 @@ def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None
         recent: those of the last steps whose update was made.
         spike_factor: how many times their median a value may be; None judges only whether it is finite.
 
-    A value of exactly 0 is one of a step that had nothing to count for it: no image for the aligning loss, no label, or
+    A value of exactly 0 is one of a step that had nothing to count for it: no image for a loss on images, no label, or
     only text where the weights that read text are frozen. Such steps say nothing of what is usual, so the median is of
     the others, once there are enough of them.
     """

@@ -13,7 +13,8 @@ from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.data.order import sample_order
 from megatron_eve.data.sampling import Part
 from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.training.loss import Normalizer
+from megatron_eve.models.family import Objective
+from megatron_eve.training.loss import Normalizer, counts_of, objectives_of
 from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.scales import keep_scales
 from megatron_eve.training.step import forward_backward
@@ -45,7 +46,10 @@ def evaluate(
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad(), parameters_gathered(config, chunks):
-        results = {part.name: _losses(chunks, _steps(config, loader, part), teacher) for part in held_out}
+        objectives = objectives_of(config)
+        results = {
+            part.name: _losses(chunks, _steps(config, loader, part), objectives, teacher) for part in held_out
+        }
     for chunk in chunks:
         chunk.train()
     put_scales_back()
@@ -62,16 +66,18 @@ def _steps(config: RunConfig, loader: StepLoader, part: Part) -> Iterator[Step]:
 
 
 def _losses(
-    chunks: Sequence[DistributedDataParallel], steps: Iterator[Step], teacher: Teacher | None
+    chunks: Sequence[DistributedDataParallel],
+    steps: Iterator[Step],
+    objectives: tuple[Objective, ...],
+    teacher: Teacher | None,
 ) -> dict[str, float]:
-    """Means over all labels, and over all images, of the steps."""
-    totals, counts = {"lm loss": 0.0, "align loss": 0.0}, {"lm loss": 0, "align loss": 0}
-    names: Sequence[str] = ()
+    """Means of every objective over all steps; none without a step."""
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for step in steps:
-        losses = forward_backward(chunks, step, Normalizer.of(step), teacher, forward_only=True)
-        names = tuple(losses)
-        for name, count in (("lm loss", step.num_labels), ("align loss", step.num_images)):
-            if name in losses:
-                totals[name] += float(losses[name]) * count
-                counts[name] += count
-    return {name: totals[name] / max(counts[name], 1) for name in names}
+        losses = forward_backward(chunks, step, Normalizer.of(step, objectives), teacher, forward_only=True)
+        for objective in objectives:
+            name, count = objective.name, objective.count(counts_of(step))
+            totals[name] = totals.get(name, 0.0) + float(losses[name]) * count
+            counts[name] = counts.get(name, 0) + count
+    return {name: total / max(counts[name], 1) for name, total in totals.items()}

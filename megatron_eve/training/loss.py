@@ -1,4 +1,4 @@
-"""The losses of a step and what they are divided by.
+"""The losses of a step, one for each objective, and what they are divided by.
 
 One normaliser for the whole step: the labels and the images of all packs on all ranks, known from the manifest
 before the step runs. megatron-core divides each microbatch's loss by the number of microbatches M (and multiplies
@@ -15,12 +15,26 @@ from typing import Literal
 import torch
 from megatron.core import parallel_state
 
+from megatron_eve.config import RunConfig
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.loader import Step
+from megatron_eve.models.family import Objective, SampleCounts
+from megatron_eve.models.objectives import NextToken
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.vlm import ModelLosses
 
 LossFunction = Callable[[ModelLosses], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
+    """What a run trains: the next token, then what its family adds. All sums are taken in this order."""
+    return (NextToken(), *find_family(config.family).objectives(config))
+
+
+def counts_of(step: Step) -> SampleCounts:
+    """What a step holds, over all data-parallel ranks."""
+    return SampleCounts(step.num_labels, step.num_images)
 
 
 @dataclass(frozen=True)
@@ -28,59 +42,60 @@ class Normalizer:
     """What a step's losses are divided by.
 
     Attributes:
-        num_labels, num_images: of the whole step, over all data-parallel ranks.
+        objectives: the losses.
+        counts: of the whole step, over all data-parallel ranks.
         num_packs: packs of the step that hold a sample.
         num_microbatches: M, packs of this rank, with those that only fill up the layout's number.
         data_parallel_size: D.
-        align_loss_weight: of the aligning loss in the sum of both.
         kind: "global", or "microbatch" for the published mean of per-microbatch means
             (EVEv1/eve/model/language_model/eve_llama.py: a mean over tokens, and over images, on each device, then
             DDP's mean).
     """
 
-    num_labels: int
-    num_images: int
+    objectives: tuple[Objective, ...]
+    counts: SampleCounts
     num_packs: int
     num_microbatches: int
     data_parallel_size: int
-    align_loss_weight: float = 1.0
     kind: Literal["global", "microbatch"] = "global"
 
     @classmethod
     def of(
-        cls, step: Step, align_loss_weight: float = 1.0, kind: Literal["global", "microbatch"] = "global"
+        cls,
+        step: Step,
+        objectives: tuple[Objective, ...],
+        kind: Literal["global", "microbatch"] = "global",
     ) -> Normalizer:
         """The normaliser of a step under the layout that is set up."""
         return cls(
-            num_labels=step.num_labels,
-            num_images=step.num_images,
+            objectives=objectives,
+            counts=counts_of(step),
             num_packs=step.num_packs,
             num_microbatches=step.num_microbatches,
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
-            align_loss_weight=align_loss_weight,
             kind=kind,
         )
 
     def loss_function(self, batch: PackedBatch) -> LossFunction:
         """The function megatron-core's schedule calls on what the last stage computed from a pack.
 
-        It returns the loss to differentiate and what to report: this pack's (and context-parallel rank's) shares
-        of the step's "lm loss" and "align loss", so that summing over packs and ranks gives the means themselves.
+        It returns the loss to differentiate and what to report by objective: this pack's (and context-parallel
+        rank's) shares of the step's means, so that summing over packs and ranks gives the means themselves.
         """
         packs = self.num_microbatches * self.data_parallel_size
-        labels, images, scale = self.num_labels, self.num_images, float(packs)
+        counts, scale = self.counts, float(packs)
         if self.kind == "microbatch":
-            labels = int((batch.labels != IGNORE_INDEX).sum())
-            images, scale = len(batch.image_grids), packs / max(self.num_packs, 1)
+            counts = SampleCounts(int((batch.labels != IGNORE_INDEX).sum()), len(batch.image_grids))
+            scale = packs / max(self.num_packs, 1)
 
         def loss_function(losses: ModelLosses) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            total = losses.language.sum() * (scale / max(labels, 1))
+            means = {
+                one.name: losses[one.name].sum() * (scale / max(one.count(counts), 1))
+                for one in self.objectives
+            }
             # megatron-core divides the returned loss in place: report copies.
-            report = {"lm loss": total.detach() / packs}
-            if losses.aligning is not None:
-                aligning = losses.aligning * (scale / max(images, 1))
-                report["align loss"] = aligning.detach() / packs
-                total = total + self.align_loss_weight * aligning
-            return total, report
+            report = {name: mean.detach() / packs for name, mean in means.items()}
+            first, *others = (one.weight * means[one.name] for one in self.objectives)
+            return sum(others, first), report
 
         return loss_function

@@ -16,6 +16,7 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
+from megatron_eve.models.objectives import NextToken
 from megatron_eve.training.step import StepResult
 
 _LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl and its like
@@ -99,7 +100,7 @@ class Monitor:
             told["tokens_per_second"] = step.num_tokens / seconds
             self._board.add(told, iteration)
         if self.is_due(iteration) or result.bad:
-            print(self._line(record), flush=True)
+            print(self._line(record, result.losses), flush=True)
 
     def is_due(self, iteration: int) -> bool:
         """Is there a log line after this iteration?"""
@@ -131,16 +132,16 @@ class Monitor:
                 print(f" {path} could not be written ({error.strerror}): {record}", flush=True)
         print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
 
-    def _line(self, record: dict[str, Any]) -> str:
+    def _line(self, record: dict[str, Any], losses: dict[str, float]) -> str:
         seconds = record["seconds"]
-        aligning = f" align loss: {record['align_loss']:.6E} |" if "align_loss" in record else ""
+        named = "".join(f" {name}: {loss:.6E} |" for name, loss in losses.items())
         return (
             f" iteration {record['iteration']:8d}/{self._config.total_iterations:8d} |"
             f" consumed samples: {record['consumed_samples']:12d} |"
             f" elapsed time per iteration (ms): {1000 * seconds:.1f} |"
             f" learning rate: {record['lr']:.6E} |"
             f" global batch size: {record['samples']:5d} |"
-            f" lm loss: {record['lm_loss']:.6E} |{aligning}"
+            f"{named}"
             f" grad norm: {record['grad_norm']:.3f} |{' update skipped |' * record['skipped']}"
             f" samples/s: {record['samples'] / seconds:.1f} |"
             f" tokens/s: {record['tokens'] / seconds:.0f} |"
@@ -158,9 +159,10 @@ class Monitor:
         if self._board:
             self._board.add({f"{loss} validation/{name}": value for loss, value in values.items()}, iteration)
         told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
-        perplexity = math.exp(losses["lm loss"]) if losses["lm loss"] < 20.0 else math.inf
+        language = NextToken.name
+        perplexity = math.exp(losses[language]) if losses[language] < 20.0 else math.inf
         print(
-            f" validation loss at iteration {iteration} on {name} |{told} lm loss PPL: {perplexity:.6E} |",
+            f" validation loss at iteration {iteration} on {name} |{told} {language} PPL: {perplexity:.6E} |",
             flush=True,
         )
 

@@ -19,7 +19,7 @@ from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
 from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.models.family import Objective
 from megatron_eve.training.bad_steps import Values, validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
@@ -68,8 +68,8 @@ def forward_backward(
         stragglers: takes the times of forward passes.
 
     Returns:
-        Losses of the whole step by name ("lm loss", and "align loss" with the aligning layer), float64 scalars, the
-        same on every rank of the last stage (zero elsewhere).
+        Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
+        every rank of the last stage (zero elsewhere).
     """
     interleaved = len(chunks) > 1
     early = teach_ahead(teacher, step.batches) if teacher is not None else []
@@ -85,21 +85,24 @@ def forward_backward(
         forward_only=forward_only,
         **schedule_shapes(unwrap(chunks[0]), step.pack_length),
     )
-    return _reduce(results, unwrap(chunks[0]))
+    return _reduce(results, normalizer.objectives, unwrap(chunks[0]).config.sequence_parallel)
 
 
-def _reduce(results: list[dict[str, torch.Tensor]], chunk: VisionLanguageModel) -> dict[str, torch.Tensor]:
+def _reduce(
+    results: list[dict[str, torch.Tensor]], objectives: Sequence[Objective], sequence_parallel: bool
+) -> dict[str, torch.Tensor]:
     """Sum the reported shares over microbatches and ranks, in float64 and in a fixed order."""
-    names = ["lm loss", "align loss"] if chunk.patch_aligning else ["lm loss"]
+    names = [objective.name for objective in objectives]
     totals = torch.zeros(len(names), dtype=torch.float64, device=accelerator().device)
     for result in results:
         totals += torch.stack([result[name].double() for name in names])
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         torch.distributed.all_reduce(totals, group=group)
-        if chunk.patch_aligning and chunk.config.sequence_parallel:
-            # Each tensor-parallel rank aligned its own rows.
-            torch.distributed.all_reduce(totals[1:], group=parallel_state.get_tensor_model_parallel_group())
+        for place, objective in enumerate(objectives):
+            if sequence_parallel and objective.adds_over_tensor_parallel:
+                group = parallel_state.get_tensor_model_parallel_group()
+                torch.distributed.all_reduce(totals[place : place + 1], group=group)
     return dict(zip(names, totals, strict=True))
 
 
@@ -108,7 +111,7 @@ class StepResult:
     """What came of a step, the same on every rank.
 
     Attributes:
-        losses: by name: "lm loss", and "align loss" with the aligning layer.
+        losses: by the name of the objective.
         grad_norm: before any clipping.
         bad: what is wrong with it; None if nothing is, and only then was an update made.
         exit_code: nonzero if the run must end here, without an update.

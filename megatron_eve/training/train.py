@@ -27,7 +27,7 @@ from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.data import RunData, build_loader, open_data
 from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
-from megatron_eve.training.loss import Normalizer
+from megatron_eve.training.loss import Normalizer, objectives_of
 from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor, print_rank_0
@@ -123,7 +123,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
         monitor.start()
     with stragglers.data() if stragglers else nullcontext():
         step = trainer.loader.step(done.consumed_samples, count)
-    normalizer = Normalizer.of(step, config.alignment.align_loss_weight, config.training.loss_normalization)
+    normalizer = Normalizer.of(step, objectives_of(config), config.training.loss_normalization)
     rate = learning_rate(trainer.optimizer)
     result = train_step(
         trainer.chunks,

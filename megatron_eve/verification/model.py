@@ -26,7 +26,7 @@ from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.aligned_cells import AlignedCells, aligned_cells, context_rows
 from megatron_eve.training.data import build_loader, data_in_memory
 from megatron_eve.training.initialize import model_parallel
-from megatron_eve.training.loss import Normalizer
+from megatron_eve.training.loss import Normalizer, objectives_of
 from megatron_eve.training.microbatch import model_inputs
 from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
 from megatron_eve.training.step import forward_backward
@@ -62,7 +62,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
             if case.teacher is not None and case.images[sample] is not None and name in case.outputs:
                 ours = outputs[name.split(".")[0], sample]
                 rows.append(relative(name, ours, case.outputs[name], ACTIVATIONS))
-    normalizer = Normalizer.of(step)
+    normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = forward_backward(chunks, step, normalizer, teacher)

@@ -34,6 +34,9 @@ class Family:
         if config.data.seq_length == 7:
             yield "--seq-length 7: not for {name}"
 
+    def objectives(self, config):
+        return ()
+
 
 FAMILY = Family()
 """
@@ -117,7 +120,7 @@ def test_unknown_families_are_answered_with_those_there_are(name: str) -> None:
         ("x = 1\n", "its module has no FAMILY; see megatron_eve/models/family.py"),
         (
             "class F:\n    name = 'f'\n    presets = stages = {}\nFAMILY = F()\n",
-            "its FAMILY lacks check, check_sizes, parts; see megatron_eve/models/family.py",
+            "its FAMILY lacks check, check_sizes, objectives, parts; see megatron_eve/models/family.py",
         ),
         ("import no_such_module_here\n", "it needs the module no_such_module_here, which is not here"),
         ("raise OSError('no\\ndisk')\n", "its module cannot be imported (OSError: no disk)"),

@@ -76,7 +76,7 @@ def six_steps(config: RunConfig) -> Steps:
     from megatron_eve.convert.load import load_hf_weights
     from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.loss import Normalizer, objectives_of
     from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.optimizer import build_optimizer, build_scheduler
     from megatron_eve.training.step import train_step
@@ -95,7 +95,7 @@ def six_steps(config: RunConfig) -> Steps:
         teacher = build_teacher(config)
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
-        normalizer = Normalizer.of(step)
+        normalizer = Normalizer.of(step, objectives_of(config))
         taken = Steps([], [])
         for _ in range(STEPS):
             losses = train_step(chunks, optimizer, step, normalizer, teacher).losses
@@ -164,7 +164,7 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.convert.load import load_hf_weights
     from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.loss import Normalizer, objectives_of
     from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
     from megatron_eve.training.teaching import build_teacher
@@ -181,7 +181,7 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
         chunks = wrap_for_training(config, bare)
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
-        normalizer = Normalizer.of(step)
+        normalizer = Normalizer.of(step, objectives_of(config))
         losses = forward_backward(chunks, step, normalizer, build_teacher(config))
         loader.close()
         return {name: float(loss) for name, loss in losses.items()}, whole_gradients(bare, case)

@@ -107,7 +107,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.models.eve.teacher import Teacher
     from megatron_eve.training.data import build_loader, data_in_memory
     from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.loss import Normalizer, objectives_of
     from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
     from megatron_eve.verification.case_run import CaseDataset
@@ -135,7 +135,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
         step = loader.step(first)
         for wrapped in chunks:
             wrapped.zero_grad_buffer()
-        normalizer = Normalizer.of(step)
+        normalizer = Normalizer.of(step, objectives_of(config))
         losses = forward_backward(chunks, step, normalizer, teacher)
         loader.close()
         gradients = whole_gradients(bare, case)
@@ -378,10 +378,10 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
             chunk.bfloat16()
             loader = build_loader(config, open_data(config))
             losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_teacher(config)))
-            (losses.language.mean() + losses.aligning).backward()
+            (losses["lm loss"].mean() + losses["align loss"]).backward()
             loader.close()
             taps = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}
-            found[choice] = (losses.language.detach(), losses.aligning.detach(), taps)
+            found[choice] = (losses["lm loss"].detach(), losses["align loss"].detach(), taps)
     for ours, theirs in zip(found["local"][:2], found["transformer_engine"][:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
     for name, gradient in found["local"][2].items():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_eve.models.vlm import ModelLosses
-from megatron_eve.training.loss import Normalizer
+from megatron_eve.config import AlignmentConfig, RunConfig
+from megatron_eve.models.eve.objectives import Aligning
+from megatron_eve.models.family import SampleCounts
+from megatron_eve.models.objectives import NextToken
+from megatron_eve.training.loss import Normalizer, objectives_of
 
 # Packs of (losses of labelled rows, distances of images).
 Pack = tuple[list[float], list[float]]
@@ -20,12 +24,13 @@ def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tup
     """(loss as the schedule and DDP average it, sums of both reported shares) of packs dealt to ranks."""
     each = len(packs) // ranks
     normalizer = Normalizer(
-        num_labels=sum(len(labels) for labels, _ in packs),
-        num_images=sum(len(images) for _, images in packs),
+        objectives=(NextToken(), Aligning(weight=weight)),
+        counts=SampleCounts(
+            labels=sum(len(labels) for labels, _ in packs), images=sum(len(images) for _, images in packs)
+        ),
         num_packs=sum(bool(labels or images) for labels, images in packs),
         num_microbatches=each,
         data_parallel_size=ranks,
-        align_loss_weight=weight,
         kind=kind,  # type: ignore[arg-type]
     )
     averaged = language = aligning = 0.0
@@ -34,7 +39,7 @@ def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tup
         batch: Any = SimpleNamespace(
             labels=torch.tensor([*[1] * len(labels), -100]), image_grids=torch.ones(len(images), 2)
         )
-        losses = ModelLosses(torch.tensor(labels), torch.tensor(sum(images)))
+        losses = {"lm loss": torch.tensor(labels), "align loss": torch.tensor(sum(images))}
         loss, report = normalizer.loss_function(batch)(losses)
         language, aligning = language + float(report["lm loss"]), aligning + float(report["align loss"])
         loss /= each  # megatron-core, in place
@@ -72,5 +77,34 @@ def test_a_step_without_labels_and_images_is_zero(kind: str) -> None:
 
 def test_without_an_aligning_layer_there_is_no_aligning_loss() -> None:
     batch: Any = SimpleNamespace(labels=torch.tensor([1]), image_grids=torch.ones(1, 2))
-    loss, report = Normalizer(1, 1, 1, 1, 1).loss_function(batch)(ModelLosses(torch.tensor([3.0]), None))
+    objectives = objectives_of(RunConfig())
+    normalizer = Normalizer(objectives, SampleCounts(labels=1, images=1), 1, 1, 1)
+    loss, report = normalizer.loss_function(batch)({"lm loss": torch.tensor([3.0])})
     assert float(loss) == 3.0 and set(report) == {"lm loss"}
+
+
+def test_an_objective_that_this_package_does_not_know() -> None:
+    """By name alone: its own weight, and a denominator of its own from what the step holds."""
+
+    @dataclass(frozen=True)
+    class Colour:
+        name: str = "mean colour"
+        weight: float = 10.0
+        adds_over_tensor_parallel: bool = False
+
+        def count(self, counts: SampleCounts) -> int:
+            return 3 * counts.images
+
+    batch: Any = SimpleNamespace(labels=torch.tensor([1, 1]), image_grids=torch.ones(4, 2))
+    normalizer = Normalizer((NextToken(), Colour()), SampleCounts(labels=2, images=4), 1, 1, 1)
+    loss, report = normalizer.loss_function(batch)(
+        {"lm loss": torch.tensor([3.0, 5.0]), "mean colour": torch.tensor(6.0)}
+    )
+    assert float(loss) == 8 / 2 + 10 * 6 / 12
+    assert {name: float(share) for name, share in report.items()} == {"lm loss": 4.0, "mean colour": 0.5}
+
+
+def test_the_family_says_what_is_trained_beside_the_next_token() -> None:
+    config = RunConfig(alignment=AlignmentConfig(patch_aligning=True, align_loss_weight=0.25))
+    assert objectives_of(config) == (NextToken(), Aligning(weight=0.25))
+    assert objectives_of(RunConfig()) == (NextToken(),)

@@ -39,15 +39,16 @@ def config_of(folder: Path) -> RunConfig:
     )
 
 
-def report(monitor: Monitor, iteration: int, loss: float = 2.5) -> None:
+def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float) -> None:
     import unittest.mock
 
     step = unittest.mock.Mock(
         spec=Step, sample_ids=np.arange(4), num_tokens=9, num_labels=8, num_images=0, capacity_fraction=0.5
     )
-    result = unittest.mock.Mock(spec=StepResult, losses={"lm loss": loss}, grad_norm=math.inf, bad=None)
+    losses = {"lm loss": loss, **others}
+    result = unittest.mock.Mock(spec=StepResult, losses=losses, grad_norm=math.inf, bad=None)
     monitor.report(iteration, 4 * iteration, step, result, learning_rate=0.1, flops=1.0)
-    monitor.report_held_out(iteration, "a", {"lm loss": loss})
+    monitor.report_held_out(iteration, "a", losses)
 
 
 def strict_lines(path: Path) -> list[dict[str, Any]]:
@@ -77,6 +78,22 @@ def test_what_is_not_a_number_is_null(tmp_path: Path) -> None:
     (line,) = strict_lines(tmp_path / "run" / "losses.jsonl")
     assert (line["lm_loss"], line["lm_loss_hex"], line["grad_norm"]) == (None, "nan", None)
     assert strict_lines(tmp_path / "run" / "valid_losses.jsonl")[0]["lm_loss"] is None
+
+
+def test_losses_are_reported_by_the_names_of_their_objectives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = Monitor(config_of(tmp_path), active=True, start=0)
+    report(monitor, 1, 2.5, **{"mean colour": 0.25})
+    monitor.close()
+    said = capsys.readouterr().out
+    assert " | lm loss: 2.500000E+00 | mean colour: 2.500000E-01 | grad norm: inf |" in said
+    assert (
+        "lm loss value: 2.500000E+00 | mean colour value: 2.500000E-01 | lm loss PPL: 1.218249E+01 |" in said
+    )
+    (line,) = strict_lines(tmp_path / "run" / "losses.jsonl")
+    assert (line["mean_colour"], line["mean_colour_hex"]) == (0.25, (0.25).hex())
+    assert strict_lines(tmp_path / "run" / "valid_losses.jsonl")[0]["mean_colour"] == 0.25
 
 
 def test_a_full_disk_costs_reports_and_is_said_once(

@@ -202,7 +202,7 @@ def test_the_compiled_activation_is_the_plain_one(monkeypatch: pytest.MonkeyPatc
 def test_fused_gradients_are_the_gradients(stage: int, recompute: bool) -> None:
     """In the float32 buffers, over two packs, whichever layers add them in the matrix product."""
     from megatron_eve.training.initialize import distributed
-    from megatron_eve.training.loss import Normalizer
+    from megatron_eve.training.loss import Normalizer, objectives_of
     from megatron_eve.training.step import forward_backward
     from megatron_eve.training.train import setup
 
@@ -215,7 +215,7 @@ def test_fused_gradients_are_the_gradients(stage: int, recompute: bool) -> None:
             assert step.num_microbatches > 1
             for chunk in trainer.chunks:
                 chunk.zero_grad_buffer()
-            forward_backward(trainer.chunks, step, Normalizer.of(step))
+            forward_backward(trainer.chunks, step, Normalizer.of(step, objectives_of(some)))
             trainer.loader.close()
             trained = [(n, p) for n, p in trainer.chunks[0].named_parameters() if p.requires_grad]
             found.append({name: parameter.main_grad.clone() for name, parameter in trained})

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from megatron_eve.config import RunConfig
+from megatron_eve.models.family import SampleCounts
+from megatron_eve.models.objectives import NextToken
 from megatron_eve.training import evaluation, step
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.scales import keep_scales
@@ -109,5 +111,7 @@ def test_only_the_step_that_counts_moves_scales(
     monkeypatch.setattr(step, "validate_step", nothing)
     monkeypatch.setattr(step, "_share", lambda shares, norm: ({"lm loss": float(shares["lm loss"])}, norm))
     chunks: list[Any] = [chunk]
-    step.train_step(chunks, optimizer, SimpleNamespace(), Normalizer(1, 1, 1, 1, 1))  # type: ignore[arg-type]
+    step.train_step(
+        chunks, optimizer, SimpleNamespace(), Normalizer((NextToken(),), SampleCounts(1, 1), 1, 1, 1)
+    )  # type: ignore[arg-type]
     assert found == begins and chunk.seen == ends

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
+from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import ALIGNING_LAYER, FRONT_END, PARTS
 from megatron_eve.models.eve.presets import PRESETS
-from megatron_eve.models.family import ModelFamily, Stage
+from megatron_eve.models.family import ModelFamily, Objective, Stage
 
 
 class EVEFamily:
@@ -35,6 +36,11 @@ class EVEFamily:
     def check(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check`."""
         return check_alignment(config)
+
+    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+        """See `ModelFamily.objectives`: the aligning loss, where there is an aligning layer."""
+        alignment = config.alignment
+        return (Aligning(weight=alignment.align_loss_weight),) if alignment.patch_aligning else ()
 
 
 FAMILY: ModelFamily = EVEFamily()

@@ -1,0 +1,20 @@
+"""The objective of every family: the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_eve.models.family import SampleCounts
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross entropy of the next token; see `Objective`."""
+
+    name: str = "lm loss"
+    weight: float = 1.0
+    adds_over_tensor_parallel: bool = False
+
+    def count(self, counts: SampleCounts) -> int:
+        """One for each label."""
+        return counts.labels
