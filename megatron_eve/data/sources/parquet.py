@@ -127,7 +127,7 @@ class ParquetSource(Source):
             fields = self._group.row(number)
         except UNREADABLE as error:
             raise DataError(
-                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); copy or download it again"
+                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_again(error)}"
             ) from error
         try:
             for layout, record in _LAYOUTS:
@@ -160,7 +160,7 @@ def _columns(file: Path) -> list[str]:
         schema = parquet.read_schema(file)
     except UNREADABLE as error:
         raise DataError(
-            f"{file} is not a whole parquet file ({one_line(error)}): copy or download it again"
+            f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}"
         ) from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
@@ -285,3 +285,10 @@ def _pictures(value: object) -> list[ImageFile]:
             raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
         found.append(ImageFile(data, path, digest))
     return found
+
+
+def _again(error: Exception) -> str:
+    """The remedy for a file that cannot be read."""
+    if "decrypt" in str(error).lower():
+        return "it is encrypted, write it again without that"
+    return "copy or download it again"
