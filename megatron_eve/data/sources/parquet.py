@@ -109,11 +109,12 @@ class ParquetSource(Source):
         before = 0
         for file in self._files:
             size, number = file.stat().st_size, 0
-            metadata = parquet.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                for row in range(metadata.row_group(group).num_rows):
+            counts = _row_counts(file)
+            total = sum(counts)
+            for group, count in enumerate(counts):
+                for row in range(count):
                     number += 1
-                    self._position = before + size * number // metadata.num_rows
+                    self._position = before + size * number // total
                     yield RawRow(str(file), number, (group, row))
             before += size
             self._position = before
@@ -150,6 +151,15 @@ def _row_of(record: Record) -> dict[str, Any]:
     }
 
 
+def _row_counts(file: Path) -> list[int]:
+    """Rows of each row group; raises DataError as `_columns`."""
+    try:
+        metadata = parquet.read_metadata(file)
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    except UNREADABLE as error:
+        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+
+
 def _columns(file: Path) -> list[str]:
     """The columns of a file that are read.
 
@@ -159,9 +169,7 @@ def _columns(file: Path) -> list[str]:
     try:
         schema = parquet.read_schema(file)
     except UNREADABLE as error:
-        raise DataError(
-            f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}"
-        ) from error
+        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
             f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
