@@ -91,7 +91,7 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
         if writer.num_samples == 0:
             raise DataError(
                 f"no row of {' '.join(config.inputs)} can be used ({skipped.total} skipped); no dataset was written.\n"
-                + format_skipped(skipped.counts, skipped.first)
+                f"{format_skipped(skipped.counts, skipped.first)}".rstrip()
             )
         skipped.close()
         return writer.finalise(

@@ -18,6 +18,7 @@ from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
+from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.metadata import Exclusions, sample_meta
 from megatron_eve.data.sample_block import MAX_ROW_BYTES, Sample, StoredImage
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
@@ -296,6 +297,9 @@ class RowEncoder:
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
         data = self._read(image, row)
         if not self._judges:
+            read_header(
+                data, self._config.max_image_pixels
+            )  # what is no picture is not held for the whole chunk
             return StoredImage(data, 0, 0)  # its size is known once it is stored
         decoded = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
