@@ -149,7 +149,7 @@ class PreprocessConfig:
         """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
         if self.image_storage == "encoded":
             return None
-        from megatron_eve.data.images.backends import DecodeSettings
+        from megatron_eve.data.images.interface import DecodeSettings
         from megatron_eve.data.storage import StorageSettings
 
         return StorageSettings(

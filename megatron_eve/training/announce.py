@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -17,9 +16,7 @@ from megatron_eve.training.kernels import describe_kernels
 from megatron_eve.training.memory import training_bytes
 from megatron_eve.training.monitor import print_rank_0
 from megatron_eve.training.stages import STAGES
-
-if TYPE_CHECKING:
-    from megatron_eve.training.train import Trainer
+from megatron_eve.training.trainer import Trainer
 
 
 def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.rerun_state_machine import (
@@ -27,9 +27,7 @@ from megatron.core.rerun_state_machine import (
 
 from megatron_eve.config import FaultConfig, RunConfig
 from megatron_eve.training.compatibility import rank_layout
-
-if TYPE_CHECKING:
-    from megatron_eve.training.step import StepResult
+from megatron_eve.training.step_result import StepResult, Values
 
 # A spike is measured against the median of so many steps before it, once there are enough to have one.
 WINDOW, FEWEST = 100, 20
@@ -37,8 +35,6 @@ WINDOW, FEWEST = 100, 20
 MOST_SKIPS = 10
 # Relative difference between two runs of a step that is not the hardware's: some kernels on GPUs add in any order.
 TOLERANCE = 1e-3
-
-Values = dict[str, float]
 
 
 def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None) -> str | None:

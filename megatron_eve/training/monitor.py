@@ -16,7 +16,7 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
-from megatron_eve.training.step import StepResult
+from megatron_eve.training.step_result import StepResult
 
 _LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl and its like
 
