@@ -205,7 +205,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     main()

@@ -41,13 +41,13 @@ torch.save(tensors, target)
 
 def make_model(folder: Path, layers: int) -> int:
     """Write a random model of the published shapes; its bytes."""
-    from megatron_eve.accelerator import accelerator
     from megatron_eve.config import PRESETS, RunConfig
     from megatron_eve.convert.hf_config import published_config
     from megatron_eve.convert.hf_folder import LazyTensor, write_shards
     from megatron_eve.convert.report import size_of
     from megatron_eve.convert.skeleton import skeleton
     from megatron_eve.convert.tables import Sizes, eve_rules, rule_for
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     model = replace(PRESETS["eve_7b"], num_layers=layers)

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from tables import Row
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import (
     PRESETS,
     AlignmentConfig,
@@ -33,6 +32,7 @@ from megatron_eve.config import (
     TrainingConfig,
     validate,
 )
+from megatron_eve.runtime.accelerator import accelerator
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
 if "CUDA_HOME" not in os.environ and (compiler := shutil.which("nvcc")):

@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def runs_here(table: Table, some: Callable[..., RunConfig]) -> Iterator[tuple[str, RunConfig]]:
     """Configurations by recipe; what cannot run on this machine is noted."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.kernels import check_kernels
 
     for name, settings in RECIPES.items():

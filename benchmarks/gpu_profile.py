@@ -32,8 +32,8 @@ from gpu_common import (
 )
 from tables import Table
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.data.loader import LazyBatches
+from megatron_eve.runtime.accelerator import accelerator
 
 # Kinds of kernels by their names, the first that fits.
 KINDS = (

@@ -32,11 +32,11 @@ from gpu_common import (
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from tables import Table, leave
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.runtime.accelerator import accelerator
 
 MICRO_BATCH = 16  # samples, as published
 

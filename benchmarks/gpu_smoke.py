@@ -25,8 +25,8 @@ from gpu_common import (
 )
 from tables import Table, leave, machine_rows
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, ParallelConfig
+from megatron_eve.runtime.accelerator import accelerator
 
 LENGTHS = [512, 300, 1, 187]  # of the samples of a pack
 

@@ -28,9 +28,9 @@ from gpu_common import (
 )
 from tables import Table, leave
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ParallelConfig
 from megatron_eve.data.images.backends import chosen_backend
+from megatron_eve.runtime.accelerator import accelerator
 
 CASES = (
     # title, preset, stage, layers (None: all), tokens of a pack, samples

@@ -50,8 +50,8 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.accelerator import accelerator
     from megatron_eve.config import ConfigError
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.initialize import process_group
     from megatron_eve.training.kernels import check_kernels, describe_kernels
 

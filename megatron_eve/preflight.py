@@ -19,7 +19,7 @@ from pathlib import Path
 from megatron_eve import __version__
 from megatron_eve.config import PRESETS, TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
-from megatron_eve.errors import UserError, run_command
+from megatron_eve.runtime.errors import UserError, run_command
 
 Check = Callable[[RunConfig], Iterator[str]]
 CHECKS: dict[str, Check] = {}
@@ -98,7 +98,7 @@ def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) ->
     Raises:
         ConfigError: it cannot fit.
     """
-    from megatron_eve.accelerator.machine import memory_of_a_rank
+    from megatron_eve.runtime.machine import memory_of_a_rank
 
     needed = rank_memory(config, ranks)
     capacity = memory_of_a_rank(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), started_here=started_here)

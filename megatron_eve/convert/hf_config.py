@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
     from megatron_eve.data.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megatron_eve.config import ConfigError
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.wrong_content import wrong_content
 
 # As safetensors and as torch spell them.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

@@ -26,12 +26,12 @@ from megatron_eve.convert.tables import (
     eve_rules,
     source_for,
 )
-from megatron_eve.digests import file_digest
 from megatron_eve.models.vlm import begins_at_random
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.wrong_content import wrong_content
 from megatron_eve.training.checkpoint import CONTENT
 from megatron_eve.training.checkpoint_files import write_checksums, write_config
 from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.wrong_content import wrong_content
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 

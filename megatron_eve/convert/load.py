@@ -23,8 +23,8 @@ from megatron_eve.convert.tables import (
     source_for,
 )
 from megatron_eve.models.vlm import begins_at_random
-from megatron_eve.progress import byte_progress
-from megatron_eve.training.monitor import print_rank_0
+from megatron_eve.runtime.progress_bar import byte_progress
+from megatron_eve.runtime.ranks import print_rank_0
 
 
 def model_config_of(

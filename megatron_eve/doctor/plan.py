@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_eve.accelerator import Accelerator
-from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.doctor.packages import Packages
+from megatron_eve.runtime.accelerator import Accelerator
+from megatron_eve.runtime.machine import cudnn_attends_to_packs
 
 Row = tuple[str, str]
 

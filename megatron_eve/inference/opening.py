@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.errors import UserError, show_error
 from megatron_eve.inference.engine import Engine
+from megatron_eve.runtime.errors import UserError, show_error
 
 # Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
 _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
@@ -116,10 +116,10 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     Returns:
         The exit status. A rank that fails ends its process.
     """
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
-    from megatron_eve.training.initialize import run_rank
+    from megatron_eve.runtime.ranks import run_rank
 
     status = 0
 
@@ -154,10 +154,11 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
+    from megatron_eve.runtime.ranks import world_size
     from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
     from megatron_eve.training.checkpoint_files import weights_fingerprint
     from megatron_eve.training.compatibility import check_tokenizer, unlike_training
-    from megatron_eve.training.initialize import distributed, world_size
+    from megatron_eve.training.initialize import distributed
     from megatron_eve.training.model import build_chunks
 
     folder = str(flags.model_path)

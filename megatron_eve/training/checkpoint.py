@@ -21,7 +21,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
 from megatron_eve.models.vlm import is_aligning
-from megatron_eve.progress import byte_progress
+from megatron_eve.runtime.progress_bar import byte_progress
+from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.bad_steps import WINDOW, pending_request, pending_state, restore_pending
 from megatron_eve.training.checkpoint_files import checked_bytes, compare_checksums, missing_part
 from megatron_eve.training.checkpoint_reading import read_tensors
@@ -35,7 +36,6 @@ from megatron_eve.training.compatibility import (
     rank_layout,
 )
 from megatron_eve.training.model import unwrap
-from megatron_eve.training.monitor import print_rank_0
 from megatron_eve.training.optimizer import make_moments
 from megatron_eve.training.step_result import Values
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from megatron_eve.config import RunConfig
-from megatron_eve.digests import file_digest, file_digest_in_pieces
+from megatron_eve.runtime.digests import file_digest, file_digest_in_pieces
 
 # Written once a checkpoint, beside the ranks' tensors.
 ALWAYS = ("metadata.json", "common.pt", ".metadata", "config.yaml")

@@ -12,7 +12,7 @@ from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_read
     CachedMetadataFileSystemReader,
 )
 
-from megatron_eve.progress import byte_progress
+from megatron_eve.runtime.progress_bar import byte_progress
 
 
 def read_tensors(request: dict[str, Any], folder: Path) -> dict[str, Any]:

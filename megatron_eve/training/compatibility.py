@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, parse_split
-from megatron_eve.errors import UserError
+from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_eve.data.tokenizer import Tokenizer

@@ -12,8 +12,6 @@ import numpy as np
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.transfer import Uploader
 from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
@@ -31,6 +29,8 @@ from megatron_eve.data.sampling import (
     by_modality,
     split_dataset,
 )
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import Uploader
 from megatron_eve.training.microbatch import decodes_pixels
 from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from megatron_eve.accelerator import Accelerator, accelerator
-from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.runtime.accelerator import Accelerator, accelerator
+from megatron_eve.runtime.machine import cudnn_attends_to_packs
 
 # TransformerEngine's check_fp8_support and check_fp8_block_scaling_support: compute capability, and CUDA for blocks.
 _FP8_CAPABILITY = (8, 9)

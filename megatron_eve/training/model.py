@@ -16,9 +16,9 @@ from megatron.core.distributed import (
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.kernels import kernel_settings, uses_transformer_engine
 from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.stages import STAGES

@@ -14,10 +14,10 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.model import unwrap
-from megatron_eve.training.monitor import print_rank_0
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:

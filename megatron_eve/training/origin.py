@@ -11,7 +11,7 @@ import yaml
 
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
-from megatron_eve.digests import file_digest
+from megatron_eve.runtime.digests import file_digest
 from megatron_eve.training.checkpoint_files import weights_fingerprint
 from megatron_eve.training.checkpoint_store import CheckpointStore
 

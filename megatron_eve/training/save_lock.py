@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from megatron_eve.errors import UserError
+from megatron_eve.runtime.errors import UserError
 
 LOCK = "lock"
 HEARTBEAT_SECONDS = 30.0

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from megatron.core import parallel_state
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.depth_taps import stream_rows
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.runtime.accelerator import accelerator
 
 Shapes = list[tuple[int, int, int]]
 

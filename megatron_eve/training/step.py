@@ -15,11 +15,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.bad_steps import validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs

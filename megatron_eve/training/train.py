@@ -17,6 +17,9 @@ from megatron.core.rerun_state_machine import (
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
+from megatron_eve.runtime.phases import phase
+from megatron_eve.runtime.ranks import print_rank_0
+from megatron_eve.runtime.signals import ExitSignals, Watchdog
 from megatron_eve.training.announce import announce, count_parameters
 from megatron_eve.training.bad_steps import exit_code, start_machine, verdict
 from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights
@@ -28,12 +31,10 @@ from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.memory import checkpoint_bytes
 from megatron_eve.training.model import build_chunks, wrap_for_training
-from megatron_eve.training.monitor import Monitor, print_rank_0
+from megatron_eve.training.monitor import Monitor
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.origin import start_lines
 from megatron_eve.training.outcome import write_outcome
-from megatron_eve.training.phases import phase
-from megatron_eve.training.signals import ExitSignals, Watchdog
 from megatron_eve.training.step import holds_losses, train_step
 from megatron_eve.training.step_result import StepResult
 from megatron_eve.training.stragglers import Stragglers

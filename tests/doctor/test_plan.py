@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_eve.accelerator import Accelerator
 from megatron_eve.doctor.packages import EXTENSION, Packages
 from megatron_eve.doctor.plan import plan_run
+from megatron_eve.runtime.accelerator import Accelerator
 from tests.doctor.machines import A100, ADA, WHOLE, without, write
 
 
 @pytest.fixture(scope="module")
 def prepared() -> None:
     """megatron-core is imported now, lest it remember what it finds in a folder of `modules`."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     import megatron_eve.training.shapes  # noqa: F401

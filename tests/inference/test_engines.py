@@ -59,7 +59,8 @@ def on_ranks(layout: Layout) -> Found | None:
     from megatron_eve.convert.load import load_hf_weights
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.training.initialize import global_rank, model_parallel
+    from megatron_eve.runtime.ranks import global_rank
+    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.model import build_chunks
 
     parallel = layout.parallel

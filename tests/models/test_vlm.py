@@ -166,7 +166,7 @@ def test_transformer_engine_is_refused_where_it_cannot_run(ranks: RankPool) -> N
 def test_transformer_engine_layers_build_and_run() -> None:
     """One pack through TransformerEngine's layers in bfloat16, close to the torch layers from the same weights."""
     pytest.importorskip("transformer_engine.pytorch")
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.initialize import process_group
 
     accelerator()

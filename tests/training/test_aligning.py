@@ -348,7 +348,7 @@ def test_the_teacher_uses_the_time_in_which_the_last_stage_waits(ranks: RankPool
 def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
     pytest.importorskip("transformer_engine.pytorch")
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.data import build_loader, open_data
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.microbatch import model_inputs

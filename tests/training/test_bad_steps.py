@@ -46,9 +46,9 @@ def endure(config: RunConfig, fault: Fault | None = None, node: str = "node1") -
     import torch
     from megatron.core.rerun_state_machine import get_rerun_state_machine
 
+    from megatron_eve.runtime.signals import ExitSignals
     from megatron_eve.training import train
     from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.signals import ExitSignals
 
     real, rank = train.setup, torch.distributed.get_rank()
 

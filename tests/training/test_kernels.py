@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_eve.accelerator import Accelerator
 from megatron_eve.config import PRESETS, ConfigError, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.runtime.accelerator import Accelerator
 from tests.layouts import ONE, TP2, Layout, parametrize
 from tests.ranks import RankPool
 

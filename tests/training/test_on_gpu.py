@@ -41,8 +41,8 @@ def config(**training: Any) -> RunConfig:
 
 def supported(some: RunConfig) -> RunConfig:
     """The configuration, or a skip that says what this GPU lacks."""
-    from megatron_eve.accelerator import accelerator
     from megatron_eve.config import ConfigError
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.kernels import check_kernels
 
     try:
@@ -55,7 +55,7 @@ def supported(some: RunConfig) -> RunConfig:
 @contextmanager
 def bare_chunk(some: RunConfig) -> Iterator[Any]:
     """The model alone, with weights that follow from their names and are the same whichever layers hold them."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.model import build_chunks
 

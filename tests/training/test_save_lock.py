@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.errors import UserError
+from megatron_eve.runtime.errors import UserError
 from megatron_eve.training import save_lock
 from megatron_eve.training.outcome import write_outcome
 from megatron_eve.training.save_lock import LOCK, FolderInUseError, SaveLock, in_use
@@ -235,7 +235,7 @@ def test_a_mistake_that_ends_the_ranks_is_left_for_the_launcher(
 ) -> None:
     from megatron_eve import pretrain
     from megatron_eve.config import CheckpointConfig, RunConfig
-    from megatron_eve.training.signals import ExitSignals
+    from megatron_eve.runtime.signals import ExitSignals
 
     config = RunConfig(checkpoint=CheckpointConfig(save=str(tmp_path)))
 
@@ -273,7 +273,7 @@ def test_a_folder_in_use_is_found_before_torch_is_loaded(tmp_path: Path) -> None
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
-    from tests.training.test_signals import started
+    from tests.runtime.test_signals import started
 
     losses = tmp_path / "losses.jsonl"
     with started(tmp_path, "--log-interval", "1000000") as first:  # nobody reads what it prints

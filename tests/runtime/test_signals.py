@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from megatron_eve.config import TRACKER
-from megatron_eve.training.signals import Watchdog
+from megatron_eve.runtime.signals import Watchdog
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
@@ -100,7 +100,7 @@ def test_a_signal_while_a_run_is_still_starting(tmp_path: Path) -> None:
 
 HANGS = """
 import threading, time
-from megatron_eve.training.signals import Watchdog
+from megatron_eve.runtime.signals import Watchdog
 
 def waits_for_ever():
     time.sleep(100)

@@ -1,4 +1,4 @@
-"""The accelerator room: the only place that knows whether a run uses CUDA + NCCL or CPU + gloo.
+"""The accelerator: the only place that knows whether a run uses CUDA + NCCL or CPU + gloo.
 
 Everything else asks `accelerator()` for a device and a backend and then runs the same trainer, model,
 schedules, optimizer and checkpoints on either.
@@ -39,7 +39,7 @@ class Accelerator:
 def accelerator() -> Accelerator:
     """Choose the accelerator once per process and prepare megatron-core for it.
 
-    Without a GPU this imports `accelerator.cpu`, which makes the installed megatron-core run on CPU
+    Without a GPU this imports `runtime.without_cuda`, which makes the installed megatron-core run on CPU
     tensors by replacing names of it and of torch in this process. Call it before building anything of megatron-core.
 
     Raises:
@@ -66,9 +66,9 @@ def accelerator() -> Accelerator:
             torch.cuda.get_device_capability(),
             (int(major), int(minor)),
         )
-    from megatron_eve.accelerator import cpu
+    from megatron_eve.runtime import without_cuda
 
-    cpu.install()
+    without_cuda.install()
     return Accelerator("cpu", "gloo", torch.device("cpu"), False)
 
 

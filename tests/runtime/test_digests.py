@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_eve import digests
+from megatron_eve.runtime import digests
 
 
 @pytest.mark.parametrize("size", [0, 9, 10, 25])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from megatron_eve.training.initialize import global_rank
+from megatron_eve.runtime.ranks import global_rank
 
 # A library that warns at every step would fill the log with one line from each of hundreds of ranks.
 MOST_WARNINGS = 50

@@ -174,7 +174,7 @@ def _patch_megatron_core() -> None:
     import megatron.core.tensor_parallel.random as parallel_random
     import megatron.core.utils as core_utils
 
-    from megatron_eve.accelerator.adam import FusedAdam
+    from megatron_eve.runtime.adam import FusedAdam
 
     parallel_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     parallel_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from megatron_eve import progress
 from megatron_eve.config import RunConfig
-from megatron_eve.progress import byte_progress
+from megatron_eve.runtime import progress_bar
+from megatron_eve.runtime.progress_bar import byte_progress
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankPool
 from tests.training.test_layouts import loading_from, run, run_config, saving_in
@@ -60,8 +60,8 @@ def start(config: RunConfig, terminal: bool = True, seconds: float = 0.0) -> str
     screen = Screen()
     screen.terminal = terminal
     with (
-        mock.patch.object(progress, "_SILENT_SECONDS", seconds),
-        mock.patch.object(progress, "_LINE_SECONDS", seconds),
+        mock.patch.object(progress_bar, "_SILENT_SECONDS", seconds),
+        mock.patch.object(progress_bar, "_LINE_SECONDS", seconds),
         mock.patch.object(FileSystemReader, "_slice_file", slow(FileSystemReader._slice_file)),
         mock.patch.object(HFFolder, "tensor", slow(HFFolder.tensor)),
         contextlib.redirect_stderr(screen),
@@ -93,7 +93,7 @@ def test_a_start_shows_how_far_it_has_read(ranks: RankPool, tmp_path: Path) -> N
 def test_a_terminal_that_does_not_say_its_size() -> None:
     """As under docker or srun; the bar stands there all the same, whole at the end."""
     program = (
-        "import time; from megatron_eve.progress import byte_progress\n"
+        "import time; from megatron_eve.runtime.progress_bar import byte_progress\n"
         "with byte_progress('loading x', 40) as done:\n"
         "    for _ in range(4): time.sleep(0.3); done(10)"
     )
@@ -109,7 +109,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
     now, screen = [0.0], Screen()
     screen.terminal = False
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     with byte_progress("loading x", 4 * 10**9) as done:
         for _ in range(80):
             now[0] += 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_eve.errors import is_lfs_pointer
+from megatron_eve.runtime.errors import is_lfs_pointer
 
 _HEAD = 512  # bytes that are looked at
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from megatron_eve.errors import note_termination
+from megatron_eve.runtime.errors import note_termination
 
 # Slurm sends SIGTERM before it preempts or cancels a job, and the batch scripts SIGUSR1 before the time limit.
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -44,7 +44,7 @@ class ExitSignals:
         """Name of a signal that any rank has caught, the same on every rank; None without one. Collective."""
         import torch  # not at the top: signals are caught before torch, which takes seconds, is imported
 
-        from megatron_eve.accelerator import accelerator
+        from megatron_eve.runtime.accelerator import accelerator
 
         caught = torch.tensor([self._caught], dtype=torch.int32, device=accelerator().device)
         torch.distributed.all_reduce(caught, op=torch.distributed.ReduceOp.MAX)

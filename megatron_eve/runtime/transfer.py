@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_eve.accelerator import accelerator
+from megatron_eve.runtime.accelerator import accelerator
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from megatron_eve.training.logs import MOST_WARNINGS
+from megatron_eve.runtime.logs import MOST_WARNINGS
 
 TALK = """
 import logging, warnings
-from megatron_eve.training.logs import configure_logging
+from megatron_eve.runtime.logs import configure_logging
 
 configure_logging()
 logging.getLogger("a.library").info("all is well")

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megatron_eve.accelerator import accelerator, cpu
-from megatron_eve.accelerator.adam import FusedAdam
+from megatron_eve.runtime import without_cuda
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.adam import FusedAdam
 
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the recipe is for machines without CUDA")
 
@@ -54,7 +55,7 @@ def test_adam_without_decoupled_decay_is_refused() -> None:
 def test_another_megatron_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.17.0")
     with pytest.raises(RuntimeError, match=r"tested with megatron-core 0.16.1, found 0.17.0"):
-        cpu.install.__wrapped__()
+        without_cuda.install.__wrapped__()
 
 
 @needs_cpu

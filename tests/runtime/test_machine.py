@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_eve.accelerator.machine import Gpu, TorchBuild, look_at_machine, parse_driver
+from megatron_eve.runtime.machine import Gpu, TorchBuild, look_at_machine, parse_driver
 
 
 def test_what_the_driver_answers() -> None:
