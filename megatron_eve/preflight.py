@@ -130,7 +130,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
 
 @check("folder of another run")
 def _in_use(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.save_lock import in_use
+    from megatron_eve.checkpoint.save_lock import in_use
 
     told = in_use(config.checkpoint.save) if config.checkpoint.save else None
     if told:
@@ -152,9 +152,9 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import check_resume
-    from megatron_eve.training.saved_state import read_common
+    from megatron_eve.checkpoint.compatibility import check_resume
+    from megatron_eve.checkpoint.saved_state import read_common
+    from megatron_eve.checkpoint.store import CheckpointStore
 
     load = config.checkpoint.load
     if load is None:
@@ -180,7 +180,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.checkpoint_store import CheckpointStore
+    from megatron_eve.checkpoint.store import CheckpointStore
 
     name = config.checkpoint.pretrained_checkpoint
     if name is None:

@@ -76,8 +76,8 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
 
     with phase("importing torch and megatron-core"):
         machine = accelerator()
+        from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.training.kernels import check_kernels
-        from megatron_eve.training.save_lock import save_lock
         from megatron_eve.training.train import train
 
     check_kernels(config, machine)

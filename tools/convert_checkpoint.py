@@ -148,13 +148,13 @@ def run_import(flags: argparse.Namespace) -> None:
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
+    from megatron_eve.checkpoint.compatibility import check_tokenizer
+    from megatron_eve.checkpoint.state import saved_common
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
     from megatron_eve.convert.usage import read_tokenizer, shard_bytes
     from megatron_eve.runtime.progress_bar import byte_progress
-    from megatron_eve.training.checkpoint import saved_common
-    from megatron_eve.training.compatibility import check_tokenizer
 
     published = flags.format == "published"
     tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None

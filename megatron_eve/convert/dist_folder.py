@@ -108,7 +108,7 @@ def write_dist_folder(
     Args:
         folder: an empty one.
         tensors: by key.
-        common: what the checkpoint holds beside tensors (see `megatron_eve.training.checkpoint.run_state`).
+        common: what the checkpoint holds beside tensors (see `megatron_eve.checkpoint.state.run_state`).
         done: called with the bytes of each tensor that was made.
 
     Raises:

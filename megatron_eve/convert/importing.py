@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from megatron_eve.checkpoint.files import write_checksums, write_config
+from megatron_eve.checkpoint.state import CONTENT
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.folders import check_target
@@ -29,9 +32,6 @@ from megatron_eve.convert.tables import (
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content
-from megatron_eve.training.checkpoint import CONTENT
-from megatron_eve.training.checkpoint_files import write_checksums, write_config
-from megatron_eve.training.checkpoint_store import CheckpointStore
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 

@@ -150,14 +150,14 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+    from megatron_eve.checkpoint.compatibility import check_tokenizer, unlike_training
+    from megatron_eve.checkpoint.files import weights_fingerprint
+    from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
     from megatron_eve.config import from_saved, validate
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.runtime.ranks import world_size
-    from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
-    from megatron_eve.training.checkpoint_files import weights_fingerprint
-    from megatron_eve.training.compatibility import check_tokenizer, unlike_training
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.model import build_chunks
 
@@ -222,8 +222,8 @@ def saved_in_bfloat16(folder: Path) -> bool:
     """Whether the weights of a folder's latest checkpoint are bfloat16; an import has no run that was told so."""
     import torch
 
+    from megatron_eve.checkpoint.store import CheckpointStore
     from megatron_eve.convert.dist_folder import DistFolder
-    from megatron_eve.training.checkpoint_store import CheckpointStore
 
     store = CheckpointStore(folder)
     iteration = store.latest()

@@ -15,6 +15,9 @@ from megatron.core.rerun_state_machine import (
     get_rerun_state_machine,
 )
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.saver import CheckpointSaver
+from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weights
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
 from megatron_eve.runtime.phases import phase
@@ -22,9 +25,6 @@ from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import ExitSignals, Watchdog
 from megatron_eve.training.announce import announce, count_parameters
 from megatron_eve.training.bad_steps import exit_code, start_machine, verdict
-from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights
-from megatron_eve.training.checkpoint_saver import CheckpointSaver
-from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.data import build_loader, open_data
 from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work

@@ -7,10 +7,10 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_eve.checkpoint.state import Progress
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import StepLoader
 from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.training.checkpoint import Progress
 from megatron_eve.training.data import RunData
 from megatron_eve.training.stragglers import Stragglers
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save
 
+from megatron_eve.checkpoint.state import saved_config
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
 from megatron_eve.data.conversation import prompt_text
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.engine import Answer, Engine
 from megatron_eve.inference.generate import generation_config
-from megatron_eve.training.checkpoint import saved_config
 from tests.convert.test_conversion import convert
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture

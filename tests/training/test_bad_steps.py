@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from megatron_eve.checkpoint.files import write_checksums
 from megatron_eve.config import TRACKER, FaultConfig, RunConfig
 from megatron_eve.training.bad_steps import FEWEST, MOST_SKIPS, relative_difference, why_bad
-from megatron_eve.training.checkpoint_files import write_checksums
+from tests.checkpoint.test_saver import config_of
 from tests.layouts import DP2, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankPool
-from tests.training.test_checkpoint_saver import config_of
 
 pytestmark = pytest.mark.distributed
 

@@ -257,7 +257,7 @@ class LayerWithScales(torch.nn.Module):
 
 @pytest.mark.parametrize(("recipe", "kept"), [("delayed", True), ("tensorwise", False)])
 def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept: bool) -> None:
-    from megatron_eve.training.checkpoint import _model_state, _scales
+    from megatron_eve.checkpoint.state import _model_state, _scales
 
     training = TrainingConfig(train_iters=1, bf16=True, fp8_format="hybrid", fp8_recipe=recipe)  # type: ignore[arg-type]
     config, layer = RunConfig(training=training).to_dict(), LayerWithScales(7)
@@ -281,7 +281,7 @@ def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept:
     ],
 )
 def test_scales_are_taken_up_by_a_run_of_their_format(before: Any, now: Any, fit: bool) -> None:
-    from megatron_eve.training import checkpoint
+    from megatron_eve.checkpoint import state as checkpoint
 
     def config(format_and_recipe: Any) -> dict[str, Any]:
         fp8_format, recipe = format_and_recipe

@@ -67,7 +67,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
     import torch
 
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 

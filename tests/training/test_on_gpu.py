@@ -249,8 +249,8 @@ def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise"])
 def test_a_run_in_fp8_resumes_as_if_it_had_gone_on(tmp_path: Path, recipe: str) -> None:
     """The scales that delayed scaling carries from step to step are in the checkpoint."""
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.config import CheckpointConfig
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
     from megatron_eve.training.initialize import distributed
     from megatron_eve.training.train import setup, train_one
 

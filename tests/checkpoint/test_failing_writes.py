@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import TRACKER, RunConfig
+from tests.checkpoint.test_saver import checkpoints, config_of
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankPool
-from tests.training.test_checkpoint_saver import checkpoints, config_of
 from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed
@@ -29,23 +29,23 @@ WRITES: dict[str, tuple[str, str, BaseException]] = {
         OSError(errno.EIO, os.strerror(errno.EIO)),
     ),
     "metadata.json": (
-        "megatron_eve.training.checkpoint_writing",
+        "megatron_eve.checkpoint.writing",
         "save_config",
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ),
     "config.yaml": (
-        "megatron_eve.training.checkpoint_saver",
+        "megatron_eve.checkpoint.saver",
         "write_config",
         OSError(errno.EACCES, os.strerror(errno.EACCES)),
     ),
     "checksums": (
-        "megatron_eve.training.checkpoint_store",
+        "megatron_eve.checkpoint.store",
         "write_checksums",
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ),
     "name": ("pathlib.Path", "rename", OSError(errno.ENOENT, os.strerror(errno.ENOENT))),
     "tracker": (
-        "megatron_eve.training.checkpoint_store.CheckpointStore",
+        "megatron_eve.checkpoint.store.CheckpointStore",
         "_write_tracker",
         OSError(errno.EIO, os.strerror(errno.EIO)),
     ),
@@ -74,8 +74,8 @@ def save_with_faults(config: RunConfig, writes: list[str | None]) -> tuple[str, 
 
     import torch
 
-    from megatron_eve.training import checkpoint_store
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
+    from megatron_eve.checkpoint import store as checkpoint_store
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 

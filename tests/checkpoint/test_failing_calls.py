@@ -19,12 +19,12 @@ from unittest import mock
 
 import pytest
 
+from megatron_eve.checkpoint.files import damaged_part, missing_part
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import RunConfig
-from megatron_eve.training.checkpoint_files import damaged_part, missing_part
-from megatron_eve.training.checkpoint_store import CheckpointStore
+from tests.checkpoint.test_saver import config_of
 from tests.layouts import DP2, TP2_DP2, Layout
 from tests.ranks import RankPool
-from tests.training.test_checkpoint_saver import config_of
 from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed
@@ -79,8 +79,8 @@ def save_and_fail(
 
     import torch
 
-    from megatron_eve.training import checkpoint_store
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
+    from megatron_eve.checkpoint import store as checkpoint_store
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import damaged_part, drop_optimizer, missing_part, write_checksums
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
-from megatron_eve.training.checkpoint_files import damaged_part, drop_optimizer, missing_part, write_checksums
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import CheckpointError
 from tests.layouts import ONE, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankError, RankPool
 from tests.training.test_layouts import run, run_config
@@ -50,8 +50,8 @@ def train_and_save(
     import contextlib
     import io
 
-    from megatron_eve.training import checkpoint_store
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
+    from megatron_eve.checkpoint import store as checkpoint_store
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 
@@ -217,7 +217,7 @@ def read_slowly(folder: Path) -> str | None:
     import torch
     from torch.distributed import distributed_c10d
 
-    from megatron_eve.training import checkpoint
+    from megatron_eve.checkpoint import state as checkpoint
 
     real = checkpoint.compare_checksums
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
+from megatron_eve.checkpoint import save_lock
+from megatron_eve.checkpoint.save_lock import LOCK, FolderInUseError, SaveLock, in_use
 from megatron_eve.runtime.errors import UserError
-from megatron_eve.training import save_lock
 from megatron_eve.training.outcome import write_outcome
-from megatron_eve.training.save_lock import LOCK, FolderInUseError, SaveLock, in_use
 from tests.ranks import RankPool
 
 RIVALS, ROUNDS = 3, 20
-HOLD = "import sys, time\nfrom megatron_eve.training.save_lock import SaveLock\nSaveLock(sys.argv[1])\n"
+HOLD = "import sys, time\nfrom megatron_eve.checkpoint.save_lock import SaveLock\nSaveLock(sys.argv[1])\n"
 HOLD += "print('held', flush=True)\ntime.sleep(60)"
 
 

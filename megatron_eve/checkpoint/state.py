@@ -1,7 +1,7 @@
 """What a checkpoint holds, and how a run takes it up: the latest one that is whole, under any layout.
 
-The format is megatron-core's distributed one (`torch_dist`). `checkpoint_saver` writes it, `checkpoint_store` knows the
-run's folder, `checkpoint_files` the files of one checkpoint.
+The format is megatron-core's distributed one (`torch_dist`). `saver.py` writes it, `store.py` knows the run's folder,
+`files.py` the files of one checkpoint.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ import yaml
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-from megatron_eve.config import TRACKER, ModelConfig, RunConfig
-from megatron_eve.models.vlm import is_aligning
-from megatron_eve.runtime.progress_bar import byte_progress
-from megatron_eve.runtime.ranks import print_rank_0
-from megatron_eve.training.bad_steps import WINDOW, pending_request, pending_state, restore_pending
-from megatron_eve.training.checkpoint_files import checked_bytes, compare_checksums, missing_part
-from megatron_eve.training.checkpoint_reading import read_tensors
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import (
+from megatron_eve.checkpoint.compatibility import (
     ALIGNING_SIZES,
     SHAPELESS,
     CheckpointError,
@@ -35,9 +27,16 @@ from megatron_eve.training.compatibility import (
     check_resume,
     rank_layout,
 )
+from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, missing_part
+from megatron_eve.checkpoint.optimizer_state import make_moments
+from megatron_eve.checkpoint.reading import read_tensors
+from megatron_eve.checkpoint.rerun_state import pending_request, pending_state, restore_pending
+from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.config import TRACKER, ModelConfig, RunConfig
+from megatron_eve.models.vlm import is_aligning
+from megatron_eve.runtime.progress_bar import byte_progress
+from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.model import unwrap
-from megatron_eve.training.optimizer import make_moments
-from megatron_eve.training.step_result import Values
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
@@ -47,6 +46,8 @@ _EXTRA = "_extra_state"
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
 # Ranks that read a checkpoint meet so often: a slow disk may keep one of them longer than a collective waits.
 _ROUND_SECONDS = 10.0
+# Steps whose losses and gradient norms are kept, for finding spikes.
+_RECENT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Progress:
 
     iteration: int = 0
     consumed_samples: int = 0
-    recent: tuple[Values, ...] = ()
+    recent: tuple[dict[str, float], ...] = ()
     skipped_in_a_row: int = 0
 
-    def after(self, samples: int, values: Values, skipped: bool) -> Progress:
+    def after(self, samples: int, values: dict[str, float], skipped: bool) -> Progress:
         """Where a run stands a step later, which took so many samples."""
-        recent = self.recent if skipped else (*self.recent, values)[-WINDOW:]
+        recent = self.recent if skipped else (*self.recent, values)[-_RECENT_STEPS:]
         row = self.skipped_in_a_row + 1 if skipped else 0
         return Progress(self.iteration + 1, self.consumed_samples + samples, recent, row)
 

@@ -5,7 +5,7 @@
     SAVE/latest_checkpointed_iteration.txt   the latest one's iteration
 
 Inside, beside megatron-core's files: `config.yaml` for people, and `*.sha256`, in the format of `sha256sum -c`, which
-each rank writes for its own files; `checkpoint_files` knows them. Nothing here talks to other ranks.
+each rank writes for its own files; `files.py` knows them. Nothing here talks to other ranks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from megatron_eve.config import TRACKER
-from megatron_eve.training.checkpoint_files import (
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import (
     ALWAYS,
     checksums_of,
     drop_optimizer,
@@ -24,7 +24,7 @@ from megatron_eve.training.checkpoint_files import (
     sync_to_disk,
     write_checksums,
 )
-from megatron_eve.training.compatibility import CheckpointError
+from megatron_eve.config import TRACKER
 
 _PREFIX, _PARTIAL = "iter_", ".partial"
 # Held free while tensors are written, so that a disk they fill has room for the small files that come after them.

@@ -20,14 +20,14 @@ import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import write_config
+from megatron_eve.checkpoint.state import CONTENT, Progress, run_state
+from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.writing import on_main, prepare_save
 from megatron_eve.config import RunConfig
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import end_with_parent, exit_signals_ignored
-from megatron_eve.training.checkpoint import CONTENT, Progress, run_state
-from megatron_eve.training.checkpoint_files import write_config
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.checkpoint_writing import on_main, prepare_save
-from megatron_eve.training.compatibility import CheckpointError
 from megatron_eve.training.model import parameters_gathered
 
 

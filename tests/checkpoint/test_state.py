@@ -11,6 +11,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from megatron_eve.checkpoint.compatibility import (
+    CheckpointError,
+    check_data,
+    check_parameter_groups,
+    rank_layout,
+)
 from megatron_eve.config import (
     AlignmentConfig,
     CheckpointConfig,
@@ -20,12 +26,6 @@ from megatron_eve.config import (
     RunConfig,
 )
 from megatron_eve.preflight import check_run
-from megatron_eve.training.compatibility import (
-    CheckpointError,
-    check_data,
-    check_parameter_groups,
-    rank_layout,
-)
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_SP
 from tests.ranks import RankError, RankPool

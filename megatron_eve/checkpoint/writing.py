@@ -22,8 +22,8 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.utils import _get_failure_dict
 
-from megatron_eve.training.checkpoint_files import OPTIMIZER, write_checksums
-from megatron_eve.training.compatibility import CheckpointError
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import OPTIMIZER, write_checksums
 
 _BACKEND, _VERSION = "torch_dist", 1
 COMMON = "common.pt"
