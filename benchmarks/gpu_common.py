@@ -243,7 +243,7 @@ class Measured:
 
 def first_losses(config: RunConfig, count: int) -> list[float]:
     """Language losses of a run's first steps; inside `process_group`."""
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config):
@@ -255,8 +255,8 @@ def first_losses(config: RunConfig, count: int) -> list[float]:
 
 def measure(config: RunConfig, steps: int) -> Measured:
     """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.flops import model_flops, step_work
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.teaching import teacher_sizes
     from megatron_eve.training.train import setup, train_one
 

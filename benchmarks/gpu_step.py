@@ -46,7 +46,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, help="decoder layers of stages 2 and 3, instead of 12 and 10")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
 
     table = Table("training steps", ("run", "preset", "layers", *STEP_HEADER), arguments.out)
     with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):

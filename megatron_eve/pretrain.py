@@ -65,8 +65,8 @@ def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
 
 
 def _train(config: RunConfig, signals: ExitSignals) -> None:
+    from megatron_eve.models.process_groups import distributed, use_deterministic_kernels
     from megatron_eve.runtime.logs import configure_logging
-    from megatron_eve.training.initialize import distributed, use_deterministic_kernels
 
     configure_logging()
     if config.training.deterministic_mode:
@@ -77,7 +77,7 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
     with phase("importing torch and megatron-core"):
         machine = accelerator()
         from megatron_eve.checkpoint.save_lock import save_lock
-        from megatron_eve.training.kernels import check_kernels
+        from megatron_eve.models.kernels import check_kernels
         from megatron_eve.training.train import train
 
     check_kernels(config, machine)

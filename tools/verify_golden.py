@@ -91,7 +91,7 @@ def check(arguments: Arguments, folders: list[Path]) -> None:
     import torch
 
     from megatron_eve.config import ParallelConfig
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
     from megatron_eve.verification.run import check_folder
 
     parallel = ParallelConfig(

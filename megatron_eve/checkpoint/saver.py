@@ -26,9 +26,9 @@ from megatron_eve.checkpoint.state import CONTENT, Progress, run_state
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.writing import on_main, prepare_save
 from megatron_eve.config import RunConfig
+from megatron_eve.models.build import parameters_gathered
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import end_with_parent, exit_signals_ignored
-from megatron_eve.training.model import parameters_gathered
 
 
 class CheckpointSaver:

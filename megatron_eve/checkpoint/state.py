@@ -33,10 +33,10 @@ from megatron_eve.checkpoint.reading import read_tensors
 from megatron_eve.checkpoint.rerun_state import pending_request, pending_state, restore_pending
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ModelConfig, RunConfig
+from megatron_eve.models.build import unwrap
 from megatron_eve.models.vlm import is_aligning
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
-from megatron_eve.training.model import unwrap
 
 # Tap projections make layers differ from each other; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.

@@ -157,9 +157,9 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.runtime.ranks import world_size
-    from megatron_eve.training.initialize import distributed
-    from megatron_eve.training.model import build_chunks
 
     folder = str(flags.model_path)
     saved, note = from_saved(saved_config(folder), folder)

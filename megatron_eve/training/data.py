@@ -29,10 +29,10 @@ from megatron_eve.data.sampling import (
     by_modality,
     split_dataset,
 )
+from megatron_eve.models.shapes import fixed_length
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import Uploader
 from megatron_eve.training.microbatch import decodes_pixels
-from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.models.build import unwrap
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.ranks import print_rank_0
-from megatron_eve.training.model import unwrap
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:

@@ -17,15 +17,15 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
+from megatron_eve.models.build import unwrap
 from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.shapes import schedule_shapes
 from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.bad_steps import validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
-from megatron_eve.training.model import unwrap
 from megatron_eve.training.scales import keep_scales
-from megatron_eve.training.shapes import schedule_shapes
 from megatron_eve.training.step_result import StepResult, Values
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import teach_ahead

@@ -20,6 +20,7 @@ from megatron_eve.checkpoint.saver import CheckpointSaver
 from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weights
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
+from megatron_eve.models.build import build_chunks
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import ExitSignals, Watchdog
@@ -30,7 +31,6 @@ from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer
 from megatron_eve.training.memory import checkpoint_bytes
-from megatron_eve.training.model import build_chunks, wrap_for_training
 from megatron_eve.training.monitor import Monitor
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.origin import start_lines
@@ -40,6 +40,7 @@ from megatron_eve.training.step_result import StepResult
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
 from megatron_eve.training.trainer import Trainer
+from megatron_eve.training.wrap import wrap_for_training
 
 
 def setup(config: RunConfig) -> Trainer:

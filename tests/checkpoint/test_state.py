@@ -183,7 +183,7 @@ def optimizer_of(config: RunConfig) -> str:
     import contextlib
     import io
 
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup
 
     printed = io.StringIO()

@@ -20,7 +20,7 @@ from tests.ranks import RankPool
 def _parameters(config: RunConfig) -> int:
     """Of a model on torch's meta device."""
     from megatron_eve.convert.skeleton import Skeleton
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(config):
         return sum(entry.shape.numel() for entry in Skeleton(config).entries)

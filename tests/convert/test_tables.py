@@ -111,8 +111,8 @@ def load_and_collect(some: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     from megatron.core import parallel_state
 
     from megatron_eve.convert.load import global_parameters, load_hf_weights
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
 
     found: dict[str, torch.Tensor] = {}
     with model_parallel(some):

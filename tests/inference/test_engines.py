@@ -59,9 +59,9 @@ def on_ranks(layout: Layout) -> Found | None:
     from megatron_eve.convert.load import load_hf_weights
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.runtime.ranks import global_rank
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks
 
     parallel = layout.parallel
     config = generation_config(

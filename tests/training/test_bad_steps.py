@@ -46,9 +46,9 @@ def endure(config: RunConfig, fault: Fault | None = None, node: str = "node1") -
     import torch
     from megatron.core.rerun_state_machine import get_rerun_state_machine
 
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.runtime.signals import ExitSignals
     from megatron_eve.training import train
-    from megatron_eve.training.initialize import model_parallel
 
     real, rank = train.setup, torch.distributed.get_rank()
 
@@ -208,9 +208,9 @@ def without_rate(config: RunConfig) -> None:
     """Runs on each rank: the bad step is a good one, and the weights are put back after it."""
     import torch
 
+    from megatron_eve.models.build import parameters_gathered
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training import train
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import parameters_gathered
     from megatron_eve.training.monitor import Monitor
     from megatron_eve.training.step import holds_losses
 

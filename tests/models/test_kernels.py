@@ -53,7 +53,7 @@ TE_LOSS = {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}
 def test_what_a_machine_lacks_is_refused(
     training: dict[str, Any], found: Accelerator, flag: str, remedy: str
 ) -> None:
-    from megatron_eve.training.kernels import check_kernels
+    from megatron_eve.models.kernels import check_kernels
 
     config = RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training))
     with pytest.raises(ConfigError) as error:
@@ -71,7 +71,7 @@ def test_what_a_machine_lacks_is_refused(
     ],
 )
 def test_what_a_machine_has_is_taken(training: dict[str, Any], found: Accelerator) -> None:
-    from megatron_eve.training.kernels import check_kernels
+    from megatron_eve.models.kernels import check_kernels
 
     check_kernels(RunConfig(training=TrainingConfig(train_iters=1, bf16=True, **training)), found)
 
@@ -80,7 +80,7 @@ OVERLAP = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True, t
 
 
 def test_overlapped_communication_wants_transformer_engine() -> None:
-    from megatron_eve.training.kernels import check_kernels
+    from megatron_eve.models.kernels import check_kernels
 
     config = RunConfig(parallel=OVERLAP, training=TrainingConfig(train_iters=1, bf16=True))
     check_kernels(config, A100)
@@ -93,7 +93,7 @@ def test_overlapped_communication_wants_transformer_engine() -> None:
 @pytest.mark.parametrize(("stage", "bulk"), [(1, False), (2, True), (3, True)])
 def test_a_frozen_decoder_sends_nothing_under_products_that_it_lacks(stage: int, bulk: bool) -> None:
     """TransformerEngine would sum the input's gradient during the product for the weight's, which is not made."""
-    from megatron_eve.training.kernels import kernel_settings
+    from megatron_eve.models.kernels import kernel_settings
 
     training = TrainingConfig(train_iters=1, bf16=True, stage=stage)  # type: ignore[arg-type]
     settings = kernel_settings(RunConfig(parallel=OVERLAP, training=training))
@@ -112,7 +112,7 @@ def test_a_frozen_decoder_sends_nothing_under_products_that_it_lacks(stage: int,
     ],
 )
 def test_what_packs_are_padded_to(parallel: ParallelConfig, expected: str | None) -> None:
-    from megatron_eve.training.shapes import fixed_length
+    from megatron_eve.models.shapes import fixed_length
 
     assert fixed_length(RunConfig(parallel=parallel)) == expected
 
@@ -132,7 +132,7 @@ def test_what_packs_are_padded_to(parallel: ParallelConfig, expected: str | None
 def test_whose_layers_are_taken(
     monkeypatch: pytest.MonkeyPatch, found: Accelerator, training: dict[str, Any], engine: bool
 ) -> None:
-    from megatron_eve.training import kernels
+    from megatron_eve.models import kernels
 
     monkeypatch.setattr(kernels, "accelerator", lambda: found)
     config = RunConfig(training=TrainingConfig(train_iters=1, **training))
@@ -170,11 +170,11 @@ def test_outputs_of_a_stage_are_freed_where_nobody_sends_them_any_more(
     monkeypatch: pytest.MonkeyPatch, parallel: dict[str, Any], found: Accelerator, freed: bool
 ) -> None:
     """Under the interleaved schedule megatron-core frees a buffer that NCCL may still read (Megatron-LM issue 4047)."""
-    from megatron_eve.training import model
+    from megatron_eve.models import build
 
-    monkeypatch.setattr(model, "accelerator", lambda: found)
+    monkeypatch.setattr(build, "accelerator", lambda: found)
     config = RunConfig(model=PRESETS["eve_mini"], parallel=ParallelConfig(**parallel))
-    assert model.transformer_config(config).deallocate_pipeline_outputs is freed
+    assert build.transformer_config(config).deallocate_pipeline_outputs is freed
 
 
 ROWS, VOCAB, WIDTH = 12, 100, 256  # at TP 2 the second rank's columns are all padding
@@ -186,7 +186,7 @@ def fused_and_unfused(layout: Layout, rows: int) -> list[tuple[torch.Tensor, tor
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_eve.models.language_loss import language_losses
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
 
     found = []
     with model_parallel(RunConfig(parallel=layout.parallel)):
@@ -303,7 +303,7 @@ class EngineLinear(torch.nn.Linear):
 
 def test_weight_gradients_are_fused_in_the_decoder_alone() -> None:
     """Also inside the wrappers of a chunk; layers without the switch, and those outside the decoder, are left alone."""
-    from megatron_eve.training.model import fuse_weight_gradients
+    from megatron_eve.training.wrap import fuse_weight_gradients
 
     chunk = torch.nn.Module()
     chunk.decoder = torch.nn.Sequential(

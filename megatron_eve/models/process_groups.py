@@ -77,7 +77,7 @@ def model_parallel(config: RunConfig) -> Iterator[None]:
     """The groups of one layout, inside `process_group`; another layout may follow in the same process."""
     from megatron.core import parallel_state
 
-    from megatron_eve.training.kernels import forget_kernels, prepare_kernels
+    from megatron_eve.models.kernels import forget_kernels, prepare_kernels
 
     initialize_model_parallel(config)
     prepare_kernels(config)
