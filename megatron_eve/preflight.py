@@ -192,7 +192,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
     elif (folder / "config.json").exists():
-        from megatron_eve.convert.hf_config import check_config
+        from megatron_eve.checkpoint.hf.config import check_config
 
         check_config(folder, config.model)
     elif CheckpointStore(folder).latest() is None:

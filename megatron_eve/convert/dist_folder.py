@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 from typing_extensions import override
 
-from megatron_eve.convert.hf_folder import LazyTensor
+from megatron_eve.checkpoint.hf.folder import LazyTensor
 
 # torch writes in C++, whose errors (of a full disk) name the file of its code or its class.
 _WRITER = re.compile(r"inline_container|PytorchStreamWriter")

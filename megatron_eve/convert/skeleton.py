@@ -23,7 +23,7 @@ class Entry:
     """One tensor of a model.
 
     Attributes:
-        name: global name of the parameter, which the rules of `tables.py` know.
+        name: global name of the parameter, which the rules of `checkpoint/hf/tables.py` know.
         key: what a checkpoint calls it.
         shape: of the whole tensor.
     """

@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.hf.config import HFConfig
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError, tower_sizes
 from megatron_eve.convert.folders import check_target
-from megatron_eve.convert.hf_config import HFConfig
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.tokenizer import Tokenizer
 

@@ -82,7 +82,7 @@ def setup(config: RunConfig) -> Trainer:
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
     """Weights alone, from a folder of ours or from one in the published Hugging Face layout."""
     if (Path(folder) / "config.json").exists():
-        from megatron_eve.convert.load import load_hf_weights
+        from megatron_eve.checkpoint.hf.load import load_hf_weights
 
         load_hf_weights(Path(folder), chunks, config.model)
     else:

@@ -11,14 +11,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights, model_config_of
+from megatron_eve.checkpoint.hf.tables import ALIGNING_HF_KEYS, Sizes, to_hf
 from megatron_eve.config import (
     ParallelConfig,
     RunConfig,
     TrainingConfig,
     validate,
 )
-from megatron_eve.convert.load import global_parameters, load_hf_weights, model_config_of
-from megatron_eve.convert.tables import ALIGNING_HF_KEYS, Sizes, to_hf
 from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap

@@ -191,7 +191,7 @@ def test_a_conversion_that_is_cut_short_leaves_nothing(
     tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of writing, either way."""
-    from megatron_eve.convert import hf_folder
+    from megatron_eve.checkpoint.hf import folder as hf_folder
 
     assert convert("import", "--source", published, "--target", tmp_path / "start") == 0
     real, made = hf_folder.LazyTensor.tensor, 0

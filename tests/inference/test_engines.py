@@ -56,7 +56,7 @@ def everything(engine: Engine) -> Found:
 
 def on_ranks(layout: Layout) -> Found | None:
     """Runs on each rank: rank 0 asks, the others follow."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.models.build import build_chunks

@@ -73,7 +73,7 @@ class Steps:
 
 def six_steps(config: RunConfig) -> Steps:
     """Runs on each rank: six optimizer steps on the case, in float32, from the published weights."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.data import build_loader, data_in_memory
@@ -162,7 +162,7 @@ def test_six_steps_of_each_stage(
 
 def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Runs on each rank: losses and whole gradients of the published case's pictures at 1344 pixels, in float32."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.data import build_loader, data_in_memory

@@ -103,7 +103,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     """
     from megatron.core import parallel_state
 
-    from megatron_eve.convert import load
+    from megatron_eve.checkpoint.hf import load
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.eve.teacher import Teacher
     from megatron_eve.models.process_groups import model_parallel

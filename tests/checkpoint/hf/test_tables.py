@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
-from megatron_eve.convert.tables import (
+from megatron_eve.checkpoint.hf.tables import (
     ALIGNING_HF_KEYS,
     EVE_RULES,
     IGNORED_HF_KEYS,
@@ -26,6 +25,7 @@ from megatron_eve.convert.tables import (
     rule_for,
     to_hf,
 )
+from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2_VPP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankError, RankPool
@@ -110,7 +110,7 @@ def load_and_collect(some: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     """Runs on each rank: load the folder, then give every tensor back under its Hugging Face name."""
     from megatron.core import parallel_state
 
-    from megatron_eve.convert.load import global_parameters, load_hf_weights
+    from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
 

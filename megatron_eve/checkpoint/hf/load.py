@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.hf_config import HFConfig, check_config
-from megatron_eve.convert.hf_folder import HFFolder
-from megatron_eve.convert.tables import (
+from megatron_eve.checkpoint.hf.config import HFConfig, check_config
+from megatron_eve.checkpoint.hf.folder import HFFolder
+from megatron_eve.checkpoint.hf.tables import (
     ALIGNING_HF_KEYS,
     IGNORED_HF_KEYS,
     PUBLISHED_TAP_INTERVAL,
@@ -22,6 +21,7 @@ from megatron_eve.convert.tables import (
     eve_rules,
     source_for,
 )
+from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.models.vlm import begins_at_random
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
