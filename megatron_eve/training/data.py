@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from megatron.core import parallel_state
@@ -34,9 +34,6 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import Uploader
 from megatron_eve.training.microbatch import decodes_pixels
 from megatron_eve.training.teaching import teacher_share
-
-if TYPE_CHECKING:
-    pass
 
 MOCK_SAMPLES = 4096
 
