@@ -29,8 +29,10 @@ from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import decode_image
-from megatron_eve.data.images.backends import DecodeSettings, ImageDecoder, PillowDecoder, open_decoder
+from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.patches import image_patches, uncut_patches
+from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.data.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.storage import ImageStore, StorageSettings
 

@@ -24,7 +24,7 @@ from megatron_eve.data.sample_block import MAX_ROW_BYTES, Sample, StoredImage
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.errors import is_lfs_pointer
+from megatron_eve.runtime.errors import is_lfs_pointer
 
 MAX_VIDEO_FRAMES = 10_000
 """Pictures of a video: all of them are in memory at once."""
@@ -150,7 +150,7 @@ class PreprocessConfig:
         """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
         if self.image_storage == "encoded":
             return None
-        from megatron_eve.data.images.backends import DecodeSettings
+        from megatron_eve.data.images.interface import DecodeSettings
         from megatron_eve.data.storage import StorageSettings
 
         return StorageSettings(

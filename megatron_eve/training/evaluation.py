@@ -12,9 +12,9 @@ from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.data.order import sample_order
 from megatron_eve.data.sampling import Part
+from megatron_eve.models.build import parameters_gathered
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.loss import Normalizer
-from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.scales import keep_scales
 from megatron_eve.training.step import forward_backward
 

@@ -67,8 +67,8 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
     import torch
 
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.checkpoint.saver import CheckpointSaver
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     trace = Trace([], [], [])
@@ -221,7 +221,7 @@ def two_steps(config: RunConfig) -> Moved:
     """Runs on each rank."""
     import torch
 
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.memory import training_bytes
     from megatron_eve.training.train import setup, train_one
 
@@ -285,7 +285,7 @@ def test_stage_1_on_two_stages(ranks: RankPool) -> None:
 
 def rates(config: RunConfig) -> dict[float, int]:
     """Runs on each rank: weights that train at each peak rate, after setup (and a resume, if there is one)."""
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup
 
     with model_parallel(config):
@@ -328,7 +328,7 @@ def test_the_shortest_runs(ranks: RankPool) -> None:
 def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
     """Runs on each rank: every 50th image's bytes are `rot`; what the run went through and what it missed."""
     from megatron_eve.data.mock import MockDataset
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import report_damaged, setup, train_one
 
     original = MockDataset.image_bytes
