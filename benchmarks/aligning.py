@@ -86,10 +86,10 @@ def measure(steps: int) -> list[tuple[str, ...]]:
     """Rows of the measured table."""
     from toy_teacher import save_toy_teacher
 
-    from megatron_eve.training.initialize import distributed
+    from megatron_eve.models.build import unwrap
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.memory import training_bytes
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import unwrap
     from megatron_eve.training.train import setup, train_one
 
     rows: list[tuple[str, ...]] = []
@@ -205,7 +205,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     main()

@@ -41,13 +41,13 @@ torch.save(tensors, target)
 
 def make_model(folder: Path, layers: int) -> int:
     """Write a random model of the published shapes; its bytes."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.checkpoint.hf.config import published_config
+    from megatron_eve.checkpoint.hf.folder import LazyTensor, write_shards
+    from megatron_eve.checkpoint.hf.tables import Sizes, eve_rules, rule_for
     from megatron_eve.config import PRESETS, RunConfig
-    from megatron_eve.convert.hf_config import published_config
-    from megatron_eve.convert.hf_folder import LazyTensor, write_shards
     from megatron_eve.convert.report import size_of
     from megatron_eve.convert.skeleton import skeleton
-    from megatron_eve.convert.tables import Sizes, eve_rules, rule_for
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     model = replace(PRESETS["eve_7b"], num_layers=layers)
@@ -89,7 +89,7 @@ def measured(*words: str) -> tuple[float, float]:
 
 def digests(folder: Path) -> Iterator[tuple[str, str]]:
     """Each tensor's name and the sha256 of its bytes."""
-    from megatron_eve.convert.hf_folder import HFFolder
+    from megatron_eve.checkpoint.hf.folder import HFFolder
 
     source = HFFolder(folder)
     for key in sorted(source.keys()):

@@ -27,7 +27,8 @@ from tables import Table
 from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import CLIP_MEAN, CLIP_STD, padded_square, resize
-from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
+from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SHAPES = ((640, 480), (1600, 1200))

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from megatron_eve.data.geometry import image_geometry, square_margin
-from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, open_decoder
+from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SETTINGS = DecodeSettings(apply_exif=False, max_pixels=1 << 26, teacher_size=TEACHER_SIZE)

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from tables import Row
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import (
     PRESETS,
     AlignmentConfig,
@@ -33,6 +32,7 @@ from megatron_eve.config import (
     TrainingConfig,
     validate,
 )
+from megatron_eve.runtime.accelerator import accelerator
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
 if "CUDA_HOME" not in os.environ and (compiler := shutil.which("nvcc")):
@@ -243,7 +243,7 @@ class Measured:
 
 def first_losses(config: RunConfig, count: int) -> list[float]:
     """Language losses of a run's first steps; inside `process_group`."""
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config):
@@ -255,8 +255,8 @@ def first_losses(config: RunConfig, count: int) -> list[float]:
 
 def measure(config: RunConfig, steps: int) -> Measured:
     """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.flops import model_flops, step_work
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.teaching import teacher_sizes
     from megatron_eve.training.train import setup, train_one
 

@@ -41,8 +41,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def runs_here(table: Table, some: Callable[..., RunConfig]) -> Iterator[tuple[str, RunConfig]]:
     """Configurations by recipe; what cannot run on this machine is noted."""
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.training.kernels import check_kernels
+    from megatron_eve.models.kernels import check_kernels
+    from megatron_eve.runtime.accelerator import accelerator
 
     for name, settings in RECIPES.items():
         config = some(**settings)
@@ -102,7 +102,7 @@ def main() -> None:
     options.add_argument("--losses", type=int, default=200, help="steps whose losses are compared")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
 
     with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):
         failed = time_steps(arguments).close() + compare_losses(arguments, Path(folder)).close()

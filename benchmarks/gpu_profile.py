@@ -32,8 +32,8 @@ from gpu_common import (
 )
 from tables import Table
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.data.loader import LazyBatches
+from megatron_eve.runtime.accelerator import accelerator
 
 # Kinds of kernels by their names, the first that fits.
 KINDS = (
@@ -66,7 +66,7 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
     from megatron.core.pipeline_parallel import schedules
 
     from megatron_eve.models import vlm
-    from megatron_eve.training.model import unwrap
+    from megatron_eve.models.build import unwrap
 
     seconds = dict.fromkeys(PARTS, 0.0)
     chunk = unwrap(trainer.chunks[0])
@@ -151,7 +151,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.training.initialize import distributed
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.train import setup, train_one
 
     model = sizes("eve_7b", arguments.toy, arguments.layers)

@@ -32,11 +32,11 @@ from gpu_common import (
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from tables import Table, leave
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.runtime.accelerator import accelerator
 
 MICRO_BATCH = 16  # samples, as published
 
@@ -120,8 +120,9 @@ def published(
 
 def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
     """A pass over the same samples in packs, gradients into megatron-core's float32 buffers as in training."""
+    from megatron_eve.models.build import build_chunks, unwrap
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks, unwrap, wrap_for_training
+    from megatron_eve.training.wrap import wrap_for_training
 
     (chunk,) = wrap_for_training(config, build_chunks(config))
     batches = [_build(dataset, pack) for pack in packs]
@@ -150,8 +151,8 @@ def main() -> None:
     require_gpu(arguments.toy)
     accelerator()
     from megatron_eve.data.packing import pack_step
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.data import open_data
-    from megatron_eve.training.initialize import distributed
 
     model = sizes("eve_7b", arguments.toy, arguments.layers)
     length, count = (1024, 4) if arguments.toy else (8192, arguments.samples)

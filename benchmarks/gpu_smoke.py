@@ -25,8 +25,8 @@ from gpu_common import (
 )
 from tables import Table, leave, machine_rows
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, ParallelConfig
+from megatron_eve.runtime.accelerator import accelerator
 
 LENGTHS = [512, 300, 1, 187]  # of the samples of a pack
 
@@ -35,8 +35,8 @@ def attention_error(config: Any) -> float:
     """Largest difference of a packed attention from float32 SDPA, sample by sample."""
     from megatron.core.transformer.enums import AttnMaskType
 
+    from megatron_eve.models.build import build_chunks
     from megatron_eve.models.decoder.packed import packed_params
-    from megatron_eve.training.model import build_chunks
 
     (chunk,) = build_chunks(config)
     attention = chunk.decoder.layers[0].self_attention.core_attention
@@ -67,8 +67,8 @@ def main() -> None:
     machine = Table("machine", ("what", ""), arguments.out)
     for row in machine_rows():
         machine.add(*row)
-    from megatron_eve.training.initialize import model_parallel, process_group
-    from megatron_eve.training.kernels import check_kernels, describe_kernels
+    from megatron_eve.models.kernels import check_kernels, describe_kernels
+    from megatron_eve.models.process_groups import model_parallel, process_group
 
     model = sizes("eve_7b", arguments.toy, 4)  # as many as the aligning layer's second depth wants
     length = 1024 if arguments.toy else 8192

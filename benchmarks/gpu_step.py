@@ -28,9 +28,9 @@ from gpu_common import (
 )
 from tables import Table, leave
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ParallelConfig
 from megatron_eve.data.images.backends import chosen_backend
+from megatron_eve.runtime.accelerator import accelerator
 
 CASES = (
     # title, preset, stage, layers (None: all), tokens of a pack, samples
@@ -46,7 +46,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, help="decoder layers of stages 2 and 3, instead of 12 and 10")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
 
     table = Table("training steps", ("run", "preset", "layers", *STEP_HEADER), arguments.out)
     with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):

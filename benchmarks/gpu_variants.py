@@ -50,10 +50,10 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
-    from megatron_eve.accelerator import accelerator
     from megatron_eve.config import ConfigError
-    from megatron_eve.training.initialize import process_group
-    from megatron_eve.training.kernels import check_kernels, describe_kernels
+    from megatron_eve.models.kernels import check_kernels, describe_kernels
+    from megatron_eve.models.process_groups import process_group
+    from megatron_eve.runtime.accelerator import accelerator
 
     model = sizes("eve_7b", arguments.toy, arguments.layers)
     table = Table("one choice at a time", ("run", *STEP_HEADER), arguments.out)

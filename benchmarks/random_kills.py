@@ -35,8 +35,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_eve.training.checkpoint_files import damaged_part, missing_part
-from megatron_eve.training.checkpoint_store import CheckpointStore
+from megatron_eve.checkpoint.files import damaged_part, missing_part
+from megatron_eve.checkpoint.store import CheckpointStore
 from tests.training.killed_runs import Run, Runs, lines_of, resumes_at
 
 RANKS = 2

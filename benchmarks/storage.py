@@ -4,7 +4,9 @@
 
 Pictures are made (`data/storage.py`), written to a dataset and read through training's own `build_batch`, with one
 thread each; medians of the rounds, taken in turns. "encoded" is made by Pillow, which judges each file. The difference
-is the mean of 8-bit levels from the patches that Pillow gives for the original file.
+is the mean of 8-bit levels from the patches that Pillow gives for the original file. A second table says of what is
+decoded how many images a second are made, how much of that is encoding JPEG (on the CPU, always), and what crosses PCIe
+for one where DALI decodes on a GPU: the file there, patches (and the teacher's picture) back.
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
+import simplejpeg
 import torch
 from gpu_common import parser, photos
+from PIL import Image
 from tables import Table
 
 from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
+from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import decode_image
-from megatron_eve.data.images.backends import DecodeSettings, ImageDecoder, PillowDecoder, open_decoder
+from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
+from megatron_eve.data.images.patches import image_patches, uncut_patches
+from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.data.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.storage import ImageStore, StorageSettings
 
@@ -59,6 +67,7 @@ class Way:
             max_pixels=DECODE.max_pixels, tokenizer_sha256="", vocab_size=384, image_storage=storage,
         )  # fmt: skip
         self._store: ImageStore | None = None
+        self.as_jpeg = storage == "jpeg"
         if storage != "encoded":
             self._how = StorageSettings(
                 image_storage=storage, image_decoder=decoder, image_size=image_size, decode=DECODE,
@@ -74,6 +83,28 @@ class Way:
             ]
             return [StoredImage(data, *size) for data, size in zip(files, sizes, strict=True)]
         return [image for image in self._store.store(files) if isinstance(image, StoredImage)]
+
+    def decoded(self, files: list[bytes]) -> list[tuple[Image.Image, ImageGeometry]]:
+        """The pictures that are decoded into the dataset: "jpeg" enlarges none and keeps their files."""
+        found = []
+        for data in files:
+            image = decode_image(data, apply_exif=False, max_pixels=DECODE.max_pixels)
+            geometry = image_geometry(*image.size, self._settings.image_size, DECODE.teacher_size)
+            if not self.as_jpeg or (geometry.width <= image.width and geometry.height <= image.height):
+                found.append((image, geometry))
+        return found
+
+    def encoding_seconds(self, files: list[bytes]) -> float:
+        """What encoding alone takes of making JPEG files of these."""
+        seconds = 0.0
+        for image, geometry in self.decoded(files) if self.as_jpeg else ():
+            pixels = uncut_patches(image_patches(image, geometry), geometry)
+            began = time.perf_counter()
+            simplejpeg.encode_jpeg(
+                pixels, quality=self._how.jpeg_quality, colorspace="RGB", colorsubsampling=self._how.jpeg_subsampling
+            )  # fmt: skip
+            seconds += time.perf_counter() - began
+        return seconds
 
     def write(self, files: list[bytes]) -> IndexedVisionDataset:
         """The dataset, a sample for each file."""
@@ -93,6 +124,18 @@ def read(dataset: IndexedVisionDataset, decoder: ImageDecoder, teacher: bool) ->
     )  # fmt: skip
 
 
+def made_row(case: str, way: Way, files: list[bytes], times: dict[str, float]) -> tuple[str, ...]:
+    """A row of the table of making, from milliseconds a picture."""
+    over_pcie = "none"
+    if way.decoder == "dali" and torch.cuda.is_available():
+        decoded = [geometry for _, geometry in way.decoded(files)]
+        square = 0 if way.as_jpeg else 3 * DECODE.teacher_size**2
+        back = sum(588 * geometry.patches + square for geometry in decoded) // len(files)
+        over_pcie = f"{len(decoded) * sum(map(len, files)) // len(files) ** 2:,} there, {back:,} back"
+    made, share = f"{1000 / times['make']:.0f}", f"{times['encoding'] / times['make']:.0%}"
+    return case, way.name, way.decoder, made, share, over_pcie
+
+
 def main() -> None:
     """Time all of them in turns and print a table."""
     options = parser(__doc__)
@@ -105,6 +148,7 @@ def main() -> None:
         "ms with the teacher's square", "levels",
     )  # fmt: skip
     table = Table("storage", header, arguments.out)
+    rows: list[tuple[str, ...]] = []
     decoders: tuple[Literal["threads", "dali"], ...] = (
         ("threads", "dali") if dali_is_installed() else ("threads",)
     )
@@ -134,6 +178,7 @@ def main() -> None:
                         ("make", made - began), ("patches", patched - made), ("square", squared - patched)
                     ):  # fmt: skip
                         taken[number, name].append(1000 * seconds / len(files))
+                    taken[number, "encoding"].append(1000 * way.encoding_seconds(files) / len(files))
             for number, (way, dataset) in enumerate(zip(ways, datasets, strict=True)):
                 times = [
                     f"{statistics.median(taken[number, name]):.1f}" for name in ("make", "patches", "square")
@@ -147,9 +192,24 @@ def main() -> None:
                     *times,
                     f"{levels[number]:.2f}",
                 )
+                if way.name != "encoded":  # which decodes nothing into the dataset
+                    medians = {name: statistics.median(taken[number, name]) for name in ("make", "encoding")}
+                    rows.append(made_row(f"{width}x{height}, {image_size}", way, files, medians))
     if not torch.cuda.is_available():
         table.note("No GPU here: DALI decoded on the CPU, and there are no rows for a GPU.")
     table.close()
+    header = (
+        "picture, model",
+        "storage",
+        "decoder",
+        "images/s made",
+        "of it encoding JPEG",
+        "bytes over PCIe a picture",
+    )
+    making = Table("storage, making", header, arguments.out)
+    for row in rows:
+        making.add(*row)
+    making.close()
 
 
 if __name__ == "__main__":

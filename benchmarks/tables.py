@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.accelerator import accelerator
+from megatron_eve.runtime.accelerator import accelerator
 
 Row = Sequence[object]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from megatron_eve import __version__
 from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
-from megatron_eve.errors import UserError, run_command
 from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.errors import UserError, run_command
 
 Check = Callable[[RunConfig], Iterator[str]]
 CHECKS: dict[str, Check] = {}
@@ -100,7 +100,7 @@ def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) ->
     Raises:
         ConfigError: it cannot fit.
     """
-    from megatron_eve.accelerator.machine import memory_of_a_rank
+    from megatron_eve.runtime.machine import memory_of_a_rank
 
     needed = rank_memory(config, ranks)
     capacity = memory_of_a_rank(int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), started_here=started_here)
@@ -132,7 +132,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
 
 @check("folder of another run")
 def _in_use(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.save_lock import in_use
+    from megatron_eve.checkpoint.save_lock import in_use
 
     told = in_use(config.checkpoint.save) if config.checkpoint.save else None
     if told:
@@ -154,9 +154,9 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 
 @check("checkpoint to resume from")
 def _resume(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.checkpoint_store import CheckpointStore
-    from megatron_eve.training.compatibility import check_resume
-    from megatron_eve.training.saved_state import read_common
+    from megatron_eve.checkpoint.compatibility import check_resume
+    from megatron_eve.checkpoint.saved_state import read_common
+    from megatron_eve.checkpoint.store import CheckpointStore
 
     load = config.checkpoint.load
     if load is None:
@@ -182,7 +182,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.training.checkpoint_store import CheckpointStore
+    from megatron_eve.checkpoint.store import CheckpointStore
 
     name = config.checkpoint.pretrained_checkpoint
     if name is None:
@@ -194,7 +194,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
     elif (folder / "config.json").exists():
-        from megatron_eve.convert.hf_config import check_config
+        from megatron_eve.checkpoint.hf.config import check_config
 
         check_config(folder, config.model)
     elif CheckpointStore(folder).latest() is None:

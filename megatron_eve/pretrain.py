@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron_eve.config import RunConfig
-    from megatron_eve.training.signals import ExitSignals
+    from megatron_eve.runtime.signals import ExitSignals
 
 
 def main() -> None:
     """Parse and check the configuration, then join the other ranks and train."""
-    from megatron_eve.training.signals import ExitSignals
+    from megatron_eve.runtime.signals import ExitSignals
 
     with ExitSignals() as signals:
         _main(signals)
@@ -27,8 +27,8 @@ def main() -> None:
 
 def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
-    from megatron_eve.errors import UserError, show_error
     from megatron_eve.preflight import check_memory, check_run, describe_start
+    from megatron_eve.runtime.errors import UserError, show_error
     from megatron_eve.training.outcome import write_outcome
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -47,14 +47,14 @@ def _main(signals: ExitSignals) -> None:
         sys.exit(show_error(error))
     if rank == 0:
         print(f"{describe_start(config, ranks)}\nmemory: {memory}", flush=True)
-    from megatron_eve.training.initialize import run_rank
+    from megatron_eve.runtime.ranks import run_rank
 
     run_rank(lambda: _train_or_leave_word(config, signals))
 
 
 def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
     """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
-    from megatron_eve.errors import UserError
+    from megatron_eve.runtime.errors import UserError
     from megatron_eve.training.outcome import write_outcome
 
     try:
@@ -65,19 +65,19 @@ def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
 
 
 def _train(config: RunConfig, signals: ExitSignals) -> None:
-    from megatron_eve.training.initialize import distributed, use_deterministic_kernels
-    from megatron_eve.training.logs import configure_logging
+    from megatron_eve.models.process_groups import distributed, use_deterministic_kernels
+    from megatron_eve.runtime.logs import configure_logging
 
     configure_logging()
     if config.training.deterministic_mode:
         use_deterministic_kernels()
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.training.phases import phase
+    from megatron_eve.runtime.accelerator import accelerator
+    from megatron_eve.runtime.phases import phase
 
     with phase("importing torch and megatron-core"):
         machine = accelerator()
-        from megatron_eve.training.kernels import check_kernels
-        from megatron_eve.training.save_lock import save_lock
+        from megatron_eve.checkpoint.save_lock import save_lock
+        from megatron_eve.models.kernels import check_kernels
         from megatron_eve.training.train import train
 
     check_kernels(config, machine)

@@ -27,7 +27,7 @@ die() {
     exit 2
 }
 
-# Is a run of another job alive in the folder? Its lock (training/save_lock.py) is touched every half minute.
+# Is a run of another job alive in the folder? Its lock (checkpoint/save_lock.py) is touched every half minute.
 others_run_in() { # FOLDER
     [[ -n $(find "$1/lock" -mmin -2 2> /dev/null) ]] && ! grep -q "\"slurm_job_id\": \"$SLURM_JOB_ID\"" "$1/lock"
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.ranks import RankPool
+
+# A shell without job control starts what stands in the background with SIGINT ignored, and so would be every command
+# that a test starts and stops with Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -81,10 +81,6 @@ def run_ranks(run: Callable[[list[str]], int | None], words: list[str], ranks: i
 def main() -> None:
     """Run the cases."""
     # Before the forks, which else would each take a second for it.
-    import megatron_eve.convert.hf_config
-    import megatron_eve.data.opening
-    import megatron_eve.preflight
-    import megatron_eve.training.saved_state  # noqa: F401
 
     found: list[dict[str, Any]] = []
     commands: dict[str, Callable[[list[str]], int | None]] = {}

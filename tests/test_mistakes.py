@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.config import TRACKER, RunConfig
-from megatron_eve.training.saved_state import read_common
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TextIO
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.errors import run_command
 from megatron_eve.inference.chat import Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
@@ -22,6 +21,7 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
+from megatron_eve.runtime.errors import run_command
 
 if TYPE_CHECKING:
     from megatron_eve.inference.web import ChatPage

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from megatron_eve.errors import UserError, run_command
+from megatron_eve.runtime.errors import UserError, run_command
 from megatron_eve.verification.losses import compare, read_losses
 
 DESCRIPTION = """\

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_eve.errors import run_command
+from megatron_eve.runtime.errors import run_command
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def run_import(flags: argparse.Namespace) -> None:
     )
     from megatron_eve.convert.report import size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
-    from megatron_eve.progress import byte_progress
+    from megatron_eve.runtime.progress_bar import byte_progress
 
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
@@ -148,13 +148,13 @@ def run_import(flags: argparse.Namespace) -> None:
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
+    from megatron_eve.checkpoint.compatibility import check_tokenizer
+    from megatron_eve.checkpoint.state import saved_common
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
     from megatron_eve.convert.usage import read_tokenizer, shard_bytes
-    from megatron_eve.progress import byte_progress
-    from megatron_eve.training.checkpoint import saved_common
-    from megatron_eve.training.compatibility import check_tokenizer
+    from megatron_eve.runtime.progress_bar import byte_progress
 
     published = flags.format == "published"
     tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
@@ -199,7 +199,7 @@ def convert(flags: argparse.Namespace) -> int:
     from megatron_eve.convert.usage import check_export_flags, check_import_flags
 
     check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     run_import(flags) if flags.command == "import" else run_export(flags)

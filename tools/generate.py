@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
-from megatron_eve.digests import file_digest
-from megatron_eve.errors import run_command
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
@@ -22,6 +20,8 @@ from megatron_eve.inference.opening import (
 )
 from megatron_eve.inference.origin import AnswerOrigin, model_identity
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
 Answer a file of questions about pictures, greedily.

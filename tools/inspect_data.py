@@ -20,7 +20,7 @@ from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_ins
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.joined import AnyDataset, open_dataset
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.errors import UserError, run_command
+from megatron_eve.runtime.errors import UserError, run_command
 
 DESCRIPTION = """\
 Look at a dataset: its figures, and rows drawn at random with their pictures and their tokens.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_eve.data.dataset_format import MANIFEST, PARTIAL
 from megatron_eve.data.merging import merge_datasets
-from megatron_eve.errors import run_command
+from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
 Make one dataset of several, without copying any data.

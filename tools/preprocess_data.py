@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from megatron_eve.data.preprocess import PreprocessConfig, format_summary, preprocess
 from megatron_eve.data.sources.recognise import FORMATS
-from megatron_eve.errors import run_command
+from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
 Make an indexed dataset from rows of text and pictures. The layout of the input is recognised:

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from megatron_eve.config import ConfigError
-from megatron_eve.errors import show_error
+from megatron_eve.runtime.errors import show_error
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def main() -> None:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.execv(sys.executable, [sys.executable, *command, *sys.argv])
-    from megatron_eve.training.initialize import run_rank
+    from megatron_eve.runtime.ranks import run_rank
 
     run_rank(lambda: check(arguments, folders))
 
@@ -85,13 +85,13 @@ def case_folders(paths: list[Path]) -> list[Path]:
 
 def check(arguments: Arguments, folders: list[Path]) -> None:
     """Check every folder on this rank; exit 1 on any miss."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     import torch
 
     from megatron_eve.config import ParallelConfig
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
     from megatron_eve.verification.run import check_folder
 
     parallel = ParallelConfig(

@@ -5,6 +5,7 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.recipe import from_dict, from_saved, load_recipe, parse
 from megatron_eve.config.schema import (
+    DEFAULT_FAMILY,
     AlignmentConfig,
     CheckpointConfig,
     DataConfig,
@@ -20,6 +21,7 @@ from megatron_eve.config.tower import TowerSizes, tower_sizes
 from megatron_eve.config.validate import TRACKER, validate, validate_sizes
 
 __all__ = [
+    "DEFAULT_FAMILY",
     "PRESETS",
     "TRACKER",
     "AlignmentConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_eve.errors import UserError
+from megatron_eve.runtime.errors import UserError
 
 
 class ConfigError(UserError, ValueError):

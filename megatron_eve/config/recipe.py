@@ -24,8 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.hints import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS, family_of_preset
-from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.config.schema import DEFAULT_FAMILY, RunConfig
+from megatron_eve.models.registry import find_family
 
 _ADAPTER = TypeAdapter(RunConfig)
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
-from megatron_eve.models.registry import DEFAULT_FAMILY
+# The family of a run that names none, and of checkpoints from before there were several.
+DEFAULT_FAMILY = "eve"
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}

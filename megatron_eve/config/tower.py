@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.wrong_content import wrong_content
 
 
 @dataclass(frozen=True)

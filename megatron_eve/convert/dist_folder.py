@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 from typing_extensions import override
 
-from megatron_eve.convert.hf_folder import LazyTensor
+from megatron_eve.checkpoint.hf.folder import LazyTensor
 
 # torch writes in C++, whose errors (of a full disk) name the file of its code or its class.
 _WRITER = re.compile(r"inline_container|PytorchStreamWriter")
@@ -108,7 +108,7 @@ def write_dist_folder(
     Args:
         folder: an empty one.
         tensors: by key.
-        common: what the checkpoint holds beside tensors (see `megatron_eve.training.checkpoint.run_state`).
+        common: what the checkpoint holds beside tensors (see `megatron_eve.checkpoint.state.run_state`).
         done: called with the bytes of each tensor that was made.
 
     Raises:

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import damaged_part, missing_part, sync_to_disk
+from megatron_eve.checkpoint.hf.config import published_config, published_preprocessor, token_ids
+from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
+from megatron_eve.checkpoint.hf.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
-from megatron_eve.convert.hf_config import published_config, published_preprocessor, token_ids
-from megatron_eve.convert.hf_folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.convert.skeleton import Entry, skeleton
-from megatron_eve.convert.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.training.checkpoint_files import damaged_part, missing_part, sync_to_disk
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import CheckpointError
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.training.checkpoint_store import CheckpointStore
 
 
 def check_target(target: Path) -> None:

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
-from megatron_eve.convert.dist_folder import write_dist_folder
-from megatron_eve.convert.folders import check_target
-from megatron_eve.convert.hf_config import HFConfig, teacher_size_of
-from megatron_eve.convert.hf_folder import HFFolder, LazyTensor
-from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
-from megatron_eve.convert.tables import (
+from megatron_eve.checkpoint.files import write_checksums, write_config
+from megatron_eve.checkpoint.hf.config import HFConfig, teacher_size_of
+from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor
+from megatron_eve.checkpoint.hf.tables import (
     ALIGNING_HF_KEYS,
     HEAD_KEY,
     IGNORED_HF_KEYS,
@@ -26,14 +23,16 @@ from megatron_eve.convert.tables import (
     eve_rules,
     source_for,
 )
-from megatron_eve.digests import file_digest
-from megatron_eve.models.eve.parameters import parts_lacking
-from megatron_eve.models.family import begins_at_random
+from megatron_eve.checkpoint.state import CONTENT
+from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
+from megatron_eve.convert.dist_folder import write_dist_folder
+from megatron_eve.convert.folders import check_target
+from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
+from megatron_eve.models.family import begins_at_random, parts_lacking
 from megatron_eve.models.registry import find_family
-from megatron_eve.training.checkpoint import CONTENT
-from megatron_eve.training.checkpoint_files import write_checksums, write_config
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.wrong_content import wrong_content
 
 _TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 

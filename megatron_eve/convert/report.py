@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from megatron_eve.convert.hf_folder import LazyTensor
+from megatron_eve.checkpoint.hf.folder import LazyTensor
 
 _FIRST = 3  # names that the summary gives of each reason
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.models.build import padded_vocab_size, transformer_config
 from megatron_eve.models.decoder.depth_taps import DepthTap
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
+from megatron_eve.models.process_groups import initialize_distributed, model_parallel
 from megatron_eve.models.vlm import VisionLanguageModel
-from megatron_eve.training.checkpoint import CONTENT
-from megatron_eve.training.initialize import initialize_distributed, model_parallel
-from megatron_eve.training.model import padded_vocab_size, transformer_config
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Entry:
     """One tensor of a model.
 
     Attributes:
-        name: global name of the parameter, which the rules of `tables.py` know.
+        name: global name of the parameter, which the rules of `checkpoint/hf/tables.py` know.
         key: what a checkpoint calls it.
         shape: of the whole tensor.
     """

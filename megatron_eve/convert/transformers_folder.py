@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 import megatron_eve.hf
+from megatron_eve.checkpoint.hf.config import published_config, published_preprocessor, token_ids
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.convert.hf_config import published_config, published_preprocessor, token_ids
 from megatron_eve.data.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.tokenizer import Tokenizer
 

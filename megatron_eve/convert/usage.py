@@ -8,13 +8,13 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.hf.config import HFConfig
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError, tower_sizes
 from megatron_eve.convert.folders import check_target
-from megatron_eve.convert.hf_config import HFConfig
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import CheckpointError
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.

@@ -80,7 +80,8 @@ class Encoded:
     @property
     def num_labels(self) -> int:
         """Labels that train once labels are shifted: the first position is never predicted."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        labels = self.labels[1:]
+        return len(labels) - labels.count(IGNORE_INDEX)
 
     def cut(self, length: int) -> Encoded:
         """The first `length` positions, an image counted as one, as published (`model_max_length`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_eve.errors import UserError
+from megatron_eve.runtime.errors import UserError
 
 AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
 """What to do about a damaged dataset."""

@@ -29,7 +29,7 @@ from megatron_eve.data.batch import (
     padding_multiples,
 )
 from megatron_eve.data.errors import AGAIN, DataError
-from megatron_eve.data.images.backends import ImageDecoder
+from megatron_eve.data.images.interface import ImageDecoder
 from megatron_eve.data.packing import deal_packs, pack_step
 from megatron_eve.data.sampling import Order
 

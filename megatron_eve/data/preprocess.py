@@ -11,6 +11,7 @@ import errno
 import json
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from megatron_eve.data.tokenizer import Tokenizer
 __all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
 
 _FIRST_SKIPPED = 5  # rows that the summary names for each reason
+_BAR_SECONDS = 0.2  # between two counts that the bar shows: making their text costs as much as some rows
 _ESTIMATED_FROM = 1000  # samples, after which it is known about how large the dataset will be
 
 
@@ -77,7 +79,7 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
         _SkippedLog(config.output_prefix) as skipped,
         _progress_bar(source.num_bytes, progress) as bar,
     ):
-        room_is_checked = False
+        room_is_checked, shown = False, 0.0
         for chunk in encode_rows(config, source, source.rows(), writer.image_path):
             for row in chunk.skipped:
                 skipped.add(row)
@@ -86,12 +88,15 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
             if not room_is_checked and writer.num_samples >= _ESTIMATED_FROM:
                 room_is_checked = True
                 _check_disk(config.output_prefix, writer, source)
-            bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
+            if time.monotonic() >= shown + _BAR_SECONDS:
+                shown = time.monotonic()
+                bar.set_postfix(kept=writer.num_samples, skipped=skipped.total, refresh=False)
             bar.update(source.position - bar.n)
+        bar.set_postfix(kept=writer.num_samples, skipped=skipped.total)
         if writer.num_samples == 0:
             raise DataError(
                 f"no row of {' '.join(config.inputs)} can be used ({skipped.total} skipped); no dataset was written.\n"
-                + format_skipped(skipped.counts, skipped.first)
+                f"{format_skipped(skipped.counts, skipped.first)}".rstrip()
             )
         skipped.close()
         return writer.finalise(

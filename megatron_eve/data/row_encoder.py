@@ -18,12 +18,13 @@ from megatron_eve.data.documents import encode_record
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
+from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.metadata import Exclusions, sample_meta
 from megatron_eve.data.sample_block import MAX_ROW_BYTES, Sample, StoredImage
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.errors import is_lfs_pointer
+from megatron_eve.runtime.errors import is_lfs_pointer
 
 MAX_VIDEO_FRAMES = 10_000
 """Pictures of a video: all of them are in memory at once."""
@@ -149,7 +150,7 @@ class PreprocessConfig:
         """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
         if self.image_storage == "encoded":
             return None
-        from megatron_eve.data.images.backends import DecodeSettings
+        from megatron_eve.data.images.interface import DecodeSettings
         from megatron_eve.data.storage import StorageSettings
 
         return StorageSettings(
@@ -296,6 +297,9 @@ class RowEncoder:
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
         data = self._read(image, row)
         if not self._judges:
+            read_header(
+                data, self._config.max_image_pixels
+            )  # what is no picture is not held for the whole chunk
             return StoredImage(data, 0, 0)  # its size is known once it is stored
         decoded = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels

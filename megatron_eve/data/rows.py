@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.errors import is_lfs_pointer
+from megatron_eve.runtime.errors import is_lfs_pointer
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"

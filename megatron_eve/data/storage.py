@@ -18,15 +18,9 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.geometry import ImageGeometry, image_geometry, square_margin
 from megatron_eve.data.images import ImageError, decode_image, resize
-from megatron_eve.data.images.backends import (
-    BackendName,
-    DecodeSettings,
-    ImageTask,
-    Prepared,
-    chosen_backend,
-    open_decoder,
-)
+from megatron_eve.data.images.backends import BackendName, chosen_backend, open_decoder
 from megatron_eve.data.images.decode import read_header
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
 from megatron_eve.data.images.patches import image_patches, uncut_patches
 from megatron_eve.data.sample_block import StoredImage
 

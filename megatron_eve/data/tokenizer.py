@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.wrong_content import wrong_content
 
 
 class Tokenizer:

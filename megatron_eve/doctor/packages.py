@@ -103,7 +103,7 @@ def _look_at(name: str, wanted: str = "", module: str | None = "") -> Package:
         version = None
     if version is None and (module is None or not _is_there(module)):
         return Package(name, None, wanted)
-    # megatron-core must find this process prepared (`accelerator.cpu`), which a later look at the run's plan does.
+    # megatron-core must find this process prepared (`runtime.without_cuda`), which a later look at the run's plan does.
     error = None if module is None or name == "megatron-core" else import_error(module)
     return Package(name, version or "of unknown version", wanted, error)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_eve.accelerator import Accelerator
-from megatron_eve.accelerator.machine import cudnn_attends_to_packs
 from megatron_eve.doctor.packages import Packages
+from megatron_eve.runtime.accelerator import Accelerator
+from megatron_eve.runtime.machine import cudnn_attends_to_packs
 
 Row = tuple[str, str]
 
@@ -21,14 +21,14 @@ def plan_run(machine: Accelerator, packages: Packages) -> list[Row]:
     """
     from megatron_eve.config import RunConfig, TrainingConfig
     from megatron_eve.data.images.backends import chosen_backend
-    from megatron_eve.training.kernels import (
+    from megatron_eve.models.kernels import (
         FP8_RECIPES,
         engine_lack,
         fp8_lack,
         uses_transformer_engine,
         where_gradients_are_fused,
     )
-    from megatron_eve.training.shapes import fixed_length
+    from megatron_eve.models.shapes import fixed_length
 
     config = RunConfig(training=TrainingConfig(train_iters=1, bf16=True))
     engine, on_gpu = uses_transformer_engine(config), machine.name == "cuda"

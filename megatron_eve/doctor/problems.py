@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_eve.accelerator.machine import Gpu, Machine, cudnn_attends_to_packs
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, numbers, satisfies
+from megatron_eve.runtime.machine import Gpu, Machine, cudnn_attends_to_packs
 
 # Below this NCCL's and the data workers' shared memory runs out; containers have 64 MiB unless told otherwise.
 _SHM = 1.0

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.machine import Gpu, Machine, look_at_machine
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages
 from megatron_eve.doctor.plan import Row, plan_run
 from megatron_eve.doctor.problems import Problem, capability, find_problems
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.machine import Gpu, Machine, look_at_machine
 
 _LABEL, _WIDTH = 18, 118
 

@@ -19,11 +19,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.hf import EVEConfig
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+from megatron_eve.runtime.accelerator import accelerator
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 _PROBE = "two  words,\n猫 🙂"

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.errors import UserError, show_error
 from megatron_eve.inference.engine import Engine
+from megatron_eve.runtime.errors import UserError, show_error
 
 # Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
 _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
@@ -116,10 +116,10 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     Returns:
         The exit status. A rank that fails ends its process.
     """
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
-    from megatron_eve.training.initialize import run_rank
+    from megatron_eve.runtime.ranks import run_rank
 
     status = 0
 
@@ -150,15 +150,16 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+    from megatron_eve.checkpoint.compatibility import check_tokenizer, unlike_training
+    from megatron_eve.checkpoint.files import weights_fingerprint
+    from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
     from megatron_eve.config import from_saved, validate
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.training.checkpoint import load_weights, saved_common, saved_config
-    from megatron_eve.training.checkpoint_files import weights_fingerprint
-    from megatron_eve.training.compatibility import check_tokenizer, unlike_training
-    from megatron_eve.training.initialize import distributed, world_size
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import distributed
+    from megatron_eve.runtime.ranks import world_size
 
     folder = str(flags.model_path)
     saved, note = from_saved(saved_config(folder), folder)
@@ -221,8 +222,8 @@ def saved_in_bfloat16(folder: Path) -> bool:
     """Whether the weights of a folder's latest checkpoint are bfloat16; an import has no run that was told so."""
     import torch
 
+    from megatron_eve.checkpoint.store import CheckpointStore
     from megatron_eve.convert.dist_folder import DistFolder
-    from megatron_eve.training.checkpoint_store import CheckpointStore
 
     store = CheckpointStore(folder)
     iteration = store.latest()

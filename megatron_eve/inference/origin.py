@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_eve.checkpoint.files import weights_fingerprint
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.training.checkpoint_files import weights_fingerprint
-from megatron_eve.training.checkpoint_store import CheckpointStore
 from megatron_eve.training.origin import folder_fingerprint
 
 

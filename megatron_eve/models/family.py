@@ -112,12 +112,27 @@ class ModelFamily(Protocol):
         ...
 
 
+# Parts, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images, and the layer
+# that trains with a teacher. A family need not have both.
+FRONT_END, ALIGNING_LAYER = "front end", "aligning layer"
+
+
+def parts_lacking(language_model: bool, aligned: bool) -> tuple[str, ...]:
+    """Parts of the model that a folder of weights lacks.
+
+    Args:
+        language_model: the folder holds a language model alone.
+        aligned: the folder holds an aligning layer.
+    """
+    return (FRONT_END,) * language_model + (ALIGNING_LAYER,) * (not aligned)
+
+
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
     """Does a parameter keep its initial weights, when the others come from a folder?
 
     Args:
         family: of the model.
         name: of the parameter, local or global.
-        lacking: parts that the folder does not hold (keys of `ModelFamily.parts`).
+        lacking: parts that the folder does not hold, as `parts_lacking` names them.
     """
-    return any(matches(name, family.parts[part]) for part in lacking)
+    return any(matches(name, family.parts.get(part, ())) for part in lacking)

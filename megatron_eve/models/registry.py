@@ -15,10 +15,9 @@ from pathlib import Path
 
 from typing_extensions import get_protocol_members
 
-from megatron_eve.errors import UserError
 from megatron_eve.models.family import ModelFamily
+from megatron_eve.runtime.errors import UserError
 
-DEFAULT_FAMILY = "eve"
 ENTRY_POINTS = "megatron_eve.families"
 
 

@@ -23,7 +23,6 @@ from megatron_eve.models.decoder.depth_taps import DepthTap, split_stream, taps_
 from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.eve.front_end import EVEFrontEnd
-from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
 from megatron_eve.models.language_loss import language_losses, mask_padded_vocabulary
 from megatron_eve.models.objectives import NextToken
@@ -68,8 +67,8 @@ ModelLosses = dict[str, torch.Tensor]
 """What the last stage computes from a pack, by the name of the objective; parts of the context-parallel ranks add up.
 
 NextToken: float32 [R], cross entropy of each labelled row; the same on all tensor-parallel ranks.
-Aligning: float32 scalar, sum over images of 1 - mean cosine (only with the aligning layer). Under sequence parallelism
-    the parts of the tensor-parallel ranks add up too, otherwise all have the same.
+PatchAligningLayer.objective: float32 scalar, sum over images of 1 - mean cosine (only with the aligning layer). Under
+    sequence parallelism the parts of the tensor-parallel ranks add up too, otherwise all have the same.
 """
 
 
@@ -221,7 +220,7 @@ class VisionLanguageModel(GPTModel):
             assert rows is not None and inputs.cell_weights is not None
             predictions = self.aligning_layer(rows.take(hidden), taps)
             loss = aligning_loss(predictions, inputs.teacher_features, inputs.cell_weights)
-            aligning = {Aligning.name: loss}
+            aligning = {PatchAligningLayer.objective: loss}
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.models.decoder.context_parallel import zigzag_rows
 from megatron_eve.models.decoder.depth_taps import TapRows
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import to_device
 
 
 @dataclass(frozen=True)

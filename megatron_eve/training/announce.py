@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config.memory import in_units
+from megatron_eve.models.kernels import describe_kernels
+from megatron_eve.models.stages import stage_of
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.data import RunData
-from megatron_eve.training.kernels import describe_kernels
 from megatron_eve.training.memory import training_bytes
-from megatron_eve.training.monitor import print_rank_0
-from megatron_eve.training.stages import stage_of
-
-if TYPE_CHECKING:
-    from megatron_eve.training.train import Trainer
+from megatron_eve.training.trainer import Trainer
 
 
 def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, int]:

@@ -6,14 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from megatron.core import parallel_state
 from numpy.typing import NDArray
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.transfer import Uploader
 from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.batch import VisionDataset, decode_settings
 from megatron_eve.data.cache import cached_array
@@ -31,12 +29,11 @@ from megatron_eve.data.sampling import (
     by_modality,
     split_dataset,
 )
+from megatron_eve.models.shapes import fixed_length
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import Uploader
 from megatron_eve.training.microbatch import decodes_pixels
-from megatron_eve.training.shapes import fixed_length
 from megatron_eve.training.teaching import teacher_share
-
-if TYPE_CHECKING:
-    pass
 
 MOCK_SAMPLES = 4096
 

@@ -12,10 +12,10 @@ from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step, StepLoader
 from megatron_eve.data.order import sample_order
 from megatron_eve.data.sampling import Part
+from megatron_eve.models.build import parameters_gathered
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.family import Objective
 from megatron_eve.training.loss import Normalizer, counts_of, objectives_of
-from megatron_eve.training.model import parameters_gathered
 from megatron_eve.training.scales import keep_scales
 from megatron_eve.training.step import forward_backward
 

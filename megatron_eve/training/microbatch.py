@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
 from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.packed import packed_params
 from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.shapes import rows_sent
 from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import to_device
 from megatron_eve.training.aligned_cells import aligned_cells, context_rows
-from megatron_eve.training.shapes import rows_sent
 from megatron_eve.training.teaching import pack_features
 
 

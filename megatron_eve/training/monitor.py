@@ -12,12 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import torch
-
 from megatron_eve.config import RunConfig
 from megatron_eve.data.loader import Step
 from megatron_eve.models.objectives import NextToken
-from megatron_eve.training.step import StepResult
+from megatron_eve.training.step_result import StepResult
 
 _LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl and its like
 
@@ -287,9 +285,3 @@ def _json_line(record: dict[str, Any]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps({name: clean(value) for name, value in record.items()}, allow_nan=False) + "\n"
-
-
-def print_rank_0(text: str) -> None:
-    """Print once a run."""
-    if torch.distributed.get_rank() == 0:
-        print(text, flush=True)

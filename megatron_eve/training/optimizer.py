@@ -14,10 +14,10 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.config import ConfigError, RunConfig
-from megatron_eve.training.model import unwrap
-from megatron_eve.training.monitor import print_rank_0
+from megatron_eve.models.build import unwrap
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.ranks import print_rank_0
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
@@ -98,29 +98,6 @@ def _no_match(pattern: str, names: Iterable[str]) -> str:
         known |= {".".join(parts[:depth]) + ".*" for depth in range(1, len(parts))}
     near = get_close_matches(pattern, sorted(known), n=3) or sorted({f"{n.split('.')[0]}.*" for n in names})
     return f"--lr-overrides {pattern}: matches no parameter of the model; near to it are {', '.join(near)}"
-
-
-def make_moments(optimizer: MegatronOptimizer) -> None:
-    """Make Adam's moments, all zero, where no update has made them yet; afterwards a checkpoint can hold them.
-
-    Until its first update the optimizer has no state, which megatron-core's `sharded_state_dict` takes for granted: a
-    run whose first step is left out saves before it. An update by zero gradients at rate 0 is how megatron-core makes
-    the state when it loads (`_init_optimizer_states_with_dummy_values`); the count of updates is put back to 0.
-    """
-    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = one.optimizer
-        if inner.state or not any(group["params"] for group in inner.param_groups):
-            continue
-        kept = [{name: group[name] for name in ("lr", "weight_decay")} for group in inner.param_groups]
-        for group in inner.param_groups:
-            group.update(lr=0.0, weight_decay=0.0)
-            for parameter in group["params"]:
-                if parameter.numel():  # TransformerEngine's optimizer takes no empty tensor
-                    parameter.grad = torch.zeros_like(parameter)
-        inner.step()
-        inner.zero_grad()
-        for group, settings in zip(inner.param_groups, kept, strict=True):
-            group.update(settings, step=0)
 
 
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

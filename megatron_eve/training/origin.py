@@ -9,11 +9,11 @@ from pathlib import Path
 
 import yaml
 
+from megatron_eve.checkpoint.files import weights_fingerprint
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
-from megatron_eve.digests import file_digest
-from megatron_eve.training.checkpoint_files import weights_fingerprint
-from megatron_eve.training.checkpoint_store import CheckpointStore
+from megatron_eve.runtime.digests import file_digest
 
 # Of a folder in Hugging Face layout: what answers depend on. `*.bin` are pickled weights.
 _HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_eve.training.save_lock import in_use
+from megatron_eve.checkpoint.save_lock import in_use
 
 OUTCOME = "outcome"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from megatron_eve.training.model import unwrap
+from megatron_eve.models.build import unwrap
 
 
 def keep_scales(chunks: Sequence[Any]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -15,17 +15,18 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
-from megatron_eve.accelerator import accelerator
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.loader import Step
+from megatron_eve.models.build import unwrap
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.family import Objective
-from megatron_eve.training.bad_steps import Values, validate_step, why_bad
+from megatron_eve.models.shapes import schedule_shapes
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.training.bad_steps import validate_step, why_bad
 from megatron_eve.training.loss import LossFunction, Normalizer
 from megatron_eve.training.microbatch import model_inputs
-from megatron_eve.training.model import unwrap
 from megatron_eve.training.scales import keep_scales
-from megatron_eve.training.shapes import schedule_shapes
+from megatron_eve.training.step_result import StepResult, Values
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import teach_ahead
 
@@ -104,28 +105,6 @@ def _reduce(
                 group = parallel_state.get_tensor_model_parallel_group()
                 torch.distributed.all_reduce(totals[place : place + 1], group=group)
     return dict(zip(names, totals, strict=True))
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What came of a step, the same on every rank.
-
-    Attributes:
-        losses: by the name of the objective.
-        grad_norm: before any clipping.
-        bad: what is wrong with it; None if nothing is, and only then was an update made.
-        exit_code: nonzero if the run must end here, without an update.
-    """
-
-    losses: Values
-    grad_norm: float
-    bad: str | None = None
-    exit_code: int = 0
-
-    @property
-    def values(self) -> Values:
-        """Losses and gradient norm, by name."""
-        return {**self.losses, "grad norm": self.grad_norm}
 
 
 def train_step(

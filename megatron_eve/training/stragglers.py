@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.accelerator import accelerator
+from megatron_eve.runtime.accelerator import accelerator
 
 
 @dataclass(frozen=True)

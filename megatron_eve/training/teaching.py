@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.accelerator import accelerator
-from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.loader import AHEAD
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import to_device
 from megatron_eve.training.flops import TeacherSizes
 
 

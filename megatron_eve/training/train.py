@@ -4,65 +4,44 @@ from __future__ import annotations
 
 import signal
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.rerun_state_machine import (
     EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
     RerunState,
     get_rerun_state_machine,
 )
 
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.saver import CheckpointSaver
+from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weights
 from megatron_eve.config import RunConfig
-from megatron_eve.data.loader import Step, StepLoader
-from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.data.loader import Step
+from megatron_eve.models.build import build_chunks
+from megatron_eve.models.stages import stage_of
+from megatron_eve.runtime.phases import phase
+from megatron_eve.runtime.ranks import print_rank_0
+from megatron_eve.runtime.signals import ExitSignals, Watchdog
 from megatron_eve.training.announce import announce, count_parameters
 from megatron_eve.training.bad_steps import exit_code, start_machine, verdict
-from megatron_eve.training.checkpoint import Progress, load_checkpoint, load_weights
-from megatron_eve.training.checkpoint_saver import CheckpointSaver
-from megatron_eve.training.compatibility import CheckpointError
-from megatron_eve.training.data import RunData, build_loader, open_data
+from megatron_eve.training.data import build_loader, open_data
 from megatron_eve.training.evaluation import evaluate
 from megatron_eve.training.flops import model_flops, step_work
 from megatron_eve.training.loss import Normalizer, objectives_of
 from megatron_eve.training.memory import checkpoint_bytes
-from megatron_eve.training.model import build_chunks, wrap_for_training
-from megatron_eve.training.monitor import Monitor, print_rank_0
+from megatron_eve.training.monitor import Monitor
 from megatron_eve.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.origin import start_lines
 from megatron_eve.training.outcome import write_outcome
-from megatron_eve.training.phases import phase
-from megatron_eve.training.signals import ExitSignals, Watchdog
-from megatron_eve.training.stages import stage_of
-from megatron_eve.training.step import StepResult, holds_losses, train_step
+from megatron_eve.training.step import holds_losses, train_step
+from megatron_eve.training.step_result import StepResult
 from megatron_eve.training.stragglers import Stragglers
 from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
-
-
-@dataclass
-class Trainer:
-    """What a run is made of, on this rank, ready for its next step.
-
-    Attributes:
-        data: samples, their order, and what is held out.
-        teacher_identity: what identifies the teacher in a checkpoint.
-        teacher: on ranks of the last stage, with the aligning layer.
-        stragglers: with `--log-straggler`.
-    """
-
-    config: RunConfig
-    chunks: list[DistributedDataParallel]
-    optimizer: Any
-    scheduler: Any
-    loader: StepLoader
-    data: RunData
-    progress: Progress
-    teacher: Teacher | None = None
-    teacher_identity: dict[str, Any] | None = None
-    stragglers: Stragglers | None = None
+from megatron_eve.training.trainer import Trainer
+from megatron_eve.training.wrap import wrap_for_training
 
 
 def setup(config: RunConfig) -> Trainer:
@@ -104,7 +83,7 @@ def setup(config: RunConfig) -> Trainer:
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
     """Weights alone, from a folder of ours or from one in the published Hugging Face layout."""
     if (Path(folder) / "config.json").exists():
-        from megatron_eve.convert.load import load_hf_weights
+        from megatron_eve.checkpoint.hf.load import load_hf_weights
 
         load_hf_weights(Path(folder), chunks, config.model)
     else:

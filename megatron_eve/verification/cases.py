@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from megatron_eve.checkpoint.hf.load import model_config_of
 from megatron_eve.config import ModelConfig
-from megatron_eve.convert.load import model_config_of
 from megatron_eve.data.conversation import ConversationError, encode_conversation, encode_prompt
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
 from megatron_eve.data.images import padded_square, resize, teacher_square

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.accelerator.machine import memory_of_a_rank
 from megatron_eve.config import PRESETS, AlignmentConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.config.memory import count_parameters, in_units, memory_error, rank_memory
 from megatron_eve.preflight import main
+from megatron_eve.runtime.machine import memory_of_a_rank
 from tests.ranks import RankPool
 
 
 def _parameters(config: RunConfig) -> int:
     """Of a model on torch's meta device."""
     from megatron_eve.convert.skeleton import Skeleton
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(config):
         return sum(entry.shape.numel() for entry in Skeleton(config).entries)
@@ -120,7 +120,7 @@ def test_a_look_before_the_start_refuses_only_what_it_knows(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if hidden else "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr("megatron_eve.accelerator.machine.metadata.version", lambda name: torch_version)
+    monkeypatch.setattr("megatron_eve.runtime.machine.metadata.version", lambda name: torch_version)
     flags = [
         "--ranks",
         "4",

@@ -64,8 +64,8 @@ def llama(folder: Path, **settings: Any) -> Path:
 
 def pass_through(config: RunConfig) -> None:
     """Runs on each rank: load weights under a layout, and save them again."""
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.checkpoint.saver import CheckpointSaver
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config):
@@ -191,7 +191,7 @@ def test_a_conversion_that_is_cut_short_leaves_nothing(
     tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of writing, either way."""
-    from megatron_eve.convert import hf_folder
+    from megatron_eve.checkpoint.hf import folder as hf_folder
 
     assert convert("import", "--source", published, "--target", tmp_path / "start") == 0
     real, made = hf_folder.LazyTensor.tensor, 0

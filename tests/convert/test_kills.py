@@ -28,8 +28,8 @@ class Killed(BaseException):
 
 def no_cleaning(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed process does not do any more."""
+    from megatron_eve.checkpoint.store import CheckpointStore
     from megatron_eve.convert import exporting
-    from megatron_eve.training.checkpoint_store import CheckpointStore
 
     monkeypatch.setattr(CheckpointStore, "abandon", lambda self, partial: None)
     monkeypatch.setattr(exporting.shutil, "rmtree", lambda *_, **__: None)
@@ -51,8 +51,8 @@ def die_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -
 
 def moments() -> dict[str, Callable[[pytest.MonkeyPatch], None]]:
     """Where an import may die."""
-    from megatron_eve.convert.hf_folder import LazyTensor
-    from megatron_eve.training.checkpoint_store import CheckpointStore
+    from megatron_eve.checkpoint.hf.folder import LazyTensor
+    from megatron_eve.checkpoint.store import CheckpointStore
 
     return {
         "first tensor": lambda patch: die_at(patch, LazyTensor, "tensor", 1),
@@ -89,7 +89,7 @@ def test_an_import_that_dies_can_be_repeated(
 def test_an_export_that_dies_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    from megatron_eve.convert.hf_folder import LazyTensor
+    from megatron_eve.checkpoint.hf.folder import LazyTensor
 
     published, start, back = find_golden("_shared/hf_mini224"), tmp_path / "start", tmp_path / "back"
     assert convert("import", "--source", published, "--target", start) == 0
@@ -162,8 +162,8 @@ def looks_whole(target: Path, direction: str) -> bool:
     """Does it look whole to those that read it?"""
     if direction == "export":
         return target.exists()
+    from megatron_eve.checkpoint.compatibility import CheckpointError
     from megatron_eve.convert.exporting import open_checkpoint
-    from megatron_eve.training.compatibility import CheckpointError
 
     try:
         open_checkpoint(target)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, TrainingConfig
+from tests.checkpoint.hf.test_tables import error
 from tests.convert.test_conversion import TEACHER, convert, pass_through
-from tests.convert.test_tables import error
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
@@ -144,12 +144,12 @@ def test_there_and_back_through_a_run(
 
 def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     """Runs on each rank: logits [T, vocabulary] of SAMPLES in one pack, without an image."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.data.batch import PATCH_VALUES
+    from megatron_eve.models.build import build_chunks
     from megatron_eve.models.decoder.packed import packed_params
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.models.vlm import ModelInputs
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks
 
     lengths = [len(sample) for sample in SAMPLES]
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -175,7 +175,7 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     ids=lambda value: value.name if isinstance(value, Layout) else value,
 )
 def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layout: Layout, kind: str) -> None:
-    from megatron_eve.convert.load import model_config_of
+    from megatron_eve.checkpoint.hf.load import model_config_of
 
     theirs = transformers_model(kind)
     theirs.save_pretrained(tmp_path)
@@ -194,7 +194,7 @@ def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layou
 @pytest.mark.distributed
 def test_a_run_of_another_kind_is_told(ranks: RankPool, tmp_path: Path) -> None:
     """Biases or key/value heads that the run's model does not have, or has and the folder lacks."""
-    from megatron_eve.convert.load import model_config_of
+    from megatron_eve.checkpoint.hf.load import model_config_of
 
     source = folder_of(tmp_path, "qwen2")
     model = model_config_of(source, 224, 112)
@@ -265,7 +265,7 @@ def test_what_the_decoder_cannot_compute_is_refused(
     ],
 )
 def test_a_rope_that_scales_nothing_is_none(rope_source: Path, tmp_path: Path, rope: dict[str, Any]) -> None:
-    from megatron_eve.convert.hf_config import HFConfig
+    from megatron_eve.checkpoint.hf.config import HFConfig
 
     fields = json.loads((rope_source / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, **rope}))

@@ -104,8 +104,8 @@ def test_every_key_of_an_eve_7b_is_accounted_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, aligning: bool
 ) -> None:
     """1,159 keys of 14.23 GB: mapped into ours, or left out for a reason; and nothing of ours begins at random."""
+    from megatron_eve.checkpoint.hf.config import published_config
     from megatron_eve.convert import importing
-    from megatron_eve.convert.hf_config import published_config
 
     parts = published_shapes()
     assert {name: len(part) for name, part in parts.items()} == {

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.data.helpers import ROOT
 
 MEMORY = """
-import json, resource, sys
+import json, os, resource, sys
 from pathlib import Path
 import pyarrow
 from pyarrow import parquet
@@ -48,6 +48,10 @@ measure("imports", folder / "a.json")
 (folder / "a.json").write_text(json.dumps(rows + [{"image": "bomb.png", "conversations": turns("A car.")}] * 50))
 for storage in ("encoded", "jpeg", "pixels"):
     measure(f"bombs {storage}", folder / "a.json", image_storage=storage)
+(folder / "large.jpg").touch()
+os.truncate(folder / "large.jpg", 64 << 20)
+(folder / "a.json").write_text(json.dumps(rows + [{"image": "large.jpg", "conversations": turns("A car.")}] * 15))
+measure("files of 64 MiB", folder / "a.json", image_storage="jpeg")
 broken(folder / "a.tar", "1 TB")
 measure("1 TB", folder / "a.tar")
 with (folder / "long.jsonl").open("w") as lines:
@@ -77,6 +81,7 @@ def test_memory_stays_bounded(tmp_path: Path, tokenizer_path: Path) -> None:
     )
     assert said == {
         **{f"bombs {storage}": [1, {"image_too_large": 50}] for storage in ("encoded", "jpeg", "pixels")},
+        "files of 64 MiB": [1, {"image_format": 15}],
         "captions of 10 MB": [1, {"text_too_long": 5}],
         "a row group of 2 GiB": [1, {"image_format": 2100}],
     }

@@ -11,14 +11,8 @@ from PIL import Image
 
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import ImageError
-from megatron_eve.data.images.backends import (
-    DecodeSettings,
-    ImageDecoder,
-    ImageTask,
-    Prepared,
-    open_decoder,
-    stand_in,
-)
+from megatron_eve.data.images.backends import open_decoder, stand_in
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
 from tests.data.helpers import encoded, picture
 
 SETTINGS = DecodeSettings(apply_exif=True, max_pixels=4_000_000, teacher_size=112)
@@ -211,7 +205,7 @@ def test_usual_files_do_not_go_through_pillow(decoder: ImageDecoder, monkeypatch
 
     tasks = [task(encoded(photo(64, 48, seed=i), "JPEG"), (64, 48)) for i in range(3)]
     expected = reference(tasks)
-    for module in ("backends", "threads"):
+    for module in ("pillow", "threads"):
         monkeypatch.setattr(f"megatron_eve.data.images.{module}.decode_image", refuse)
     for found, other in zip(decoder.prepare(tasks), expected, strict=True):
         assert_near(found, other)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_eve.checkpoint.compatibility import CheckpointError, check_data
 from megatron_eve.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.indexed import DatasetWriter, StoredImage
 from megatron_eve.data.order import order_places, sample_order
 from megatron_eve.data.sampling import split_dataset
-from megatron_eve.training.compatibility import CheckpointError, check_data
 from megatron_eve.training.data import RunData, open_data
 from tests.data.helpers import MINI_SETTINGS, encoded, picture
 

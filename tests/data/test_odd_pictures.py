@@ -20,8 +20,9 @@ import megatron_eve.data.images.decode as decode_module
 import megatron_eve.hf.image_processing_eve as hf_module
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import ImageError, decode_image
-from megatron_eve.data.images.backends import DecodeSettings, ImageDecoder, ImageTask, Prepared, open_decoder
+from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.decode import upright
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
 from megatron_eve.data.images.patches import image_patches, teacher_square
 from megatron_eve.data.images.png import without_texts
 from megatron_eve.hf import EVEImageProcessor
@@ -159,7 +160,7 @@ def test_what_is_usual_stays_fast(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("went through Pillow")
 
-    for module in ("backends", "threads"):
+    for module in ("pillow", "threads"):
         monkeypatch.setattr(f"megatron_eve.data.images.{module}.decode_image", refuse)
     (found,) = decoder.prepare([ImageTask(ODD[name].data, geometry, patches=True, teacher=False)])
     assert isinstance(found, Prepared)

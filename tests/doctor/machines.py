@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.accelerator.machine import Gpu, Machine, TorchBuild
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages
+from megatron_eve.runtime.machine import Gpu, Machine, TorchBuild
 
 H100 = Gpu("NVIDIA H100", 79.6, (9, 0))
 A100 = Gpu("NVIDIA A100", 39.5, (8, 0))

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_eve.accelerator import Accelerator
-from megatron_eve.accelerator.machine import Gpu, Machine
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages, satisfies
 from megatron_eve.doctor.problems import find_problems, has_kernels
 from megatron_eve.doctor.report import examine, report
+from megatron_eve.runtime.accelerator import Accelerator
+from megatron_eve.runtime.machine import Gpu, Machine
 from tests.doctor.machines import A100, LAPTOP, LOGIN, NODE, WHOLE, node, with_required, without, write
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_eve.accelerator import Accelerator
 from megatron_eve.doctor.packages import EXTENSION, Packages
 from megatron_eve.doctor.plan import plan_run
+from megatron_eve.runtime.accelerator import Accelerator
 from tests.doctor.machines import A100, ADA, WHOLE, without, write
 
 
 @pytest.fixture(scope="module")
 def prepared() -> None:
     """megatron-core is imported now, lest it remember what it finds in a folder of `modules`."""
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
-    import megatron_eve.training.shapes  # noqa: F401
+    import megatron_eve.models.shapes  # noqa: F401
 
 
 def accelerator(capability: tuple[int, int] | None, engine: bool = True) -> Accelerator:
@@ -30,7 +30,7 @@ def accelerator(capability: tuple[int, int] | None, engine: bool = True) -> Acce
 
 def plan(monkeypatch: pytest.MonkeyPatch, machine: Accelerator, packages: Packages = WHOLE) -> dict[str, str]:
     """What a run would take on another machine, by the functions that training asks."""
-    for module in ("training.kernels", "training.shapes"):
+    for module in ("models.kernels", "models.shapes"):
         monkeypatch.setattr(f"megatron_eve.{module}.accelerator", lambda: machine)
     monkeypatch.setattr("megatron_eve.data.images.backends.dali_is_installed", lambda: True)
     return dict(plan_run(machine, packages))

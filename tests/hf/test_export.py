@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from megatron_eve.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
+from tests.checkpoint.hf.test_tables import config, load_and_collect
 from tests.convert.test_conversion import TEACHER, convert
-from tests.convert.test_tables import config, load_and_collect
 from tests.golden_dir import find_golden
 from tests.ranks import RankPool
 
@@ -105,7 +105,7 @@ def test_a_folder_that_transformers_saved_again_starts_a_run(
     ranks: RankPool, exported: Path, tmp_path: Path
 ) -> None:
     """For --pretrained-checkpoint: the model alone, in shards, with the spelling of today's transformers."""
-    from megatron_eve.convert.load import model_config_of
+    from megatron_eve.checkpoint.hf.load import model_config_of
     from megatron_eve.hf import EVELlamaForCausalLM
 
     EVELlamaForCausalLM.from_pretrained(exported).save_pretrained(tmp_path, max_shard_size="500KB")

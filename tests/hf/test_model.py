@@ -43,11 +43,11 @@ QUESTIONS = {
 
 def logits(config: RunConfig, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     """Runs on each rank: [L, W] for each prompt."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.inference.generate import _prompt_batch
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)

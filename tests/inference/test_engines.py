@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save
 
+from megatron_eve.checkpoint.state import saved_config
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
 from megatron_eve.data.conversation import prompt_text
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.engine import Answer, Engine
 from megatron_eve.inference.generate import generation_config
-from megatron_eve.training.checkpoint import saved_config
 from tests.convert.test_conversion import convert
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture
@@ -56,11 +56,12 @@ def everything(engine: Engine) -> Found:
 
 def on_ranks(layout: Layout) -> Found | None:
     """Runs on each rank: rank 0 asks, the others follow."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.data.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.training.initialize import global_rank, model_parallel
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.runtime.ranks import global_rank
 
     parallel = layout.parallel
     config = generation_config(

@@ -38,10 +38,10 @@ def answers(
     config: RunConfig, prompts: Sequence[Prompt], count: int, stop_ids: tuple[int, ...] = ()
 ) -> list[list[int]]:
     """Runs on each rank."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.inference.generate import generate
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(config):
         (model,) = build_chunks(config, freeze=False)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.data.tokenizer import Tokenizer
-from megatron_eve.training.compatibility import (
+from megatron_eve.checkpoint.compatibility import (
     CheckpointError,
     check_tokenizer,
     recorded_tokenizer,
     unlike_training,
 )
+from megatron_eve.data.tokenizer import Tokenizer
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 from tests.inference.test_tools import tool
@@ -73,7 +73,7 @@ def test_an_import_of_padded_rows_is_told_to_take_its_tokenizer_along(right: Tok
 def test_an_import_records_the_tokenizer_of_its_source(
     exported: Path, tmp_path: Path, right: Tokenizer
 ) -> None:
-    from megatron_eve.training.checkpoint import saved_common
+    from megatron_eve.checkpoint.state import saved_common
 
     words = ["import", "--source", str(exported), "--target", str(tmp_path / "run")]
     assert tool("convert_checkpoint").main(words) == 0

@@ -37,9 +37,9 @@ def config(layout: Layout) -> RunConfig:
 
 def initial(some: RunConfig, as_on_a_gpu: bool = False) -> dict[str, torch.Tensor]:
     """Runs on each rank: the front end's weights as this rank holds them."""
+    from megatron_eve.models.build import build_chunks, transformer_config
     from megatron_eve.models.eve.front_end import EVEFrontEnd
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks, transformer_config
+    from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(some):
         if as_on_a_gpu:  # each rank draws its shards; the accelerator answers calls for CUDA with the CPU
@@ -105,7 +105,7 @@ def test_an_import_begins_alike(ranks: RankPool) -> None:
 def of_an_import(seed: int) -> dict[str, torch.Tensor]:
     """Runs on a rank."""
     from megatron_eve.convert.skeleton import Skeleton
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
 
     some = config(ONE)
     with model_parallel(some):

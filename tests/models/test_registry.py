@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_eve.checkpoint.compatibility import CheckpointError, check_family, check_resume
 from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, load_recipe, parse, validate
 from megatron_eve.models.eve.family import FAMILY
 from megatron_eve.models.family import begins_at_random
 from megatron_eve.models.registry import FamilyError, families, family_names, find_family
-from megatron_eve.training.compatibility import CheckpointError, check_family, check_resume
 
 # A family of no sizes of its own, as a package elsewhere would write it.
 MODULE = """

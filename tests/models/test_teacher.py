@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
-from tests.convert.test_tables import Code
+from tests.checkpoint.hf.test_tables import Code
 from tests.golden_dir import find_golden
 
 MODEL = ModelConfig()  # 112 pixels, 8 x 8 patches, width 48

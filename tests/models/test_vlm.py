@@ -39,9 +39,9 @@ def pack_logits(
         packs: samples of the mock dataset in each pack.
         edit: change the last token of this sample.
     """
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks
 
     with model_parallel(some), torch.no_grad():
         (model,) = build_chunks(some)
@@ -92,9 +92,9 @@ def test_padded_vocabulary_has_no_probability(ranks: RankPool) -> None:
 
 def losses_and_gradients(some: RunConfig, pack: Sequence[int]) -> tuple[torch.Tensor, dict[str, float]]:
     """Runs on each rank: summed loss of a pack, and the norm of each gradient."""
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks
 
     with model_parallel(some):
         (model,) = build_chunks(some)
@@ -137,8 +137,8 @@ def test_a_pack_without_images_or_samples(ranks: RankPool, layout: Layout, empty
 
 def parameter_names(some: RunConfig) -> list[str]:
     """Runs on each rank."""
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(some):
         return [name for chunk in build_chunks(some) for name, _ in chunk.named_parameters()]
@@ -166,8 +166,8 @@ def test_transformer_engine_is_refused_where_it_cannot_run(ranks: RankPool) -> N
 def test_transformer_engine_layers_build_and_run() -> None:
     """One pack through TransformerEngine's layers in bfloat16, close to the torch layers from the same weights."""
     pytest.importorskip("transformer_engine.pytorch")
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.training.initialize import process_group
+    from megatron_eve.models.process_groups import process_group
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     some = replace(config(), model=replace(MODEL, hidden_size=256, num_attention_heads=4, num_query_groups=4))

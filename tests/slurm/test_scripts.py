@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from megatron_eve.digests import file_digest
+from megatron_eve.runtime.digests import file_digest
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, why_not

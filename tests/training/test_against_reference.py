@@ -73,14 +73,15 @@ class Steps:
 
 def six_steps(config: RunConfig) -> Steps:
     """Runs on each rank: six optimizer steps on the case, in float32, from the published weights."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.optimizer import build_optimizer, build_scheduler
     from megatron_eve.training.step import train_step
     from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.training.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
 
@@ -161,13 +162,14 @@ def test_six_steps_of_each_stage(
 
 def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Runs on each rank: losses and whole gradients of the published case's pictures at 1344 pixels, in float32."""
-    from megatron_eve.convert.load import load_hf_weights
+    from megatron_eve.checkpoint.hf.load import load_hf_weights
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
     from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.training.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset, case_config
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients

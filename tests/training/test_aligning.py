@@ -103,13 +103,14 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     """
     from megatron.core import parallel_state
 
-    from megatron_eve.convert import load
+    from megatron_eve.checkpoint.hf import load
+    from megatron_eve.models.build import build_chunks
     from megatron_eve.models.eve.teacher import Teacher
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.model import build_chunks, wrap_for_training
     from megatron_eve.training.step import forward_backward
+    from megatron_eve.training.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients
@@ -348,11 +349,11 @@ def test_the_teacher_uses_the_time_in_which_the_last_stage_waits(ranks: RankPool
 def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     """One pack in bfloat16 through both layer specifications from the same weights, full recomputation included."""
     pytest.importorskip("transformer_engine.pytorch")
-    from megatron_eve.accelerator import accelerator
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import distributed
+    from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.data import build_loader, open_data
-    from megatron_eve.training.initialize import distributed
     from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.model import build_chunks
     from megatron_eve.training.teaching import build_teacher
 
     accelerator()

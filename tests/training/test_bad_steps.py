@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from megatron_eve.checkpoint.files import write_checksums
 from megatron_eve.config import TRACKER, FaultConfig, RunConfig
 from megatron_eve.training.bad_steps import FEWEST, MOST_SKIPS, relative_difference, why_bad
-from megatron_eve.training.checkpoint_files import write_checksums
+from tests.checkpoint.test_saver import config_of
 from tests.layouts import DP2, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankPool
-from tests.training.test_checkpoint_saver import config_of
 
 pytestmark = pytest.mark.distributed
 
@@ -46,9 +46,9 @@ def endure(config: RunConfig, fault: Fault | None = None, node: str = "node1") -
     import torch
     from megatron.core.rerun_state_machine import get_rerun_state_machine
 
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.runtime.signals import ExitSignals
     from megatron_eve.training import train
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.signals import ExitSignals
 
     real, rank = train.setup, torch.distributed.get_rank()
 
@@ -208,9 +208,9 @@ def without_rate(config: RunConfig) -> None:
     """Runs on each rank: the bad step is a good one, and the weights are put back after it."""
     import torch
 
+    from megatron_eve.models.build import parameters_gathered
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training import train
-    from megatron_eve.training.initialize import model_parallel
-    from megatron_eve.training.model import parameters_gathered
     from megatron_eve.training.monitor import Monitor
     from megatron_eve.training.step import holds_losses
 

@@ -53,8 +53,8 @@ class Trace:
 
 def run(config: RunConfig, evaluates: bool = True) -> Trace:
     """Runs on each rank: train, and after each step measure the held-out losses, or not."""
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.evaluation import evaluate
-    from megatron_eve.training.initialize import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     trace = Trace([], [], [])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_eve.checkpoint.compatibility import CheckpointError, check_data
 from megatron_eve.config import RunConfig
 from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.training.compatibility import CheckpointError, check_data
 from tests.data.helpers import write_dataset
 from tests.data.test_format_versions import write_as_pixels
 

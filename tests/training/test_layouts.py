@@ -67,8 +67,8 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
     import torch
 
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.checkpoint.saver import CheckpointSaver
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     trace = Trace([], [], [])
@@ -221,7 +221,7 @@ def two_steps(config: RunConfig) -> Moved:
     """Runs on each rank."""
     import torch
 
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.memory import training_bytes
     from megatron_eve.training.train import setup, train_one
 
@@ -252,11 +252,14 @@ def two_steps(config: RunConfig) -> Moved:
 
 def test_stage_1_spends_nothing_on_the_frozen_decoder(ranks: RankPool) -> None:
     """No gradient buffer (so no reduction), no optimizer state, no movement: in names, elements and bytes."""
-    from megatron_eve.models.eve.parameters import is_aligning
+    from megatron_eve.models.eve.parameters import PARTS
+    from megatron_eve.models.family import ALIGNING_LAYER, matches
 
     frozen = ranks.run(1, two_steps, run_config(ONE.parallel, stage=1))[0]
     assert frozen.changed == set(frozen.trained)
-    assert all(name.startswith("vision_model.") or is_aligning(name) for name in frozen.changed)
+    assert all(
+        name.startswith("vision_model.") or matches(name, PARTS[ALIGNING_LAYER]) for name in frozen.changed
+    )
     assert len(frozen.trained) == 23 + 13
     elements = sum(frozen.trained.values())
     # megatron-core rounds each parameter's place in a distributed optimizer's buffer up to 64 elements.
@@ -285,7 +288,7 @@ def test_stage_1_on_two_stages(ranks: RankPool) -> None:
 
 def rates(config: RunConfig) -> dict[float, int]:
     """Runs on each rank: weights that train at each peak rate, after setup (and a resume, if there is one)."""
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup
 
     with model_parallel(config):
@@ -328,7 +331,7 @@ def test_the_shortest_runs(ranks: RankPool) -> None:
 def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
     """Runs on each rank: every 50th image's bytes are `rot`; what the run went through and what it missed."""
     from megatron_eve.data.mock import MockDataset
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import report_damaged, setup, train_one
 
     original = MockDataset.image_bytes

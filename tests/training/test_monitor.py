@@ -23,7 +23,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.data.loader import Step
 from megatron_eve.training.monitor import Monitor
-from megatron_eve.training.step import StepResult
+from megatron_eve.training.step_result import StepResult
 
 # A thread that ends with an error shows a traceback.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

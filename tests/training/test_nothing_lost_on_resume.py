@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_eve.checkpoint.compatibility import CheckpointError, check_data, check_length, check_resume
+from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, validate
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.training.checkpoint_store import CheckpointStore
-from megatron_eve.training.compatibility import CheckpointError, check_data, check_length, check_resume
+from tests.checkpoint.test_saver import config_of, train_and_save
 from tests.layouts import ONE
 from tests.ranks import RankPool
-from tests.training.test_checkpoint_saver import config_of, train_and_save
 from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed

@@ -41,9 +41,9 @@ def config(**training: Any) -> RunConfig:
 
 def supported(some: RunConfig) -> RunConfig:
     """The configuration, or a skip that says what this GPU lacks."""
-    from megatron_eve.accelerator import accelerator
     from megatron_eve.config import ConfigError
-    from megatron_eve.training.kernels import check_kernels
+    from megatron_eve.models.kernels import check_kernels
+    from megatron_eve.runtime.accelerator import accelerator
 
     try:
         check_kernels(some, accelerator())
@@ -55,9 +55,9 @@ def supported(some: RunConfig) -> RunConfig:
 @contextmanager
 def bare_chunk(some: RunConfig) -> Iterator[Any]:
     """The model alone, with weights that follow from their names and are the same whichever layers hold them."""
-    from megatron_eve.accelerator import accelerator
-    from megatron_eve.training.initialize import distributed
-    from megatron_eve.training.model import build_chunks
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import distributed
+    from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
     # Bare modules have no buffer to which a matrix product could add a gradient.
@@ -183,13 +183,13 @@ def test_a_pack_can_be_captured_in_a_graph() -> None:
 
 def test_the_compiled_activation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.compile makes of it, for packs of two lengths."""
-    from megatron_eve.training import model
+    from megatron_eve.models import build
 
-    settings = model.kernel_settings
+    settings = build.kernel_settings
     compiled, gradients = pack_losses(config(), [[0, 1], [2]])
     assert settings(config())["bias_activation_fusion"]
     monkeypatch.setattr(
-        model, "kernel_settings", lambda some: {**settings(some), "bias_activation_fusion": False}
+        build, "kernel_settings", lambda some: {**settings(some), "bias_activation_fusion": False}
     )
     plain, exact = pack_losses(config(), [[0, 1], [2]])
     torch.testing.assert_close(compiled, plain, rtol=0.01, atol=0.01)
@@ -201,7 +201,7 @@ def test_the_compiled_activation_is_the_plain_one(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_fused_gradients_are_the_gradients(stage: int, recompute: bool) -> None:
     """In the float32 buffers, over two packs, whichever layers add them in the matrix product."""
-    from megatron_eve.training.initialize import distributed
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.loss import Normalizer, objectives_of
     from megatron_eve.training.step import forward_backward
     from megatron_eve.training.train import setup
@@ -233,7 +233,7 @@ FULL: dict[str, Any] = {
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
     """Ten steps: finite, and near the losses of bfloat16."""
-    from megatron_eve.training.initialize import distributed
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.train import setup, train_one
 
     losses = []
@@ -249,9 +249,9 @@ def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise"])
 def test_a_run_in_fp8_resumes_as_if_it_had_gone_on(tmp_path: Path, recipe: str) -> None:
     """The scales that delayed scaling carries from step to step are in the checkpoint."""
+    from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.config import CheckpointConfig
-    from megatron_eve.training.checkpoint_saver import CheckpointSaver
-    from megatron_eve.training.initialize import distributed
+    from megatron_eve.models.process_groups import distributed
     from megatron_eve.training.train import setup, train_one
 
     some = supported(config(fp8_format="hybrid", fp8_recipe=recipe))

@@ -35,7 +35,7 @@ def report(config: RunConfig, slow: int) -> list[str]:
 
     import torch
 
-    from megatron_eve.training.initialize import model_parallel
+    from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config):

@@ -1,7 +1,6 @@
-"""One interface to decode pictures, and who implements it.
+"""Choose and build a backend that decodes pictures (`interface.py` says what one does).
 
-A pack's pictures are handed over together; what is wanted of each (the model's patches, the teacher's square) and at
-which size is known from its geometry. Three backends give the same, to a few 8-bit levels:
+Three backends give the same, to a few 8-bit levels:
 
 - ``pillow``: the plain reference, bit-equal to the published preprocessing;
 - ``threads``: a fast JPEG decoder and torch's antialiased resize of bytes, in threads; the default without a GPU;
@@ -13,112 +12,18 @@ the end of the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 
 from megatron_eve.config.validate import dali_is_installed
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, teacher_pixels
+from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.images.constants import PAD_COLOUR
-from megatron_eve.data.images.decode import ImageError, decode_image
-from megatron_eve.data.images.patches import image_patches, teacher_square
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
+from megatron_eve.data.images.pillow import PillowDecoder
 
 BackendName = Literal["auto", "dali", "threads", "pillow"]
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """What is the same for all pictures of a dataset and a rank.
-
-    Attributes:
-        apply_exif: turn pictures upright as their EXIF orientation says.
-        max_pixels: larger pictures are refused, from the header alone.
-        teacher_size: of the model, in pixels of 14-pixel patches.
-        teacher_patch_size: side of the teacher's own patches in pixels; 14 where no teacher is.
-    """
-
-    apply_exif: bool
-    max_pixels: int
-    teacher_size: int
-    teacher_patch_size: int = PATCH_SIZE
-
-    @property
-    def teacher_side(self) -> int:
-        """Side of the teacher's square in pixels."""
-        return teacher_pixels(self.teacher_size, self.teacher_patch_size)
-
-
-@dataclass(frozen=True)
-class ImageTask:
-    """One picture.
-
-    Attributes:
-        data: the file.
-        geometry: what its recorded size gives.
-        patches: the model's patches are wanted.
-        teacher: the teacher's square is wanted.
-    """
-
-    data: bytes
-    geometry: ImageGeometry
-    patches: bool
-    teacher: bool
-
-
-class Prepared(NamedTuple):
-    """What was asked for, as uint8 tensors."""
-
-    patches: torch.Tensor | None
-    """[geometry.patches, 588], see `cut_patches`."""
-    square: torch.Tensor | None
-    """[S, S, 3], see `teacher_square`."""
-
-
-class ImageDecoder(Protocol):
-    """A backend. One thread at a time may use it."""
-
-    def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
-        """Decode pictures, resize each to what is wanted, cut patches.
-
-        Returns:
-            For each task, in order, what it asked for or why it cannot be had.
-        """
-
-    def close(self) -> None:
-        """Let go of threads and memory."""
-
-
-class PillowDecoder:
-    """The plain reference: one picture after another, as the published code does."""
-
-    def __init__(self, settings: DecodeSettings) -> None:
-        self._settings = settings
-
-    def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
-        """See `ImageDecoder`."""
-        return [prepare_with_pillow(task, self._settings) for task in tasks]
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-def prepare_with_pillow(task: ImageTask, settings: DecodeSettings) -> Prepared | ImageError:
-    """One picture, bit-equal to the published preprocessing."""
-    try:
-        image = decode_image(task.data, apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
-    except ImageError as error:
-        return error
-    patches = image_patches(image, task.geometry) if task.patches else None
-    square = None
-    if task.teacher:
-        square = teacher_square(image, task.geometry, settings.teacher_size, settings.teacher_patch_size)
-    return Prepared(
-        None if patches is None else torch.from_numpy(patches),
-        None if square is None else torch.from_numpy(square),
-    )
 
 
 def stand_in(task: ImageTask, settings: DecodeSettings) -> Prepared:

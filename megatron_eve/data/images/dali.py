@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from megatron_eve.data.geometry import PATCH_SIZE, square_margin
-from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared, prepare_with_pillow
 from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
+from megatron_eve.data.images.pillow import prepare_with_pillow
 from megatron_eve.data.images.png import without_texts
 
 # Pictures of one run of the pipeline; a pack with more takes several.

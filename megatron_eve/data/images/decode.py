@@ -179,6 +179,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _gray_to_rgb(_scale(np.asarray(image), (65535,)))
     if image.mode == "F":
         return _gray_to_rgb(_scale(np.asarray(image), (1, 255, 65535)))
+    if image.mode == "RGB":  # of which convert makes a copy, which takes as long as decoding
+        image.load()
+        return image
     return image.convert("RGB")
 
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from megatron_eve.data.images.backends import DecodeSettings, ImageTask, Prepared
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
 from megatron_eve.data.images.patches import cut_patches, padded_square
 
 

@@ -25,9 +25,9 @@ MAX_PICTURES = 6
 class Mmc4Source(JsonRows):
     """Documents with pictures in them, put together as VILA does (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
 
-    The first 6 pictures of the list are taken. One that is not there, as its URL has rotted since, is passed over, as
-    OpenFlamingo does, and the next one takes its place; a document of which no picture is there is left out. VILA's
-    tools keep the documents alone of which every picture was downloaded; those come out the same.
+    The first 6 pictures of the list are taken. One that is not there, as its URL has rotted since, is passed over
+    and the next one takes its place; a document of which no picture is there is left out. VILA's tools keep the
+    documents alone of which every picture was downloaded; those come out the same.
 
     Each picture stands in front of its matched sentence, those of one sentence in the order of the list. Sentences are
     joined by one space; one space on either side of a picture goes. `<image>` in a sentence becomes `<IMAGE>`. A

@@ -109,11 +109,12 @@ class ParquetSource(Source):
         before = 0
         for file in self._files:
             size, number = file.stat().st_size, 0
-            metadata = parquet.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                for row in range(metadata.row_group(group).num_rows):
+            counts = _row_counts(file)
+            total = sum(counts)
+            for group, count in enumerate(counts):
+                for row in range(count):
                     number += 1
-                    self._position = before + size * number // metadata.num_rows
+                    self._position = before + size * number // total
                     yield RawRow(str(file), number, (group, row))
             before += size
             self._position = before
@@ -127,7 +128,7 @@ class ParquetSource(Source):
             fields = self._group.row(number)
         except UNREADABLE as error:
             raise DataError(
-                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); copy or download it again"
+                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_again(error)}"
             ) from error
         try:
             for layout, record in _LAYOUTS:
@@ -150,6 +151,15 @@ def _row_of(record: Record) -> dict[str, Any]:
     }
 
 
+def _row_counts(file: Path) -> list[int]:
+    """Rows of each row group; raises DataError as `_columns`."""
+    try:
+        metadata = parquet.read_metadata(file)
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    except UNREADABLE as error:
+        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+
+
 def _columns(file: Path) -> list[str]:
     """The columns of a file that are read.
 
@@ -159,9 +169,7 @@ def _columns(file: Path) -> list[str]:
     try:
         schema = parquet.read_schema(file)
     except UNREADABLE as error:
-        raise DataError(
-            f"{file} is not a whole parquet file ({one_line(error)}): copy or download it again"
-        ) from error
+        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
             f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
@@ -285,3 +293,10 @@ def _pictures(value: object) -> list[ImageFile]:
             raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
         found.append(ImageFile(data, path, digest))
     return found
+
+
+def _again(error: Exception) -> str:
+    """The remedy for a file that cannot be read."""
+    if "decrypt" in str(error).lower():
+        return "it is encrypted, write it again without that"
+    return "copy or download it again"

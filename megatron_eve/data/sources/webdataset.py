@@ -37,7 +37,7 @@ _SA1B_IMAGE = re.compile(r'\s*\{\s*"image"\s*:\s*(?=\{)')
 _SA1B_ANNOTATIONS = re.compile(r'\s*,\s*"annotations"\s*:')
 
 
-class _Payload(NamedTuple):
+class _RowMembers(NamedTuple):
     """Members of one row: (name, offset, size) of each. `picture` is the video where `is_video`."""
 
     key: str
@@ -74,22 +74,22 @@ class WebdatasetSource(Source):
             check_archive(file)
         before = 0
         for file in self._files:
+            name = str(file)
             for number, group in enumerate(_groups(members(file)), start=1):
                 self._position = before + group[-1].offset + group[-1].size
-                payload, problem = _payload(group)
-                yield RawRow(str(file), number, payload, problem)
+                yield RawRow(name, number, [tuple(member) for member in group])
             before += file.stat().st_size
             self._position = before
 
     def _make_record(self, row: RawRow) -> Record:
-        found: _Payload = row.payload
+        found = _members_of_row([Member(*member) for member in row.payload])
         try:
             return self._record(row, found)
         except SkipRow as skip:
             skip.id, skip.image = found.key, found.picture[0]
             raise
 
-    def _record(self, row: RawRow, found: _Payload) -> Record:
+    def _record(self, row: RawRow, found: _RowMembers) -> Record:
         meta = self._metadata(row.file, found.metadata)
         text = None if found.caption is None else self._text(row.file, found.caption)
         caption = caption_beside(text, found.caption[0] if found.caption else "", meta)
@@ -174,25 +174,29 @@ def _groups(found: Iterator[Member]) -> Iterator[list[Member]]:
         yield group
 
 
-def _payload(group: list[Member]) -> tuple[_Payload | None, tuple[str, str] | None]:
-    """What a worker needs of a key's members, or why they are no row."""
+def _members_of_row(group: list[Member]) -> _RowMembers:
+    """What a key's members are to its row.
+
+    Raises:
+        SkipRow: they are no row.
+    """
     found: dict[str, tuple[str, int, int]] = {}
     key = ""
     for member in group:
         if member.problem is not None:
-            return None, member.problem
+            raise SkipRow(*member.problem)
         key, suffix = _key(member.name)
         part = "picture" if suffix in _PICTURES else "video" if f".{suffix}" in VIDEO_SUFFIXES else suffix
         if part in found and part in ("picture", "video", "txt", "json"):
-            return None, ("key_twice", f"{found[part][0]} and {member.name} have one key")
+            raise SkipRow("key_twice", f"{found[part][0]} and {member.name} have one key")
         found[part] = (member.name, member.offset, member.size)
     picture = found.get("video", found.get("picture"))
     if picture is None:
         names = ", ".join(member.name for member in group[:5])
-        return None, ("key_without_picture", f"{names:.200} without a picture beside it")
+        raise SkipRow("key_without_picture", f"{names:.200} without a picture beside it")
     if picture[2] > MAX_ROW_BYTES:
-        return None, ("image_file_too_large", f"{picture[0]} has {picture[2]} bytes")
-    return _Payload(key, picture, "video" in found, found.get("txt"), found.get("json")), None
+        raise SkipRow("image_file_too_large", f"{picture[0]} has {picture[2]} bytes")
+    return _RowMembers(key, picture, "video" in found, found.get("txt"), found.get("json"))
 
 
 def _sa1b_image(head: bytes) -> dict[str, Any] | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
 from megatron_eve.models.eve.objectives import Aligning
-from megatron_eve.models.eve.parameters import ALIGNING_LAYER, FRONT_END, PARTS
+from megatron_eve.models.eve.parameters import PARTS
 from megatron_eve.models.eve.presets import PRESETS
-from megatron_eve.models.family import ModelFamily, Objective, Stage
+from megatron_eve.models.family import ALIGNING_LAYER, FRONT_END, ModelFamily, Objective, Stage
 
 
 class EVEFamily:

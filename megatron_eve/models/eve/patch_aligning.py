@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.depth_taps import DepthTap, mark_sequence_parallel
+from megatron_eve.models.eve.objectives import Aligning
 
 
 class PatchAligningLayer(torch.nn.Module):
@@ -23,7 +24,12 @@ class PatchAligningLayer(torch.nn.Module):
 
     The scale is K ** -0.5, of the full width and not of a head, as published; keys are the values, without further
     projections; the query's own depth is not among them.
+
+    Attributes:
+        objective: the name of the loss that is made of what it predicts.
     """
+
+    objective = Aligning.name
 
     def __init__(self, config: TransformerConfig, model: ModelConfig) -> None:
         super().__init__()

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from megatron_eve.accelerator.transfer import to_device
 from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.runtime.transfer import to_device
 
 # On a CPU the cells go through the local attention in blocks that stay in the cache; without this, allocating
 # tensors of [N, H, K] costs more than computing them.

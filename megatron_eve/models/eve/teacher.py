@@ -17,9 +17,9 @@ import torch
 
 from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
 from megatron_eve.config.tower import remote_code_lock
-from megatron_eve.digests import file_digest
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
-from megatron_eve.wrong_content import wrong_content
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.wrong_content import wrong_content
 
 # The grid of the model's own geometry is made of patches of this size.
 _GEOMETRY_PATCH = 14

@@ -1,0 +1,329 @@
+"""May a run go on from this checkpoint, and may it answer or be exported with this tokenizer?
+
+Model, data, teacher and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_eve.config import (
+    DEFAULT_FAMILY,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    parse_split,
+)
+from megatron_eve.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_eve.data.tokenizer import Tokenizer
+
+# Sizes that change no weight: the HD model starts from 672-pixel weights.
+SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
+DROPPED = "dropped samples"
+_CONTENT = "content"
+# Sizes of the aligning layer, which matter only where there is one.
+ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that cannot be used; the message names it, the reason and the remedy."""
+
+
+def check_resume(
+    folder: Path,
+    saved: dict[str, Any],
+    config: RunConfig,
+    dataset: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
+) -> None:
+    """Refuse to go on from a checkpoint of another family or model, other data, another length, stage or teacher.
+
+    Args:
+        folder: of the checkpoint.
+        saved: what its `common.pt` holds.
+        config: of the run.
+        dataset: the fingerprint of the run's data; None where it is not known yet, which leaves it unchecked.
+        teacher: the fingerprint of the run's teacher; likewise.
+
+    Raises:
+        CheckpointError: naming what differs and the remedy.
+    """
+    if saved.get("dataset") is None:
+        raise CheckpointError(
+            f"{folder}: an import has weights alone and nothing to resume; give it as --pretrained-checkpoint in place "
+            "of --load"
+        )
+    check_family(folder, saved, config)
+    check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_parameter_groups(folder, saved, config)
+    if dataset is not None:
+        check_data(folder, saved, config, dataset)
+    check_length(folder, saved, config)
+    check_teacher(folder, saved, config, teacher)
+
+
+def family_of(saved: dict[str, Any]) -> str:
+    """The model family of a checkpoint, by name; those from before there were several are of the first.
+
+    Args:
+        saved: what its `common.pt` holds.
+    """
+    return saved["config"].get("family", DEFAULT_FAMILY)
+
+
+def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse a checkpoint of another model family than the run's."""
+    family = family_of(saved)
+    if family != config.family:
+        raise CheckpointError(
+            f"{folder}: was made with --family {family}, this run has {config.family}; use the same --family or "
+            "--preset, or another checkpoint"
+        )
+
+
+def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
+    """Refuse a checkpoint of other sizes than the model's, but for those in `ignore`."""
+    for name, value in saved.items():
+        mine = getattr(model, name, None)
+        if name not in ignore and mine != value:
+            raise CheckpointError(
+                f"{folder}: was made with --{name.replace('_', '-')} {value}, this run has {mine}; "
+                "use the same --preset or recipe, or another checkpoint"
+            )
+
+
+def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
+    """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
+    mine, before = _order(config.to_dict()), _order(saved["config"])
+    for flag, value in before.items():
+        if mine.get(flag) != value:
+            raise CheckpointError(
+                f"{folder}: was made with {flag} {value}, this run has {mine.get(flag)}; resume with the same "
+                "order, or start anew from its weights with --pretrained-checkpoint"
+            )
+    # Checkpoints of versions that dropped no samples say nothing of them.
+    for name, value in {DROPPED: [], **saved["dataset"]}.items():
+        if name == _CONTENT:
+            _check_content(folder, value, dataset.get(name, []))
+            continue
+        found = dataset.get(name, [] if name == DROPPED else None)
+        if found != value:
+            same = "--data-path"
+            if name == DROPPED:
+                same = "--seq-length, --max-images-per-pack and --max-position-embeddings"
+            raise CheckpointError(
+                f"{folder}: was made with data whose {name} are {value}, this run's are {found}; "
+                f"resume with the same {same}, or start anew from its weights with --pretrained-checkpoint"
+            )
+
+
+def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
+    """Refuse datasets with other samples, or the same in another order; those of older versions have no digest."""
+    for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
+        if one and other and one != other:
+            raise CheckpointError(
+                f"{folder}: dataset {number} of --data-path holds other samples than when this checkpoint was made, or "
+                "the same in another order, so the next sample of the run is not known; resume with the dataset as it "
+                "was, or start anew from the weights with --pretrained-checkpoint"
+            )
+
+
+def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another batch size in a run whose length is counted in iterations.
+
+    The run ends when --train-iters times --global-batch-size samples are consumed, and the learning rate follows them.
+    After iterations of another size that is not at iteration --train-iters.
+    """
+    size, iterations = config.training.global_batch_size, config.training.train_iters
+    iteration, consumed = saved["iteration"], saved["consumed_samples"]
+    if iterations is None or consumed == iteration * size:
+        return
+    rest = max(iterations - iteration, 0) * size
+    raise CheckpointError(
+        f"{folder}: made with --global-batch-size {saved['config']['training']['global_batch_size']}, and this run has "
+        f"{size}, which would end it at another iteration than --train-iters {iterations}; give the same size, or the "
+        f"length in samples (--train-samples {consumed + rest} ends it after {iterations} iterations)"
+    )
+
+
+def check_parameter_groups(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Refuse another stage or other globs with a rate of their own: the optimizer's state is kept by these groups.
+
+    Other rates for the same globs are fine.
+    """
+    before = saved["config"]
+    globs = list(before.get("optimizer", {}).get("lr_overrides", {}))
+    groups = {
+        "--stage": (before["training"].get("stage", config.training.stage), config.training.stage),
+        "--lr-overrides": (" ".join(globs) or "none", " ".join(config.optimizer.lr_overrides) or "none"),
+    }
+    for flag, (old, new) in groups.items():
+        if old != new:
+            named = " for the globs" if flag == "--lr-overrides" else ""
+            raise CheckpointError(
+                f"{folder}: was made with {flag}{named} {old}, this run has {new}, so the optimizer's state does not "
+                f"fit; resume with the same {flag}, or start a stage from these weights with --pretrained-checkpoint "
+                "in place of --load"
+            )
+
+
+_LAYOUT = (
+    "tensor_model_parallel_size",
+    "sequence_parallel",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "context_parallel_size",
+)
+
+
+def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides which rank holds which part of the model; the other settings of `parallel` move nothing.
+
+    Args:
+        config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
+    """
+    parallel = {**asdict(ParallelConfig()), **config["parallel"]}
+    return {name: parallel[name] for name in _LAYOUT}
+
+
+def _order(config: dict[str, Any]) -> dict[str, Any]:
+    """What the order of samples depends on beside the data, by flag; defaults where an older version wrote nothing."""
+    data = {**asdict(DataConfig()), **config["data"]}
+    held_out = 100 * parse_split(data["split"])
+    order = {
+        "--seed": config["training"]["seed"],
+        "--shuffle": data["shuffle"],
+        "--split": f"{100 - held_out:g},{held_out:g}",
+        "--group-by-modality": data["group_by_modality"],
+    }
+    if data["group_by_modality"]:  # batches are drawn as such
+        order["--global-batch-size"] = config["training"]["global_batch_size"]
+    return order
+
+
+def check_teacher(
+    folder: Path, saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None
+) -> None:
+    """A resumed run goes on aligning with the very teacher, wherever that lies now."""
+    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
+    if aligned != config.alignment.patch_aligning:
+        flag = "--patch-aligning" if aligned else "--no-patch-aligning"
+        raise CheckpointError(
+            f"{folder}: was made with {flag}; resume with it, or start anew from its weights with "
+            "--pretrained-checkpoint"
+        )
+    before = saved.get("teacher")
+    if before and teacher:
+        state = saved["config"]["alignment"]["teacher_hidden_state"]
+        if state != config.alignment.teacher_hidden_state:
+            raise CheckpointError(
+                f"{folder}: was made with --teacher-hidden-state {state}, this run has "
+                f"{config.alignment.teacher_hidden_state}; resume with the same, or start anew from its weights with "
+                "--pretrained-checkpoint"
+            )
+        for name, sha256 in before["sha256"].items():
+            if teacher["sha256"].get(name) != sha256:
+                raise CheckpointError(
+                    f"{folder}: was made with the teacher {before['path']}, whose {name} has sha256 {sha256}; that of "
+                    f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
+                    "start anew from its weights with --pretrained-checkpoint"
+                )
+
+
+def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
+    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None where it does not say.
+
+    A run records that of its dataset. An import has no dataset, and records that of its source folder. Random tokens
+    (`--mock-data`) have no tokenizer.
+    """
+    dataset = saved.get("dataset") or {}
+    found = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if found in (None, "mock") else str(found)
+
+
+def check_tokenizer(
+    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
+) -> str | None:
+    """Refuse another tokenizer than the one that a checkpoint's text was made with.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds.
+        tokenizer: the one that was given.
+        flag: it was given with.
+
+    Returns:
+        A sentence to warn with, where the checkpoint does not say which tokenizer is right; else None.
+
+    Raises:
+        CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
+            pieces than the model's vocabulary.
+    """
+    recorded = recorded_tokenizer(saved)
+    if recorded is not None:
+        if recorded == tokenizer.sha256:
+            return None
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: is another tokenizer (sha256 {tokenizer.sha256[:12]}...) than the one that "
+            f"{folder} was trained with (sha256 {recorded[:12]}...); name that one"
+        )
+    pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
+    if pieces != rows:
+        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        told += "trained with"
+        # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
+        if not saved.get("dataset") and pieces < rows:
+            told += (
+                "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
+                "weights and import them again"
+            )
+        raise CheckpointError(told)
+    return (
+        f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
+        f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
+    )
+
+
+def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:
+    """Sentences to warn with where a checkpoint is asked in another way than its data was made.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of their data; of an
+            older version's checkpoint the stage stands for the template.
+        conv_mode: the template of the prompts.
+        apply_exif: pictures are turned upright.
+    """
+    dataset = saved.get("dataset") or {}
+    if dataset.get("tokenizer_sha256") in (None, "mock"):
+        return []
+    found = []
+    stage = saved["config"]["training"].get("stage")
+    templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
+    if conv_mode not in templates:
+        kinds = {"plain": "captions", "document": "documents", "vicuna_v1": "conversations"}
+        kind = " and ".join(kinds[template] for template in templates)
+        if "vicuna_v1" not in templates:
+            kind += ", and taught no conversation"
+        asked = [
+            template for template in templates if template != "document"
+        ]  # which is no template of prompts
+        remedy = "train it on captions or conversations before it is asked"
+        if asked:
+            remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"
+        found.append(
+            f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
+            f"the template {conv_mode}, so answers may make no sense; {remedy}"
+        )
+    if dataset.get("apply_exif", apply_exif) != apply_exif:
+        were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
+        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return found

@@ -1,0 +1,194 @@
+"""The files of one checkpoint: are they there and whole, what identifies its weights, and how its optimizer state goes.
+
+`*.sha256` in its folder, in the format of `sha256sum -c`, are what each rank writes for its own files. Nothing here
+talks to other ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+from megatron_eve.config import RunConfig
+from megatron_eve.runtime.digests import file_digest, file_digest_in_pieces
+
+# Written once a checkpoint, beside the ranks' tensors.
+ALWAYS = ("metadata.json", "common.pt", ".metadata", "config.yaml")
+# Files of optimizer state, which are written apart from the weights' (megatron-core's `separation_hint`).
+OPTIMIZER = "optimizer"
+_SUMS = ".sha256"
+
+
+def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
+    """What a checkpoint folder lacks: a file, or the end of one. None if it is whole; its bytes are not read.
+
+    Args:
+        folder: of the checkpoint.
+        optimizer: optimizer state is wanted, which `drop_optimizer` may have taken out.
+    """
+    if not folder.is_dir():
+        return "the folder is missing"
+    for name in ALWAYS:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        needed = shards_of(folder)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        return f".metadata cannot be read ({type(error).__name__})"
+    for name, size in needed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size < size:
+            return f"{name} holds {path.stat().st_size} of {size} bytes"
+    if optimizer and not any(map(_is_optimizer, needed)):
+        return "it was kept without its optimizer state"
+    return None
+
+
+def damaged_part(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> str | None:
+    """The first file of this rank's share whose bytes are not those that were written; None if there is none.
+
+    Args: see `compare_checksums`.
+    """
+    work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
+    return next((told for told in work if isinstance(told, str)), None)
+
+
+def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> Iterator[int | str]:
+    """Read a rank's share of a checkpoint's files, and compare their sha256 with those they were written with.
+
+    Args:
+        folder: of the checkpoint.
+        rank, ranks: whose share.
+        optimizer: optimizer state is read, too; weights alone are a seventh of the bytes.
+
+    Yields:
+        The bytes that were read since, now and then, so that the caller can do something else meanwhile; or what is
+            wrong with a file.
+    """
+    for name, expected in _share(folder, rank, ranks, optimizer):
+        try:
+            found = yield from file_digest_in_pieces(folder / name)
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror})"
+            continue
+        if found != expected:
+            yield f"{name} is damaged (its sha256 is another than when it was written)"
+
+
+def checked_bytes(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> int:
+    """How much `compare_checksums` reads."""
+    paths = [folder / name for name, _ in _share(folder, rank, ranks, optimizer)]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _share(folder: Path, rank: int, ranks: int, optimizer: bool) -> list[tuple[str, str]]:
+    """Names of a rank's share of the files, and what their sha256 was."""
+    sums = sorted(checksums_of(folder).items())
+    return [one for one in sums if optimizer or not _is_optimizer(one[0])][rank::ranks]
+
+
+def _is_optimizer(name: str) -> bool:
+    return name.startswith(OPTIMIZER)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """One sha256 for the weights of a checkpoint, from the digests that its writers left; no tensor is read.
+
+    It stays the same when the optimizer state is dropped, and names the same weights in any folder.
+
+    Raises:
+        OSError: the checksums, or without any its files, cannot be read.
+    """
+    sums = checksums_of(folder) or {
+        path.name: file_digest(path) for path in folder.iterdir() if path.is_file()
+    }
+    kept = [
+        f"{digest}  {name}\n"
+        for name, digest in sorted(sums.items())
+        if not _is_optimizer(name) and name not in ALWAYS
+    ]
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
+
+
+def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
+    """Write `WRITER.sha256` for files of the folder, flushed to disk."""
+    _write_sums(folder / f"{writer}{_SUMS}", {name: file_digest(folder / name) for name in names})
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write the configuration of a checkpoint beside it, for people and for `saved_config`."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def drop_optimizer(folder: Path) -> None:
+    """Take the optimizer state out of a checkpoint; its weights stay readable. Does nothing the second time.
+
+    The files go last, so that a kill leaves something to do for the next call.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+
+    doomed = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
+    if not doomed:
+        return
+    metadata = FileSystemReader(folder).read_metadata()
+    storage = metadata.storage_data or {}
+    gone = {index for index, entry in storage.items() if entry.relative_path in doomed}
+    keys = {index.fqn for index in gone}
+    metadata.storage_data = {i: entry for i, entry in storage.items() if i not in gone}
+    metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if k not in keys}
+    temporary = folder / ".metadata.partial"
+    with temporary.open("wb") as stream:
+        pickle.dump(metadata, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / ".metadata")
+    # Only the index has other bytes now: a new digest of the weights would call any damage to them whole.
+    changed = {".metadata": file_digest(folder / ".metadata")}
+    for path in folder.glob(f"*{_SUMS}"):
+        sums = {name: changed.get(name, digest) for name, digest in _read_sums(path).items()}
+        _write_sums(path, {name: digest for name, digest in sums.items() if name not in doomed})
+    for name in doomed:
+        (folder / name).unlink()
+
+
+def shards_of(folder: Path) -> dict[str, int]:
+    """Files of tensors that the index names, and the bytes that each must have at least."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    needed: dict[str, int] = {}
+    for entry in (FileSystemReader(folder).read_metadata().storage_data or {}).values():
+        needed[entry.relative_path] = max(needed.get(entry.relative_path, 0), entry.offset + entry.length)
+    return needed
+
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    """The sha256 of files as they were written, by name."""
+    return {name: digest for path in folder.glob(f"*{_SUMS}") for name, digest in _read_sums(path).items()}
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return {line[1]: line[0] for line in lines if len(line) == 2}
+
+
+def _write_sums(path: Path, sums: dict[str, str]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(f"{digest}  {name}\n" for name, digest in sums.items())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

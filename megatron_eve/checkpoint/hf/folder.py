@@ -1,0 +1,224 @@
+"""A model folder in Hugging Face layout: its tensors one at a time, and new folders written shard by shard."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from megatron_eve.config import ConfigError
+from megatron_eve.runtime.wrong_content import wrong_content
+
+# As safetensors and as torch spell them.
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+# Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class HFFolder:
+    """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
+
+    Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
+
+    Raises:
+        ConfigError: no shards, one that cannot be read, or an index that names a shard which is not there or tensors
+            that their shard lacks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[Path, Any] = {}
+        whole, index = _weights_of(folder)
+        if whole is not None:
+            self._places = dict.fromkeys(self._tensors(whole).keys(), whole)
+            return
+        assert index is not None
+        self._places = _places(index)
+        for path in sorted(set(self._places.values())):
+            if not path.exists():
+                raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
+            lacking = {key for key, place in self._places.items() if place == path}
+            lacking -= set(self._tensors(path).keys())
+            if lacking:
+                raise ConfigError(
+                    f"{path}: holds no {min(lacking)}, which {index.name} says it does; copy the folder again"
+                )
+
+    def keys(self) -> Iterator[str]:
+        """Names of all tensors."""
+        return iter(self._places)
+
+    def describe(self, key: str) -> tuple[torch.Size, torch.dtype]:
+        """Shape and dtype of a tensor, which is not read for it.
+
+        Raises:
+            ConfigError: the folder has none of that name, or it is not of floating-point numbers (quantised weights are
+                not).
+        """
+        tensors = self._tensors(self._place(key))
+        if isinstance(tensors, dict):
+            shape, dtype = tensors[key].shape, str(tensors[key].dtype).removeprefix("torch.")
+        else:
+            part = tensors.get_slice(key)
+            shape, dtype = torch.Size(part.get_shape()), part.get_dtype()
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f"{self._places[key]}: {key} is {dtype}; quantised weights cannot be trained, take the original ones"
+            )
+        return shape, _DTYPES[dtype]
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Raises:
+            ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
+        """
+        tensors = self._tensors(self._place(key))
+        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+
+    def _place(self, key: str) -> Path:
+        """The shard that holds a tensor."""
+        if key not in self._places:
+            raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
+        return self._places[key]
+
+    def _tensors(self, path: Path) -> Any:
+        """A shard that is open: of safetensors its reader, of a pickle its dictionary, mapped into memory."""
+        if path not in self._open:
+            try:
+                if path.suffix == ".safetensors":
+                    self._open[path] = safe_open(path, "pt")
+                else:
+                    mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
+                    self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except Exception as error:  # a damaged pickle raises nearly any
+                raise ConfigError(f"{path}: {_complaint(path, error)}") from None
+            if path.suffix != ".safetensors":
+                _check_pickle(path, self._open[path])
+        return self._open[path]
+
+
+def _weights_of(folder: Path) -> tuple[Path | None, Path | None]:
+    """What of a folder is read, in the order of transformers: one whole file, or else the index of shards.
+
+    An index beside a whole file may be one that was left from other weights, so the file counts.
+    """
+    for name in _WEIGHTS:
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.exists():
+            return whole, None
+        if index.exists():
+            return None, index
+    others = ("*.bin", "*.safetensors")
+    found = sorted(path.name for kind in others for path in folder.glob(kind))
+    shown = f"; it has {', '.join(found[:3])}, and no index that says what is in them" if found else ""
+    raise ConfigError(
+        f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards with an index){shown}"
+    )
+
+
+def _places(index: Path) -> dict[str, Path]:
+    """The shard of each tensor, by an index."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {key: index.parent / shard for key, shard in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        other = wrong_content(index)
+        problem = (
+            f"cannot be read: it {other}" if other else "no index of a model's shards; copy the folder again"
+        )
+        raise ConfigError(f"{index}: {problem}") from None
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    """What is wrong with a shard that cannot be opened, and what to do about it."""
+    if other := wrong_content(path):
+        return f"cannot be read: it {other}"
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names what it did not look up
+    if isinstance(error, pickle.UnpicklingError) and code:
+        return f"asks for {code[1]}, and no code of a model folder runs; take weights that are safetensors"
+    # torch's own words on a pickle advise to run its code.
+    pickled = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+    told = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
+    return f"cannot be read ({told}); copy the folder again"
+
+
+def _check_pickle(path: Path, content: object) -> None:
+    if not isinstance(content, dict) or not all(isinstance(x, torch.Tensor) for x in content.values()):
+        raise ConfigError(
+            f"{path}: holds other things than tensors by name, so these are not a model's weights alone; take the "
+            "folder that save_pretrained wrote"
+        )
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is made when it is wanted.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+        make: reads or computes it.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    def empty(self) -> torch.Tensor:
+        """A tensor of this shape and dtype without data, for those who plan."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor itself, contiguous."""
+        made = self.make().to(self.dtype)
+        assert made.shape == self.shape, f"planned {tuple(self.shape)}, made {tuple(made.shape)}"
+        return made.contiguous()
+
+
+def write_shards(
+    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, done: Callable[[int], None]
+) -> None:
+    """Write tensors as safetensors, with an index where there are several shards, holding one shard at a time.
+
+    Args:
+        folder: an existing one.
+        tensors: in the order in which they are shared out.
+        max_shard_size: in bytes.
+        done: called with the bytes of each tensor that was made.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    split = split_torch_state_dict_into_shards(
+        {key: lazy.empty() for key, lazy in tensors.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for name, keys in split.filename_to_tensors.items():
+        shard = {}
+        for key in keys:
+            shard[key] = tensors[key].tensor()
+            done(shard[key].nbytes)
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(
+                f"{folder / name}: cannot be written ({error}); nothing is left of the folder"
+            ) from None
+        (folder / name).chmod(0o644)  # safetensors lets nobody else read
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,179 @@
+"""Writing checkpoints: in the foreground or, with `--async-save`, in the background while training goes on.
+
+megatron-core plans the writing, has each rank's tensors written by forked processes, and puts the index behind them
+when all ranks have finished. Only then does the folder get its name (`CheckpointStore.publish`). A checkpoint that
+cannot be written, because the disk is full, say, is given up on all ranks alike; the one before it stays the latest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.files import write_config
+from megatron_eve.checkpoint.state import CONTENT, Progress, run_state
+from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.writing import on_main, prepare_save
+from megatron_eve.config import RunConfig
+from megatron_eve.models.build import parameters_gathered
+from megatron_eve.runtime.ranks import print_rank_0
+from megatron_eve.runtime.signals import end_with_parent, exit_signals_ignored
+
+
+class CheckpointSaver:
+    """Writes a run's checkpoints into `--save`. All methods are collective.
+
+    Attributes:
+        last: iteration of the last checkpoint that was written whole by this process, None before it.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.checkpoint.save is not None
+        self._config = config
+        self._store = CheckpointStore(config.checkpoint.save)
+        self._main = torch.distributed.get_rank() == 0
+        self._queue = AsyncCallsQueue()
+        self._writing: tuple[Path, Progress] | None = None
+        self._told: set[str] = set()  # what could not be removed
+        self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
+        self.last: int | None = None
+        _start_helper()
+        # A folder that cannot be cleared up will be heard of in saving.
+        with contextlib.suppress(CheckpointError):
+            on_main(self._store.clear)
+
+    def check_space(self, size: int) -> None:
+        """Refuse a disk without room for one checkpoint of `size` bytes more than are kept.
+
+        Raises:
+            CheckpointError: there is no room.
+        """
+
+        def check() -> None:
+            problem = self._store.space_problem(size, self._config.checkpoint.keep_last or 1)
+            if problem:
+                raise CheckpointError(problem)
+
+        on_main(check)
+
+    def save(
+        self,
+        progress: Progress,
+        chunks: Sequence[Any],
+        optimizer: Any,
+        dataset: dict[str, Any],
+        teacher: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a checkpoint and make it the latest, or begin to; one that is still being written is waited for.
+
+        Args: see `run_state`.
+        """
+        self.finish()
+        self._paused = 0.0
+        with self._pause():
+            try:
+                folder = on_main(partial(self._store.begin, progress.iteration))
+            except CheckpointError as error:
+                self._give_up(progress, str(error))
+                return
+            self._writing = (folder, progress)
+            with parameters_gathered(self._config, chunks):
+                state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
+                try:
+                    request = prepare_save(
+                        state, folder, dict(CONTENT), partial(self._store.free_reserve, folder)
+                    )
+                except CheckpointError as error:
+                    self._give_up(progress, str(error))
+                    return
+                if self._config.checkpoint.async_save:
+                    self._queue.schedule_async_request(request)
+        if not self._config.checkpoint.async_save:
+            self._conclude(partial(_execute, request))
+
+    def poll(self) -> None:
+        """Name the checkpoint that is being written in the background, if every rank has written its part."""
+        if self._writing:
+            self._conclude(lambda: bool(self._queue.maybe_finalize_async_calls()))
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if there is one."""
+        if self._writing:
+            self._conclude(lambda: bool(self._queue.maybe_finalize_async_calls(blocking=True)))
+
+    def _conclude(self, finished: Callable[[], bool]) -> None:
+        """Publish what is written, as soon as `finished` says so; give it up where it failed."""
+        assert self._writing is not None
+        folder, progress = self._writing
+        try:
+            with self._pause():
+                if not finished():
+                    return
+                on_main(partial(self._publish, folder, progress))
+        except CheckpointError as error:
+            self._give_up(progress, str(error))
+            return
+        self._writing, self.last = None, progress.iteration
+        print_rank_0(
+            f"saved checkpoint at iteration {progress.iteration} to {self._store.root} "
+            f"(training stood still for {self._paused:.2f} s)"
+        )
+
+    def _publish(self, folder: Path, progress: Progress) -> None:
+        """Runs on the first rank: the last files, the name, and what need not be kept any more."""
+        settings = self._config.checkpoint
+        write_config(folder, self._config)
+        self._store.publish(folder, progress.iteration)
+        try:
+            problems = self._store.prune(
+                settings.keep_last, settings.save_retain_interval, settings.retain_weights_only
+            )
+        except (OSError, CheckpointError) as error:
+            problems = [f"older checkpoints could not be removed ({error})"]
+        for problem in problems:
+            if problem not in self._told:
+                print_rank_0(f"{problem}: remove it by hand")
+        self._told.update(problems)
+
+    def _give_up(self, progress: Progress, reason: str) -> None:
+        if self._writing and self._main:
+            self._store.abandon(self._writing[0])
+        self._writing = None
+        print_rank_0(
+            f"the checkpoint of iteration {progress.iteration} was not written: {reason}; {self._store.free} are free "
+            f"for {self._store.root}; the run goes on, and what that folder held before is as it was"
+        )
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+
+def _start_helper() -> None:
+    """Start the process through which writers report to their rank, unless it is there.
+
+    megatron-core would start one itself, which heard signals to the whole job and outlived a rank that is killed.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        with exit_signals_ignored():
+            manager.start(end_with_parent)
+        filesystem_async._results_queue = manager.Queue()
+
+
+def _execute(request: AsyncRequest) -> bool:
+    request.execute_sync()
+    return True

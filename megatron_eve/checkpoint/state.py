@@ -1,0 +1,388 @@
+"""What a checkpoint holds, and how a run takes it up: the latest one that is whole, under any layout.
+
+The format is megatron-core's distributed one (`torch_dist`). `saver.py` writes it, `store.py` knows the run's folder,
+`files.py` the files of one checkpoint.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from megatron_eve.checkpoint.compatibility import (
+    ALIGNING_SIZES,
+    SHAPELESS,
+    CheckpointError,
+    check_model,
+    check_resume,
+    family_of,
+    rank_layout,
+)
+from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, missing_part
+from megatron_eve.checkpoint.optimizer_state import make_moments
+from megatron_eve.checkpoint.reading import read_tensors
+from megatron_eve.checkpoint.rerun_state import pending_request, pending_state, restore_pending
+from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.config import TRACKER, ModelConfig, RunConfig
+from megatron_eve.models.build import unwrap
+from megatron_eve.models.family import ALIGNING_LAYER, begins_at_random
+from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.progress_bar import byte_progress
+from megatron_eve.runtime.ranks import print_rank_0
+
+# Tap projections make layers differ from each other; and optimizer state must load under any layout.
+# Handed out as copies: megatron-core adds process groups to what it is given.
+CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
+_EXTRA = "_extra_state"
+# A resumed run follows its own flags in these, not those the checkpoint was written under.
+_OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+# Ranks that read a checkpoint meet so often: a slow disk may keep one of them longer than a collective waits.
+_ROUND_SECONDS = 10.0
+# Steps whose losses and gradient norms are kept, for finding spikes.
+_RECENT_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        iteration: optimizer steps done.
+        consumed_samples: samples seen; with the seed, all the state the data order has.
+        recent: losses and gradient norms of the last steps whose update was made, for finding spikes.
+        skipped_in_a_row: steps just before this whose update was left out.
+    """
+
+    iteration: int = 0
+    consumed_samples: int = 0
+    recent: tuple[dict[str, float], ...] = ()
+    skipped_in_a_row: int = 0
+
+    def after(self, samples: int, values: dict[str, float], skipped: bool) -> Progress:
+        """Where a run stands a step later, which took so many samples."""
+        recent = self.recent if skipped else (*self.recent, values)[-_RECENT_STEPS:]
+        row = self.skipped_in_a_row + 1 if skipped else 0
+        return Progress(self.iteration + 1, self.consumed_samples + samples, recent, row)
+
+
+def run_state(
+    config: RunConfig,
+    progress: Progress,
+    chunks: Sequence[Any],
+    optimizer: Any,
+    dataset: dict[str, Any],
+    teacher: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything a checkpoint holds, as megatron-core's sharded state.
+
+    Args:
+        config: kept with the checkpoint.
+        progress: where the run stands.
+        chunks: this rank's model chunks, wrapped or bare.
+        optimizer: megatron-core's.
+        dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
+        teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
+    """
+    make_moments(optimizer)
+    return {
+        "checkpoint_version": 3.0,
+        **asdict(progress),
+        "config": config.to_dict(),
+        "dataset": dataset,
+        "teacher": teacher,
+        **pending_state(),
+        **_model_state(chunks),
+        **_scales(chunks, config.to_dict()),
+        "rng_state": _rng_state(),
+        "optimizer": optimizer.sharded_state_dict(
+            _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
+        ),
+    }
+
+
+def load_checkpoint(
+    config: RunConfig,
+    chunks: Sequence[Any],
+    optimizer: Any,
+    dataset: dict[str, Any],
+    teacher: dict[str, Any] | None = None,
+) -> Progress:
+    """Resume from `--load`, under any layout. Collective.
+
+    The latest checkpoint is taken; where that is damaged, the newest one before it that is not, which is said.
+
+    Returns:
+        Where the run stood; `Progress()` if the folder has no checkpoint yet.
+
+    Raises:
+        CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
+            data, another stage, other globs of `--lr-overrides`, another teacher, or none.
+    """
+    assert config.checkpoint.load is not None
+    folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
+    if folder is None:
+        return Progress()
+    saved = dist_checkpointing.load_common_state_dict(str(folder))
+    check_resume(folder, saved, config, dataset, teacher)
+    settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
+    state = _model_state(chunks)
+    request = {
+        **state,
+        "optimizer": optimizer.sharded_state_dict(state, is_loading=True, metadata=dict(CONTENT)),
+    }
+    same_layout = rank_layout(saved["config"]) == rank_layout(config.to_dict())
+    if same_layout:
+        request["rng_state"] = _rng_state()
+    request |= pending_request(saved, config)
+    if _scales_fit(saved["config"], config.to_dict()):
+        request |= _scales(chunks, config.to_dict())
+    loaded = read_tensors(request, folder)
+    _load_model(chunks, loaded)
+    for i, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(loaded.get(f"scales{i}", {}), strict=False)
+    optimizer.load_state_dict(loaded["optimizer"])
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    if same_layout:
+        _restore_rng(loaded["rng_state"])
+    restore_pending(loaded)
+    # Some of it is younger than the oldest checkpoints.
+    return Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
+
+
+def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:
+    """Read only the weights of a checkpoint folder's latest checkpoint, for another stage or for generation.
+
+    An aligning layer that the checkpoint lacks keeps its initial weights; one that the model lacks is not read.
+
+    Raises:
+        CheckpointError: no checkpoint, one that is half there, or another model size.
+    """
+    path = _latest_folder(folder)
+    problem = _problem(path)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}, so this checkpoint is not whole; {_REMEDY}")
+    saved = dist_checkpointing.load_common_state_dict(str(path))
+    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
+    wanted = unwrap(chunks[0]).patch_aligning
+    fresh = wanted and not aligned
+    ignore = SHAPELESS if wanted and aligned else SHAPELESS | ALIGNING_SIZES
+    check_model(path, saved["config"]["model"], model, ignore=ignore)
+    state = _model_state(chunks)
+    is_fresh: Callable[[str], bool] | None = None
+    if fresh:
+        is_fresh = partial(begins_at_random, find_family(family_of(saved)), lacking=(ALIGNING_LAYER,))
+        print_rank_0(
+            f"{path}: made without --patch-aligning, so the aligning layer keeps its initial weights"
+        )
+        for part in state.values():
+            for name in [name for name in part if is_fresh(name)]:
+                del part[name]
+    _load_model(chunks, read_tensors(state, path), optional=is_fresh)
+
+
+def saved_config(folder: str) -> dict[str, Any]:
+    """The configuration kept in a folder's latest checkpoint, as nested dictionaries.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+    """
+    path = _latest_folder(folder) / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing, so this checkpoint is not whole; {_REMEDY}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def saved_common(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a folder's latest checkpoint, and what its `common.pt` holds; no tensor is read.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or its `common.pt` is not there or cannot be read.
+    """
+    path = _latest_folder(folder)
+    try:
+        return path, dist_checkpointing.load_common_state_dict(str(path))
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CheckpointError(
+            f"{path}: common.pt cannot be read ({type(error).__name__}), so this checkpoint is not whole; {_REMEDY}"
+        ) from None
+
+
+_REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or restore this one"
+
+
+def _latest_folder(folder: str) -> Path:
+    """The folder of a run's latest checkpoint, or of the one that is named, which must be there."""
+    store = CheckpointStore(folder)
+    iteration = store.latest()
+    if iteration is None:
+        raise CheckpointError(
+            f"{store.root}: no {TRACKER} and no iter_ folder there, so no checkpoint; name the folder that --save wrote"
+        )
+    return store.folder(iteration)
+
+
+def _best_checkpoint(store: CheckpointStore) -> Path | None:
+    """The newest checkpoint that is whole; None where there is none at all. Collective."""
+    told: list[list[int]] = [[]]
+    if torch.distributed.get_rank() == 0:
+        store.recover()
+        told = [store.candidates()]
+        if told[0] and store.chosen is None and not (store.root / TRACKER).exists():
+            print_rank_0(
+                f"warning: {store.root} has no {TRACKER}; going on from the newest whole checkpoint there"
+            )
+    torch.distributed.broadcast_object_list(told, src=0)
+    problems: list[str] = []
+    for iteration in told[0]:
+        folder = store.folder(iteration)
+        problem = _problem(folder, optimizer=True)
+        if problem is None:
+            for line in problems:
+                print_rank_0(f"{line}; going back to iteration {iteration}")
+            return folder
+        problems.append(f"{folder}: {problem}")
+    if problems:
+        raise CheckpointError(
+            f"{'; '.join(problems)}: no checkpoint there is whole; restore one of them, or start anew with another "
+            "--load"
+        )
+    return None
+
+
+def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
+    """What a checkpoint lacks or which file of it is damaged, the same on every rank. Collective.
+
+    Args:
+        folder: of the checkpoint.
+        optimizer: its optimizer state is wanted too.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    verdict: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(verdict, src=0)
+    if verdict[0]:
+        return verdict[0]
+    work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
+    rounds: list[tuple[bool, str | None]] = [(False, None)] * ranks
+    size = checked_bytes(folder, rank, ranks, optimizer=optimizer)
+    with byte_progress(f"checking {folder.name}", size) as done:
+        while not all(ended for ended, _ in rounds):
+            torch.distributed.all_gather_object(rounds, _work_for(_ROUND_SECONDS, work, done))
+            problem = next((problem for _, problem in rounds if problem), None)
+            if problem:
+                return problem
+    return None
+
+
+def _work_for(
+    seconds: float, work: Iterator[int | str], done: Callable[[int], None]
+) -> tuple[bool, str | None]:
+    """Do some of a work that yields its bytes and problems; was that all of it, and what is the first problem?"""
+    deadline = time.monotonic() + seconds
+    for told in work:
+        if isinstance(told, str):
+            return True, told
+        done(told)
+        if time.monotonic() > deadline:
+            return False, None
+    return True, None
+
+
+def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
+    """Sharded weights. TransformerEngine's extra state (see `_scales`) stays out, so both layer specs read it."""
+    states = {}
+    for i, chunk in enumerate(chunks):
+        state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
+        states[f"model{i}"] = {name: part for name, part in state.items() if not name.endswith(_EXTRA)}
+    return states
+
+
+def _keeps_scales(config: dict[str, Any]) -> bool:
+    """Did, or does, a run of this configuration (as a dictionary) carry scales from step to step?"""
+    training = config["training"]
+    return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
+
+
+def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+    """May a run of a configuration take up the scales of a checkpoint?
+
+    Not those of another format: its largest gradients are 128 times as large, and with the scales TransformerEngine's
+    layers take up the format that they are of, while new scales are made for the run's own.
+    """
+    if not (_keeps_scales(saved) and _keeps_scales(config)):
+        return False
+    before, now = saved["training"]["fp8_format"], config["training"]["fp8_format"]
+    if before != now:
+        print_rank_0(
+            f"FP8 scales of --fp8-format {before} do not fit {now}: the first step begins without any"
+        )
+    return bool(before == now)
+
+
+def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What FP8's delayed recipe has seen of each tensor, which TransformerEngine keeps as the layers' extra state.
+
+    A run that resumes without it would take a scale of 1 in its first step, at which gradients vanish in FP8. It is the
+    same on all ranks that hold a layer, so that it fits any layout. Other recipes carry nothing.
+    """
+    if not _keeps_scales(config):
+        return {}
+    states = {}
+    for i, chunk in enumerate(chunks):
+        state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
+        states[f"scales{i}"] = {name: part for name, part in state.items() if name.endswith(_EXTRA)}
+    return states
+
+
+def _load_model(
+    chunks: Sequence[Any], loaded: dict[str, Any], optional: Callable[[str], bool] | None = None
+) -> None:
+    for i, chunk in enumerate(chunks):
+        result = unwrap(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
+        missing = [name for name in result.missing_keys if not (optional and optional(name))]
+        wrong = [name for name in missing if not name.endswith(_EXTRA)] + result.unexpected_keys
+        assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"
+
+
+def _rng_state() -> ShardedObject:
+    """Random states of this rank's place in the tensor and pipeline grid; data-parallel ranks share them."""
+    states = {
+        "random": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return ShardedObject(
+        "rng_state",
+        states,
+        (
+            parallel_state.get_pipeline_model_parallel_world_size(),
+            parallel_state.get_tensor_model_parallel_world_size(),
+        ),
+        (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank()),
+        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+    )
+
+
+def _restore_rng(states: dict[str, Any]) -> None:
+    if ("cuda" in states) != torch.cuda.is_available():
+        return  # written on the other accelerator, whose generators have other states
+    random.setstate(states["random"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])
