@@ -25,7 +25,7 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _DTYPES = {1: np.dtype(np.uint8), 4: np.dtype(np.int32)}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_ROWS_AT_A_TIME = 1 << 20
+_ROWS_AT_A_TIME = 1 << 16
 
 
 class IndexWriter:
