@@ -98,7 +98,7 @@ def losses_and_gradients(some: RunConfig, pack: Sequence[int]) -> tuple[torch.Te
 
     with model_parallel(some):
         (model,) = build_chunks(some)
-        losses = model(model_inputs(mock_batch(some, pack), model)).language
+        losses = model(model_inputs(mock_batch(some, pack), model))["lm loss"]
         losses.sum().backward()
         norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
         assert len(norms) == len(list(model.parameters())), "a parameter got no gradient"

@@ -99,7 +99,7 @@ def pack_losses(some: RunConfig, packs: Sequence[Sequence[int]], length: int | N
     losses = []
     with bare_chunk(some) as chunk:
         for pack in packs:
-            found = chunk(inputs_of(some, chunk, pack, length)).language
+            found = chunk(inputs_of(some, chunk, pack, length))["lm loss"]
             found.sum().backward()
             losses.append(found.detach().float().cpu())
         return torch.cat(losses), gradients_of(chunk)
@@ -144,10 +144,10 @@ def test_a_pack_never_waits_for_the_gpu() -> None:
     """From the copies of its inputs to the last gradient, with other lengths than the pack before."""
     some = config()
     with bare_chunk(some) as chunk:
-        chunk(inputs_of(some, chunk, [0, 1])).language.sum().backward()  # what is compiled or cached once
+        chunk(inputs_of(some, chunk, [0, 1]))["lm loss"].sum().backward()  # what is compiled or cached once
         torch.cuda.set_sync_debug_mode("error")
         try:
-            chunk(inputs_of(some, chunk, [2, 3, 4])).language.sum().backward()
+            chunk(inputs_of(some, chunk, [2, 3, 4]))["lm loss"].sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -159,7 +159,7 @@ def test_a_pack_can_be_captured_in_a_graph() -> None:
         inputs = inputs_of(some, chunk, [0, 1])
 
         def step() -> torch.Tensor:
-            losses: torch.Tensor = chunk(inputs).language
+            losses: torch.Tensor = chunk(inputs)["lm loss"]
             losses.sum().backward()
             return losses
 
