@@ -130,7 +130,7 @@ def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[
     def step() -> None:
         chunk.zero_grad_buffer()
         for batch in batches:
-            chunk(model_inputs(batch, unwrap(chunk))).language.sum().backward()
+            chunk(model_inputs(batch, unwrap(chunk)))["lm loss"].sum().backward()
 
     return step
 
