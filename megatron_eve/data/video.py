@@ -40,20 +40,24 @@ JPEG_QUALITY = 95
 """Of the JPEG file that a frame becomes, whose colours are not subsampled (4:4:4)."""
 
 # Names of ffmpeg's decoders. It has some 200 for video, most of them of games and old cameras.
-_CODECS = {
-    "h264",
-    "hevc",
-    "libdav1d",
-    "av1",
-    "vp8",
-    "vp9",
-    "mpeg1video",
-    "mpeg2video",
-    "mpeg4",
-    "msmpeg4v2",
-    "msmpeg4",
-}
-_CODECS |= {"h263", "mjpeg", "prores"}
+_CODECS = frozenset(
+    [
+        "h264",
+        "hevc",
+        "libdav1d",
+        "av1",
+        "vp8",
+        "vp9",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4",
+        "h263",
+        "mjpeg",
+        "prores",
+    ]
+)
 _MOST_FRAMES = 1_000_000  # of a video: 9 hours at 30 a second
 _MOST_DECODED = 1_000  # frames decoded for one picture; encoders put a key frame every 250 or fewer
 _HIGHEST_CLOCK = Fraction(1, 1000)  # seconds; timestamps in steps no longer than this may be off by one step

@@ -15,7 +15,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line
+from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
 
 ARROW_SCHEMA = pyarrow.schema(
@@ -100,6 +100,7 @@ class ParquetSource(Source):
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
         super().__init__(files, image_root)
+        self._opened: tuple[str, parquet.ParquetFile, list[str]] | None = None
         self._group: RowGroup | None = None
 
     def rows(self) -> Iterator[RawRow]:
@@ -122,10 +123,7 @@ class ParquetSource(Source):
     def _make_record(self, row: RawRow) -> Record:
         group, number = row.payload
         try:
-            if self._group is None or not self._group.holds(row.file, group, number):
-                self._group = None  # closes the file
-                self._group = RowGroup(row.file, group, _columns(Path(row.file)))
-            fields = self._group.row(number)
+            fields = self._row_group(row.file, group, number).row(number)
         except UNREADABLE as error:
             raise DataError(
                 f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_again(error)}"
@@ -138,6 +136,14 @@ class ParquetSource(Source):
             skip.id = None if fields.get("id") is None else str(fields["id"])
             raise
         raise AssertionError(f"columns {list(fields)} were taken and have no layout")
+
+    def _row_group(self, file: str, group: int, row: int) -> RowGroup:
+        """The group that is read, from `row` on. A file's footer is read once for all of its groups."""
+        if self._opened is None or self._opened[0] != file:
+            self._opened, self._group = (file, open_file(file), _columns(Path(file))), None
+        if self._group is None or not self._group.holds(group, row):
+            self._group = RowGroup(self._opened[1], group, self._opened[2])
+        return self._group
 
 
 def _row_of(record: Record) -> dict[str, Any]:

@@ -17,6 +17,11 @@ UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_BYTES = 16 << 20  # of a file that are held at a time
 
 
+def open_file(file: str) -> parquet.ParquetFile:
+    """A file of which rows are read through a small buffer."""
+    return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+
+
 class RowGroup:
     """Reads the rows of one row group forwards, a few at a time: neither file nor group is held, however large.
 
@@ -24,7 +29,7 @@ class RowGroup:
     rows. That costs workers little, where pictures that pass through the parent cost it more than all else.
 
     Args:
-        file: parquet.
+        opened: the file; it stays open for its other groups.
         group: number of the row group.
         columns: that are read.
 
@@ -32,22 +37,21 @@ class RowGroup:
         pyarrow.ArrowException, OSError, UnicodeDecodeError: the file is damaged; also while reading.
     """
 
-    def __init__(self, file: str, group: int, columns: Sequence[str]) -> None:
-        self._place = (file, group)
-        self._opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        metadata = self._opened.metadata.row_group(group)
+    def __init__(self, opened: parquet.ParquetFile, group: int, columns: Sequence[str]) -> None:
+        self._group = group
+        metadata = opened.metadata.row_group(group)
         count = max(1, min(CHUNK_ROWS, _BATCH_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)))
-        self._batches = self._opened.iter_batches(
+        self._batches = opened.iter_batches(
             count, row_groups=[group], columns=list(columns), use_threads=False
         )
         self._next = 0
         # The last two: a chunk of rows may lie in both, and may be gone through again.
         self._unpacked: deque[tuple[int, list[dict[str, Any] | SkipRow]]] = deque(maxlen=2)
 
-    def holds(self, file: str, group: int, row: int) -> bool:
+    def holds(self, group: int, row: int) -> bool:
         """Whether `row` can give a row of a group: it is this group, and not passed already."""
         first = self._unpacked[0][0] if self._unpacked else self._next
-        return (file, group) == self._place and row >= first
+        return group == self._group and row >= first
 
     def row(self, number: int) -> dict[str, Any]:
         """The columns of one row.
@@ -58,7 +62,7 @@ class RowGroup:
         while number >= self._next:
             batch = next(self._batches, None)
             if batch is None:
-                raise OSError(f"row group {self._place[1]} has {self._next} rows, less than the file says")
+                raise OSError(f"row group {self._group} has {self._next} rows, less than the file says")
             if number < self._next + batch.num_rows:
                 self._unpacked.append((self._next, _unpack(batch)))
             self._next += batch.num_rows
@@ -68,11 +72,7 @@ class RowGroup:
                 if isinstance(found, SkipRow):
                     raise found
                 return found
-        raise AssertionError(f"row {number} of {self._place} was passed")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_opened"):  # the file could be opened
-            self._opened.close()
+        raise AssertionError(f"row {number} of row group {self._group} was passed")
 
 
 def one_line(error: object) -> str:
