@@ -88,9 +88,9 @@ def measure(steps: int) -> list[tuple[str, ...]]:
 
     from megatron_eve.models.build import unwrap
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.memory import training_bytes
-    from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.train import setup, train_one
+    from megatron_eve.training.monitoring.memory import training_bytes
 
     rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder, distributed(toy_config(2, None, False)):

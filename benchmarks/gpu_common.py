@@ -128,8 +128,8 @@ def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
 
     Lengths and shapes are those of --mock-data, whose pictures are small.
     """
-    from megatron_eve.data.dataset_format import DatasetSettings
-    from megatron_eve.data.indexed import DatasetWriter, StoredImage
+    from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
+    from megatron_eve.data.format.manifest import DatasetSettings
     from megatron_eve.data.mock import PHOTO_SHAPES, MockDataset
 
     mock = MockDataset(
@@ -244,7 +244,7 @@ class Measured:
 def first_losses(config: RunConfig, count: int) -> list[float]:
     """Language losses of a run's first steps; inside `process_group`."""
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     with model_parallel(config):
         trainer = setup(config)
@@ -256,9 +256,9 @@ def first_losses(config: RunConfig, count: int) -> list[float]:
 def measure(config: RunConfig, steps: int) -> Measured:
     """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.flops import model_flops, step_work
+    from megatron_eve.training.loop.train import setup, train_one
+    from megatron_eve.training.monitoring.flops import model_flops, step_work
     from megatron_eve.training.teaching import teacher_sizes
-    from megatron_eve.training.train import setup, train_one
 
     with model_parallel(config), peak_memory() as memory, data_waits() as waits:
         trainer = setup(config)
@@ -284,7 +284,7 @@ def measure(config: RunConfig, steps: int) -> Measured:
 @contextmanager
 def data_waits() -> Iterator[list[float]]:
     """Seconds for which this thread waited for each batch inside the block."""
-    from megatron_eve.data.loader import LazyBatches
+    from megatron_eve.data.sampling.loader import LazyBatches
 
     found: list[float] = []
     original = LazyBatches.__getitem__

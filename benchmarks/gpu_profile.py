@@ -32,7 +32,7 @@ from gpu_common import (
 )
 from tables import Table
 
-from megatron_eve.data.loader import LazyBatches
+from megatron_eve.data.sampling.loader import LazyBatches
 from megatron_eve.runtime.accelerator import accelerator
 
 # Kinds of kernels by their names, the first that fits.
@@ -65,8 +65,8 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
     """Seconds inside the parts of a step while the block runs, the device waited for at both ends of each."""
     from megatron.core.pipeline_parallel import schedules
 
-    from megatron_eve.models import vlm
     from megatron_eve.models.build import unwrap
+    from megatron_eve.models.decoder import model
 
     seconds = dict.fromkeys(PARTS, 0.0)
     chunk = unwrap(trainer.chunks[0])
@@ -87,7 +87,7 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
         ("vision", chunk.vision_model, "forward"),
         ("decoder", chunk.decoder, "forward"),
         ("output and loss", chunk.output_layer, "forward"),
-        ("output and loss", vlm, "language_losses"),
+        ("output and loss", model, "language_losses"),
         ("aligning layer", chunk.aligning_layer, "forward"),
         ("teacher", trainer.teacher.tower, "forward"),
         ("backward", schedules, "backward_step"),
@@ -134,7 +134,7 @@ def picture(kinds: dict[str, float], times: dict[str, float], path: Path) -> Non
 
 def profiled(trainer: Any) -> dict[str, tuple[float, int]]:
     """Kernels of one step."""
-    from megatron_eve.training.train import train_one
+    from megatron_eve.training.loop.train import train_one
 
     activities = [torch.profiler.ProfilerActivity.CPU]
     if accelerator().name == "cuda":
@@ -152,7 +152,7 @@ def main() -> None:
     arguments = options.parse_args()
     require_gpu(arguments.toy)
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     model = sizes("eve_7b", arguments.toy, arguments.layers)
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ from tables import Table, leave
 
 from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
-from megatron_eve.data.conversation import IGNORE_INDEX
+from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.runtime.accelerator import accelerator
 
@@ -121,8 +121,8 @@ def published(
 def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
     """A pass over the same samples in packs, gradients into megatron-core's float32 buffers as in training."""
     from megatron_eve.models.build import build_chunks, unwrap
-    from megatron_eve.training.microbatch import model_inputs
-    from megatron_eve.training.wrap import wrap_for_training
+    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.wrap import wrap_for_training
 
     (chunk,) = wrap_for_training(config, build_chunks(config))
     batches = [_build(dataset, pack) for pack in packs]
@@ -150,9 +150,9 @@ def main() -> None:
     arguments = options.parse_args()
     require_gpu(arguments.toy)
     accelerator()
-    from megatron_eve.data.packing import pack_step
+    from megatron_eve.data.sampling.packing import pack_step
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.data import open_data
+    from megatron_eve.training.loop.data import open_data
 
     model = sizes("eve_7b", arguments.toy, arguments.layers)
     length, count = (1024, 4) if arguments.toy else (8192, arguments.samples)

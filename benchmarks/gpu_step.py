@@ -6,8 +6,8 @@ Whole steps (data, teacher, optimizer included) on a dataset of photos on disk, 
 (16,384 for the HD model), four to seven of them a step: stage 1 at full depth with a frozen decoder; stages 2 and 3 at
 full width with as many layers as one GPU of 80 GB holds beside their optimizer state, since the distributed optimizer
 has nobody to share it with (by arithmetic, 18 bytes a parameter and 150 KB of activations a token and layer). MFU is
-model FLOPs (`megatron_eve/training/flops.py`: no padding, no recomputation) over the data sheet's peak in bfloat16. The
-wait for data is the host's, which the GPU need not notice.
+model FLOPs (`megatron_eve/training/monitoring/flops.py`: no padding, no recomputation) over the data sheet's peak in
+bfloat16. The wait for data is the host's, which the GPU need not notice.
 """
 
 from __future__ import annotations

@@ -28,17 +28,11 @@ import numpy as np
 from PIL import Image
 
 from megatron_eve.data.batch import decode_settings
-from megatron_eve.data.dataset_format import (
-    IMAGE_DTYPE,
-    MANIFEST,
-    SAMPLE_DTYPE,
-    DatasetSettings,
-    read_info,
-)
+from megatron_eve.data.format.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
+from megatron_eve.data.format.manifest import IMAGE_DTYPE, MANIFEST, SAMPLE_DTYPE, DatasetSettings, read_info
 from megatron_eve.data.images.backends import open_decoder
-from megatron_eve.data.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
-from megatron_eve.data.loader import StepLoader
-from megatron_eve.data.sampling import GroupedOrder, ShuffledOrder, by_modality, split_dataset
+from megatron_eve.data.sampling.loader import StepLoader
+from megatron_eve.data.sampling.orders import GroupedOrder, ShuffledOrder, by_modality, split_dataset
 
 SMALL_ROWS = 2000
 SHAPES = ((640, 480), (480, 640), (640, 427), (640, 360), (512, 512))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.preprocess import PreprocessConfig, preprocess
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_eve.data.sources.recognise import open_source
 
 

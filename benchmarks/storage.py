@@ -2,11 +2,11 @@
 
     python benchmarks/storage.py [--images 6] [--rounds 5] [--out FOLDER] [--toy]
 
-Pictures are made (`data/storage.py`), written to a dataset and read through training's own `build_batch`, with one
-thread each; medians of the rounds, taken in turns. "encoded" is made by Pillow, which judges each file. The difference
-is the mean of 8-bit levels from the patches that Pillow gives for the original file. A second table says of what is
-decoded how many images a second are made, how much of that is encoding JPEG (on the CPU, always), and what crosses PCIe
-for one where DALI decodes on a GPU: the file there, patches (and the teacher's picture) back.
+Pictures are made (`data/images/storage.py`), written to a dataset and read through training's own `build_batch`, with
+one thread each; medians of the rounds, taken in turns. "encoded" is made by Pillow, which judges each file. The
+difference is the mean of 8-bit levels from the patches that Pillow gives for the original file. A second table says of
+what is decoded how many images a second are made, how much of that is encoding JPEG (on the CPU, always), and what
+crosses PCIe for one where DALI decodes on a GPU: the file there, patches (and the teacher's picture) back.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tables import Table
 
 from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
+from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import decode_image
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.patches import image_patches, uncut_patches
 from megatron_eve.data.images.pillow import PillowDecoder
-from megatron_eve.data.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
-from megatron_eve.data.storage import ImageStore, StorageSettings
+from megatron_eve.data.images.storage import ImageStore, StorageSettings
 
 CASES = ((640, 480, 672), (1600, 1200, 672), (1600, 1200, 1344))
 DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=336)

@@ -3,9 +3,9 @@
     python benchmarks/video.py [--rounds 5] [--frames 8] [--out FOLDER] [--toy]
 
 A clip of 30 seconds at 30 frames a second, a window that moves over a photo with noise, is encoded by x264 and libvpx.
-`data/video.py` takes its frames; beside it every frame is decoded, as by NVlabs/VILA's `get_frame_from_vcap`, for the
-same ones. CPU time in one thread, medians of the rounds, taken in turns. The difference is in 8-bit levels, between a
-frame as PyAV decodes it and its JPEG file.
+`data/sources/frames.py` takes its frames; beside it every frame is decoded, as by NVlabs/VILA's `get_frame_from_vcap`,
+for the same ones. CPU time in one thread, medians of the rounds, taken in turns. The difference is in 8-bit levels,
+between a frame as PyAV decodes it and its JPEG file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpu_common import parser, photos
 from numpy.typing import NDArray
 from tables import Table
 
-from megatron_eve.data.video import take_pictures
+from megatron_eve.data.sources.frames import take_pictures
 
 WIDTH, HEIGHT, RATE = 640, 360, 30
 # Name, encoder, suffix, frames from one key frame to the next; x264's own default is 250.

@@ -76,7 +76,7 @@ def describe_start(config: RunConfig, ranks: int) -> str:
 
 def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
-    from megatron_eve.data.dataset_format import read_info
+    from megatron_eve.data.format.manifest import read_info
 
     if config.training.stage == 3:
         for prefix in parse_blend(config.data.data_path).prefixes:
@@ -142,7 +142,7 @@ def _in_use(config: RunConfig) -> Iterator[str]:
 @check("datasets and tokenizer")
 def _datasets(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.opening import open_datasets
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
 
     if config.data.mock_data:
         if config.data.tokenizer_model:

@@ -29,7 +29,7 @@ def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
     from megatron_eve.preflight import check_memory, check_run, describe_start
     from megatron_eve.runtime.errors import UserError, show_error
-    from megatron_eve.training.outcome import write_outcome
+    from megatron_eve.training.faults.exit_reason import write_outcome
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     # --help is for one of them.
@@ -55,7 +55,7 @@ def _main(signals: ExitSignals) -> None:
 def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
     """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
     from megatron_eve.runtime.errors import UserError
-    from megatron_eve.training.outcome import write_outcome
+    from megatron_eve.training.faults.exit_reason import write_outcome
 
     try:
         _train(config, signals)
@@ -78,7 +78,7 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         machine = accelerator()
         from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.models.kernels import check_kernels
-        from megatron_eve.training.train import train
+        from megatron_eve.training.loop.train import train
 
     check_kernels(config, machine)
     with distributed(config), save_lock(config.checkpoint.save):

@@ -183,7 +183,7 @@ def test_every_quickstart_photo_has_a_caption(tmp_path: Path, monkeypatch: pytes
 def test_the_quickstart_tokenizer_is_one_that_preprocessing_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
 
     monkeypatch.syspath_prepend(str(QUICKSTART))
     monkeypatch.delitem(sys.modules, "tokenizer", raising=False)

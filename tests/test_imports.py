@@ -36,13 +36,13 @@ FAMILIES = ("models.eve",)
 EXCEPTIONS = {
     ("convert.skeleton", "models.eve.front_end"),
     ("convert.skeleton", "models.eve.patch_aligning"),
-    ("models.vlm", "models.eve.front_end"),
-    ("models.vlm", "models.eve.patch_aligning"),
-    ("training.evaluation", "models.eve.teacher"),
-    ("training.microbatch", "models.eve.teacher"),
-    ("training.step", "models.eve.teacher"),
+    ("models.decoder.model", "models.eve.front_end"),
+    ("models.decoder.model", "models.eve.patch_aligning"),
+    ("training.loop.evaluation", "models.eve.teacher"),
+    ("training.loop.microbatch", "models.eve.teacher"),
+    ("training.loop.step", "models.eve.teacher"),
     ("training.teaching", "models.eve.teacher"),
-    ("training.trainer", "models.eve.teacher"),
+    ("training.loop.trainer", "models.eve.teacher"),
     ("verification.model", "models.eve.teacher"),
 }
 
@@ -140,15 +140,31 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
         "import megatron_eve.data.batch\n"
         "from megatron_eve.config import RunConfig\n"
         "if TYPE_CHECKING:\n"
-        "    from megatron_eve.data.loader import Step\n"
+        "    from megatron_eve.data.sampling.loader import Step\n"
         "def work():\n"
-        "    from megatron_eve.models import vlm\n"
+        "    from megatron_eve.models.decoder import model\n"
         "    from megatron_eve.runtime import errors as e\n"
         "    from ..hf import thing\n"
     )
-    known = {"data", "data.batch", "data.loader", "config", "models", "models.vlm", "runtime.errors", "hf"}
+    known = {
+        "data",
+        "data.batch",
+        "data.sampling.loader",
+        "config",
+        "models",
+        "models.decoder.model",
+        "runtime.errors",
+        "hf",
+    }
     found = set(imported("training.some", file, known))
-    assert found == {"data.batch", "config", "data.loader", "models.vlm", "runtime.errors", "hf"}
+    assert found == {
+        "data.batch",
+        "config",
+        "data.sampling.loader",
+        "models.decoder.model",
+        "runtime.errors",
+        "hf",
+    }
 
 
 def test_loops_and_forbidden_imports_are_found() -> None:
@@ -156,7 +172,7 @@ def test_loops_and_forbidden_imports_are_found() -> None:
     assert set(loop([("a", "b"), ("b", "c"), ("c", "a")]) or ()) == {"a", "b", "c"}
     fine = {("config.schema", "runtime.errors"), ("models.eve.teacher", "models.eve"), ("data.a", "data.b")}
     fine |= {("config.schema", "models.registry"), ("models.family", "config.schema")}
-    to_model = ("models.registry", "models.vlm")
-    up, sideways = ("runtime.errors", "config.schema"), ("data.batch", "models.vlm")
-    family = ("training.step", "models.eve.teacher")
+    to_model = ("models.registry", "models.decoder.model")
+    up, sideways = ("runtime.errors", "config.schema"), ("data.batch", "models.decoder.model")
+    family = ("training.loop.step", "models.eve.teacher")
     assert forbidden({*fine, up, sideways, family, to_model}) == {up, sideways, family, to_model}

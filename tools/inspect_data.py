@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.joined import AnyDataset, open_dataset
+from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.inspecting.checking import Tally, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
-from megatron_eve.data.joined import AnyDataset, open_dataset
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.runtime.errors import UserError, run_command
 
 DESCRIPTION = """\

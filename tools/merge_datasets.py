@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_eve.data.dataset_format import MANIFEST, PARTIAL
-from megatron_eve.data.merging import merge_datasets
+from megatron_eve.data.format.manifest import MANIFEST, PARTIAL
+from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\

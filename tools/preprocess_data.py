@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron_eve.data.preprocess import PreprocessConfig, format_summary, preprocess
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary, preprocess
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.runtime.errors import run_command
 

@@ -20,7 +20,7 @@ from megatron_eve.config import (
 from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}

@@ -91,7 +91,7 @@ def run_state(
         progress: where the run stands.
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
-        dataset: what identifies the data (see `megatron_eve.training.data.RunData`).
+        dataset: what identifies the data (see `megatron_eve.training.loop.data.RunData`).
         teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
     """
     make_moments(optimizer)

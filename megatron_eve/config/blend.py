@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
 
-# Positions after which a blend begins again (`data/sampling.py`): no share may be smaller than one of them.
+# Positions after which a blend begins again (`data/sampling/orders.py`): no share may be smaller than one of them.
 BLEND_PERIOD = 1 << 16
 
 

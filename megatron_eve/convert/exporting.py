@@ -29,7 +29,7 @@ from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"

@@ -12,10 +12,10 @@ from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.models.build import padded_vocab_size, transformer_config
 from megatron_eve.models.decoder.depth_taps import DepthTap
+from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
 from megatron_eve.models.process_groups import initialize_distributed, model_parallel
-from megatron_eve.models.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tokenizers.models import BPE
 import megatron_eve.hf
 from megatron_eve.checkpoint.hf.config import published_config, published_preprocessor, token_ids
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.data.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_eve.EVEConfig",
@@ -29,7 +29,7 @@ _IMAGE_FIELDS = (
     "image_size", "image_size_clip", "patch_stride", "patch_stride_clip", "conv_stride", "image_mean", "image_std",
 )  # fmt: skip
 
-# vicuna_v1, as `data/conversation.py` writes it: a message's only image goes to its front.
+# vicuna_v1, as `data/text/conversation.py` writes it: a message's only image goes to its front.
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}

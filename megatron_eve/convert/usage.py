@@ -14,7 +14,7 @@ from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError, tower_sizes
 from megatron_eve.convert.folders import check_target
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry
 from megatron_eve.data.images import ImageError
@@ -26,6 +25,7 @@ from megatron_eve.data.images.backends import stand_in
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
 from megatron_eve.data.images.patches import padded_square
 from megatron_eve.data.images.pillow import PillowDecoder
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 PATCH_VALUES = 3 * PATCH_SIZE * PATCH_SIZE
 FILLER_SAMPLE_ID = -1

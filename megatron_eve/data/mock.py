@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 # Width and height of the noise pictures, and how often: photo shapes at a quarter of their usual size. Only the
 # ratio sets the token count, and small files keep the mock from measuring a JPEG decoder.

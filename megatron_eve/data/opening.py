@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from megatron_eve.config import RunConfig, parse_blend, parse_split, tower_sizes
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.fitting import PackLimits
-from megatron_eve.data.joined import AnyDataset, JoinedDataset, open_dataset
-from megatron_eve.data.sampling import Part, split_dataset
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
+from megatron_eve.data.sampling.fitting import PackLimits
+from megatron_eve.data.sampling.orders import Part, split_dataset
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,11 @@ class Record:
         source: where the row came from.
         kind: what its turns are.
         images: its pictures, in the order of their placeholders.
-        turns: `{"from": ..., "value": ...}`; not checked yet, a row may hold anything (`data/conversation.py` does).
+        turns: `{"from": ..., "value": ...}`; not checked yet, `data/text/conversation.py` does that.
         meta: what goes along beside the row; JSON values only.
         num_missing: pictures that the source names and that are not there, without which the row goes on.
-        video: of which no frame has been taken yet; such a row has no pictures, and no placeholder (`data/video.py`).
+        video: of which no frame has been taken yet; such a row has no pictures, and no
+            placeholder (`data/sources/frames.py`).
     """
 
     id: str | None

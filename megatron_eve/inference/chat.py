@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from megatron_eve.data.conversation import prompt_text
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images.decode import ACCEPTED_FORMATS
+from megatron_eve.data.text.conversation import prompt_text
 from megatron_eve.inference.engine import Engine, EngineLost, Query
 
 _READABLE = {

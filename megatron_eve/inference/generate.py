@@ -16,14 +16,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
-from megatron_eve.data.conversation import IGNORE_INDEX
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
-from megatron_eve.models.vlm import ModelInputs, VisionLanguageModel
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.microbatch import decodes_pixels, model_inputs
+from megatron_eve.training.loop.microbatch import decodes_pixels, model_inputs
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from megatron_eve.config import ModelConfig
-from megatron_eve.data.conversation import IMAGE_TOKEN_ID, encode_text
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID, encode_text
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
-from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.models.decoder.model import VisionLanguageModel
 
 
 class MegatronEngine:

@@ -154,7 +154,7 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.checkpoint.files import weights_fingerprint
     from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
     from megatron_eve.config import from_saved, validate
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.models.build import build_chunks

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_eve.checkpoint.files import weights_fingerprint
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.training.origin import folder_fingerprint
+from megatron_eve.training.monitoring.weight_origin import folder_fingerprint
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.data.conversation import ConversationError, prompt_text
 from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.text.conversation import ConversationError, prompt_text
 from megatron_eve.inference.origin import AnswerOrigin
 
 # How each row of an answers file begins.

@@ -12,10 +12,10 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.config import RunConfig
+from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.kernels import kernel_settings, uses_transformer_engine
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.models.stages import freeze_untrained, stage_of
-from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.runtime.accelerator import accelerator
 
 # Megatron pads the vocabulary so that it divides over tensor-parallel ranks into well-shaped pieces.

@@ -140,7 +140,7 @@ def fuses_gradient_accumulation(config: RunConfig) -> bool:
     """Do megatron-core's own linear layers add weight gradients to the float32 buffer in the matrix product itself?
 
     On GPUs with NVIDIA's apex, an optional source build: without its extension they, of which the output layer is one,
-    refuse. TransformerEngine's need no apex (`training/wrap.py`).
+    refuse. TransformerEngine's need no apex (`training/loop/wrap.py`).
     """
     return (
         config.training.gradient_accumulation_fusion

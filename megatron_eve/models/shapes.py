@@ -1,8 +1,8 @@
 """What pipeline stages send each other when shapes are fixed: known from sizes, so that nobody has to ask.
 
 With `variable_seq_lengths` megatron-core's stages exchange shapes before each tensor, and the receiver waits for its
-GPU to read them. Here all packs of a step have one length (`data/loader.py`), and a stream has room for taps of all
-its rows (`stream_rows`): more bytes than a pack of pictures and text needs, and no wait.
+GPU to read them. Here all packs of a step have one length (`data/sampling/loader.py`), and a stream has room for taps
+of all its rows (`stream_rows`): more bytes than a pack of pictures and text needs, and no wait.
 
 Shapes: L = tokens of a pack, n = rows on this rank, D = decoder width.
 """
@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.depth_taps import stream_rows
-from megatron_eve.models.vlm import VisionLanguageModel
+from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.runtime.accelerator import accelerator
 
 Shapes = list[tuple[int, int, int]]

@@ -9,7 +9,7 @@ from megatron_eve.models.family import Stage
 from megatron_eve.models.registry import find_family
 
 if TYPE_CHECKING:
-    from megatron_eve.models.vlm import VisionLanguageModel
+    from megatron_eve.models.decoder.model import VisionLanguageModel
 
 
 def stage_of(config: RunConfig) -> Stage:

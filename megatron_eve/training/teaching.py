@@ -11,11 +11,11 @@ from megatron.core import parallel_state
 from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
-from megatron_eve.data.loader import AHEAD
+from megatron_eve.data.sampling.loader import AHEAD
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
-from megatron_eve.training.flops import TeacherSizes
+from megatron_eve.training.monitoring.flops import TeacherSizes
 
 
 def runs_teacher(config: RunConfig) -> bool:

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from megatron_eve.checkpoint.hf.load import model_config_of
 from megatron_eve.config import ModelConfig
-from megatron_eve.data.conversation import ConversationError, encode_conversation, encode_prompt
 from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
 from megatron_eve.data.images import padded_square, resize, teacher_square
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import ConversationError, encode_conversation, encode_prompt
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.verification.report import Row, equal
 
 TEACHER_SIZE = 336

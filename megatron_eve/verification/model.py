@@ -22,16 +22,16 @@ from megatron_eve.config import (
 from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
+from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.process_groups import model_parallel
-from megatron_eve.models.vlm import VisionLanguageModel
 from megatron_eve.training.aligned_cells import AlignedCells, aligned_cells, context_rows
-from megatron_eve.training.data import build_loader, data_in_memory
-from megatron_eve.training.loss import Normalizer, objectives_of
-from megatron_eve.training.microbatch import model_inputs
-from megatron_eve.training.step import forward_backward
+from megatron_eve.training.loop.data import build_loader, data_in_memory
+from megatron_eve.training.loop.loss import Normalizer, objectives_of
+from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.step import forward_backward
+from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.training.teaching import build_teacher
-from megatron_eve.training.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
 from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
 from megatron_eve.verification.report import ACTIVATIONS, GRADIENTS, LOSSES, Row, absolute, equal, relative

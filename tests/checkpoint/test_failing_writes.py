@@ -77,7 +77,7 @@ def save_with_faults(config: RunConfig, writes: list[str | None]) -> tuple[str, 
     from megatron_eve.checkpoint import store as checkpoint_store
     from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     checkpoint_store._RESERVE_BYTES = 4096
     printed = io.StringIO()

@@ -18,7 +18,7 @@ import pytest
 from megatron_eve.checkpoint import save_lock
 from megatron_eve.checkpoint.save_lock import LOCK, FolderInUseError, SaveLock, in_use
 from megatron_eve.runtime.errors import UserError
-from megatron_eve.training.outcome import write_outcome
+from megatron_eve.training.faults.exit_reason import write_outcome
 from tests.ranks import RankPool
 
 RIVALS, ROUNDS = 3, 20

@@ -53,7 +53,7 @@ def train_and_save(
     from megatron_eve.checkpoint import store as checkpoint_store
     from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     losses, printed = [], io.StringIO()
     checkpoint_store._RESERVE_BYTES = reserve

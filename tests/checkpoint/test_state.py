@@ -184,7 +184,7 @@ def optimizer_of(config: RunConfig) -> str:
     import io
 
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup
+    from megatron_eve.training.loop.train import setup
 
     printed = io.StringIO()
     with model_parallel(config), contextlib.redirect_stdout(printed):

@@ -66,7 +66,7 @@ def pass_through(config: RunConfig) -> None:
     """Runs on each rank: load weights under a layout, and save them again."""
     from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     with model_parallel(config):
         trainer = setup(config)

@@ -147,9 +147,9 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.data.batch import PATCH_VALUES
     from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.decoder.model import ModelInputs
     from megatron_eve.models.decoder.packed import packed_params
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.models.vlm import ModelInputs
 
     lengths = [len(sample) for sample in SAMPLES]
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

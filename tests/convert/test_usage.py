@@ -12,7 +12,7 @@ import pytest
 
 from megatron_eve.config import ConfigError
 from megatron_eve.convert.usage import shard_bytes
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.convert.test_conversion import convert, edited
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.convert.test_conversion import TEACHER, convert, edited, llama
 from tests.golden_dir import find_golden
 

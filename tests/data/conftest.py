@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.data.preprocess import PreprocessConfig
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.data.helpers import picture
 from tests.golden_dir import find_golden
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megatron_eve.data.indexed import (
+from megatron_eve.data.format.indexed import (
     DatasetInfo,
     DatasetSettings,
     DatasetWriter,
     IndexedVisionDataset,
     StoredImage,
 )
-from megatron_eve.data.preprocess import PreprocessConfig, preprocess
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., PreprocessConfig]

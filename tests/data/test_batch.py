@@ -15,11 +15,11 @@ from megatron_eve.data.batch import (
     expand,
     padding_multiples,
 )
-from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import decode_image, image_patches, teacher_square
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from tests.data.helpers import encoded, picture
 
 IMG, NO = IMAGE_TOKEN_ID, IGNORE_INDEX

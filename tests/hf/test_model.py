@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import megatron_eve.hf  # noqa: F401 - registers the model
 from megatron_eve.config import RunConfig
-from megatron_eve.data.conversation import VICUNA_SYSTEM, encode_prompt
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import VICUNA_SYSTEM, encode_prompt
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.generate import Prompt
 from tests.convert.test_conversion import convert
 from tests.convert.test_language_models import SAMPLES, folder_of, start_of, transformers_model
@@ -47,7 +47,7 @@ def logits(config: RunConfig, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     from megatron_eve.inference.generate import _prompt_batch
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import model_inputs
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import megatron_eve.hf  # noqa: F401 - registers the processor
 from megatron_eve.convert.transformers_folder import fast_tokenizer
-from megatron_eve.data.conversation import encode_conversation, encode_prompt
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images.patches import image_patches
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import encode_conversation, encode_prompt
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.hf import EVEImageProcessor
 from megatron_eve.models.eve.normalise import normalise
 from tests.golden_dir import find_golden

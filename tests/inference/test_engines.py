@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 
 from megatron_eve.checkpoint.state import saved_config
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
-from megatron_eve.data.conversation import prompt_text
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.text.conversation import prompt_text
 from megatron_eve.inference.engine import Answer, Engine
 from megatron_eve.inference.generate import generation_config
 from tests.convert.test_conversion import convert
@@ -57,7 +57,7 @@ def everything(engine: Engine) -> Found:
 def on_ranks(layout: Layout) -> Found | None:
     """Runs on each rank: rank 0 asks, the others follow."""
     from megatron_eve.checkpoint.hf.load import load_hf_weights
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
@@ -184,7 +184,7 @@ def test_pieces_make_the_text_that_sentencepiece_makes(exported: Path) -> None:
     """Broken characters and the space in front among them."""
     from transformers import AutoTokenizer
 
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.hf_engine import PieceText
 
     ours = Tokenizer(exported / "tokenizer.model")
@@ -237,7 +237,7 @@ def refusals(engine: Engine) -> list[str]:
 
 def refusals_on_a_rank() -> list[str]:
     """Runs on a rank."""
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
 
     tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")

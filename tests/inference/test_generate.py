@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from megatron_eve.config import ModelConfig, RunConfig, TrainingConfig
-from megatron_eve.data.conversation import IMAGE_TOKEN_ID
+from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
 from megatron_eve.inference.generate import Prompt, generation_config
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2, TP2_PP2, TP2_SP, Layout, parametrize

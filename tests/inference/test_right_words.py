@@ -14,7 +14,7 @@ from megatron_eve.checkpoint.compatibility import (
     recorded_tokenizer,
     unlike_training,
 )
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 from tests.inference.test_tools import tool

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.engine import REPLACEMENT, TextPieces
 from tests.golden_dir import find_golden
 

@@ -185,7 +185,7 @@ def fused_and_unfused(layout: Layout, rows: int) -> list[tuple[torch.Tensor, tor
     from megatron.core import parallel_state
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_eve.models.language_loss import language_losses
+    from megatron_eve.models.decoder.language_loss import language_losses
     from megatron_eve.models.process_groups import model_parallel
 
     found = []
@@ -303,7 +303,7 @@ class EngineLinear(torch.nn.Linear):
 
 def test_weight_gradients_are_fused_in_the_decoder_alone() -> None:
     """Also inside the wrappers of a chunk; layers without the switch, and those outside the decoder, are left alone."""
-    from megatron_eve.training.wrap import fuse_weight_gradients
+    from megatron_eve.training.loop.wrap import fuse_weight_gradients
 
     chunk = torch.nn.Module()
     chunk.decoder = torch.nn.Sequential(

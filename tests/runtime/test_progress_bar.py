@@ -48,7 +48,7 @@ def start(config: RunConfig, terminal: bool = True, seconds: float = 0.0) -> str
 
     from megatron_eve.checkpoint.hf.folder import HFFolder
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup
+    from megatron_eve.training.loop.train import setup
 
     def slow(real: Any) -> Any:
         def wait(*arguments: Any) -> Any:

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from megatron_eve.data.dataset_format import read_info
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.joined import open_dataset
-from megatron_eve.data.merging import merge_datasets
-from megatron_eve.data.preprocess import PreprocessConfig, preprocess
+from megatron_eve.data.format.indexed import IndexedVisionDataset
+from megatron_eve.data.format.joined import open_dataset
+from megatron_eve.data.format.manifest import read_info
+from megatron_eve.data.format.merging import merge_datasets
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from tests.data.helpers import encoded, picture
 from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, why_not

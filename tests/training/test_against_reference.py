@@ -76,12 +76,12 @@ def six_steps(config: RunConfig) -> Steps:
     from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.optimizer import build_optimizer, build_scheduler
-    from megatron_eve.training.step import train_step
+    from megatron_eve.training.loop.data import build_loader, data_in_memory
+    from megatron_eve.training.loop.loss import Normalizer, objectives_of
+    from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler
+    from megatron_eve.training.loop.step import train_step
+    from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.training.teaching import build_teacher
-    from megatron_eve.training.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
 
@@ -165,11 +165,11 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.step import forward_backward
+    from megatron_eve.training.loop.data import build_loader, data_in_memory
+    from megatron_eve.training.loop.loss import Normalizer, objectives_of
+    from megatron_eve.training.loop.step import forward_backward
+    from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.training.teaching import build_teacher
-    from megatron_eve.training.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset, case_config
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients

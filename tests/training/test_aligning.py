@@ -107,10 +107,10 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.eve.teacher import Teacher
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.data import build_loader, data_in_memory
-    from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.step import forward_backward
-    from megatron_eve.training.wrap import wrap_for_training
+    from megatron_eve.training.loop.data import build_loader, data_in_memory
+    from megatron_eve.training.loop.loss import Normalizer, objectives_of
+    from megatron_eve.training.loop.step import forward_backward
+    from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients
@@ -276,7 +276,7 @@ def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
 
 def boundaries(config: RunConfig) -> list[tuple[int, int, int]]:
     """Runs on each rank: (rows that arrive, hidden rows among them, tapped rows) of each pack and chunk."""
-    from megatron_eve.models.vlm import VisionLanguageModel
+    from megatron_eve.models.decoder.model import VisionLanguageModel
 
     seen = []
     original = VisionLanguageModel._open_taps
@@ -309,8 +309,8 @@ def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, imag
 
 def who_works(config: RunConfig) -> list[str]:
     """Runs on each rank: what the rank did in a step, in order."""
+    from megatron_eve.models.decoder.model import VisionLanguageModel
     from megatron_eve.models.eve.teacher import Teacher
-    from megatron_eve.models.vlm import VisionLanguageModel
 
     events = []
     forward, call = VisionLanguageModel.forward, Teacher.__call__
@@ -352,8 +352,8 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import distributed
     from megatron_eve.runtime.accelerator import accelerator
-    from megatron_eve.training.data import build_loader, open_data
-    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.loop.data import build_loader, open_data
+    from megatron_eve.training.loop.microbatch import model_inputs
     from megatron_eve.training.teaching import build_teacher
 
     accelerator()

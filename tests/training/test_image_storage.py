@@ -11,9 +11,9 @@ import pytest
 
 from megatron_eve.checkpoint.compatibility import CheckpointError, check_data
 from megatron_eve.config import RunConfig
-from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.format.indexed import IndexedVisionDataset
+from tests.data.format.test_format_versions import write_as_pixels
 from tests.data.helpers import write_dataset
-from tests.data.test_format_versions import write_as_pixels
 
 
 def losses(prefix: str, save: Path) -> list[str]:

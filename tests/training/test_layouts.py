@@ -69,7 +69,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
 
     from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     trace = Trace([], [], [])
     with model_parallel(config):
@@ -222,8 +222,8 @@ def two_steps(config: RunConfig) -> Moved:
     import torch
 
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.memory import training_bytes
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
+    from megatron_eve.training.monitoring.memory import training_bytes
 
     with model_parallel(config):
         trainer = setup(config)
@@ -289,7 +289,7 @@ def test_stage_1_on_two_stages(ranks: RankPool) -> None:
 def rates(config: RunConfig) -> dict[float, int]:
     """Runs on each rank: weights that train at each peak rate, after setup (and a resume, if there is one)."""
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import setup
+    from megatron_eve.training.loop.train import setup
 
     with model_parallel(config):
         trainer = setup(config)
@@ -332,7 +332,7 @@ def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
     """Runs on each rank: every 50th image's bytes are `rot`; what the run went through and what it missed."""
     from megatron_eve.data.mock import MockDataset
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.train import report_damaged, setup, train_one
+    from megatron_eve.training.loop.train import report_damaged, setup, train_one
 
     original = MockDataset.image_bytes
     MockDataset.image_bytes = lambda self, image: original(self, image) if image % 50 else rot  # type: ignore[method-assign]

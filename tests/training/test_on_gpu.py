@@ -75,8 +75,8 @@ def bare_chunk(some: RunConfig) -> Iterator[Any]:
 def inputs_of(some: RunConfig, chunk: Any, pack: Sequence[int], length: int | None = None) -> Any:
     """A pack of mock samples on the GPU, as the model takes it."""
     from megatron_eve.data.batch import build_batch
-    from megatron_eve.training.data import open_data
-    from megatron_eve.training.microbatch import model_inputs
+    from megatron_eve.training.loop.data import open_data
+    from megatron_eve.training.loop.microbatch import model_inputs
 
     batch = build_batch(
         open_data(some).dataset,
@@ -202,9 +202,9 @@ def test_the_compiled_activation_is_the_plain_one(monkeypatch: pytest.MonkeyPatc
 def test_fused_gradients_are_the_gradients(stage: int, recompute: bool) -> None:
     """In the float32 buffers, over two packs, whichever layers add them in the matrix product."""
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.loss import Normalizer, objectives_of
-    from megatron_eve.training.step import forward_backward
-    from megatron_eve.training.train import setup
+    from megatron_eve.training.loop.loss import Normalizer, objectives_of
+    from megatron_eve.training.loop.step import forward_backward
+    from megatron_eve.training.loop.train import setup
 
     found = []
     for fused in (False, True):
@@ -234,7 +234,7 @@ FULL: dict[str, Any] = {
 def test_fp8_learns_what_bfloat16_learns(recipe: str, recompute: bool) -> None:
     """Ten steps: finite, and near the losses of bfloat16."""
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     losses = []
     for fp8 in ({}, {"fp8_format": "hybrid", "fp8_recipe": recipe}):
@@ -252,7 +252,7 @@ def test_a_run_in_fp8_resumes_as_if_it_had_gone_on(tmp_path: Path, recipe: str) 
     from megatron_eve.checkpoint.saver import CheckpointSaver
     from megatron_eve.config import CheckpointConfig
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.train import setup, train_one
+    from megatron_eve.training.loop.train import setup, train_one
 
     some = supported(config(fp8_format="hybrid", fp8_recipe=recipe))
     losses = []

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from megatron_eve.config import CheckpointConfig, RunConfig
 from megatron_eve.config.recipe import load_recipe
-from megatron_eve.data.joined import open_dataset
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.format.joined import open_dataset
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.convert.test_conversion import convert
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, TP2_SP, Layout, layout, parametrize

@@ -12,7 +12,7 @@ from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
-    from megatron_eve.data.tokenizer import Tokenizer
+    from megatron_eve.data.text.tokenizer import Tokenizer
 
 # config.json (transformers' Llama and Qwen2, and EVE on top of them) against our names.
 LANGUAGE_FIELDS = {

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_eve.data.content_digest import ContentDigest, digest_input_of_image, digest_input_of_text
-from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.indexed import IndexedVisionDataset
+from megatron_eve.data.format.content_digest import ContentDigest, digest_input_of_image, digest_input_of_text
+from megatron_eve.data.format.indexed import IndexedVisionDataset
+from megatron_eve.data.format.joined import AnyDataset, MergedDataset
+from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.inspecting.pictures import read_picture, stored_bytes, stored_sizes
-from megatron_eve.data.joined import AnyDataset, MergedDataset
 
 _CHUNK = 64  # samples
 _CHUNKS_AHEAD = 2  # for each thread

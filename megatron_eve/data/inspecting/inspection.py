@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.drawing import MOST_PICTURES, draw_row
 from megatron_eve.data.inspecting.layout import RowLayout, row_layout
 from megatron_eve.data.inspecting.page import Sample, dataset_page
 from megatron_eve.data.inspecting.pictures import read_picture
 from megatron_eve.data.inspecting.statistics import read_statistics
-from megatron_eve.data.joined import AnyDataset
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 PAGE = "index.html"
 

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, VICUNA_SYSTEM
-from megatron_eve.data.dataset_format import MANIFEST
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.joined import AnyDataset
-from megatron_eve.data.tokenizer import Tokenizer
+from megatron_eve.data.format.joined import AnyDataset
+from megatron_eve.data.format.manifest import MANIFEST
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, VICUNA_SYSTEM
+from megatron_eve.data.text.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
 from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.inspecting.layout import RowLayout
 from megatron_eve.data.inspecting.statistics import MOST_IMAGES, SIDES, Histogram, Statistics
-from megatron_eve.data.joined import AnyDataset
 from megatron_eve.data.reasons import REASONS
 
 _STYLE = """

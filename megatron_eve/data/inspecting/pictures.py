@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from PIL import Image
 
+from megatron_eve.data.format.indexed import IndexedVisionDataset
+from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.images.decode import decode_image
 from megatron_eve.data.images.patches import uncut_patches
-from megatron_eve.data.indexed import IndexedVisionDataset
-from megatron_eve.data.joined import AnyDataset
 
 
 def read_picture(dataset: AnyDataset, image: int) -> Image.Image:

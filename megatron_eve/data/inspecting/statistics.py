@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_eve.data.format.joined import AnyDataset
+from megatron_eve.data.format.metadata import META
 from megatron_eve.data.inspecting.checking import parts_of
-from megatron_eve.data.joined import AnyDataset
-from megatron_eve.data.metadata import META
 
 _CHUNK = 1 << 20  # records
 _BARS = 40  # at most

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.data.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.text.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
-"""Names of video files end in one of these; what a file holds is told from its bytes (`data/video.py`)."""
+"""Names of video files end in one of these; what a file holds is told from its bytes (`data/sources/frames.py`)."""
 
 MAX_TEXT = 1 << 24
 """Bytes of a caption or of a JSON beside a picture, at most."""

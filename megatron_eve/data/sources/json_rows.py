@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.rows import RowReader
 from megatron_eve.data.schema import Record
 from megatron_eve.data.sources.fields import parse_object
+from megatron_eve.data.sources.rows import RowReader
 from megatron_eve.data.sources.source import RawRow, Source
 
 

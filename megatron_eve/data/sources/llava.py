@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _VIDEO_KEYS = frozenset({"video", "videos"})
 _SOUND_KEYS = frozenset({"audio", "audios"})

@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
 from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 MAX_PICTURES = 6
 """Of one document; the first ones of its list that are there. VILA takes as many."""

@@ -17,11 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.source import RawRow, Source
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _MAX_LINE = 4 << 20  # bytes; csv refuses a field of 128 KiB by itself

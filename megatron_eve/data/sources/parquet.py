@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.sample_block import MAX_ROW_BYTES
+from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
 from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 ARROW_SCHEMA = pyarrow.schema(
     [

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.rows import LINE_SUFFIXES, RowReader
 from megatron_eve.data.sources.fields import VIDEO_SUFFIXES, parse_object
+from megatron_eve.data.sources.rows import LINE_SUFFIXES, RowReader
 from megatron_eve.data.sources.source import Source
 from megatron_eve.runtime.wrong_content import wrong_content
 

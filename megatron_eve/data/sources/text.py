@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_eve.data.conversation import is_blank
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Kind, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
 from megatron_eve.data.sources.json_rows import JsonRows
 from megatron_eve.data.sources.source import RawRow
+from megatron_eve.data.text.conversation import is_blank
 
 
 class TextSource(JsonRows):

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_eve.data.conversation import IMAGE_TOKEN
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.sample_block import MAX_ROW_BYTES
+from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.fields import (
     MAX_TEXT,
@@ -29,6 +28,7 @@ from megatron_eve.data.sources.fields import (
 )
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.sources.tar import Member, check_archive, members
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
 _MAX_MEMBERS = 1000  # of one key that are looked at, so that a shard of one key does not fill the memory

@@ -1,0 +1,1 @@
+"""Datasets on disk: the manifest, the reader, the writer, several as one."""

@@ -1,0 +1,293 @@
+"""Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
+
+`manifest` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is
+read, since that takes seconds: whether a run can take a dataset is known without it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.errors import AGAIN, DataError
+from megatron_eve.data.format.indexed_writer import DatasetWriter
+from megatron_eve.data.format.manifest import (
+    IMAGE_DTYPE,
+    MANIFEST,
+    MAX_PADDING_ROWS,
+    PIXELS,
+    SAMPLE_DTYPE,
+    DatasetInfo,
+    DatasetSettings,
+    megatron_datasets,
+    open_records,
+    read_info,
+    row_problem,
+)
+from megatron_eve.data.format.megatron_index import check_index
+from megatron_eve.data.format.sample_block import StoredImage
+from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
+from megatron_eve.data.text.conversation import IGNORE_INDEX
+
+__all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
+
+
+class StoredPixels(NamedTuple):
+    """An image that is stored decoded, as uint8 arrays."""
+
+    patches: NDArray[np.uint8]
+    """[geometry.patches, 588], see `cut_patches`."""
+    teacher_picture: NDArray[np.uint8]
+    """[height, width, 3], the teacher's picture without margins."""
+
+
+class IndexedVisionDataset:
+    """A dataset on disk, opened read-only; see `manifest` for its files.
+
+    Args:
+        prefix: the --output-prefix it was written to.
+        mmap_bin_files: map the two .bin files into memory; False reads each row with a system call.
+
+    Attributes:
+        info: the manifest.
+        samples: SAMPLE_DTYPE [samples], mapped.
+        images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
+
+    Raises:
+        DataError: a part is missing, truncated, of another version, or does not match the manifest.
+    """
+
+    def __init__(self, prefix: str | Path, *, mmap_bin_files: bool = True) -> None:
+        self.prefix = str(prefix)
+        self.info = info = read_info(self.prefix)
+        self.samples = open_records(self.prefix + "_samples.npy", SAMPLE_DTYPE, info.num_samples)
+        check_index(self.prefix + "_text", np.dtype(np.int32), info.num_samples, info.text_bytes)
+        self.images: NDArray[Any] = np.empty(0, dtype=IMAGE_DTYPE)
+        if info.num_images:
+            self.images = open_records(self.prefix + "_images.npy", IMAGE_DTYPE, info.num_images)
+            check_index(
+                self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
+            )
+        self._mmap_bin_files = mmap_bin_files
+
+    @cached_property
+    def _text(self) -> Any:
+        return self._megatron_dataset("_text")
+
+    @cached_property
+    def _image(self) -> Any:
+        return self._megatron_dataset(self._image_part) if self.info.num_images else None
+
+    @property
+    def _image_part(self) -> str:
+        """What ends the names of the files that hold the images."""
+        return "_pixels" if self.info.image_storage == PIXELS else "_image"
+
+    def _megatron_dataset(self, part: str) -> Any:
+        return megatron_datasets("indexed_dataset").IndexedDataset(
+            self.prefix + part, mmap=self._mmap_bin_files
+        )
+
+    def __len__(self) -> int:
+        return self.info.num_samples
+
+    @property
+    def sample_files(self) -> list[Path]:
+        """The file with the records of its samples; a merged dataset has several."""
+        return [Path(self.prefix + "_samples.npy")]
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
+        return self.samples["length"][indices].astype(np.int64)
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and labels of sample `index`: int64 [n] each, images not expanded, labels not shifted.
+
+        Raises:
+            IndexError: no such sample.
+            DataError: the row does not match its record, or holds an id that is not in the vocabulary.
+        """
+        index = _checked_index(index, len(self))
+        sample = self.samples[index]
+        length = int(sample["text_length"])
+        row = self._row(self._text, "_text", index, 2 * length).astype(np.int64)
+        tokens, labels = row[:length], row[length:]
+        problem = row_problem(tokens, labels, int(sample["num_images"]), self.info.vocab_size)
+        if problem:
+            raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
+        self._check_record(index, labels)
+        return tokens, labels
+
+    def _check_record(self, index: int, labels: NDArray[np.int64]) -> None:
+        """Steps were packed and losses are divided by what the record says: it must be so."""
+        sample = self.samples[index]
+        first, count = int(sample["first_image"]), int(sample["num_images"])
+        if not 0 <= first <= len(self.images) - count:
+            problem = f"images {first} .. {first + count - 1} of {len(self.images)}"
+        else:
+            length = len(labels) - count + sum(self.image_geometry(first + i).tokens for i in range(count))
+            trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
+            if (length, trained) == (sample["length"], sample["labels"]):
+                return
+            problem = (
+                f"{sample['length']} tokens and {sample['labels']} labels where its row and its images have "
+                f"{length} and {trained}"
+            )
+        raise DataError(f"record {index} of {self.prefix}_samples.npy says {problem}; {AGAIN}")
+
+    def image_bytes(self, image: int) -> bytes:
+        """The file of image `image`, as it is stored.
+
+        Raises:
+            IndexError: no such image.
+            DataError: the row does not match its record, or the images are stored as pixels.
+        """
+        record = self.images[_checked_index(image, len(self.images))]
+        if self.info.image_storage == PIXELS:
+            raise DataError(
+                f"{self.prefix} holds pixels and no image files: preprocess again with --image-storage encoded "
+                "where files are needed"
+            )
+        return self._row(self._image, self._image_part, image, int(record["num_bytes"])).tobytes()
+
+    def stored_pixels(self, image: int) -> StoredPixels | None:
+        """Image `image` as it was decoded when the dataset was made; None where the dataset holds files.
+
+        Raises:
+            IndexError: no such image.
+            DataError: the row does not match its record.
+        """
+        if self.info.image_storage != PIXELS:
+            return None
+        record = self.images[_checked_index(image, len(self.images))]
+        geometry = self.image_geometry(image)
+        width, height = geometry.teacher_picture(int(self.info.parts[PIXELS]["teacher_patch_size"]))
+        values = 3 * PATCH_SIZE * PATCH_SIZE
+        patch_bytes, picture_bytes = geometry.patches * values, height * width * 3
+        if int(record["num_bytes"]) != patch_bytes + picture_bytes:
+            raise DataError(
+                f"record {image} of {self.prefix}_images.npy says {record['num_bytes']} bytes of pixels where its size "
+                f"gives {patch_bytes + picture_bytes}; {AGAIN}"
+            )
+        row = self._row(self._image, self._image_part, image, patch_bytes + picture_bytes)
+        return StoredPixels(
+            row[:patch_bytes].reshape(-1, values), row[patch_bytes:].reshape(height, width, 3)
+        )
+
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        return f"row {index} of {self.prefix}"
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+        return f"image {image} of {self.prefix}"
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid of image `image`, from its recorded size alone.
+
+        Raises:
+            IndexError: no such image.
+            DataError: a record of a picture without area.
+        """
+        record = self.images[_checked_index(image, len(self.images))]
+        width, height = int(record["width"]), int(record["height"])
+        if min(width, height) < 1:
+            raise DataError(
+                f"record {image} of {self.prefix}_images.npy says {width} x {height} pixels; {AGAIN}"
+            )
+        return image_geometry(width, height, self.info.image_size, self.info.teacher_size)
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Ask the kernel to read the images of these samples ahead; says nothing where the files are not mapped."""
+        reader = getattr(self._image, "bin_reader", None)
+        mapped = getattr(getattr(reader, "_bin_buffer_mmap", None), "_mmap", None)
+        if mapped is None:
+            return
+        assert self._image is not None
+        for sample in self.samples[indices]:
+            first, count = int(sample["first_image"]), int(sample["num_images"])
+            if not (count > 0 and 0 <= first <= len(self.images) - count):
+                continue  # no image, or a damaged record, which is said when the sample is read
+            # A sample's images lie one behind the other; madvise wants the start of a page.
+            start = int(self._image.index[first][0])
+            end = start + int(self.images["num_bytes"][first : first + count].astype(np.int64).sum())
+            start -= start % mmap.PAGESIZE
+            if 0 <= start < end <= len(mapped):
+                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+    def check_compatible(
+        self,
+        *,
+        tokenizer_sha256: str | None,
+        vocab_size: int,
+        image_size: int,
+        teacher_size: int,
+        teacher_patch_size: int | None = None,
+    ) -> None:
+        """Check that a run can train on this dataset. Samples that are too long for it are left out later.
+
+        Args:
+            tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
+            vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
+                pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
+            image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
+            teacher_patch_size: of the run's teacher, in pixels, which stored pixels are bound to; None without teacher.
+
+        Raises:
+            DataError: it cannot; the message names the file, what differs and the remedy.
+        """
+        info, path = self.info, self.prefix + MANIFEST
+        if tokenizer_sha256 is not None and tokenizer_sha256 != info.tokenizer_sha256:
+            raise DataError(
+                f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
+                f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
+            )
+        if not info.vocab_size <= vocab_size <= info.vocab_size + MAX_PADDING_ROWS:
+            cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
+            raise DataError(
+                f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
+                f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
+                f"{cut if info.vocab_size < vocab_size else ''}"
+            )
+        for name, ours, theirs in (
+            ("image size", info.image_size, image_size),
+            ("teacher size", info.teacher_size, teacher_size),
+        ):
+            if ours != theirs and info.num_images:
+                flag = f"--{name.replace(' ', '-')}"
+                raise DataError(
+                    f"{path} was made for {name} {ours} and the run has {theirs}: use the matching recipe "
+                    f"({flag} {ours}), or preprocess the data with {flag} {theirs}"
+                )
+
+        if info.image_storage == PIXELS and info.num_images and teacher_patch_size is not None:
+            made = info.parts[PIXELS]["teacher_patch_size"]
+            if made != teacher_patch_size:
+                raise DataError(
+                    f"{path} holds pixels for a teacher with patches of {made} pixels and the run's teacher has "
+                    f"{teacher_patch_size}: preprocess the data with --teacher-patch-size {teacher_patch_size}, or "
+                    "with --image-storage encoded, which fits any teacher"
+                )
+
+    def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
+        """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""
+        pointer, length, _ = indexed.index[int(row)]
+        itemsize = np.dtype(indexed.index.dtype).itemsize
+        size = self.info.text_bytes if part == "_text" else self.info.stored_bytes
+        if length != expected or not 0 <= pointer <= size - expected * itemsize:
+            raise DataError(
+                f"row {row} of {self.prefix}{part}.idx has {length} values at byte {pointer} where "
+                f"{expected} are recorded: {AGAIN}"
+            )
+        return np.array(indexed[int(row)])
+
+
+def _checked_index(index: int, size: int) -> int:
+    if not 0 <= index < size:
+        raise IndexError(f"index {index} is out of range for {size} rows")
+    return int(index)

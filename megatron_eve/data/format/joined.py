@@ -1,0 +1,204 @@
+"""Several datasets with the interface of one: samples and images are counted through, dataset after dataset.
+
+A run joins those that it was given (`JoinedDataset`); a merged dataset (`data/format/merging.py`) is joined by its
+manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.indexed import IndexedVisionDataset, StoredPixels
+from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
+from megatron_eve.data.geometry import ImageGeometry
+
+
+class JoinedSamples:
+    """The samples of several datasets, indexed as one structured array; copies what is asked for, nothing else."""
+
+    def __init__(self, datasets: Sequence[AnyDataset], first_images: NDArray[np.int64]) -> None:
+        self._samples = [dataset.samples for dataset in datasets]
+        self._first_images = first_images
+        self._bounds = np.cumsum([len(samples) for samples in self._samples])
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, indices: Any) -> Any:
+        """Records at an index or an array of them: SAMPLE_DTYPE, ``first_image`` counted over all datasets.
+
+        A field's name gives that field of all samples, as it stands in each dataset.
+        """
+        if isinstance(indices, str):
+            return np.concatenate([samples[indices] for samples in self._samples])
+        wanted = np.asarray(indices, dtype=np.int64)
+        which = np.searchsorted(self._bounds, wanted, side="right")
+        records = np.empty(wanted.shape, dtype=SAMPLE_DTYPE)
+        for number in np.unique(which):
+            here = which == number
+            samples = self._samples[number]
+            records[here] = samples[wanted[here] - (self._bounds[number] - len(samples))]
+        records["first_image"] += self._first_images[which]
+        return records[()]
+
+
+class JoinedDataset:
+    """Several datasets as one, opened by one run.
+
+    Attributes:
+        info: the manifest of the first with images; ``max_pixels`` is the largest of all with images.
+        samples: SAMPLE_DTYPE, indexed like an array (see `JoinedSamples`).
+
+    Raises:
+        DataError: the datasets' images were not turned upright alike, or their tokenizers differ. A dataset of text
+            alone goes with any treatment of images.
+    """
+
+    info: DatasetInfo
+    samples: JoinedSamples
+
+    def __init__(self, datasets: Sequence[AnyDataset]) -> None:
+        """
+        Args:
+            datasets: at least one, in the order in which samples and images are counted.
+        """
+        with_images = [dataset for dataset in datasets if dataset.info.num_images] or datasets[:1]
+        for alike, name, remedy in (
+            (datasets, "tokenizer_sha256", "preprocess both with the same --tokenizer-model"),
+            (with_images, "apply_exif", "preprocess both with or without --ignore-exif-orientation"),
+        ):
+            first = alike[0]
+            for dataset in alike[1:]:
+                if getattr(dataset.info, name) != getattr(first.info, name):
+                    raise DataError(
+                        f"{dataset.prefix}{MANIFEST} has another {name} than {first.prefix}{MANIFEST}: {remedy}"
+                    )
+        self._datasets: list[AnyDataset] = list(datasets)
+        self._sample_bounds = np.cumsum([len(dataset) for dataset in datasets])
+        self._image_bounds = np.cumsum([dataset.info.num_images for dataset in datasets])
+        self.info = dataclasses.replace(
+            with_images[0].info, max_pixels=max(dataset.info.max_pixels for dataset in with_images)
+        )
+        self.samples = JoinedSamples(datasets, np.append(0, self._image_bounds[:-1]))
+
+    def __len__(self) -> int:
+        return int(self._sample_bounds[-1])
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
+        return self.samples[indices]["length"].astype(np.int64)
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and labels of a sample (see `IndexedVisionDataset.text`)."""
+        dataset, row = self._locate(self._sample_bounds, index)
+        return dataset.text(row)
+
+    def image_bytes(self, image: int) -> bytes:
+        """The file of an image (see `IndexedVisionDataset.image_bytes`)."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_bytes(row)
+
+    def stored_pixels(self, image: int) -> StoredPixels | None:
+        """An image as it was decoded when its dataset was made (see `IndexedVisionDataset.stored_pixels`)."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.stored_pixels(row)
+
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+        dataset, row = self._locate(self._sample_bounds, index)
+        return dataset.sample_name(row)
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_name(row)
+
+    def image_geometry(self, image: int) -> ImageGeometry:
+        """Resized size and token grid of an image."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.image_geometry(row)
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Ask the kernel to read the images of these samples ahead."""
+        which = np.searchsorted(self._sample_bounds, indices, side="right")
+        for number in np.unique(which):
+            dataset = self._datasets[number]
+            dataset.will_need(indices[which == number] - (self._sample_bounds[number] - len(dataset)))
+
+    def _locate(self, bounds: NDArray[np.int64], index: int) -> tuple[AnyDataset, int]:
+        if not 0 <= index < bounds[-1]:
+            raise IndexError(f"index {index} is out of range for {bounds[-1]} rows")
+        number = int(np.searchsorted(bounds, index, side="right"))
+        return self._datasets[number], int(index) - (int(bounds[number - 1]) if number else 0)
+
+
+class MergedDataset(JoinedDataset):
+    """A dataset whose samples lie in others, in the order in which its manifest names them.
+
+    Args:
+        prefix: of its manifest.
+        mmap_bin_files: see `IndexedVisionDataset`.
+
+    Attributes:
+        prefix: as given.
+        info: its manifest.
+
+    Raises:
+        DataError: a part cannot be opened, or is not the one that was merged.
+    """
+
+    def __init__(self, prefix: str | Path, *, mmap_bin_files: bool = True) -> None:
+        self.prefix = str(prefix)
+        info = read_info(self.prefix)
+        parts = []
+        for part in info.datasets:
+            path = os.path.normpath(Path(self.prefix).parent / part["prefix"])
+            parts.append(IndexedVisionDataset(path, mmap_bin_files=mmap_bin_files))
+            if parts[-1].info.content_sha256 != part["content_sha256"]:
+                raise DataError(
+                    f"{path}{MANIFEST} is another dataset than the one that {self.prefix}{MANIFEST} was made of: "
+                    "run tools/merge_datasets.py again"
+                )
+        super().__init__(parts)
+        self.info = info
+
+    @property
+    def parts(self) -> list[AnyDataset]:
+        """The datasets that hold its samples, in their order."""
+        return list(self._datasets)
+
+    def check_compatible(self, **needs: Any) -> None:
+        """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""
+        for dataset in self._datasets:
+            dataset.check_compatible(**needs)
+
+    @property
+    def sample_files(self) -> list[Path]:
+        """The files with the records of its samples."""
+        return [path for dataset in self._datasets for path in dataset.sample_files]
+
+
+AnyDataset = IndexedVisionDataset | MergedDataset
+"""What a prefix can name."""
+
+
+def open_dataset(prefix: str | Path, *, mmap_bin_files: bool = True) -> AnyDataset:
+    """The dataset at a prefix, merged or not.
+
+    Args:
+        prefix: the --output-prefix it was written to.
+        mmap_bin_files: see `IndexedVisionDataset`.
+
+    Raises:
+        DataError: a file is missing, damaged or of another version.
+    """
+    kind = MergedDataset if read_info(str(prefix)).datasets else IndexedVisionDataset
+    return kind(prefix, mmap_bin_files=mmap_bin_files)

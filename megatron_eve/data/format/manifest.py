@@ -1,0 +1,232 @@
+"""The parts of a dataset on disk, and the manifest that joins them.
+
+A dataset is a prefix, OUT, and these files:
+
+    OUT_text.bin, .idx    megatron-core IndexedDataset, int32; row i is sample i: n token ids, then n labels
+    OUT_image.bin, .idx   megatron-core IndexedDataset, uint8; row j is image j, the bytes of its file
+    OUT_pixels.bin, .idx  the same, in place of OUT_image: row j is image j decoded, see `IMAGE_STORAGES`
+    OUT_samples.npy       SAMPLE_DTYPE [samples]
+    OUT_images.npy        IMAGE_DTYPE [images]
+    OUT_meta.parquet      where each sample comes from (`data/format/metadata.py`), where that is known; no run reads it
+    OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
+
+The image parts are absent when no sample has an image.
+
+The manifest's `parts` names the indexed datasets OUT_<name>.bin and .idx beside the text, and says what each was made
+with. A part that this version does not know is left alone, so a later version may add one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.data.errors import AGAIN, DataError
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has neither `image_storage` nor `parts`: its images are files as they were."""
+
+IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
+"""How images are stored.
+
+- encoded: the files as they were, in OUT_image.
+- jpeg: JPEG files at the model's size where that is smaller, else the files as they were, in OUT_image.
+- pixels: decoded, in OUT_pixels: the model's patches, uint8 [P, 588] (see `cut_patches`), then the teacher's picture
+  without margins, uint8 [height, width, 3].
+"""
+PIXELS = "pixels"
+
+SAMPLE_DTYPE = np.dtype(
+    [
+        ("length", "<i4"),  # tokens once images are expanded
+        ("text_length", "<i4"),  # tokens with an image counted as one
+        ("labels", "<i4"),  # labels that train, after the shift
+        ("num_images", "<i4"),
+        ("first_image", "<i8"),  # the sample's images are rows first_image .. first_image + num_images - 1
+    ]
+)
+IMAGE_DTYPE = np.dtype([("width", "<i4"), ("height", "<i4"), ("num_bytes", "<i8")])  # pixels, as decoded
+
+TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
+IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
+PIXEL_PARTS = ("_pixels.bin", "_pixels.idx", "_images.npy")
+MANIFEST = "_dataset.json"
+PARTIAL = ".partial"
+"""Ends the name of a file that is not finished."""
+
+# Rows that an embedding may have beyond its tokenizer's pieces: an added token, and filling up to a multiple of 64
+# (transformers' `resize_token_embeddings`). More of them speak of another tokenizer.
+MAX_PADDING_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """What a dataset was made with. Sizes in pixels; lengths in tokens, an image being one.
+
+    `image_storage` is one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ in it.
+    """
+
+    template: str
+    image_size: int
+    teacher_size: int
+    model_max_length: int
+    apply_exif: bool
+    max_pixels: int
+    tokenizer_sha256: str
+    vocab_size: int
+    image_storage: str = "encoded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo(DatasetSettings):
+    """The manifest: settings, counts, and which rows of the input were left out.
+
+    Attributes:
+        num_tokens: tokens of all samples once images are expanded.
+        num_text_tokens: the same with an image counted as one.
+        num_labels: labels that train, after the shift.
+        num_cut: samples cut at `model_max_length`.
+        text_bytes, image_bytes: sizes of OUT_text.bin and OUT_image.bin.
+        parts: by its name, what each indexed dataset beside the text was made with, its `dtype` and its `bytes`.
+        longest_sample, longest_length: the sample with most expanded tokens, and how many.
+        num_rows: rows of the input that were read.
+        skipped: rows left out, by reason.
+        skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
+        num_missing_images: that documents name and that were not there; the documents were kept without them.
+        content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
+        licenses: samples by what OUT_meta.parquet has as their license; those without are not counted.
+        datasets: of a merged dataset, which has no files but this one: for each of its parts `prefix`, relative to the
+            manifest's folder, `num_samples` and `content_sha256`.
+    """
+
+    num_samples: int
+    num_images: int
+    num_tokens: int
+    num_text_tokens: int
+    num_labels: int
+    num_cut: int
+    text_bytes: int
+    image_bytes: int
+    longest_sample: int
+    longest_length: int
+    num_rows: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    num_missing_images: int = 0
+    content_sha256: str = ""
+    licenses: dict[str, int] = field(default_factory=dict)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the .bin file that holds the images."""
+        if self.image_storage == PIXELS:
+            return int(self.parts.get(PIXELS, {}).get("bytes", 0))
+        return self.image_bytes
+
+    def to_json(self) -> str:
+        """The text of the manifest file."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def read_info(prefix: str) -> DatasetInfo:
+    """Read the manifest of the dataset at `prefix`.
+
+    Raises:
+        DataError: missing, not JSON, of another format version, or with other fields than this version has.
+    """
+    path = Path(prefix + MANIFEST)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: the path of a dataset is its --output-prefix, without _text.bin or "
+            f"{MANIFEST}; if that is what was given, preprocessing did not finish: run it again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version not in READABLE_VERSIONS:
+        raise DataError(
+            f"{path} is of format version {version!r} and this code reads versions 1 and {FORMAT_VERSION}: "
+            "make the dataset again with this version's tools/preprocess_data.py"
+        )
+    try:
+        info = DatasetInfo(**content)
+    except TypeError as error:
+        raise DataError(f"{path} is not a manifest this version wrote ({error}): {AGAIN}") from error
+    if info.image_storage not in (*IMAGE_STORAGES, "mixed"):
+        raise DataError(
+            f"{path} has image storage {info.image_storage!r} and this code reads {', '.join(IMAGE_STORAGES)}: "
+            "make the dataset again with this version's tools/preprocess_data.py"
+        )
+    if info.image_storage == PIXELS and info.num_images and not info.datasets:
+        part = info.parts.get(PIXELS) if isinstance(info.parts, dict) else None
+        if not isinstance(part, dict) or not all(
+            isinstance(part.get(key), int) for key in ("bytes", "teacher_patch_size")
+        ):
+            raise DataError(f"{path} does not say what its part {PIXELS!r} was made with: {AGAIN}")
+    return info
+
+
+def publish(path: str) -> None:
+    """Give a finished file its name, once it is on the disk; until then it is called `path` and ".partial"."""
+    with open(path + PARTIAL, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(path + PARTIAL, path)
+
+
+def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+    """Map a structured .npy file of `rows` records into memory, read-only.
+
+    Raises:
+        DataError: missing, truncated, or not `rows` records of `dtype`.
+    """
+    try:
+        records = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {AGAIN}") from None
+    except Exception as error:  # numpy parses a header as Python: a damaged one can raise almost anything
+        raise DataError(f"{path} cannot be read, it may be truncated ({error}): {AGAIN}") from error
+    if records.dtype != dtype or records.shape != (rows,):
+        raise DataError(
+            f"{path} holds {records.shape} records of {records.dtype}, the manifest says ({rows},): {AGAIN}"
+        )
+    return records
+
+
+def row_problem(
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], num_images: int, vocab_size: int
+) -> str | None:
+    """What is wrong with a sample's tokens and labels, or None."""
+    if len(tokens) == 0 or len(tokens) != len(labels):
+        return f"{len(tokens)} tokens and {len(labels)} labels"
+    is_image = tokens == IMAGE_TOKEN_ID
+    outside = ~is_image & ((tokens < 0) | (tokens >= vocab_size))
+    if outside.any():
+        return f"token id {tokens[outside][0]} is out of range for a vocabulary of {vocab_size}"
+    if ((labels != tokens) | is_image)[labels != IGNORE_INDEX].any():
+        return "a label is neither its token nor the value that is ignored"
+    if np.count_nonzero(is_image) != num_images:
+        return f"{np.count_nonzero(is_image)} image placeholders for {num_images} images"
+    return None
+
+
+def megatron_datasets(module: str) -> Any:
+    """A module of megatron.core.datasets, imported when it is wanted and without its warnings (about optimizers)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"megatron.core.datasets.{module}")

@@ -1,0 +1,133 @@
+"""Several datasets that are one: a manifest that names them, and nothing else on disk.
+
+To a run a merged dataset is one dataset, with one share of a blend, one split and one line of held-out losses.
+`joined.MergedDataset` opens it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.indexed import IndexedVisionDataset
+from megatron_eve.data.format.manifest import (
+    MANIFEST,
+    PARTIAL,
+    TEXT_PARTS,
+    DatasetInfo,
+    DatasetSettings,
+    publish,
+    read_info,
+)
+from megatron_eve.data.format.write_lock import WriteLock
+
+_FIRST_SKIPPED = 5  # rows that a manifest names for each reason
+_REMEDIES = {
+    "template": "name datasets of two templates side by side in --data-path instead",
+    "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
+    "vocab_size": "preprocess all with the same --tokenizer-model",
+    "image_size": "preprocess all with the same --image-size",
+    "teacher_size": "preprocess all with the same --teacher-size",
+    "apply_exif": "preprocess all with or without --ignore-exif-orientation",
+}
+# Settings that datasets of text alone need not share.
+_OF_IMAGES = ("image_size", "teacher_size", "apply_exif")
+
+
+def merge_datasets(prefix: str, prefixes: Sequence[str]) -> DatasetInfo:
+    """Write the manifest of a dataset that holds all samples of others, which stay where they are.
+
+    Merged datasets among them give their parts. The manifest names the parts relative to its own folder, so that all
+    may be moved together.
+
+    Args:
+        prefix: of the merged dataset.
+        prefixes: of at least one dataset, in the order of their samples.
+
+    Raises:
+        DataError: a dataset does not open, is named twice or does not go with the others, or `prefix` is that of a
+            dataset with files of its own.
+    """
+    if any(Path(prefix + part).exists() for part in TEXT_PARTS):
+        raise DataError(f"{prefix} is a dataset with files of its own: choose another --output-prefix")
+    parts = [part for one in prefixes for part in _parts(one)]
+    for part, count in Counter(os.path.realpath(part) for part in parts).items():
+        if count > 1:
+            raise DataError(f"{part} is named {count} times: its samples would stand twice in {prefix}")
+    infos = [IndexedVisionDataset(part).info for part in parts]
+    first = _check_alike(parts, infos)
+    folder = Path(prefix).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = _merged_info(first, [os.path.relpath(part, folder) for part in parts], infos)
+    with WriteLock(prefix):
+        Path(prefix + MANIFEST + PARTIAL).write_text(merged.to_json(), encoding="utf-8")
+        publish(prefix + MANIFEST)
+    return merged
+
+
+def _parts(prefix: str) -> Iterator[str]:
+    """Prefixes of the datasets with files of their own that a dataset consists of."""
+    parts = read_info(prefix).datasets
+    if not parts:
+        yield prefix
+    for part in parts:
+        yield os.path.normpath(Path(prefix).parent / part["prefix"])
+
+
+def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    """Refuse datasets that differ where one dataset cannot; gives a manifest with the settings of all."""
+    with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
+    for name, remedy in _REMEDIES.items():
+        numbers = with_images if name in _OF_IMAGES else range(len(infos))
+        values = [getattr(infos[number], name) for number in numbers]
+        for number, value in zip(numbers, values, strict=True):
+            if value != values[0]:
+                raise DataError(
+                    f"{prefixes[number]}{MANIFEST} has {name} {value!r} and {prefixes[numbers[0]]}{MANIFEST} "
+                    f"{values[0]!r}: {remedy}"
+                )
+    return infos[with_images[0]]
+
+
+def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    settings = {field.name: getattr(first, field.name) for field in dataclasses.fields(DatasetSettings)}
+    storages = {info.image_storage for info in infos if info.num_images} or {first.image_storage}
+    settings["image_storage"] = storages.pop() if len(storages) == 1 else "mixed"
+    settings["max_pixels"] = max(info.max_pixels for info in infos)
+    settings["model_max_length"] = max(info.model_max_length for info in infos)
+    counted = (
+        "num_samples", "num_images", "num_tokens", "num_text_tokens", "num_labels", "num_cut", "text_bytes",
+        "image_bytes", "num_rows", "num_missing_images",
+    )  # fmt: skip
+    sums = {name: sum(getattr(info, name) for info in infos) for name in counted}
+    longest = max(range(len(infos)), key=lambda number: infos[number].longest_length)
+    skipped: Counter[str] = Counter()
+    licenses: Counter[str] = Counter()
+    skipped_first: dict[str, list[dict[str, Any]]] = {}
+    for name, info in zip(names, infos, strict=True):
+        skipped.update(info.skipped)
+        licenses.update(info.licenses)
+        for reason, rows in info.skipped_first.items():
+            named = [{"dataset": name, **row} for row in rows]
+            skipped_first[reason] = [*skipped_first.get(reason, []), *named][:_FIRST_SKIPPED]
+    contents = [info.content_sha256 for info in infos]
+    return DatasetInfo(
+        **settings,
+        **sums,
+        longest_sample=sum(info.num_samples for info in infos[:longest]) + infos[longest].longest_sample,
+        longest_length=infos[longest].longest_length,
+        skipped=dict(skipped),
+        skipped_first=skipped_first,
+        content_sha256=hashlib.sha256("".join(contents).encode()).hexdigest() if all(contents) else "",
+        licenses=dict(licenses),
+        datasets=[
+            {"prefix": name, "num_samples": info.num_samples, "content_sha256": info.content_sha256}
+            for name, info in zip(names, infos, strict=True)
+        ],
+    )

@@ -1,0 +1,161 @@
+"""Consecutive samples as the bytes that go into a dataset's files: a worker makes them, the writer appends them.
+
+The bytes of images stay with the process that made them, which writes them itself where the writer says: they never
+pass through the one process that all workers wait for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.content_digest import digest_input_of_image, digest_input_of_text
+from megatron_eve.data.format.manifest import IMAGE_DTYPE, SAMPLE_DTYPE, DatasetSettings, row_problem
+from megatron_eve.data.format.metadata import SampleMeta
+from megatron_eve.data.geometry import image_geometry
+from megatron_eve.data.text.conversation import IGNORE_INDEX
+
+MAX_ROW_BYTES = 2**31 - 1
+"""megatron-core keeps a row's length as int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as it goes into a dataset: its bytes, and its size in pixels as it will be decoded.
+
+    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`).
+    """
+
+    data: bytes
+    width: int
+    height: int
+
+
+class Sample(NamedTuple):
+    """One sample.
+
+    Attributes:
+        tokens: n ids, an image counted as one IMAGE_TOKEN_ID.
+        labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
+        images: as many as there are placeholders, in their order.
+        cut: the text was longer than `model_max_length`.
+        meta: where the sample comes from, of all samples of a dataset or of none.
+        num_missing: images that its source names and that were not there.
+    """
+
+    tokens: ArrayLike
+    labels: ArrayLike
+    images: Sequence[StoredImage]
+    cut: bool = False
+    meta: SampleMeta | None = None
+    num_missing: int = 0
+
+
+class SampleBlock(NamedTuple):
+    """Samples without the bytes of their images.
+
+    Attributes:
+        text: their part of OUT_text.bin.
+        text_sizes: int32 [samples], values of each in it.
+        samples: SAMPLE_DTYPE [samples]; `first_image` is counted from the block's first image.
+        images: IMAGE_DTYPE [images].
+        digest_input: their part of what `ContentDigest` hashes.
+        num_cut: samples that were cut.
+        num_missing: images that were not there.
+        meta: of each sample, or empty.
+    """
+
+    text: bytes
+    text_sizes: NDArray[np.int32]
+    samples: NDArray[Any]
+    images: NDArray[Any]
+    digest_input: bytes
+    num_cut: int
+    num_missing: int
+    meta: list[SampleMeta]
+
+
+def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBlock:
+    """Check samples and lay them out.
+
+    Args:
+        samples: at least one.
+        settings: of the dataset.
+
+    Raises:
+        DataError: the parts of a sample do not belong together, an id is not in the vocabulary, or an image has 2 GiB
+            or more.
+    """
+    texts: list[bytes] = []
+    records: list[tuple[int, ...]] = []
+    images: list[tuple[int, int, int]] = []
+    digest_input: list[bytes] = []
+    for number, sample in enumerate(samples):
+        tokens, labels = (np.asarray(part, dtype=np.int64) for part in (sample.tokens, sample.labels))
+        problem = row_problem(tokens, labels, len(sample.images), settings.vocab_size)
+        if problem:
+            raise DataError(f"sample {number} of the block: {problem}")
+        length, first_image = len(tokens), len(images)
+        for image in sample.images:
+            if len(image.data) > MAX_ROW_BYTES:
+                raise DataError(f"an image of {len(image.data)} bytes: a row holds {MAX_ROW_BYTES}")
+            geometry = image_geometry(image.width, image.height, settings.image_size, settings.teacher_size)
+            length += geometry.tokens - 1
+            images.append((image.width, image.height, len(image.data)))
+            digest_input.append(digest_input_of_image(image.width, image.height, image.data))
+        digest_input.append(digest_input_of_text(tokens, labels))
+        texts.append(np.concatenate([tokens, labels]).astype("<i4").tobytes())
+        num_labels = int(np.count_nonzero(labels[1:] != IGNORE_INDEX))
+        records.append((length, len(tokens), num_labels, len(sample.images), first_image))
+    found = np.array(records, dtype=SAMPLE_DTYPE)
+    return SampleBlock(
+        b"".join(texts),
+        2 * found["text_length"],
+        found,
+        np.array(images, dtype=IMAGE_DTYPE),
+        b"".join(digest_input),
+        sum(sample.cut for sample in samples),
+        sum(sample.num_missing for sample in samples),
+        [sample.meta for sample in samples if sample.meta is not None],
+    )
+
+
+class ImageBytes:
+    """The .bin of a dataset's images, into which each process writes its own part.
+
+    Args:
+        path: of the file, which is there already.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def write(self, images: Sequence[bytes], offset: int) -> None:
+        """Write images one behind the other from byte `offset` on.
+
+        Raises:
+            OSError: such as a full disk; it names the file.
+        """
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY)
+        try:
+            for image in images:
+                left = memoryview(image)
+                while left:  # one call takes at most 2 GiB
+                    written = os.pwrite(self._file, left, offset)
+                    left, offset = left[written:], offset + written
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

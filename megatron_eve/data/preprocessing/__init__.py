@@ -1,0 +1,1 @@
+"""From rows of a source to a dataset on disk."""

@@ -1,0 +1,360 @@
+"""One row of the input -> token ids, labels and checked image files, or the reason why not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
+from megatron_eve.data.format.metadata import Exclusions, sample_meta
+from megatron_eve.data.format.sample_block import MAX_ROW_BYTES, Sample, StoredImage
+from megatron_eve.data.geometry import check_sizes
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
+from megatron_eve.data.images.decode import read_header
+from megatron_eve.data.schema import ImageFile, Record, VideoFile
+from megatron_eve.data.sources.source import RawRow, Source
+from megatron_eve.data.text.conversation import TEMPLATES
+from megatron_eve.data.text.documents import encode_record
+from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.runtime.errors import is_lfs_pointer
+
+MAX_VIDEO_FRAMES = 10_000
+"""Pictures of a video: all of them are in memory at once."""
+
+if TYPE_CHECKING:
+    from megatron_eve.data.images.backends import BackendName
+    from megatron_eve.data.images.storage import ImageStore, StorageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """What `preprocess` is to do; the flags of tools/preprocess_data.py.
+
+    Attributes:
+        input: a file, a pattern such as `shards/*.tar`, or several of them; see `data/sources/recognise.py`.
+        input_format: name of their layout; None recognises it.
+        image_root: the folder that image names are relative to, and must stay in. Not needed where the input holds the
+            pictures.
+        drop_license: patterns; rows whose license matches one are left out.
+        opt_out: a file of ids, URLs and sha256 of rows that are left out; see `metadata.Exclusions`.
+        follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
+        tokenizer_model: a Llama tokenizer.model.
+        output_prefix: where the dataset goes.
+        template: "plain", "vicuna_v1" or "document".
+        image_size, teacher_size: pixels, see `geometry`.
+        model_max_length: texts are cut at this many tokens, an image counted as one.
+        workers: processes; 1 works in this one.
+        apply_exif: turn pictures upright as their EXIF data says.
+        max_image_pixels: larger pictures are left out.
+        image_storage: "encoded", "jpeg" or "pixels", see `manifest.IMAGE_STORAGES`.
+        image_decoder: "auto", "dali", "threads" or "pillow", for "jpeg" and "pixels"; "encoded" takes Pillow.
+        jpeg_quality: 1 to 100.
+        jpeg_subsampling: of colours, "420" or "444".
+        teacher_patch_size: side of the teacher's own patches in pixels, which "pixels" are bound to.
+        video_frames: frames that are taken of a video, see `video.take_pictures`.
+    """
+
+    input: str | Sequence[str]
+    tokenizer_model: str
+    output_prefix: str
+    image_root: str | None = None
+    input_format: str | None = None
+    template: str = "plain"
+    image_size: int = 672
+    teacher_size: int = 336
+    model_max_length: int = 2048
+    workers: int = 1
+    apply_exif: bool = True
+    max_image_pixels: int = DEFAULT_MAX_PIXELS
+    follow_links: bool = False
+    drop_license: Sequence[str] = ()
+    opt_out: str | None = None
+    image_storage: str = "encoded"
+    image_decoder: BackendName = "auto"
+    jpeg_quality: int = 90
+    jpeg_subsampling: str = "420"
+    teacher_patch_size: int = 14
+    video_frames: int = 8
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The words of --input."""
+        return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+    def check(self) -> None:
+        """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
+        try:
+            check_sizes(self.image_size, self.teacher_size)
+        except ValueError as error:
+            raise DataError(f"--image-size, --teacher-size: {error}") from error
+        if self.template not in TEMPLATES:
+            raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise DataError(f"--image-root {self.image_root} is not a directory")
+        if self.workers < 1:
+            raise DataError(f"--workers {self.workers}: use 1 or more")
+        if self.model_max_length < 2:
+            raise DataError(f"--model-max-length {self.model_max_length}: use 2 or more")
+        if not 1 <= self.video_frames <= MAX_VIDEO_FRAMES:
+            raise DataError(f"--video-frames {self.video_frames}: use 1 to {MAX_VIDEO_FRAMES}")
+        if not 1 <= self.max_image_pixels <= MAX_PIXELS_LIMIT:
+            raise DataError(f"--max-image-pixels {self.max_image_pixels}: use 1 to {MAX_PIXELS_LIMIT}")
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        if self.image_storage not in IMAGE_STORAGES:
+            raise DataError(f"--image-storage {self.image_storage}: use {' or '.join(IMAGE_STORAGES)}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise DataError(f"--jpeg-quality {self.jpeg_quality}: use 1 to 100")
+        if self.jpeg_subsampling not in ("420", "444"):
+            raise DataError(f"--jpeg-subsampling {self.jpeg_subsampling}: use 420 or 444")
+        if self.teacher_patch_size < 1:
+            raise DataError(f"--teacher-patch-size {self.teacher_patch_size}: use 1 or more")
+        if self.image_storage == "encoded" and self.image_decoder not in ("auto", "pillow"):
+            raise DataError(
+                f"--image-decoder {self.image_decoder}: encoded images are not decoded into the dataset; add "
+                "--image-storage jpeg or pixels, or leave the flag out"
+            )
+        if self.image_decoder == "dali":
+            try:
+                importlib.import_module("nvidia.dali")
+            except ImportError as error:
+                raise DataError(
+                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}); see README (Installing), or use "
+                    "threads"
+                ) from error
+
+    def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
+        """What the manifest records."""
+        return DatasetSettings(
+            template=self.template,
+            image_size=self.image_size,
+            teacher_size=self.teacher_size,
+            model_max_length=self.model_max_length,
+            apply_exif=self.apply_exif,
+            max_pixels=self.max_image_pixels,
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            image_storage=self.image_storage,
+        )
+
+    def storage(self) -> StorageSettings | None:
+        """How images are stored; None where their files are kept as they are. Imports torch otherwise."""
+        if self.image_storage == "encoded":
+            return None
+        from megatron_eve.data.images.interface import DecodeSettings
+        from megatron_eve.data.images.storage import StorageSettings
+
+        return StorageSettings(
+            image_storage=self.image_storage,
+            image_decoder=self.image_decoder,
+            image_size=self.image_size,
+            decode=DecodeSettings(
+                self.apply_exif, self.max_image_pixels, self.teacher_size, self.teacher_patch_size
+            ),
+            jpeg_quality=self.jpeg_quality,
+            jpeg_subsampling=self.jpeg_subsampling,
+        )
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that is left out: its number in its file (from 1), why, and what it called itself."""
+
+    file: str
+    row: int
+    reason: str
+    detail: str
+    id: str | None = None
+    image: str | None = None
+
+
+class RowEncoder:
+    """Turns rows into samples; one for each process.
+
+    Args:
+        config: of the dataset.
+        source: of the rows.
+
+    Attributes:
+        settings: of the dataset.
+    """
+
+    def __init__(self, config: PreprocessConfig, source: Source) -> None:
+        self._config = config
+        self._source = source
+        self._tokenizer = Tokenizer(config.tokenizer_model)
+        self.settings = config.dataset_settings(self._tokenizer)
+        self._root = None if config.image_root is None else os.path.realpath(config.image_root)
+        self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
+        self._judges = True  # pictures are decoded where they are read
+        self._store: ImageStore | None = None
+        if (storage := config.storage()) is not None:
+            from megatron_eve.data.images.storage import ImageStore
+
+            self._store = ImageStore(storage, workers=config.workers)
+
+    def encode_chunk(self, rows: Sequence[RawRow]) -> list[Sample | SkippedRow]:
+        """Encode rows, in order; their pictures are decoded together where they are stored decoded.
+
+        A row with a picture that cannot be stored is encoded again as with image storage "encoded", so that the same
+        rows are left out, for the same reasons.
+        """
+        if self._store is None:
+            return [self.encode(row) for row in rows]
+        self._judges = False
+        results = [self.encode(row) for row in rows]
+        self._judges = True
+        for number, (row, result) in enumerate(zip(rows, results, strict=True)):
+            # Pictures that were cut off with their text are not stored, but judged like the others.
+            if isinstance(result, SkippedRow) or result.cut:
+                judged = self.encode(row)
+                if isinstance(judged, SkippedRow):
+                    results[number] = judged
+        kept = [(number, result) for number, result in enumerate(results) if isinstance(result, Sample)]
+        stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
+        for number, result in kept:
+            images = [next(stored) for _ in result.images]
+            whole = [image for image in images if isinstance(image, StoredImage)]
+            if len(whole) == len(images):
+                results[number] = result._replace(images=whole)
+                continue
+            judged = self.encode(rows[number])
+            if isinstance(judged, Sample):  # Pillow decides whether a picture can be used
+                again = [self._store.with_pillow(one.data) for one in result.images]
+                judged = result._replace(images=again)
+            results[number] = judged
+        return results
+
+    def encode(self, row: RawRow) -> Sample | SkippedRow:
+        """Tokenise the text of a row and decode its images.
+
+        Raises:
+            DataError: it names a picture, and there is no --image-root.
+        """
+        name: str | None = None
+        image: str | None = None
+        try:
+            record = self._source.record(row)
+            name, image = record.id, _names(record)
+            return self._encode(row, record)
+        except SkipRow as skip:
+            name, image = (
+                None if value is None else _printable(value)
+                for value in (name or skip.id, image or skip.image)
+            )
+            return SkippedRow(row.file, row.number, skip.reason, _printable(skip.detail), name, image)
+
+    def _encode(self, row: RawRow, record: Record) -> Sample:
+        self._excluded.check(record)
+        if record.video is not None:
+            from megatron_eve.data.sources.frames import take_pictures, with_pictures
+
+            taken = take_pictures(
+                self._read(record.video, row),
+                count=self._config.video_frames,
+                max_pixels=self._config.max_image_pixels,
+                upright=self._config.apply_exif,
+            )
+            record = with_pictures(record, taken)
+        whole = encode_record(record, self._tokenizer, self._config.template)
+        encoded = whole.cut(self._config.model_max_length)
+        if encoded.num_labels == 0:
+            raise SkipRow(
+                "nothing_to_train", f"{len(whole.tokens)} tokens, of which {whole.num_labels} train"
+            )
+        images = [self._load_image(image, row) for image in record.images]
+        return Sample(
+            tokens=np.array(encoded.tokens, dtype=np.int32),
+            labels=np.array(encoded.labels, dtype=np.int32),
+            images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample
+            cut=len(whole.tokens) > len(encoded.tokens),
+            meta=sample_meta(record),
+            num_missing=record.num_missing,
+        )
+
+    def _read(self, file: ImageFile | VideoFile, row: RawRow) -> bytes:
+        """The whole file of a picture or a video."""
+        data = file.data
+        if data is None:
+            if self._root is None:
+                kind = "video" if isinstance(file, VideoFile) else "picture"
+                raise DataError(
+                    f"{row.file}, row {row.number} names the {kind} {file.path}: give its folder as --image-root"
+                )
+            data = read_image_file(self._root, str(file.path), self._config.follow_links)
+        self._excluded.check_file(data)
+        return data
+
+    def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
+        data = self._read(image, row)
+        if not self._judges:
+            read_header(
+                data, self._config.max_image_pixels
+            )  # what is no picture is not held for the whole chunk
+            return StoredImage(data, 0, 0)  # its size is known once it is stored
+        decoded = decode_image(
+            data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
+        )
+        return StoredImage(data, decoded.width, decoded.height)
+
+
+def _names(record: Record) -> str | None:
+    """What a record calls its pictures or its video, if it does: a name, or a list of them."""
+    if record.video is not None:
+        return record.video.path
+    names = [image.path for image in record.images if image.path is not None]
+    return str(names if len(names) > 1 else names[0]) if names else None
+
+
+def read_image_file(root: str, name: str, follow_links: bool = False) -> bytes:
+    """Bytes of the file `name` under `root`.
+
+    Args:
+        root: a real path (`os.path.realpath`).
+        name: relative, and below `root`.
+        follow_links: follow links wherever they lead; else as long as they stay under `root`.
+
+    Raises:
+        SkipRow: it leaves the root, is missing, is not a file, or cannot be read.
+    """
+    if "\0" in name:  # where some functions of os.path end a name
+        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name")
+    if os.path.isabs(name):
+        raise SkipRow("image_outside_root", f"{name} is an absolute path")
+    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise SkipRow("image_outside_root", f"{name} leads out of --image-root")
+    try:
+        path = os.path.realpath(os.path.join(root, os.path.normpath(name) if follow_links else name))
+    except ValueError:  # half of a surrogate pair
+        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name") from None
+    if not follow_links and os.path.commonpath([root, path]) != root:
+        raise SkipRow("image_outside_root", f"{name} is a link to {path}, which --follow-links takes")
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise SkipRow("image_not_a_file", name)
+        if status.st_size > MAX_ROW_BYTES:
+            raise SkipRow("image_file_too_large", f"{name} has {status.st_size} bytes")
+        data = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SkipRow("image_missing", name) from None
+    except OSError as error:
+        raise SkipRow("image_unreadable", f"{name}: {error.strerror}") from error
+    if is_lfs_pointer(data):
+        raise SkipRow("image_lfs_pointer", name)
+    return data
+
+
+def _printable(value: object) -> str:
+    """Text for a list that people read: control characters and halves of surrogate pairs as escapes."""
+    text = str(value)[:300]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

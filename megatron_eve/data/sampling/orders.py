@@ -1,0 +1,266 @@
+"""Which sample stands at which position of a run: splits, blends, and batches of one modality.
+
+Each order is a function from positions (0 = the first sample of the run) to samples, with no state but its
+settings, so a run resumes anywhere and its order does not depend on the layout. The data of a run are `Part`s: what
+the split leaves of each dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.config.blend import BLEND_PERIOD
+from megatron_eve.data.format.manifest import megatron_datasets
+from megatron_eve.data.sampling.permutation import order_places, sample_order
+
+Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""int64 positions of a run, of any shape, to the samples there."""
+
+# Whatever the seed of a run, the same samples are held out: what one run trained on, no other is judged by.
+_SPLIT_KEY = 0x53504C4954
+_CHUNK = 1 << 20
+
+
+def _no_ranks() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples of one dataset: those of ranks start .. stop - 1 in the dataset's fixed random split.
+
+    Attributes:
+        name: of the dataset, for reports.
+        first: the dataset's first sample, counted over all datasets of the run.
+        size: samples of the dataset.
+        start, stop: which of them; 0 and size take all, in their own order.
+        dropped: ascending int64 ranks among them that the run leaves out; see `without`.
+    """
+
+    name: str
+    first: int
+    size: int
+    start: int
+    stop: int
+    dropped: NDArray[np.int64] = field(default_factory=_no_ranks, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return self.stop - self.start - len(self.dropped)
+
+    def samples(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples of the given ranks, 0 .. len - 1, counted over all datasets of the run."""
+        if len(self.dropped):
+            # The dropped rank number i has dropped[i] - i kept ones before it.
+            before = self.dropped - np.arange(len(self.dropped))
+            ranks = ranks + np.searchsorted(before, ranks, side="right")
+        if self.stop - self.start == self.size:
+            return self.first + ranks
+        return self.first + sample_order(self.start + ranks, self.size, _SPLIT_KEY)
+
+    def without(self, rows: NDArray[np.int64]) -> Part:
+        """This part without some rows of its dataset; those that are not in it do not matter.
+
+        The others keep their order and the split its bounds: what is held out does not depend on what is left out.
+
+        Args:
+            rows: int64 [n] rows of the dataset, counted from 0.
+        """
+        ranks = rows
+        if self.stop - self.start != self.size:
+            ranks = order_places(rows, self.size, _SPLIT_KEY) - self.start
+        here = (ranks >= 0) & (ranks < self.stop - self.start)
+        return replace(self, dropped=np.unique(ranks[here]))
+
+    def dropped_fingerprint(self) -> str:
+        """How many samples are left out and which, in a few characters; empty if none is."""
+        if not len(self.dropped):
+            return ""
+        return f"{len(self.dropped)} ({hashlib.sha256(self.dropped.tobytes()).hexdigest()[:12]})"
+
+
+def split_dataset(name: str, first: int, size: int, held_out: float) -> tuple[Part, Part]:
+    """Divide a dataset at random, the same way in every run.
+
+    Args:
+        name, first, size: of the dataset (see `Part`).
+        held_out: share of the samples that are not trained on, 0 .. 1; rounded to whole samples.
+
+    Returns:
+        What is trained on, and what is held out.
+    """
+    bound = size - round(size * held_out)
+    return Part(name, first, size, 0, bound), Part(name, first, size, bound, size)
+
+
+class ShuffledOrder:
+    """All parts as one: every sample once an epoch, epochs one behind the other."""
+
+    def __init__(self, parts: Sequence[Part], seed: int, shuffle: bool = True) -> None:
+        """
+        Args:
+            parts: of the datasets; together they hold a sample.
+            seed: of the order within each epoch.
+            shuffle: False goes from the first part to the last.
+        """
+        self._parts, self._seed, self._shuffle = parts, seed, shuffle
+        self._size = sum(map(len, parts))
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples at positions of the run."""
+        return _through(self._parts, sample_order(positions, self._size, self._seed, self._shuffle))
+
+
+class BlendedOrder:
+    """Parts in given shares, each with epochs of its own.
+
+    megatron-core's blending (the part that lies furthest behind its share comes next) decides a period of
+    `BLEND_PERIOD` positions, which then repeats. Within a period every dataset is within a sample or two of its share,
+    over a run within about one in `BLEND_PERIOD`; and a run of any length needs one small table instead of an index as
+    long as itself.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], weights: Sequence[float], seed: int, shuffle: bool = True
+    ) -> None:
+        """
+        Args:
+            parts: of the datasets, none of them empty.
+            weights: a positive one for each part, of any sum; no share below one in `BLEND_PERIOD`.
+            seed, shuffle: as for `ShuffledOrder`, within each part.
+        """
+        self._parts, self._seed, self._shuffle = parts, seed, shuffle
+        shares = np.array(weights, dtype=np.float64) / sum(weights)
+        self._part = np.zeros(BLEND_PERIOD, dtype=np.int16)
+        self._rank = np.zeros(BLEND_PERIOD, dtype=np.int64)
+        megatron_datasets("helpers").build_blending_indices(
+            self._part, self._rank, shares, len(parts), BLEND_PERIOD, False
+        )
+        self._quotas = np.bincount(self._part, minlength=len(parts))
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples at positions of the run."""
+        positions = np.asarray(positions, dtype=np.int64)
+        periods, places = np.divmod(positions, BLEND_PERIOD)
+        which = self._part[places]
+        ranks = periods * self._quotas[which] + self._rank[places]
+        samples = np.empty_like(positions)
+        for number in np.unique(which):
+            part, here = self._parts[number], which == number
+            order = sample_order(ranks[here], len(part), self._seed + int(number), self._shuffle)
+            samples[here] = part.samples(order)
+        return samples
+
+
+class GroupedOrder:
+    """Batches of samples with images and batches of text alone, in a random order; one pass over all parts an epoch.
+
+    The published stage 3 draws its batches so (`group_by_modality_length`, LLaVA's trainer); its second purpose,
+    batches of about one length, packing makes needless. What fills no batch of its kind stands in mixed ones, as
+    there, at most two of them an epoch and those that an epoch shares with its neighbours.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], by_modality: NDArray[np.int64], batch_size: int, seed: int
+    ) -> None:
+        """
+        Args:
+            parts: of the datasets.
+            by_modality: of these parts (see :func:`by_modality`).
+            batch_size: samples of one optimizer step; steps begin at its multiples.
+            seed: of the order of samples and of batches.
+        """
+        self._parts, self._members, self._batch, self._seed = parts, by_modality[1:], batch_size, seed
+        self._images = int(by_modality[0])
+        self._texts = len(self._members) - self._images
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples at positions of the run."""
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs = positions // len(self._members)
+        places = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            places[here] = self._epoch(int(epoch), positions[here])
+        return _through(self._parts, self._members[places])
+
+    def _epoch(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places in the members of positions that lie in one epoch."""
+        batch, start, stop = self._batch, epoch * len(self._members), (epoch + 1) * len(self._members)
+        first = -(-start // batch)  # of the steps that lie in this epoch as a whole
+        steps = max(0, stop // batch - first)
+        image_steps = min(self._images // batch, steps)
+        text_steps = min(self._texts // batch, steps - image_steps)
+
+        # Which modality stands at a position, and which of the epoch's samples of that modality, in their drawn order.
+        step, within = np.divmod(positions, batch)
+        whole = (step >= first) & (step < first + steps)
+        slot = np.full_like(positions, -1)  # of a whole step among those of its epoch, in their drawn order
+        slot[whole] = self._draw(step[whole] - first, steps, epoch, 0)
+        image = whole & (slot < image_steps)
+        text = whole & (slot >= image_steps) & (slot < image_steps + text_steps)
+        rank = slot * batch + within - np.where(text, image_steps * batch, 0)
+
+        # The rest stands before the first whole step, in the mixed steps, and after the last whole one.
+        before = first * batch - start
+        left = rank - (image_steps + text_steps) * batch + before
+        left = np.where(step < first, positions - start, left)
+        left = np.where(step >= first + steps, positions - start - (image_steps + text_steps) * batch, left)
+        rest = ~image & ~text
+        spare_images = self._images - image_steps * batch
+        spare = spare_images + self._texts - text_steps * batch
+        drawn = self._draw(left[rest], spare, epoch, 1)
+        image[rest] = drawn < spare_images
+        rank[rest] = drawn + np.where(
+            drawn < spare_images, image_steps * batch, text_steps * batch - spare_images
+        )
+
+        places = np.empty_like(positions)
+        places[image] = self._draw(rank[image], self._images, epoch, 2)
+        places[~image] = self._images + self._draw(rank[~image], self._texts, epoch, 3)
+        return places
+
+    def _draw(self, ranks: NDArray[np.int64], size: int, epoch: int, purpose: int) -> NDArray[np.int64]:
+        """A permutation of 0 .. size - 1, another one for each epoch and purpose."""
+        return sample_order(epoch * size + ranks, size, self._seed + purpose) if len(ranks) else ranks
+
+
+def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
+    """Samples with images first, then those of text alone, as `GroupedOrder` wants them.
+
+    Args:
+        samples: SAMPLE_DTYPE of all datasets, indexed like an array.
+        parts: of the datasets.
+
+    Returns:
+        [1 + n] int64: how many have images, then the ranks 0 .. n - 1 through all parts. 8 bytes a sample.
+    """
+    found = []
+    for part in parts:
+        on_disk = np.zeros(
+            part.size, dtype=bool
+        )  # records are read in their order, whatever that of the split
+        for start in range(0, part.size, _CHUNK):
+            stop = min(start + _CHUNK, part.size)
+            records = samples[np.arange(part.first + start, part.first + stop)]
+            on_disk[start:stop] = records["num_images"] > 0
+        found.append(on_disk[part.samples(np.arange(len(part), dtype=np.int64)) - part.first])
+    has_image = np.concatenate(found)
+    members = [np.flatnonzero(has_image), np.flatnonzero(~has_image)]
+    return np.concatenate([[len(members[0])], *members])
+
+
+def _through(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Samples of ranks that are counted through all parts, one behind the other."""
+    bounds = np.cumsum([len(part) for part in parts])
+    which = np.searchsorted(bounds, ranks, side="right")
+    samples = np.empty_like(ranks)
+    for number in np.unique(which):
+        part, here = parts[number], which == number
+        samples[here] = part.samples(ranks[here] - (bounds[number] - len(part)))
+    return samples

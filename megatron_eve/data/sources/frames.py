@@ -1,0 +1,383 @@
+"""A video file -> pictures: the frames that it shows at evenly spaced times.
+
+Which frames: NVlabs/VILA's (`llava/mm_utils.py`, `get_frame_from_vcap`): N times from the first frame to the last, both
+included. VILA counts frames (`np.linspace(0, frames - 1, N, dtype=int)`), and here times are compared, by the
+presentation timestamps in the file: with a constant frame rate these are the same frames, and with a variable one those
+that a player shows at that time. A frame that is shown at several of the times is taken once, so a video of fewer
+frames than N gives as many pictures as it has frames, as VILA does.
+
+PyAV (ffmpeg) decodes, on the CPU and in one thread, since workers are processes. ffmpeg is given bytes and the name of
+the one demuxer that their beginning calls for, so that it opens no other file and no URL whatever the bytes say.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.sources.video_container import demuxer_of
+from megatron_eve.data.text.conversation import IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+JPEG_QUALITY = 95
+"""Of the JPEG file that a frame becomes, whose colours are not subsampled (4:4:4)."""
+
+# Names of ffmpeg's decoders. It has some 200 for video, most of them of games and old cameras.
+_CODECS = frozenset(
+    [
+        "h264",
+        "hevc",
+        "libdav1d",
+        "av1",
+        "vp8",
+        "vp9",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4",
+        "h263",
+        "mjpeg",
+        "prores",
+    ]
+)
+_MOST_FRAMES = 1_000_000  # of a video: 9 hours at 30 a second
+_MOST_DECODED = 1_000  # frames decoded for one picture; encoders put a key frame every 250 or fewer
+_HIGHEST_CLOCK = Fraction(1, 1000)  # seconds; timestamps in steps no longer than this may be off by one step
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPictures:
+    """What was taken of a video.
+
+    Attributes:
+        files: a JPEG file for each frame, in the order of time.
+        times: seconds of each, counted from the first frame of the video.
+        duration: seconds from the first frame of the video to the end of its last.
+    """
+
+    files: list[bytes]
+    times: list[float]
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Timeline:
+    """Frames of a video as its container lists them, in the order in which they are stored and decoded.
+
+    Attributes:
+        stamps: presentation timestamp of each, in ticks of the stream's clock.
+        keys: places of the key frames, in rising order.
+        shown: the stamps that are shown, in rising order and each once.
+        end: when the last frame is over.
+        counted: AVI does not say when a frame of H.264 or HEVC is shown, but when it is decoded: frames are counted.
+    """
+
+    stamps: array[int]
+    keys: array[int]
+    shown: list[int]
+    end: int
+    counted: bool
+
+
+def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoPictures:
+    """The frames of a video at `count` evenly spaced times, each as a JPEG file (quality 95, 4:4:4).
+
+    Sizes of the stored pixels count: neither the shape of pixels, nor interlacing, nor high dynamic range is undone.
+    What lies between the frames that are needed is neither decoded nor checked.
+
+    Args:
+        data: the whole file: mp4, mov, webm, mkv, avi or MPEG-TS. Its first video stream is taken.
+        count: N, 1 or more; 1 takes the first frame.
+        max_pixels: width x height of a frame, at most; looked at before anything is decoded.
+        upright: turn and mirror frames as the file's display matrix says.
+
+    Raises:
+        SkipRow: the file is no video that can be used; its reason begins with "video_", or is "image_too_large".
+        DataError: PyAV is not installed.
+    """
+    av = _pyav()
+    demuxer = demuxer_of(data)
+    try:
+        with _open(data, demuxer) as container:
+            stream = _video_stream(container)
+            _check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
+            timeline = _timeline(container, stream)
+            tick = Fraction(stream.time_base or 0)
+        wanted = _wanted(timeline, count, tick)
+        plan = _plan(timeline, wanted)
+        with _open(data, demuxer) as container:
+            stream = _video_stream(container)
+            stream.codec_context.thread_count = 1
+            # A second line of defence: decoders count margins too, so this is not the limit itself.
+            stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
+            files = [
+                _jpeg(frame, max_pixels, upright) for frame in _decode(container, stream, timeline, plan)
+            ]
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        raise SkipRow("video_damaged", str(error)[:160]) from None
+    first = timeline.shown[0]
+    return VideoPictures(
+        files,
+        [round(float((stamp - first) * tick), 3) for stamp in wanted],
+        round(float((timeline.end - first) * tick), 3),
+    )
+
+
+def with_pictures(record: Record, taken: VideoPictures) -> Record:
+    """A record with the frames of its video in place of the video.
+
+    Its text gets an `<image>` for each: in a conversation in front of the first question, with a newline behind each,
+    as NVlabs/VILA writes them (`llava/data/dataset.py`); else in front of the text, with nothing in between.
+
+    Args:
+        record: with a video and no pictures.
+        taken: of its video.
+
+    Returns:
+        The record, whose `meta` also has `video_duration` and `video_frame_times`, in seconds.
+    """
+    role, mark = ("human", f"{IMAGE_TOKEN}\n") if record.kind == "conversation" else ("gpt", IMAGE_TOKEN)
+    turns = list(record.turns) if isinstance(record.turns, list) else record.turns
+    for place, turn in enumerate(turns if isinstance(turns, list) else []):
+        if isinstance(turn, dict) and turn.get("from") == role and isinstance(turn.get("value"), str):
+            turns[place] = {**turn, "value": mark * len(taken.files) + turn["value"]}
+            break
+    return replace(
+        record,
+        images=[ImageFile(file) for file in taken.files],
+        turns=turns,
+        meta={**record.meta, "video_duration": taken.duration, "video_frame_times": taken.times},
+        video=None,
+    )
+
+
+def _pyav() -> Any:
+    """PyAV, which takes 0.1 s to import: only where there is a video."""
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(
+            f"the input has videos, and PyAV, which decodes them, cannot be imported ({error}): pip install av"
+        ) from error
+    return av
+
+
+def _open(data: bytes, demuxer: str) -> InputContainer:
+    import av
+
+    return av.open(
+        BytesIO(data),
+        "r",
+        format=demuxer,
+        # Nothing beside these bytes is opened, and nothing is decoded to learn what the streams are.
+        container_options={"protocol_whitelist": "none", "codec_whitelist": "none"},
+        metadata_errors="ignore",
+        buffer_size=1 << 20,
+    )
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The first video stream that is not the cover of a piece of music."""
+    from av.stream import Disposition
+
+    if not container.streams:
+        raise SkipRow(
+            "video_damaged", "it holds no stream: the part that lists them, often its end, is missing"
+        )
+    videos = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not videos:
+        raise SkipRow(
+            "video_no_frames", f"streams of {', '.join(one.type for one in container.streams)!s:.80}"
+        )
+    stream = videos[0]
+    name = "unknown" if stream.codec_context is None else stream.codec_context.name
+    if name not in _CODECS:
+        raise SkipRow("video_format", f"its codec is {name}, which is none of {', '.join(sorted(_CODECS))}")
+    return stream
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise SkipRow("image_too_large", f"frames of {width}x{height}, more than {max_pixels} pixels")
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
+    """All frames of a video, without decoding them.
+
+    Raises:
+        SkipRow: there are none or too many, they are not all there, or have no timestamps.
+    """
+    counted = container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
+    stamps, keys, shown, end = array("q"), array("q"), set[int](), 0
+    for packet in _packets(container, stream):
+        stamp = packet.dts if counted or packet.pts is None else packet.pts
+        if packet.is_corrupt:
+            raise SkipRow("video_damaged", f"it breaks off in frame {len(stamps) + 1}")
+        if stamp is None:
+            raise SkipRow("video_damaged", f"frame {len(stamps) + 1} has no time at which it is shown")
+        if len(stamps) == _MOST_FRAMES:
+            raise SkipRow("video_too_long", f"more than {_MOST_FRAMES:,} frames")
+        if packet.is_keyframe:
+            keys.append(len(stamps))
+        stamps.append(stamp)
+        if not packet.is_discard:  # cut off by an edit list: decoded, not shown
+            shown.add(stamp)
+            end = max(end, stamp + (packet.duration or 0))
+    if not shown:
+        raise SkipRow("video_no_frames", "its video stream is empty")
+    if not stream.time_base:
+        raise SkipRow("video_damaged", "its clock has no rate")
+    return _Timeline(stamps, keys, sorted(shown), end, counted)
+
+
+def _wanted(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
+    """Stamps of the frames that are shown at `count` evenly spaced times, each once."""
+    first, last = timeline.shown[0], timeline.shown[-1]
+    # Stamps of WebM are rounded to milliseconds: a time may be one step before the frame that it means.
+    slack = 1 if tick <= _HIGHEST_CLOCK else 0
+    times = (first + (last - first) * number // max(count - 1, 1) + slack for number in range(count))
+    return list(dict.fromkeys(timeline.shown[bisect_right(timeline.shown, time) - 1] for time in times))
+
+
+def _plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Where decoding has to begin, and the stamps that are wanted from there on.
+
+    Raises:
+        SkipRow: too many frames would have to be decoded for one of them.
+    """
+    places = {stamp: place for place, stamp in enumerate(timeline.stamps)}
+    plan: list[tuple[int, list[int]]] = []
+    reached = 0
+    for stamp in wanted:
+        key = bisect_right(timeline.keys, places[stamp]) - 1
+        while (
+            key > 0 and timeline.stamps[timeline.keys[key]] > stamp
+        ):  # shown before the key frame it is stored behind
+            key -= 1
+        start = timeline.keys[key] if key >= 0 else 0
+        if not plan or start > reached:  # else a frame before is stored behind this key frame
+            plan.append((start, []))
+            reached = start
+        if places[stamp] - reached >= _MOST_DECODED:
+            raise SkipRow(
+                "video_too_long",
+                f"{places[stamp] - reached} frames have to be decoded for one picture: key frames lie too far apart",
+            )
+        reached = max(reached, places[stamp])
+        plan[-1][1].append(stamp)
+    return plan
+
+
+def _decode(
+    container: InputContainer,
+    stream: VideoStream,
+    timeline: _Timeline,
+    plan: Sequence[tuple[int, list[int]]],
+) -> Iterator[VideoFrame]:
+    """The frames of a plan, in the order of time. Only what they need is decoded."""
+    context = stream.codec_context
+    left, picker = deque(plan), _Picker(timeline, 0, [])
+    for place, packet in enumerate(_packets(container, stream)):
+        if left and left[0][0] == place:
+            yield from picker.finish(context.decode(None) if picker.wanted else [])
+            context.flush_buffers()
+            picker = _Picker(timeline, *left.popleft())
+        if picker.wanted:
+            yield from picker.take(context.decode(packet))
+        elif not left:
+            return
+    yield from picker.finish(context.decode(None) if picker.wanted else [])
+
+
+class _Picker:
+    """Picks the frames with wanted stamps out of those that a decoder gives, in their order.
+
+    Args:
+        timeline: of the video.
+        start: place where decoding begins.
+        wanted: stamps to pick, in rising order.
+    """
+
+    def __init__(self, timeline: _Timeline, start: int, wanted: Sequence[int]) -> None:
+        self.wanted = deque(wanted)
+        self._shown = timeline.shown
+        self._counted = iter(timeline.stamps[start:]) if timeline.counted else None
+        self._last: tuple[int, VideoFrame] | None = None
+
+    def take(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
+        """Wanted frames among the next ones."""
+        for frame in frames:
+            if not self.wanted:
+                return
+            stamp = (
+                next(self._counted, None) if self._counted else frame.dts if frame.pts is None else frame.pts
+            )
+            if stamp is None:
+                continue
+            if frame.is_corrupt:
+                raise SkipRow("video_damaged", "a frame cannot be decoded whole")
+            while self.wanted and self.wanted[0] < stamp:
+                yield self._before()
+            self._last = stamp, frame
+            if self.wanted and self.wanted[0] == stamp:
+                self.wanted.popleft()
+                yield frame
+
+    def finish(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
+        """Wanted frames among the last ones."""
+        yield from self.take(frames)
+        while self.wanted:
+            yield self._before()
+
+    def _before(self) -> VideoFrame:
+        """The frame before a wanted one that the decoder keeps to itself: VP8 stores some that are never shown."""
+        place = bisect_left(self._shown, self.wanted.popleft())
+        if self._last is None or place == 0 or self._last[0] != self._shown[place - 1]:
+            raise SkipRow("video_damaged", "frames are missing where they should be decoded")
+        return self._last[1]
+
+
+def _jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
+    _check_size(frame.width, frame.height, max_pixels)  # it may change in the middle of a stream
+    pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    if upright and (matrix := cast("Any", frame.side_data.get("DISPLAYMATRIX"))) is not None:
+        pixels = _upright(pixels, np.frombuffer(bytes(matrix)[:36], dtype=np.int32).reshape(3, 3))
+    file: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
+    return file
+
+
+def _upright(pixels: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """A frame as it is to be shown: turned by the quarter turn that is next to its matrix, and mirrored.
+
+    Args:
+        pixels: [height, width, 3].
+        matrix: 3 x 3; (x, y, 1) times it is where a pixel is shown.
+    """
+    (a, b), (c, d) = matrix[:2, :2].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -1,0 +1,1 @@
+"""Texts to token ids and labels: tokenizers, chat templates, documents."""

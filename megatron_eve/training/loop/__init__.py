@@ -1,0 +1,1 @@
+"""The training loop: a step, its losses, the optimizer, evaluation."""

@@ -1,0 +1,165 @@
+"""The run's samples, their order and its loader, checked against the configuration before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from megatron.core import parallel_state
+from numpy.typing import NDArray
+
+from megatron_eve.config import RunConfig, parse_split
+from megatron_eve.data.batch import VisionDataset, decode_settings
+from megatron_eve.data.format.joined import AnyDataset
+from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.mock import MockDataset
+from megatron_eve.data.opening import check_split, open_datasets, pack_limits
+from megatron_eve.data.sampling.cache import cached_array
+from megatron_eve.data.sampling.loader import StepLoader
+from megatron_eve.data.sampling.orders import (
+    BlendedOrder,
+    GroupedOrder,
+    Order,
+    Part,
+    ShuffledOrder,
+    by_modality,
+    split_dataset,
+)
+from megatron_eve.models.shapes import fixed_length
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import Uploader
+from megatron_eve.training.loop.microbatch import decodes_pixels
+from megatron_eve.training.teaching import teacher_share
+
+MOCK_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains and is judged on.
+
+    Attributes:
+        dataset: all samples, those of several datasets counted through.
+        order: which of them stands at which position of the run.
+        training: what is trained on of each dataset.
+        held_out: what losses are measured on, of each dataset that has such samples.
+        identity: what must stay the same for a checkpoint's place in the order to mean anything.
+        dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
+    """
+
+    dataset: VisionDataset
+    order: Order
+    training: tuple[Part, ...]
+    held_out: tuple[Part, ...]
+    identity: dict[str, Any]
+    dropped: tuple[str, ...] = ()
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and refuse what this run cannot take.
+
+    Raises:
+        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
+            hold, leave nothing of a dataset; datasets that do not go together.
+        ConfigError: a flag that cannot be read.
+    """
+    data = config.data
+    if data.mock_data:
+        model = config.model
+        mock = MockDataset(
+            MOCK_SAMPLES,
+            vocab_size=model.vocab_size,
+            image_size=model.image_size,
+            teacher_size=model.teacher_size,
+            seq_length=pack_limits(config).longest,
+            seed=config.training.seed,
+        )
+        return data_in_memory(config, mock)
+    opened = open_datasets(config)
+    dataset, training = opened.joined(), opened.training
+    modalities = partial(
+        cached_array,
+        data.data_cache_path,
+        _cache_name(opened.datasets[: len(training)], training),
+        partial(by_modality, dataset.samples, training),
+    )
+    order = _order(config, training, opened.weights, modalities)
+    return RunData(dataset, order, training, opened.held_out, opened.identity, opened.dropped)
+
+
+def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
+    """A dataset that has no files, split and ordered as the configuration says."""
+    training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
+    check_split(config, "the mock dataset", training, held_out)
+    identity = {
+        "samples": [len(dataset)],
+        "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
+        "tokenizer_sha256": "mock",
+        "shares": [],
+    }
+    order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
+    return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
+
+
+def _order(
+    config: RunConfig,
+    parts: Sequence[Part],
+    weights: Sequence[float] | None,
+    modalities: Callable[[], NDArray[np.int64]],
+) -> Order:
+    """The order that the flags ask for; `modalities` computes what `GroupedOrder` wants to know."""
+    seed, shuffle = config.training.seed, config.data.shuffle
+    if config.data.group_by_modality:
+        return GroupedOrder(parts, modalities(), config.training.global_batch_size, seed)
+    if weights:
+        return BlendedOrder(parts, weights, seed, shuffle)
+    return ShuffledOrder(parts, seed, shuffle)
+
+
+def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[Part]) -> str:
+    """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
+    told = hashlib.sha256()
+    for dataset, part in zip(datasets, parts, strict=True):
+        for path in dataset.sample_files:
+            status = path.stat()
+            told.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
+        told.update(f"{part}{part.dropped_fingerprint()}\n".encode())
+    return f"modalities-{told.hexdigest()[:32]}"
+
+
+def build_loader(config: RunConfig, data: RunData) -> StepLoader:
+    """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
+    parallel = config.parallel
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    teacher = teacher_share(config)
+    decoder = None
+    if decodes_pixels() or teacher is not None:
+        device = accelerator().device
+        decoder = open_decoder(
+            config.data.image_decoder,
+            decode_settings(data.dataset, teacher),
+            threads=config.data.num_workers,
+            gpu=device.index if device.type == "cuda" else None,
+        )
+    return StepLoader(
+        data.dataset,
+        data.order,
+        global_batch_size=config.training.global_batch_size,
+        seq_length=config.data.seq_length,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        pack_multiple=parallel.pipeline_model_parallel_size if interleaved else 1,
+        tensor_parallel=parallel.tensor_model_parallel_size,
+        context_parallel=parallel.context_parallel_size,
+        row_multiple=config.row_multiple,
+        fixed_length=fixed_length(config),
+        most_images=config.data.max_images_per_pack,
+        with_pixels=decodes_pixels(),
+        teacher=teacher,
+        decoder=decoder,
+        upload=Uploader() if accelerator().name == "cuda" else None,
+    )

@@ -1,0 +1,83 @@
+"""Losses on held-out samples while training, dataset by dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_eve.config import RunConfig
+from megatron_eve.data.sampling.loader import Step, StepLoader
+from megatron_eve.data.sampling.orders import Part
+from megatron_eve.data.sampling.permutation import sample_order
+from megatron_eve.models.build import parameters_gathered
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.family import Objective
+from megatron_eve.training.loop.fp8_state import keep_scales
+from megatron_eve.training.loop.loss import Normalizer, counts_of, objectives_of
+from megatron_eve.training.loop.step import forward_backward
+
+
+def evaluate(
+    config: RunConfig,
+    chunks: Sequence[DistributedDataParallel],
+    loader: StepLoader,
+    held_out: Sequence[Part],
+    teacher: Teacher | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure the losses on every dataset's held-out samples, without a trace in the run. Collective.
+
+    Always the same samples: those of `--eval-iters` batches of each dataset, or all. Means are over labels and over
+    images, so they do not depend on packing, on the layout or, without `--eval-iters`, on the batch size.
+
+    Args:
+        config: of the run.
+        chunks: this rank's model chunks, in DDP.
+        loader: of the run, whose place in the order stays as it is.
+        held_out: what to measure on.
+        teacher: on the last stage of a model with an aligning layer.
+
+    Returns:
+        For each dataset its losses by name, as in training: on ranks of the last stage, zero elsewhere.
+    """
+    put_scales_back = keep_scales(chunks)
+    for chunk in chunks:
+        chunk.eval()
+    with torch.no_grad(), parameters_gathered(config, chunks):
+        objectives = objectives_of(config)
+        results = {
+            part.name: _losses(chunks, _steps(config, loader, part), objectives, teacher) for part in held_out
+        }
+    for chunk in chunks:
+        chunk.train()
+    put_scales_back()
+    return results
+
+
+def _steps(config: RunConfig, loader: StepLoader, part: Part) -> Iterator[Step]:
+    batch, most = config.training.global_batch_size, config.training.eval_iters
+    count = len(part) if most is None else min(len(part), most * batch)
+    for start in range(0, count, batch):
+        # In a random order, the same each time: the first batches speak for all of a dataset that is sorted.
+        ranks = sample_order(np.arange(start, min(start + batch, count)), len(part), seed=0)
+        yield loader.step_of(part.samples(ranks))
+
+
+def _losses(
+    chunks: Sequence[DistributedDataParallel],
+    steps: Iterator[Step],
+    objectives: tuple[Objective, ...],
+    teacher: Teacher | None,
+) -> dict[str, float]:
+    """Means of every objective over all steps; none without a step."""
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for step in steps:
+        losses = forward_backward(chunks, step, Normalizer.of(step, objectives), teacher, forward_only=True)
+        for objective in objectives:
+            name, count = objective.name, objective.count(counts_of(step))
+            totals[name] = totals.get(name, 0.0) + float(losses[name]) * count
+            counts[name] = counts.get(name, 0) + count
+    return {name: total / max(counts[name], 1) for name, total in totals.items()}

@@ -1,0 +1,101 @@
+"""The losses of a step, one for each objective, and what they are divided by.
+
+One normaliser for the whole step: the labels and the images of all packs on all ranks, known from the manifest
+before the step runs. megatron-core divides each microbatch's loss by the number of microbatches M (and multiplies
+it by the context-parallel size), DDP averages over the ranks that hold the same weights, so a sum over labels is
+returned times M * D over the labels of the step, D being the data-parallel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_eve.config import RunConfig
+from megatron_eve.data.batch import PackedBatch
+from megatron_eve.data.sampling.loader import Step
+from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.decoder.model import ModelLosses
+from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.models.family import Objective, SampleCounts
+from megatron_eve.models.registry import find_family
+
+LossFunction = Callable[[ModelLosses], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
+    """What a run trains: the next token, then what its family adds. All sums are taken in this order."""
+    return (NextToken(), *find_family(config.family).objectives(config))
+
+
+def counts_of(step: Step) -> SampleCounts:
+    """What a step holds, over all data-parallel ranks."""
+    return SampleCounts(step.num_labels, step.num_images)
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """What a step's losses are divided by.
+
+    Attributes:
+        objectives: the losses.
+        counts: of the whole step, over all data-parallel ranks.
+        num_packs: packs of the step that hold a sample.
+        num_microbatches: M, packs of this rank, with those that only fill up the layout's number.
+        data_parallel_size: D.
+        kind: "global", or "microbatch" for the published mean of per-microbatch means
+            (EVEv1/eve/model/language_model/eve_llama.py: a mean over tokens, and over images, on each device, then
+            DDP's mean).
+    """
+
+    objectives: tuple[Objective, ...]
+    counts: SampleCounts
+    num_packs: int
+    num_microbatches: int
+    data_parallel_size: int
+    kind: Literal["global", "microbatch"] = "global"
+
+    @classmethod
+    def of(
+        cls,
+        step: Step,
+        objectives: tuple[Objective, ...],
+        kind: Literal["global", "microbatch"] = "global",
+    ) -> Normalizer:
+        """The normaliser of a step under the layout that is set up."""
+        return cls(
+            objectives=objectives,
+            counts=counts_of(step),
+            num_packs=step.num_packs,
+            num_microbatches=step.num_microbatches,
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            kind=kind,
+        )
+
+    def loss_function(self, batch: PackedBatch) -> LossFunction:
+        """The function megatron-core's schedule calls on what the last stage computed from a pack.
+
+        It returns the loss to differentiate and what to report by objective: this pack's (and context-parallel
+        rank's) shares of the step's means, so that summing over packs and ranks gives the means themselves.
+        """
+        packs = self.num_microbatches * self.data_parallel_size
+        counts, scale = self.counts, float(packs)
+        if self.kind == "microbatch":
+            counts = SampleCounts(int((batch.labels != IGNORE_INDEX).sum()), len(batch.image_grids))
+            scale = packs / max(self.num_packs, 1)
+
+        def loss_function(losses: ModelLosses) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            means = {
+                one.name: losses[one.name].sum() * (scale / max(one.count(counts), 1))
+                for one in self.objectives
+            }
+            # megatron-core divides the returned loss in place: report copies.
+            report = {name: mean.detach() / packs for name, mean in means.items()}
+            first, *others = (one.weight * means[one.name] for one in self.objectives)
+            return sum(others, first), report
+
+        return loss_function

@@ -1,0 +1,111 @@
+"""From a `PackedBatch` of the loader to the model's inputs on this rank.
+
+Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
+its pictures and sends uint8 patches to the others; on the last stage each of them decodes its share of the pictures
+for the teacher. Pixels never travel between stages.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
+from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.decoder.context_parallel import gathered_order
+from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
+from megatron_eve.models.decoder.packed import packed_params
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.shapes import rows_sent
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.transfer import to_device
+from megatron_eve.training.aligned_cells import aligned_cells, context_rows
+from megatron_eve.training.teaching import pack_features
+
+
+def decodes_pixels() -> bool:
+    """True on the ranks whose loader must decode images."""
+    return (
+        parallel_state.is_pipeline_first_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_and_context_parallel_rank() == 0
+    )
+
+
+def model_inputs(
+    batch: PackedBatch,
+    chunk: VisionLanguageModel,
+    teacher: Teacher | None = None,
+    features: torch.Tensor | None = None,
+) -> ModelInputs:
+    """Move what a model chunk needs of a pack to the device.
+
+    Rows with labels are picked here, on the host, so that the device is never asked for a count.
+
+    Args:
+        batch: the pack, on the host.
+        chunk: which inputs are wanted follows from its place in the pipeline.
+        teacher: gives the aligning layer its targets; without one it is passed over.
+        features: of the teacher for this pack, if it has seen the pack already (see `pack_features`).
+    """
+    device = accelerator().device
+    lengths = batch.cu_seqlens_padded.diff().tolist()
+    inputs = ModelInputs(
+        packed=packed_params(to_device(batch.cu_seqlens_padded, device), lengths),
+        position_ids=to_device(batch.position_ids, device),
+    )
+    mine = context_rows(batch)
+    if mine is not None:
+        size = parallel_state.get_context_parallel_world_size()
+        inputs.packed.gathered_order = to_device(gathered_order(lengths, size), device)
+        inputs.context_rows = to_device(mine, device)
+    if chunk.patch_aligning:
+        cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
+        inputs.packed.taps = cells.rows
+        if not chunk.config.variable_seq_lengths and not chunk.post_process:
+            cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
+        if chunk.post_process and teacher is not None:
+            index = to_device(cells.teacher_index(teacher.grid), device)
+            features = pack_features(teacher, batch) if features is None else features
+            inputs.teacher_features = features[index]
+            inputs.cell_weights = to_device(cells.weights(), device)
+    if chunk.pre_process:
+        inputs.tokens = to_device(batch.tokens, device)
+        inputs.patches = _shared_patches(batch)
+        inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
+        inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_grids), device)
+    if chunk.post_process:
+        labels = batch.labels if mine is None else batch.labels[mine]
+        rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        inputs.output_rows = to_device(rows, device)
+        inputs.labels = to_device(labels[rows], device)
+    return inputs
+
+
+def image_rows(image_starts: torch.Tensor, image_grids: torch.Tensor) -> torch.Tensor:
+    """Rows of the pack that images fill, image after image.
+
+    Args:
+        image_starts: int64 [I], row of each image's CLS.
+        image_grids: int64 [I, 2], rows and columns of its tokens.
+
+    Returns:
+        int64 [V], V = sum of 1 + rows * (columns + 1).
+    """
+    counts = 1 + image_grids[:, 0] * (image_grids[:, 1] + 1)
+    # Position in the concatenation of all images, moved by how far each image lies from its place there.
+    offsets = image_starts - (counts.cumsum(0) - counts)
+    return torch.arange(int(counts.sum())) + offsets.repeat_interleave(counts)
+
+
+def _shared_patches(batch: PackedBatch) -> torch.Tensor:
+    """uint8 [P, 588], decoded on one of the ranks that share the pack and broadcast to the others."""
+    device = accelerator().device
+    if batch.patches is not None:
+        patches = to_device(batch.patches, device)
+    else:
+        patches = torch.empty(batch.num_patches, PATCH_VALUES, dtype=torch.uint8, device=device)
+    if parallel_state.get_tensor_and_context_parallel_world_size() > 1 and batch.num_patches:
+        torch.distributed.broadcast(
+            patches, group=parallel_state.get_tensor_and_context_parallel_group(), group_src=0
+        )
+    return patches

@@ -1,0 +1,168 @@
+"""One optimizer step through megatron-core's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+
+from megatron_eve.data.batch import PackedBatch
+from megatron_eve.data.sampling.loader import Step
+from megatron_eve.models.build import unwrap
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.family import Objective
+from megatron_eve.models.shapes import schedule_shapes
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.training.faults.bad_steps import validate_step, why_bad
+from megatron_eve.training.loop.fp8_state import keep_scales
+from megatron_eve.training.loop.loss import LossFunction, Normalizer
+from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.step_result import StepResult, Values
+from megatron_eve.training.monitoring.stragglers import Stragglers
+from megatron_eve.training.teaching import teach_ahead
+
+
+def forward_step(
+    batches: Iterator[tuple[PackedBatch, torch.Tensor | None]],
+    model: torch.nn.Module,
+    *,
+    normalizer: Normalizer,
+    teacher: Teacher | None,
+    stragglers: Stragglers | None,
+) -> tuple[Any, LossFunction]:
+    """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
+
+    Packs come with the teacher's features where it has seen them already.
+    """
+    batch, features = next(batches)
+    with stragglers.forward() if stragglers else nullcontext():
+        outputs = model(model_inputs(batch, unwrap(model), teacher, features))
+    return outputs, normalizer.loss_function(batch)
+
+
+def forward_backward(
+    chunks: Sequence[DistributedDataParallel],
+    step: Step,
+    normalizer: Normalizer,
+    teacher: Teacher | None = None,
+    *,
+    forward_only: bool = False,
+    stragglers: Stragglers | None = None,
+) -> dict[str, torch.Tensor]:
+    """Run a step's packs forward and backward; gradients are left reduced in the DDP buffers.
+
+    Args:
+        chunks: this rank's model chunks, in DDP.
+        step: the packs.
+        normalizer: what the losses are divided by.
+        teacher: on the last stage of a model with an aligning layer.
+        forward_only: losses without gradients.
+        stragglers: takes the times of forward passes.
+
+    Returns:
+        Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
+        every rank of the last stage (zero elsewhere).
+    """
+    interleaved = len(chunks) > 1
+    early = teach_ahead(teacher, step.batches) if teacher is not None else []
+    iterators = [zip(step.batches, chain(early, repeat(None)), strict=False) for _ in chunks]
+    results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
+        forward_step_func=partial(
+            forward_step, normalizer=normalizer, teacher=teacher, stragglers=stragglers
+        ),
+        data_iterator=iterators if interleaved else iterators[0],
+        model=list(chunks) if interleaved else chunks[0],
+        num_microbatches=step.num_microbatches,
+        micro_batch_size=1,
+        forward_only=forward_only,
+        **schedule_shapes(unwrap(chunks[0]), step.pack_length),
+    )
+    return _reduce(results, normalizer.objectives, unwrap(chunks[0]).config.sequence_parallel)
+
+
+def _reduce(
+    results: list[dict[str, torch.Tensor]], objectives: Sequence[Objective], sequence_parallel: bool
+) -> dict[str, torch.Tensor]:
+    """Sum the reported shares over microbatches and ranks, in float64 and in a fixed order."""
+    names = [objective.name for objective in objectives]
+    totals = torch.zeros(len(names), dtype=torch.float64, device=accelerator().device)
+    for result in results:
+        totals += torch.stack([result[name].double() for name in names])
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(totals, group=group)
+        for place, objective in enumerate(objectives):
+            if sequence_parallel and objective.adds_over_tensor_parallel:
+                group = parallel_state.get_tensor_model_parallel_group()
+                torch.distributed.all_reduce(totals[place : place + 1], group=group)
+    return dict(zip(names, totals, strict=True))
+
+
+def train_step(
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: Any,
+    step: Step,
+    normalizer: Normalizer,
+    teacher: Teacher | None = None,
+    *,
+    recent: Sequence[Values] = (),
+    spike_factor: float | None = None,
+    stragglers: Stragglers | None = None,
+) -> StepResult:
+    """Forward, backward, and the update if the step is good.
+
+    Args:
+        chunks, step, normalizer, teacher, stragglers: see `forward_backward`.
+        optimizer: megatron-core's.
+        recent, spike_factor: what makes a step bad (see `why_bad`).
+    """
+    machine = get_rerun_state_machine()
+    put_scales_back, again = keep_scales(chunks), False
+    # Once, or as often as the machine wants to see the step; what comes of the last time counts.
+    while machine.should_run_forward_backward(None):
+        if again:
+            put_scales_back()
+        again = True
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        shares = forward_backward(chunks, step, normalizer, teacher, stragglers=stragglers)
+        optimizer.prepare_grads()
+        losses, grad_norm = _share(shares, optimizer.get_grad_norm())
+        result = StepResult(losses, grad_norm)
+        result = replace(result, bad=why_bad(result.values, recent, spike_factor))
+        validate_step(machine, result.values, result.bad)
+    _, leaves, exit_code = machine.should_checkpoint_and_exit()
+    if result.bad is None and not leaves:
+        # The gradients are ready, and their norm, for which a GPU is waited for, is wanted again by clipping alone.
+        if optimizer.config.clip_grad > 0:
+            optimizer.step()
+        else:
+            optimizer.step_with_ready_grads()
+    else:
+        put_scales_back()
+    return replace(result, exit_code=exit_code)
+
+
+def holds_losses() -> bool:
+    """Is this the rank that reports for all? The last one, which is in the last pipeline stage."""
+    return torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+
+
+def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
+    """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
+    told = torch.stack(
+        [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
+    )
+    torch.distributed.broadcast(told, src=torch.distributed.get_world_size() - 1)
+    *shared, grad_norm = told.tolist()
+    return dict(zip(losses, shared, strict=True)), grad_norm

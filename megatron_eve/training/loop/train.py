@@ -1,0 +1,280 @@
+"""The training loop: one loop for every stage, layout and accelerator."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.rerun_state_machine import (
+    EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
+    RerunState,
+    get_rerun_state_machine,
+)
+
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.saver import CheckpointSaver
+from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weights
+from megatron_eve.config import RunConfig
+from megatron_eve.data.sampling.loader import Step
+from megatron_eve.models.build import build_chunks
+from megatron_eve.models.stages import stage_of
+from megatron_eve.runtime.phases import phase
+from megatron_eve.runtime.ranks import print_rank_0
+from megatron_eve.runtime.signals import ExitSignals, Watchdog
+from megatron_eve.training.faults.bad_steps import exit_code, start_machine, verdict
+from megatron_eve.training.faults.exit_reason import write_outcome
+from megatron_eve.training.loop.data import build_loader, open_data
+from megatron_eve.training.loop.evaluation import evaluate
+from megatron_eve.training.loop.loss import Normalizer, objectives_of
+from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_eve.training.loop.step import holds_losses, train_step
+from megatron_eve.training.loop.step_result import StepResult
+from megatron_eve.training.loop.trainer import Trainer
+from megatron_eve.training.loop.wrap import wrap_for_training
+from megatron_eve.training.monitoring.flops import model_flops, step_work
+from megatron_eve.training.monitoring.memory import checkpoint_bytes
+from megatron_eve.training.monitoring.monitor import Monitor
+from megatron_eve.training.monitoring.startup_report import announce, count_parameters
+from megatron_eve.training.monitoring.stragglers import Stragglers
+from megatron_eve.training.monitoring.weight_origin import start_lines
+from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
+
+
+def setup(config: RunConfig) -> Trainer:
+    """Build model, optimizer, schedule and data, and load what `--load` or `--pretrained-checkpoint` name.
+
+    The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
+    """
+    start_machine(config.faults)
+    with phase("opening the data"):
+        data = open_data(config)
+    for sentence in data.dropped:
+        print_rank_0(f"warning: {sentence}")
+    loader = build_loader(config, data)
+    with phase("loading the teacher"):
+        teacher, identity = build_teacher(config), shared_identity(config)
+    with phase("building the model"):
+        bare = build_chunks(config)
+    if config.checkpoint.pretrained_checkpoint:
+        with phase(f"loading weights from {config.checkpoint.pretrained_checkpoint}"):
+            load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
+    with phase("building the optimizer"):
+        chunks = wrap_for_training(config, bare)
+        optimizer = build_optimizer(config, chunks)
+    progress = Progress()
+    if config.checkpoint.load:
+        with phase(f"loading {config.checkpoint.load}"):
+            progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
+    scheduler = build_scheduler(config, optimizer)
+    scheduler.step(increment=progress.consumed_samples)
+    # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
+    rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
+    get_rerun_state_machine().current_iteration = progress.iteration + rerun
+    stragglers = Stragglers() if config.logging.log_straggler else None
+    return Trainer(
+        config, chunks, optimizer, scheduler, loader, data, progress, teacher, identity, stragglers
+    )
+
+
+def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
+    """Weights alone, from a folder of ours or from one in the published Hugging Face layout."""
+    if (Path(folder) / "config.json").exists():
+        from megatron_eve.checkpoint.hf.load import load_hf_weights
+
+        load_hf_weights(Path(folder), chunks, config.model)
+    else:
+        load_weights(folder, chunks, config.model)
+
+
+def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
+    """One iteration: take the next samples, step, and move the run's state on, unless the run ends at this step.
+
+    Returns:
+        What came of the step; with a bad one that the policy skips, the state has moved on without its update.
+    """
+    config, done, stragglers = trainer.config, trainer.progress, trainer.stragglers
+    count = min(config.training.global_batch_size, config.total_samples - done.consumed_samples)
+    if monitor:
+        monitor.start()
+    with stragglers.data() if stragglers else nullcontext():
+        step = trainer.loader.step(done.consumed_samples, count)
+    normalizer = Normalizer.of(step, objectives_of(config), config.training.loss_normalization)
+    rate = learning_rate(trainer.optimizer)
+    result = train_step(
+        trainer.chunks,
+        trainer.optimizer,
+        step,
+        normalizer,
+        trainer.teacher,
+        recent=done.recent,
+        spike_factor=config.faults.spike_factor,
+        stragglers=stragglers,
+    )
+    result = replace(result, exit_code=exit_code(config.faults, result, done.skipped_in_a_row))
+    if monitor and monitor.active and (result.bad or result.exit_code):
+        names = [trainer.data.dataset.sample_name(sample) for sample in step.sample_ids.tolist()]
+        monitor.report_bad_step(done.iteration + 1, result, step, names)
+    if result.exit_code:
+        return result
+    trainer.scheduler.step(increment=count)
+    trainer.progress = done.after(count, result.values, skipped=result.bad is not None)
+    if monitor and monitor.active:
+        progress, flops = trainer.progress, _flops(trainer, step)
+        monitor.report(progress.iteration, progress.consumed_samples, step, result, rate, flops)
+    return result
+
+
+def _flops(trainer: Trainer, step: Step) -> float:
+    """Model FLOPs of a step on each rank."""
+    config = trainer.config
+    parts = model_flops(
+        config.model,
+        step_work(trainer.data.dataset, step.sample_ids),
+        decoder_trains=stage_of(config).decoder_trains,
+        teacher=teacher_sizes(config),
+    )
+    return sum(parts.values()) / torch.distributed.get_world_size()
+
+
+def train(config: RunConfig, signals: ExitSignals) -> int:
+    """Run until the samples are used up, or there is a reason to leave before; saves on the way. Collective.
+
+    Args:
+        config: of the run.
+        signals: caught since the process began.
+
+    Returns:
+        The exit status: 0, or megatron-core's for a step that must be run again after a restart (16) or that ends the
+        run (17).
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be resumed from; a disk without room; or the last checkpoint could not
+            be written.
+    """
+    trainer = setup(config)
+    settings, start = config.training, trainer.progress.iteration
+    total, trained = count_parameters(trainer.chunks)
+    announce(trainer, total, trained)
+    if torch.distributed.get_rank() == 0:
+        with phase("hashing the weights that the run starts from"):
+            said = list(start_lines(config, start, trainer.progress.consumed_samples))
+        print("\n".join(said), flush=True)
+    saver = CheckpointSaver(config) if config.checkpoint.save else None
+    if saver:
+        saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
+    monitor = Monitor(config, active=holds_losses(), start=start)
+    leave, status = signals.received(), 0
+    # Stacks are shown before collectives time out and take the process with them.
+    watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
+    while trainer.progress.consumed_samples < config.total_samples and not leave:
+        result = train_one(trainer, monitor)
+        watchdog.feed()
+        if result.exit_code:
+            status = result.exit_code
+            with watchdog.paused():
+                _stop(trainer, result, saver, start)
+            break
+        iteration = trainer.progress.iteration
+        done = trainer.progress.consumed_samples >= config.total_samples
+        leave = _reason_to_leave(config, iteration, signals)
+        if trainer.stragglers and monitor.is_due(iteration):
+            print_rank_0(trainer.stragglers.report())
+        with watchdog.paused():
+            # Before the save, so that a kill in between is made good by a resume.
+            if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
+                _evaluate(trainer, monitor)
+            if saver:
+                saver.poll()
+                if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
+                    _save(trainer, saver)
+    watchdog.close()
+    if saver:
+        saver.finish()
+    monitor.close()
+    trainer.loader.close()
+    report_damaged(trainer)
+    if leave:
+        _leave(trainer, leave)
+    if saver and trainer.progress.iteration not in (start, saver.last):
+        raise CheckpointError(
+            f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
+        )
+    if trainer.progress.consumed_samples >= config.total_samples:
+        _tell_launcher(config, "done")
+    return status
+
+
+def _leave(trainer: Trainer, reason: str) -> None:
+    """Say that a run ends before its time, and whether it is to be started again."""
+    iteration = trainer.progress.iteration
+    print_rank_0(f"exiting at iteration {iteration} ({reason})")
+    if reason != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
+        _tell_launcher(trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on")
+
+
+def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
+    """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective."""
+    machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
+    why = verdict(trainer.config.faults, iteration + 1, result)
+    print_rank_0(f"stopped at {why}")
+    if saver is None:
+        return
+    if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
+        _tell_launcher(trainer.config, why)
+    saver.finish()
+    # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
+    reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
+    rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
+    if reruns or rerun or iteration not in (start, saver.last):
+        _save(trainer, saver)
+
+
+def _tell_launcher(config: RunConfig, why: str) -> None:
+    if torch.distributed.get_rank() == 0:
+        write_outcome(config.checkpoint.save, why)
+
+
+def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
+    return at_the_end or bool(interval and iteration % interval == 0)
+
+
+def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) -> str | None:
+    """Why the run ends after this iteration, if it does. Collective."""
+    caught = signals.received()
+    if caught:
+        return caught
+    interval = config.training.exit_interval
+    return f"--exit-interval {interval}" if interval and iteration % interval == 0 else None
+
+
+def report_damaged(trainer: Trainer) -> None:
+    """Say once how many images could not be decoded in this process's part of the run, and which. Collective."""
+    everyone: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, trainer.loader.damaged)
+    damaged = {image: reason for some in everyone for image, reason in some.items()}
+    if damaged:
+        named = ", ".join(trainer.data.dataset.image_name(image) for image in sorted(damaged))
+        print_rank_0(
+            f"{len(damaged)} damaged images were replaced by grey ones: {named}; the datasets were whole when they "
+            "were made, so copy or preprocess them again"
+        )
+
+
+def _evaluate(trainer: Trainer, monitor: Monitor) -> None:
+    results = evaluate(trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.teacher)
+    for name, losses in results.items():
+        monitor.report_held_out(trainer.progress.iteration, name, losses)
+
+
+def _save(trainer: Trainer, saver: CheckpointSaver) -> None:
+    saver.save(
+        trainer.progress,
+        trainer.chunks,
+        trainer.optimizer,
+        trainer.data.identity,
+        trainer.teacher_identity,
+    )

@@ -1,0 +1,38 @@
+"""What a run is made of, ready for its next step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_eve.checkpoint.state import Progress
+from megatron_eve.config import RunConfig
+from megatron_eve.data.sampling.loader import StepLoader
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.training.loop.data import RunData
+from megatron_eve.training.monitoring.stragglers import Stragglers
+
+
+@dataclass
+class Trainer:
+    """What a run is made of, on this rank, ready for its next step.
+
+    Attributes:
+        data: samples, their order, and what is held out.
+        teacher_identity: what identifies the teacher in a checkpoint.
+        teacher: on ranks of the last stage, with the aligning layer.
+        stragglers: with `--log-straggler`.
+    """
+
+    config: RunConfig
+    chunks: list[DistributedDataParallel]
+    optimizer: Any
+    scheduler: Any
+    loader: StepLoader
+    data: RunData
+    progress: Progress
+    teacher: Teacher | None = None
+    teacher_identity: dict[str, Any] | None = None
+    stragglers: Stragglers | None = None

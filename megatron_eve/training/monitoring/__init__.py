@@ -1,0 +1,1 @@
+"""What a run reports: losses, speed, memory, where its weights came from."""

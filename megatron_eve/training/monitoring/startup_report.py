@@ -1,0 +1,70 @@
+"""What a run says before its first step: its configuration, layout, sizes, memory and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import yaml
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_eve.config.memory import in_units
+from megatron_eve.models.kernels import describe_kernels
+from megatron_eve.models.stages import stage_of
+from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.ranks import print_rank_0
+from megatron_eve.training.loop.data import RunData
+from megatron_eve.training.loop.trainer import Trainer
+from megatron_eve.training.monitoring.memory import training_bytes
+
+
+def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, int]:
+    """Parameters over tensor and pipeline ranks, and how many of them train. Collective."""
+    counts = torch.zeros(2, dtype=torch.int64)
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            counts += torch.tensor([parameter.numel(), parameter.numel() * parameter.requires_grad])
+    counts = counts.to(accelerator().device)
+    torch.distributed.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    return int(counts[0]), int(counts[1])
+
+
+def announce(trainer: Trainer, total: int, trained: int) -> None:
+    """Print the configuration and the plan once, before the first step. Collective.
+
+    Args:
+        trainer: of the run.
+        total, trained: parameters over tensor and pipeline ranks, and how many of them train.
+    """
+    config, parallel = trainer.config, trainer.config.parallel
+    held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
+    most = torch.tensor([held.weights, held.gradients, held.optimizer])
+    most = most.to(accelerator().device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    weights, gradients, optimizer = map(in_units, most.tolist())
+    virtual = config.virtual_pipeline_model_parallel_size
+    print_rank_0(
+        f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
+        f"stage {config.training.stage} ({stage_of(config).name}) on {accelerator().name}: "
+        f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
+        f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
+        f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
+        f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
+        f"{describe_kernels(config)}\n"
+        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
+        f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
+        f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
+    )
+    if trainer.teacher_identity:
+        print_rank_0(yaml.safe_dump({"teacher": trainer.teacher_identity}, sort_keys=False).rstrip())
+
+
+def _samples(data: RunData) -> str:
+    """What of each dataset is trained on and what is held out, a line each."""
+    held_out = {part.name: len(part) for part in data.held_out}
+    trained = {part.name: len(part) for part in data.training}
+    return "\n".join(
+        f"{name}: {trained.get(name, 0):,} samples to train on, {held_out.get(name, 0):,} held out"
+        for name in {**trained, **held_out}
+    )
