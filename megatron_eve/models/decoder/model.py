@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
@@ -21,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.depth_taps import DepthTap, split_stream, taps_before
 from megatron_eve.models.decoder.language_loss import language_losses, mask_padded_vocabulary
+from megatron_eve.models.decoder.language_model import LanguageModel
 from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.decoder.packed import PackedParams
@@ -72,10 +72,10 @@ PatchAligningLayer.objective: float32 scalar, sum over images of 1 - mean cosine
 """
 
 
-class VisionLanguageModel(GPTModel):
+class VisionLanguageModel(LanguageModel):
     """One pipeline stage (or model chunk) of the model.
 
-    `GPTModel` brings embedding, rotary embedding, decoder block and output layer. Here the front end is added on
+    `LanguageModel` has embedding, rotary embedding, decoder block and output layer. Here the front end is added on
     the first stage, the final norm stands outside the block, and logits are computed only where they are asked
     for: image rows, about three quarters of a pack, never reach the output layer.
     """
@@ -99,16 +99,12 @@ class VisionLanguageModel(GPTModel):
         # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
         front_end = EVEFrontEnd(config, model) if pre_process else None
         super().__init__(
-            config=config,
-            transformer_layer_spec=layers,
-            vocab_size=padded_vocab_size,
-            max_sequence_length=model.max_position_embeddings,
+            config,
+            model,
+            layers,
+            padded_vocab_size=padded_vocab_size,
             pre_process=pre_process,
             post_process=post_process,
-            position_embedding_type="rope",
-            rotary_base=model.rotary_base,
-            # Image rows are filled in before the rows are scattered over the sequence-parallel ranks.
-            scatter_embedding_sequence_parallel=False,
             vp_stage=vp_stage,
         )
         self.true_vocab_size = model.vocab_size
@@ -130,10 +126,6 @@ class VisionLanguageModel(GPTModel):
             if patch_aligning:
                 self.aligning_layer = PatchAligningLayer(config, model)
             self.final_layernorm = final_norm(config, transformer_engine)
-            # Rows are gathered before the output layer picks the labelled ones, so it sees full rows:
-            # its input gradient is all-reduced, not reduce-scattered.
-            self.output_layer.sequence_parallel = False
-            self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
 
     def global_named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters with layers numbered over all stages, so that a name means the same under any layout."""
@@ -158,7 +150,7 @@ class VisionLanguageModel(GPTModel):
         image = self.vision_model(inputs.patches, inputs.image_grids)  # (V, D)
         return hidden.index_copy(0, inputs.image_rows, image[:, None].to(hidden.dtype))
 
-    def forward(self, inputs: ModelInputs) -> torch.Tensor | ModelLosses:  # type: ignore[override]
+    def forward(self, inputs: ModelInputs) -> torch.Tensor | ModelLosses:
         """Run this stage on one pack.
 
         Returns:
