@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import torch
 
 from megatron_eve.config import (
     PRESETS,
-    AlignmentConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -35,13 +35,14 @@ from megatron_eve.config import (
 )
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.models.decoder.depth_taps import taps_before
+from megatron_eve.models.eve.config import EVEConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 TOY = ModelConfig(
     num_layers=8, hidden_size=256, ffn_hidden_size=704, num_attention_heads=8, vocab_size=512,
-    patch_embedding_size=128, image_size=224, teacher_size=112, teacher_hidden_size=64,
 )  # fmt: skip
+TOY_VISION = EVEConfig(patch_embedding_size=128, image_size=224, teacher_size=112, teacher_hidden_size=64)
 PACK = 8192
 PHOTO, TEXT = (640, 480), 131
 BFLOAT16 = 2
@@ -55,13 +56,13 @@ def toy_config(stage: int, teacher: Path | None, recompute: bool) -> RunConfig:
     return RunConfig(
         model=TOY,
         training=TrainingConfig(
-            stage=stage,  # type: ignore[arg-type]
+            stage=stage,
             global_batch_size=8,
             train_iters=100,
             **(full if recompute else {}),
         ),
-        alignment=AlignmentConfig(
-            patch_aligning=bool(teacher), teacher_model=str(teacher) if teacher else None
+        vision=replace(
+            TOY_VISION, patch_aligning=bool(teacher), teacher_model=str(teacher) if teacher else None
         ),
         optimizer=OptimizerConfig(lr=1e-5),
         data=DataConfig(mock_data=True, seq_length=1024),
@@ -135,11 +136,12 @@ def measure(steps: int) -> list[tuple[str, ...]]:
 
 def planned(preset: str, stages: int) -> list[tuple[str, ...]]:
     """Rows of the computed table for one model and pipeline size: a row each stage."""
-    model = PRESETS[preset]
-    geometry = image_geometry(*PHOTO, model.image_size, model.teacher_size)
+    model, vision = PRESETS[preset]
+    tap_depths = vision.tap_depths(model.num_layers)
+    geometry = image_geometry(*PHOTO, vision.image_size, vision.teacher_size)
     samples = PACK / (geometry.tokens + TEXT)
-    tapped = samples * geometry.rows * geometry.columns / model.pooling**2  # R
-    tap = tapped * model.teacher_hidden_size * BFLOAT16
+    tapped = samples * geometry.rows * geometry.columns / vision.pooling**2  # R
+    tap = tapped * vision.teacher_hidden_size * BFLOAT16
     hidden = PACK * model.hidden_size * BFLOAT16
     layers = model.num_layers // stages
     rows = []
@@ -147,11 +149,11 @@ def planned(preset: str, stages: int) -> list[tuple[str, ...]]:
         depths = range(stage * layers, (stage + 1) * layers)
         # Under full recompute each layer keeps the hidden states and the taps that it was given; taps are one
         # tensor until the next depth joins them.
-        kept = {taps_before(depth + 1, model.tap_depths) for depth in depths}
+        kept = {taps_before(depth + 1, tap_depths) for depth in depths}
         flight = stages - stage  # microbatches under 1F1B
         held = sum(kept) * tap
         last = stage == stages - 1
-        sent = 0.0 if last else taps_before((stage + 1) * layers + 1, model.tap_depths) * tap
+        sent = 0.0 if last else taps_before((stage + 1) * layers + 1, tap_depths) * tap
         rows.append(
             (
                 preset,
@@ -199,7 +201,7 @@ def main() -> None:
     for preset in ("eve_7b", "eve_7b_hd"):
         for stages in (4, 8):
             show(header, planned(preset, stages))
-    one = PRESETS["eve_7b"]
+    one = PRESETS["eve_7b"].model
     print(f"The published code keeps {one.num_layers + 1} hidden states of a pack: "
           f"{(one.num_layers + 1) * PACK * one.hidden_size * BFLOAT16 / 1e6:.0f} MB.")  # fmt: skip
 

@@ -50,11 +50,13 @@ def make_model(folder: Path, layers: int) -> int:
     from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
-    model = replace(PRESETS["eve_7b"], num_layers=layers)
+    sizes_of_7b = PRESETS["eve_7b"]
+    model = replace(sizes_of_7b.model, num_layers=layers)
+    config = RunConfig(model=model, vision=sizes_of_7b.vision)
     tensors = {}
-    with skeleton(RunConfig(model=model)) as bones:
+    with skeleton(config) as bones:
         for entry in bones.entries:
-            rule, names = rule_for(entry.name, eve_rules(model))
+            rule, names = rule_for(entry.name, eve_rules(config))
             sizes = Sizes.of(model, bones.padded_vocab_size)
             for name, part in zip(
                 names,

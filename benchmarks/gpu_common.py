@@ -23,15 +23,15 @@ from tables import Row
 
 from megatron_eve.config import (
     PRESETS,
-    AlignmentConfig,
     DataConfig,
-    ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
     TrainingConfig,
     validate,
 )
+from megatron_eve.models.family import Preset
+from megatron_eve.models.stages import stage_of
 from megatron_eve.runtime.accelerator import accelerator
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
@@ -67,17 +67,18 @@ def require_gpu(toy: bool) -> None:
         sys.exit("error: needs a CUDA GPU at these sizes; --toy runs on a CPU")
 
 
-def sizes(preset: str, toy: bool, layers: int | None = None) -> ModelConfig:
+def sizes(preset: str, toy: bool, layers: int | None = None) -> Preset:
     """A preset, with fewer layers if asked; as a toy of its shape."""
-    model = PRESETS[preset]
+    model, vision = PRESETS[preset]
     if toy:
-        scale = model.image_size // 672
-        model = replace(PRESETS["eve_tiny"], image_size=224 * scale, vocab_size=512)
-    return replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
+        scale = vision.image_size // 672
+        model, vision = PRESETS["eve_tiny"]
+        model, vision = replace(model, vocab_size=512), replace(vision, image_size=224 * scale)
+    return Preset(replace(model, num_layers=min(layers or model.num_layers, model.num_layers)), vision)
 
 
 def run_config(
-    model: ModelConfig,
+    model: Preset,
     *,
     samples: int,
     seq_length: int,
@@ -92,10 +93,10 @@ def run_config(
     """A run on a dataset, or on synthetic samples (--mock-data), checked as any run is."""
     config = RunConfig(
         parallel=parallel or ParallelConfig(),
-        model=model,
+        model=model.model,
         training=TrainingConfig(global_batch_size=samples, train_iters=train_iters, bf16=bf16, **training),
-        alignment=AlignmentConfig(
-            patch_aligning=teacher is not None, teacher_model=str(teacher) if teacher else None
+        vision=replace(
+            model.vision, patch_aligning=teacher is not None, teacher_model=str(teacher) if teacher else None
         ),
         optimizer=OptimizerConfig(lr=lr),
         data=DataConfig(
@@ -123,7 +124,7 @@ def photos(count: int, width: int, height: int) -> list[bytes]:
     return files
 
 
-def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
+def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     """A dataset on disk of photos at their usual size and random captions; returns its prefix.
 
     Lengths and shapes are those of --mock-data, whose pictures are small.
@@ -134,9 +135,9 @@ def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
 
     mock = MockDataset(
         samples,
-        vocab_size=model.vocab_size,
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
+        vocab_size=model.model.vocab_size,
+        image_size=model.vision.image_size,
+        teacher_size=model.vision.teacher_size,
         seq_length=16384,
         seed=0,
     )
@@ -147,13 +148,13 @@ def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
     }
     settings = DatasetSettings(
         template="plain",
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
+        image_size=model.vision.image_size,
+        teacher_size=model.vision.teacher_size,
         model_max_length=16384,
         apply_exif=False,
         max_pixels=1 << 24,
         tokenizer_sha256="",
-        vocab_size=model.vocab_size,
+        vocab_size=model.model.vocab_size,
     )
     prefix = str(folder / "photos")
     with DatasetWriter(prefix, settings) as writer:
@@ -167,7 +168,7 @@ def photo_dataset(folder: Path, model: ModelConfig, samples: int) -> str:
     return prefix
 
 
-def save_teacher(folder: Path, model: ModelConfig, toy: bool) -> Path:
+def save_teacher(folder: Path, model: Preset, toy: bool) -> Path:
     """A vision tower of random weights: CLIP ViT-L/14-336's sizes, made once, or those of the toy model."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
     from transformers.utils import logging
@@ -176,7 +177,7 @@ def save_teacher(folder: Path, model: ModelConfig, toy: bool) -> Path:
     if toy:
         from toy_teacher import save_toy_teacher
 
-        return save_toy_teacher(folder, model)
+        return save_toy_teacher(folder, model.vision)
     if folder.exists():
         return folder
     torch.manual_seed(0)
@@ -269,7 +270,7 @@ def measure(config: RunConfig, steps: int) -> Measured:
         work = step_work(trainer.data.dataset, ids)
         teacher = teacher_sizes(config)
         trainer.loader.close()
-    flops = model_flops(config.model, work, decoder_trains=config.training.stage != 1, teacher=teacher)
+    flops = model_flops(config, work, decoder_trains=stage_of(config).decoder_trains, teacher=teacher)
     whole = sum(seconds)
     return Measured(
         seconds=median(seconds),

@@ -32,10 +32,10 @@ from gpu_common import (
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from tables import Table, leave
 
-from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.models.family import Preset
 from megatron_eve.runtime.accelerator import accelerator
 
 MICRO_BATCH = 16  # samples, as published
@@ -44,15 +44,16 @@ MICRO_BATCH = 16  # samples, as published
 class PublishedWay(torch.nn.Module):
     """Patch embedding picture by picture, the projector, and transformers' Llama over a padded batch."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, sizes: Preset) -> None:
         super().__init__()
+        model, vision = sizes
         from transformers import LlamaConfig, LlamaForCausalLM
 
         attention = "sdpa"
         if accelerator().name == "cuda" and importlib.util.find_spec("flash_attn"):
             attention = "flash_attention_2"
         self.attention = attention
-        self.side = model.image_size
+        self.side = vision.image_size
         config = LlamaConfig(
             vocab_size=model.vocab_size,
             hidden_size=model.hidden_size,
@@ -63,9 +64,9 @@ class PublishedWay(torch.nn.Module):
             attn_implementation=attention,
         )
         self.llama = LlamaForCausalLM(config)
-        self.patch_embedding = PlainPatchEmbedding(model.patch_embedding_size, model.patch_embedding_heads)
+        self.patch_embedding = PlainPatchEmbedding(vision.patch_embedding_size, vision.patch_embedding_heads)
         self.projector = torch.nn.Sequential(
-            torch.nn.Linear(model.patch_embedding_size, model.hidden_size),
+            torch.nn.Linear(vision.patch_embedding_size, model.hidden_size),
             torch.nn.GELU(),
             torch.nn.Linear(model.hidden_size, model.hidden_size),
         )
@@ -101,11 +102,11 @@ class PublishedWay(torch.nn.Module):
 
 
 def published(
-    model: ModelConfig, dataset: Any, micro_batches: Sequence[Sequence[int]], bf16: bool, recompute: bool
+    sizes: Preset, dataset: Any, micro_batches: Sequence[Sequence[int]], bf16: bool, recompute: bool
 ) -> tuple[Callable[[], None], str]:
     """A pass over the samples, and the attention it takes."""
     with accelerator().device:  # random numbers take a CPU seconds
-        module = PublishedWay(model).to(torch.bfloat16 if bf16 else torch.float32)
+        module = PublishedWay(sizes).to(torch.bfloat16 if bf16 else torch.float32)
     if recompute:
         module.llama.gradient_checkpointing_enable()
     batches = [[_build(dataset, [sample]) for sample in some] for some in micro_batches]

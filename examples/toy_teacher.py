@@ -11,22 +11,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_eve.config import PRESETS, ModelConfig
+from megatron_eve.config import PRESETS
+from megatron_eve.models.eve.config import EVEConfig
 
 
-def save_toy_teacher(folder: Path, model: ModelConfig) -> Path:
+def save_toy_teacher(folder: Path, vision: EVEConfig) -> Path:
     """Save a seeded random tower of the width and picture size that a model expects; returns the folder."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    width = model.teacher_hidden_size
+    width = vision.teacher_hidden_size
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=model.teacher_size,
+        image_size=vision.teacher_size,
         patch_size=14,
     )
     CLIPVisionModel(config).save_pretrained(folder)
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to put config.json and model.safetensors")
     parser.add_argument("--preset", default="eve_tiny", choices=PRESETS, help="model it has to fit")
     arguments = parser.parse_args()
-    print(f"-> {save_toy_teacher(arguments.folder, PRESETS[arguments.preset])}")
+    print(f"-> {save_toy_teacher(arguments.folder, PRESETS[arguments.preset].vision)}")
 
 
 if __name__ == "__main__":

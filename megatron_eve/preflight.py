@@ -61,7 +61,8 @@ def describe_start(config: RunConfig, ranks: int) -> str:
     """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
     presets = find_family(config.family).presets
     model = next(
-        (name for name, sizes in presets.items() if sizes == config.model), "a model of its own sizes"
+        (name for name, sizes in presets.items() if sizes == (config.model, config.vision)),
+        "a model of its own sizes",
     )
     data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
     return "\n".join(
@@ -196,7 +197,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
     elif (folder / "config.json").exists():
         from megatron_eve.checkpoint.hf.config import check_config
 
-        check_config(folder, config.model)
+        check_config(folder, config)
     elif CheckpointStore(folder).latest() is None:
         yield (
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "

@@ -119,7 +119,6 @@ def _add_import_flags(incoming: argparse.ArgumentParser) -> None:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
-    from megatron_eve.config import tower_sizes
     from megatron_eve.convert.importing import (
         check_finite,
         import_config,
@@ -128,6 +127,7 @@ def run_import(flags: argparse.Namespace) -> None:
     )
     from megatron_eve.convert.report import size_of, summary
     from megatron_eve.models.eve.teacher import teacher_identity
+    from megatron_eve.models.towers.sizes import tower_sizes
     from megatron_eve.runtime.progress_bar import byte_progress
 
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None

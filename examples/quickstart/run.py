@@ -111,7 +111,7 @@ class Quickstart:
 
     def make_dataset(self) -> None:
         """Steps 1 to 3: pictures and captions, a tokenizer, the indexed dataset that training reads."""
-        captions, console, model = photos.load_captions(), self.console, self.config.model
+        captions, console, vision = photos.load_captions(), self.console, self.config.vision
         console.step(
             "Photos", f"{len(captions)} pictures that scikit-image brings along, a sentence for each"
         )
@@ -129,8 +129,8 @@ class Quickstart:
         )
         arguments = words(
             "--input", rows, "--image-root", self._data / "images", "--tokenizer-model", self._tokenizer,
-            "--output-prefix", self._data / "photos", "--template", "plain", "--image-size", model.image_size,
-            "--teacher-size", model.teacher_size, "--workers", 2,
+            "--output-prefix", self._data / "photos", "--template", "plain", "--image-size", vision.image_size,
+            "--teacher-size", vision.teacher_size, "--workers", 2,
         )  # fmt: skip
         self._announce("python tools/preprocess_data.py", arguments)
         command = [sys.executable, "tools/preprocess_data.py", *arguments]

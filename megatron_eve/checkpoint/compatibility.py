@@ -1,6 +1,6 @@
 """May a run go on from this checkpoint, and may it answer or be exported with this tokenizer?
 
-Model, data, teacher and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
+Model, data, frozen models and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from megatron_eve.config import (
     RunConfig,
     parse_split,
 )
+from megatron_eve.config.upgrade import upgrade_saved
+from megatron_eve.models.family import size_differences
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_eve.data.text.tokenizer import Tokenizer
 
-# Sizes that change no weight: the HD model starts from 672-pixel weights.
-SHAPELESS = {"image_size", "teacher_size", "max_position_embeddings"}
+# Sizes of the decoder that change no weight.
+SHAPELESS = {"max_position_embeddings"}
 # What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
 DROPPED = "dropped samples"
 _CONTENT = "content"
-# Sizes of the aligning layer, which matter only where there is one.
-ALIGNING_SIZES = {"teacher_hidden_size", "aligning_heads", "tap_interval"}
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -40,16 +41,16 @@ def check_resume(
     saved: dict[str, Any],
     config: RunConfig,
     dataset: dict[str, Any] | None,
-    teacher: dict[str, Any] | None,
+    frozen: dict[str, Any] | None,
 ) -> None:
-    """Refuse to go on from a checkpoint of another family or model, other data, another length, stage or teacher.
+    """Refuse to go on from a checkpoint of another family or model, other data, another length, stage or frozen model.
 
     Args:
         folder: of the checkpoint.
         saved: what its `common.pt` holds.
         config: of the run.
         dataset: the fingerprint of the run's data; None where it is not known yet, which leaves it unchecked.
-        teacher: the fingerprint of the run's teacher; likewise.
+        frozen: the fingerprint of the run's frozen models (see `ModelFamily.fingerprint`); likewise.
 
     Raises:
         CheckpointError: naming what differs and the remedy.
@@ -60,12 +61,23 @@ def check_resume(
             "of --load"
         )
     check_family(folder, saved, config)
+    saved = with_upgraded_config(saved)
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
     check_parameter_groups(folder, saved, config)
     if dataset is not None:
         check_data(folder, saved, config, dataset)
     check_length(folder, saved, config)
-    check_teacher(folder, saved, config, teacher)
+    for sentence in find_family(config.family).check_resume(saved, config, frozen):
+        raise CheckpointError(f"{folder}: {sentence}")
+
+
+def with_upgraded_config(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's `common.pt` holds, its configuration in today's form.
+
+    Raises:
+        FamilyError: the checkpoint is of a family that is not here.
+    """
+    return {**saved, "config": upgrade_saved(saved["config"])}
 
 
 def family_of(saved: dict[str, Any]) -> str:
@@ -89,13 +101,8 @@ def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
 
 def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
     """Refuse a checkpoint of other sizes than the model's, but for those in `ignore`."""
-    for name, value in saved.items():
-        mine = getattr(model, name, None)
-        if name not in ignore and mine != value:
-            raise CheckpointError(
-                f"{folder}: was made with --{name.replace('_', '-')} {value}, this run has {mine}; "
-                "use the same --preset or recipe, or another checkpoint"
-            )
+    for sentence in size_differences(saved, model, ignore):
+        raise CheckpointError(f"{folder}: {sentence}")
 
 
 def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
@@ -209,35 +216,6 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
     return order
 
 
-def check_teacher(
-    folder: Path, saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None
-) -> None:
-    """A resumed run goes on aligning with the very teacher, wherever that lies now."""
-    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
-    if aligned != config.alignment.patch_aligning:
-        flag = "--patch-aligning" if aligned else "--no-patch-aligning"
-        raise CheckpointError(
-            f"{folder}: was made with {flag}; resume with it, or start anew from its weights with "
-            "--pretrained-checkpoint"
-        )
-    before = saved.get("teacher")
-    if before and teacher:
-        state = saved["config"]["alignment"]["teacher_hidden_state"]
-        if state != config.alignment.teacher_hidden_state:
-            raise CheckpointError(
-                f"{folder}: was made with --teacher-hidden-state {state}, this run has "
-                f"{config.alignment.teacher_hidden_state}; resume with the same, or start anew from its weights with "
-                "--pretrained-checkpoint"
-            )
-        for name, sha256 in before["sha256"].items():
-            if teacher["sha256"].get(name) != sha256:
-                raise CheckpointError(
-                    f"{folder}: was made with the teacher {before['path']}, whose {name} has sha256 {sha256}; that of "
-                    f"{teacher['path']} has {teacher['sha256'].get(name)}: resume with the same --teacher-model, or "
-                    "start anew from its weights with --pretrained-checkpoint"
-                )
-
-
 def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
     """The sha256 of the tokenizer.model that a checkpoint's text was made with; None where it does not say.
 
@@ -307,7 +285,8 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
         return []
     found = []
     stage = saved["config"]["training"].get("stage")
-    templates = dataset.get("templates") or (["vicuna_v1"] if stage == 3 else ["plain"])
+    stages = find_family(family_of(saved)).stages
+    templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
     if conv_mode not in templates:
         kinds = {"plain": "captions", "document": "documents", "vicuna_v1": "conversations"}
         kind = " and ".join(kinds[template] for template in templates)

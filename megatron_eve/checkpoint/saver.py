@@ -73,7 +73,7 @@ class CheckpointSaver:
         chunks: Sequence[Any],
         optimizer: Any,
         dataset: dict[str, Any],
-        teacher: dict[str, Any] | None = None,
+        frozen: dict[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint and make it the latest, or begin to; one that is still being written is waited for.
 
@@ -89,7 +89,7 @@ class CheckpointSaver:
                 return
             self._writing = (folder, progress)
             with parameters_gathered(self._config, chunks):
-                state = run_state(self._config, progress, chunks, optimizer, dataset, teacher)
+                state = run_state(self._config, progress, chunks, optimizer, dataset, frozen)
                 try:
                     request = prepare_save(
                         state, folder, dict(CONTENT), partial(self._store.free_reserve, folder)

@@ -21,27 +21,27 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.checkpoint.compatibility import (
-    ALIGNING_SIZES,
     SHAPELESS,
     CheckpointError,
+    check_family,
     check_model,
     check_resume,
-    family_of,
     rank_layout,
+    with_upgraded_config,
 )
 from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, missing_part
 from megatron_eve.checkpoint.optimizer_state import make_moments
 from megatron_eve.checkpoint.reading import read_tensors
 from megatron_eve.checkpoint.rerun_state import pending_request, pending_state, restore_pending
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.config import TRACKER, ModelConfig, RunConfig
+from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
-from megatron_eve.models.family import ALIGNING_LAYER, begins_at_random
+from megatron_eve.models.family import begins_at_random
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
 
-# Tap projections make layers differ from each other; and optimizer state must load under any layout.
+# Layers may differ from each other in what a family adds to them; and optimizer state must load under any layout.
 # Handed out as copies: megatron-core adds process groups to what it is given.
 CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
 _EXTRA = "_extra_state"
@@ -82,7 +82,7 @@ def run_state(
     chunks: Sequence[Any],
     optimizer: Any,
     dataset: dict[str, Any],
-    teacher: dict[str, Any] | None,
+    frozen: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything a checkpoint holds, as megatron-core's sharded state.
 
@@ -92,7 +92,7 @@ def run_state(
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
         dataset: what identifies the data (see `megatron_eve.training.loop.data.RunData`).
-        teacher: what identifies the teacher (see `megatron_eve.models.eve.teacher.teacher_identity`).
+        frozen: the fingerprint of the frozen models (see `ModelFamily.fingerprint`).
     """
     make_moments(optimizer)
     return {
@@ -100,7 +100,7 @@ def run_state(
         **asdict(progress),
         "config": config.to_dict(),
         "dataset": dataset,
-        "teacher": teacher,
+        "frozen": frozen,
         **pending_state(),
         **_model_state(chunks),
         **_scales(chunks, config.to_dict()),
@@ -116,7 +116,7 @@ def load_checkpoint(
     chunks: Sequence[Any],
     optimizer: Any,
     dataset: dict[str, Any],
-    teacher: dict[str, Any] | None = None,
+    frozen: dict[str, Any] | None = None,
 ) -> Progress:
     """Resume from `--load`, under any layout. Collective.
 
@@ -127,14 +127,14 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
-            data, another stage, other globs of `--lr-overrides`, another teacher, or none.
+            data, another stage, other globs of `--lr-overrides`, other frozen models.
     """
     assert config.checkpoint.load is not None
     folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
     if folder is None:
         return Progress()
     saved = dist_checkpointing.load_common_state_dict(str(folder))
-    check_resume(folder, saved, config, dataset, teacher)
+    check_resume(folder, saved, config, dataset, frozen)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {
@@ -161,10 +161,10 @@ def load_checkpoint(
     return Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
 
 
-def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None:
+def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     """Read only the weights of a checkpoint folder's latest checkpoint, for another stage or for generation.
 
-    An aligning layer that the checkpoint lacks keeps its initial weights; one that the model lacks is not read.
+    A part of the model that the checkpoint lacks keeps its initial weights; one that the model lacks is not read.
 
     Raises:
         CheckpointError: no checkpoint, one that is half there, or another model size.
@@ -173,19 +173,18 @@ def load_weights(folder: str, chunks: Sequence[Any], model: ModelConfig) -> None
     problem = _problem(path)
     if problem:
         raise CheckpointError(f"{path}: {problem}, so this checkpoint is not whole; {_REMEDY}")
-    saved = dist_checkpointing.load_common_state_dict(str(path))
-    aligned = bool(saved["config"].get("alignment", {}).get("patch_aligning"))
-    wanted = unwrap(chunks[0]).patch_aligning
-    fresh = wanted and not aligned
-    ignore = SHAPELESS if wanted and aligned else SHAPELESS | ALIGNING_SIZES
-    check_model(path, saved["config"]["model"], model, ignore=ignore)
+    saved = with_upgraded_config(dist_checkpointing.load_common_state_dict(str(path)))
+    check_family(path, saved, config)
+    check_model(path, saved["config"]["model"], config.model, ignore=SHAPELESS)
+    family = find_family(config.family)
+    for sentence in family.check_weights(saved, config):
+        raise CheckpointError(f"{path}: {sentence}")
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None
-    if fresh:
-        is_fresh = partial(begins_at_random, find_family(family_of(saved)), lacking=(ALIGNING_LAYER,))
-        print_rank_0(
-            f"{path}: made without --patch-aligning, so the aligning layer keeps its initial weights"
-        )
+    if lacking := family.parts_lacking(saved, config):
+        is_fresh = partial(begins_at_random, family, lacking=tuple(lacking))
+        for reason in lacking.values():
+            print_rank_0(f"{path}: {reason}")
         for part in state.values():
             for name in [name for name in part if is_fresh(name)]:
                 del part[name]

@@ -6,7 +6,6 @@ from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.recipe import from_dict, from_saved, load_recipe, parse
 from megatron_eve.config.schema import (
     DEFAULT_FAMILY,
-    AlignmentConfig,
     CheckpointConfig,
     DataConfig,
     FaultConfig,
@@ -17,14 +16,12 @@ from megatron_eve.config.schema import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.config.tower import TowerSizes, tower_sizes
 from megatron_eve.config.validate import TRACKER, validate, validate_sizes
 
 __all__ = [
     "DEFAULT_FAMILY",
     "PRESETS",
     "TRACKER",
-    "AlignmentConfig",
     "Blend",
     "CheckpointConfig",
     "ConfigError",
@@ -35,7 +32,6 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "RunConfig",
-    "TowerSizes",
     "TrainingConfig",
     "from_dict",
     "from_saved",
@@ -43,7 +39,6 @@ __all__ = [
     "parse",
     "parse_blend",
     "parse_split",
-    "tower_sizes",
     "validate",
     "validate_sizes",
 ]

@@ -1,7 +1,7 @@
 """The memory that a rank needs before its first step, from the configuration alone: no torch, no model.
 
-Counted are weights, gradient buffers and optimizer state. Activations, the teacher and communication buffers come on
-top, so what does not fit by this count cannot run.
+Counted are weights, gradient buffers and optimizer state. Activations, frozen models beside the
+decoder and communication buffers come on top, so what does not fit by this count cannot run.
 """
 
 from __future__ import annotations
@@ -9,31 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_eve.config.schema import ModelConfig, RunConfig
+from megatron_eve.models.registry import find_family
 
 _GIB = 2**30
 # Rows of the vocabulary are padded to a multiple of this times the tensor-parallel size, as in Megatron-LM.
 _VOCABULARY_MULTIPLE = 128
-_PATCH_VALUES = 3 * 14 * 14
 _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4  # bytes a parameter: Adam's two moments, master weights, DDP's buffer
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of the whole model, by part.
+    """Parameters of the decoder, by part.
 
     Attributes:
         layer: one decoder layer.
         embedding: the token embedding; the output layer has as many.
         norm: the final norm.
-        front_end: patch embedding and projector.
-        aligning: the patch aligning layer with its projections of every depth; 0 without it.
     """
 
     layer: int
     embedding: int
     norm: int
-    front_end: int
-    aligning: int
 
 
 @dataclass(frozen=True)
@@ -77,19 +73,18 @@ def memory_error(needed: RankMemory, available: float, what: str) -> str | None:
     return (
         f"out of memory before the first step: needs {needed}, and a rank has {in_units(available * _GIB)} ({what}); "
         "start more ranks and raise --tensor-model-parallel-size or --pipeline-model-parallel-size, or take a smaller "
-        "model (--preset eve_tiny runs on a laptop)"
+        "model (--preset)"
     )
 
 
-def count_parameters(model: ModelConfig, patch_aligning: bool, tensor_parallel: int = 1) -> ParameterCounts:
-    """Count the parameters of a model.
+def count_parameters(model: ModelConfig, tensor_parallel: int = 1) -> ParameterCounts:
+    """Count the parameters of a decoder.
 
     Args:
         model: its sizes.
-        patch_aligning: it has the patch aligning layer.
         tensor_parallel: ranks that share the vocabulary, which decides its padding.
     """
-    width, patches, teacher = model.hidden_size, model.patch_embedding_size, model.teacher_hidden_size
+    width = model.hidden_size
     groups = model.num_query_groups or model.num_attention_heads
     queries_keys_values = width + 2 * width * groups // model.num_attention_heads
     layer = (
@@ -100,12 +95,7 @@ def count_parameters(model: ModelConfig, patch_aligning: bool, tensor_parallel: 
     )
     multiple = _VOCABULARY_MULTIPLE * tensor_parallel
     rows = -(-model.vocab_size // multiple) * multiple
-    attention = 4 * patches**2 + 5 * patches  # queries, keys and values, output and its bias, two LayerNorms
-    front_end = _PATCH_VALUES * patches + 2 * patches + 2 * attention
-    front_end += patches * width + width + width**2 + width
-    depths = model.num_layers // model.tap_interval + 1
-    aligning = depths * (2 * width + width * teacher) + (width + 1) * teacher + (teacher + 1) * teacher
-    return ParameterCounts(layer, rows * width, width, front_end, aligning if patch_aligning else 0)
+    return ParameterCounts(layer, rows * width, width)
 
 
 def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
@@ -117,14 +107,16 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     """
     parallel, training = config.parallel, config.training
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    counts = count_parameters(config.model, config.alignment.patch_aligning, tensor)
+    counts = count_parameters(config.model, tensor)
+    family = find_family(config.family)
+    parts, decoder_trains = family.parameter_counts(config), family.stages[training.stage].decoder_trains
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
     found = []
     for stage, layers in enumerate(config.stage_layers):
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
-        others = counts.front_end * first + counts.aligning * last
-        trained = others + decoder * (training.stage != 1)
+        others = parts.first_stage * first + parts.last_stage * last
+        trained = others + decoder * decoder_trains
         found.append(
             RankMemory(
                 weights=(decoder + others) * (2 if training.bf16 else 4),

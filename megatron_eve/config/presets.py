@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from megatron_eve.config.schema import ModelConfig
+from megatron_eve.config import schema
+from megatron_eve.models.family import Preset
 from megatron_eve.models.registry import families, family_names, find_family
 
 
-class _Presets(Mapping[str, ModelConfig]):
+def _default_settings(family: str) -> Any:
+    return find_family(family).Config()
+
+
+schema.default_settings = _default_settings
+
+
+class _Presets(Mapping[str, Preset]):
     """What the families name. Asked when it is read: a family imports this package, so not before."""
 
-    def __getitem__(self, name: str) -> ModelConfig:
+    def __getitem__(self, name: str) -> Preset:
         for family in families():
             if name in family.presets:
                 return family.presets[name]
@@ -36,4 +45,4 @@ def family_of_preset(preset: str) -> str:
     raise KeyError(preset)
 
 
-PRESETS: Mapping[str, ModelConfig] = _Presets()
+PRESETS: Mapping[str, Preset] = _Presets()

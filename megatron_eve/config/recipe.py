@@ -12,37 +12,22 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.family_types import adapter, command_line_of, plain
 from megatron_eve.config.hints import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import DEFAULT_FAMILY, RunConfig
+from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
 from megatron_eve.models.registry import find_family
-
-_ADAPTER = TypeAdapter(RunConfig)
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """Pretrain a vision-language model. Every setting has a default, a place in the recipe, and a flag.
-
-    Order of precedence: flags, then the recipes of --config, the last one first, then the sizes of --preset, then the
-    defaults shown.
-    """
-
-    run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    config: tuple[str, ...] = ()
-    """YAML recipes; their sections are the groups below, and a later one overrides the earlier ones key by key."""
-    preset: str | None = None
-    """Model sizes by name: eve_7b, eve_7b_hd, eve_tiny, eve_mini. A recipe may name one too (`preset: eve_7b`)."""
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
@@ -53,25 +38,26 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
         FamilyError: an unknown family.
     """
     argv = sys.argv[1:] if argv is None else argv
-    _check_flags(argv)
     recipes, presets, named = (_values_of(argv, flag) for flag in ("--config", "--preset", "--family"))
     preset = presets[0] if presets else None
     base = load_recipe(*map(Path, recipes), preset=preset, family=named[0] if named else None)
+    _check_flags(argv, base.family)
+    defaults = command_line_of(find_family(base.family), base, recipes, preset)
     said = io.StringIO()
     try:
         # tyro draws a box around what is wrong, over the width of the terminal.
         with contextlib.redirect_stderr(said):
             command_line = tyro.cli(
-                tyro.conf.OmitArgPrefixes[CommandLine],
+                tyro.conf.OmitArgPrefixes[type(defaults)],  # type: ignore[misc]
                 prog=prog,
                 args=argv,
-                default=CommandLine(run=base, config=recipes, preset=preset),
+                default=defaults,
             )
     except SystemExit as ended:
         if ended.code in (0, None):  # --help
             raise
         raise ConfigError(_without_box(said.getvalue())) from None
-    return command_line.run
+    return plain(command_line.run)
 
 
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -79,10 +65,10 @@ def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: part for name, part in tree.items() if isinstance(part, dict)}
 
 
-def known_flags() -> set[str]:
-    """Every flag that `parse` takes, written with dashes."""
+def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
+    """Every flag that `parse` takes for a model of this family, written with dashes."""
     flags = {"--config", "--preset", "--family", "--help"}
-    for section in sections_of(RunConfig().to_dict()).values():
+    for section in sections_of(RunConfig(family=family).to_dict()).values():
         for name, value in section.items():
             dashed = name.replace("_", "-")
             flags.add(f"--{dashed}")
@@ -91,13 +77,13 @@ def known_flags() -> set[str]:
     return flags
 
 
-def _check_flags(argv: Sequence[str]) -> None:
+def _check_flags(argv: Sequence[str], family: str) -> None:
     """Refuse words that look like flags and are none, each with what it may have meant.
 
     Raises:
         ConfigError: a line for each.
     """
-    known = known_flags()
+    known = known_flags(family)
     unknown = [word.split("=", 1)[0] for word in argv if word.startswith("--") and len(word) > 2]
     errors = [
         f"{flag}: no such flag; {flag_hint(flag, known)}" for flag in unknown if _dashed(flag) not in known
@@ -127,7 +113,8 @@ def _without_box(text: str) -> str:
     sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
     for pattern, words in _REWORDED:
         if re.fullmatch(pattern, sentence):
-            return re.sub(pattern, words, sentence).replace("'", "" if "must be one of" in words else "'")
+            said = re.sub(pattern, words, sentence)
+            return said.replace("'", "").rstrip(",") if "must be one of" in words else said
     return sentence or " ".join(text.split())
 
 
@@ -157,9 +144,12 @@ def load_recipe(*paths: Path, preset: str | None = None, family: str | None = No
     preset = preset or (chosen[-1] if chosen else None)
     _known_preset(preset, "--preset", family)
     family = family or (family_of_preset(preset) if preset else DEFAULT_FAMILY)
-    presets = find_family(family).presets
-    config = RunConfig(family=family, model=presets[preset]) if preset else RunConfig(family=family)
-    for path, recipe, line_of in recipes:  # one by one, so that a mistake is laid to the file that makes it
+    config = from_dict({"family": family}, source="--family")
+    if preset:
+        sizes = find_family(family).presets[preset]
+        config = replace(config, model=sizes.model, vision=sizes.vision)
+    for path, read, lines in recipes:  # one by one, so that a mistake is laid to the file that makes it
+        recipe, line_of = upgrade_recipe(read, family, lines)
         config = from_dict(_merge(config.to_dict(), recipe, path, line_of), source=str(path), line_of=line_of)
     return config
 
@@ -176,10 +166,6 @@ def _known_preset(preset: object, source: str, family: str | None) -> None:
     )
 
 
-LineOf = Callable[[tuple[Any, ...]], int]
-"""Keys, outermost first, to the line of a file that they stand on."""
-
-
 def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | None]:
     """The configuration kept in a checkpoint, which another version of this program may have written.
 
@@ -194,10 +180,10 @@ def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | No
     Raises:
         ConfigError: a value that this version cannot take.
     """
-    sections = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    sections = upgrade_saved(values)
     unknown = []
     try:
-        _ADAPTER.validate_python(sections)
+        adapter(find_family(sections["family"])).validate_python(sections)
     except ValidationError as error:
         for one in error.errors():
             if one["type"] != "unexpected_keyword_argument":
@@ -220,21 +206,26 @@ def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None
     Raises:
         ConfigError: one line for each wrong key, with `source` in front.
     """
+    family = str(values.get("family", DEFAULT_FAMILY))
     try:
-        return _ADAPTER.validate_python(values)
+        return plain(adapter(find_family(family, f"{source}: family:")).validate_python(values))
     except ValidationError as error:
-        lines = []
+        lines, settings = [], asdict(find_family(family).Config())
         for one in error.errors():
-            where = f"{source}, line {line_of(one['loc'])}" if line_of else source
-            known = one["type"] != "unexpected_keyword_argument"
-            said = one["msg"] if known else f"no such setting; {_key_hint(one['loc'])}"
-            lines.append(f"{where}: {'.'.join(str(part) for part in one['loc'])}: {said}")
+            known, section = one["type"] != "unexpected_keyword_argument", values.get(str(one["loc"][0]))
+            # Settings of the family may stand in a section that older versions had, and in today's too.
+            inside = section if not known and len(one["loc"]) == 1 and isinstance(section, dict) else {}
+            moved = [(*one["loc"], key) for key in inside if key in settings]
+            for place in moved or [one["loc"]]:
+                where = f"{source}, line {line_of(place)}" if line_of else source
+                said = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
+                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {said}")
         raise ConfigError("\n".join(lines)) from None
 
 
-def _key_hint(keys: tuple[Any, ...]) -> str:
+def _key_hint(keys: tuple[Any, ...], family: str) -> str:
     """What to do about a key of a recipe that does not exist."""
-    tree = RunConfig().to_dict()
+    tree = RunConfig(family=family).to_dict()
     key = str(keys[-1])
     sections = [name for name, section in sections_of(tree).items() if key in section]
     if sections:
@@ -288,7 +279,8 @@ def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path, line_of: Li
         if not isinstance(values, dict):
             where = f"{path}, line {line_of((section,))}: {section}:"
             if section not in tree:
-                raise ConfigError(f"{where} no such section; {_key_hint((section,))}")
+                hint = _key_hint((section,), tree["family"])
+                raise ConfigError(f"{where} no such section; {hint}")
             raise ConfigError(
                 f"{where} must be a section with settings; known: {', '.join(sections_of(tree))}"
             )

@@ -7,6 +7,7 @@ into every checkpoint. A docstring under a field is its line in `--help`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,15 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 # The family of a run that names none, and of checkpoints from before there were several.
 DEFAULT_FAMILY = "eve"
+
+
+def _no_settings(family: str) -> Any:
+    raise AssertionError(f"config/presets.py sets what gives the settings of {family}, and was not imported")
+
+
+# The default settings of a family, by its name. `presets.py` sets it: this file cannot ask the registry of families
+# itself, which imports the types that stand here.
+default_settings: Callable[[str], Any] = _no_settings
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
@@ -49,7 +59,7 @@ OptionalFlag = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder (Llama, Qwen2) and of the EVE patch embedding layer. Presets fill these."""
+    """Sizes of the decoder (Llama, Qwen2). Presets fill these."""
 
     __pydantic_config__ = _STRICT
 
@@ -73,31 +83,6 @@ class ModelConfig:
     """Epsilon of every RMSNorm of the decoder."""
     rotary_base: int = 10000
     """Base (theta) of the rotary position embedding."""
-    patch_embedding_size: int = 32
-    """Width C of the patch embedding layer (`mm_hidden_size` of the published configuration)."""
-    patch_embedding_heads: int = 8
-    """Heads of the local and global cross-attention of the patch embedding layer."""
-    image_size: int = 224
-    """Pixels of an image's long side as the model sees it: 672, or 1344 for the HD model."""
-    teacher_size: int = 112
-    """The teacher's square image in 14-pixel patches times 14 (336 for CLIP ViT-L/14-336); sets the grid that shapes
-    are rounded to."""
-    teacher_hidden_size: int = 48
-    """Width K of the teacher and so of the aligning layer (1024 for CLIP ViT-L/14-336)."""
-    aligning_heads: int = 8
-    """Heads with which the aligning layer attends over depths."""
-    tap_interval: int = 4
-    """Every so many layers, counted down from the last, a depth of the decoder goes to the aligning layer."""
-
-    @property
-    def tap_depths(self) -> tuple[int, ...]:
-        """Depths that are aligned, last first: 0 is the decoder's input, num_layers the output of the final norm."""
-        return tuple(range(self.num_layers, -1, -self.tap_interval))
-
-    @property
-    def pooling(self) -> int:
-        """Tokens along each side of a teacher patch: 1 at 672 pixels, 2 at 1344."""
-        return self.image_size // (2 * self.teacher_size)
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,8 @@ class ParallelConfig:
     decoder_first_pipeline_num_layers: int | None = None
     """Decoder layers of the first pipeline stage, which embeds too; stages without a number share the rest equally."""
     decoder_last_pipeline_num_layers: int | None = None
-    """Decoder layers of the last pipeline stage, which has the output layer, the aligning layer and the teacher too."""
+    """Decoder layers of the last pipeline stage, which has the output layer and, with some
+    families, more."""
     context_parallel_size: int = 1
     """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
     variable_seq_lengths: OptionalFlag = None
@@ -142,8 +128,8 @@ class TrainingConfig:
 
     __pydantic_config__ = _STRICT
 
-    stage: Literal[1, 2, 3] = 2
-    """1 pre-alignment (decoder frozen), 2 generative pretraining, 3 supervised fine-tuning."""
+    stage: int = 2
+    """What trains, by a number of the model family's."""
     global_batch_size: int = 16
     """Samples of one optimizer step, over all ranks."""
     train_iters: int | None = None
@@ -191,24 +177,6 @@ class TrainingConfig:
     """Only kernels that give the same bits each time, on GPUs too: slower. CPUs always do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
     """Divide the loss by the labels of the whole step, or take the published mean over microbatch means."""
-
-
-@dataclass(frozen=True)
-class AlignmentConfig:
-    """The patch aligning layer: distils a frozen vision tower (CLIP) from several depths of the decoder."""
-
-    __pydantic_config__ = _STRICT
-
-    patch_aligning: bool = False
-    """Train with the patch aligning layer; it needs --teacher-model. Off, neither is built."""
-    teacher_model: str | None = None
-    """Folder of the teacher in Hugging Face layout: a vision tower that gives a patch grid (CLIP, SigLIP, DINOv2)."""
-    teacher_hidden_state: int = -2
-    """Which of the teacher's hidden states is the target; -2 is the output of its last layer but one."""
-    teacher_trust_remote_code: bool = False
-    """Let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP)."""
-    align_loss_weight: float = 1.0
-    """Weight of the aligning loss beside the language loss."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +230,8 @@ class DataConfig:
     seq_length: int = 2048
     """Most tokens of one pack; longer samples are left out of the run, which says so at its start."""
     max_images_per_pack: int | None = None
-    """Most images of one pack, which bounds what the patch embedding and the teacher keep; None does not bound it.
-    Samples with more are left out of the run, which says so at its start."""
+    """Most images of one pack, which bounds what their activations take; None does not bound it. Samples with more are
+    left out of the run, which says so at its start."""
     shuffle: bool = True
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
     leaves of one has a fixed random order)."""
@@ -334,21 +302,28 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The whole tree."""
+    """The whole tree.
+
+    `vision` has the settings of the model family, an instance of its `Config`; None takes the defaults of that.
+    """
 
     __pydantic_config__ = _STRICT
 
     family: str = DEFAULT_FAMILY
     """The model family: a name, or a module that has one (package.module). --preset implies that of its model."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    vision: Any = None
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        if self.vision is None:
+            object.__setattr__(self, "vision", default_settings(self.family))
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as nested plain dictionaries, ready for YAML or JSON."""

@@ -25,11 +25,12 @@ from megatron_eve.checkpoint.hf.config import published_config, published_prepro
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.config import ConfigError, ModelConfig, RunConfig, from_saved
+from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.skeleton import Entry, skeleton
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.registry import find_family
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"
@@ -100,8 +101,8 @@ def plan_export(
     _check_aligning(config, teacher)
     source = DistFolder(checkpoint)
     plan = ExportPlan(config)
-    alignment = replace(config.alignment, patch_aligning=teacher is not None)
-    with skeleton(replace(config, alignment=alignment)) as model:
+    vision = replace(config.vision, patch_aligning=teacher is not None)
+    with skeleton(replace(config, vision=vision)) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
         for entry in model.entries:
             _map(plan, entry, source, sizes, dtype)
@@ -123,28 +124,29 @@ def plan_export(
 
 def _check_heads(config: RunConfig) -> None:
     # The layout has no field for it: another number would load and compute something else.
-    if config.model.patch_embedding_heads != ModelConfig.patch_embedding_heads:
+    published = find_family(config.family).Config().patch_embedding_heads
+    if config.vision.patch_embedding_heads != published:
         raise ConfigError(
-            f"the patch embedding of this checkpoint has {config.model.patch_embedding_heads} heads, and that of the "
-            f"published layout always has {ModelConfig.patch_embedding_heads}: it cannot be exported"
+            f"the patch embedding of this checkpoint has {config.vision.patch_embedding_heads} heads, and that of the "
+            f"published layout always has {published}: it cannot be exported"
         )
 
 
 def _check_aligning(config: RunConfig, teacher: Path | None) -> None:
     if teacher is None:
         return
-    if not config.alignment.patch_aligning:
+    if not config.vision.patch_aligning:
         raise ConfigError("--teacher-model: this checkpoint has no aligning layer; leave the teacher out")
-    if config.model.tap_interval != PUBLISHED_TAP_INTERVAL:
+    if config.vision.tap_interval != PUBLISHED_TAP_INTERVAL:
         raise ConfigError(
             f"--teacher-model: the published layout taps every {PUBLISHED_TAP_INTERVAL} layers, this checkpoint every "
-            f"{config.model.tap_interval}; leave the teacher out"
+            f"{config.vision.tap_interval}; leave the teacher out"
         )
 
 
 def _map(plan: ExportPlan, entry: Entry, source: DistFolder, sizes: Sizes, dtype: torch.dtype | None) -> None:
     """Plan the Hugging Face tensors that one of the checkpoint's makes."""
-    rule, names = rule_for(entry.name, eve_rules(plan.config.model))
+    rule, names = rule_for(entry.name, eve_rules(plan.config))
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
     vocabulary = isinstance(rule.layout, Vocabulary)
@@ -229,7 +231,7 @@ def write_export(
             _write_published_files(plan, unfinished, tokenizer)
         else:
             assert tokenizer is not None
-            write_transformers_files(unfinished, plan.config.model, _dtype_name(plan), tokenizer)
+            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer)
         write_shards(unfinished, plan.tensors, max_shard_size, done)
         unfinished.chmod(0o755)
         for path in (*unfinished.iterdir(), unfinished):
@@ -246,11 +248,12 @@ def _dtype_name(plan: ExportPlan) -> str:
 
 
 def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer | None) -> None:
-    model = plan.config.model
     with_teacher = "the teacher" in plan.added.values()
     ids = token_ids(tokenizer)
-    write_json(folder / "config.json", {**published_config(model, _dtype_name(plan), with_teacher), **ids})
-    write_json(folder / "preprocessor_config.json", published_preprocessor(model))
+    write_json(
+        folder / "config.json", {**published_config(plan.config, _dtype_name(plan), with_teacher), **ids}
+    )
+    write_json(folder / "preprocessor_config.json", published_preprocessor(plan.config.vision))
     if tokenizer is None:
         return
     path = Path(tokenizer.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from megatron_eve.checkpoint.hf.tables import (
 )
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.config import AlignmentConfig, ConfigError, RunConfig, validate_sizes
+from megatron_eve.config import ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.folders import check_target
 from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
@@ -80,7 +80,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     keys = set(folder.keys())
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)
-    rules = eve_rules(config.model)
+    rules = eve_rules(config)
     family, lacking = find_family(config.family), parts_lacking(not found.is_eve, aligned)
     with skeleton(config) as model:
         fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
@@ -191,7 +191,7 @@ def write_import(
     try:
         common = {
             "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
-            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "teacher": teacher,
+            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "frozen": teacher,
             "content_metadata": dict(CONTENT),
         }  # fmt: skip
         write_dist_folder(partial_folder, plan.tensors, common, done)
@@ -220,7 +220,7 @@ def import_config(source: Path, image_size: int | None, aligning: bool, front: d
     found = HFConfig.read(source)
     size = image_size or found.image_size or 672
     front = {"teacher_size": teacher_size_of(source, size), "teacher_hidden_size": 1024, **front}
-    model = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
-    config = RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
+    model, vision = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
+    config = RunConfig(model=model, vision=replace(vision, patch_aligning=aligning))
     validate_sizes(config)
     return config

@@ -47,10 +47,10 @@ class Skeleton:
         with torch.device("meta"):
             self._model = VisionLanguageModel(
                 self._transformer,
-                config.model,
+                config,
                 padded_vocab_size=self.padded_vocab_size,
                 transformer_engine=False,
-                patch_aligning=config.alignment.patch_aligning,
+                patch_aligning=config.vision.patch_aligning,
             )
         keys = {
             name: part.key for name, part in self._model.sharded_state_dict(metadata=dict(CONTENT)).items()
@@ -67,11 +67,11 @@ class Skeleton:
         for path, module in self._model.named_modules():
             new: torch.nn.Module
             if isinstance(module, EVEFrontEnd):
-                new = EVEFrontEnd(self._transformer, self._config.model)
+                new = EVEFrontEnd(self._transformer, self._config.vision)
             elif isinstance(module, DepthTap):
-                new = DepthTap(self._transformer, self._config.model.teacher_hidden_size)
+                new = DepthTap(self._transformer, self._config.vision.teacher_hidden_size)
             elif isinstance(module, PatchAligningLayer):
-                new = PatchAligningLayer(self._transformer, self._config.model)
+                new = PatchAligningLayer(self._transformer, self._config.vision)
             else:
                 continue
             for name, parameter in new.named_parameters():

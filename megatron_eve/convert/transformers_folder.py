@@ -16,6 +16,7 @@ from megatron_eve.checkpoint.hf.config import published_config, published_prepro
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.family import ModelSettings
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_eve.EVEConfig",
@@ -75,12 +76,12 @@ _PROBES = (
 )
 
 
-def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, tokenizer: Tokenizer) -> None:
+def write_transformers_files(folder: Path, settings: ModelSettings, dtype: str, tokenizer: Tokenizer) -> None:
     """Write configuration, code, processor and tokenizer beside weights with the published names.
 
     Args:
         folder: an existing one.
-        model: sizes.
+        settings: sizes.
         dtype: of the weights, such as "bfloat16".
         tokenizer: Llama's.
 
@@ -90,12 +91,12 @@ def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, token
     fast, image_token_id = fast_tokenizer(Path(tokenizer.path))
     fast.save(str(folder / "tokenizer.json"))
     shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(model))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
     auto_map = {name: _AUTO_MAP[name] for name in _AUTO_MAP if name.startswith(("AutoConfig", "AutoModel"))}
     config = {
-        **published_config(model, dtype, teacher=False),
+        **published_config(settings, dtype, teacher=False),
         **token_ids(tokenizer),
         "auto_map": auto_map,
         "image_token_index": image_token_id,
@@ -103,7 +104,7 @@ def write_transformers_files(folder: Path, model: ModelConfig, dtype: str, token
     del config["transformers_version"]
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", token_ids(tokenizer))
-    published = published_preprocessor(model)
+    published = published_preprocessor(settings.vision)
     image_processor: dict[str, Any] = {name: published[name] for name in _IMAGE_FIELDS}
     image_processor["image_processor_type"] = "EVEImageProcessor"
     image_processor["auto_map"] = {name: _AUTO_MAP[name] for name in ("AutoImageProcessor", "AutoProcessor")}

@@ -11,10 +11,11 @@ from pathlib import Path
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.config import TRACKER, ConfigError, tower_sizes
+from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.folders import check_target
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.towers.sizes import tower_sizes
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.

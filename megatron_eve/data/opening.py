@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.config import RunConfig, parse_blend, parse_split, tower_sizes
+from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import Part, split_dataset
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.registry import find_family
 
 
 @dataclass(frozen=True)
@@ -145,29 +146,26 @@ def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> Non
 
 
 def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDataset:
-    model = config.model
+    model, vision = config.model, config.vision
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocab_size=model.vocab_size,
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
+        image_size=vision.image_size,
+        teacher_size=vision.teacher_size,
         teacher_patch_size=_teacher_patch_size(config, dataset),
     )
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
     if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
         dataset.info = dataclasses.replace(
-            dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
+            dataset.info, image_size=vision.image_size, teacher_size=vision.teacher_size
         )
     return dataset
 
 
 def _teacher_patch_size(config: RunConfig, dataset: AnyDataset) -> int | None:
     """What stored pixels must fit: the side of the teacher's patches; None where no teacher or no pixels are."""
-    alignment = config.alignment
-    if not alignment.patch_aligning or alignment.teacher_model is None:
-        return None
     if dataset.info.image_storage not in ("pixels", "mixed"):
         return None
-    return tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code).patch_size
+    return find_family(config.family).stored_patch_size(config.vision)

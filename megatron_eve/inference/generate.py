@@ -14,7 +14,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_eve.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
@@ -22,6 +22,8 @@ from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
+from megatron_eve.models.family import ModelSettings
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.loop.microbatch import decodes_pixels, model_inputs
 
@@ -59,6 +61,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     return RunConfig(
         family=config.family,
         model=config.model,
+        vision=find_family(config.family).inference_settings(config.vision),
         parallel=parallel,
         training=training,
         data=DataConfig(mock_data=True),
@@ -68,7 +71,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
 def generate(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
-    model_config: ModelConfig,
+    settings: ModelSettings,
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
@@ -85,7 +88,7 @@ def generate(
     for found in generation_steps(
         model,
         prompts,
-        model_config,
+        settings,
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,
         apply_exif=apply_exif,
@@ -99,7 +102,7 @@ def generate(
 def generation_steps(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
-    model_config: ModelConfig,
+    settings: ModelSettings,
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
@@ -110,7 +113,7 @@ def generation_steps(
     Args:
         model: this rank's stage, bare, built under `generation_config`.
         prompts: what to continue.
-        model_config: sizes; image sizes set how pictures are resized.
+        settings: sizes; image sizes set how pictures are resized.
         max_new_tokens: stop after so many.
         stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
@@ -122,7 +125,7 @@ def generation_steps(
         return
     model.eval()
     cache = KeyValueCache()
-    batch = _prompt_batch(prompts, model_config, apply_exif)
+    batch = _prompt_batch(prompts, settings, apply_exif)
     positions = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
     inputs = model_inputs(batch, model)
@@ -195,11 +198,11 @@ def _step_inputs(
 class _Prompts:
     """Prompts with the interface of a dataset, so that they are packed by the loader's own code."""
 
-    def __init__(self, prompts: Sequence[Prompt], model: ModelConfig, apply_exif: bool) -> None:
+    def __init__(self, prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> None:
         self.info = MockInfo(
-            model.vocab_size,
-            model.image_size,
-            model.teacher_size,
+            settings.model.vocab_size,
+            settings.vision.image_size,
+            settings.vision.teacher_size,
             apply_exif=apply_exif,
             max_pixels=DEFAULT_MAX_PIXELS,
         )
@@ -243,9 +246,9 @@ class _Prompts:
         return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
 
 
-def _prompt_batch(prompts: Sequence[Prompt], model: ModelConfig, apply_exif: bool) -> PackedBatch:
+def _prompt_batch(prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> PackedBatch:
     return build_batch(
-        _Prompts(prompts, model, apply_exif),
+        _Prompts(prompts, settings, apply_exif),
         range(len(prompts)),
         tensor_parallel=1,
         context_parallel=1,

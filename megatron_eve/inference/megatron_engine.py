@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from megatron_eve.config import ModelConfig
 from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID, encode_text
@@ -19,6 +18,7 @@ from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.models.decoder.model import VisionLanguageModel
+from megatron_eve.models.family import ModelSettings
 
 
 class MegatronEngine:
@@ -36,7 +36,7 @@ class MegatronEngine:
     def __init__(
         self,
         model: VisionLanguageModel,
-        config: ModelConfig,
+        config: ModelSettings,
         tokenizer: Tokenizer,
         conv_mode: str,
         apply_exif: bool = True,
@@ -50,7 +50,7 @@ class MegatronEngine:
     @property
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return self._config.max_position_embeddings
+        return self._config.model.max_position_embeddings
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
@@ -58,7 +58,9 @@ class MegatronEngine:
         length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
         for data in images:
             picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
-            length += image_geometry(*picture.size, self._config.image_size, self._config.teacher_size).tokens
+            length += image_geometry(
+                *picture.size, self._config.vision.image_size, self._config.vision.teacher_size
+            ).tokens
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 

@@ -180,9 +180,9 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     _say(f"weights: {checkpoint}, sha256 {weights_fingerprint(checkpoint)}")
     with distributed(config):
         (model,) = build_chunks(config, freeze=False)
-        load_weights(folder, [model], config.model)
+        load_weights(folder, [model], config)
         engine = MegatronEngine(
-            model, config.model, tokenizer, conv_mode, apply_exif=not flags.ignore_exif_orientation
+            model, config, tokenizer, conv_mode, apply_exif=not flags.ignore_exif_orientation
         )
         if work is None:
             engine.follow()

@@ -90,12 +90,12 @@ def build_chunks(config: RunConfig, *, freeze: bool = True) -> list[VisionLangua
         vp_stage = i if virtual else None
         chunk = VisionLanguageModel(
             transformer,
-            config.model,
+            config,
             padded_vocab_size=padded_vocab_size(
                 config.model.vocab_size, config.parallel.tensor_model_parallel_size
             ),
             transformer_engine=engine,
-            patch_aligning=config.alignment.patch_aligning,
+            patch_aligning=config.vision.patch_aligning,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,

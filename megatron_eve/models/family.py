@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from megatron_eve.config.schema import ModelConfig, RunConfig
@@ -21,6 +21,23 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
+def size_differences(saved: Mapping[str, Any], settings: Any, ignore: Collection[str] = ()) -> Iterator[str]:
+    """What a checkpoint was made with and a run has otherwise: a sentence each.
+
+    Args:
+        saved: settings of the checkpoint.
+        settings: the run's, a dataclass of the same names.
+        ignore: names that may differ.
+    """
+    for name, value in saved.items():
+        mine = getattr(settings, name, None)
+        if name not in ignore and mine != value:
+            yield (
+                f"was made with --{name.replace('_', '-')} {value}, this run has {mine}; "
+                "use the same --preset or recipe, or another checkpoint"
+            )
+
+
 @dataclass(frozen=True)
 class Stage:
     """What trains in one stage.
@@ -28,10 +45,12 @@ class Stage:
     Attributes:
         name: for plans and logs.
         trainable: globs over global parameter names; everything else is frozen before the DDP wrap.
+        template: what its data is usually made with (`tools/preprocess_data.py --template`).
     """
 
     name: str
     trainable: tuple[str, ...]
+    template: str = "plain"
 
     def trains(self, name: str) -> bool:
         """Does the parameter of this global name train?"""
@@ -41,6 +60,39 @@ class Stage:
     def decoder_trains(self) -> bool:
         """Do the decoder's own layers train? Frozen, their backward pass has no weight gradients."""
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
+
+
+class ModelSettings(Protocol):
+    """What a model is built from: of a run (`RunConfig`), of a preset (`Preset`), or read from a folder of weights."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Sizes of the decoder."""
+        ...
+
+    @property
+    def vision(self) -> Any:
+        """Settings of the family: an instance of its `Config`."""
+        ...
+
+
+class Preset(NamedTuple):
+    """Sizes of a model by name.
+
+    Attributes:
+        model: of the decoder.
+        vision: settings of the family: an instance of its `Config`.
+    """
+
+    model: ModelConfig
+    vision: Any
+
+
+class PartCounts(NamedTuple):
+    """Parameters beside the decoder's: on the first pipeline stage and on the last, which may be one."""
+
+    first_stage: int
+    last_stage: int
 
 
 class SampleCounts(NamedTuple):
@@ -88,6 +140,8 @@ class ModelFamily(Protocol):
 
     Attributes:
         name: of the family: of its folder, or of its entry point.
+        Config: the settings of the family, the section `vision` of a run's configuration: a frozen dataclass whose
+            fields all have defaults, each with a docstring for `--help`. Names are none of another section's.
         presets: model sizes by name, for `--preset`. Names are unique over all families.
         stages: what trains in each stage, by the number that `--stage` takes.
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
@@ -95,7 +149,8 @@ class ModelFamily(Protocol):
     """
 
     name: str
-    presets: Mapping[str, ModelConfig]
+    Config: type[Any]
+    presets: Mapping[str, Preset]
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
 
@@ -106,6 +161,62 @@ class ModelFamily(Protocol):
     def check(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's other settings for a training run; likewise."""
         ...
+
+    # --- configuration ---
+
+    def upgrade(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """Settings as an older version wrote them, in today's form: whatever has moved into the section `vision`.
+
+        A pure function; what it does not know is left where it is, and so is a key whose new place is taken.
+
+        Args:
+            tree: sections by name, each a dictionary of settings; a recipe's may lack any.
+        """
+        ...
+
+    def inference_settings(self, vision: Any) -> Any:
+        """The settings of the same model without what only training needs."""
+        ...
+
+    def stored_patch_size(self, vision: Any) -> int | None:
+        """Side in pixels of the patches that stored pixels must have been cut for; None where any do."""
+        ...
+
+    def parameter_counts(self, config: RunConfig) -> PartCounts:
+        """Parameters that the family adds to the decoder, by pipeline stage."""
+        ...
+
+    def fingerprint(self, config: RunConfig) -> dict[str, Any] | None:
+        """What identifies the frozen models of a run, kept in its checkpoints; None where it has none.
+
+        Plain values that YAML can write. It may read whole files, so one rank asks.
+
+        Raises:
+            ConfigError: a model that cannot be read.
+        """
+        ...
+
+    def check_resume(
+        self, saved: dict[str, Any], config: RunConfig, frozen: dict[str, Any] | None
+    ) -> Iterator[str]:
+        """Why a run cannot go on from a checkpoint, as far as the family's own settings tell: a sentence each.
+
+        Args:
+            saved: what its `common.pt` holds, the configuration in today's form. `frozen` is the fingerprint.
+            config: of the run.
+            frozen: the fingerprint of the run; None where it has none or is not known yet.
+        """
+        ...
+
+    def check_weights(self, saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
+        """Why the weights of a checkpoint do not fit a run of other data and schedule; likewise."""
+        ...
+
+    def parts_lacking(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+        """Parts of the run's model that a checkpoint lacks, as `parts` names them, each with a sentence."""
+        ...
+
+    # --- model ---
 
     def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
         """What a run of this configuration trains beside the next token, in the order of logs and sums."""

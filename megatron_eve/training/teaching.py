@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.config import RunConfig, TowerSizes, tower_sizes
+from megatron_eve.config import RunConfig
 from megatron_eve.data.batch import PackedBatch, TeacherShare
 from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.sampling.loader import AHEAD
-from megatron_eve.models.eve.teacher import Teacher, teacher_identity
+from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.registry import find_family
+from megatron_eve.models.towers.sizes import TowerSizes, tower_sizes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 from megatron_eve.training.monitoring.flops import TeacherSizes
@@ -20,7 +22,7 @@ from megatron_eve.training.monitoring.flops import TeacherSizes
 
 def runs_teacher(config: RunConfig) -> bool:
     """True on ranks that hold the last stage of a model with an aligning layer."""
-    return config.alignment.patch_aligning and parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    return config.vision.patch_aligning and parallel_state.is_pipeline_last_stage(ignore_virtual=True)
 
 
 def build_teacher(config: RunConfig) -> Teacher | None:
@@ -32,7 +34,7 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     if not runs_teacher(config):
         return None
     dtype = torch.bfloat16 if config.training.bf16 else torch.float32
-    return Teacher(config.alignment, config.model, dtype=dtype, device=accelerator().device)
+    return Teacher(config.vision, dtype=dtype, device=accelerator().device)
 
 
 def teacher_share(config: RunConfig) -> TeacherShare | None:
@@ -48,22 +50,22 @@ def teacher_share(config: RunConfig) -> TeacherShare | None:
 
 def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
     """What the teacher costs, for the count of FLOPs; None without one."""
-    if not config.alignment.patch_aligning:
+    if not config.vision.patch_aligning:
         return None
     tower = _tower(config)
     return TeacherSizes(
         # Hidden state 0 is the embedding; layers behind the target are not needed.
-        layers=config.alignment.teacher_hidden_state % (tower.num_layers + 1),
+        layers=config.vision.teacher_hidden_state % (tower.num_layers + 1),
         hidden_size=tower.hidden_size,
         ffn_hidden_size=tower.ffn_hidden_size,
-        tokens=(config.model.teacher_size // PATCH_SIZE) ** 2 + 1,
+        tokens=(config.vision.teacher_size // PATCH_SIZE) ** 2 + 1,
         patch_values=3 * tower.patch_size**2,
     )
 
 
 def _tower(config: RunConfig) -> TowerSizes:
-    assert config.alignment.teacher_model is not None
-    return tower_sizes(config.alignment.teacher_model, config.alignment.teacher_trust_remote_code)
+    assert config.vision.teacher_model is not None
+    return tower_sizes(config.vision.teacher_model, config.vision.teacher_trust_remote_code)
 
 
 def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:
@@ -102,11 +104,8 @@ def teach_ahead(teacher: Teacher, batches: Sequence[PackedBatch]) -> list[torch.
 
 def shared_identity(config: RunConfig) -> dict[str, Any] | None:
     """Path and hashes of the teacher, hashed once and told to every rank; None without one. Collective."""
-    if not config.alignment.patch_aligning:
-        return None
-    assert config.alignment.teacher_model is not None
     told: list[dict[str, Any] | None] = [None]
     if torch.distributed.get_rank() == 0:
-        told[0] = teacher_identity(config.alignment.teacher_model)
+        told[0] = find_family(config.family).fingerprint(config)
     torch.distributed.broadcast_object_list(told, src=0)
     return told[0]

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from megatron_eve.config import (
-    AlignmentConfig,
     DataConfig,
     ParallelConfig,
     RunConfig,
@@ -25,7 +24,7 @@ class CaseDataset:
     def __init__(self, case: ModelCase) -> None:
         self._case = case
         self.info = MockInfo(
-            case.model.vocab_size, case.model.image_size, case.model.teacher_size, apply_exif=False
+            case.model.vocab_size, case.vision.image_size, case.vision.teacher_size, apply_exif=False
         )
         self._files = [path for path in case.images if path is not None]
         masks = case.inputs["attention_mask"]
@@ -98,7 +97,8 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
             recompute_method="uniform" if recompute else None,
             recompute_num_layers=1 if recompute else None,
         ),
-        alignment=AlignmentConfig(
+        vision=replace(
+            case.vision,
             patch_aligning=case.teacher is not None,
             teacher_model=str(case.teacher) if case.teacher else None,
         ),

@@ -43,7 +43,8 @@ class ModelCase:
         inputs, outputs: tensors by name.
         hf: folder of the weights.
         teacher: folder of the teacher, None where the case has no aligning loss or the folder is not there.
-        model: sizes of the model.
+        model: sizes of the decoder.
+        vision: those of the patch embedding and of the aligning layer.
         images: for each sample, its picture file, or None where the text has no image.
     """
 
@@ -54,6 +55,7 @@ class ModelCase:
     hf: Path
     teacher: Path | None
     model: ModelConfig
+    vision: Any
     images: list[Path | None]
 
 
@@ -70,6 +72,7 @@ def read_model_case(folder: Path) -> ModelCase:
     width = (
         json.loads((teacher / "config.json").read_text(encoding="utf-8"))["hidden_size"] if aligned else None
     )
+    sizes = model_config_of(hf, meta["image_size"], meta["image_size_clip"], width)
     return ModelCase(
         folder=folder,
         meta=meta,
@@ -77,7 +80,8 @@ def read_model_case(folder: Path) -> ModelCase:
         outputs=outputs,
         hf=hf,
         teacher=teacher if aligned else None,
-        model=model_config_of(hf, meta["image_size"], meta["image_size_clip"], width),
+        model=sizes.model,
+        vision=sizes.vision,
         images=images,
     )
 
@@ -99,8 +103,8 @@ def check_pictures(case: ModelCase) -> Iterator[Row]:
         if path is None:
             continue
         with Image.open(path) as picture:
-            geometry = image_geometry(*picture.size, case.model.image_size, case.model.teacher_size)
-        ours = canvases(path, geometry, case.model.image_size, case.model.teacher_size)
+            geometry = image_geometry(*picture.size, case.vision.image_size, case.vision.teacher_size)
+        ours = canvases(path, geometry, case.vision.image_size, case.vision.teacher_size)
         for canvas, kind in zip(ours, ("eve", "clip"), strict=True):
             golden = np.asarray(Image.open(case.folder / "proc" / f"{i}_{kind}.png"))
             yield equal(f"pixels.{i}.{kind}", int((canvas != golden).sum()))

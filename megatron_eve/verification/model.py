@@ -48,7 +48,7 @@ def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = F
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     bare = build_chunks(config)
-    load_hf_weights(case.hf, bare, case.model)
+    load_hf_weights(case.hf, bare, case)
     chunks = wrap_for_training(config, bare)
     teacher = build_teacher(config)
     loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
@@ -254,7 +254,7 @@ def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> d
         shards = [torch.empty_like(gradient) for _ in range(size)]
         torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
         shards = [shard.cpu() for shard in shards]
-        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case.model))
+        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case))
     everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everyone, mine)
     return {name: gradient for some in everyone for name, gradient in some.items()}
@@ -301,9 +301,9 @@ def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: Parallel
     """Greedy tokens for prompts of one case, all in one pack."""
     meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
     hf = linked(case, "hf")
-    model = model_config_of(hf, meta["image_size"], meta["image_size_clip"])
+    sizes = model_config_of(hf, meta["image_size"], meta["image_size_clip"])
     config = generation_config(
-        RunConfig(model=model, training=TrainingConfig(transformer_impl="local")),
+        RunConfig(model=sizes.model, vision=sizes.vision, training=TrainingConfig(transformer_impl="local")),
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
     )
@@ -313,9 +313,9 @@ def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: Parallel
     ]
     with model_parallel(config):
         (chunk,) = build_chunks(config, freeze=False)
-        load_hf_weights(hf, [chunk], model)
+        load_hf_weights(hf, [chunk], sizes)
         count = max(len(entry["new_tokens"]) for entry in entries)
-        answers = generate(chunk, prompts, model, max_new_tokens=count, stop_ids=(), apply_exif=False)
+        answers = generate(chunk, prompts, sizes, max_new_tokens=count, stop_ids=(), apply_exif=False)
     rows = []
     for entry, ours in zip(entries, answers, strict=True):
         golden, margins = entry["new_tokens"], entry["top1_minus_top2_logit"]

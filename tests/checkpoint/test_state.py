@@ -18,13 +18,13 @@ from megatron_eve.checkpoint.compatibility import (
     rank_layout,
 )
 from megatron_eve.config import (
-    AlignmentConfig,
     CheckpointConfig,
     ConfigError,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
 )
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.preflight import check_run
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_SP
@@ -259,7 +259,7 @@ def test_weights_alone(ranks: RankPool, copy: Path) -> None:
     config = run_config(ONE.parallel)
     config = replace(
         config,
-        model=replace(config.model, image_size=448),
+        vision=replace(config.vision, image_size=448),
         checkpoint=CheckpointConfig(pretrained_checkpoint=str(copy)),
     )
     trace = ranks.run(1, run, config, 2)[-1]
@@ -277,11 +277,11 @@ def test_weights_of_another_size(ranks: RankPool, copy: Path) -> None:
         ranks.run(1, run, config, 1)
 
 
-PLAIN = AlignmentConfig()
+PLAIN = EVEConfig()
 
 
 def without_teacher(config: RunConfig) -> RunConfig:
-    return replace(config, alignment=PLAIN)
+    return replace(config, vision=PLAIN)
 
 
 def everything_in(folder: Path) -> tuple[list[str], dict[str, Any]]:
@@ -299,9 +299,9 @@ def test_the_teacher_is_known_by_its_hashes_alone(ranks: RankPool, checkpoint: P
     assert any("aligning_layer.query_tap" in name for name in weights)
     assert not [name for name in names if "tower" in name or "embeddings.position_embedding" in name]
     teacher = find_golden(TEACHER)
-    assert common["teacher"]["path"] == str(teacher)
+    assert common["frozen"]["path"] == str(teacher)
     expected = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
-    assert common["teacher"]["sha256"]["model.safetensors"] == expected
+    assert common["frozen"]["sha256"]["model.safetensors"] == expected
 
 
 def test_another_teacher_or_none(ranks: RankPool, copy: Path, tmp_path: Path) -> None:
@@ -310,9 +310,9 @@ def test_another_teacher_or_none(ranks: RankPool, copy: Path, tmp_path: Path) ->
     )
     moved = Path(shutil.copytree(find_golden(TEACHER), tmp_path / "moved"))
     config = run_config(ONE.parallel, iterations=4)
-    config = replace(config, alignment=replace(config.alignment, teacher_model=str(moved)))
+    config = replace(config, vision=replace(config.vision, teacher_model=str(moved)))
     assert len(ranks.run(1, run, loading_from(config, copy), 3)[-1].losses) == 1
-    other_state = replace(config, alignment=replace(config.alignment, teacher_hidden_state=-3))
+    other_state = replace(config, vision=replace(config.vision, teacher_hidden_state=-3))
     assert "was made with --teacher-hidden-state -2, this run has -3" in load(ranks, copy, other_state)
     weights = load_file(moved / "model.safetensors")
     weights[next(iter(weights))] += 1
@@ -333,9 +333,9 @@ def test_an_aligning_layer_may_come_and_go_between_stages(
     # Another width matters only to the layer that is not there.
     trace = ranks.run(2, run, replace(back, parallel=TP2_SP.parallel), 1)[-1]
     assert trace.aligning[0] > 0.5
-    narrow = replace(onward, model=replace(onward.model, teacher_hidden_size=32))
+    narrow = replace(onward, vision=replace(onward.vision, teacher_hidden_size=32))
     assert ranks.run(1, run, narrow, 1)[-1].losses == plain.losses
-    error = load(ranks, copy, replace(aligned, model=replace(aligned.model, aligning_heads=4)))
+    error = load(ranks, copy, replace(aligned, vision=replace(aligned.vision, aligning_heads=4)))
     assert "--aligning-heads 8, this run has 4" in error
 
 

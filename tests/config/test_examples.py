@@ -55,8 +55,8 @@ def test_what_the_published_runs_fixed(name: str) -> None:
     assert (config.optimizer.clip_grad, config.optimizer.weight_decay) == (0.0, 0.0)
     assert config.training.train_samples == samples
     assert config.data.group_by_modality == (stage == 3)
-    assert config.model.image_size == (1344 if "hd" in name else 672)
-    assert config.alignment.patch_aligning
+    assert config.vision.image_size == (1344 if "hd" in name else 672)
+    assert config.vision.patch_aligning
 
 
 @pytest.mark.parametrize(("name", "layout", "ranks", "card"), CHOICES)
@@ -64,10 +64,12 @@ def test_recipes_and_layouts(name: str, layout: str | None, ranks: int, card: in
     """Each is valid for its ranks, changes nothing but the layout, and leaves a quarter of a card free."""
     config = _load(name, layout)
     plain = _load(name)
-    assert (config.optimizer, config.data, config.model) == (plain.optimizer, plain.data, plain.model)
+    assert (config.optimizer, config.data, config.model, config.vision) == (
+        plain.optimizer, plain.data, plain.model, plain.vision,
+    )  # fmt: skip
     ready = replace(
         config,
-        alignment=replace(config.alignment, patch_aligning=False),
+        vision=replace(config.vision, patch_aligning=False),
         data=replace(config.data, mock_data=True),
         checkpoint=replace(config.checkpoint, save="run"),
     )

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.config import PRESETS, AlignmentConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import PRESETS, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.config.memory import count_parameters, in_units, memory_error, rank_memory
+from megatron_eve.models.registry import find_family
 from megatron_eve.preflight import main
 from megatron_eve.runtime.machine import memory_of_a_rank
 from tests.ranks import RankPool
@@ -38,15 +39,16 @@ def _parameters(config: RunConfig) -> int:
 def test_every_parameter_is_counted(
     ranks: RankPool, preset: str, aligning: bool, changes: dict[str, Any]
 ) -> None:
-    model = replace(PRESETS[preset], **changes)
-    config = RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
-    counts = count_parameters(model, aligning)
+    sizes = PRESETS[preset]
+    model = replace(sizes.model, **changes)
+    config = RunConfig(model=model, vision=replace(sizes.vision, patch_aligning=aligning))
+    counts, others = count_parameters(model), find_family(config.family).parameter_counts(config)
     counted = (
         model.num_layers * counts.layer
         + 2 * counts.embedding
         + counts.norm
-        + counts.front_end
-        + counts.aligning
+        + others.first_stage
+        + others.last_stage
     )
     assert [counted] == ranks.run(1, _parameters, config)
 
@@ -54,7 +56,7 @@ def test_every_parameter_is_counted(
 def test_the_fullest_rank() -> None:
     """EVE-7B by the arithmetic of docs/operations.md: 6.81e9 parameters over TP 4 x PP 2, then 16 bytes or 18 each."""
     config = RunConfig(
-        model=PRESETS["eve_7b"],
+        **PRESETS["eve_7b"]._asdict(),
         parallel=ParallelConfig(tensor_model_parallel_size=4, pipeline_model_parallel_size=2),
         training=TrainingConfig(bf16=True),
     )
@@ -68,7 +70,7 @@ def test_the_fullest_rank() -> None:
 
 
 def test_what_cannot_fit_is_refused() -> None:
-    needed = rank_memory(RunConfig(model=PRESETS["eve_7b"]), 1)
+    needed = rank_memory(RunConfig(**PRESETS["eve_7b"]._asdict()), 1)
     assert memory_error(needed, 110.0, "one GPU") is None
     error = memory_error(needed, 80.0, "one GPU")
     assert error is not None and "\n" not in error
@@ -80,7 +82,7 @@ def test_the_memory_of_a_toy_is_said_in_mib() -> None:
     assert [in_units(size) for size in (0, 400 * 1024, 2**30 - 2**20, 2**30, 3 * 2**40)] == [
         "0.00 MiB", "0.39 MiB", "1,023.00 MiB", "1.00 GiB", "3,072.00 GiB",
     ]  # fmt: skip
-    toy = str(rank_memory(RunConfig(model=PRESETS["eve_mini"]), 1))
+    toy = str(rank_memory(RunConfig(**PRESETS["eve_mini"]._asdict()), 1))
     assert re.fullmatch(
         r"[\d.]+ MiB a rank \(weights [\d.]+ MiB, gradients .*\), activations not counted", toy
     )

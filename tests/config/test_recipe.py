@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ from megatron_eve.config import (
 )
 from megatron_eve.config.hints import OTHER_NAMES
 from megatron_eve.config.recipe import known_flags, sections_of
+from megatron_eve.config.upgrade import upgrade_saved
+
+PREVIOUS = Path(__file__).parents[1] / "golden" / "previous" / "checkpoint" / "iter_0000003"
 
 
 @pytest.fixture
@@ -36,17 +40,27 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def sizes_of(config: RunConfig) -> tuple[object, object]:
+    """As a preset has them."""
+    return config.model, config.vision
+
+
 def test_published_sizes() -> None:
-    eve = PRESETS["eve_7b"]
+    eve, vision = PRESETS["eve_7b"]
     sizes = (eve.num_layers, eve.hidden_size, eve.ffn_hidden_size, eve.num_attention_heads, eve.vocab_size)
     assert sizes == (32, 4096, 11008, 32, 32000)
-    assert (eve.patch_embedding_size, eve.image_size, eve.teacher_size, eve.max_position_embeddings) == (
+    assert (
+        vision.patch_embedding_size,
+        vision.image_size,
+        vision.teacher_size,
+        eve.max_position_embeddings,
+    ) == (
         1024,
         672,
         336,
         4096,
     )
-    assert PRESETS["eve_7b_hd"].image_size == 1344
+    assert PRESETS["eve_7b_hd"].vision.image_size == 1344
 
 
 @pytest.mark.parametrize(
@@ -72,7 +86,7 @@ def test_flags_over_recipe_over_preset(recipe: Path) -> None:
 
 
 def test_preset_flag_over_recipe(recipe: Path) -> None:
-    assert parse(["--config", str(recipe), "--preset", "eve_tiny"]).model == PRESETS["eve_tiny"]
+    assert sizes_of(parse(["--config", str(recipe), "--preset", "eve_tiny"])) == PRESETS["eve_tiny"]
 
 
 @pytest.fixture
@@ -92,7 +106,7 @@ def test_a_later_recipe_over_an_earlier_one(recipe: Path, layout: Path) -> None:
     assert config.parallel.sequence_parallel is True  # only in the earlier one
     assert config.parallel.pipeline_model_parallel_size == 4  # flag over both
     assert config.training.global_batch_size == 512
-    assert config.model == PRESETS["eve_7b"]
+    assert sizes_of(config) == PRESETS["eve_7b"]
     turned = parse(["--preset=eve_7b", "--config", str(layout), str(recipe)])
     assert turned.parallel.tensor_model_parallel_size == 4
     assert turned.parallel.pipeline_model_parallel_size == 2
@@ -105,8 +119,8 @@ def test_nothing_in_a_later_recipe_takes_a_setting_back(recipe: Path, tmp_path: 
     second.write_text("preset: eve_tiny\ntraining: {recompute_granularity: null}\n")
     config = load_recipe(recipe, first, second)
     assert config.training.recompute_granularity is None
-    assert config.model == PRESETS["eve_tiny"]  # the last preset that is named
-    assert load_recipe(recipe, first, second, preset="eve_mini").model == PRESETS["eve_mini"]
+    assert sizes_of(config) == PRESETS["eve_tiny"]  # the last preset that is named
+    assert sizes_of(load_recipe(recipe, first, second, preset="eve_mini")) == PRESETS["eve_mini"]
 
 
 def test_a_mistake_is_laid_to_its_file(recipe: Path, layout: Path) -> None:
@@ -154,7 +168,7 @@ def test_blends() -> None:
 
 
 def test_round_trip() -> None:
-    config = RunConfig(model=PRESETS["eve_7b_hd"])
+    config = RunConfig(**PRESETS["eve_7b_hd"]._asdict())
     assert from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "test") == config
 
 
@@ -190,8 +204,9 @@ def test_tiny_recipes_load(stage: int) -> None:
     path = Path(__file__).parents[2] / "examples" / "eve_tiny" / f"stage{stage}.yaml"
     config = load_recipe(path)
     assert config.training.stage == stage
-    assert config.optimizer.min_lr == 0.0 and config.alignment.patch_aligning
-    assert config.model == PRESETS["eve_tiny"]
+    assert config.optimizer.min_lr == 0.0 and config.vision.patch_aligning
+    sizes = config.model, replace(config.vision, patch_aligning=False)
+    assert sizes == PRESETS["eve_tiny"]
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +285,79 @@ def test_wrong_keys_with_their_lines(tmp_path: Path) -> None:
     path.write_text("training:\n  stage: 2\n bf16: [\n")
     with pytest.raises(ConfigError, match=r"recipe\.yaml, line 3: not a YAML recipe"):
         load_recipe(path)
+
+
+OLD = (
+    "preset: eve_7b\n"
+    "model: {num_layers: 16,\n  image_size: 1344}\n"
+    "alignment:\n  patch_aligning: true\n  align_loss_weight: 0.5\n"
+)
+
+
+def test_a_recipe_of_an_older_version(tmp_path: Path) -> None:
+    """EVE's settings stood in the sections `model` and `alignment`; both forms may stand in one recipe."""
+    path = tmp_path / "old.yaml"
+    path.write_text(OLD)
+    found, sizes = load_recipe(path), PRESETS["eve_7b"]
+    assert found.model == replace(sizes.model, num_layers=16)
+    wanted = replace(sizes.vision, image_size=1344, patch_aligning=True, align_loss_weight=0.5)
+    assert found.vision == wanted
+    path.write_text(OLD + "vision: {teacher_model: clip}\n")
+    assert load_recipe(path).vision == replace(wanted, teacher_model="clip")
+    new = tmp_path / "new.yaml"
+    new.write_text("vision: {image_size: 672}\nalignment:\n")
+    assert load_recipe(path, new).vision.image_size == 672
+    assert load_recipe(new, path).vision.image_size == 1344
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("vision: {image_size: 672}\n", "3: model.image_size: no such setting; image_size belongs into"),
+        (
+            "vision: {align_loss_weight: 1}\n",
+            "6: alignment.align_loss_weight: no such setting; align_loss_weight be",
+        ),
+        ("vision: {image_sise: 672}\n", "7: vision.image_sise: no such setting; did you mean image_size?"),
+        ("vision: 3\n", "7: vision: must be a section with settings"),
+        (
+            "data: {teacher_model: 3}\n",
+            "7: data.teacher_model: no such setting; teacher_model belongs into",
+        ),
+    ],
+)
+def test_mistakes_in_a_recipe_of_an_older_version(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(OLD + text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}, line {line}")
+    path.write_text(OLD.replace("0.5", "much").replace("true", "perhaps"))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{path}, line 5: vision.patch_aligning: Input should be a valid boolean")
+    assert second.startswith(f"{path}, line 6: vision.align_loss_weight: Input should be a valid number")
+
+
+def test_a_configuration_of_an_older_checkpoint() -> None:
+    old = yaml.safe_load((PREVIOUS / "config.yaml").read_text(encoding="utf-8"))
+    assert "family" not in old and "alignment" in old and "vision" not in old
+    config, note = from_saved(old, "run")
+    assert note is None and config.family == "eve" and "alignment" in old
+    moved = {
+        **old["alignment"],
+        **{name: old["model"][name] for name in asdict(config.vision) if name in old["model"]},
+    }
+    assert asdict(config.vision) == moved
+    assert {**asdict(config.model), **moved} == {**old["model"], **moved}
+    assert upgrade_saved(config.to_dict()) == config.to_dict()
+    assert upgrade_saved(old)["vision"] == asdict(config.vision)
+    both = {**old, "vision": {"image_size": 448}}
+    config, note = from_saved(both, "run")
+    assert config.vision.image_size == 448
+    assert note == "run: settings of another version are left out: model.image_size"
+    assert config.vision.teacher_hidden_size == old["model"]["teacher_hidden_size"]
 
 
 def test_a_checkpoint_of_another_version_may_have_settings_that_are_unknown_here() -> None:

@@ -12,17 +12,16 @@ from megatron_eve.config import (
     TRACKER,
     ConfigError,
     RunConfig,
-    TowerSizes,
     from_dict,
-    tower_sizes,
     validate,
 )
+from megatron_eve.models.towers.sizes import TowerSizes, tower_sizes
 
 OVERLAP = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
 
 
 def config(**sections: dict[str, object]) -> RunConfig:
-    base = RunConfig(model=PRESETS["eve_tiny"]).to_dict()
+    base = RunConfig(**PRESETS["eve_tiny"]._asdict()).to_dict()
     base["training"]["train_iters"] = 10
     base["data"]["mock_data"] = True
     for section, values in sections.items():
@@ -163,7 +162,7 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "start a multiple of 3",
         ),
         ({"parallel": {"context_parallel_size": 2}, "data": {"seq_length": 510}}, "--seq-length 510", "of 4"),
-        ({"model": {"tap_interval": 0}}, "--tap-interval 0", "at least 1"),
+        ({"vision": {"tap_interval": 0}}, "--tap-interval 0", "at least 1"),
         ({"parallel": {"overlap_param_gather": True}}, "--overlap-param-gather", "--overlap-grad-reduce"),
         ({"parallel": {"num_layers_per_virtual_pipeline_stage": 1}}, "--num-layers-per-virtual", "above 1"),
         (
@@ -186,9 +185,9 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
         ),
         ({"model": {"num_attention_heads": 7}}, "--hidden-size 128", "--num-attention-heads 7"),
         ({"model": {"num_query_groups": 3}}, "--num-query-groups 3", "must divide"),
-        ({"model": {"image_size": 700}}, "--image-size 700", "even multiple"),
-        ({"model": {"image_size": 336, "teacher_size": 336}}, "--image-size 336", "even multiple"),
-        ({"model": {"patch_embedding_heads": 5}}, "--patch-embedding-size", "--patch-embedding-heads 5"),
+        ({"vision": {"image_size": 700}}, "--image-size 700", "even multiple"),
+        ({"vision": {"image_size": 336, "teacher_size": 336}}, "--image-size 336", "even multiple"),
+        ({"vision": {"patch_embedding_heads": 5}}, "--patch-embedding-size", "--patch-embedding-heads 5"),
         ({"training": {"train_iters": None}}, "--train-iters", "--train-samples"),
         ({"training": {"train_samples": 5}}, "--train-samples", "not both"),
         ({"training": {"global_batch_size": 0}}, "--global-batch-size 0", "at least 1"),
@@ -288,10 +287,10 @@ def tower(folder: Path, **fields: object) -> str:
 
 
 def test_a_good_teacher(tmp_path: Path) -> None:
-    validate(config(alignment={"patch_aligning": True, "teacher_model": tower(tmp_path / "clip")}), 1)
+    validate(config(vision={"patch_aligning": True, "teacher_model": tower(tmp_path / "clip")}), 1)
     vision = {"hidden_size": 64, "patch_size": 16, "num_attention_heads": 4}
     both = tower(tmp_path / "both", model_type="clip", hidden_size=512, vision_config=vision)
-    validate(config(alignment={"patch_aligning": True, "teacher_model": both}), 1)
+    validate(config(vision={"patch_aligning": True, "teacher_model": both}), 1)
 
 
 def test_sizes_that_a_teacher_leaves_to_its_model_type(tmp_path: Path) -> None:
@@ -300,42 +299,37 @@ def test_sizes_that_a_teacher_leaves_to_its_model_type(tmp_path: Path) -> None:
         tmp_path / "siglip", model_type="siglip", vision_config={"model_type": "siglip_vision_model"}
     )
     settings = {"patch_aligning": True, "teacher_model": siglip}
-    validate(config(alignment=settings, model={"teacher_hidden_size": 768}), 1)
+    validate(config(vision={**settings, "teacher_hidden_size": 768}), 1)
     assert tower_sizes(siglip, False) == TowerSizes(768, 16, 12, 3072, 224)
 
 
 @pytest.mark.parametrize(
-    ("alignment", "model", "flag", "remedy"),
+    ("vision", "flag", "remedy"),
     [
-        ({"patch_aligning": True}, {}, "--patch-aligning", "--no-patch-aligning"),
-        ({"teacher_model": "x"}, {}, "--teacher-model", "add that"),
+        ({"patch_aligning": True}, "--patch-aligning", "--no-patch-aligning"),
+        ({"teacher_model": "x"}, "--teacher-model", "add that"),
         (
             {"patch_aligning": True, "align_loss_weight": 0.0},
-            {},
             "--align-loss-weight 0.0",
             "--no-patch-aligning",
         ),
         (
             {"patch_aligning": True, "align_loss_weight": float("nan")},
-            {},
             "--align-loss-weight nan",
             "positive",
         ),
-        ({"patch_aligning": True}, {"aligning_heads": 5}, "--teacher-hidden-size 64", "--aligning-heads 5"),
-        ({"patch_aligning": True}, {"tap_interval": 5}, "--tap-interval 5", "smaller interval"),
+        ({"patch_aligning": True, "aligning_heads": 5}, "--teacher-hidden-size 64", "--aligning-heads 5"),
+        ({"patch_aligning": True, "tap_interval": 5}, "--tap-interval 5", "smaller interval"),
         (
             {"patch_aligning": True, "teacher_model": "/nowhere"},
-            {},
             "--teacher-model /nowhere",
             "no config.json",
         ),
     ],
 )
-def test_teacher_refusals(
-    alignment: dict[str, object], model: dict[str, object], flag: str, remedy: str
-) -> None:
+def test_teacher_refusals(vision: dict[str, object], flag: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(config(alignment=alignment, model=model), 1)
+        validate(config(vision=vision), 1)
     assert any(line.startswith(flag) and remedy in line for line in str(caught.value).split("\n")), (
         caught.value
     )
@@ -344,7 +338,7 @@ def test_teacher_refusals(
 def test_wrong_teacher_folders(tmp_path: Path) -> None:
     def complaint(folder: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            validate(config(alignment={"patch_aligning": True, "teacher_model": folder}), 1)
+            validate(config(vision={"patch_aligning": True, "teacher_model": folder}), 1)
         return str(caught.value)
 
     wide = tower(tmp_path / "wide", hidden_size=1024)
@@ -355,7 +349,7 @@ def test_wrong_teacher_folders(tmp_path: Path) -> None:
     assert "does not describe a vision tower" in complaint(tower(tmp_path / "new", model_type="unheard_of"))
     deep = {"patch_aligning": True, "teacher_model": tower(tmp_path / "deep"), "teacher_hidden_state": 14}
     with pytest.raises(ConfigError, match=r"--teacher-hidden-state 14: .* has 13 of them"):
-        validate(config(alignment=deep), 1)
+        validate(config(vision=deep), 1)
     bare = Path(tower(tmp_path / "bare"))
     (bare / "model.safetensors").unlink()
     assert "no weights there" in complaint(str(bare))

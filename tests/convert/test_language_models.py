@@ -134,10 +134,14 @@ def test_there_and_back_through_a_run(
     ranks: RankPool, tmp_path: Path, layout: Layout, kind: str, dtype: str
 ) -> None:
     source = folder_of(tmp_path, kind, dtype)
-    model = start_of(source, tmp_path / "start").model
+    start = start_of(source, tmp_path / "start")
     config = run_config(layout.parallel, bf16=dtype == "bfloat16")
     saved = CheckpointConfig(save=str(tmp_path / "saved"), pretrained_checkpoint=str(tmp_path / "start"))
-    ranks.run(layout.world_size, pass_through, replace(config, model=model, checkpoint=saved))
+    ranks.run(
+        layout.world_size,
+        pass_through,
+        replace(config, model=start.model, vision=start.vision, checkpoint=saved),
+    )
     assert convert("export", "--source", tmp_path / "saved", "--target", tmp_path / "back") == 0
     check_same(source, tmp_path / "back")
 
@@ -164,7 +168,7 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     )
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)
-        load_hf_weights(folder, [model], config.model)
+        load_hf_weights(folder, [model], config)
         return model(inputs)[:, : config.model.vocab_size]
 
 
@@ -180,7 +184,7 @@ def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layou
     theirs = transformers_model(kind)
     theirs.save_pretrained(tmp_path)
     config = RunConfig(
-        model=model_config_of(tmp_path, 224, 112),
+        **model_config_of(tmp_path, 224, 112)._asdict(),
         parallel=layout.parallel,
         training=TrainingConfig(transformer_impl="local"),
     )

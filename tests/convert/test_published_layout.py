@@ -10,13 +10,14 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_eve.config import PRESETS, AlignmentConfig, RunConfig
+from megatron_eve.config import PRESETS, RunConfig
 from tests.convert.test_conversion import TEACHER, convert
 from tests.golden_dir import find_golden
 
@@ -117,12 +118,12 @@ def test_every_key_of_an_eve_7b_is_accounted_for(
         torch.Size(shape).numel() for key, shape in shapes.items() if not key.startswith(ALIASES[1])
     )
     assert numbers * 2 == pytest.approx(14.230e9, rel=1e-4)  # what the two published shards hold
-    model = PRESETS[preset]
-    (tmp_path / "config.json").write_text(json.dumps(published_config(model, "bfloat16", True)))
+    sizes = PRESETS[preset]
+    (tmp_path / "config.json").write_text(json.dumps(published_config(sizes, "bfloat16", True)))
     monkeypatch.setattr(importing, "HFFolder", lambda folder: Names(shapes, folder))
     front = {"teacher_size": 336, "teacher_hidden_size": 1024, "patch_embedding_size": 1024}
     config = importing.import_config(tmp_path, None, aligning, front)
-    assert config == RunConfig(model=model, alignment=AlignmentConfig(patch_aligning=aligning))
+    assert config == RunConfig(model=sizes.model, vision=replace(sizes.vision, patch_aligning=aligning))
     plan = importing.plan_import(tmp_path, config, None, seed=1)
     mapped = {name for names in plan.mapped.values() for name in names}
     assert not plan.initialised and not mapped & set(plan.dropped)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_eve.config import ConfigError, ModelConfig, ParallelConfig, RunConfig
+from megatron_eve.config import ConfigError, ParallelConfig, RunConfig
+from megatron_eve.models.eve.config import EVEConfig
 from tests.checkpoint.hf.test_tables import config, load_and_collect
 from tests.convert.test_conversion import TEACHER, convert
 from tests.golden_dir import find_golden
@@ -94,7 +94,7 @@ def test_both_sizes(exported: Path, tmp_path: Path) -> None:
 def test_a_front_end_that_the_layout_cannot_say() -> None:
     from megatron_eve.convert.exporting import plan_export
 
-    config = RunConfig(model=replace(ModelConfig(), patch_embedding_heads=4))
+    config = RunConfig(vision=EVEConfig(patch_embedding_heads=4))
     with pytest.raises(ConfigError, match="has 4 heads"):
         plan_export(Path("anywhere"), config, None, None, published=True)
 

@@ -51,8 +51,8 @@ def logits(config: RunConfig, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)
-        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config.model)
-        batch = _prompt_batch(prompts, config.model, apply_exif=True)
+        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config)
+        batch = _prompt_batch(prompts, config, apply_exif=True)
         inputs = model_inputs(batch, model)
         inputs.labels, inputs.output_rows = None, torch.arange(len(batch.tokens))
         bounds = batch.cu_seqlens.tolist()

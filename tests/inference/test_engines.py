@@ -72,8 +72,8 @@ def on_ranks(layout: Layout) -> Found | None:
     tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
     with model_parallel(config):
         (model,) = build_chunks(config, freeze=False)
-        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config.model)
-        engine = MegatronEngine(model, config.model, tokenizer, "vicuna_v1")
+        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config)
+        engine = MegatronEngine(model, config, tokenizer, "vicuna_v1")
         if global_rank():
             engine.follow()
             return None
@@ -146,7 +146,7 @@ def test_a_folder_that_transformers_saved_answers_and_is_imported(
         found.append(engine.answers([engine.prepare(text, images, COUNT)], COUNT))
     assert found[0] == found[1]
     assert convert("import", "--source", saved_again, "--target", tmp_path / "run") == 0
-    saved = saved_config(str(tmp_path / "run"))["model"]
+    saved = saved_config(str(tmp_path / "run"))["vision"]
     assert (saved["image_size"], saved["teacher_size"]) == (224, 112)
 
 
@@ -241,7 +241,7 @@ def refusals_on_a_rank() -> list[str]:
     from megatron_eve.inference.megatron_engine import MegatronEngine
 
     tokenizer = Tokenizer(find_golden("tokenize") / "tokenizer.model")
-    engine = MegatronEngine(None, ModelConfig(), tokenizer, "vicuna_v1")  # type: ignore[arg-type]
+    engine = MegatronEngine(None, RunConfig(), tokenizer, "vicuna_v1")  # type: ignore[arg-type]
     padded = tokenizer.vocab_size + 1  # a row that the embedding was padded with
     assert engine._text([padded, *tokenizer.encode("Hi"), padded]) == "Hi"
     return refusals(engine)

@@ -45,8 +45,8 @@ def answers(
 
     with model_parallel(config):
         (model,) = build_chunks(config, freeze=False)
-        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config.model)
-        return generate(model, prompts, config.model, max_new_tokens=count, stop_ids=stop_ids)
+        load_hf_weights(find_golden("_shared/hf_mini224"), [model], config)
+        return generate(model, prompts, config, max_new_tokens=count, stop_ids=stop_ids)
 
 
 def without_cache(config: RunConfig, prompt: Prompt, count: int) -> list[int]:

@@ -173,7 +173,7 @@ def test_outputs_of_a_stage_are_freed_where_nobody_sends_them_any_more(
     from megatron_eve.models import build
 
     monkeypatch.setattr(build, "accelerator", lambda: found)
-    config = RunConfig(model=PRESETS["eve_mini"], parallel=ParallelConfig(**parallel))
+    config = RunConfig(**PRESETS["eve_mini"]._asdict(), parallel=ParallelConfig(**parallel))
     assert build.transformer_config(config).deallocate_pipeline_outputs is freed
 
 

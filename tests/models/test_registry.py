@@ -8,22 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typing_extensions import get_protocol_members
 
 from megatron_eve.checkpoint.compatibility import CheckpointError, check_family, check_resume
 from megatron_eve.config import PRESETS, ConfigError, RunConfig, from_dict, load_recipe, parse, validate
 from megatron_eve.models.eve.family import FAMILY
-from megatron_eve.models.family import begins_at_random
+from megatron_eve.models.family import ModelFamily, begins_at_random
 from megatron_eve.models.registry import FamilyError, families, family_names, find_family
 
+# Of a family that has a name, presets and stages alone.
+LACKING = sorted(get_protocol_members(ModelFamily) - {"name", "presets", "stages"})
 # A family of no sizes of its own, as a package elsewhere would write it.
 MODULE = """
+from dataclasses import dataclass
+
 from megatron_eve.config.schema import ModelConfig
-from megatron_eve.models.family import Stage
+from megatron_eve.models.family import PartCounts, Preset, Stage
+
+
+@dataclass(frozen=True)
+class Config:
+    __pydantic_config__ = {{"extra": "forbid"}}
+
+    colours: int = 3  # numbers of a pixel
 
 
 class Family:
     name = "{name}"
-    presets = {{"{name}_tiny": ModelConfig(num_layers=2)}}
+    Config = Config
+    presets = {{"{name}_tiny": Preset(ModelConfig(num_layers=2), Config(colours=1))}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
 
@@ -33,6 +46,30 @@ class Family:
     def check(self, config):
         if config.data.seq_length == 7:
             yield "--seq-length 7: not for {name}"
+
+    def upgrade(self, tree):
+        return tree
+
+    def inference_settings(self, vision):
+        return vision
+
+    def stored_patch_size(self, vision):
+        return None
+
+    def parameter_counts(self, config):
+        return PartCounts(config.vision.colours, 0)
+
+    def fingerprint(self, config):
+        return None
+
+    def check_resume(self, saved, config, frozen):
+        yield from ()
+
+    def check_weights(self, saved, config):
+        yield from ()
+
+    def parts_lacking(self, saved, config):
+        return {{}}
 
     def objectives(self, config):
         return ()
@@ -61,7 +98,7 @@ def test_the_family_of_the_package() -> None:
     assert family_names()[0] == "eve" and find_family("eve") is FAMILY
     assert [family.name for family in families()] == list(family_names())
     assert {"eve_7b", "eve_7b_hd", "eve_mini", "eve_tiny"} <= set(PRESETS)
-    assert len(PRESETS) == len(list(PRESETS)) and PRESETS["eve_mini"] == RunConfig().model
+    assert len(PRESETS) == len(list(PRESETS)) and PRESETS["eve_mini"].model == RunConfig().model
     assert "eve_70b" not in PRESETS
 
 
@@ -101,7 +138,7 @@ def test_an_installed_package_brings_one(elsewhere: Path) -> None:
     (info / "entry_points.txt").write_text(f"[megatron_eve.families]\ntoy_installed = {module}:FAMILY\n")
     assert "toy_installed" in family_names()
     assert find_family("toy_installed").name == "toy_installed"
-    assert PRESETS["toy_installed_tiny"].num_layers == 2
+    assert PRESETS["toy_installed_tiny"].model.num_layers == 2
 
 
 @pytest.mark.parametrize("name", ["vila", "no_such.family", "megatron_eve.models.eve.none", ".x", "a..b", ""])
@@ -120,7 +157,7 @@ def test_unknown_families_are_answered_with_those_there_are(name: str) -> None:
         ("x = 1\n", "its module has no FAMILY; see megatron_eve/models/family.py"),
         (
             "class F:\n    name = 'f'\n    presets = stages = {}\nFAMILY = F()\n",
-            "its FAMILY lacks check, check_sizes, objectives, parts; see megatron_eve/models/family.py",
+            f"its FAMILY lacks {', '.join(LACKING)}; see megatron_eve/models/family.py",
         ),
         ("import no_such_module_here\n", "it needs the module no_such_module_here, which is not here"),
         ("raise OSError('no\\ndisk')\n", "its module cannot be imported (OSError: no disk)"),
@@ -141,12 +178,12 @@ def test_a_preset_implies_its_family(elsewhere: Path) -> None:
     assert parse([]).family == "eve" and parse(["--preset", "eve_tiny"]).family == "eve"
     module = write_family(elsewhere, "toy_preset")
     config = parse(["--family", module, "--preset", "toy_preset_tiny", "--mock-data", "--train-iters=1"])
-    assert (config.family, config.model.num_layers) == (module, 2)
+    assert (config.family, config.model.num_layers, config.vision.colours) == (module, 2, 1)
     validate(config, 1)
     assert from_dict(config.to_dict(), "saved") == config
     recipe = elsewhere / "recipe.yaml"
     recipe.write_text(f"family: {module}\npreset: toy_preset_tiny\n")
-    assert load_recipe(recipe) == replace(RunConfig(), family=module, model=config.model)
+    assert load_recipe(recipe) == RunConfig(family=module, model=config.model, vision=config.vision)
     assert parse(["--config", str(recipe), "--num-layers", "4"]).family == module
     with pytest.raises(ConfigError) as caught:  # the flag goes before the recipe
         parse(["--config", str(recipe), "--family", "eve"])
@@ -168,10 +205,15 @@ def test_a_preset_implies_its_family(elsewhere: Path) -> None:
 
 def test_a_family_checks_its_own_settings(elsewhere: Path) -> None:
     module = write_family(elsewhere, "toy_checks")
-    words = ["--family", module, "--mock-data", "--train-iters=1", "--teacher-size=13"]
-    validate(parse(words), 1)  # the sizes of EVE are none of its
+    words = ["--family", module, "--mock-data", "--train-iters=1", "--colours=2"]
+    validate(parse(words), 1)
+    with pytest.raises(ConfigError, match=r"^--image-size: no such flag"):  # that is EVE's
+        parse([*words, "--image-size", "700"])
+    with pytest.raises(ConfigError, match=r"^--stage 1: must be one of 2$"):
+        parse([*words, "--stage", "1"])
     with pytest.raises(ConfigError) as caught:
-        validate(parse([*words, "--stage", "1", "--seq-length", "7"]), 1)
+        config = parse([*words, "--seq-length", "7"])
+        validate(replace(config, training=replace(config.training, stage=1)), 1)
     assert str(caught.value).splitlines() == [
         "--stage 1: the family toy_checks has no such stage; choose from 2",
         "--seq-length 7: not for toy_checks",

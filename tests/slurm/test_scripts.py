@@ -31,7 +31,7 @@ RECIPE = {
     "preset": "eve_mini",
     "training": {"stage": 2, "global_batch_size": 6, "train_iters": 30},
     "parallel": {"pipeline_model_parallel_size": 2},  # one stage on each node
-    "alignment": {"patch_aligning": True},
+    "vision": {"patch_aligning": True},
     "optimizer": {"lr": 4e-5},
     "data": {"seq_length": 384},
     "checkpoint": {"save_interval": 10},

@@ -85,10 +85,10 @@ def six_steps(config: RunConfig) -> Steps:
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
 
-    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
+    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model, vision=config.vision)
     with model_parallel(config):
         bare = build_chunks(config)
-        load_hf_weights(case.hf, bare, case.model)
+        load_hf_weights(case.hf, bare, case)
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)
         scheduler = build_scheduler(config, optimizer)
@@ -175,11 +175,11 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.verification.model import whole_gradients
 
     case = read_model_case(find_golden("eve672_square_wide_tall"))
-    case = replace(case, model=replace(case.model, image_size=1344))
+    case = replace(case, vision=replace(case.vision, image_size=1344))
     config = case_config(case, parallel, recompute=True)
     with model_parallel(config):
         bare = build_chunks(config)
-        load_hf_weights(case.hf, bare, case.model)
+        load_hf_weights(case.hf, bare, case)
         chunks = wrap_for_training(config, bare)
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from megatron_eve.config import (
-    AlignmentConfig,
     DataConfig,
     ModelConfig,
     ParallelConfig,
     RunConfig,
     TrainingConfig,
 )
+from megatron_eve.models.eve.config import EVEConfig
 from tests.golden_dir import find_golden
 from tests.layouts import (
     CP2,
@@ -63,9 +63,15 @@ class Content:
 def run_config(parallel: ParallelConfig, content: Content, **training: Any) -> RunConfig:
     from megatron_eve.verification.cases import read_model_case
 
-    model = read_model_case(find_golden("mini224_mixed")).model
+    case = read_model_case(find_golden("mini224_mixed"))
     return RunConfig(
-        model=replace(model, image_size=content.image_size),
+        model=case.model,
+        vision=replace(
+            case.vision,
+            image_size=content.image_size,
+            patch_aligning=True,
+            teacher_model=str(find_golden(TEACHER)),
+        ),
         parallel=replace(parallel, use_distributed_optimizer=False),
         training=TrainingConfig(
             stage=training.pop("stage", 2),
@@ -74,7 +80,6 @@ def run_config(parallel: ParallelConfig, content: Content, **training: Any) -> R
             transformer_impl="local",
             **training,
         ),
-        alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
         # Two packs for four samples; a third of them without an image.
         data=DataConfig(
             mock_data=True,
@@ -115,12 +120,12 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients
 
-    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model)
+    case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model, vision=config.vision)
     with model_parallel(config):
         bare = build_chunks(config)
         # Weights are wanted, the same under every layout, also for taps at depths that nobody published.
-        published, load.PUBLISHED_TAP_INTERVAL = load.PUBLISHED_TAP_INTERVAL, config.model.tap_interval
-        load.load_hf_weights(case.hf, bare, case.model)
+        published, load.PUBLISHED_TAP_INTERVAL = load.PUBLISHED_TAP_INTERVAL, config.vision.tap_interval
+        load.load_hf_weights(case.hf, bare, case)
         load.PUBLISHED_TAP_INTERVAL = published
         for chunk in bare:
             chunk.double()
@@ -131,7 +136,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
         chunks = wrap_for_training(config, bare)
         teacher = None
         if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
-            teacher = Teacher(config.alignment, config.model, dtype=torch.float64, device=torch.device("cpu"))
+            teacher = Teacher(config.vision, dtype=torch.float64, device=torch.device("cpu"))
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(first)
         for wrapped in chunks:
@@ -264,7 +269,7 @@ def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
 
     def uneven(layout: Layout) -> RunConfig:
         config = run_config(layout.parallel, content)
-        return replace(config, model=replace(config.model, tap_interval=3))
+        return replace(config, vision=replace(config.vision, tap_interval=3))
 
     expected = ranks.run(1, one_step, uneven(ONE), 0)[-1]
     for layout in (PP4_VPP2, TP2_SP_CP2):
@@ -361,7 +366,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     found = {}
     for choice in ("local", "transformer_engine"):
         config = RunConfig(
-            model=ModelConfig(hidden_size=256, ffn_hidden_size=704, image_size=image_size),
+            model=ModelConfig(hidden_size=256, ffn_hidden_size=704),
             # Bare modules have no buffer to which a matrix product could add a gradient.
             training=TrainingConfig(
                 train_iters=1,
@@ -370,7 +375,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
                 gradient_accumulation_fusion=False,
                 **FULL,
             ),
-            alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(teacher)),
+            vision=EVEConfig(image_size=image_size, patch_aligning=True, teacher_model=str(teacher)),
             data=DataConfig(mock_data=True, seq_length=1024),
         )
         with distributed(config):

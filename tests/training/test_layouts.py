@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import (
-    AlignmentConfig,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -18,6 +17,7 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_eve.models.eve.config import EVEConfig
 from tests.golden_dir import find_golden
 from tests.layouts import (
     CP2,
@@ -47,7 +47,7 @@ def run_config(parallel: ParallelConfig, iterations: int = 20, **training: Any) 
         model=ModelConfig(),
         parallel=parallel,
         training=TrainingConfig(global_batch_size=8, train_iters=iterations, **training),
-        alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
+        vision=EVEConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
         optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
         data=DataConfig(mock_data=True, seq_length=512),
         checkpoint=CheckpointConfig(pretrained_checkpoint=str(find_golden("_shared/hf_mini224"))),

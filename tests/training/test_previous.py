@@ -46,7 +46,7 @@ def config_of(layout: Layout, **checkpoint: str) -> RunConfig:
     return replace(
         config,
         parallel=layout.parallel,
-        alignment=replace(config.alignment, teacher_model=str(find_golden(TEACHER))),
+        vision=replace(config.vision, teacher_model=str(find_golden(TEACHER))),
         data=replace(config.data, data_path=(str(PREVIOUS / "data"),), tokenizer_model=str(TOKENIZER)),
         checkpoint=CheckpointConfig(**checkpoint),
     )

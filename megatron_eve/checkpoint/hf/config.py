@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
+from megatron_eve.models.family import ModelSettings, Preset
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
@@ -142,34 +144,39 @@ class HFConfig:
             self.fields.get("rope_theta") or ModelConfig.rotary_base
         )
 
-    def model_config(self, **front: int) -> ModelConfig:
+    def model_config(self, **front: Any) -> Preset:
         """Sizes of our model.
 
         Args:
-            front: fields of `ModelConfig` that config.json does not hold: pixels and the teacher's sizes, and
+            front: settings of the family that config.json does not hold: pixels and the teacher's sizes, and
                 `patch_embedding_size` for a language model.
         """
         fields = self.fields
         values = {ours: fields[theirs] for theirs, ours in LANGUAGE_FIELDS.items()}
         if "mm_hidden_size" in fields:
-            values["patch_embedding_size"] = fields["mm_hidden_size"]
+            front["patch_embedding_size"] = fields["mm_hidden_size"]
         groups = fields.get("num_key_value_heads") or fields["num_attention_heads"]
-        return ModelConfig(
-            **{**front, **values},
+        model = ModelConfig(
+            **values,
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
             add_qkv_bias=self.has_qkv_bias,
             rotary_base=int(self.rope_theta),
         )
+        return Preset(model, find_family("eve").Config(**front))
 
 
-def check_config(folder: Path, model: ModelConfig) -> HFConfig:
+def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
     """Read config.json of a folder in Hugging Face layout and compare its sizes with the run's.
 
     Raises:
         ConfigError: it cannot be read, or has other sizes.
     """
     found = HFConfig.read(folder)
-    theirs = found.model_config(patch_embedding_size=model.patch_embedding_size)
+    theirs, model = (
+        found.model_config(patch_embedding_size=settings.vision.patch_embedding_size),
+        settings.model,
+    )
+    theirs_all, ours_all = ({**asdict(some.model), **asdict(some.vision)} for some in (theirs, settings))
     for name, ours in {
         **LANGUAGE_FIELDS,
         "mm_hidden_size": "patch_embedding_size",
@@ -177,12 +184,12 @@ def check_config(folder: Path, model: ModelConfig) -> HFConfig:
         "qkv_bias": "add_qkv_bias",
     }.items():
         # How long samples may be is the run's to say.
-        if ours != "max_position_embeddings" and getattr(theirs, ours) != getattr(model, ours):
+        if ours != "max_position_embeddings" and theirs_all[ours] != ours_all[ours]:
             raise ConfigError(
-                f"{found.source}: {name} is {getattr(theirs, ours)}, this run has --{ours.replace('_', '-')} "
-                f"{getattr(model, ours)}; use the preset or recipe of that model"
+                f"{found.source}: {name} is {theirs_all[ours]}, this run has --{ours.replace('_', '-')} "
+                f"{ours_all[ours]}; use the preset or recipe of that model"
             )
-    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
+    here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs.model))
     if here != there:
         raise ConfigError(
             f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
@@ -221,14 +228,15 @@ def _check_rope(fields: dict[str, Any], found: HFConfig) -> None:
         raise ConfigError(f"{found.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
-def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str, Any]:
+def published_config(settings: ModelSettings, dtype: str, teacher: bool) -> dict[str, Any]:
     """The config.json of a published EVE (BAAI/EVE-7B-v1.0) with these sizes.
 
     Args:
-        model: sizes.
+        settings: sizes.
         dtype: of the weights, such as "bfloat16".
         teacher: the folder holds the teacher and the aligning layer, which the public code loads for training.
     """
+    model = settings.model
     # Of today's language models: the public code knows the usual base alone, and no biases.
     rope = {} if model.rotary_base == ModelConfig.rotary_base else {"rope_theta": model.rotary_base}
     bias = {"qkv_bias": True} if model.add_qkv_bias else {}
@@ -242,14 +250,14 @@ def published_config(model: ModelConfig, dtype: str, teacher: bool) -> dict[str,
         "initializer_range": 0.02,
         "intermediate_size": model.ffn_hidden_size,
         "max_position_embeddings": model.max_position_embeddings,
-        "mm_hidden_size": model.patch_embedding_size,
+        "mm_hidden_size": settings.vision.patch_embedding_size,
         "mm_projector_lr": None,
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": -2,
-        "mm_vision_tower": f"openai/eve-patch14-anypixel-{model.image_size}",
+        "mm_vision_tower": f"openai/eve-patch14-anypixel-{settings.vision.image_size}",
         "mm_vision_tower_clip": "openai/clip-vit-large-patch14-336",
         "model_type": "eve",
         "num_attention_heads": model.num_attention_heads,
@@ -295,9 +303,9 @@ def teacher_size_of(folder: Path, image_size: int) -> int:
     return min(336, image_size // 2)
 
 
-def published_preprocessor(model: ModelConfig) -> dict[str, Any]:
+def published_preprocessor(vision: Any) -> dict[str, Any]:
     """The preprocessor_config.json that the published code asks for, and that the hub lacks."""
-    size = model.image_size
+    size = vision.image_size
     return {
         "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
@@ -313,7 +321,7 @@ def published_preprocessor(model: ModelConfig) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": size},
         "image_size": size,
-        "image_size_clip": model.teacher_size,
+        "image_size_clip": vision.teacher_size,
         "patch_stride": 14,
         "patch_stride_clip": 14,
         "conv_stride": 2,

@@ -21,8 +21,8 @@ from megatron_eve.checkpoint.hf.tables import (
     eve_rules,
     source_for,
 )
-from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.models.family import begins_at_random, parts_lacking
+from megatron_eve.config import ConfigError
+from megatron_eve.models.family import ModelSettings, Preset, begins_at_random, parts_lacking
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
@@ -30,13 +30,13 @@ from megatron_eve.runtime.ranks import print_rank_0
 
 def model_config_of(
     folder: Path, image_size: int, teacher_size: int, teacher_hidden_size: int | None = None
-) -> ModelConfig:
-    """The `ModelConfig` that a published `config.json` describes; pixel sizes and the teacher's width are not in it."""
+) -> Preset:
+    """The sizes that a published `config.json` describes; pixel sizes and the teacher's width are not in it."""
     teacher = {} if teacher_hidden_size is None else {"teacher_hidden_size": teacher_hidden_size}
     return HFConfig.read(folder).model_config(image_size=image_size, teacher_size=teacher_size, **teacher)
 
 
-def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> None:
+def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings) -> None:
     """Fill bare model chunks from a folder in the published layout, or of a plain language model, under this run's
     layout.
 
@@ -47,17 +47,18 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             one that no rule knows, or one of other numbers than floating-point ones. Nothing is changed by then.
     """
-    found = check_config(folder, model)
+    found = check_config(folder, settings)
     source, language_model = HFFolder(folder), not found.is_eve
     planned: list[_Planned] = []
     size = 0
-    rules = eve_rules(model)
+    rules = eve_rules(settings)
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in source.keys())  # noqa: SIM118
+    interval = settings.vision.tap_interval
     wanted = any(chunk.patch_aligning for chunk in chunks)
-    if wanted and aligned and model.tap_interval != PUBLISHED_TAP_INTERVAL:
+    if wanted and aligned and interval != PUBLISHED_TAP_INTERVAL:
         raise ConfigError(
             f"{folder}: its aligning layer is tapped every {PUBLISHED_TAP_INTERVAL} layers, this run has "
-            f"--tap-interval {model.tap_interval}; use {PUBLISHED_TAP_INTERVAL}, or train with --no-patch-aligning"
+            f"--tap-interval {interval}; use {PUBLISHED_TAP_INTERVAL}, or train with --no-patch-aligning"
         )
     if wanted and not aligned:
         print_rank_0(f"{folder}: holds no aligning layer, so that of this run keeps its initial weights")
@@ -71,7 +72,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
         if begins_at_random(family, name, lacking):
             continue
         rule, keys = source_for(name, rules, found.is_tied)
-        one = _Planned(parameter, keys, rule.layout, Sizes.of(model, padded))
+        one = _Planned(parameter, keys, rule.layout, Sizes.of(settings.model, padded))
         parts = [source.describe(key) for key in keys]
         size += sum(shape.numel() * dtype.itemsize for shape, dtype in parts)
         shape = one.shape([shape for shape, _ in parts])
@@ -81,7 +82,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], model: ModelConfig) -> 
                 f"but the model has {tuple(parameter.shape)}"
             )
         planned.append(one)
-    _check_unexpected(source, model)
+    _check_unexpected(source, settings)
     with byte_progress(f"loading {folder.name}", size) as done, torch.no_grad():
         for one in planned:
             tensors = [source.tensor(key) for key in one.keys]
@@ -121,8 +122,8 @@ def global_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Par
             yield name, parameter, chunk.vocab_size
 
 
-def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:
-    known = _known_keys(model)
+def _check_unexpected(source: HFFolder, settings: ModelSettings) -> None:
+    known = _known_keys(settings)
     for key in source.keys():  # noqa: SIM118
         if (
             key not in known
@@ -135,10 +136,10 @@ def _check_unexpected(source: HFFolder, model: ModelConfig) -> None:
             )
 
 
-def _known_keys(model: ModelConfig) -> set[str]:
+def _known_keys(settings: ModelSettings) -> set[str]:
     """Hugging Face keys of the decoder and the projector at this depth."""
     keys: set[str] = set()
-    for rule in eve_rules(model):
+    for rule in eve_rules(settings):
         for name in rule.hf:
-            keys.update(name.replace("*", str(i)) for i in range(model.num_layers))
+            keys.update(name.replace("*", str(i)) for i in range(settings.model.num_layers))
     return keys

@@ -18,6 +18,7 @@ import torch
 from typing_extensions import override
 
 from megatron_eve.config import ModelConfig
+from megatron_eve.models.family import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,20 @@ IGNORED_HF_KEYS = re.compile(
 )
 
 
-@cache
-def eve_rules(model: ModelConfig) -> tuple[Rule, ...]:
+def eve_rules(settings: ModelSettings) -> tuple[Rule, ...]:
     """All rules of a model: the fixed ones, those of the biases that it has, and those of the aligning layer.
 
     Its taps are numbered by depth: the published `norm_layer.j` belongs to the depth `num_layers - 4 j`, ours to that
     by `--tap-interval`. 0 is the last, behind the final norm, and the last of them the decoder's input.
     """
+    return _rules(settings.model.add_qkv_bias, settings.vision.tap_depths(settings.model.num_layers))
+
+
+@cache
+def _rules(qkv_bias: bool, tap_depths: tuple[int, ...]) -> tuple[Rule, ...]:
     compressor = "model.vision_tower_compressor"
-    rules = [QKV_BIAS_RULE] if model.add_qkv_bias else []
-    for j, depth in enumerate(model.tap_depths):
+    rules = [QKV_BIAS_RULE] if qkv_bias else []
+    for j, depth in enumerate(tap_depths):
         last, first = "aligning_layer.query_tap", "input_tap"
         tap = last if j == 0 else first if depth == 0 else f"decoder.layers.{depth - 1}.tap"
         theirs = f"{compressor}.norm_layer.{j}"
@@ -256,11 +261,11 @@ def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str
 
 
 def to_hf(
-    megatron_name: str, shards: Sequence[torch.Tensor], sizes: Sizes, model: ModelConfig
+    megatron_name: str, shards: Sequence[torch.Tensor], sizes: Sizes, settings: ModelSettings
 ) -> dict[str, torch.Tensor]:
     """One of our tensors (or its gradient), given its shards in tensor-parallel order, as Hugging Face tensors."""
-    rule, names = rule_for(megatron_name, eve_rules(model))
+    rule, names = rule_for(megatron_name, eve_rules(settings))
     full = rule.layout.unshard(shards)
     if isinstance(rule.layout, Vocabulary):
-        full = full[: model.vocab_size]
+        full = full[: settings.model.vocab_size]
     return dict(zip(names, rule.layout.split(full, sizes, len(names)), strict=True))

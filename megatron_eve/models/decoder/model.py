@@ -17,7 +17,6 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.depth_taps import DepthTap, split_stream, taps_before
 from megatron_eve.models.decoder.language_loss import language_losses, mask_padded_vocabulary
 from megatron_eve.models.decoder.language_model import LanguageModel
@@ -26,6 +25,7 @@ from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
+from megatron_eve.models.family import ModelSettings
 
 # Rotary tables are cached by length in megatron-core; rounding lengths up keeps that cache small.
 _ROTARY_STEP = 1024
@@ -83,7 +83,7 @@ class VisionLanguageModel(LanguageModel):
     def __init__(
         self,
         config: TransformerConfig,
-        model: ModelConfig,
+        settings: ModelSettings,
         *,
         padded_vocab_size: int,
         transformer_engine: bool,
@@ -92,12 +92,13 @@ class VisionLanguageModel(LanguageModel):
         post_process: bool = True,
         vp_stage: int | None = None,
     ) -> None:
-        tap_depths = model.tap_depths if patch_aligning else ()
+        model, vision = settings.model, settings.vision
+        tap_depths = vision.tap_depths(model.num_layers) if patch_aligning else ()
         layers = block_spec(
-            config, transformer_engine, vp_stage, tap_depths=tap_depths, tap_width=model.teacher_hidden_size
+            config, transformer_engine, vp_stage, tap_depths=tap_depths, tap_width=vision.teacher_hidden_size
         )
         # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
-        front_end = EVEFrontEnd(config, model) if pre_process else None
+        front_end = EVEFrontEnd(config, vision) if pre_process else None
         super().__init__(
             config,
             model,
@@ -109,8 +110,8 @@ class VisionLanguageModel(LanguageModel):
         )
         self.true_vocab_size = model.vocab_size
         self.patch_aligning = patch_aligning
-        self.pooling = model.pooling
-        self.tap_width = model.teacher_hidden_size
+        self.pooling = vision.pooling
+        self.tap_width = vision.teacher_hidden_size
         # Tapped depths before and after this chunk: how many taps its stream brings, and takes on.
         layer_numbers = [layer.layer_number for layer in self.decoder.layers]
         self.taps_in = taps_before(layer_numbers[0], tap_depths)
@@ -121,10 +122,10 @@ class VisionLanguageModel(LanguageModel):
         if front_end is not None:
             self.vision_model = front_end
             if 0 in tap_depths:
-                self.input_tap = DepthTap(config, model.teacher_hidden_size)
+                self.input_tap = DepthTap(config, vision.teacher_hidden_size)
         if post_process:
             if patch_aligning:
-                self.aligning_layer = PatchAligningLayer(config, model)
+                self.aligning_layer = PatchAligningLayer(config, vision)
             self.final_layernorm = final_norm(config, transformer_engine)
 
     def global_named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -7,75 +7,79 @@ from pathlib import Path
 
 from megatron_eve.config.bounds import at_least_one
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.config.tower import tower_sizes
+from megatron_eve.config.schema import RunConfig
+from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.towers.sizes import tower_sizes
 
 
-def check_sizes(model: ModelConfig) -> Iterator[str]:
+def check_sizes(vision: EVEConfig) -> Iterator[str]:
     """Errors in the sizes of the patch embedding, of images and of the aligning layer."""
     yield from at_least_one(
-        model, "patch_embedding_size", "patch_embedding_heads", "image_size", "teacher_size",
+        vision, "patch_embedding_size", "patch_embedding_heads", "image_size", "teacher_size",
         "teacher_hidden_size", "aligning_heads", "tap_interval",
     )  # fmt: skip
-    if model.patch_embedding_heads > 0 and model.patch_embedding_size % model.patch_embedding_heads:
+    if vision.patch_embedding_heads > 0 and vision.patch_embedding_size % vision.patch_embedding_heads:
         yield (
-            f"--patch-embedding-size {model.patch_embedding_size}: not divisible by "
-            f"--patch-embedding-heads {model.patch_embedding_heads}"
+            f"--patch-embedding-size {vision.patch_embedding_size}: not divisible by "
+            f"--patch-embedding-heads {vision.patch_embedding_heads}"
         )
-    if model.teacher_size > 0 and (model.teacher_size % 14 or model.image_size % (2 * model.teacher_size)):
+    if vision.teacher_size > 0 and (
+        vision.teacher_size % 14 or vision.image_size % (2 * vision.teacher_size)
+    ):
         yield (
-            f"--image-size {model.image_size}: must be an even multiple of --teacher-size {model.teacher_size}, "
+            f"--image-size {vision.image_size}: must be an even multiple of --teacher-size {vision.teacher_size}, "
             "itself a multiple of 14 (672 or 1344 with 336)"
         )
 
 
 def check_alignment(config: RunConfig) -> Iterator[str]:
     """Errors in the settings of the aligning layer and of its teacher."""
-    alignment, model = config.alignment, config.model
-    if not alignment.patch_aligning:
-        if alignment.teacher_model:
+    vision: EVEConfig = config.vision
+    layers = config.model.num_layers
+    if not vision.patch_aligning:
+        if vision.teacher_model:
             yield "--teacher-model: only used with --patch-aligning; add that, or leave the teacher out"
         return
-    if not alignment.align_loss_weight > 0:
+    if not vision.align_loss_weight > 0:
         yield (
-            f"--align-loss-weight {alignment.align_loss_weight}: must be positive; --no-patch-aligning trains "
+            f"--align-loss-weight {vision.align_loss_weight}: must be positive; --no-patch-aligning trains "
             "without the aligning layer"
         )
-    if min(model.teacher_hidden_size, model.aligning_heads, model.tap_interval) > 0:
-        if model.teacher_hidden_size % model.aligning_heads:
+    if min(vision.teacher_hidden_size, vision.aligning_heads, vision.tap_interval) > 0:
+        if vision.teacher_hidden_size % vision.aligning_heads:
             yield (
-                f"--teacher-hidden-size {model.teacher_hidden_size}: not divisible by "
-                f"--aligning-heads {model.aligning_heads}"
+                f"--teacher-hidden-size {vision.teacher_hidden_size}: not divisible by "
+                f"--aligning-heads {vision.aligning_heads}"
             )
-        if model.num_layers < model.tap_interval:
+        if layers < vision.tap_interval:
             yield (
-                f"--tap-interval {model.tap_interval}: {model.num_layers} layers have no second depth; choose a "
+                f"--tap-interval {vision.tap_interval}: {layers} layers have no second depth; choose a "
                 "smaller interval"
             )
-    if not alignment.teacher_model:
+    if not vision.teacher_model:
         yield (
             "--patch-aligning: name the teacher's folder with --teacher-model (CLIP ViT-L/14-336 in Hugging Face "
             "layout), or train without it: --no-patch-aligning"
         )
     else:
-        yield from _teacher(Path(alignment.teacher_model), config)
+        yield from _teacher(Path(vision.teacher_model), config)
 
 
 def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
     """Does the folder hold a vision tower of the width that the model was told?"""
     try:
-        tower = tower_sizes(str(folder), config.alignment.teacher_trust_remote_code)
+        tower = tower_sizes(str(folder), config.vision.teacher_trust_remote_code)
     except ConfigError as error:
         yield str(error)
         return
     if not [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]:
         yield f"--teacher-model {folder}: no weights there (*.safetensors or *.bin); copy the folder again"
-    if tower.hidden_size != config.model.teacher_hidden_size:
+    if tower.hidden_size != config.vision.teacher_hidden_size:
         yield (
-            f"--teacher-hidden-size {config.model.teacher_hidden_size}: the tower in {folder} is "
+            f"--teacher-hidden-size {config.vision.teacher_hidden_size}: the tower in {folder} is "
             f"{tower.hidden_size} wide; set it to {tower.hidden_size}"
         )
-    state = config.alignment.teacher_hidden_state
+    state = config.vision.teacher_hidden_state
     if not -tower.num_layers - 1 <= state <= tower.num_layers:
         yield (
             f"--teacher-hidden-state {state}: the tower in {folder} has {tower.num_layers + 1} of them; "

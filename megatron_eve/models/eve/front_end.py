@@ -25,24 +25,24 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_eve.config import ModelConfig
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding
 
 
 class EVEFrontEnd(MegatronModule):
     """Patch embedding layer and projector (`vision_tower` and `mm_projector` of the published model)."""
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig, vision: EVEConfig) -> None:
         super().__init__(config=config)
-        self.patch_embedding = PatchEmbedding(model.patch_embedding_size, model.patch_embedding_heads)
+        self.patch_embedding = PatchEmbedding(vision.patch_embedding_size, vision.patch_embedding_heads)
         self.patch_embedding.to(dtype=config.params_dtype)
         if not config.use_cpu_initialization:
             self.patch_embedding.cuda()
         self.projector = MultimodalProjector(
-            projector_config(config, model.patch_embedding_size),
+            projector_config(config, vision.patch_embedding_size),
             MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             projector_type="mlp",
-            input_size=model.patch_embedding_size,
+            input_size=vision.patch_embedding_size,
         )
         encoder = self.projector.encoder
         _draw_bias(encoder.linear_fc1, encoder.linear_fc1.output_size_per_partition)

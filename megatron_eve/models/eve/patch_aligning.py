@@ -14,8 +14,8 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.depth_taps import DepthTap, mark_sequence_parallel
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.objectives import Aligning
 
 
@@ -31,10 +31,10 @@ class PatchAligningLayer(torch.nn.Module):
 
     objective = Aligning.name
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig, vision: EVEConfig) -> None:
         super().__init__()
-        width = model.teacher_hidden_size
-        self.heads = model.aligning_heads
+        width = vision.teacher_hidden_size
+        self.heads = vision.aligning_heads
         self.query_tap = DepthTap(config, width)
         self.input_layer = torch.nn.Linear(config.hidden_size, width, dtype=config.params_dtype)
         self.output_layer = torch.nn.Linear(width, width, dtype=config.params_dtype)

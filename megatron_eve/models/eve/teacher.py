@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig, tower_sizes
-from megatron_eve.config.tower import remote_code_lock
+from megatron_eve.config import ConfigError
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.towers.sizes import remote_code_lock, tower_sizes
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content
 
@@ -51,8 +52,7 @@ class Teacher:
     """A vision tower on this rank's device, frozen.
 
     Args:
-        alignment: names the folder.
-        model: sizes the tower must have.
+        vision: names the folder, and the sizes the tower must have.
         dtype: it computes in (bfloat16 in --bf16 runs).
         device: where.
 
@@ -60,17 +60,15 @@ class Teacher:
         ConfigError: a folder that cannot be loaded, lacks weights, or holds a tower of another width or grid.
     """
 
-    def __init__(
-        self, alignment: AlignmentConfig, model: ModelConfig, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        assert alignment.teacher_model is not None
-        self.folder = Path(alignment.teacher_model)
-        self.patch_size = tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code).patch_size
-        self.grid = model.teacher_size // _GEOMETRY_PATCH
-        self.hidden_state = alignment.teacher_hidden_state
-        self.width = model.teacher_hidden_size
+    def __init__(self, vision: EVEConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        assert vision.teacher_model is not None
+        self.folder = Path(vision.teacher_model)
+        self.patch_size = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
+        self.grid = vision.teacher_size // _GEOMETRY_PATCH
+        self.hidden_state = vision.teacher_hidden_state
+        self.width = vision.teacher_hidden_size
         self.dtype = dtype
-        tower = _load_tower(self.folder, alignment.teacher_trust_remote_code)
+        tower = _load_tower(self.folder, vision.teacher_trust_remote_code)
         self.tower = tower.requires_grad_(False).eval().to(device=device, dtype=dtype)
         self._mean, self._std = (torch.tensor(x, device=device) for x in _normalisation(self.folder))
         self._check()

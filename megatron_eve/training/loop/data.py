@@ -69,12 +69,11 @@ def open_data(config: RunConfig) -> RunData:
     """
     data = config.data
     if data.mock_data:
-        model = config.model
         mock = MockDataset(
             MOCK_SAMPLES,
-            vocab_size=model.vocab_size,
-            image_size=model.image_size,
-            teacher_size=model.teacher_size,
+            vocab_size=config.model.vocab_size,
+            image_size=config.vision.image_size,
+            teacher_size=config.vision.teacher_size,
             seq_length=pack_limits(config).longest,
             seed=config.training.seed,
         )

@@ -85,9 +85,9 @@ def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
     if (Path(folder) / "config.json").exists():
         from megatron_eve.checkpoint.hf.load import load_hf_weights
 
-        load_hf_weights(Path(folder), chunks, config.model)
+        load_hf_weights(Path(folder), chunks, config)
     else:
-        load_weights(folder, chunks, config.model)
+        load_weights(folder, chunks, config)
 
 
 def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
@@ -132,7 +132,7 @@ def _flops(trainer: Trainer, step: Step) -> float:
     """Model FLOPs of a step on each rank."""
     config = trainer.config
     parts = model_flops(
-        config.model,
+        config,
         step_work(trainer.data.dataset, step.sample_ids),
         decoder_trains=stage_of(config).decoder_trains,
         teacher=teacher_sizes(config),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.data.batch import PATCH_VALUES, VisionDataset
 from megatron_eve.data.geometry import CELL_PATCHES
+from megatron_eve.models.family import ModelSettings
 
 # What a product costs over a step, in units of its forward pass.
 _TRAINED = 3  # forward, gradient of the input and of the weight, or of both inputs of an attention product
@@ -92,7 +93,7 @@ def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int
 
 
 def model_flops(
-    model: ModelConfig, work: Work, *, decoder_trains: bool, teacher: TeacherSizes | None
+    settings: ModelSettings, work: Work, *, decoder_trains: bool, teacher: TeacherSizes | None
 ) -> dict[str, float]:
     """FLOPs of a step, forward and backward, by part of the model (EVE, arXiv 2406.11832); add them up for the total.
 
@@ -100,7 +101,7 @@ def model_flops(
     the sum to FLOP/s/GPU.
 
     Args:
-        model: sizes.
+        settings: sizes.
         work: what the step holds, on all ranks.
         decoder_trains: False in stage 1, where decoder, token embedding and output layer are frozen.
         teacher: sizes of the teacher; None trains without the patch aligning layer, so that "taps", "aligning" and
@@ -115,13 +116,14 @@ def model_flops(
         ValueError: with a teacher, cells that do not pool to whole teacher patches: the work was counted for another
             image size than the model's.
     """
+    model, vision = settings.model, settings.vision
     decoder = _TRAINED if decoder_trains else _FROZEN
     parts = {
-        "patch_embedding": _patch_embedding(model.patch_embedding_size, work),
+        "patch_embedding": _patch_embedding(vision.patch_embedding_size, work),
         "projector": _TRAINED
         * work.visual_rows
         * (
-            _matrix(model.patch_embedding_size, model.hidden_size)
+            _matrix(vision.patch_embedding_size, model.hidden_size)
             + _matrix(model.hidden_size, model.hidden_size)
         ),
         "decoder": decoder * work.tokens * model.num_layers * _decoder_layer(model),
@@ -132,7 +134,7 @@ def model_flops(
         "teacher": 0,
     }
     if teacher is not None:
-        parts |= _alignment(model, work) | {"teacher": work.images * _teacher(teacher)}
+        parts |= _alignment(settings, work) | {"teacher": work.images * _teacher(teacher)}
     return {part: float(flops) for part, flops in parts.items()}
 
 
@@ -171,15 +173,16 @@ def _decoder_layer(model: ModelConfig) -> int:
     )
 
 
-def _alignment(model: ModelConfig, work: Work) -> dict[str, int]:
+def _alignment(settings: ModelSettings, work: Work) -> dict[str, int]:
     """Section 3.2's patch aligning layer; hidden states are pooled to teacher patches before anything else."""
-    rows, rest = divmod(work.cells, model.pooling**2)
+    model, vision = settings.model, settings.vision
+    rows, rest = divmod(work.cells, vision.pooling**2)
     if rest:
         raise ValueError(
-            f"{work.cells} cells do not pool {model.pooling} x {model.pooling} to teacher patches: the step was "
-            f"counted for another image size than the model's {model.image_size}; take both from one configuration"
+            f"{work.cells} cells do not pool {vision.pooling} x {vision.pooling} to teacher patches: the step was "
+            f"counted for another image size than the model's {vision.image_size}; take both from one configuration"
         )
-    depths, width = len(model.tap_depths), model.teacher_hidden_size
+    depths, width = len(vision.tap_depths(model.num_layers)), vision.teacher_hidden_size
     project = _matrix(model.hidden_size, width)
     return {
         "taps": _TRAINED * rows * depths * project,

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from megatron_eve.checkpoint.hf.tables import (
     rule_for,
     to_hf,
 )
-from megatron_eve.config import AlignmentConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.family import Preset
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2_VPP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankError, RankPool
@@ -71,7 +74,10 @@ def test_vocabulary_padding_is_stripped() -> None:
     assert full.shape == (8, 3) and not full[5:].any()
     shards = [rule.layout.shard(full, rank, 2) for rank in range(2)]
     assert torch.equal(
-        to_hf("output_layer.weight", shards, sizes, ModelConfig(vocab_size=5))["lm_head.weight"], weight
+        to_hf("output_layer.weight", shards, sizes, Preset(ModelConfig(vocab_size=5), EVEConfig()))[
+            "lm_head.weight"
+        ],
+        weight,
     )
 
 
@@ -87,7 +93,7 @@ def test_every_published_key_has_a_place() -> None:
     ours = {key for key in keys if key in fixed or key.startswith("model.vision_tower.")}
     assert len(ours) == 98
     aligning = {key for key in keys if ALIGNING_HF_KEYS.fullmatch(key)}
-    rules = [rule for rule in eve_rules(ModelConfig()) if rule not in EVE_RULES]
+    rules = [rule for rule in eve_rules(RunConfig()) if rule not in EVE_RULES]
     assert aligning == {
         name.replace("*", end) for rule in rules for name in rule.hf for end in ("weight", "bias")
     }
@@ -95,14 +101,12 @@ def test_every_published_key_has_a_place() -> None:
     assert all(IGNORED_HF_KEYS.fullmatch(key) for key in keys - ours - aligning)
 
 
-def config(
-    parallel: ParallelConfig, model: ModelConfig | None = None, patch_aligning: bool = False
-) -> RunConfig:
+def config(parallel: ParallelConfig, model: ModelConfig | None = None, **vision: Any) -> RunConfig:
     return RunConfig(
         model=model or ModelConfig(),
         parallel=parallel,
         training=TrainingConfig(transformer_impl="local"),
-        alignment=AlignmentConfig(patch_aligning=patch_aligning),
+        vision=EVEConfig(**vision),
     )
 
 
@@ -117,13 +121,13 @@ def load_and_collect(some: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     with model_parallel(some):
         chunks = build_chunks(some)
-        load_hf_weights(folder, chunks, some.model)
+        load_hf_weights(folder, chunks, some)
         size = parallel_state.get_tensor_model_parallel_world_size()
         for name, parameter, padded in global_parameters(chunks):
             shards = [torch.empty_like(parameter) for _ in range(size)]
             group = parallel_state.get_tensor_model_parallel_group()
             torch.distributed.all_gather(shards, parameter.detach().contiguous(), group=group)
-            found.update(to_hf(name, shards, Sizes.of(some.model, padded), some.model))
+            found.update(to_hf(name, shards, Sizes.of(some.model, padded), some))
     return found
 
 
@@ -143,7 +147,7 @@ def test_loading_is_bit_exact(ranks: RankPool, layout: Layout, aligning: bool) -
 
 @pytest.mark.distributed
 def test_published_taps_belong_to_every_fourth_depth(ranks: RankPool) -> None:
-    some = config(ParallelConfig(), replace(ModelConfig(), tap_interval=3), patch_aligning=True)
+    some = config(ParallelConfig(), tap_interval=3, patch_aligning=True)
     with pytest.raises(RankError, match="tapped every 4 layers, this run has --tap-interval 3"):
         ranks.run(1, load_and_collect, some, find_golden("_shared/hf_mini224"))
 

@@ -177,7 +177,7 @@ def test_a_resumed_run_leaves_out_the_same_samples(prefix: str) -> None:
 def test_text_alone_takes_the_image_size_of_the_run(tmp_path: Path) -> None:
     text = write(tmp_path / "text", [0, 0], [5, 6])
     config = config_of(text)
-    hd = replace(config, model=replace(config.model, image_size=448, teacher_size=224))
+    hd = replace(config, vision=replace(config.vision, image_size=448, teacher_size=224))
     info = open_data(hd).dataset.info
     assert (info.image_size, info.teacher_size) == (448, 224)
     with pytest.raises(DataError, match="image size"):

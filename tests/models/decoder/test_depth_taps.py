@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from megatron_eve.config import ModelConfig
 from megatron_eve.models.decoder.context_parallel import gathered_order, zigzag_rows
 from megatron_eve.models.decoder.depth_taps import (
     TapRows,
@@ -20,6 +19,7 @@ from megatron_eve.models.decoder.depth_taps import (
     stream_rows,
     taps_before,
 )
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer, aligning_loss
 
 CONFIG: Any = SimpleNamespace(hidden_size=12, params_dtype=torch.float64, sequence_parallel=True)
@@ -48,7 +48,7 @@ def test_a_stream_comes_apart_as_it_was_joined(n: int, taps: int, rows: int, wid
 )
 def test_taps_before(layers: int, interval: int, counts: tuple[int, ...]) -> None:
     """Taps brought to the layers that come first, second, behind the next tap, and last."""
-    depths = ModelConfig(num_layers=layers, tap_interval=interval).tap_depths
+    depths = EVEConfig(tap_interval=interval).tap_depths(layers)
     assert depths[0] == layers
     layer_depths = (0, 1, interval + 1 if interval > 1 else 2, layers)
     assert tuple(taps_before(depth, depths) for depth in layer_depths) == counts
@@ -84,7 +84,7 @@ def test_zigzag_refuses_lengths_that_do_not_divide() -> None:
 def test_aligning_layer_against_a_loop_over_heads() -> None:
     """Scale by the full width, keys are values, the query's own depth is not among them."""
     torch.manual_seed(0)
-    layer = PatchAligningLayer(CONFIG, ModelConfig(teacher_hidden_size=16, aligning_heads=4))
+    layer = PatchAligningLayer(CONFIG, EVEConfig(teacher_hidden_size=16, aligning_heads=4))
     last, taps = torch.randn(5, 12, dtype=torch.float64), torch.randn(3, 5, 16, dtype=torch.float64)
     tap = layer.query_tap
     query = functional.layer_norm(last, (12,), tap.norm.weight, tap.norm.bias, 1e-5) @ tap.projection.weight.T

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from megatron_eve.config import ModelConfig, RunConfig, TrainingConfig
+from megatron_eve.models.eve.config import EVEConfig
 from tests.layouts import ONE, TP2, Layout, parametrize
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
 # Wide enough for moments; a vocabulary of 384 rows is padded to 512 at TP 2, and must not move what is drawn.
-MODEL = ModelConfig(num_layers=1, hidden_size=256, ffn_hidden_size=64, patch_embedding_size=128)
+MODEL = ModelConfig(num_layers=1, hidden_size=256, ffn_hidden_size=64)
+VISION = EVEConfig(patch_embedding_size=128)
 # What each tensor of the front end sums over; the norms have none, the two embeddings are normal.
 FAN_IN = {
     "patch_embedding.patch_embedding.weight": 3 * 14 * 14,
@@ -31,7 +33,10 @@ EMBEDDINGS = ("patch_embedding.class_embedding", "patch_embedding.split_embeddin
 
 def config(layout: Layout) -> RunConfig:
     return RunConfig(
-        model=MODEL, parallel=layout.parallel, training=TrainingConfig(transformer_impl="local", seed=3)
+        model=MODEL,
+        vision=VISION,
+        parallel=layout.parallel,
+        training=TrainingConfig(transformer_impl="local", seed=3),
     )
 
 
@@ -44,7 +49,7 @@ def initial(some: RunConfig, as_on_a_gpu: bool = False) -> dict[str, torch.Tenso
     with model_parallel(some):
         if as_on_a_gpu:  # each rank draws its shards; the accelerator answers calls for CUDA with the CPU
             gpu = replace(transformer_config(some), use_cpu_initialization=False)
-            front_end = EVEFrontEnd(gpu, some.model)
+            front_end = EVEFrontEnd(gpu, some.vision)
         else:
             front_end = build_chunks(some)[0].vision_model
         return {name: parameter.detach().clone() for name, parameter in front_end.named_parameters()}

@@ -14,21 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import AlignmentConfig, ConfigError, ModelConfig
+from megatron_eve.config import ConfigError
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.teacher import Teacher, teacher_identity
 from tests.checkpoint.hf.test_tables import Code
 from tests.golden_dir import find_golden
 
-MODEL = ModelConfig()  # 112 pixels, 8 x 8 patches, width 48
+VISION = EVEConfig()  # 112 pixels, 8 x 8 patches, width 48
 VIT = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 112,
     "patch_size": 14,
 }  # fmt: skip
 
 
-def load(folder: Path, model: ModelConfig = MODEL, **alignment: Any) -> Teacher:
-    settings = AlignmentConfig(patch_aligning=True, teacher_model=str(folder), **alignment)
-    return Teacher(settings, model, dtype=torch.float32, device=torch.device("cpu"))
+def load(folder: Path, vision: EVEConfig = VISION, **settings: Any) -> Teacher:
+    aligning = replace(vision, patch_aligning=True, teacher_model=str(folder), **settings)
+    return Teacher(aligning, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def pictures(side: int = 112, count: int = 2) -> torch.Tensor:
@@ -63,8 +64,8 @@ def test_features_are_those_of_a_plain_clip(clip: Path) -> None:
 
 
 def test_bfloat16(clip: Path) -> None:
-    settings = AlignmentConfig(patch_aligning=True, teacher_model=str(clip))
-    found = Teacher(settings, MODEL, dtype=torch.bfloat16, device=torch.device("cpu"))(pictures())
+    settings = EVEConfig(patch_aligning=True, teacher_model=str(clip))
+    found = Teacher(settings, dtype=torch.bfloat16, device=torch.device("cpu"))(pictures())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), load(clip)(pictures()), atol=0.1, rtol=0.1)
 
@@ -109,9 +110,9 @@ def test_a_tower_with_larger_patches(tmp_path: Path) -> None:
 
 def test_refusals(clip: Path) -> None:
     with pytest.raises(ConfigError, match=r"of width 48 .*\n?.*width 64 \(--teacher-hidden-size\)"):
-        load(clip, replace(MODEL, teacher_hidden_size=64))
+        load(clip, replace(VISION, teacher_hidden_size=64))
     with pytest.raises(ConfigError, match="does not take pictures of 140 x 140 pixels"):
-        load(clip, replace(MODEL, teacher_size=140))
+        load(clip, replace(VISION, teacher_size=140))
     with pytest.raises(ConfigError, match=r"--teacher-hidden-state -9: .* has 4 of them"):
         load(clip, teacher_hidden_state=-9)
     weights = load_file(clip / "model.safetensors")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import (
-    AlignmentConfig,
     CheckpointConfig,
     DataConfig,
     OptimizerConfig,
@@ -17,6 +16,7 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_eve.models.eve.config import EVEConfig
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2_VPP2, TP2_DP2, TP2_SP_CP2, Layout, layout, parametrize
 from tests.ranks import RankPool
@@ -35,7 +35,7 @@ def run_config(parallel: ParallelConfig, **training: Any) -> RunConfig:
     return RunConfig(
         parallel=parallel,
         training=TrainingConfig(**{**sizes, **training}),
-        alignment=AlignmentConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
+        vision=EVEConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
         optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
         data=DataConfig(mock_data=True, seq_length=512, split="995,5"),
         checkpoint=CheckpointConfig(pretrained_checkpoint=str(find_golden("_shared/hf_mini224"))),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_eve.config import AlignmentConfig, RunConfig
+from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.family import SampleCounts
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
@@ -105,6 +106,6 @@ def test_an_objective_that_this_package_does_not_know() -> None:
 
 
 def test_the_family_says_what_is_trained_beside_the_next_token() -> None:
-    config = RunConfig(alignment=AlignmentConfig(patch_aligning=True, align_loss_weight=0.25))
+    config = RunConfig(vision=EVEConfig(patch_aligning=True, align_loss_weight=0.25))
     assert objectives_of(config) == (NextToken(), Aligning(weight=0.25))
     assert objectives_of(RunConfig()) == (NextToken(),)

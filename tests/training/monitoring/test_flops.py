@@ -17,14 +17,20 @@ from megatron_eve.config import PRESETS, ModelConfig
 from megatron_eve.data.batch import expand
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.family import Preset
 from megatron_eve.training.monitoring.flops import TeacherSizes, Work, model_flops, step_work
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
-HAND_MODEL = ModelConfig(
-    num_layers=2, hidden_size=4, ffn_hidden_size=3, num_attention_heads=2, num_query_groups=1, vocab_size=5,
-    patch_embedding_size=2, patch_embedding_heads=1, image_size=28, teacher_size=14, teacher_hidden_size=3,
-    aligning_heads=1, tap_interval=1,
+HAND_SIZES = Preset(
+    ModelConfig(
+        num_layers=2, hidden_size=4, ffn_hidden_size=3, num_attention_heads=2, num_query_groups=1, vocab_size=5,
+    ),
+    EVEConfig(
+        patch_embedding_size=2, patch_embedding_heads=1, image_size=28, teacher_size=14, teacher_hidden_size=3,
+        aligning_heads=1, tap_interval=1,
+    ),
 )  # fmt: skip
 # An image of 2 x 2 cells takes 1 + 2 * 3 = 7 rows. One sample is that and 3 words, another 3 words alone:
 # 10 + 3 tokens, 55 + 6 pairs; two of each sample's words are labels.
@@ -57,32 +63,33 @@ HAND_PARTS = {
 
 
 def test_by_hand() -> None:
-    assert model_flops(HAND_MODEL, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == HAND_PARTS
+    assert model_flops(HAND_SIZES, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == HAND_PARTS
 
 
 def test_a_frozen_decoder_by_hand() -> None:
     # The matrices' weight gradients go, 4368 and 160; the products of attention keep all of theirs.
     wanted = HAND_PARTS | {"decoder": 8736, "output_layer": 320}
-    assert model_flops(HAND_MODEL, HAND_WORK, decoder_trains=False, teacher=HAND_TEACHER) == wanted
+    assert model_flops(HAND_SIZES, HAND_WORK, decoder_trains=False, teacher=HAND_TEACHER) == wanted
 
 
 def test_without_a_teacher_nothing_is_aligned() -> None:
     wanted = HAND_PARTS | {"taps": 0, "aligning": 0, "teacher": 0}
-    assert model_flops(HAND_MODEL, HAND_WORK, decoder_trains=True, teacher=None) == wanted
+    assert model_flops(HAND_SIZES, HAND_WORK, decoder_trains=True, teacher=None) == wanted
 
 
 def test_pooling_by_hand() -> None:
     # At twice the image size the four cells are one teacher patch: one row for taps and aligning, not four.
-    model = replace(HAND_MODEL, image_size=56)
+    sizes = HAND_SIZES._replace(vision=replace(HAND_SIZES.vision, image_size=56))
     wanted = HAND_PARTS | {"taps": 216, "aligning": 198}
-    assert model_flops(model, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == wanted
+    assert model_flops(sizes, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == wanted
 
 
 def test_cells_of_another_image_size() -> None:
-    model, work = replace(HAND_MODEL, image_size=56), replace(HAND_WORK, cells=6)
+    sizes = HAND_SIZES._replace(vision=replace(HAND_SIZES.vision, image_size=56))
+    work = replace(HAND_WORK, cells=6)
     with pytest.raises(ValueError, match="6 cells do not pool 2 x 2"):
-        model_flops(model, work, decoder_trains=True, teacher=HAND_TEACHER)
-    assert model_flops(model, work, decoder_trains=True, teacher=None)["taps"] == 0
+        model_flops(sizes, work, decoder_trains=True, teacher=HAND_TEACHER)
+    assert model_flops(sizes, work, decoder_trains=True, teacher=None)["taps"] == 0
 
 
 # --- against torch's counter -----------------------------------------------------------------------------------------
@@ -90,9 +97,12 @@ def test_cells_of_another_image_size() -> None:
 # No two sizes alike, so that one in another's place shows.
 MODEL = ModelConfig(
     num_layers=4, hidden_size=24, ffn_hidden_size=20, num_attention_heads=6, num_query_groups=2, vocab_size=37,
+)  # fmt: skip
+VISION = EVEConfig(
     patch_embedding_size=16, patch_embedding_heads=8, image_size=84, teacher_size=42, teacher_hidden_size=28,
     aligning_heads=4, tap_interval=2,
 )  # fmt: skip
+SIZES = Preset(MODEL, VISION)
 GRIDS = [(2, 3), (3, 1)]  # rows and columns of cells
 LENGTHS = [14, 11, 2]
 WORK = Work(tokens=27, attended=105 + 66 + 3, labels=8, images=2, cells=6 + 3, visual_rows=9 + 7)
@@ -106,8 +116,8 @@ def counted(forward: Callable[[], Tensor], *, backward: bool = True) -> int:
     return int(counter.get_total_flops())
 
 
-def flops(part: str, work: Work = WORK, model: ModelConfig = MODEL, decoder_trains: bool = True) -> float:
-    return model_flops(model, work, decoder_trains=decoder_trains, teacher=HAND_TEACHER)[part]
+def flops(part: str, work: Work = WORK, sizes: Preset = SIZES, decoder_trains: bool = True) -> float:
+    return model_flops(sizes, work, decoder_trains=decoder_trains, teacher=HAND_TEACHER)[part]
 
 
 def rows(count: int, width: int) -> Tensor:
@@ -180,12 +190,13 @@ class Layer(nn.Module):
 
 
 class PublishedAligning(nn.Module):
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, vision: EVEConfig) -> None:
         super().__init__()
-        width, out = model.hidden_size, model.teacher_hidden_size
-        self.heads = model.aligning_heads
+        width, out = model.hidden_size, vision.teacher_hidden_size
+        self.heads = vision.aligning_heads
         self.taps = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out, bias=False)) for _ in model.tap_depths
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out, bias=False))
+            for _ in vision.tap_depths(model.num_layers)
         )
         self.input_layer, self.output_layer = nn.Linear(width, out), nn.Linear(out, out)
 
@@ -200,7 +211,7 @@ class PublishedAligning(nn.Module):
 
 
 def test_patch_embedding_against_the_counter() -> None:
-    layer = PublishedPatchEmbedding(MODEL.patch_embedding_size, MODEL.patch_embedding_heads)
+    layer = PublishedPatchEmbedding(VISION.patch_embedding_size, VISION.patch_embedding_heads)
     images = [torch.randn(3, 28 * h, 28 * w) for h, w in GRIDS]
     assert counted(lambda: torch.cat([layer(image) for image in images])) == flops("patch_embedding")
 
@@ -208,9 +219,9 @@ def test_patch_embedding_against_the_counter() -> None:
 def test_projector_against_the_counter() -> None:
     width = MODEL.hidden_size
     projector = nn.Sequential(
-        nn.Linear(MODEL.patch_embedding_size, width), nn.GELU(), nn.Linear(width, width)
+        nn.Linear(VISION.patch_embedding_size, width), nn.GELU(), nn.Linear(width, width)
     )
-    x = rows(WORK.visual_rows, MODEL.patch_embedding_size)
+    x = rows(WORK.visual_rows, VISION.patch_embedding_size)
     assert counted(lambda: projector(x)) == flops("projector")
 
 
@@ -228,24 +239,26 @@ def test_decoder_against_the_counter(groups: int | None, trains: bool) -> None:
             y = layer(y, LENGTHS)
         return head(y[-WORK.labels :])
 
-    parts = model_flops(model, WORK, decoder_trains=trains, teacher=None)
+    parts = model_flops(Preset(model, VISION), WORK, decoder_trains=trains, teacher=None)
     assert counted(run) == parts["decoder"] + parts["attention"] + parts["output_layer"]
 
 
 @pytest.mark.parametrize("pooling", [1, 2])
 def test_aligning_against_the_counter(pooling: int) -> None:
-    model = replace(MODEL, image_size=84 * pooling)
-    assert model.tap_depths == (4, 2, 0) and model.pooling == pooling
+    vision = replace(VISION, image_size=84 * pooling)
+    assert vision.tap_depths(MODEL.num_layers) == (4, 2, 0) and vision.pooling == pooling
     h, w = 2 * pooling, 3 * pooling
-    layer = PublishedAligning(model)
-    hidden = [rows(h * w, model.hidden_size) for _ in model.tap_depths]
+    layer = PublishedAligning(MODEL, vision)
+    hidden = [rows(h * w, MODEL.hidden_size) for _ in range(3)]
 
     def run() -> Tensor:
         grids = [x.T.unflatten(1, (h, w)) for x in hidden]
         return layer([functional.avg_pool2d(grid, pooling).flatten(1).T for grid in grids])
 
     work = replace(WORK, cells=h * w)
-    assert counted(run) == flops("taps", work, model) + flops("aligning", work, model)
+    assert counted(run) == flops("taps", work, Preset(MODEL, vision)) + flops(
+        "aligning", work, Preset(MODEL, vision)
+    )
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -262,7 +275,7 @@ def test_decoder_against_transformers(trains: bool) -> None:
     # It makes the angles of the rotary embedding by a matrix product, once.
     angles = counted(lambda: llama.model.rotary_emb(x, torch.arange(n)[None])[0], backward=False)
     work = replace(WORK, tokens=n, attended=n * n, labels=len(labelled))
-    parts = model_flops(MODEL, work, decoder_trains=trains, teacher=None)
+    parts = model_flops(SIZES, work, decoder_trains=trains, teacher=None)
     whole = counted(lambda: llama(inputs_embeds=x, logits_to_keep=labelled).logits)
     assert whole - angles == parts["decoder"] + parts["attention"] + parts["output_layer"]
 
@@ -275,7 +288,7 @@ def test_teacher_against_transformers() -> None:
     tower = transformers.CLIPVisionModel(config)
     images = torch.randn(WORK.images, 3, 42, 42)
     sizes = TeacherSizes(layers=3, hidden_size=12, ffn_hidden_size=40, tokens=10)
-    wanted = model_flops(MODEL, WORK, decoder_trains=True, teacher=sizes)["teacher"]
+    wanted = model_flops(SIZES, WORK, decoder_trains=True, teacher=sizes)["teacher"]
     with torch.no_grad():
         assert counted(lambda: tower(images).last_hidden_state, backward=False) == wanted
 
@@ -317,7 +330,7 @@ def test_work_of_no_samples() -> None:
     dataset = MockDataset(4, vocab_size=512, image_size=224, teacher_size=112, seq_length=512, seed=3)
     work = step_work(dataset, [])
     assert work == Work(0, 0, 0, 0, 0, 0)
-    parts = model_flops(MODEL, work, decoder_trains=True, teacher=HAND_TEACHER)
+    parts = model_flops(SIZES, work, decoder_trains=True, teacher=HAND_TEACHER)
     assert len(parts) == 8 and set(parts.values()) == {0.0}
 
 

@@ -1,0 +1,85 @@
+"""EVE's settings: the section `vision` of a run's configuration. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EVEConfig:
+    """Patch embedding, image size, and the patch aligning layer, which distils a frozen vision tower (CLIP).
+
+    Presets fill the sizes.
+    """
+
+    # Unknown keys in a recipe are errors (read by pydantic in config/recipe.py).
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    patch_embedding_size: int = 32
+    """Width C of the patch embedding layer (`mm_hidden_size` of the published configuration)."""
+    patch_embedding_heads: int = 8
+    """Heads of the local and global cross-attention of the patch embedding layer."""
+    image_size: int = 224
+    """Pixels of an image's long side as the model sees it: 672, or 1344 for the HD model."""
+    teacher_size: int = 112
+    """The teacher's square image in 14-pixel patches times 14 (336 for CLIP ViT-L/14-336); sets the grid that shapes
+    are rounded to."""
+    teacher_hidden_size: int = 48
+    """Width K of the teacher and so of the aligning layer (1024 for CLIP ViT-L/14-336)."""
+    aligning_heads: int = 8
+    """Heads with which the aligning layer attends over depths."""
+    tap_interval: int = 4
+    """Every so many layers, counted down from the last, a depth of the decoder goes to the aligning layer."""
+    patch_aligning: bool = False
+    """Train with the patch aligning layer; it needs --teacher-model. Off, neither is built."""
+    teacher_model: str | None = None
+    """Folder of the teacher in Hugging Face layout: a vision tower that gives a patch grid (CLIP, SigLIP, DINOv2)."""
+    teacher_hidden_state: int = -2
+    """Which of the teacher's hidden states is the target; -2 is the output of its last layer but one."""
+    teacher_trust_remote_code: bool = False
+    """Let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP)."""
+    align_loss_weight: float = 1.0
+    """Weight of the aligning loss beside the language loss."""
+
+    def tap_depths(self, num_layers: int) -> tuple[int, ...]:
+        """Depths of a decoder that are aligned, last first: 0 is its input, num_layers the output of the final norm.
+
+        Args:
+            num_layers: decoder layers.
+        """
+        return tuple(range(num_layers, -1, -self.tap_interval))
+
+    @property
+    def pooling(self) -> int:
+        """Tokens along each side of a teacher patch: 1 at 672 pixels, 2 at 1344."""
+        return self.image_size // (2 * self.teacher_size)
+
+
+# What older versions kept in other sections: sizes in `model`, and all of `alignment`.
+_ONCE_IN_MODEL = (
+    "patch_embedding_size", "patch_embedding_heads", "image_size", "teacher_size", "teacher_hidden_size",
+    "aligning_heads", "tap_interval",
+)  # fmt: skip
+
+
+def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
+    """See `ModelFamily.upgrade`."""
+    sections, vision = dict(tree), tree.get("vision")
+    if vision is not None and not isinstance(vision, dict):
+        return sections
+    moved: dict[str, Any] = dict(vision or {})
+    for name in ("model", "alignment"):
+        section = sections.get(name)
+        if not isinstance(section, dict):
+            continue
+        kept: dict[str, Any] = {}
+        for key, value in section.items():
+            goes = key not in moved and (name == "alignment" or key in _ONCE_IN_MODEL)
+            (moved if goes else kept)[key] = value
+        sections[name] = kept
+        if not kept and name == "alignment":
+            del sections[name]
+    if moved:
+        sections["vision"] = moved
+    return sections
