@@ -5,7 +5,6 @@ Preflight opens them here before torch is loaded, and the run does the same agai
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.config import RunConfig, parse_blend, parse_split, tower_sizes
+from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import Part, split_dataset
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.registry import find_family
 
 
 @dataclass(frozen=True)
@@ -145,29 +145,14 @@ def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> Non
 
 
 def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDataset:
-    model = config.model
+    sizes = find_family(config.family).image_sizes(config)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
-        vocab_size=model.vocab_size,
-        image_size=model.image_size,
-        teacher_size=model.teacher_size,
-        teacher_patch_size=_teacher_patch_size(config, dataset),
+        vocab_size=config.model.vocab_size,
+        image_sizes=sizes,
     )
+    dataset.use_image_sizes(sizes)
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
-    if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
-        dataset.info = dataclasses.replace(
-            dataset.info, image_size=model.image_size, teacher_size=model.teacher_size
-        )
     return dataset
-
-
-def _teacher_patch_size(config: RunConfig, dataset: AnyDataset) -> int | None:
-    """What stored pixels must fit: the side of the teacher's patches; None where no teacher or no pixels are."""
-    alignment = config.alignment
-    if not alignment.patch_aligning or alignment.teacher_model is None:
-        return None
-    if dataset.info.image_storage not in ("pixels", "mixed"):
-        return None
-    return tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code).patch_size

@@ -26,6 +26,7 @@ class Family:
     presets = {{"{name}_tiny": ModelConfig(num_layers=2)}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
+    image_flags = {{}}
 
     def check_sizes(self, config):
         yield from ()
@@ -36,6 +37,18 @@ class Family:
 
     def objectives(self, config):
         return ()
+
+    def image_sizes(self, config):
+        return {{}}
+
+    def check_image_sizes(self, sizes):
+        yield from ()
+
+    def image_planner(self, sizes):
+        return None
+
+    def views(self, config):
+        return {{}}
 
 
 FAMILY = Family()
@@ -73,6 +86,7 @@ def test_no_family_loads_torch() -> None:
         "from megatron_eve.config import parse, validate\n"
         "from megatron_eve.models.eve.family import FAMILY\n"
         "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
+        "assert FAMILY.image_planner(FAMILY.image_sizes(parse([])))(640, 480).rows == 55\n"
         "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -120,7 +134,8 @@ def test_unknown_families_are_answered_with_those_there_are(name: str) -> None:
         ("x = 1\n", "its module has no FAMILY; see megatron_eve/models/family.py"),
         (
             "class F:\n    name = 'f'\n    presets = stages = {}\nFAMILY = F()\n",
-            "its FAMILY lacks check, check_sizes, objectives, parts; see megatron_eve/models/family.py",
+            "its FAMILY lacks check, check_image_sizes, check_sizes, image_flags, image_planner, image_sizes, "
+            "objectives, parts, views; see megatron_eve/models/family.py",
         ),
         ("import no_such_module_here\n", "it needs the module no_such_module_here, which is not here"),
         ("raise OSError('no\\ndisk')\n", "its module cannot be imported (OSError: no disk)"),
