@@ -33,9 +33,9 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.models.decoder.depth_taps import taps_before
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.geometry import image_geometry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

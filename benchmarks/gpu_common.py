@@ -132,12 +132,12 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
     from megatron_eve.data.format.manifest import DatasetSettings
     from megatron_eve.data.mock import PHOTO_SHAPES, MockDataset
+    from megatron_eve.models.registry import image_planner
 
     mock = MockDataset(
         samples,
         vocab_size=model.model.vocab_size,
-        image_size=model.vision.image_size,
-        teacher_size=model.vision.teacher_size,
+        planner=image_planner(model),
         seq_length=16384,
         seed=0,
     )

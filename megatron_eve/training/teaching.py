@@ -9,8 +9,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.config import RunConfig
-from megatron_eve.data.batch import PackedBatch, TeacherShare
-from megatron_eve.data.geometry import PATCH_SIZE
+from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.sampling.loader import AHEAD
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.registry import find_family
@@ -18,6 +17,9 @@ from megatron_eve.models.towers.sizes import TowerSizes, tower_sizes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 from megatron_eve.training.monitoring.flops import TeacherSizes
+
+# The grid of the model's own geometry is made of patches of this size.
+_GEOMETRY_PATCH = 14
 
 
 def runs_teacher(config: RunConfig) -> bool:
@@ -37,17 +39,6 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     return Teacher(config.vision, dtype=dtype, device=accelerator().device)
 
 
-def teacher_share(config: RunConfig) -> TeacherShare | None:
-    """Which images of its packs this rank decodes for the teacher; None where no teacher runs."""
-    if not runs_teacher(config):
-        return None
-    return TeacherShare(
-        _tower(config).patch_size,
-        rank=parallel_state.get_tensor_and_context_parallel_rank(),
-        ranks=parallel_state.get_tensor_and_context_parallel_world_size(),
-    )
-
-
 def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
     """What the teacher costs, for the count of FLOPs; None without one."""
     if not config.vision.patch_aligning:
@@ -58,7 +49,7 @@ def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
         layers=config.vision.teacher_hidden_state % (tower.num_layers + 1),
         hidden_size=tower.hidden_size,
         ffn_hidden_size=tower.ffn_hidden_size,
-        tokens=(config.vision.teacher_size // PATCH_SIZE) ** 2 + 1,
+        tokens=(config.vision.teacher_size // _GEOMETRY_PATCH) ** 2 + 1,
         patch_values=3 * tower.patch_size**2,
     )
 
@@ -75,14 +66,14 @@ def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:
     image.
     """
     count = len(batch.image_grids)
-    assert batch.teacher_images is not None, "this rank's loader prepares no pictures for the teacher"
+    pictures = batch.pixels["teacher"]
     patches = teacher.grid**2
     device = accelerator().device
     ranks = parallel_state.get_tensor_and_context_parallel_world_size()
     each = -(-count // ranks)
     features = torch.zeros(each, patches, teacher.width, dtype=teacher.dtype, device=device)
-    if len(batch.teacher_images):
-        features[: len(batch.teacher_images)] = teacher(to_device(batch.teacher_images, device))
+    if len(pictures):
+        features[: len(pictures)] = teacher(to_device(pictures, device))
     if ranks == 1 or not count:
         return features.flatten(0, 1)
     everyone = features.new_empty(ranks * each, patches, teacher.width)

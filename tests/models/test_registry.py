@@ -39,6 +39,7 @@ class Family:
     presets = {{"{name}_tiny": Preset(ModelConfig(num_layers=2), Config(colours=1))}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
+    image_flags = {{}}
 
     def check_sizes(self, config):
         yield from ()
@@ -52,9 +53,6 @@ class Family:
 
     def inference_settings(self, vision):
         return vision
-
-    def stored_patch_size(self, vision):
-        return None
 
     def parameter_counts(self, config):
         return PartCounts(config.vision.colours, 0)
@@ -73,6 +71,18 @@ class Family:
 
     def objectives(self, config):
         return ()
+
+    def image_sizes(self, config):
+        return {{}}
+
+    def check_image_sizes(self, sizes):
+        yield from ()
+
+    def image_planner(self, sizes):
+        return None
+
+    def views(self, config):
+        return {{}}
 
 
 FAMILY = Family()
@@ -110,6 +120,7 @@ def test_no_family_loads_torch() -> None:
         "from megatron_eve.config import parse, validate\n"
         "from megatron_eve.models.eve.family import FAMILY\n"
         "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
+        "assert FAMILY.image_planner(FAMILY.image_sizes(parse([])))(640, 480).rows == 55\n"
         "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ class DatasetSettings:
     vocab_size: int
     image_storage: str = "encoded"
 
+    @property
+    def family(self) -> str:
+        """x."""
+        return "eve"
+
+    @property
+    def image_sizes(self) -> dict[str, int]:
+        """x."""
+        return {"image_size": self.image_size, "teacher_size": self.teacher_size}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo(DatasetSettings):
@@ -136,6 +147,14 @@ class DatasetInfo(DatasetSettings):
         if self.image_storage == PIXELS:
             return int(self.parts.get(PIXELS, {}).get("bytes", 0))
         return self.image_bytes
+
+    def made_for(self, names: Collection[str]) -> dict[str, int]:
+        """Sizes that what is stored depends on, in pixels, of those with these names.
+
+        Those of `image_sizes`, and where pixels are stored those that they were decoded for.
+        """
+        of_pixels = self.parts.get(PIXELS, {}) if self.image_storage == PIXELS else {}
+        return {**{name: of_pixels[name] for name in names if name in of_pixels}, **self.image_sizes}
 
     def to_json(self) -> str:
         """The text of the manifest file."""

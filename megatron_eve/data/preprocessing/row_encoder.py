@@ -16,7 +16,6 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.format.metadata import Exclusions, sample_meta
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES, Sample, StoredImage
-from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
@@ -24,6 +23,7 @@ from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import TEMPLATES
 from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import is_lfs_pointer
 
 MAX_VIDEO_FRAMES = 10_000
@@ -91,10 +91,9 @@ class PreprocessConfig:
 
     def check(self) -> None:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
-        try:
-            check_sizes(self.image_size, self.teacher_size)
-        except ValueError as error:
-            raise DataError(f"--image-size, --teacher-size: {error}") from error
+        sizes = {n: getattr(self, n) for n in ("image_size", "teacher_size", "teacher_patch_size")}
+        for error in find_family("eve").check_image_sizes(sizes):
+            raise DataError(error)
         if self.template not in TEMPLATES:
             raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
         if self.image_root is not None and not Path(self.image_root).is_dir():
@@ -156,10 +155,13 @@ class PreprocessConfig:
         return StorageSettings(
             image_storage=self.image_storage,
             image_decoder=self.image_decoder,
-            image_size=self.image_size,
-            decode=DecodeSettings(
-                self.apply_exif, self.max_image_pixels, self.teacher_size, self.teacher_patch_size
-            ),
+            family="eve",
+            image_sizes={
+                "image_size": self.image_size,
+                "teacher_size": self.teacher_size,
+                "teacher_patch_size": self.teacher_patch_size,
+            },
+            decode=DecodeSettings(self.apply_exif, self.max_image_pixels),
             jpeg_quality=self.jpeg_quality,
             jpeg_subsampling=self.jpeg_subsampling,
         )

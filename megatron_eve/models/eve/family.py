@@ -10,6 +10,7 @@ from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, parts_lacking
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
 from megatron_eve.models.eve.config import EVEConfig, upgrade
+from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import PARTS
 from megatron_eve.models.eve.presets import PRESETS
@@ -17,11 +18,14 @@ from megatron_eve.models.eve.sizes import parameter_counts
 from megatron_eve.models.family import (
     ALIGNING_LAYER,
     FRONT_END,
+    ImagePlanner,
     ModelFamily,
     Objective,
     PartCounts,
     Preset,
+    SizeFlag,
     Stage,
+    ViewUse,
 )
 from megatron_eve.models.towers.sizes import tower_sizes
 
@@ -43,6 +47,7 @@ class EVEFamily:
         3: Stage("supervised fine-tuning", ("*",), template="vicuna_v1"),
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
+    image_flags: Mapping[str, SizeFlag] = IMAGE_FLAGS
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
@@ -61,12 +66,6 @@ class EVEFamily:
     def inference_settings(self, vision: EVEConfig) -> EVEConfig:
         """See `ModelFamily.inference_settings`: the same model without the aligning layer."""
         return replace(vision, patch_aligning=False, teacher_model=None)
-
-    def stored_patch_size(self, vision: EVEConfig) -> int | None:
-        """Side in pixels of the teacher's patches, which stored pixels must fit; None without a teacher."""
-        if not vision.patch_aligning or vision.teacher_model is None:
-            return None
-        return tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """See `ModelFamily.parameter_counts`."""
@@ -100,6 +99,32 @@ class EVEFamily:
         """See `ModelFamily.objectives`: the aligning loss, where there is an aligning layer."""
         vision: EVEConfig = config.vision
         return (Aligning(weight=vision.align_loss_weight),) if vision.patch_aligning else ()
+
+    # --- data ---
+
+    def image_sizes(self, config: RunConfig) -> dict[str, int]:
+        """See `ModelFamily.image_sizes`: the teacher's patches are those of the tower in its folder."""
+        vision: EVEConfig = config.vision
+        sizes = {"image_size": vision.image_size, "teacher_size": vision.teacher_size}
+        if vision.patch_aligning and vision.teacher_model is not None:
+            tower = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code)
+            sizes["teacher_patch_size"] = tower.patch_size
+        return sizes
+
+    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
+        """See `ModelFamily.check_image_sizes`."""
+        return image_size_errors(sizes)
+
+    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
+        """See `ModelFamily.image_planner`, and `geometry`."""
+        return planner(sizes)
+
+    def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
+        """See `ModelFamily.views`: patches for the patch embedding, and square pictures for the teacher."""
+        views = {"patches": ViewUse("first", shared=False)}
+        if config.vision.patch_aligning:
+            views["teacher"] = ViewUse("last", shared=True)
+        return views
 
 
 FAMILY: ModelFamily = EVEFamily()

@@ -17,7 +17,7 @@ import torch
 
 from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import EVEConfig
-from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.towers.sizes import remote_code_lock, tower_sizes
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.config.schema import ModelConfig
-from megatron_eve.data.batch import PATCH_VALUES, VisionDataset
-from megatron_eve.data.geometry import CELL_PATCHES
+from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.models.family import ModelSettings
 
+PATCH_VALUES = 3 * 14 * 14
+CELL_PATCHES = 4
 # What a product costs over a step, in units of its forward pass.
 _TRAINED = 3  # forward, gradient of the input and of the weight, or of both inputs of an attention product
 _FROZEN = 2  # forward, gradient of the input
@@ -77,8 +78,8 @@ def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int
     """
     ids = np.asarray(sample_ids, dtype=np.int64)
     samples, lengths = dataset.samples[ids], dataset.lengths(ids)
-    geometries = [
-        dataset.image_geometry(image)
+    plans = [
+        dataset.image_plan(image)
         for first, count in zip(samples["first_image"].tolist(), samples["num_images"].tolist(), strict=True)
         for image in range(first, first + count)
     ]
@@ -86,9 +87,9 @@ def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int
         tokens=int(lengths.sum()),
         attended=int((lengths * (lengths + 1) // 2).sum()),
         labels=int(samples["labels"].sum()),
-        images=len(geometries),
-        cells=sum(geometry.rows * geometry.columns for geometry in geometries),
-        visual_rows=sum(geometry.tokens for geometry in geometries),
+        images=len(plans),
+        cells=sum(plan.grid[0] * plan.grid[1] for plan in plans),
+        visual_rows=sum(plan.rows for plan in plans),
     )
 
 

@@ -20,6 +20,7 @@ from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.family import Preset
 from megatron_eve.training.monitoring.flops import TeacherSizes, Work, model_flops, step_work
+from tests.data.helpers import planner
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
@@ -297,7 +298,7 @@ def test_teacher_against_transformers() -> None:
 
 
 def test_work_of_a_step_against_its_expanded_samples() -> None:
-    dataset = MockDataset(40, vocab_size=512, image_size=224, teacher_size=112, seq_length=512, seed=3)
+    dataset = MockDataset(40, vocab_size=512, planner=planner(), seq_length=512, seed=3)
     samples = dataset.samples
     # The mock has one image at most: give a sample its neighbour's as a second one.
     pair = next(
@@ -305,29 +306,29 @@ def test_work_of_a_step_against_its_expanded_samples() -> None:
         for i in range(40)
         if samples["num_images"][i] and samples["first_image"][i] + 1 < len(dataset.images)
     )
-    second = dataset.image_geometry(int(samples["first_image"][pair]) + 1)
+    second = dataset.image_plan(int(samples["first_image"][pair]) + 1)
     samples["num_images"][pair] = 2
-    samples["length"][pair] += second.tokens
+    samples["length"][pair] += second.rows
     ids = [*range(0, 40, 2), *range(1, 35, 2), pair, pair]
     assert 0 in samples["num_images"][ids]
 
     tokens = attended = labels = images = cells = visual = 0
     for index in ids:
         first, count = int(samples["first_image"][index]), int(samples["num_images"][index])
-        geometries = [dataset.image_geometry(image) for image in range(first, first + count)]
-        expanded, targets, starts = expand(*dataset.text(index), geometries)
+        plans = [dataset.image_plan(image) for image in range(first, first + count)]
+        expanded, targets, starts = expand(*dataset.text(index), plans)
         tokens += len(expanded)
         attended += sum(position + 1 for position in range(len(expanded)))
         labels += int((targets != IGNORE_INDEX).sum())
         images += len(starts)
-        cells += sum((g.width // 28) * (g.height // 28) for g in geometries)
+        cells += sum(p.views["patches"].width // 28 * (p.views["patches"].height // 28) for p in plans)
         visual += int((expanded == 0).sum())  # no word of the mock has the number 0
     wanted = Work(tokens, attended, labels, images, cells, visual)
     assert step_work(dataset, np.array(ids)) == step_work(dataset, ids) == wanted
 
 
 def test_work_of_no_samples() -> None:
-    dataset = MockDataset(4, vocab_size=512, image_size=224, teacher_size=112, seq_length=512, seed=3)
+    dataset = MockDataset(4, vocab_size=512, planner=planner(), seq_length=512, seed=3)
     work = step_work(dataset, [])
     assert work == Work(0, 0, 0, 0, 0, 0)
     parts = model_flops(SIZES, work, decoder_trains=True, teacher=HAND_TEACHER)
