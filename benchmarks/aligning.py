@@ -112,7 +112,7 @@ def measure(steps: int) -> list[tuple[str, ...]]:
                 for aligned, trainer in trainers.items():
                     chunk = unwrap(trainer.chunks[0])
                     batch = trainer.loader.step(0).batches[0]
-                    inputs = model_inputs(batch, chunk, trainer.teacher)
+                    inputs = model_inputs(batch, chunk, trainer.target_models)
                     with held_bytes() as held:
                         losses = chunk(inputs)
                     weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}

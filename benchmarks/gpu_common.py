@@ -31,7 +31,6 @@ from megatron_eve.config import (
     validate,
 )
 from megatron_eve.models.family import Preset
-from megatron_eve.models.stages import stage_of
 from megatron_eve.runtime.accelerator import accelerator
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
@@ -259,7 +258,6 @@ def measure(config: RunConfig, steps: int) -> Measured:
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.train import setup, train_one
     from megatron_eve.training.monitoring.flops import model_flops, step_work
-    from megatron_eve.training.teaching import teacher_sizes
 
     with model_parallel(config), peak_memory() as memory, data_waits() as waits:
         trainer = setup(config)
@@ -268,9 +266,8 @@ def measure(config: RunConfig, steps: int) -> Measured:
         done, count = trainer.progress.consumed_samples, config.training.global_batch_size
         ids = trainer.data.order(np.arange(done - steps * count, done))
         work = step_work(trainer.data.dataset, ids)
-        teacher = teacher_sizes(config)
         trainer.loader.close()
-    flops = model_flops(config, work, decoder_trains=stage_of(config).decoder_trains, teacher=teacher)
+    flops = model_flops(config, work)
     whole = sum(seconds)
     return Measured(
         seconds=median(seconds),

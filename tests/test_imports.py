@@ -28,7 +28,7 @@ LEVEL = {folder: number for number, folders in enumerate(LEVELS) for folder in f
 
 # Files that count as part of another folder. The interface of model families and the list of them: the settings ask the
 # families for presets, stages and checks before torch is loaded, and the interface names the types of the settings.
-COUNTS_AS = {"models.family": "config", "models.registry": "config"}
+COUNTS_AS = {"models.family": "config", "models.model_parts": "config", "models.registry": "config"}
 
 # Folders of models/ that hold one model family. Nothing outside imports them: a family is handed to those who run it.
 FAMILIES = ("models.eve",)
@@ -36,14 +36,6 @@ FAMILIES = ("models.eve",)
 EXCEPTIONS = {
     ("convert.skeleton", "models.eve.front_end"),
     ("convert.skeleton", "models.eve.patch_aligning"),
-    ("models.decoder.model", "models.eve.front_end"),
-    ("models.decoder.model", "models.eve.patch_aligning"),
-    ("training.loop.evaluation", "models.eve.teacher"),
-    ("training.loop.microbatch", "models.eve.teacher"),
-    ("training.loop.step", "models.eve.teacher"),
-    ("training.teaching", "models.eve.teacher"),
-    ("training.loop.trainer", "models.eve.teacher"),
-    ("verification.model", "models.eve.teacher"),
 }
 
 

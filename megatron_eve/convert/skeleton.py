@@ -10,9 +10,8 @@ import torch
 
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
-from megatron_eve.models.build import padded_vocab_size, transformer_config
+from megatron_eve.models.build import build_chunk, padded_vocab_size, transformer_config
 from megatron_eve.models.decoder.depth_taps import DepthTap
-from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.eve.front_end import EVEFrontEnd
 from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
 from megatron_eve.models.process_groups import initialize_distributed, model_parallel
@@ -45,13 +44,7 @@ class Skeleton:
         self._config, self._transformer = config, transformer_config(config)
         self.padded_vocab_size = padded_vocab_size(config.model.vocab_size, 1)
         with torch.device("meta"):
-            self._model = VisionLanguageModel(
-                self._transformer,
-                config,
-                padded_vocab_size=self.padded_vocab_size,
-                transformer_engine=False,
-                patch_aligning=config.vision.patch_aligning,
-            )
+            self._model = build_chunk(config, self._transformer, transformer_engine=False)
         keys = {
             name: part.key for name, part in self._model.sharded_state_dict(metadata=dict(CONTENT)).items()
         }

@@ -187,9 +187,6 @@ def _step_inputs(
         packed=packed,
         position_ids=torch.tensor(positions, device=device),
         tokens=torch.tensor(tokens, device=device),
-        patches=torch.empty(0, 3 * 14 * 14, dtype=torch.uint8, device=device),
-        image_grids=torch.empty(0, 2, dtype=torch.int64),
-        image_rows=torch.empty(0, dtype=torch.int64, device=device),
         output_rows=torch.arange(count, device=device),
     )
 

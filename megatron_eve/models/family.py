@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
+
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     from megatron_eve.config.schema import ModelConfig, RunConfig
 
 
@@ -93,45 +97,6 @@ class PartCounts(NamedTuple):
 
     first_stage: int
     last_stage: int
-
-
-class SampleCounts(NamedTuple):
-    """What the samples of a step, or of one pack, hold; known from the index before any image is decoded.
-
-    Attributes:
-        labels: tokens that are predicted.
-        images: pictures, damaged ones included.
-    """
-
-    labels: int
-    images: int
-
-
-class Objective(Protocol):
-    """A loss that is computed on the last pipeline stage, by name.
-
-    The model returns the sums, float32: losses of any shape `[...]` whose sum over all packs and ranks of a step,
-    divided by `count` of the step, is the step's mean. The mean times `weight` is added to what is differentiated.
-    """
-
-    @property
-    def name(self) -> str:
-        """In logs, in losses.jsonl and TensorBoard (with underscores), and in the rules of bad steps."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """Of this loss in the sum of all."""
-        ...
-
-    @property
-    def adds_over_tensor_parallel(self) -> bool:
-        """Do the parts of the tensor-parallel ranks add up under sequence parallelism? Else all have the same sum."""
-        ...
-
-    def count(self, counts: SampleCounts) -> int:
-        """What the sum is divided by."""
-        ...
 
 
 # --- data ---
@@ -299,8 +264,16 @@ class ModelFamily(Protocol):
 
     # --- model ---
 
-    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+    def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:
+        """Build the front end, a `torch.nn.Module`; `transformer` is the decoder's configuration."""
+        ...
+
+    def objectives(self, config: RunConfig) -> tuple[FamilyObjective, ...]:
         """What a run of this configuration trains beside the next token, in the order of logs and sums."""
+        ...
+
+    def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
+        """FLOPs of a step beside the decoder's (see `training/monitoring/flops.py` for what is counted)."""
         ...
 
     # --- data ---

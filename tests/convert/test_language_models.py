@@ -160,9 +160,6 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
         packed=packed_params(bounds, lengths),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         tokens=torch.tensor([*SAMPLES[0], *SAMPLES[1]]),
-        patches=torch.empty(0, 588, dtype=torch.uint8),
-        image_grids=torch.empty(0, 2, dtype=torch.int64),
-        image_rows=torch.empty(0, dtype=torch.int64),
         output_rows=torch.arange(sum(lengths)),
     )
     with model_parallel(config), torch.no_grad():

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import PartCounts, Preset, Stage
+from megatron_eve.models.model_parts import FamilyFlops
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,14 @@ class Family:
     def parts_lacking(self, saved, config):
         return {{}}
 
+    def front_end(self, config, transformer):
+        return None
+
     def objectives(self, config):
         return ()
+
+    def flops(self, config, work):
+        return FamilyFlops({{}}, {{}})
 
     def image_sizes(self, config):
         return {{}}

@@ -54,7 +54,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
     rules = eve_rules(settings)
     aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in source.keys())  # noqa: SIM118
     interval = settings.vision.tap_interval
-    wanted = any(chunk.patch_aligning for chunk in chunks)
+    wanted = any(chunk.objectives for chunk in chunks)
     if wanted and aligned and interval != PUBLISHED_TAP_INTERVAL:
         raise ConfigError(
             f"{folder}: its aligning layer is tapped every {PUBLISHED_TAP_INTERVAL} layers, this run has "

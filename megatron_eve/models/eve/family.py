@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, parts_lacking
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
 from megatron_eve.models.eve.config import EVEConfig, upgrade
+from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
 from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import PARTS
@@ -20,14 +21,17 @@ from megatron_eve.models.family import (
     FRONT_END,
     ImagePlanner,
     ModelFamily,
-    Objective,
     PartCounts,
     Preset,
     SizeFlag,
     Stage,
     ViewUse,
 )
+from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from megatron_eve.models.towers.sizes import tower_sizes
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class EVEFamily:
@@ -95,10 +99,19 @@ class EVEFamily:
 
     # --- model ---
 
-    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+    def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:
+        """See `ModelFamily.front_end`: patch embedding and projector."""
+        from megatron_eve.models.eve.front_end import EVEFrontEnd
+
+        return EVEFrontEnd(transformer, config.vision)
+
+    def objectives(self, config: RunConfig) -> tuple[FamilyObjective, ...]:
         """See `ModelFamily.objectives`: the aligning loss, where there is an aligning layer."""
-        vision: EVEConfig = config.vision
-        return (Aligning(weight=vision.align_loss_weight),) if vision.patch_aligning else ()
+        return (Aligning(config),) if config.vision.patch_aligning else ()
+
+    def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
+        """See `ModelFamily.flops`."""
+        return eve_flops(config, work, teacher_sizes(config.vision))
 
     # --- data ---
 

@@ -1,8 +1,8 @@
 """From a `PackedBatch` of the loader to the model's inputs on this rank.
 
 Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
-its pictures and sends uint8 patches to the others; on the last stage each of them decodes its share of the pictures
-for the teacher. Pixels never travel between stages.
+its pictures and sends the pixels to the others, or each decodes its share; so it is on the last stage for what target
+models see (`ModelFamily.views`). Pixels never travel between stages.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
+from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.decoder.packed import packed_params
-from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.model_parts import VisualInputs
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.shapes import rows_sent
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
-from megatron_eve.training.aligned_cells import aligned_cells, context_rows
-from megatron_eve.training.teaching import pack_features
+from megatron_eve.training.loop.targets import TargetModels, Targets, pack_targets
 
 
 def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -51,8 +51,8 @@ def image_share() -> ImageShare:
 def model_inputs(
     batch: PackedBatch,
     chunk: VisionLanguageModel,
-    teacher: Teacher | None = None,
-    features: torch.Tensor | None = None,
+    models: TargetModels | None = None,
+    targets: Targets | None = None,
 ) -> ModelInputs:
     """Move what a model chunk needs of a pack to the device.
 
@@ -61,8 +61,8 @@ def model_inputs(
     Args:
         batch: the pack, on the host.
         chunk: which inputs are wanted follows from its place in the pipeline.
-        teacher: gives the aligning layer its targets; without one it is passed over.
-        features: of the teacher for this pack, if it has seen the pack already (see `pack_features`).
+        models: target models by objective; an objective that lacks its own is not computed.
+        targets: of this pack, if the models have seen it already (see `prefetch_targets`).
     """
     device = accelerator().device
     lengths = batch.cu_seqlens_padded.diff().tolist()
@@ -75,20 +75,16 @@ def model_inputs(
         size = parallel_state.get_context_parallel_world_size()
         inputs.packed.gathered_order = to_device(gathered_order(lengths, size), device)
         inputs.context_rows = to_device(mine, device)
-    if chunk.patch_aligning:
-        cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
-        inputs.packed.taps = cells.rows
-        if not chunk.config.variable_seq_lengths and not chunk.post_process:
-            cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
-        if chunk.post_process and teacher is not None:
-            index = to_device(cells.teacher_index(teacher.grid), device)
-            features = pack_features(teacher, batch) if features is None else features
-            inputs.teacher_features = features[index]
-            inputs.cell_weights = to_device(cells.weights(), device)
+    _add_objectives(inputs, batch, chunk, models or {}, targets)
     if chunk.pre_process:
         inputs.tokens = to_device(batch.tokens, device)
-        inputs.patches = shared_pixels(batch, "patches")
-        inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
+        pixels = {
+            name: to_device(batch.pixels[name], device) if use.shared else shared_pixels(batch, name)
+            for name, use in chunk.views.items()
+        }
+        inputs.visual = VisualInputs(
+            pixels, batch.image_grids
+        )  # grids stay on the host: sizes follow from them
         inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
         labels = batch.labels if mine is None else batch.labels[mine]
@@ -96,6 +92,36 @@ def model_inputs(
         inputs.output_rows = to_device(rows, device)
         inputs.labels = to_device(labels[rows], device)
     return inputs
+
+
+def _add_objectives(
+    inputs: ModelInputs,
+    batch: PackedBatch,
+    chunk: VisionLanguageModel,
+    models: TargetModels,
+    targets: Targets | None,
+) -> None:
+    """Add what objectives need of a pack: rows of intermediate features, and on the last stage what heads are given."""
+    rows = {
+        objective.name: objective.rows(batch, chunk.config.sequence_parallel)
+        for objective in chunk.objectives
+        if objective.features is not None or chunk.post_process
+    }
+    for objective in chunk.objectives:
+        mine = rows.get(objective.name)
+        if objective.features is None or mine is None:
+            continue
+        inputs.packed.taps = mine.rows
+        if not chunk.config.variable_seq_lengths and not chunk.post_process:
+            mine.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
+    if not chunk.post_process or not chunk.objectives:
+        return
+    if targets is None:
+        targets = pack_targets(models, batch)
+    for objective in chunk.objectives:
+        given = objective.inputs(batch, rows[objective.name], targets.get(objective.name))
+        if given is not None:
+            inputs.heads[objective.name] = given
 
 
 def image_rows(image_starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
