@@ -25,7 +25,6 @@ from gpu_common import parser, photos
 from PIL import Image
 from tables import Table
 
-from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
 from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.geometry import ImageGeometry, image_geometry
@@ -35,6 +34,7 @@ from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.patches import image_patches, uncut_patches
 from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.data.images.storage import ImageStore, StorageSettings
+from megatron_eve.runtime.dali import dali_is_installed
 
 CASES = ((640, 480, 672), (1600, 1200, 672), (1600, 1200, 1344))
 DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=336)

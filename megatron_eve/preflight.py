@@ -79,14 +79,15 @@ def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
     from megatron_eve.data.format.manifest import read_info
 
-    if config.training.stage == 3:
+    stage = config.training.stage
+    if find_family(config.family).stages[stage].template == "vicuna_v1":
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
             samples = {"plain": "captions without a question", "document": "documents without a question"}
             if template in samples:
                 yield (
-                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; stage 3 "
-                    "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; "
+                    f"stage {stage} trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
                 )
 
 

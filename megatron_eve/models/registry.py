@@ -19,6 +19,8 @@ from megatron_eve.models.family import ModelFamily
 from megatron_eve.runtime.errors import UserError
 
 ENTRY_POINTS = "megatron_eve.families"
+# The family of a run that names none, and of checkpoints from before there were several.
+DEFAULT_FAMILY = "eve"
 
 
 class FamilyError(UserError, LookupError):

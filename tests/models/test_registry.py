@@ -37,6 +37,7 @@ class Family:
     name = "{name}"
     Config = Config
     presets = {{"{name}_tiny": Preset(ModelConfig(num_layers=2), Config(colours=1))}}
+    other_names = {{}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
 

@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
 from megatron_eve.data.images.pillow import PillowDecoder
+from megatron_eve.runtime.dali import dali_is_installed
 
 BackendName = Literal["auto", "dali", "threads", "pillow"]
 

@@ -56,6 +56,15 @@ class EVEConfig:
         return self.image_size // (2 * self.teacher_size)
 
 
+# Flags of Megatron-LM and of the published training scripts, which have another name here.
+OTHER_NAMES = {
+    "--img-h": "use --image-size",
+    "--img-w": "use --image-size",
+    "--patch-dim": "patches have 14 pixels a side",
+    "--freeze-lm": "use --stage 1, which trains what is in front of the decoder",
+    "--vision-tower": "use --teacher-model",
+}
+
 # What older versions kept in other sections: sizes in `model`, and all of `alignment`.
 _ONCE_IN_MODEL = (
     "patch_embedding_size", "patch_embedding_heads", "image_size", "teacher_size", "teacher_hidden_size",

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, parts_lacking
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
-from megatron_eve.models.eve.config import EVEConfig, upgrade
+from megatron_eve.models.eve.config import OTHER_NAMES, EVEConfig, upgrade
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import PARTS
 from megatron_eve.models.eve.presets import PRESETS
@@ -36,6 +36,7 @@ class EVEFamily:
     name = "eve"
     Config: type[Any] = EVEConfig
     presets: Mapping[str, Preset] = PRESETS
+    other_names: Mapping[str, str] = OTHER_NAMES
     stages: Mapping[int, Stage] = {
         # The decoder stays as the language model left it, so that noisy early visual rows cannot break it.
         1: Stage("LLM-guided pre-alignment", (*PARTS[FRONT_END], *PARTS[ALIGNING_LAYER])),
