@@ -214,7 +214,7 @@ class ModelFamily(Protocol):
         """Why the weights of a checkpoint do not fit a run of other data and schedule; likewise."""
         ...
 
-    def parts_lacking(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+    def missing_parts(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
         """Parts of the run's model that a checkpoint lacks, as `parts` names them, each with a sentence."""
         ...
 

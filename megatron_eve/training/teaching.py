@@ -14,7 +14,6 @@ from megatron_eve.data.geometry import PATCH_SIZE
 from megatron_eve.data.sampling.loader import AHEAD
 from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.models.registry import find_family
-from megatron_eve.models.towers.sizes import TowerSizes, tower_sizes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 from megatron_eve.training.monitoring.flops import TeacherSizes
@@ -42,7 +41,7 @@ def teacher_share(config: RunConfig) -> TeacherShare | None:
     if not runs_teacher(config):
         return None
     return TeacherShare(
-        _tower(config).patch_size,
+        config.vision.tower().patch_size,
         rank=parallel_state.get_tensor_and_context_parallel_rank(),
         ranks=parallel_state.get_tensor_and_context_parallel_world_size(),
     )
@@ -52,7 +51,7 @@ def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
     """What the teacher costs, for the count of FLOPs; None without one."""
     if not config.vision.patch_aligning:
         return None
-    tower = _tower(config)
+    tower = config.vision.tower()
     return TeacherSizes(
         # Hidden state 0 is the embedding; layers behind the target are not needed.
         layers=config.vision.teacher_hidden_state % (tower.num_layers + 1),
@@ -61,11 +60,6 @@ def teacher_sizes(config: RunConfig) -> TeacherSizes | None:
         tokens=(config.vision.teacher_size // PATCH_SIZE) ** 2 + 1,
         patch_values=3 * tower.patch_size**2,
     )
-
-
-def _tower(config: RunConfig) -> TowerSizes:
-    assert config.vision.teacher_model is not None
-    return tower_sizes(config.vision.teacher_model, config.vision.teacher_trust_remote_code)
 
 
 def pack_features(teacher: Teacher, batch: PackedBatch) -> torch.Tensor:

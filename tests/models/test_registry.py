@@ -69,7 +69,7 @@ class Family:
     def check_weights(self, saved, config):
         yield from ()
 
-    def parts_lacking(self, saved, config):
+    def missing_parts(self, saved, config):
         return {{}}
 
     def objectives(self, config):

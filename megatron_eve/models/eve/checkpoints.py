@@ -51,8 +51,8 @@ def check_weights(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
     return size_differences(saved["config"].get("vision", {}), vision, ignore)
 
 
-def parts_lacking(saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
-    """See `ModelFamily.parts_lacking`."""
+def missing_parts(saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+    """See `ModelFamily.missing_parts`."""
     if _aligned(saved) or not config.vision.patch_aligning:
         return {}
     return {ALIGNING_LAYER: "made without --patch-aligning, so the aligning layer keeps its initial weights"}

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_eve.models.towers.sizes import TowerFlags, TowerSizes, tower_sizes
+
+TEACHER_FLAGS = TowerFlags(
+    "--teacher-model",
+    "--teacher-trust-remote-code of a run, --trust-remote-code of an import",
+    "CLIP ViT-L/14-336",
+)
+
 
 @dataclass(frozen=True)
 class EVEConfig:
@@ -41,6 +49,15 @@ class EVEConfig:
     """Let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP)."""
     align_loss_weight: float = 1.0
     """Weight of the aligning loss beside the language loss."""
+
+    def tower(self) -> TowerSizes:
+        """Sizes of the teacher, by the config.json of its folder.
+
+        Raises:
+            ConfigError: see `tower_sizes`.
+        """
+        assert self.teacher_model is not None
+        return tower_sizes(self.teacher_model, self.teacher_trust_remote_code, TEACHER_FLAGS)
 
     def tap_depths(self, num_layers: int) -> tuple[int, ...]:
         """Depths of a decoder that are aligned, last first: 0 is its input, num_layers the output of the final norm.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.eve.checkpoints import check_resume, check_weights, parts_lacking
+from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
 from megatron_eve.models.eve.config import OTHER_NAMES, EVEConfig, upgrade
 from megatron_eve.models.eve.objectives import Aligning
@@ -23,7 +23,6 @@ from megatron_eve.models.family import (
     Preset,
     Stage,
 )
-from megatron_eve.models.towers.sizes import tower_sizes
 
 
 class EVEFamily:
@@ -67,7 +66,7 @@ class EVEFamily:
         """Side in pixels of the teacher's patches, which stored pixels must fit; None without a teacher."""
         if not vision.patch_aligning or vision.teacher_model is None:
             return None
-        return tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
+        return vision.tower().patch_size
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """See `ModelFamily.parameter_counts`."""
@@ -91,9 +90,9 @@ class EVEFamily:
         """See `ModelFamily.check_weights`: the HD model starts from 672-pixel weights."""
         return check_weights(saved, config)
 
-    def parts_lacking(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
-        """See `ModelFamily.parts_lacking`."""
-        return parts_lacking(saved, config)
+    def missing_parts(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+        """See `ModelFamily.missing_parts`."""
+        return missing_parts(saved, config)
 
     # --- model ---
 

@@ -18,7 +18,7 @@ import torch
 from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
-from megatron_eve.models.towers.sizes import remote_code_lock, tower_sizes
+from megatron_eve.models.towers.sizes import remote_code_lock
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content
 
@@ -63,7 +63,7 @@ class Teacher:
     def __init__(self, vision: EVEConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         assert vision.teacher_model is not None
         self.folder = Path(vision.teacher_model)
-        self.patch_size = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
+        self.patch_size = vision.tower().patch_size
         self.grid = vision.teacher_size // _GEOMETRY_PATCH
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
