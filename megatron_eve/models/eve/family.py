@@ -9,7 +9,7 @@ from typing import Any
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
-from megatron_eve.models.eve.config import OTHER_NAMES, EVEConfig, upgrade
+from megatron_eve.models.eve.config import OTHER_NAMES, TRAINING_SETTINGS, EVEConfig, upgrade
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import PARTS
 from megatron_eve.models.eve.presets import PRESETS
@@ -60,7 +60,7 @@ class EVEFamily:
 
     def inference_settings(self, vision: EVEConfig) -> EVEConfig:
         """See `ModelFamily.inference_settings`: the same model without the aligning layer."""
-        return replace(vision, patch_aligning=False, teacher_model=None)
+        return replace(vision, **{name: getattr(EVEConfig, name) for name in TRAINING_SETTINGS})
 
     def stored_patch_size(self, vision: EVEConfig) -> int | None:
         """Side in pixels of the teacher's patches, which stored pixels must fit; None without a teacher."""
