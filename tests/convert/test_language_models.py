@@ -137,11 +137,10 @@ def test_there_and_back_through_a_run(
     start = start_of(source, tmp_path / "start")
     config = run_config(layout.parallel, bf16=dtype == "bfloat16")
     saved = CheckpointConfig(save=str(tmp_path / "saved"), pretrained_checkpoint=str(tmp_path / "start"))
-    ranks.run(
-        layout.world_size,
-        pass_through,
-        replace(config, model=start.model, vision=start.vision, checkpoint=saved),
-    )
+    # The teacher is the run's.
+    vision = replace(start.vision, patch_aligning=True, teacher_model=config.vision.teacher_model)
+    config = replace(config, model=start.model, vision=vision, checkpoint=saved)
+    ranks.run(layout.world_size, pass_through, config)
     assert convert("export", "--source", tmp_path / "saved", "--target", tmp_path / "back") == 0
     check_same(source, tmp_path / "back")
 
