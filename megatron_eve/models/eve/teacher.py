@@ -21,7 +21,6 @@ from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.hf_tower import load_tower, weight_files
 from megatron_eve.models.towers.sharing import shared_features
-from megatron_eve.models.towers.sizes import tower_sizes
 from megatron_eve.runtime.digests import file_digest
 
 # The grid of the model's own geometry is made of patches of this size.
@@ -57,7 +56,7 @@ class Teacher:
     def __init__(self, vision: EVEConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         assert vision.teacher_model is not None
         self.folder = Path(vision.teacher_model)
-        self.patch_size = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
+        self.patch_size = vision.tower().patch_size
         self.grid = vision.teacher_size // _GEOMETRY_PATCH
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
