@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.config.tower import tower_sizes
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
@@ -61,8 +63,9 @@ class EVEFamily:
         alignment = config.alignment
         sizes = {"image_size": config.model.image_size, "teacher_size": config.model.teacher_size}
         if alignment.patch_aligning and alignment.teacher_model is not None:
-            tower = tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code)
-            sizes["teacher_patch_size"] = tower.patch_size
+            with suppress(ConfigError):  # `check` says what is wrong with the folder
+                tower = tower_sizes(alignment.teacher_model, alignment.teacher_trust_remote_code)
+                sizes["teacher_patch_size"] = tower.patch_size
         return sizes
 
     def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
