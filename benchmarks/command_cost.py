@@ -31,7 +31,7 @@ class Memory:
     resident: float = 0.0
     anonymous: float = 0.0
 
-    def look(self, pid: int) -> None:
+    def update(self, pid: int) -> None:
         """Take in what the process holds now; one that has ended is passed over."""
         try:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -73,20 +73,20 @@ class CommandCost:
         )
 
 
-def run_command(words: Sequence[str], *, memory: bool = False) -> CommandCost:
+def run_command(command: Sequence[str], *, memory: bool = False) -> CommandCost:
     """Run a command to its end.
 
     Args:
-        words: of the command.
+        command: of the command.
         memory: look at the memory of the process and of its children ten times a second.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as output:
         began = time.perf_counter()
-        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         cost = CommandCost(0.0, 0.0, 0, "")
         while memory and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            _look(process.pid, cost)
+            _update_memory(process.pid, cost)
             time.sleep(_BETWEEN)
         _, status, used = os.wait4(process.pid, 0)
         cost.seconds = time.perf_counter() - began
@@ -97,27 +97,27 @@ def run_command(words: Sequence[str], *, memory: bool = False) -> CommandCost:
     return cost
 
 
-def _look(pid: int, cost: CommandCost) -> None:
-    cost.parent.look(pid)
+def _update_memory(pid: int, cost: CommandCost) -> None:
+    cost.parent.update(pid)
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
     for child in children:
-        cost.workers.setdefault(child.pid, Memory()).look(child.pid)
+        cost.workers.setdefault(child.pid, Memory()).update(child.pid)
 
 
-def preprocess_words(settings: Mapping[str, Any]) -> list[str]:
+def preprocess_command(settings: Mapping[str, Any]) -> list[str]:
     """The command that preprocesses with these fields of `PreprocessConfig`."""
-    words = [*PREPROCESS]
+    command = [*PREPROCESS]
     for name, value in settings.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    return command
 
 
 def run_preprocess(settings: Mapping[str, Any], *, memory: bool = False) -> CommandCost:
     """Run tools/preprocess_data.py; ends this process with what it said if it fails."""
-    cost = run_command(preprocess_words(settings), memory=memory)
+    cost = run_command(preprocess_command(settings), memory=memory)
     if cost.status:
         sys.exit(f"error: preprocessing of {settings['input']} failed:\n{cost.output[-3000:]}")
     return cost

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tables import Row
+from tables import TableRow
 
 from megatron_eve.config import (
     PRESETS,
@@ -332,7 +332,7 @@ def share(tflops: float) -> str:
 STEP_HEADER = ("ms", "tokens/s", "samples/s", "TFLOP/s", "MFU", "data wait", "GB")
 
 
-def step_columns(found: Measured) -> Row:
+def step_columns(found: Measured) -> TableRow:
     """A run's figures under `STEP_HEADER`."""
     return (
         f"{1000 * found.seconds:.0f}", f"{found.tokens:,.0f}", f"{found.samples:.2f}", f"{found.tflop:.1f}",

@@ -27,7 +27,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ConfigError, ParallelConfig, RunConfig
 
@@ -106,7 +106,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):
         failed = time_steps(arguments).close() + compare_losses(arguments, Path(folder)).close()
-    leave(failed)
+    exit_if_failed(failed)
 
 
 if __name__ == "__main__":

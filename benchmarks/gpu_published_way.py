@@ -30,7 +30,7 @@ from gpu_common import (
     time_each,
 )
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
@@ -182,7 +182,7 @@ def main() -> None:
                     f"{name} ({attention})", f"{1000 * seconds:.0f}", f"{count / seconds:.1f}",
                     f"{seconds / mine:.2f}", f"{real:.2f}", f"{memory[0]:.1f}",
                 )  # fmt: skip
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from gpu_common import (
     save_teacher,
     sizes,
 )
-from tables import Table, leave, machine_rows
+from tables import Table, exit_if_failed, machine_rows
 
 from megatron_eve.config import ConfigError, ParallelConfig
 from megatron_eve.runtime.accelerator import accelerator
@@ -100,9 +100,9 @@ def main() -> None:
                 right.append(all(math.isfinite(loss) for loss in losses))
                 table.add(f"losses of two steps, {name}", ", ".join(f"{loss:.3f}" for loss in losses))
                 table.note(f"{name}: {describe_kernels(config)}.")
-    table.add("verdict", "fine" if right and all(right) else "WRONG")
+    table.add("result", "passed" if right and all(right) else "FAILED")
     failed = table.close()
-    leave(failed if all(right) else [*failed, "see the verdict"])
+    exit_if_failed(failed if all(right) else [*failed, "see the result"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ParallelConfig
 from megatron_eve.data.images.backends import chosen_backend
@@ -64,7 +64,7 @@ def main() -> None:
             with table.attempt(title):
                 table.add(title, preset, model.num_layers, *step_columns(measure(config, arguments.steps)))
     table.note(f"Images are decoded by {chosen_backend('auto', on_gpu=accelerator().name == 'cuda')}.")
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ParallelConfig
 
@@ -74,7 +74,7 @@ def main() -> None:
                 table.note(f"As a run is: {describe_kernels(config)}.")
             with table.attempt(name):
                 table.add(name, *step_columns(measure(config, arguments.steps)))
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

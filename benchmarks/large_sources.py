@@ -80,12 +80,12 @@ def main() -> None:
                 read = Path(given.settings["input"]).stat().st_size
                 table.add(
                     name, size, f"{read / 1e6:,.0f}", f"{given.rows:,}", f"{cost.seconds:.0f}", f"{cost.cpu:.0f}",
-                    _said(cost.parent), _said(cost.worker),
+                    _memory_cell(cost.parent), _memory_cell(cost.worker),
                 )  # fmt: skip
     table.close()
 
 
-def _said(memory: Memory) -> str:
+def _memory_cell(memory: Memory) -> str:
     return f"{memory.resident:.0f} ({memory.anonymous:.0f})"
 
 

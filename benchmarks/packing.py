@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.batch import padded_lengths, padding_multiples
 from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.sampling.packing import deal_packs, pack_step, sample_work
+from megatron_eve.data.sampling.packing import assign_packs, pack_step, sample_work
 from megatron_eve.data.sampling.permutation import sample_order
 
 # Width, height, share.
@@ -65,7 +65,8 @@ def packed_shares(
     _, multiple = padding_multiples(tensor, context)
     totals = [-(-int(sizes[pack].sum()) // multiple) * multiple for pack in packs]
     ranks = [
-        sum(int(lengths[pack].sum()) for pack in hand) for hand in deal_packs(packs, sizes, data_parallel)
+        sum(int(lengths[pack].sum()) for pack in rank_packs)
+        for rank_packs in assign_packs(packs, sizes, data_parallel)
     ]
     real = int(lengths.sum())
     return real / sum(totals), real / (len(packs) * seq_length), max(ranks) * data_parallel / real
@@ -74,8 +75,8 @@ def packed_shares(
 def spread(lengths: NDArray[np.int64], seq_length: int, data_parallel: int) -> tuple[float, float]:
     """Work of the slowest rank over the mean: balanced packs, and arrival order."""
     work = sample_work(lengths)
-    hands = deal_packs(pack_step(lengths, seq_length, data_parallel), lengths, data_parallel)
-    ours = [sum(float(work[pack].sum()) for pack in hand) for hand in hands]
+    assigned = assign_packs(pack_step(lengths, seq_length, data_parallel), lengths, data_parallel)
+    ours = [sum(float(work[pack].sum()) for pack in rank_packs) for rank_packs in assigned]
     arrival = [float(work[rank::data_parallel].sum()) for rank in range(data_parallel)]
     mean = float(work.sum()) / data_parallel
     return max(ours) / mean, max(arrival) / mean

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_cost import CommandCost, preprocess_words, run_command, run_preprocess
+from command_cost import CommandCost, preprocess_command, run_command, run_preprocess
 from gpu_common import parser
 from preprocessing_inputs import Input, Maker, all_sources, large_photos, tokenizer
 from tables import Table
@@ -72,7 +72,7 @@ class Preprocessing:
         settings = self.settings(case)
         if case.given.kept:
             return run_preprocess(settings)
-        cost = run_command(preprocess_words(settings))
+        cost = run_command(preprocess_command(settings))
         if "no row of" not in cost.output:
             sys.exit(f"error: {case.name}:\n{cost.output[-3000:]}")
         return cost
@@ -172,8 +172,8 @@ class Preprocessing:
     def _imports(self, case: Case) -> str:
         """The five packages of which the modules take longest."""
         one = Case(case.name, self.one, case.settings, 1)
-        words = preprocess_words(self.settings(one))
-        cost = run_command([words[0], "-X", "importtime", *words[1:]])
+        command = preprocess_command(self.settings(one))
+        cost = run_command([command[0], "-X", "importtime", *command[1:]])
         took: Counter[str] = Counter()
         for microseconds, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", cost.output):
             took[name.split(".")[0]] += int(microseconds)

@@ -107,13 +107,13 @@ class Maker:
         with tarfile.open(path, "w") as archive:
             for number in range(rows):
                 key, text = f"{number:09}", self._text(number)
-                said = {
+                metadata = {
                     "url": f"https://example.com/{key}.jpg", "caption": text, "key": key, "status": "success",
                     "error_message": None, "width": 640, "height": 480, "original_width": 1280, "exif": "{}",
                     "sha256": "ab" * 32, "similarity": 0.31, "LICENSE": _LICENSE,
                 }  # fmt: skip
                 for suffix, data in (
-                    ("jpg", self._picture(number)), ("txt", text.encode()), ("json", json.dumps(said).encode())
+                    ("jpg", self._picture(number)), ("txt", text.encode()), ("json", json.dumps(metadata).encode())
                 ):  # fmt: skip
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(data)

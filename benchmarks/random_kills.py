@@ -51,11 +51,11 @@ KINDS = {
 }  # and how often each is drawn
 FIRST_START = 8.0  # seconds from a start to its first step, until one has been measured
 WRITING = 1.0  # seconds after a folder appears over which kills are spread; about what writing takes here
-PATIENCE = 300.0  # seconds for a start to reach its moment, and for torchrun to end by itself
+TIMEOUT = 300.0  # seconds for a start to reach its moment, and for torchrun to end by itself
 
 
 @dataclass
-class Leg:
+class KilledStart:
     """A start, and the kill that ended it.
 
     Attributes:
@@ -83,7 +83,7 @@ class Leg:
     def __str__(self) -> str:
         resumed = "not resumed yet" if self.resumed is None else f"resumed from {self.resumed}"
         left = ["a partial folder left"] * self.partial + ["a whole folder not named yet"] * self.unnamed
-        told = [
+        facts = [
             f"started with tracker {self.before}, {resumed}",
             f"killed {self.kind}: {self.victim}",
             f"at iteration {self.reached}, tracker {self.after}",
@@ -91,7 +91,7 @@ class Leg:
             *left,
             *(f"WRONG: {problem}" for problem in self.wrong),
         ]
-        return "; ".join(told)
+        return "; ".join(facts)
 
 
 class Killer:
@@ -109,25 +109,25 @@ class Killer:
         self._seed = seed
         self._starting = FIRST_START
 
-    def leg(self, number: int) -> Leg:
+    def start_and_kill(self, number: int) -> KilledStart:
         """One start and one kill."""
         draw = random.Random(f"{self._seed}:{number}")
         kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-        leg = Leg(kind, draw.choice(VICTIMS), resumes_at(self.save))
+        start = KilledStart(kind, draw.choice(VICTIMS), resumes_at(self.save))
         known, leftovers = len(lines_of(self.save)), self._leftovers()
         run = self.runs.start(self.save, RANKS)
         try:
-            if self._wait(run, self._moment(kind, known, draw)):
-                self._kill(run, leg, draw.randrange(RANKS))
+            if self._wait(run, self._kill_condition(kind, known, draw)):
+                self._kill(run, start, draw.randrange(RANKS))
             else:
-                leg.wrong.append(f"did not reach its moment; it printed\n{run.output()[-3000:]}")
+                start.wrong.append(f"did not reach its moment; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self._check_start(run, leg, known, leftovers)
-        self._check_folder(leg, leftovers)
-        return leg
+        self._check_start(run, start, known, leftovers)
+        self._check_folder(start, leftovers)
+        return start
 
-    def _moment(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
+    def _kill_condition(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
         """What tells whether the moment to kill has come; `known` lines of losses.jsonl are from earlier starts."""
         began, there = time.monotonic(), self._folders()
 
@@ -156,77 +156,77 @@ class Killer:
 
         reached: list[float] = []
 
-        def come() -> bool:
+        def reached_moment() -> bool:
             if not reached and count() >= wanted:
                 reached.append(time.monotonic())
             return bool(reached) and waited(delay, reached[0])
 
-        return come
+        return reached_moment
 
-    def _wait(self, run: Run, come: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + PATIENCE
-        while not come():
+    def _wait(self, run: Run, reached_moment: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + TIMEOUT
+        while not reached_moment():
             if run.torchrun.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
         return run.torchrun.poll() is None
 
-    def _kill(self, run: Run, leg: Leg, rank: int) -> None:
+    def _kill(self, run: Run, start: KilledStart, rank: int) -> None:
         """Kill the victim, and wait for what must end by itself. Before there are ranks, torchrun is the victim."""
         began = time.monotonic()
-        ranks = run.ranks() if leg.victim == "a rank" else []
-        if leg.victim == "everything":
+        ranks = run.ranks() if start.victim == "a rank" else []
+        if start.victim == "everything":
             run.kill()
         elif len(ranks) == RANKS:
-            leg.victim = f"rank {rank}"
+            start.victim = f"rank {rank}"
             ranks[rank].kill()
         else:
-            leg.victim = "torchrun and ranks"
+            start.victim = "torchrun and ranks"
             run.torchrun.kill()
             run.torchrun.wait()
             for process in run.ranks():
                 process.kill()
         try:
-            run.torchrun.wait(PATIENCE)
+            run.torchrun.wait(TIMEOUT)
         except psutil.TimeoutExpired:
-            leg.wrong.append(f"torchrun did not end within {PATIENCE:.0f} s")
-        leg.ending = time.monotonic() - began
+            start.wrong.append(f"torchrun did not end within {TIMEOUT:.0f} s")
+        start.ending = time.monotonic() - began
         alive = run.outlives(20)
         if alive:
-            leg.wrong.append(f"outlived the run: {alive}")
+            start.wrong.append(f"outlived the run: {alive}")
 
-    def _check_start(self, run: Run, leg: Leg, known: int, leftovers: set[str]) -> None:
+    def _check_start(self, run: Run, start: KilledStart, known: int, leftovers: set[str]) -> None:
         """Judge what a start did: see the file's docstring."""
         output, lines = run.output(), lines_of(self.save)
-        said = re.search(r"starting at iteration (\d+)", output)
-        leg.resumed = int(said[1]) if said else None
-        if leg.resumed not in (None, leg.before):
-            leg.wrong.append(f"resumed from {leg.resumed}, the tracker named {leg.before}")
+        found = re.search(r"starting at iteration (\d+)", output)
+        start.resumed = int(found[1]) if found else None
+        if start.resumed not in (None, start.before):
+            start.wrong.append(f"resumed from {start.resumed}, the tracker named {start.before}")
         if "going back to iteration" in output or "no checkpoint there is whole" in output:
-            leg.wrong.append("took a checkpoint for damaged")
+            start.wrong.append("took a checkpoint for damaged")
         done = [line["iteration"] for line in lines[known:]]
-        if done != list(range(leg.before + 1, leg.before + 1 + len(done))):
-            leg.wrong.append(f"reported iterations {done}")
+        if done != list(range(start.before + 1, start.before + 1 + len(done))):
+            start.wrong.append(f"reported iterations {done}")
         if done and leftovers & self._folders():
-            leg.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
-        leg.reached = max((line["iteration"] for line in lines), default=0)
+            start.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
+        start.reached = max((line["iteration"] for line in lines), default=0)
 
-    def _check_folder(self, leg: Leg, leftovers: set[str]) -> None:
+    def _check_folder(self, start: KilledStart, leftovers: set[str]) -> None:
         """Judge what the kill has left in the run's folder, beside what lay there before."""
         store = CheckpointStore(self.save)
-        leg.after = resumes_at(self.save)
-        if leg.after < leg.before:
-            leg.wrong.append("the tracker went back")
+        start.after = resumes_at(self.save)
+        if start.after < start.before:
+            start.wrong.append("the tracker went back")
         whole = store.iterations()
-        if leg.after and leg.after not in whole:
-            leg.wrong.append("the tracker names nothing")
+        if start.after and start.after not in whole:
+            start.wrong.append("the tracker names nothing")
         for iteration in whole:
             folder = store.folder(iteration)
             problem = missing_part(folder, optimizer=True) or damaged_part(folder, 0, 1)
             if problem:
-                leg.wrong.append(f"{folder.name}: {problem}")
-        leg.partial = any(".partial." in name for name in self._folders() - leftovers)
-        leg.unnamed = any(iteration > leg.after for iteration in whole)
+                start.wrong.append(f"{folder.name}: {problem}")
+        start.partial = any(".partial." in name for name in self._folders() - leftovers)
+        start.unnamed = any(iteration > start.after for iteration in whole)
 
     def _count_lines(self) -> int:
         path = self.save / "losses.jsonl"
@@ -238,25 +238,25 @@ class Killer:
     def _leftovers(self) -> set[str]:
         return {name for name in self._folders() if not re.fullmatch(r"iter_\d+", name)}
 
-    def last_start(self) -> Leg:
+    def last_start(self) -> KilledStart:
         """One more start, which is asked to leave when it has written a checkpoint."""
-        leg = Leg("not", "nobody", resumes_at(self.save))
+        start = KilledStart("not", "nobody", resumes_at(self.save))
         known, leftovers = len(lines_of(self.save)), self._leftovers()
         run = self.runs.start(self.save, RANKS)
         try:
-            if not self._wait(run, lambda: resumes_at(self.save) > leg.before):
-                leg.wrong.append(f"wrote no checkpoint; it printed\n{run.output()[-3000:]}")
+            if not self._wait(run, lambda: resumes_at(self.save) > start.before):
+                start.wrong.append(f"wrote no checkpoint; it printed\n{run.output()[-3000:]}")
             for rank in run.ranks():
                 rank.send_signal(signal.SIGTERM)
-            if run.torchrun.wait(PATIENCE) != 0:
-                leg.wrong.append(f"did not leave when asked; it printed\n{run.output()[-3000:]}")
+            if run.torchrun.wait(TIMEOUT) != 0:
+                start.wrong.append(f"did not leave when asked; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self._check_start(run, leg, known, leftovers)
-        self._check_folder(leg, set())
-        if leg.resumed is None or leg.after != leg.reached or leg.partial:
-            leg.wrong.append("the last start left no order behind")
-        return leg
+        self._check_start(run, start, known, leftovers)
+        self._check_folder(start, set())
+        if start.resumed is None or start.after != start.reached or start.partial:
+            start.wrong.append("the last start left no order behind")
+        return start
 
 
 def differing(killer: Killer, whole: Path) -> list[str]:
@@ -280,22 +280,23 @@ def differing(killer: Killer, whole: Path) -> list[str]:
     return wrong + [f"iterations {sorted(missing)} are missing"] * bool(missing)
 
 
-def show(legs: list[Leg], reached: int, lines: int) -> None:
+def show(starts: list[KilledStart], reached: int, lines: int) -> None:
     """Print what was done to the run and what came of it: iterations reached, and lines of losses.jsonl."""
     victims = ("rank 0", "rank 1", "torchrun and ranks", "everything")
-    counts = Counter((leg.kind, leg.victim) for leg in legs)
+    counts = Counter((start.kind, start.victim) for start in starts)
     print("| killed | " + " | ".join(victims) + " | all | left a partial folder | left a whole one unnamed |")
     print("|---" * (len(victims) + 4) + "|")
     for kind in KINDS:
-        these = [leg for leg in legs if leg.kind == kind]
+        these = [start for start in starts if start.kind == kind]
         row = [*(counts[kind, victim] for victim in victims), len(these)]
-        row += [sum(leg.partial for leg in these), sum(leg.unnamed for leg in these)]
+        row += [sum(start.partial for start in these), sum(start.unnamed for start in these)]
         print(f"| {kind} | " + " | ".join(str(number) for number in row) + " |")
-    endings = [leg.ending for leg in legs if leg.victim.startswith("rank")]
+    endings = [start.ending for start in starts if start.victim.startswith("rank")]
     slow = sum(seconds > 5 for seconds in endings)
     print(
-        f"\n{len(legs)} kills; {sum(leg.resumed is not None for leg in legs)} starts lived to say where they went on, "
-        f"the others were killed before; {sum(leg.after > leg.before for leg in legs)} starts wrote a checkpoint; "
+        f"\n{len(starts)} kills; {sum(start.resumed is not None for start in starts)} starts printed where they "
+        "resumed, the others were killed before; "
+        f"{sum(start.after > start.before for start in starts)} starts wrote a checkpoint; "
         f"{reached} iterations were reached, {lines - reached} were done again"
     )
     if endings:
@@ -318,16 +319,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder, began = Path(tempfile.mkdtemp(prefix="random_kills_")), time.monotonic()
-    killer, legs = Killer(folder, arguments.kills, arguments.seed), []
+    killer, starts = Killer(folder, arguments.kills, arguments.seed), []
     for number in range(1, arguments.kills + 1):
-        legs.append(killer.leg(number))
-        print(f"{number}/{arguments.kills} ({time.monotonic() - began:.0f} s): {legs[-1]}", flush=True)
-    legs.append(killer.last_start())
-    print(f"last start: {legs[-1]}", flush=True)
-    wrong = [problem for leg in legs for problem in leg.wrong]
+        starts.append(killer.start_and_kill(number))
+        print(f"{number}/{arguments.kills} ({time.monotonic() - began:.0f} s): {starts[-1]}", flush=True)
+    starts.append(killer.last_start())
+    print(f"last start: {starts[-1]}", flush=True)
+    wrong = [problem for start in starts for problem in start.wrong]
     differences = differing(killer, folder / "whole")
     print("\n".join([*differences, ""]))
-    show(legs[:-1], legs[-1].reached, len(lines_of(killer.save)))
+    show(starts[:-1], starts[-1].reached, len(lines_of(killer.save)))
     print(
         f"{len(wrong)} things went wrong, {len(differences)} differences; {time.monotonic() - began:.0f} s in all"
     )

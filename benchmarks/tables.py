@@ -16,16 +16,16 @@ import torch
 
 from megatron_eve.runtime.accelerator import accelerator
 
-Row = Sequence[object]
+TableRow = Sequence[object]
 
 
 PACKAGES = ("megatron-core", "transformer-engine", "flash-attn", "transformers", "nvidia-dali-cuda130")
 
 
 @cache
-def machine_rows() -> list[Row]:
+def machine_rows() -> list[TableRow]:
     """What the numbers were measured on, and of which commit."""
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         ("date", time.strftime("%Y-%m-%d")),
         ("commit", _commit()),
         ("device", accelerator().name),
@@ -63,7 +63,7 @@ class Table:
 
     def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
         self._title, self._header, self._out = title, header, out
-        self._rows: list[Row] = []
+        self._rows: list[TableRow] = []
         self._notes: list[str] = []
         self._failed: list[str] = []
         print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
@@ -81,7 +81,7 @@ class Table:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """A case that may fail: it is said, and the others go on (see `leave`)."""
+        """A case that may fail: it is said, and the others go on (see `exit_if_failed`)."""
         try:
             yield
         except Exception as error:
@@ -104,15 +104,15 @@ class Table:
         (self._out / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def leave(failed: Sequence[str]) -> None:
+def exit_if_failed(failed: Sequence[str]) -> None:
     """End the process with 1 if any case failed."""
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def _line(row: Row) -> str:
+def _line(row: TableRow) -> str:
     return "| " + " | ".join(map(str, row)) + " |"
 
 
-def _table(header: Sequence[str], rows: Sequence[Row]) -> str:
+def _table(header: Sequence[str], rows: Sequence[TableRow]) -> str:
     return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, rows)])

@@ -24,7 +24,7 @@ from gpu_common import parser, photos
 from numpy.typing import NDArray
 from tables import Table
 
-from megatron_eve.data.sources.frames import take_pictures
+from megatron_eve.data.sources.frames import extract_frames
 
 WIDTH, HEIGHT, RATE = 640, 360, 30
 # Name, encoder, suffix, frames from one key frame to the next; x264's own default is 250.
@@ -83,14 +83,14 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):
         for name, data in clips.items():
             began = time.process_time()
-            take_pictures(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
+            extract_frames(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
             ours = time.process_time()
             decoded(data, places)
             if turn:
                 taken[name, "ours"].append(1000 * (ours - began))
                 taken[name, "all"].append(1000 * (time.process_time() - ours))
     for name, data in clips.items():
-        pictures = take_pictures(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
+        pictures = extract_frames(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
         files, frames = pictures.files, decoded(data, places)
         apart = np.abs(
             np.stack([simplejpeg.decode_jpeg(file) for file in files]).astype(int) - np.stack(frames)

@@ -35,7 +35,7 @@ class PackLimits:
         """Tokens of the longest sample that fits."""
         return min(self.seq_length, self.positions)
 
-    def beyond(self, samples: Any, longest: int) -> NDArray[np.int64]:
+    def oversized(self, samples: Any, longest: int) -> NDArray[np.int64]:
         """The rows of a dataset that do not fit.
 
         Args:
@@ -61,13 +61,13 @@ class PackLimits:
             sample_name: gives what a message calls a row.
         """
         records = samples[rows]
-        named = ", ".join(
+        examples = ", ".join(
             f"{sample_name(int(row))} ({record['length']} tokens, {record['num_images']} images)"
             for row, record in zip(rows[:_FIRST_NAMED], records, strict=False)
         )
         more = f" and {len(rows) - _FIRST_NAMED:,} more" if len(rows) > _FIRST_NAMED else ""
         return (
-            f"{len(rows):,} of {len(samples):,} samples cannot be packed and are left out: {named}{more}; "
+            f"{len(rows):,} of {len(samples):,} samples cannot be packed and are left out: {examples}{more}; "
             f"{'; '.join(self._reasons(records))}"
         )
 
@@ -85,11 +85,11 @@ class PackLimits:
                 f"{len(long):,} longer than --seq-length {self.seq_length} (raise it to {long['length'].max()} or more"
                 f"{cut})"
             )
-        far = records[records["length"] > self.positions]
-        if len(far):
+        over_limit = records[records["length"] > self.positions]
+        if len(over_limit):
             yield (
-                f"{len(far):,} longer than the model's --max-position-embeddings {self.positions} (use a model with "
-                f"{far['length'].max()} or more)"
+                f"{len(over_limit):,} longer than the model's --max-position-embeddings {self.positions} "
+                f"(use a model with {over_limit['length'].max()} or more)"
             )
         if self.most_images is not None:
             many = records[records["num_images"] > self.most_images]

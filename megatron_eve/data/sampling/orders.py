@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.config.blend import BLEND_PERIOD
 from megatron_eve.data.format.manifest import megatron_datasets
-from megatron_eve.data.sampling.permutation import order_places, sample_order
+from megatron_eve.data.sampling.permutation import inverse_sample_order, sample_order
 
 Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """int64 positions of a run, of any shape, to the samples there."""
@@ -27,7 +27,7 @@ _SPLIT_KEY = 0x53504C4954
 _CHUNK = 1 << 20
 
 
-def _no_ranks() -> NDArray[np.int64]:
+def _empty_ranks() -> NDArray[np.int64]:
     return np.empty(0, dtype=np.int64)
 
 
@@ -48,7 +48,7 @@ class Part:
     size: int
     start: int
     stop: int
-    dropped: NDArray[np.int64] = field(default_factory=_no_ranks, compare=False, repr=False)
+    dropped: NDArray[np.int64] = field(default_factory=_empty_ranks, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.stop - self.start - len(self.dropped)
@@ -73,7 +73,7 @@ class Part:
         """
         ranks = rows
         if self.stop - self.start != self.size:
-            ranks = order_places(rows, self.size, _SPLIT_KEY) - self.start
+            ranks = inverse_sample_order(rows, self.size, _SPLIT_KEY) - self.start
         here = (ranks >= 0) & (ranks < self.stop - self.start)
         return replace(self, dropped=np.unique(ranks[here]))
 
@@ -113,7 +113,7 @@ class ShuffledOrder:
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples at positions of the run."""
-        return _through(self._parts, sample_order(positions, self._size, self._seed, self._shuffle))
+        return _samples_at_ranks(self._parts, sample_order(positions, self._size, self._seed, self._shuffle))
 
 
 class BlendedOrder:
@@ -187,7 +187,7 @@ class GroupedOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             places[here] = self._epoch(int(epoch), positions[here])
-        return _through(self._parts, self._members[places])
+        return _samples_at_ranks(self._parts, self._members[places])
 
     def _epoch(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places in the members of positions that lie in one epoch."""
@@ -255,7 +255,7 @@ def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
     return np.concatenate([[len(members[0])], *members])
 
 
-def _through(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+def _samples_at_ranks(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Samples of ranks that are counted through all parts, one behind the other."""
     bounds = np.cumsum([len(part) for part in parts])
     which = np.searchsorted(bounds, ranks, side="right")

@@ -52,7 +52,7 @@ def pack_step(
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     counts = np.zeros_like(sizes) if images is None or most_images is None else np.asarray(images, np.int64)
-    room = most_images or 1
+    image_limit = most_images or 1
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError("a step needs at least one sample, as a flat list of lengths")
     if capacity < 1 or multiple < 1:
@@ -67,22 +67,22 @@ def pack_step(
             "raise --seq-length"
         )
 
-    if int(counts.max()) > room:
+    if int(counts.max()) > image_limit:
         raise ValueError(
-            f"sample {int(counts.argmax())} of the step has {int(counts.max())} images and a pack holds {room}: "
+            f"sample {int(counts.argmax())} of the step has {int(counts.max())} images and a pack holds {image_limit}: "
             "raise --max-images-per-pack"
         )
 
-    fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // room))
+    fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // image_limit))
     count = -(-fewest // multiple) * multiple
     while True:
-        packs = _balance(sizes, count, counts, room)
-        if packs and _make_fit(packs, sizes, capacity, counts, room):
+        packs = _balance(sizes, count, counts, image_limit)
+        if packs and _make_fit(packs, sizes, capacity, counts, image_limit):
             return [sorted(pack) for pack in packs]
         count += multiple  # ends at one sample a pack at the latest
 
 
-def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> list[list[list[int]]]:
+def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> list[list[list[int]]]:
     """Deals the packs of a step to the data-parallel ranks, the same number and about the same work to each.
 
     The heaviest ``ranks`` packs are dealt first, one to a rank, then the next ones to the ranks in the order of
@@ -97,18 +97,18 @@ def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> li
         For each rank, its packs in the order in which it runs them.
     """
     if len(packs) % ranks:
-        raise ValueError(f"{len(packs)} packs cannot be dealt equally to {ranks} data-parallel ranks")
+        raise ValueError(f"{len(packs)} packs cannot be divided equally among {ranks} data-parallel ranks")
     work = sample_work(np.asarray(lengths, dtype=np.int64))
     pack_work = np.array([float(work[pack].sum()) for pack in packs])
     heaviest_first = np.argsort(-pack_work, kind="stable")
-    hands: list[list[list[int]]] = [[] for _ in range(ranks)]
+    assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
     totals = np.zeros(ranks)
     for first in range(0, len(packs), ranks):
-        dealt = heaviest_first[first : first + ranks]
-        for rank, pack in zip(np.argsort(totals, kind="stable"), dealt, strict=True):
-            hands[rank].append(packs[pack])
+        chosen = heaviest_first[first : first + ranks]
+        for rank, pack in zip(np.argsort(totals, kind="stable"), chosen, strict=True):
+            assigned[rank].append(packs[pack])
             totals[rank] += pack_work[pack]
-    return hands
+    return assigned
 
 
 def sample_work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -117,26 +117,26 @@ def sample_work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _balance(
-    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], room: int
+    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], image_limit: int
 ) -> list[list[int]] | None:
     """Deals the samples to ``count`` packs, longest first, each to the one with the least work that has room.
 
     Returns:
         The packs, or None where a sample's images found room in none of them.
     """
-    work, wants = sample_work(sizes).tolist(), images.tolist()
+    work, needed_images = sample_work(sizes).tolist(), images.tolist()
     packs: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
+    image_counts = [0] * count
     least = [(0.0, pack) for pack in range(count)]  # a heap
     for sample in np.argsort(-sizes, kind="stable").tolist():
         full = []
-        while least and held[least[0][1]] + wants[sample] > room:
+        while least and image_counts[least[0][1]] + needed_images[sample] > image_limit:
             full.append(heapq.heappop(least))
         if not least:
             return None
         load, pack = least[0]
         packs[pack].append(sample)
-        held[pack] += wants[sample]
+        image_counts[pack] += needed_images[sample]
         heapq.heapreplace(least, (load + work[sample], pack))
         for entry in full:
             heapq.heappush(least, entry)
@@ -144,7 +144,11 @@ def _balance(
 
 
 def _make_fit(
-    packs: list[list[int]], sizes: NDArray[np.int64], capacity: int, images: NDArray[np.int64], room: int
+    packs: list[list[int]],
+    sizes: NDArray[np.int64],
+    capacity: int,
+    images: NDArray[np.int64],
+    image_limit: int,
 ) -> bool:
     """Exchanges samples, in place, until no pack is longer than ``capacity``; False where that does not work out.
 
@@ -153,7 +157,7 @@ def _make_fit(
     many as there are samples are tried.
     """
     lengths = np.array([sizes[pack].sum() for pack in packs], dtype=np.int64)
-    held = np.array([images[pack].sum() for pack in packs], dtype=np.int64)
+    image_counts = np.array([images[pack].sum() for pack in packs], dtype=np.int64)
     for _ in range(len(sizes)):
         longest = int(lengths.argmax())
         if lengths[longest] <= capacity:
@@ -164,7 +168,9 @@ def _make_fit(
             taken, taken_images = np.append(sizes[packs[other]], 0), np.append(images[packs[other]], 0)
             change = given[:, None] - taken  # tokens that the exchange of each pair moves
             moves = given_images[:, None] - taken_images
-            fits = (held[longest] - moves <= room) & (held[other] + moves <= room)
+            fits = (image_counts[longest] - moves <= image_limit) & (
+                image_counts[other] + moves <= image_limit
+            )
             cost = np.where((change > 0) & (change < gap) & fits, np.abs(2 * change - gap), gap)
             best = int(cost.argmin())
             if cost.flat[best] < gap:
@@ -175,8 +181,8 @@ def _make_fit(
                 packs[other].append(moved)
                 lengths[longest] -= change.flat[best]
                 lengths[other] += change.flat[best]
-                held[longest] -= moves.flat[best]
-                held[other] += moves.flat[best]
+                image_counts[longest] -= moves.flat[best]
+                image_counts[other] += moves.flat[best]
                 break
         else:
             return False

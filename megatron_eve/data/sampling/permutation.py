@@ -60,7 +60,7 @@ def sample_order(
     return values.astype(np.int64).reshape(positions.shape)
 
 
-def order_places(samples: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+def inverse_sample_order(samples: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
     """Positions in the first epoch at which `sample_order` puts the given samples: its inverse.
 
     Args:

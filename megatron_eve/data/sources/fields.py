@@ -34,10 +34,10 @@ def parse_json(text: bytes, name: str = "") -> Any:
         SkipRow: it is not JSON, or is nested too deep.
     """
     try:
-        return json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"), parse_constant=_no_number)
+        return json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"), parse_constant=_to_none)
     except (ValueError, RecursionError) as error:
-        about = f"{name}: " if name else ""
-        raise SkipRow("broken_json", about + " ".join(str(error).split())[:160]) from None
+        prefix = f"{name}: " if name else ""
+        raise SkipRow("broken_json", prefix + " ".join(str(error).split())[:160]) from None
 
 
 def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
@@ -73,32 +73,32 @@ def plain_text(value: object, name: str) -> str:
     return value.replace(IMAGE_TOKEN, IMAGE_TOKEN.upper())
 
 
-def caption_beside(text: bytes | None, name: str, about: Mapping[str, Any]) -> str:
+def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any]) -> str:
     """The caption of a picture or a video: its .txt, else what its .json says, else none.
 
     Args:
         text: the .txt, if there is one.
         name: of the .txt, for messages.
-        about: the .json.
+        metadata: the .json.
 
     Raises:
         SkipRow: img2dataset or video2dataset could not download the file, or the caption is no valid text.
     """
-    if about.get("status") not in (None, "success"):
-        detail = f"status {about['status']!s:.40}: {about.get('error_message')!s:.200}"
+    if metadata.get("status") not in (None, "success"):
+        detail = f"status {metadata['status']!s:.40}: {metadata.get('error_message')!s:.200}"
         raise SkipRow("download_failed", detail)
     if text is not None:
         try:
             return plain_text(text.decode("utf-8-sig"), name)
         except UnicodeDecodeError as error:
             raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
-    given = about.get("caption")
+    given = metadata.get("caption")
     return "" if given is None else plain_text(given, "caption")
 
 
-def meta_beside(about: Mapping[str, Any]) -> dict[str, Any]:
+def meta_beside(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What of the .json beside a picture or a video is kept in `meta`."""
-    return {key: value for key, value in about.items() if key not in _NOT_META and value is not None}
+    return {key: value for key, value in metadata.items() if key not in _NOT_META and value is not None}
 
 
 def source_name(path: str | Path) -> str:
@@ -109,5 +109,5 @@ def source_name(path: str | Path) -> str:
     return os.fsencode("/".join(Path(path).parts[-2:])).decode("utf-8", "backslashreplace")
 
 
-def _no_number(_: str) -> None:
+def _to_none(_: str) -> None:
     return None

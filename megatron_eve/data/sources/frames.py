@@ -64,7 +64,7 @@ _HIGHEST_CLOCK = Fraction(1, 1000)  # seconds; timestamps in steps no longer tha
 
 
 @dataclass(frozen=True, slots=True)
-class VideoPictures:
+class VideoFrames:
     """What was taken of a video.
 
     Attributes:
@@ -97,7 +97,7 @@ class _Timeline:
     counted: bool
 
 
-def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoPictures:
+def extract_frames(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoFrames:
     """The frames of a video at `count` evenly spaced times, each as a JPEG file (quality 95, 4:4:4).
 
     Sizes of the stored pixels count: neither the shape of pixels, nor interlacing, nor high dynamic range is undone.
@@ -121,27 +121,28 @@ def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = T
             _check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
             timeline = _timeline(container, stream)
             tick = Fraction(stream.time_base or 0)
-        wanted = _wanted(timeline, count, tick)
-        plan = _plan(timeline, wanted)
+        wanted = _requested_stamps(timeline, count, tick)
+        plan = _decode_plan(timeline, wanted)
         with _open(data, demuxer) as container:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
             # A second line of defence: decoders count margins too, so this is not the limit itself.
             stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
             files = [
-                _jpeg(frame, max_pixels, upright) for frame in _decode(container, stream, timeline, plan)
+                _encode_jpeg(frame, max_pixels, upright)
+                for frame in _decode(container, stream, timeline, plan)
             ]
     except (av.FFmpegError, UnicodeDecodeError) as error:
         raise SkipRow("video_damaged", str(error)[:160]) from None
     first = timeline.shown[0]
-    return VideoPictures(
+    return VideoFrames(
         files,
         [round(float((stamp - first) * tick), 3) for stamp in wanted],
         round(float((timeline.end - first) * tick), 3),
     )
 
 
-def with_pictures(record: Record, taken: VideoPictures) -> Record:
+def with_frames(record: Record, taken: VideoFrames) -> Record:
     """A record with the frames of its video in place of the video.
 
     Its text gets an `<image>` for each: in a conversation in front of the first question, with a newline behind each,
@@ -252,7 +253,7 @@ def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
     return _Timeline(stamps, keys, sorted(shown), end, counted)
 
 
-def _wanted(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
+def _requested_stamps(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
     """Stamps of the frames that are shown at `count` evenly spaced times, each once."""
     first, last = timeline.shown[0], timeline.shown[-1]
     # Stamps of WebM are rounded to milliseconds: a time may be one step before the frame that it means.
@@ -261,7 +262,7 @@ def _wanted(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
     return list(dict.fromkeys(timeline.shown[bisect_right(timeline.shown, time) - 1] for time in times))
 
 
-def _plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+def _decode_plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Where decoding has to begin, and the stamps that are wanted from there on.
 
     Raises:
@@ -298,20 +299,20 @@ def _decode(
 ) -> Iterator[VideoFrame]:
     """The frames of a plan, in the order of time. Only what they need is decoded."""
     context = stream.codec_context
-    left, picker = deque(plan), _Picker(timeline, 0, [])
+    left, selector = deque(plan), _FrameSelector(timeline, 0, [])
     for place, packet in enumerate(_packets(container, stream)):
         if left and left[0][0] == place:
-            yield from picker.finish(context.decode(None) if picker.wanted else [])
+            yield from selector.finish(context.decode(None) if selector.wanted else [])
             context.flush_buffers()
-            picker = _Picker(timeline, *left.popleft())
-        if picker.wanted:
-            yield from picker.take(context.decode(packet))
+            selector = _FrameSelector(timeline, *left.popleft())
+        if selector.wanted:
+            yield from selector.take(context.decode(packet))
         elif not left:
             return
-    yield from picker.finish(context.decode(None) if picker.wanted else [])
+    yield from selector.finish(context.decode(None) if selector.wanted else [])
 
 
-class _Picker:
+class _FrameSelector:
     """Picks the frames with wanted stamps out of those that a decoder gives, in their order.
 
     Args:
@@ -339,7 +340,7 @@ class _Picker:
             if frame.is_corrupt:
                 raise SkipRow("video_damaged", "a frame cannot be decoded whole")
             while self.wanted and self.wanted[0] < stamp:
-                yield self._before()
+                yield self._frame_shown_before()
             self._last = stamp, frame
             if self.wanted and self.wanted[0] == stamp:
                 self.wanted.popleft()
@@ -349,9 +350,9 @@ class _Picker:
         """Wanted frames among the last ones."""
         yield from self.take(frames)
         while self.wanted:
-            yield self._before()
+            yield self._frame_shown_before()
 
-    def _before(self) -> VideoFrame:
+    def _frame_shown_before(self) -> VideoFrame:
         """The frame before a wanted one that the decoder keeps to itself: VP8 stores some that are never shown."""
         place = bisect_left(self._shown, self.wanted.popleft())
         if self._last is None or place == 0 or self._last[0] != self._shown[place - 1]:
@@ -359,7 +360,7 @@ class _Picker:
         return self._last[1]
 
 
-def _jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
+def _encode_jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
     _check_size(frame.width, frame.height, max_pixels)  # it may change in the middle of a stream
     pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     if upright and (matrix := cast("Any", frame.side_data.get("DISPLAYMATRIX"))) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.fields import source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
@@ -25,7 +25,7 @@ _OTHER_IMAGE_KEYS = frozenset(
 ) - {"image", "images"}
 
 
-class LlavaSource(JsonRows):
+class LlavaSource(JsonSource):
     """Conversations, each with the pictures that `image` (or `images`) names, or the video of `video` (or `videos`).
 
     All else in a row goes into `meta`, the name of its video too. A row with both has its pictures alone. Of a row with

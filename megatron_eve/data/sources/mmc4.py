@@ -14,7 +14,7 @@ from typing import Any
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
@@ -22,7 +22,7 @@ MAX_PICTURES = 6
 """Of one document; the first ones of its list that are there. VILA takes as many."""
 
 
-class Mmc4Source(JsonRows):
+class Mmc4Source(JsonSource):
     """Documents with pictures in them, put together as VILA does (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
 
     The first 6 pictures of the list are taken. One that is not there, as its URL has rotted since, is passed over

@@ -14,7 +14,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line, open_file
+from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroupReader, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
@@ -53,7 +53,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     Args:
         path: of the shard, `*.parquet`.
         records: in their order; row groups of at most 32 MiB of pictures and text, or of one row. Of a video there are
-            its frames (`video.with_pictures`): a shard has no place for the video itself.
+            its frames (`frames.with_frames`): a shard has no place for the video itself.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ class ParquetSource(Source):
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
         super().__init__(files, image_root)
         self._opened: tuple[str, parquet.ParquetFile, list[str]] | None = None
-        self._group: RowGroup | None = None
+        self._group: RowGroupReader | None = None
 
     def rows(self) -> Iterator[RawRow]:
         """All rows, by their places alone; `record` reads them."""
@@ -126,7 +126,7 @@ class ParquetSource(Source):
             fields = self._row_group(row.file, group, number).row(number)
         except UNREADABLE as error:
             raise DataError(
-                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_again(error)}"
+                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_remedy(error)}"
             ) from error
         try:
             for layout, record in _LAYOUTS:
@@ -137,12 +137,12 @@ class ParquetSource(Source):
             raise
         raise AssertionError(f"columns {list(fields)} were taken and have no layout")
 
-    def _row_group(self, file: str, group: int, row: int) -> RowGroup:
+    def _row_group(self, file: str, group: int, row: int) -> RowGroupReader:
         """The group that is read, from `row` on. A file's footer is read once for all of its groups."""
         if self._opened is None or self._opened[0] != file:
             self._opened, self._group = (file, open_file(file), _columns(Path(file))), None
         if self._group is None or not self._group.holds(group, row):
-            self._group = RowGroup(self._opened[1], group, self._opened[2])
+            self._group = RowGroupReader(self._opened[1], group, self._opened[2])
         return self._group
 
 
@@ -163,7 +163,9 @@ def _row_counts(file: Path) -> list[int]:
         metadata = parquet.read_metadata(file)
         return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except UNREADABLE as error:
-        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+        raise DataError(
+            f"{file} is not a whole parquet file ({one_line(error)}): {_remedy(error)}"
+        ) from error
 
 
 def _columns(file: Path) -> list[str]:
@@ -175,7 +177,9 @@ def _columns(file: Path) -> list[str]:
     try:
         schema = parquet.read_schema(file)
     except UNREADABLE as error:
-        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+        raise DataError(
+            f"{file} is not a whole parquet file ({one_line(error)}): {_remedy(error)}"
+        ) from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
             f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
@@ -183,10 +187,10 @@ def _columns(file: Path) -> list[str]:
             "docs/data.md; rename its columns"
         )
     used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
-    return [field.name for field in schema if field.name in used or _is_plain(field.type)]
+    return [field.name for field in schema if field.name in used or _is_metadata_column(field.type)]
 
 
-def _is_plain(kind: pyarrow.DataType) -> bool:
+def _is_metadata_column(kind: pyarrow.DataType) -> bool:
     """Whether a column's values go into `meta`."""
     types = pyarrow.types
     if types.is_dictionary(kind):
@@ -301,7 +305,7 @@ def _pictures(value: object) -> list[ImageFile]:
     return found
 
 
-def _again(error: Exception) -> str:
+def _remedy(error: Exception) -> str:
     """The remedy for a file that cannot be read."""
     if "decrypt" in str(error).lower():
         return "it is encrypted, write it again without that"

@@ -22,7 +22,7 @@ def open_file(file: str) -> parquet.ParquetFile:
     return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
 
 
-class RowGroup:
+class RowGroupReader:
     """Reads the rows of one row group forwards, a few at a time: neither file nor group is held, however large.
 
     Each worker that has rows of a group decodes it up to its last one of them, and makes Python's objects of its own

@@ -18,9 +18,9 @@ _BLOCK = 512
 _BUFFER = (
     1 << 13
 )  # holds the headers of a row's small members and of the next picture: one read in place of three
-_EMPTY = bytes(_BLOCK)
+_ZERO_BLOCK = bytes(_BLOCK)
 _MAX_EXTENSION = 1 << 20  # bytes of a long name or of a pax header
-_AGAIN = "copy or download it again, or leave it out of --input"
+_REMEDY = "copy or download it again, or leave it out of --input"
 _EXTENSIONS = (b"L", b"K", b"x", b"g", b"V")  # they say something about the next member, or about the archive
 _SPECIAL = {
     b"1": "a hard link",
@@ -61,14 +61,14 @@ def check_archive(path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot open {path} ({error.strerror}): give --input tar files") from error
     if not head:
-        raise DataError(f"{path} is empty; {_AGAIN}")
-    if head != _EMPTY and not _checksum_is_right(head):
+        raise DataError(f"{path} is empty; {_REMEDY}")
+    if head != _ZERO_BLOCK and not _checksum_is_right(head):
         raise DataError(
             f"{path} is not a tar archive: leave it out of --input, or copy it again if it should be one"
         )
-    if end != _EMPTY:
+    if end != _ZERO_BLOCK:
         raise DataError(
-            f"{path} breaks off: it does not end with the empty blocks that end a tar archive; {_AGAIN}"
+            f"{path} breaks off: it does not end with the empty blocks that end a tar archive; {_REMEDY}"
         )
 
 
@@ -98,7 +98,7 @@ class _Headers:
         at = 0
         long_name: str | None = None
         pax: dict[bytes, bytes] = {}
-        while (block := self._read(at, _BLOCK)) != _EMPTY:
+        while (block := self._read(at, _BLOCK)) != _ZERO_BLOCK:
             if not _checksum_is_right(block):
                 raise self._damaged(at, "there is no header of a member")
             kind = block[156:157]
@@ -109,7 +109,7 @@ class _Headers:
             if data + (0 if kind in _SPECIAL else size) > self._end:
                 raise DataError(
                     f"{self._path} breaks off: {name!r:.200} at byte {at} says that it has {size} bytes, and the "
-                    f"file ends at byte {self._end}; {_AGAIN}"
+                    f"file ends at byte {self._end}; {_REMEDY}"
                 )
             at = after
             if kind in _EXTENSIONS:
@@ -133,9 +133,9 @@ class _Headers:
                 continue
             name = name.removeprefix("./")
             yield Member(name, data, size, _problem(name, kind))
-        self._check_nothing_behind(at)
+        self._check_end(at)
 
-    def _check_nothing_behind(self, at: int) -> None:
+    def _check_end(self, at: int) -> None:
         """Archives that `cat` joined have members behind the end of the first; tar itself does not see them."""
         while at < self._end:
             size = min(self._end - at, 1 << 20)
@@ -157,7 +157,7 @@ class _Headers:
         if begin + size > len(self._buffer):
             raise DataError(
                 f"{self._path} breaks off at byte {self._end}, without the empty blocks that end a tar archive; "
-                f"{_AGAIN}"
+                f"{_REMEDY}"
             )
         return self._buffer[begin : begin + size]
 
@@ -188,17 +188,17 @@ class _Headers:
         return found
 
     def _damaged(self, at: int, what: str) -> DataError:
-        return DataError(f"{self._path} is damaged at byte {at} ({what}); {_AGAIN}")
+        return DataError(f"{self._path} is damaged at byte {at} ({what}); {_REMEDY}")
 
 
 def _checksum_is_right(block: bytes) -> bool:
     if len(block) < _BLOCK:
         return False
     try:
-        said = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+        recorded = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
         return False
-    return said == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return recorded == sum(block) - sum(block[148:156]) + 8 * ord(" ")
 
 
 def _name(block: bytes) -> str:

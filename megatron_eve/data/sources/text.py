@@ -7,12 +7,12 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Kind, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import is_blank
 
 
-class TextSource(JsonRows):
+class TextSource(JsonSource):
     """Rows of text.
 
     `{"text": ...}` is of kind "text". `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN) is a

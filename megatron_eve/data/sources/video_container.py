@@ -19,19 +19,19 @@ def demuxer_of(data: bytes) -> str:
     if not data:
         raise SkipRow("image_empty", "it has 0 bytes")
     head = data[:12]
-    said = 0  # bytes that the file should have
+    declared_size = 0  # bytes that the file should have
     if head[4:8] in _BOXES:
-        name, said = "mov", _mov_size(data)
+        name, declared_size = "mov", _mov_size(data)
     elif head[:4] == b"RIFF" and head[8:] == b"AVI ":
-        name, said = "avi", 8 + int.from_bytes(data[4:8], "little")
+        name, declared_size = "avi", 8 + int.from_bytes(data[4:8], "little")
     elif head[:4] == b"\x1a\x45\xdf\xa3":
-        name, said = "matroska", _matroska_size(data)
+        name, declared_size = "matroska", _matroska_size(data)
     elif head[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] == b"\x47":
         name = "mpegts"  # a broadcast, which may begin and end anywhere
     else:
         raise SkipRow("video_format", f"it begins with {head!r}")
-    if said > len(data):
-        raise SkipRow("video_damaged", f"{len(data)} bytes, of {said} that its head says")
+    if declared_size > len(data):
+        raise SkipRow("video_damaged", f"{len(data)} bytes, of {declared_size} that its head says")
     return name
 
 

@@ -158,16 +158,16 @@ def prompt_text(
     _check_template(template)
     if template == "plain":
         return IMAGE_TOKEN * num_images
-    if any(IMAGE_TOKEN in told for _, told in earlier):
+    if any(IMAGE_TOKEN in answer for _, answer in earlier):
         raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
-    said = "".join(
-        f"USER: {asked} ASSISTANT:{'' if is_blank(told) else f' {told}</s>'}" for asked, told in earlier
+    prompt = "".join(
+        f"USER: {asked} ASSISTANT:{'' if is_blank(answer) else f' {answer}</s>'}" for asked, answer in earlier
     )
-    said += f"USER: {question} ASSISTANT:"
-    if IMAGE_TOKEN not in said:
-        said = said.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
-    check_image_count(said.count(IMAGE_TOKEN), num_images)
-    return f"{system} {said}"
+    prompt += f"USER: {question} ASSISTANT:"
+    if IMAGE_TOKEN not in prompt:
+        prompt = prompt.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
+    check_image_count(prompt.count(IMAGE_TOKEN), num_images)
+    return f"{system} {prompt}"
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -287,7 +287,7 @@ def _place_image(text: str) -> str:
 def _vicuna_parts(turns: list[Turn]) -> list[tuple[str, bool]]:
     """The conversation as stretches of text, each with whether it trains.
 
-    An answer's stretch begins with the space after "ASSISTANT:", since pieces carry their leading space.
+    An answer's segment begins with the space after "ASSISTANT:", since pieces carry their leading space.
     A turn without text is its role and a colon alone, as published: an empty answer trains nothing.
     """
     parts = [(VICUNA_SYSTEM + " ", False)]
@@ -306,13 +306,13 @@ def _encode_marked(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> Encod
     text = "".join(part for part, _ in parts)
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     tokens, labels, start = [tokenizer.bos_id], [IGNORE_INDEX], 0
-    for stretch in IMAGE_SPLIT.split(text):
-        if stretch == IMAGE_TOKEN:
+    for segment in IMAGE_SPLIT.split(text):
+        if segment == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)
             labels.append(IGNORE_INDEX)
         else:
-            for token, begin in tokenizer.encode_with_offsets(stretch):
+            for token, begin in tokenizer.encode_with_offsets(segment):
                 tokens.append(token)
                 labels.append(token if trains[start + begin] else IGNORE_INDEX)
-        start += len(stretch)
+        start += len(segment)
     return Encoded(tokens, labels)

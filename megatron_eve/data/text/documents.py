@@ -83,12 +83,12 @@ def encode_document(record: Record, tokenizer: Tokenizer) -> Encoded:
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
     tokens, labels = [tokenizer.bos_id], [IGNORE_INDEX]
-    for stretch in IMAGE_SPLIT.split(text):
-        if stretch == IMAGE_TOKEN:
+    for segment in IMAGE_SPLIT.split(text):
+        if segment == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)
             labels.append(IGNORE_INDEX)
         else:
-            ids = tokenizer.encode(stretch)
+            ids = tokenizer.encode(segment)
             tokens += ids
             labels += ids
     whole = Encoded(tokens, labels, ends_in_text=True).cut(len(tokens))
@@ -99,6 +99,6 @@ def _text(record: Record) -> str:
     """The text of the one turn."""
     turns = checked_turns(record.turns)
     if len(turns) != 1 or turns[0].role != "gpt":
-        said = ", ".join(turn.role for turn in turns[:4])
-        raise ConversationError("document_turns", f"{len(turns)} turns, from {said}")
+        roles = ", ".join(turn.role for turn in turns[:4])
+        raise ConversationError("document_turns", f"{len(turns)} turns, from {roles}")
     return turns[0].text

@@ -65,24 +65,24 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = False) -> list[int]:
         """Token ids of `text`, with BOS in front if `bos`; control pieces written in it become their ids."""
         ids = [self.bos_id] if bos else []
-        for stretch in self._split.split(text):
-            if stretch in self._special:
-                ids.append(self._special[stretch])
-            elif stretch:
-                ids.extend(self._model.encode(stretch, return_type=int))
+        for segment in self._split.split(text):
+            if segment in self._special:
+                ids.append(self._special[segment])
+            elif segment:
+                ids.extend(self._model.encode(segment, return_type=int))
         return ids
 
     def encode_with_offsets(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield (token id, index of the first character of `text` that the token stands for)."""
         start = 0
-        for stretch in self._split.split(text):
-            if stretch in self._special:
-                yield self._special[stretch], start
-            elif stretch:
-                found = self._model.encode(stretch, return_type="offset_mapping")
+        for segment in self._split.split(text):
+            if segment in self._special:
+                yield self._special[segment], start
+            elif segment:
+                found = self._model.encode(segment, return_type="offset_mapping")
                 for token, (begin, _) in zip(found["ids"], found["offsets"], strict=True):
                     yield token, start + begin
-            start += len(stretch)
+            start += len(segment)
 
     def check_newline(self) -> None:
         """Check that the newline with which every caption ends comes back from its tokens.

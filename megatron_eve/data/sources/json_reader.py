@@ -29,7 +29,7 @@ _BETWEEN = re.compile(rb'(?:[^"{}\[\],]++|' + _STRING + rb")*+", re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
 
 
-class RowReader:
+class JsonReader:
     """Cuts a file into the texts of its rows; as a context manager it closes it.
 
     A file whose name ends in .jsonl or .ndjson holds one JSON value a line. Any other file holds one JSON array. Blank
@@ -70,7 +70,7 @@ class RowReader:
         """Number (from 1: the place in the array, or the line) and text of each row."""
         return self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
 
-    def __enter__(self) -> RowReader:
+    def __enter__(self) -> JsonReader:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,26 +8,26 @@ from collections.abc import Iterator
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 from megatron_eve.data.sources.fields import parse_object
-from megatron_eve.data.sources.rows import RowReader
+from megatron_eve.data.sources.json_reader import JsonReader
 from megatron_eve.data.sources.source import RawRow, Source
 
 
-class JsonRows(Source):
+class JsonSource(Source):
     """Rows of JSON lines (.jsonl, .ndjson) or of JSON arrays; a subclass says what a row holds.
 
     Args:
-        files: as `RowReader` takes them.
+        files: as `JsonReader` takes them.
         image_root: the folder that picture names are relative to.
 
     Raises:
-        DataError: while iterating, a file cannot be read on, as `RowReader` says.
+        DataError: while iterating, a file cannot be read on, as `JsonReader` says.
     """
 
     def rows(self) -> Iterator[RawRow]:
         """The text of each row; a payload is bytes."""
         before = 0
         for file in self._files:
-            with RowReader(file) as reader:
+            with JsonReader(file) as reader:
                 for number, text in reader.texts():
                     self._position = before + reader.position
                     yield RawRow(str(file), number, text)
