@@ -1,4 +1,4 @@
-"""Tables of the GPU benchmarks, and the machine they were measured on. Nothing here is a benchmark."""
+"""Markdown tables of the benchmarks, with a description of the machine. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("megatron-core", "transformer-engine", "flash-attn", "transformers",
 
 @cache
 def machine_rows() -> list[TableRow]:
-    """What the numbers were measured on, and of which commit."""
+    """Rows that describe the machine, the packages and the commit."""
     rows: list[TableRow] = [
         ("date", time.strftime("%Y-%m-%d")),
         ("commit", _commit()),
@@ -56,9 +56,9 @@ def _commit() -> str:
 
 
 class Table:
-    """A Markdown table that is printed as it grows, and kept in OUT/title.md with the machine below it.
+    """A Markdown table that is printed row by row and written to OUT/title.md, with the machine below it.
 
-    What was measured before a failure is not lost by it.
+    The file is rewritten after each row, so a later failure loses no measurement.
     """
 
     def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
@@ -69,19 +69,19 @@ class Table:
         print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
 
     def add(self, *row: object) -> None:
-        """A row, printed at once."""
+        """Add a row and print it immediately."""
         self._rows.append(row)
         print(_line(row), flush=True)
         self._write()
 
     def note(self, text: str) -> None:
-        """Something to be said below the table."""
+        """Add a note below the table."""
         self._notes.append(text)
         self._write()
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """A case that may fail: it is said, and the others go on (see `exit_if_failed`)."""
+        """Context of a case that may fail: the failure is noted, and the other cases continue."""
         try:
             yield
         except Exception as error:
@@ -90,7 +90,7 @@ class Table:
             self.note(f"Failed, {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
 
     def close(self) -> list[str]:
-        """Print the notes; returns the cases that failed."""
+        """Print the notes; returns the names of the cases that failed."""
         print("".join(f"\n{note}\n" for note in self._notes), flush=True)
         return self._failed
 
@@ -105,7 +105,7 @@ class Table:
 
 
 def exit_if_failed(failed: Sequence[str]) -> None:
-    """End the process with 1 if any case failed."""
+    """Exit with status 1 if any case failed."""
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -1,4 +1,4 @@
-"""Which files --input names, which layout they have, and the source that reads them."""
+"""Resolves --input: expands patterns, checks the files, detects their layout and opens the source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = {
     "open_images": "open_images:OpenImagesSource",
     "video": "video:VideoSource",
 }
-"""Names of the layouts, and where each is read."""
+"""{name of a layout (--input-format): module and class of its source}."""
 
 _LAYOUT_BY_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
 _LAYOUT_BY_SUFFIX |= dict.fromkeys(VIDEO_SUFFIXES, "video")
@@ -37,7 +37,7 @@ _UNPACK_COMMANDS = {
     b"\xfd7zXZ": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
-"""What unpacks a compressed file, by its first bytes."""
+"""{first bytes of a compressed file: command that unpacks it}."""
 _FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -45,18 +45,18 @@ _FILE_TYPES = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-_MAX_ROWS_INSPECTED = 20  # rows, of which the first that is a JSON object tells the layout
+_MAX_ROWS_INSPECTED = 20  # the first JSON object among these rows decides the layout
 
 
 def input_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that --input names, those of a pattern in the order of their names.
+    """Files of --input; the files of a pattern are sorted by name.
 
     Args:
-        patterns: files, or patterns such as `shards/*.tar`.
+        patterns: file names, or glob patterns such as `shards/*.tar`.
 
     Raises:
-        DataError: nothing matches, a file cannot be read, is compressed, a web page, a pointer of git-lfs or no file at
-            all, or is named twice.
+        DataError: no file matches, or a file cannot be read, is compressed, is a web page or a git-lfs pointer, is no
+            regular file, or is named twice.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -72,20 +72,20 @@ def input_files(patterns: Sequence[str]) -> list[Path]:
         _check_file(file)
     twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
-        raise DataError(f"--input names {twice[0]} twice: its rows would stand twice in the dataset")
+        raise DataError(f"--input names {twice[0]} twice: its rows would be in the dataset twice")
     return files
 
 
 def _check_file(file: Path) -> None:
-    """Refuse what no source can read, whatever its layout."""
+    """Refuse files that no source can read."""
     try:
         mode = stat.S_IFMT(file.stat().st_mode)
-        if mode != stat.S_IFREG:  # a pipe can be read once, and opening one may wait for ever
+        if mode != stat.S_IFREG:  # a pipe can be read only once, and opening it may block
             raise DataError(
                 f"--input {file} is {_FILE_TYPES.get(mode, 'no file')}: give it files, which are read more than once"
             )
         if file.suffix.lower() in VIDEO_SUFFIXES:
-            return  # a row of its own, which is left out and counted if it is no video
+            return  # each video is one row, which is skipped and counted if it cannot be used
         with file.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
@@ -97,37 +97,37 @@ def _check_file(file: Path) -> None:
             raise DataError(
                 f"{file} is compressed: unpack it with {command}, and give --input what comes out"
             )
-    # An empty file is a shard without rows, where its layout has such.
+    # An empty file is accepted: some layouts have shards without rows.
     if head and (what := wrong_content(file)):
         raise DataError(f"{file} {what}")
 
 
 def recognise(files: Sequence[Path]) -> str:
-    """The layout that all files have, from their suffixes and, of JSON lines, the first object.
+    """Detect the layout of the files, from their suffixes and, for JSON lines, from the first object.
 
     Raises:
-        DataError: it is not known, or not the same for all.
+        DataError: the layout is unknown, or the files differ in it.
     """
     first = _layout(files[0])
     for file in files[1:]:
         if (other := _layout(file)) != first:
             raise DataError(
                 f"--input names files of two layouts, {files[0]} ({first}) and {file} ({other}): make a dataset of "
-                "each and join them with tools/merge_datasets.py, or say --input-format"
+                "each and join them with tools/merge_datasets.py, or give --input-format"
             )
     return first
 
 
 def open_source(patterns: Sequence[str], name: str | None, image_root: str | None) -> Source:
-    """The source that reads the files of --input.
+    """Open the source that reads the files of --input.
 
     Args:
         patterns: see `input_files`.
-        name: of the layout; None recognises it.
-        image_root: the folder that names of pictures are relative to, if there is one.
+        name: layout (--input-format); None detects it.
+        image_root: folder that image names are relative to, if there is one.
 
     Raises:
-        DataError: as `input_files` and `recognise`; or the name is not that of a layout.
+        DataError: see `input_files` and `recognise`; or `name` is not a layout.
     """
     files = input_files(patterns)
     name = name or recognise(files)
@@ -151,7 +151,7 @@ def _layout(file: Path) -> str:
         return _layout_of_lines(file)
     if suffix not in _LAYOUT_BY_SUFFIX:
         raise DataError(
-            f"--input {file}: its layout is not known by its suffix; say --input-format, one of {', '.join(FORMATS)}"
+            f"--input {file}: its layout is not known from its suffix; give --input-format, one of {', '.join(FORMATS)}"
         )
     return _LAYOUT_BY_SUFFIX[suffix]
 
@@ -161,7 +161,7 @@ def _layout_of_lines(file: Path) -> str:
         for number, (_, text) in enumerate(reader.texts()):
             try:
                 fields = parse_object(text)
-            except SkipRow:  # a damaged row among others: the next one tells
+            except SkipRow:  # a damaged row: try the next one
                 if number < _MAX_ROWS_INSPECTED:
                     continue
                 break
@@ -172,4 +172,4 @@ def _layout_of_lines(file: Path) -> str:
             if "text" in fields or {"inputs", "targets"} <= fields.keys():
                 return "text"
             break
-    return "llava"  # whose reader says what is wrong with each row
+    return "llava"  # the reader of this layout reports what is wrong with each row

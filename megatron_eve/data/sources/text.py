@@ -15,15 +15,15 @@ from megatron_eve.data.text.conversation import is_blank
 class TextSource(JsonSource):
     """Rows of text.
 
-    `{"text": ...}` is of kind "text". `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN) is a
-    conversation of one question and its answer. `id`, where there is one, is the row's; all else goes into `meta`.
+    `{"text": ...}` becomes a record of kind "text". `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN)
+    becomes a conversation of one question and its answer. `id` is kept if there is one; other keys go into `meta`.
 
     Args:
         files: JSON lines, or JSON arrays.
         image_root: not used.
 
     Raises:
-        DataError: while iterating, a file cannot be read on.
+        DataError: while iterating, a file cannot be read further.
     """
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:

@@ -243,7 +243,7 @@ def test_hours_of_few_frames_are_quick(tmp_path: Path) -> None:
 
 def test_key_frames_too_far_apart(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", 1005, gop=100_000, coding={"sc_threshold": "0", "bf": "0"})
-    message = "video_too_long: 1004 frames have to be decoded for one picture: key frames lie too far apart"
+    message = "video_too_long: 1004 frames have to be decoded for one frame: key frames are too far apart"
     assert refused(clip, 2) == message
     assert len(take(clip, 8).files) == 8  # 143 for each
 

@@ -320,7 +320,7 @@ def test_files_that_stop_the_command(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "1"}, {"te')
     with pytest.raises(DataError, match=r"a.json, row 2: broken JSON \(the file ends"):
         list(TextSource([tmp_path / "a.json"]).rows())
-    with pytest.raises(DataError, match=r"a.json names picture files: give --image-root"):
+    with pytest.raises(DataError, match=r"a.json names image files: give --image-root"):
         list(Mmc4Source([tmp_path / "a.json"], None).rows())
     with pytest.raises(DataError, match=r"cannot open .*none.jsonl \(No such file"):
         list(TextSource([tmp_path / "none.jsonl"]).rows())
