@@ -1,13 +1,14 @@
-"""What the patch aligning layer costs: a step with it and without, and what its taps send and hold at 7B.
+"""Cost of the patch aligning layer: a step with and without it, and its communication and memory at 7B.
 
     python benchmarks/aligning.py [--steps 7]
 
-Measured, on one process without a GPU: whole training steps (stages 1 and 2, the optimizer included) of a toy decoder
-on synthetic photos, with the aligning layer, its taps and a toy teacher, and without; taken in turns. Beside them the
-bytes that autograd holds between forward and backward of one pack, and bytes of gradients and optimizer state.
+Measured, in one process without a GPU: complete training steps (stages 1 and 2, with the optimizer) of a toy decoder on
+synthetic photos, in turns with the aligning layer (its intermediate features and a toy teacher) and without. Also the
+bytes that autograd saves between forward and backward of one pack, and the bytes of gradients and optimizer state.
 
-Computed, from sizes alone: what the taps of `eve_7b` and `eve_7b_hd` add to every pipeline boundary and hold on every
-stage, for a pack of 8,192 tokens of 640 x 480 photos with 131 text tokens each, in bfloat16.
+Computed from sizes: what the intermediate features of `eve_7b` and `eve_7b_hd` add to the communication between
+pipeline stages and to the memory of each stage, in bfloat16, for a pack of 8,192 tokens of 640 x 480 photos with 131
+text tokens each.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BFLOAT16 = 2
 
 
 def toy_config(stage: int, teacher: Path | None, recompute: bool) -> RunConfig:
-    """A run of the toy on mock data."""
+    """Configuration of a toy run on mock data."""
     full: dict[str, Any] = {
         "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1
     }  # fmt: skip
@@ -71,7 +72,7 @@ def toy_config(stage: int, teacher: Path | None, recompute: bool) -> RunConfig:
 
 @contextmanager
 def held_bytes() -> Iterator[dict[int, int]]:
-    """Storages that autograd saves inside the block, parameters among them: {address: bytes}."""
+    """Collect the storages that autograd saves inside the block, with parameters: {address: bytes}."""
     found: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -177,7 +178,7 @@ def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def main() -> None:
-    """Measure, compute, print."""
+    """Measure, compute and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,14 @@
-"""How long training stands still for a checkpoint: written while it waits, and with `--async-save`.
+"""How long training pauses for a checkpoint, without and with `--async-save`.
 
     python benchmarks/checkpoint_pause.py [--saves 4] [--layers 8] [--folder FOLDER]
 
 Two data-parallel gloo ranks with the distributed optimizer train a decoder of width 1024 on mock data in float32, one
-thread a rank, and save every few steps; first in the foreground, then in the background. What is printed comes from the
-run's own log: how long training stood still for each checkpoint, the time of each step, and when its lines appeared. A
-checkpoint counts as being written from the log line of its step to the line that says it is saved. The run is ended by
-force after so many saves, so that the save at the end of a run, which is waited for, is not among them.
+thread a rank, and save every few steps; first in the foreground, then in the background. The printed figures
+come from the log of the run: the pause for each checkpoint, the time of each step, and the time at which log lines
+appeared. A checkpoint counts as being written from the log line of its step to the line that reports it as saved. The
+run is killed after `--saves` checkpoints, so the final save of a run, which is always synchronous, is not measured.
 
-Takes 16 bytes a parameter and checkpoint in FOLDER (a temporary one), two of which are there at a time.
+Needs 16 bytes per parameter and checkpoint in FOLDER (default: a temporary one), for two checkpoints at a time.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ WORDS = (
     "--hidden-size", "1024", "--ffn-hidden-size", "2752", "--num-attention-heads", "16", "--vocab-size", "8000",
     "--global-batch-size", "2", "--seq-length", "256", "--train-iters", "100000", "--keep-last", "1",
 )  # fmt: skip
-_SLACK = 0.2  # seconds between what happens and when its line is read
+_SLACK = 0.2  # seconds between an event and the reading of its log line
 _STEP = re.compile(r" iteration +(\d+)/.*elapsed time per iteration \(ms\): ([\d.]+)")
 _SAVED = re.compile(r"saved checkpoint at iteration (\d+) .*\(training stood still for ([\d.]+) s\)")
 
 
 @dataclass
 class Timing:
-    """What a run's log says.
+    """Figures from the log of a run.
 
     Attributes:
         parameters: of the model.
         size: bytes of a checkpoint.
         steps: seconds of each iteration.
-        ended: when each iteration's line appeared.
-        paused: seconds for which training stood still, by the checkpoint's iteration.
-        published: when each checkpoint's line appeared.
+        ended: time at which the log line of each iteration appeared.
+        paused: seconds that training paused, by iteration of the checkpoint.
+        published: time at which the log line of each checkpoint appeared.
     """
 
     parameters: int = 0
@@ -58,7 +58,7 @@ class Timing:
     published: dict[int, float] = field(default_factory=dict)
 
     def read(self, line: str, now: float) -> None:
-        """Take up one line of the log."""
+        """Parse one line of the log."""
         if found := _STEP.match(line):
             self.steps[int(found[1])], self.ended[int(found[1])] = float(found[2]) / 1000, now
         elif found := _SAVED.match(line):
@@ -68,26 +68,26 @@ class Timing:
 
     @property
     def writing(self) -> list[float]:
-        """Seconds from the end of a step to its checkpoint's being there."""
+        """Seconds from the end of each step to the completion of its checkpoint."""
         return [self.published[iteration] - self.ended[iteration] for iteration in self.paused]
 
     def step_seconds(self, while_writing: bool) -> list[float]:
-        """Seconds of the steps that ran while a checkpoint was being written, or of the others but the first."""
+        """Seconds of the steps during which a checkpoint was being written, or of all others except the first."""
         found = []
         for iteration, seconds in self.steps.items():
             began = self.ended[iteration] - seconds
             busy = any(self.ended[i] - _SLACK < began < self.published[i] - _SLACK for i in self.paused)
-            # A step after the last checkpoint that is known may share its time with one that is not.
+            # Steps after the last known checkpoint are left out: another checkpoint may be in progress.
             if iteration > 1 and busy == while_writing and iteration <= max(self.paused):
                 found.append(seconds)
         return found
 
 
 def measure(folder: Path, layers: int, saves: int, interval: int, background: bool) -> Timing:
-    """Train until so many checkpoints have been written.
+    """Train until `saves` checkpoints have been written.
 
     Raises:
-        RuntimeError: the run ended before; the message is the end of its log.
+        RuntimeError: the run ended before that; the message is the end of its log.
     """
     save, timing, read = folder / ("background" if background else "foreground"), Timing(), 0
     words = [*WORDS, "--num-layers", str(layers), "--save-interval", str(interval), "--save", str(save)]
@@ -101,7 +101,7 @@ def measure(folder: Path, layers: int, saves: int, interval: int, background: bo
                 timing.read(line, now)
             read = len(lines)
             time.sleep(0.02)
-        # `--keep-last 1` removes it only when the next one is there.
+        # `--keep-last 1` removes it only after the next one is complete.
         files = (save / f"iter_{max(timing.paused):07d}").iterdir()
         timing.size = sum(path.stat().st_size for path in files)
     finally:
@@ -111,7 +111,7 @@ def measure(folder: Path, layers: int, saves: int, interval: int, background: bo
 
 
 def row(name: str, timing: Timing) -> tuple[str, ...]:
-    """A row of the table."""
+    """Format a row of the table."""
     busy = timing.step_seconds(while_writing=True)
     pauses = list(timing.paused.values())
     return (
@@ -126,14 +126,14 @@ def row(name: str, timing: Timing) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure both modes and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--saves", type=int, default=4, help="checkpoints of each kind")
     parser.add_argument("--layers", type=int, default=8, help="of the decoder, 12.6 M parameters each")
     parser.add_argument("--interval", type=int, default=6, help="steps from one checkpoint to the next")
-    parser.add_argument("--folder", type=Path, help="where to write; its disk is what is measured")
+    parser.add_argument("--folder", type=Path, help="where to write, on the disk to be measured")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint_pause_") as folder:
         found = {
@@ -143,9 +143,9 @@ def main() -> None:
     header = (
         "checkpoint",
         "bytes",
-        "stood still, median",
+        "pause, median",
         "each, s",
-        "until it was there, median",
+        "until complete, median",
         "a step, median",
         "a step while writing, median",
     )

@@ -1,4 +1,4 @@
-"""Wall seconds, CPU seconds and peak memory of one run of a command. Nothing here is a benchmark."""
+"""Measures wall time, CPU time and peak memory of one run of a command. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPROCESS = (sys.executable, str(ROOT / "tools" / "preprocess_data.py"))
-_BETWEEN = 0.1  # seconds from one look at the memory to the next
+_BETWEEN = 0.1  # seconds between samples of the memory
 
 
 @dataclass
 class Memory:
-    """Peaks of one process, MiB.
+    """Peak memory of one process, MiB.
 
     Attributes:
-        resident: VmHWM of Linux: all that lay in memory at a time, pages of mapped files included.
-        anonymous: RssAnon, the largest of the values that were looked at: what the process holds for itself.
+        resident: VmHWM of Linux, with pages of mapped files.
+        anonymous: largest sampled RssAnon, without pages of mapped files.
     """
 
     resident: float = 0.0
     anonymous: float = 0.0
 
-    def look(self, pid: int) -> None:
-        """Take in what the process holds now; one that has ended is passed over."""
+    def update(self, pid: int) -> None:
+        """Sample the memory of the process; a process that has ended is ignored."""
         try:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         except OSError:
@@ -45,12 +45,12 @@ class Memory:
 
 @dataclass
 class CommandCost:
-    """What one run took.
+    """Cost of one run.
 
     Attributes:
         seconds: from start to end.
         cpu: user and system seconds of the process and of the workers it waited for.
-        status: of its end.
+        status: exit status.
         output: stdout and stderr.
         parent: memory of the process itself.
         workers: memory of each process that it started, by its pid.
@@ -65,7 +65,7 @@ class CommandCost:
 
     @property
     def worker(self) -> Memory:
-        """The larger peaks of all workers."""
+        """Largest peaks over all workers."""
         found = self.workers.values()
         return Memory(
             max((one.resident for one in found), default=0.0),
@@ -73,20 +73,20 @@ class CommandCost:
         )
 
 
-def run_command(words: Sequence[str], *, memory: bool = False) -> CommandCost:
-    """Run a command to its end.
+def run_command(command: Sequence[str], *, memory: bool = False) -> CommandCost:
+    """Run a command and measure it.
 
     Args:
-        words: of the command.
-        memory: look at the memory of the process and of its children ten times a second.
+        command: program and arguments.
+        memory: whether to sample the memory of the process and its children, ten times a second.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as output:
         began = time.perf_counter()
-        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         cost = CommandCost(0.0, 0.0, 0, "")
         while memory and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            _look(process.pid, cost)
+            _update_memory(process.pid, cost)
             time.sleep(_BETWEEN)
         _, status, used = os.wait4(process.pid, 0)
         cost.seconds = time.perf_counter() - began
@@ -97,27 +97,27 @@ def run_command(words: Sequence[str], *, memory: bool = False) -> CommandCost:
     return cost
 
 
-def _look(pid: int, cost: CommandCost) -> None:
-    cost.parent.look(pid)
+def _update_memory(pid: int, cost: CommandCost) -> None:
+    cost.parent.update(pid)
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
     for child in children:
-        cost.workers.setdefault(child.pid, Memory()).look(child.pid)
+        cost.workers.setdefault(child.pid, Memory()).update(child.pid)
 
 
-def preprocess_words(settings: Mapping[str, Any]) -> list[str]:
-    """The command that preprocesses with these fields of `PreprocessConfig`."""
-    words = [*PREPROCESS]
+def preprocess_command(settings: Mapping[str, Any]) -> list[str]:
+    """Command line of tools/preprocess_data.py for these fields of `PreprocessConfig`."""
+    command = [*PREPROCESS]
     for name, value in settings.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    return command
 
 
 def run_preprocess(settings: Mapping[str, Any], *, memory: bool = False) -> CommandCost:
-    """Run tools/preprocess_data.py; ends this process with what it said if it fails."""
-    cost = run_command(preprocess_words(settings), memory=memory)
+    """Run tools/preprocess_data.py; if it fails, exit with its output."""
+    cost = run_command(preprocess_command(settings), memory=memory)
     if cost.status:
         sys.exit(f"error: preprocessing of {settings['input']} failed:\n{cost.output[-3000:]}")
     return cost

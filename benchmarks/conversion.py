@@ -1,10 +1,10 @@
-"""Memory, time and bytes of a conversion there and back, against a plain script that loads everything.
+"""Memory and time of an import and an export, compared with a plain script that loads everything.
 
     python benchmarks/conversion.py --layers 32
 
 Makes a random model of EVE-7B's shapes in the published layout (`--layers` of them), imports it, exports it again and
-compares a digest of every tensor. Each step is a process of its own, whose anonymous memory (RssAnon: pages of files
-that are mapped do not count) is sampled fifty times a second. Needs four times the model's bytes on the disk: 55 GB
+compares a digest of every tensor. Each step runs in its own process, whose anonymous memory (RssAnon, without
+pages of mapped files) is sampled fifty times a second. Needs four times the model's bytes on the disk: 55 GB
 at 32 layers.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-# What a plain script does: all tensors of both sides in memory at once.
+# The plain script: loads all tensors, then writes them.
 PLAIN = """
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ torch.save(tensors, target)
 
 
 def make_model(folder: Path, layers: int) -> int:
-    """Write a random model of the published shapes; its bytes."""
+    """Write a random model of the published shapes; returns its size in bytes."""
     from megatron_eve.checkpoint.hf.config import published_config
     from megatron_eve.checkpoint.hf.folder import LazyTensor, write_shards
     from megatron_eve.checkpoint.hf.tables import Sizes, eve_rules, rule_for
@@ -72,7 +72,7 @@ def make_model(folder: Path, layers: int) -> int:
 
 
 def measured(*words: str) -> tuple[float, float]:
-    """Run a command; its seconds, and the most anonymous memory that it had, in GiB."""
+    """Run a command; returns its seconds and its peak anonymous memory in GiB."""
     started, most = time.perf_counter(), 0
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -90,7 +90,7 @@ def measured(*words: str) -> tuple[float, float]:
 
 
 def digests(folder: Path) -> Iterator[tuple[str, str]]:
-    """Each tensor's name and the sha256 of its bytes."""
+    """Yield the name of each tensor and the sha256 of its bytes."""
     from megatron_eve.checkpoint.hf.folder import HFFolder
 
     source = HFFolder(folder)
@@ -100,7 +100,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Make, convert, compare, print."""
+    """Make the model, convert it both ways, compare, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

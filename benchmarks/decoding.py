@@ -1,12 +1,12 @@
-"""Images a second from JPEG bytes to what the model takes: each backend against the published way.
+"""Images/s from JPEG bytes to the input of the model: each decoder compared with the published code.
 
     python benchmarks/decoding.py [--images 96] [--rounds 5] [--out FOLDER] [--toy]
 
-The published way: Pillow decodes, the picture is resized twice (for the model at 672 pixels and for the teacher at
-336), each is pasted on a grey square and normalised in float on the host, and a DataLoader's worker processes pass the
-floats on. Ours gives the same pictures as uint8 patches and squares; what has to be normalised is normalised where it
-is used. Workers and threads are one or two (one or eight where there are as many cores); medians of the rounds, taken
-in turns. With a GPU and DALI, decoding on the GPU joins in, where only the files' bytes go to the device.
+Published: Pillow decodes, the image is resized twice (for the model at 672 pixels and for the teacher at 336), each is
+pasted on a grey square and normalised in float on the host, in worker processes of a DataLoader. Ours gives the same
+images as uint8 patches and squares, which are normalised on the device. One or two workers or threads (one or eight if
+there are as many cores); medians of rounds in which all cases take turns. With a GPU and DALI, decoding on the GPU is
+measured too; then only the bytes of the files are copied to the device.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from megatron_eve.runtime.dali import dali_is_installed
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SHAPES = ((640, 480), (1600, 1200))
-# A GPU comes with cores of its own.
+# GPU machines usually have many cores.
 WORKERS = (1, 2) if (os.cpu_count() or 1) < 8 else (1, 8)
 SETTINGS = DecodeSettings(apply_exif=False, max_pixels=89_478_485)
 
 
 class Published(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Both float canvases of a picture, with the mask as a fourth channel."""
+    """Dataset of the published code: both float canvases of an image, with the mask as a fourth channel."""
 
     def __init__(self, files: list[bytes]) -> None:
         self._files = files
@@ -69,7 +69,7 @@ def normalised(pixels: NDArray[np.uint8], size: int, unit: int) -> torch.Tensor:
 
 
 def published(files: list[bytes], workers: int) -> Callable[[], int]:
-    """A pass over the files with worker processes that live on; gives the bytes that go to the device."""
+    """A function for one pass with persistent worker processes; it returns the bytes copied to the device."""
     loader = torch.utils.data.DataLoader(
         Published(files), batch_size=16, num_workers=workers, persistent_workers=True
     )
@@ -81,7 +81,7 @@ def published(files: list[bytes], workers: int) -> Callable[[], int]:
 
 
 def backend(name: str, files: list[bytes], threads: int, gpu: int | None = None) -> Callable[[], int]:
-    """A pass over the files in packs of 16; gives the bytes that go to the device."""
+    """A function for one pass in packs of 16 images; it returns the bytes copied to the device."""
     decoder = open_decoder(name, SETTINGS, threads=threads, gpu=gpu)  # type: ignore[arg-type]
     plan = planner({"image_size": IMAGE_SIZE, "teacher_size": TEACHER_SIZE})
     tasks = [ImageTask(data, plan(*Image.open(io.BytesIO(data)).size).views) for data in files]
@@ -101,9 +101,9 @@ def backend(name: str, files: list[bytes], threads: int, gpu: int | None = None)
 
 
 def ways(files: list[bytes], workers: int) -> dict[str, Callable[[], int]]:
-    """What is installed here, by name."""
+    """{name: function for one pass} for the decoders installed here."""
     found = {"published": published(files, workers), "threads": backend("threads", files, workers)}
-    if workers == 1:  # the plain reference has one thread
+    if workers == 1:  # the reference has one thread
         found["pillow"] = backend("pillow", files, workers)
     if dali_is_installed():
         found["dali"] = backend("dali", files, workers)
@@ -113,14 +113,14 @@ def ways(files: list[bytes], workers: int) -> dict[str, Callable[[], int]]:
 
 
 def main() -> None:
-    """Time all of them in turns and print a table."""
+    """Time all decoders in turns and print the table."""
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=96, help="pictures of a pass")
     options.add_argument(
         "--rounds", type=int, default=5, help="passes of each, after one that is not counted"
     )
     arguments = options.parse_args()
-    torch.set_num_threads(1)  # threads are the backends' own
+    torch.set_num_threads(1)  # the decoders have their own threads
     header = (
         "pictures", "workers or threads", "way", "images/s", "ratio", "bytes to the device, a picture"
     )  # fmt: skip

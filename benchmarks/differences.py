@@ -1,11 +1,11 @@
-"""How far the decoders are from Pillow, in 8-bit levels, over many sizes and kinds of files.
+"""Difference of the decoders from Pillow, in 8-bit levels, over many sizes and kinds of files.
 
     python benchmarks/differences.py [--sizes 60]
 
-The photos that scikit-image brings along, resized to random sizes (sides of 16 to 2400 pixels, ratios up to 12),
-saved in each kind of file, decoded to the model's picture (672 pixels) and the teacher's (336). For each kind: the mean
-distance over all values of all pictures, the mean of the worst picture, the largest of a single value, and the share
-of values that are off by more than 2 levels.
+Photos of scikit-image, resized to random sizes (sides of 16 to 2400 pixels, ratios up to 12), saved as each kind of
+file, and decoded for the model (672 pixels) and the teacher (336). Printed for each kind: the mean absolute difference
+over all values of all images, the mean of the worst image, the largest difference of a single value, and the fraction
+of values that differ by more than 2 levels.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("PNG RGBA", "PNG", "RGBA", {}),
     ("PNG palette", "PNG", "P", {}),
     ("WebP", "WEBP", "RGB", {"quality": 90}),
-    ("GIF (handed to Pillow)", "GIF", "P", {}),
+    ("GIF (decoded by Pillow)", "GIF", "P", {}),
 )
 
 
 def sizes(count: int, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Widths and heights, their logarithms spread evenly."""
+    """Random (width, height) pairs, log-uniform."""
     found: list[tuple[int, int]] = []
     while len(found) < count:
         width, height = np.exp(random.uniform(np.log(16), np.log(2400), 2)).astype(int).tolist()
@@ -52,7 +52,7 @@ def sizes(count: int, random: np.random.Generator) -> list[tuple[int, int]]:
 
 
 def tasks_of(kind: str, mode: str, options: dict[str, Any], shapes: list[tuple[int, int]]) -> list[ImageTask]:
-    """A file for each size, from the photos in turns."""
+    """One file for each size, from the photos in turn."""
     plan = planner({"image_size": IMAGE_SIZE, "teacher_size": TEACHER_SIZE})
     tasks = []
     for number, (width, height) in enumerate(shapes):
@@ -76,7 +76,7 @@ def levels(task: ImageTask, found: Any, expected: Any) -> torch.Tensor:
 
 
 def main() -> None:
-    """Compare and print a table."""
+    """Compare the decoders and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every GPU benchmark on one GPU, under nine minutes on an H100 by its limits: prints all tables, and writes them into
-# $OUT (default ./benchmark-results). A benchmark that fails or takes too long is said at the end, and the others go on.
+# Runs all GPU benchmarks on one GPU, limited to nine minutes on an H100: prints all tables and writes them into $OUT
+# (default ./benchmark-results). Benchmarks that fail or exceed their time limit are listed at the end.
 #   benchmarks/gpu_all.sh [--toy]           PYTHON=... chooses the interpreter
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -19,7 +19,7 @@ fi
 mkdir -p "$OUT"
 failed=()
 
-# run SECONDS WORDS...: one benchmark, within its share of the nine minutes (of the toy, within ten minutes).
+# run SECONDS SCRIPT OPTIONS...: runs one benchmark with a time limit (ten minutes for the toy).
 run() {
     local limit=$1
     shift
@@ -28,7 +28,7 @@ run() {
     timeout "$limit" "$PYTHON" "benchmarks/$1" "${@:2}" --out "$OUT" "${toy[@]}" || failed+=("$* (status $?)")
 }
 
-# In the order of what is wanted most, should somebody's time end before they do.
+# The most important ones first, in case the time is cut short.
 run 80 gpu_smoke.py
 run 120 gpu_step.py "${steps[@]}"
 run 70 gpu_published_way.py "${steps[@]}"

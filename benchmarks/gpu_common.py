@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: runs, data, clocks and memory. Nothing here is a benchmark."""
+"""Shared code of the GPU benchmarks: configurations, data, timing and memory. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tables import Row
+from tables import TableRow
 
 from megatron_eve.config import (
     PRESETS,
@@ -38,8 +38,8 @@ if "CUDA_HOME" not in os.environ and (compiler := shutil.which("nvcc")):
     os.environ["CUDA_HOME"] = str(Path(compiler).resolve().parents[1])
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-# Dense matrix products in bfloat16, TFLOP/s, by what the name of a GPU holds (its makers' data sheets); the first that
-# fits. Others have no MFU.
+# Peak of dense bfloat16 matrix products in TFLOP/s, from data sheets, by a part of the GPU's name; the first match
+# counts. For other GPUs no MFU is printed.
 _PEAK = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -52,22 +52,22 @@ _PEAK = (
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """The options that every GPU benchmark has."""
+    """Argument parser with the options that all GPU benchmarks share."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs; on a CPU too")
-    found.add_argument("--out", type=Path, help="folder to write the tables into, too")
+    found.add_argument("--toy", action="store_true", help="tiny sizes, to check that it runs; works on a CPU")
+    found.add_argument("--out", type=Path, help="folder to write the tables to")
     found.add_argument("--steps", type=int, default=5, help="timed steps")
     return found
 
 
 def require_gpu(toy: bool) -> None:
-    """Leave with a message where the sizes asked for want a GPU that is not there."""
+    """Exit with a message if there is no GPU, unless `toy`."""
     if not toy and accelerator().name != "cuda":
         sys.exit("error: needs a CUDA GPU at these sizes; --toy runs on a CPU")
 
 
 def sizes(preset: str, toy: bool, layers: int | None = None) -> Preset:
-    """A preset, with fewer layers if asked; as a toy of its shape."""
+    """A preset with at most `layers` layers; with `toy`, a tiny model of the same structure."""
     model, vision = PRESETS[preset]
     if toy:
         scale = vision.image_size // 672
@@ -89,7 +89,7 @@ def run_config(
     train_iters: int = 10_000,
     **training: Any,
 ) -> RunConfig:
-    """A run on a dataset, or on synthetic samples (--mock-data), checked as any run is."""
+    """A validated configuration of a run on a dataset, or on synthetic samples (--mock-data)."""
     config = RunConfig(
         parallel=parallel or ParallelConfig(),
         model=model.model,
@@ -110,7 +110,7 @@ def run_config(
 
 
 def photos(count: int, width: int, height: int) -> list[bytes]:
-    """JPEG files with the edges, gradients and noise of photos, quality 90, seeded."""
+    """JPEG files (quality 90) with edges, gradients and noise as in photos; deterministic."""
     files = []
     for seed in range(count):
         random = np.random.default_rng(seed)
@@ -124,9 +124,9 @@ def photos(count: int, width: int, height: int) -> list[bytes]:
 
 
 def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
-    """A dataset on disk of photos at their usual size and random captions; returns its prefix.
+    """Write a dataset of photos of common sizes with random captions; returns its prefix.
 
-    Lengths and shapes are those of --mock-data, whose pictures are small.
+    Token lengths and aspect ratios are those of --mock-data, whose images are smaller.
     """
     from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
     from megatron_eve.data.format.manifest import DatasetSettings
@@ -168,7 +168,7 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
 
 
 def save_teacher(folder: Path, model: Preset, toy: bool) -> Path:
-    """A vision tower of random weights: CLIP ViT-L/14-336's sizes, made once, or those of the toy model."""
+    """Save a vision tower with random weights, once: of the sizes of CLIP ViT-L/14-336, or of the toy model."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
     from transformers.utils import logging
 
@@ -188,13 +188,13 @@ def save_teacher(folder: Path, model: Preset, toy: bool) -> Path:
         image_size=336,
         patch_size=14,
     )
-    with accelerator().device:  # random numbers take a CPU seconds
+    with accelerator().device:  # drawing the weights takes seconds on a CPU
         CLIPVisionModel(tower).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 
 def synchronize() -> None:
-    """Wait for what the device was told to do."""
+    """Wait until the device has finished all queued work."""
     if accelerator().name == "cuda":
         torch.cuda.synchronize()
 
@@ -202,7 +202,10 @@ def synchronize() -> None:
 def time_each(
     step: Callable[[], object], count: int, warm_up: int = 2, begin: Callable[[], object] = lambda: None
 ) -> list[float]:
-    """Seconds of each of `count` calls, after some that are not counted, and `begin`; the device is waited for."""
+    """Seconds of each of `count` calls, synchronised with the device.
+
+    `warm_up` calls that are not counted come first, then a call of `begin`.
+    """
     seconds = []
     for number in range(warm_up + count):
         if number == warm_up:
@@ -217,20 +220,20 @@ def time_each(
 
 
 def median(values: Sequence[float]) -> float:
-    """Their median."""
+    """Median of some values."""
     return statistics.median(values)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What some training steps took.
+    """Measurements of some training steps.
 
     Attributes:
-        seconds: of a step, the median.
-        tokens, samples, tflop: a second, over all timed steps together, since steps differ in what they hold; tflop
-            are model FLOPs.
-        waited: share of the time for which the host waited for data; the GPU may have had work left.
-        memory: most of tensors, GB.
+        seconds: median time of a step.
+        tokens, samples, tflop: per second, over all timed steps together, since steps hold different samples; tflop
+            counts model FLOPs.
+        waited: fraction of the time for which the host waited for data; the GPU may have been busy meanwhile.
+        memory: peak memory of tensors, GB.
     """
 
     seconds: float
@@ -242,7 +245,7 @@ class Measured:
 
 
 def first_losses(config: RunConfig, count: int) -> list[float]:
-    """Language losses of a run's first steps; inside `process_group`."""
+    """Language losses of the first steps of a run. Call it inside `process_group`."""
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.train import setup, train_one
 
@@ -254,14 +257,14 @@ def first_losses(config: RunConfig, count: int) -> list[float]:
 
 
 def measure(config: RunConfig, steps: int) -> Measured:
-    """Training steps of a run, data, teacher and optimizer included; inside `process_group`."""
+    """Time training steps of a run, with data, teacher and optimizer. Call it inside `process_group`."""
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.train import setup, train_one
     from megatron_eve.training.monitoring.flops import model_flops, step_work
 
     with model_parallel(config), peak_memory() as memory, data_waits() as waits:
         trainer = setup(config)
-        # Three that do not count: the loss and the activation are compiled for one length, and then for any.
+        # Three warm-up steps: torch compiles the loss and the activation for one length, then for any length.
         seconds = time_each(lambda: train_one(trainer), steps, warm_up=3, begin=waits.clear)
         done, count = trainer.progress.consumed_samples, config.training.global_batch_size
         ids = trainer.data.order(np.arange(done - steps * count, done))
@@ -281,7 +284,7 @@ def measure(config: RunConfig, steps: int) -> Measured:
 
 @contextmanager
 def data_waits() -> Iterator[list[float]]:
-    """Seconds for which this thread waited for each batch inside the block."""
+    """Collect the seconds that this thread waited for each batch inside the block."""
     from megatron_eve.data.sampling.loader import LazyBatches
 
     found: list[float] = []
@@ -303,9 +306,9 @@ def data_waits() -> Iterator[list[float]]:
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """Most memory of tensors inside the block, in GB, as the only item of the list; 0 without a GPU."""
+    """Measure the peak memory of tensors inside the block, in GB, as the only item of the list; 0 without a GPU."""
     found: list[float] = []
-    gc.collect()  # what came before may hold itself in cycles
+    gc.collect()  # earlier objects may be kept by reference cycles
     if accelerator().name == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -314,7 +317,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def peak_tflops() -> float | None:
-    """What the GPU could do in bfloat16 by its data sheet; None if it is not among those known."""
+    """Peak bfloat16 TFLOP/s of the GPU from its data sheet; None if unknown."""
     if accelerator().name != "cuda":
         return None
     name = torch.cuda.get_device_name()
@@ -330,8 +333,8 @@ def share(tflops: float) -> str:
 STEP_HEADER = ("ms", "tokens/s", "samples/s", "TFLOP/s", "MFU", "data wait", "GB")
 
 
-def step_columns(found: Measured) -> Row:
-    """A run's figures under `STEP_HEADER`."""
+def step_columns(found: Measured) -> TableRow:
+    """Table columns of a measurement, in the order of `STEP_HEADER`."""
     return (
         f"{1000 * found.seconds:.0f}", f"{found.tokens:,.0f}", f"{found.samples:.2f}", f"{found.tflop:.1f}",
         share(found.tflop), f"{100 * found.waited:.2f} %", f"{found.memory:.1f}",

@@ -1,11 +1,11 @@
-"""BF16 against FP8: training steps, and the losses of the same 200 steps from the same weights.
+"""BF16 compared with FP8: time of training steps, and losses of the same 200 steps from the same weights.
 
     python benchmarks/gpu_fp8.py [--layers 8] [--loss-layers 2] [--losses 200] [--out FOLDER] [--toy]
 
-Stage 2 of `eve_7b` at full width, without the aligning layer. Steps are timed with several full packs each and many
-layers, since FP8 is for the decoder's matrices alone. Losses are compared with few, on 48 samples that are learnt by
-heart, so that there is something to learn; every recipe from the same seed and on the same samples. What this GPU has
-no FP8 for is said and left out.
+Stage 2 of `eve_7b` at full width, without the aligning layer. Timed steps have several full packs and
+many layers, since FP8 applies only to the matrix products of the decoder. Losses are compared with few layers, on 48
+repeated samples that the model overfits; all recipes use the same seed and samples. Recipes that this GPU does not
+support are noted and skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ConfigError, ParallelConfig, RunConfig
 
@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def runs_here(table: Table, some: Callable[..., RunConfig]) -> Iterator[tuple[str, RunConfig]]:
-    """Configurations by recipe; what cannot run on this machine is noted."""
+    """Yield (recipe, configuration); recipes that cannot run on this machine are noted and skipped."""
     from megatron_eve.models.kernels import check_kernels
     from megatron_eve.runtime.accelerator import accelerator
 
@@ -55,7 +55,7 @@ def runs_here(table: Table, some: Callable[..., RunConfig]) -> Iterator[tuple[st
 
 
 def time_steps(arguments: Any) -> Table:
-    """Steps of several full packs, by recipe."""
+    """Time steps of several full packs, by recipe."""
     table = Table("FP8 steps", ("precision", "speed-up", *STEP_HEADER), arguments.out)
     samples, length = (4, 1024) if arguments.toy else (54, 8192)
     some = partial(
@@ -71,7 +71,7 @@ def time_steps(arguments: Any) -> Table:
 
 
 def compare_losses(arguments: Any, folder: Path) -> Table:
-    """Losses of as many steps on a few samples that come again and again, by recipe."""
+    """Compare the losses of `--losses` steps on a few repeated samples, by recipe."""
     last = max(arguments.losses // 10, 1)
     header = ("precision", "first loss", f"mean of the last {last}", "from bfloat16", "furthest of a step")
     table = Table(f"FP8 losses of {arguments.losses} steps", header, arguments.out)
@@ -95,7 +95,7 @@ def compare_losses(arguments: Any, folder: Path) -> Table:
 
 
 def main() -> None:
-    """Run every recipe that runs here, print both tables."""
+    """Run all supported recipes and print both tables."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, default=8, help="decoder layers of the timed steps")
     options.add_argument("--loss-layers", type=int, default=2, help="decoder layers of the compared losses")
@@ -106,7 +106,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, process_group(ParallelConfig()):
         failed = time_steps(arguments).close() + compare_losses(arguments, Path(folder)).close()
-    leave(failed)
+    exit_if_failed(failed)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Where the time of a training step goes, by part, from the torch profiler.
+"""Time of a training step by kind of kernel (torch profiler) and by part of the model.
 
     python benchmarks/gpu_profile.py [--layers 4] [--out FOLDER] [--toy]
 
-Two warm steps of stage 2 of `eve_7b` at full width, teacher and optimizer included. Two tables, and with matplotlib and
---out a picture of both: kernels by kind, from their names (attention, matrix products, communication, copies, the
-rest); and parts of the model by the clock, the device waited for around each: vision, decoder (with its taps), output
-layer and loss, aligning layer and teacher forward; the backward pass; the optimizer; the wait for data; the rest.
-Without a GPU (--toy) operators of the CPU stand in for kernels.
+Two steps of stage 2 of `eve_7b` at full width, with teacher and optimizer, after warm-up. Prints two tables and, with
+matplotlib and --out, draws a chart of both. Kernels are grouped by name: attention, matrix products, communication,
+copies, other. Parts of the model are timed with the device synchronised around each: vision, decoder (with the
+intermediate features), output layer and loss, aligning layer and teacher forward, backward pass, optimizer, wait for
+data, the rest. Without a GPU (--toy), CPU operators are counted in place of kernels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tables import Table
 from megatron_eve.data.sampling.loader import LazyBatches
 from megatron_eve.runtime.accelerator import accelerator
 
-# Kinds of kernels by their names, the first that fits.
+# Kinds of kernels and patterns of their names; the first match counts.
 KINDS = (
     ("attention", r"flash|fmha|fused_attn|attention|sdpa"),
     ("communication", r"nccl|all_reduce|all_gather|reduce_scatter"),
@@ -56,13 +56,13 @@ PARTS = (
 
 
 def kind(name: str) -> str:
-    """What a kernel is by its name."""
+    """Kind of a kernel, from its name."""
     return next((found for found, pattern in KINDS if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
 @contextmanager
 def parts(trainer: Any) -> Iterator[dict[str, float]]:
-    """Seconds inside the parts of a step while the block runs, the device waited for at both ends of each."""
+    """Measure the seconds in each part of a step inside the block, synchronising the device around each part."""
     from megatron.core.pipeline_parallel import schedules
 
     from megatron_eve.models.build import unwrap
@@ -101,12 +101,12 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
 
 
 def kernels(profile: Any) -> dict[str, tuple[float, int]]:
-    """Milliseconds and number of kernels (operators without a GPU) by kind."""
+    """Milliseconds and number of kernels by kind (of CPU operators without a GPU)."""
     on_gpu = accelerator().name == "cuda"
     found: dict[str, tuple[float, int]] = {}
     for event in profile.key_averages():
         device = str(getattr(event, "device_type", ""))
-        # Ranges that torch itself names (optimizer, compiled functions) lie on the GPU's time line beside the kernels.
+        # Annotated ranges of torch (optimizer, compiled functions) also have device times, but are not kernels.
         if on_gpu != ("CUDA" in device) or getattr(event, "is_user_annotation", False):
             continue
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -116,7 +116,7 @@ def kernels(profile: Any) -> dict[str, tuple[float, int]]:
 
 
 def picture(kinds: dict[str, float], times: dict[str, float], path: Path) -> None:
-    """Bars for the kinds of kernels, and for the parts, in ms."""
+    """Draw bar charts of the kinds of kernels and of the parts, in ms."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +146,7 @@ def profiled(trainer: Any) -> dict[str, tuple[float, int]]:
 
 
 def main() -> None:
-    """Profile a step, time the parts of another, print both."""
+    """Profile one step, time the parts of another, and print both tables."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
@@ -184,7 +184,7 @@ def main() -> None:
     table = Table("parts of a training step", ("part", "ms", "share"), arguments.out)
     for name, spent in [*seconds.items(), ("whole step", whole)]:
         table.add(name, f"{1000 * spent:.1f}", f"{100 * spent / whole:.1f} %")
-    table.note("The device is waited for around each part, so this step is slower than others.")
+    table.note("The device is synchronised around each part, so this step is slower than others.")
     table.close()
     if arguments.out is not None:
         milliseconds = {name: 1000 * spent for name, spent in seconds.items()}

@@ -1,14 +1,14 @@
-"""The same training work done the published way, and ours over it.
+"""Forward and backward pass of the published implementation, compared with this package.
 
     python benchmarks/gpu_published_way.py [--layers 4] [--samples 48] [--out FOLDER] [--toy]
 
-Forward and backward of the same samples by the same decoder layers, without optimizer, teacher and aligning layer. The
-published way: transformers' Llama with the fastest attention that is installed (padding stands at the end, so causal
-attention needs no mask, which would rule flash kernels out), samples padded to the longest of a micro-batch of 16 as
-published, pictures embedded one at a time on a padded square, logits of every row, all hidden states kept; once as it
-is, and once with every layer recomputed, which the published runs do. Ours: packs, all pictures at once, logits where
-there are labels, nothing recomputed. Both with weights in bfloat16 (float32 for the toy on a CPU); ours adds gradients
-up in float32 as in training. Pixels are on the device before, for both.
+The same samples and decoder layers, without optimizer, teacher and aligning layer. Published: transformers' Llama with
+the fastest installed attention (padding is at the end, so causal attention needs no mask, which flash kernels do not
+support), samples padded to the longest of a micro-batch of 16, images embedded one at a time on a padded square, logits
+of every position, all hidden states kept; with and without recomputation of every layer, which the published runs use.
+Ours: packs, all images at once, logits only where there are labels, no recomputation. Weights are bfloat16 for both
+(float32 for the toy on a CPU); ours accumulates gradients in float32, as in training. Pixels are on the device before
+the timing starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gpu_common import (
     time_each,
 )
 from patch_embedding import PlainPatchEmbedding, canvas_from_patches
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
@@ -42,7 +42,7 @@ MICRO_BATCH = 16  # samples, as published
 
 
 class PublishedWay(torch.nn.Module):
-    """Patch embedding picture by picture, the projector, and transformers' Llama over a padded batch."""
+    """Patch embedding of one image at a time, projector, and transformers' Llama over a padded batch."""
 
     def __init__(self, sizes: Preset) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PublishedWay(torch.nn.Module):
         )
 
     def forward(self, samples: Sequence[PackedBatch]) -> torch.Tensor:
-        """Summed loss of samples, one in each batch, padded to the longest of them."""
+        """Summed loss of samples (one per `PackedBatch`), padded to the longest of them."""
         device, dtype = self.llama.device, self.llama.dtype
         longest = max(len(sample.tokens) for sample in samples)
         tokens = torch.zeros(len(samples), longest, dtype=torch.int64)
@@ -94,7 +94,7 @@ class PublishedWay(torch.nn.Module):
                 embedded[i, first : first + len(visual)] = visual
                 start += count
         out = self.llama(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
-        # Labels are shifted already.
+        # The labels are already shifted.
         return torch.nn.functional.cross_entropy(
             out.logits.flatten(0, 1).float(), labels.to(device).flatten(), reduction="sum"
         )
@@ -103,7 +103,7 @@ class PublishedWay(torch.nn.Module):
 def published(
     sizes: Preset, dataset: Any, micro_batches: Sequence[Sequence[int]], bf16: bool, recompute: bool
 ) -> tuple[Callable[[], None], str]:
-    """A pass over the samples, and the attention it takes."""
+    """A function that runs one pass over the samples, and the name of its attention."""
     with accelerator().device:  # random numbers take a CPU seconds
         module = PublishedWay(sizes).to(torch.bfloat16 if bf16 else torch.float32)
     if recompute:
@@ -119,7 +119,7 @@ def published(
 
 
 def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
-    """A pass over the same samples in packs, gradients into megatron-core's float32 buffers as in training."""
+    """A function that runs one pass over the packs, with gradients in megatron-core's float32 buffers."""
     from megatron_eve.models.build import build_chunks, unwrap
     from megatron_eve.training.loop.microbatch import model_inputs
     from megatron_eve.training.loop.wrap import wrap_for_training
@@ -142,7 +142,7 @@ def _build(dataset: Any, samples: Sequence[int]) -> PackedBatch:
 
 
 def main() -> None:
-    """Time all three, print the table."""
+    """Time all three and print the table."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     options.add_argument("--samples", type=int, default=48, help="samples of a pass")
@@ -181,7 +181,7 @@ def main() -> None:
                     f"{name} ({attention})", f"{1000 * seconds:.0f}", f"{count / seconds:.1f}",
                     f"{seconds / mine:.2f}", f"{real:.2f}", f"{memory[0]:.1f}",
                 )  # fmt: skip
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does this machine run it at all? Imports, one attention over a pack, training steps; two minutes.
+"""Smoke test of a machine, two minutes: imports, attention over one pack, training steps.
 
     python benchmarks/gpu_smoke.py [--out FOLDER] [--toy]
 
-The attention of the layers that a run would take here (TransformerEngine's on a GPU) against float32 SDPA sample by
-sample; then steps of a four-layer model of full width with the aligning layer, in bfloat16 and, where there is FP8, in
-that, and their losses.
+Compares the attention that a run would use here (TransformerEngine's on a GPU) with float32 SDPA, sample by sample.
+Then runs steps of a four-layer model of full width with the aligning layer, in bfloat16 and, where supported, in FP8,
+and prints their losses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from gpu_common import (
     save_teacher,
     sizes,
 )
-from tables import Table, leave, machine_rows
+from tables import Table, exit_if_failed, machine_rows
 
 from megatron_eve.config import ConfigError, ParallelConfig
 from megatron_eve.runtime.accelerator import accelerator
 
-LENGTHS = [512, 300, 1, 187]  # of the samples of a pack
+LENGTHS = [512, 300, 1, 187]  # tokens of the samples of the pack
 
 
 def attention_error(config: Any) -> float:
@@ -61,7 +61,7 @@ def attention_error(config: Any) -> float:
 
 
 def main() -> None:
-    """Check one thing after the other, and say what came of it."""
+    """Run all checks and print the results."""
     arguments = parser(__doc__).parse_args()
     require_gpu(arguments.toy)
     machine = Table("machine", ("what", ""), arguments.out)
@@ -70,7 +70,7 @@ def main() -> None:
     from megatron_eve.models.kernels import check_kernels, describe_kernels
     from megatron_eve.models.process_groups import model_parallel, process_group
 
-    model = sizes("eve_7b", arguments.toy, 4)  # as many as the aligning layer's second depth wants
+    model = sizes("eve_7b", arguments.toy, 4)  # the second depth of the aligning layer needs 4 layers
     length = 1024 if arguments.toy else 8192
     table = Table("smoke test", ("what", "found"), arguments.out)
     right = []
@@ -79,7 +79,7 @@ def main() -> None:
             config = run_config(model, samples=4, seq_length=length)
             with model_parallel(config):
                 error = attention_error(config)
-            # A value of attention is a mean of normal numbers; bfloat16 has 8 bits.
+            # Attention outputs are means of standard normal numbers; bfloat16 has 8 significant bits.
             right.append(error < 0.05)
             table.add("packed attention, largest difference from float32", f"{error:.4f}")
         teacher = save_teacher(Path(folder) / "teacher", model, arguments.toy)
@@ -100,9 +100,9 @@ def main() -> None:
                 right.append(all(math.isfinite(loss) for loss in losses))
                 table.add(f"losses of two steps, {name}", ", ".join(f"{loss:.3f}" for loss in losses))
                 table.note(f"{name}: {describe_kernels(config)}.")
-    table.add("verdict", "fine" if right and all(right) else "WRONG")
+    table.add("result", "passed" if right and all(right) else "FAILED")
     failed = table.close()
-    leave(failed if all(right) else [*failed, "see the verdict"])
+    exit_if_failed(failed if all(right) else [*failed, "see the result"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two minutes on a GPU machine: does TransformerEngine import, does a packed attention come out right, does a step train?
+# Smoke test of a GPU machine, two minutes: imports TransformerEngine, checks packed attention, trains some steps.
 #   benchmarks/gpu_smoke.sh [--toy]         PYTHON=... chooses the interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,13 +1,13 @@
-"""Training steps by preset: tokens, samples and TFLOP a second, MFU, wait for data, and memory of one GPU.
+"""Training steps by preset: tokens/s, samples/s, TFLOP/s, MFU, wait for data and memory of one GPU.
 
     python benchmarks/gpu_step.py [--layers 8] [--steps 5] [--out FOLDER] [--toy]
 
-Whole steps (data, teacher, optimizer included) on a dataset of photos on disk, one process, packs of 8,192 tokens
-(16,384 for the HD model), four to seven of them a step: stage 1 at full depth with a frozen decoder; stages 2 and 3 at
-full width with as many layers as one GPU of 80 GB holds beside their optimizer state, since the distributed optimizer
-has nobody to share it with (by arithmetic, 18 bytes a parameter and 150 KB of activations a token and layer). MFU is
-model FLOPs (`megatron_eve/training/monitoring/flops.py`: no padding, no recomputation) over the data sheet's peak in
-bfloat16. The wait for data is the host's, which the GPU need not notice.
+Complete steps (with data, teacher and optimizer) on a dataset of photos on disk, in one process, with packs of 8,192
+tokens (16,384 for the HD model), four to seven packs per step. Stage 1 has all layers and a frozen decoder. Stages 2
+and 3 have full width and as many layers as fit on one GPU of 80 GB with their whole optimizer state, since there are no
+other ranks to shard it over (estimate: 18 bytes per parameter, 150 KB of activations per token and layer). MFU is model
+FLOPs (`megatron_eve/training/monitoring/flops.py`: no padding, no recomputation) over the bfloat16 peak of the data
+sheet. The wait for data is that of the host; the GPU may still be busy meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ParallelConfig
 from megatron_eve.data.images.backends import chosen_backend
@@ -64,7 +64,7 @@ def main() -> None:
             with table.attempt(title):
                 table.add(title, preset, model.num_layers, *step_columns(measure(config, arguments.steps)))
     table.note(f"Images are decoded by {chosen_backend('auto', on_gpu=accelerator().name == 'cuda')}.")
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What single choices do to a training step: shapes, fusions, recomputation, layers.
+"""Effect of single settings on a training step: shapes, fusions, recomputation, layer implementation.
 
     python benchmarks/gpu_variants.py [--layers 4] [--steps 5] [--out FOLDER] [--toy]
 
-Stage 2 of `eve_7b` at full width without the aligning layer, four packs of 8,192 tokens or so a step: as a run is by
-default, and then with one flag changed at a time. What this machine lacks is said and left out. Without a pipeline,
-fixed and variable shapes differ by what is padded alone; what the exchange of shapes costs takes several GPUs.
+Stage 2 of `eve_7b` at full width without the aligning layer, about four packs of 8,192 tokens per step: first with the
+default settings, then with one flag changed at a time. Variants that this machine does not support are noted and
+skipped. Without a pipeline, fixed and variable shapes differ only in padding; measuring the exchange of shapes between
+pipeline stages needs several GPUs.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from gpu_common import (
     sizes,
     step_columns,
 )
-from tables import Table, leave
+from tables import Table, exit_if_failed
 
 from megatron_eve.config import ParallelConfig
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("as a run is", {}),
+    ("default", {}),
     ("--variable-seq-lengths true", {"parallel": ParallelConfig(variable_seq_lengths=True)}),
     ("--variable-seq-lengths false", {"parallel": ParallelConfig(variable_seq_lengths=False)}),
     ("--no-gradient-accumulation-fusion", {"gradient_accumulation_fusion": False}),
@@ -45,7 +46,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def main() -> None:
-    """Run every variant that runs here, print the table."""
+    """Run all supported variants and print the table."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, default=4, help="decoder layers")
     arguments = options.parse_args()
@@ -71,10 +72,10 @@ def main() -> None:
                 table.note(f"Not run, {name}: {error}")
                 continue
             if not settings:
-                table.note(f"As a run is: {describe_kernels(config)}.")
+                table.note(f"Default: {describe_kernels(config)}.")
             with table.attempt(name):
                 table.add(name, *step_columns(measure(config, arguments.steps)))
-    leave(table.close())
+    exit_if_failed(table.close())
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
 
 A small dataset is written as preprocessing writes it, and its rows are repeated until there are enough: records and
 row tables have the full size and the real format, while the repeated rows point at the same bytes of text and pictures
-(a few GB on disk in all, removed at the end). It is read by a fresh process, from files that the kernel was
-asked to drop from its cache: opened, planned and decoded as in training, 512 samples a step, at random places.
+(a few GB on disk in all, removed at the end). A new process reads it, from files that were dropped from
+the page cache: it opens the dataset, plans and decodes steps as in training, 512 samples per step, at random positions.
 
-Anonymous memory is what the process holds for itself. File pages are what it has looked at in mapped files; the kernel
-takes them back when memory is wanted.
+Anonymous memory is the memory of the process without pages of mapped files. File pages are those pages; the kernel
+reclaims them when memory is needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SETTINGS = DatasetSettings(
 
 
 def write_small(prefix: Path) -> None:
-    """Captions of noise pictures in the shapes of web photos, one row in sixteen without a picture."""
+    """Write captions and noise images in the shapes of web photos; one row in sixteen has no image."""
     random = np.random.default_rng(0)
     pictures = []
     for number in range(64):
@@ -72,7 +72,7 @@ def write_small(prefix: Path) -> None:
 
 
 def repeat(small: Path, large: Path, times: int) -> None:
-    """The same rows again and again: records and row tables in full, the bytes they point at once."""
+    """Repeat the rows: records and row tables at full size, while text and image bytes are stored once."""
     info = read_info(str(small))
     for part, dtype in (("_samples.npy", SAMPLE_DTYPE), ("_images.npy", IMAGE_DTYPE)):
         one = np.load(f"{small}{part}")
@@ -103,7 +103,7 @@ def repeat(small: Path, large: Path, times: int) -> None:
 
 
 def memory() -> tuple[float, float]:
-    """MiB of anonymous memory and of file pages of this process."""
+    """Anonymous memory and file pages of this process, MiB."""
     lines = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
     )
@@ -112,7 +112,7 @@ def memory() -> tuple[float, float]:
 
 
 def read(prefix: str, steps: int) -> None:
-    """What the fresh process does: open, plan and build steps, and say what it took."""
+    """Open the dataset, plan and build steps, and print times and memory; runs in the new process."""
     import megatron.core.datasets.indexed_dataset  # noqa: F401 (its import takes seconds and is not what is timed)
 
     base = memory()
@@ -169,7 +169,7 @@ def read(prefix: str, steps: int) -> None:
 
 
 def main() -> None:
-    """Writes the dataset and has a fresh process read it."""
+    """Write the dataset and read it in a new process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=100, help=f"steps of {GLOBAL_BATCH_SIZE} samples that are read"
     )
-    parser.add_argument("--folder", help="where to write; by default the usual one for temporary files")
+    parser.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
     parser.add_argument("--read", metavar="PREFIX", help="read this dataset, and write none")
     arguments = parser.parse_args()
     if arguments.read:

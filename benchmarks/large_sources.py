@@ -3,10 +3,10 @@
     python benchmarks/large_sources.py [--json-gb 4] [--parquet-rows 1000000] [--tar-members 50000] [--folder FOLDER]
         [--toy] [--out FOLDER]
 
-Each file is made, preprocessed by the real command with two workers, and removed with its dataset before the next.
-Before that a file of a hundredth of its size is: peak memory should be the same. About 10 GB of disk are needed.
+Each file is made, preprocessed by tools/preprocess_data.py with two workers, and removed with its dataset before the
+next. A file of a hundredth of its size comes first: peak memory should be the same. Needs about 10 GB of disk.
 
-Peak is VmHWM of Linux, anonymous the largest RssAnon seen (ten looks a second); that of workers is of the largest one.
+"Peak" is VmHWM of Linux, "anonymous" the largest RssAnon sampled (ten times a second); for workers, the largest worker.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gpu_common import parser, photos
 from preprocessing_inputs import Input, Maker, tokenizer
 from tables import Table
 
-_NOTES = 38_000  # bytes of a key that goes into the metadata
-_ROW = 40_000  # bytes of a row of JSON, about
+_NOTES = 38_000  # bytes of a key that becomes metadata
+_ROW = 40_000  # approximate bytes of a row of JSON
 
 
 def json_array(folder: Path, size: float) -> Input:
-    """LLaVA's rows of 40 kB: an answer of 1,650 characters, most of the rest in a key that is not LLaVA's."""
+    """Rows of 40 kB in the LLaVA layout: an answer of 1,650 characters, most of the rest in an additional key."""
     maker = Maker(folder, photos(8, 96, 72))
     path = folder / "llava.json"
     rows = max(int(size / _ROW), 1)
@@ -40,12 +40,12 @@ def json_array(folder: Path, size: float) -> Input:
 
 
 def main() -> None:
-    """Preprocess all of them and print a table."""
+    """Preprocess all inputs and print the table."""
     options = parser(__doc__)
     options.add_argument("--json-gb", type=float, default=4.0, help="size of the JSON array, 10^9 bytes")
     options.add_argument("--parquet-rows", type=int, default=1_000_000, help="with pictures of 2 kB")
     options.add_argument("--tar-members", type=int, default=50_000, help="three a row, pictures of 80 kB")
-    options.add_argument("--folder", help="where to write; by default the usual one for temporary files")
+    options.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
     arguments = options.parse_args()
     small = 1000 if arguments.toy else 1
     gigabytes, rows, members = (
@@ -80,12 +80,12 @@ def main() -> None:
                 read = Path(given.settings["input"]).stat().st_size
                 table.add(
                     name, size, f"{read / 1e6:,.0f}", f"{given.rows:,}", f"{cost.seconds:.0f}", f"{cost.cpu:.0f}",
-                    _said(cost.parent), _said(cost.worker),
+                    _memory_cell(cost.parent), _memory_cell(cost.worker),
                 )  # fmt: skip
     table.close()
 
 
-def _said(memory: Memory) -> str:
+def _memory_cell(memory: Memory) -> str:
     return f"{memory.resident:.0f} ({memory.anonymous:.0f})"
 
 

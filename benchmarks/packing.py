@@ -1,13 +1,13 @@
-"""What packing is worth: real tokens in a batch, and equal work on data-parallel ranks.
+"""Benefit of packing: fraction of real tokens in a batch, and balance of work over data-parallel ranks.
 
-Packed steps against samples padded to the longest of a micro-batch; balanced packs against samples dealt in arrival
-order (rank r of R takes every R-th, as a distributed sampler does), on steps of a manifest of 33 million rows.
+Packed steps are compared with samples padded to the longest of a micro-batch, and balanced packs with samples assigned
+in arrival order (rank r of R takes every R-th, as a distributed sampler does), on steps of a manifest of 33M rows.
 
     python benchmarks/packing.py [--seq-length 8192] [--steps 20]
 
-No model and no pixel: lengths follow from image sizes and caption lengths alone. The mix is that of captioned photos
-at 672 pixels, the second stage of EVE: shapes in about the shares of web photos and SA-1B (3:2 and 4:3, mostly lying,
-some wide, some square), captions log-normal with a median of 130 tokens, as 28 GB of JSON for 33 million pairs imply.
+No model and no pixels are needed: token lengths follow from image sizes and caption lengths. The samples are captioned
+photos at 672 pixels (stage 2 of EVE): shapes in about the proportions of web photos and SA-1B (3:2 and 4:3, mostly
+landscape, some wide, some square), captions log-normal with a median of 130 tokens (28 GB of JSON for 33M pairs).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.batch import padded_lengths, padding_multiples
-from megatron_eve.data.sampling.packing import deal_packs, pack_step, sample_work
+from megatron_eve.data.sampling.packing import assign_packs, pack_step, sample_work
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.models.eve.geometry import image_geometry
 
@@ -51,7 +51,7 @@ def sample_lengths(count: int, random: np.random.Generator) -> NDArray[np.int64]
 
 
 def padded_share(lengths: NDArray[np.int64]) -> float:
-    """Real tokens over all tokens where each micro-batch is padded to its longest sample."""
+    """Fraction of real tokens if each micro-batch is padded to its longest sample."""
     batches = lengths.reshape(-1, PUBLISHED_MICRO_BATCH)
     return float(batches.sum() / (batches.max(axis=1).sum() * PUBLISHED_MICRO_BATCH))
 
@@ -59,30 +59,31 @@ def padded_share(lengths: NDArray[np.int64]) -> float:
 def packed_shares(
     lengths: NDArray[np.int64], seq_length: int, data_parallel: int, tensor: int, context: int
 ) -> tuple[float, float, float]:
-    """Real tokens over tokens of the packs, with all padding; how full the packs are; work of the worst rank."""
+    """(real tokens / tokens of padded packs, real tokens / capacity, tokens of the slowest rank / mean)."""
     sizes = padded_lengths(lengths, context)
     packs = pack_step(sizes, seq_length, data_parallel)
     _, multiple = padding_multiples(tensor, context)
     totals = [-(-int(sizes[pack].sum()) // multiple) * multiple for pack in packs]
     ranks = [
-        sum(int(lengths[pack].sum()) for pack in hand) for hand in deal_packs(packs, sizes, data_parallel)
+        sum(int(lengths[pack].sum()) for pack in rank_packs)
+        for rank_packs in assign_packs(packs, sizes, data_parallel)
     ]
     real = int(lengths.sum())
     return real / sum(totals), real / (len(packs) * seq_length), max(ranks) * data_parallel / real
 
 
 def spread(lengths: NDArray[np.int64], seq_length: int, data_parallel: int) -> tuple[float, float]:
-    """Work of the slowest rank over the mean: balanced packs, and arrival order."""
+    """Work of the slowest rank over the mean, for balanced packs and for arrival order."""
     work = sample_work(lengths)
-    hands = deal_packs(pack_step(lengths, seq_length, data_parallel), lengths, data_parallel)
-    ours = [sum(float(work[pack].sum()) for pack in hand) for hand in hands]
+    assigned = assign_packs(pack_step(lengths, seq_length, data_parallel), lengths, data_parallel)
+    ours = [sum(float(work[pack].sum()) for pack in rank_packs) for rank_packs in assigned]
     arrival = [float(work[rank::data_parallel].sum()) for rank in range(data_parallel)]
     mean = float(work.sum()) / data_parallel
     return max(ours) / mean, max(arrival) / mean
 
 
 def show_spread(steps: int, seq_length: int, random: np.random.Generator) -> None:
-    """Table of the spread for 2 to 128 ranks; time and memory of the order of 33 million rows."""
+    """Print the balance for 2 to 128 ranks, and the time to compute the sample order of a step."""
     lengths = sample_lengths(MANIFEST_ROWS, random)
     seconds, drawn = [], []
     for step in random.integers(0, MANIFEST_ROWS // GLOBAL_BATCH_SIZE, steps):
@@ -101,7 +102,7 @@ def show_spread(steps: int, seq_length: int, random: np.random.Generator) -> Non
 
 
 def main() -> None:
-    """Measures both over some steps and prints a table of medians."""
+    """Measure some steps and print a table of medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""Patch embedding: all images of a microbatch at once, against one padded image at a time.
+"""Patch embedding: all images of a microbatch at once, compared with one padded image at a time.
 
     python benchmarks/patch_embedding.py [--width 1024] [--repeats 7] [--threads 2]
 
 Forward and backward of the layer without its projector, float32 on the CPU, for 16 photos of mixed shape at 672
-pixels. The other side is :class:`PlainPatchEmbedding`: the same function written down as the paper and the public
-model describe it, on square canvases with a mask, one image after another. The tests use it as their reference.
+pixels. It is compared with :class:`PlainPatchEmbedding`: the same function as in the paper and the public model, on
+square canvases with a mask, one image after another. The tests use that class as their reference.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from megatron_eve.models.eve.geometry import PATCH_SIZE, image_geometry
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding
 
-# Width and height in pixels of 16 photos, in about the shares of web photos and SA-1B: 3:2 and 4:3 lying and
-# standing, some wide ones, some square.
+# Width and height in pixels of 16 photos, in about the proportions of web photos and SA-1B: 3:2 and 4:3, landscape
+# and portrait, some wide, some square.
 PHOTOS = [
     *[(1500, 1000)] * 4,
     *[(1000, 1500)] * 2,
@@ -35,7 +35,7 @@ IMAGE_SIZE = 672
 
 
 class PlainAttention(nn.Module):
-    """One query over a set of keys, the same for CLS over cells and for a cell over its four patches."""
+    """Attention of one query over a set of keys: of CLS over merged patches, or of a merged patch over its patches."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PlainPatchEmbedding(nn.Module):
         self.global_attention = PlainAttention(width, num_heads)
 
     def embed_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image [4, S, S], three normalised colours and a mask -> (cells [rows, columns, C], CLS [1, C])."""
+        """image [4, S, S], three normalised colours and a mask -> (merged patches [rows, columns, C], CLS [1, C])."""
         features = self.patch_embedding(image[None, :3])[0]  # (C, S / 14, S / 14)
         mask = F.avg_pool2d(image[None, 3:], PATCH_SIZE)[0, 0]
         inside = torch.nonzero(mask)
@@ -93,12 +93,12 @@ class PlainPatchEmbedding(nn.Module):
 
 
 def canvas_from_patches(patches: Tensor, rows: int, columns: int, side: int) -> Tensor:
-    """Pastes an image's patches in the middle of a zero square, with the mask as fourth channel.
+    """Paste the patches of an image into the middle of a zero square, with the mask as fourth channel.
 
     Args:
-        patches: [4 * rows * columns, 588] normalised, in the order of the loader: cells row-major, four patches a
-            cell (row-major), a patch as (channel, y, x).
-        rows, columns: grid of cells.
+        patches: [4 * rows * columns, 588] normalised, in loader order: merged patches row-major, each with four
+            patches (row-major), a patch as (channel, y, x).
+        rows, columns: grid of merged patches.
         side: side of the square in pixels.
 
     Returns:
@@ -115,7 +115,7 @@ def canvas_from_patches(patches: Tensor, rows: int, columns: int, side: int) -> 
 
 
 def median_seconds(runs: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median wall time of each run after two calls to warm up, taken in turns so that all see the same machine."""
+    """Median wall time of each function, after two warm-up calls; calls take turns, so load affects all alike."""
     times: list[list[float]] = [[] for _ in runs]
     for number in range(repeats + 2):
         for run, measured in zip(runs, times, strict=True):
@@ -127,14 +127,14 @@ def median_seconds(runs: Sequence[Callable[[], None]], repeats: int) -> list[flo
 
 
 def forward_backward(layer: nn.Module, *inputs: Tensor) -> None:
-    """One pass there and back, as a training step makes it."""
+    """One forward and backward pass, as in a training step."""
     layer.zero_grad()
     rows = layer(*inputs)
     rows.backward(torch.ones_like(rows))
 
 
 def main() -> None:
-    """Times both ways on the same images and weights, checks that they agree, prints a table."""
+    """Time both on the same images and weights, compare their outputs, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,7 +166,7 @@ def main() -> None:
         arguments.repeats,
     )
     print(
-        f"{len(PHOTOS)} photos at {IMAGE_SIZE} px, {len(patches) // 4:,} cells, {len(expected):,} visual rows"
+        f"{len(PHOTOS)} photos at {IMAGE_SIZE} px, {len(patches) // 4:,} merged patches, {len(expected):,} visual rows"
     )
     print(f"width {arguments.width}, float32, {arguments.threads} threads, median of {arguments.repeats}")
     print(f"relative L2 distance of the two outputs: {difference:.1e}")

@@ -1,12 +1,11 @@
-"""What preprocessing costs: each source and each image storage, with 1 and 2 processes; the parent's share; the start.
+"""Cost of preprocessing: sources and image storages with 1 and 2 processes, the parent process, the start-up.
 
     python benchmarks/preprocessing.py [--rounds 5] [--rows 1152] [--out FOLDER] [--toy]
 
-Rows are made in a temporary folder and preprocessed by the real command, tools/preprocess_data.py; every figure is
-the median of the rounds, in which all cases take turns. Pictures are 640x480 and about 80 kB (sources), 1600x1200 and
-about 500 kB (storage); captions have 600 characters, the tokenizer is the quickstart's of 512 pieces. CPU seconds are
-those of the process and its workers. The start, of a run over one row, has a table of its own and is taken from all
-others.
+Rows are made in a temporary folder and preprocessed by tools/preprocess_data.py; every figure is the median of rounds
+in which all cases take turns. Images are 640x480 and about 80 kB (sources), 1600x1200 and about 500 kB (storage);
+captions have 600 characters; the tokenizer is that of the quickstart, with 512 pieces. CPU seconds are those of the
+process and its workers. The start-up, measured on one row, has its own table and is subtracted in all others.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_cost import CommandCost, preprocess_words, run_command, run_preprocess
+from command_cost import CommandCost, preprocess_command, run_command, run_preprocess
 from gpu_common import parser
 from preprocessing_inputs import Input, Maker, all_sources, large_photos, tokenizer
 from tables import Table
@@ -31,16 +30,16 @@ from megatron_eve.runtime.dali import dali_is_installed
 
 PROCESSES = (1, 2)
 LARGE = (1600, 1200)
-LARGE_ROWS = 12  # one large photo for so many rows of a source: it takes longer
-TEXT_ROWS = 12  # rows of which no picture is decoded, for one of which it is
+LARGE_ROWS = 12  # rows of a source per large photo, which takes longer
+TEXT_ROWS = 12  # rows without decoding per row with an image
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of the command: an input, how its pictures are stored, and with how many processes.
+    """One run of the command: input, image storage and number of processes.
 
     Attributes:
-        start: which start is taken from it, see `starts`.
+        start: key of the start-up that is subtracted, see `starts`.
     """
 
     name: str
@@ -50,12 +49,12 @@ class Case:
 
     @property
     def start(self) -> tuple[str, int]:
-        """What is imported depends on the decoder alone, which "encoded" has none of."""
+        """Start-up depends only on the decoder, since it decides the imports; "encoded" has no decoder."""
         return self.settings.get("image_decoder", "none (encoded)"), self.processes
 
 
 class Preprocessing:
-    """Runs cases in turns and fills tables from their medians."""
+    """Runs cases in turns and prints tables of their medians."""
 
     def __init__(self, folder: Path, rounds: int) -> None:
         self._folder, self._rounds = folder, rounds
@@ -68,17 +67,17 @@ class Preprocessing:
         return {**case.given.settings, **given, **case.settings, "workers": case.processes}
 
     def run_once(self, case: Case) -> CommandCost:
-        """Run the command, which fails where no row is kept."""
+        """Run the command; it is expected to fail if no row can be kept."""
         settings = self.settings(case)
         if case.given.kept:
             return run_preprocess(settings)
-        cost = run_command(preprocess_words(settings))
+        cost = run_command(preprocess_command(settings))
         if "no row of" not in cost.output:
             sys.exit(f"error: {case.name}:\n{cost.output[-3000:]}")
         return cost
 
     def medians(self, cases: Sequence[Case]) -> list[tuple[float, float]]:
-        """Wall and CPU seconds of each case, medians of the rounds."""
+        """(wall seconds, CPU seconds) of each case, medians of the rounds."""
         taken: dict[int, list[CommandCost]] = defaultdict(list)
         for _ in range(self._rounds):
             for number, case in enumerate(cases):
@@ -92,7 +91,7 @@ class Preprocessing:
         ]
 
     def starts(self, cases: Sequence[Case], out: Path | None) -> dict[tuple[str, int], tuple[float, float]]:
-        """The start of the command for each decoder and number of processes."""
+        """(wall seconds, CPU seconds) of the start-up, for each decoder and number of processes."""
         table = Table("preprocessing, start", ("decoder", "processes", "s", "CPU s", "imports"), out)
         kinds = {case.start: case for case in cases}
         of_one_row = [Case(case.name, self.one, case.settings, case.processes) for case in kinds.values()]
@@ -111,13 +110,13 @@ class Preprocessing:
     def throughput(
         self, title: str, cases: Sequence[Case], starts: dict[tuple[str, int], tuple[float, float]], out: Path | None
     ) -> None:  # fmt: skip
-        """A table of cases that come in pairs, with 1 and with 2 processes; ratios are to the first."""
+        """Print a table of cases, in pairs with 1 and 2 processes; ratios are relative to the first case."""
         header = (
             "case", "processes", "rows", "s", "CPU s", "rows/s", "MB/s", "rows/s over the first", "CPU ms a row",
             "2 over 1 in CPU-bound time",
         )  # fmt: skip
         table = Table(title, header, out)
-        first: float | None = None  # rows/s of the first case; 0 where it is lost
+        first: float | None = None  # rows/s of the first case; 0 if it was too short to measure
         alone = 0.0  # CPU seconds of one process
         for case, (wall, cpu) in zip(cases, self.medians(cases), strict=True):
             wall, cpu = wall - starts[case.start][0], cpu - starts[case.start][1]
@@ -127,7 +126,7 @@ class Preprocessing:
             if case.processes == 1:
                 alone = 0.0 if lost else cpu
             if lost:
-                table.add(case.name, case.processes, f"{case.given.rows:,}", *["lost in the start"] * 7)
+                table.add(case.name, case.processes, f"{case.given.rows:,}", *["too short"] * 7)
                 continue
             table.add(
                 case.name, case.processes, f"{case.given.rows:,}", f"{wall:.2f}", f"{cpu:.2f}", f"{speed:,.0f}",
@@ -136,16 +135,16 @@ class Preprocessing:
                 f"{case.processes * alone / cpu:.2f}" if case.processes > 1 and alone else "",
             )  # fmt: skip
         table.note(
-            "Without the start. A case that took no longer than its start is lost: take a quieter machine or more "
-            "--rows. CPU-bound: 2 x the CPU seconds of one process over those of two, what two processes gain where "
-            "each has a core for itself. The decoder `threads` uses all cores with one process, too."
+            "Without the start-up. `too short`: the case took no longer than that; use a quieter machine or more "
+            "--rows. CPU-bound: 2 x the CPU seconds of one process over those of two, the speed-up of two processes if "
+            "each has its own core. The decoder `threads` uses all cores even with one process."
         )
         if any(not case.given.kept for case in cases):
-            table.note("open_images has no captions: its rows are found and read, and none is kept.")
+            table.note("open_images has no captions: its rows are read, but none is kept.")
         table.close()
 
     def parent(self, inputs: Sequence[Input], out: Path | None) -> None:
-        """CPU of the parent for a row of each source, with 2 workers."""
+        """Print the CPU time of the parent process per row of each source, with 2 workers."""
         table = Table(
             "preprocessing, CPU of the parent", ("source", "ms a row", "of it source.rows(), ms"), out
         )
@@ -170,10 +169,10 @@ class Preprocessing:
         table.close()
 
     def _imports(self, case: Case) -> str:
-        """The five packages of which the modules take longest."""
+        """The five packages with the longest import times."""
         one = Case(case.name, self.one, case.settings, 1)
-        words = preprocess_words(self.settings(one))
-        cost = run_command([words[0], "-X", "importtime", *words[1:]])
+        command = preprocess_command(self.settings(one))
+        cost = run_command([command[0], "-X", "importtime", *command[1:]])
         took: Counter[str] = Counter()
         for microseconds, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", cost.output):
             took[name.split(".")[0]] += int(microseconds)
@@ -181,7 +180,7 @@ class Preprocessing:
 
 
 def storage_cases(given: Input) -> list[Case]:
-    """Every storage with every decoder that is there."""
+    """Every storage with every installed decoder."""
     decoders = ("threads", "dali") if dali_is_installed() else ("threads",)
     ways: list[tuple[str, dict[str, Any]]] = [("encoded", {})]
     ways += [
@@ -193,7 +192,7 @@ def storage_cases(given: Input) -> list[Case]:
 
 
 def main() -> None:
-    """Measure and print the tables."""
+    """Measure all cases and print the tables."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
     options.add_argument("--rows", type=int, default=1152, help="of a source with pictures")

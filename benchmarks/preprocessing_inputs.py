@@ -1,6 +1,6 @@
-"""Made-up inputs in the layouts that preprocessing reads, for benchmarks/preprocessing.py. Nothing here is a benchmark.
+"""Synthetic inputs in all layouts of preprocessing, for benchmarks/preprocessing.py. Not a benchmark.
 
-All rows show the same few pictures: what is measured is decoding and copying them, not the disk.
+All rows use the same few images, so the benchmark measures decoding and copying, not the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_eve.data.sources.parquet import write_records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "quickstart"))
 
-DISTINCT = 8  # pictures, of which all rows are made
+DISTINCT = 8  # number of different images
 _CAPTION = 600  # characters
 _LICENSE = "https://creativecommons.org/licenses/by/2.0/"
 _WORDS = (
@@ -40,14 +40,14 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Input:
-    """One input.
+    """One input of preprocessing.
 
     Attributes:
         name: for the table.
-        settings: fields of PreprocessConfig that name it and say what its rows are.
-        rows: how many it has.
-        num_bytes: of texts and pictures that a pass reads.
-        kept: whether its rows make samples.
+        settings: fields of PreprocessConfig for this input.
+        rows: number of rows.
+        num_bytes: bytes of texts and images that one pass reads.
+        kept: whether its rows become samples.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Input:
 
 
 def captions(count: int) -> list[str]:
-    """Texts of about 600 characters, seeded."""
+    """Random texts of about 600 characters; deterministic."""
     drawn = random.Random(0)
     return [" ".join(drawn.choices(_WORDS, k=_CAPTION // 4))[:_CAPTION] for _ in range(count)]
 
@@ -71,11 +71,11 @@ def tokenizer(folder: Path) -> str:
 
 
 class Maker:
-    """Makes inputs below a folder.
+    """Writes inputs into a folder.
 
     Args:
-        folder: where to.
-        pictures: bytes of distinct JPEG files.
+        folder: target folder.
+        pictures: bytes of different JPEG files.
     """
 
     def __init__(self, folder: Path, pictures: Sequence[bytes]) -> None:
@@ -87,7 +87,7 @@ class Maker:
             (self._photos / f"{number}.jpg").write_bytes(data)
 
     def llava(self, rows: int, suffix: str) -> Input:
-        """LLaVA's rows, each with one picture: an array (.json) or lines (.jsonl)."""
+        """Rows in the LLaVA layout with one image each, as an array (.json) or lines (.jsonl)."""
         lines = [
             json.dumps({
                 "id": str(number), "image": f"{number % len(self._pictures)}.jpg",
@@ -107,13 +107,13 @@ class Maker:
         with tarfile.open(path, "w") as archive:
             for number in range(rows):
                 key, text = f"{number:09}", self._text(number)
-                said = {
+                metadata = {
                     "url": f"https://example.com/{key}.jpg", "caption": text, "key": key, "status": "success",
                     "error_message": None, "width": 640, "height": 480, "original_width": 1280, "exif": "{}",
                     "sha256": "ab" * 32, "similarity": 0.31, "LICENSE": _LICENSE,
                 }  # fmt: skip
                 for suffix, data in (
-                    ("jpg", self._picture(number)), ("txt", text.encode()), ("json", json.dumps(said).encode())
+                    ("jpg", self._picture(number)), ("txt", text.encode()), ("json", json.dumps(metadata).encode())
                 ):  # fmt: skip
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(data)
@@ -173,7 +173,7 @@ class Maker:
         return Input("text", {"input": path, "template": "document"}, rows, path.stat().st_size)
 
     def open_images(self, rows: int) -> Input:
-        """The CSV of OpenImages and its pictures, hard links to few. It has no captions: no row is kept."""
+        """The CSV of OpenImages and its images, which are hard links. There are no captions, so no row is kept."""
         names = (
             "ImageID", "Subset", "OriginalURL", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title",
             "OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation",
@@ -224,7 +224,7 @@ class Maker:
         return path
 
     def _picture(self, number: int) -> bytes:
-        """A JPEG file that no other row has: parquet keeps equal ones once. Its number stands in a comment."""
+        """A JPEG file that differs in each row (its number is in a comment), since parquet stores equal values once."""
         data = self._pictures[number % len(self._pictures)]
         return data[:2] + b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big") + data[2:]
 
@@ -233,7 +233,7 @@ class Maker:
 
 
 def all_sources(folder: Path, rows: int, rows_of_text: int) -> list[Input]:
-    """One input of each layout; pictures of 640x480, about 80 kB. The last two have no picture that is decoded."""
+    """One input of each layout; pictures of 640x480, about 80 kB. The last two decode no images."""
     make = Maker(folder, photos(DISTINCT, 640, 480))
     return [
         make.llava(rows, ".json"), make.llava(rows, ".jsonl"), make.webdataset(rows), make.parquet_hub(rows),
@@ -242,5 +242,5 @@ def all_sources(folder: Path, rows: int, rows_of_text: int) -> list[Input]:
 
 
 def large_photos(folder: Path, rows: int, width: int, height: int) -> Input:
-    """LLaVA's rows with large photos."""
+    """Rows in the LLaVA layout with large photos."""
     return Maker(folder, photos(DISTINCT, width, height)).llava(rows, ".json")

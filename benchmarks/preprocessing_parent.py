@@ -1,11 +1,11 @@
-"""CPU of the process that cuts rows and writes the dataset; benchmarks/preprocessing.py starts it.
+"""Measures the CPU time of the parent process of preprocessing; benchmarks/preprocessing.py runs this script.
 
     python benchmarks/preprocessing_parent.py SPECIFICATION.json
 
 The specification is `{"rounds": int, "one": settings of an input of one row, "inputs": [settings, ...]}`; settings are
-fields of PreprocessConfig. Printed is `{"start": [seconds], "preprocess": [[seconds], ...], "rows": [[seconds], ...]}`:
-CPU of this process alone (`time.process_time`), of each round, for each input. It imports nothing but preprocessing,
-since each worker imports this file again.
+fields of PreprocessConfig. Prints `{"start": [seconds], "preprocess": [[seconds], ...], "rows": [[seconds], ...]}`:
+CPU time of this process alone (`time.process_time`) in each round, for each input. It imports only preprocessing, since
+each worker imports this file again.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def of_preprocess(settings: dict[str, Any]) -> float:
     began = time.process_time()
     try:
         preprocess(PreprocessConfig(**settings), progress=False)
-    except DataError as error:  # OpenImages has no captions: all rows are left out
+    except DataError as error:  # OpenImages has no captions, so all rows are skipped
         if "can be used" not in str(error):
             raise
     return time.process_time() - began
 
 
 def of_rows(settings: dict[str, Any]) -> float:
-    """CPU seconds of cutting all rows alone."""
+    """CPU seconds of `source.rows()` alone, over all rows."""
     source = open_source([settings["input"]], None, settings.get("image_root"))
     began = time.process_time()
     for _ in source.rows():
@@ -42,7 +42,7 @@ def of_rows(settings: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Measure all of them in turns, after one round that is not counted."""
+    """Measure all inputs in turns, after a warm-up round."""
     wanted = json.loads(Path(sys.argv[1]).read_text())
     found: dict[str, Any] = {"start": [], "preprocess": [[] for _ in wanted["inputs"]]}
     found["rows"] = [[] for _ in wanted["inputs"]]

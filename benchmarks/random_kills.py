@@ -1,17 +1,18 @@
-"""A run that is killed a hundred times, at random moments, comes through by itself and with the same losses.
+"""Kills a run a hundred times at random moments and checks that it resumes with the same losses.
 
     python benchmarks/random_kills.py [--kills 100] [--seed 0]
 
 `eve_mini` on two data-parallel gloo ranks, a checkpoint every three steps with `--async-save --keep-last 2`. Each start
-is ended by SIGKILL: to one of the ranks, whereupon torchrun ends the other; to torchrun and both ranks, so that writers
-and helpers are left to themselves; or to everything. The moment is drawn too: while the run starts, some steps on,
-while a folder is being written, or as soon as one gets its name. After every kill nothing of the run may stay alive,
-every folder with a checkpoint's name must be whole by its checksums, and the tracker must not have gone back. Every
-start that lives long enough must go on from what the tracker names, say nothing of going back, and have removed what
-kills left. In the end the losses of all iterations, those done twice too, must be an uninterrupted run's, bit for bit.
+ends with SIGKILL: to one rank, after which torchrun ends the other; to torchrun and both ranks, which leaves writer
+processes without a parent; or to all processes. The moment is random: during start-up, after some steps, while a
+checkpoint is written, or just after a checkpoint folder is renamed. After every kill no process of the run may be
+alive, every checkpoint folder must match its checksums, and the tracker must not name an older iteration than before.
+Every start that runs long enough must resume from the checkpoint that the tracker names, must not fall back to an older
+one, and must remove partial folders. At the end, the losses of all iterations, repeated ones included, must be equal
+bit for bit to those of an uninterrupted run.
 
-The seed draws victims and kinds of moments; how far a run has got by then is up to the machine. The exit status is 0
-only if all of this held; else the folder of the run stays for inspection.
+The seed decides which processes are killed and at which kind of moment; the iteration reached by then depends on the
+machine. The exit status is 0 only if all checks passed; otherwise the folder of the run is kept for inspection.
 """
 
 from __future__ import annotations
@@ -41,32 +42,32 @@ from tests.training.killed_runs import Run, Runs, lines_of, resumes_at
 
 RANKS = 2
 FLAGS = ("--async-save", "--keep-last", "2")
-ITERATIONS = 100  # of the run for each kill: more than there is time for
+ITERATIONS = 100  # per kill: more than a run can reach in time
 VICTIMS = ("a rank", "torchrun and ranks", "everything")
 KINDS = {
     "starting": 2,
     "some steps on": 3,
     "while writing": 4,
     "while naming": 2,
-}  # and how often each is drawn
-FIRST_START = 8.0  # seconds from a start to its first step, until one has been measured
-WRITING = 1.0  # seconds after a folder appears over which kills are spread; about what writing takes here
-PATIENCE = 300.0  # seconds for a start to reach its moment, and for torchrun to end by itself
+}  # relative frequencies
+FIRST_START = 8.0  # assumed seconds from a start to its first step, until one is measured
+WRITING = 1.0  # kills come within these seconds after a folder appears, about the time of writing it
+TIMEOUT = 300.0  # seconds for a start to reach its kill condition, and for torchrun to end
 
 
 @dataclass
-class Leg:
-    """A start, and the kill that ended it.
+class KilledStart:
+    """One start of the run and the kill that ended it.
 
     Attributes:
-        kind, victim: what was drawn.
+        kind, victim: moment and processes of the kill.
         before, after: the iteration in the tracker at the start and after the kill.
-        resumed: the iteration that the start said it goes on from; None if it was killed before that.
+        resumed: the iteration that the start printed as its first; None if it was killed before that.
         reached: the last iteration that the run has reported so far.
-        partial: a folder that was being written was left behind, beside those of earlier kills.
-        unnamed: a whole folder was left behind that the tracker does not name yet.
+        partial: whether the kill left a partial folder.
+        unnamed: whether it left a complete folder that the tracker does not name yet.
         ending: seconds from the kill until torchrun had ended.
-        wrong: what was not as it should be.
+        wrong: checks that failed.
     """
 
     kind: str
@@ -82,25 +83,25 @@ class Leg:
 
     def __str__(self) -> str:
         resumed = "not resumed yet" if self.resumed is None else f"resumed from {self.resumed}"
-        left = ["a partial folder left"] * self.partial + ["a whole folder not named yet"] * self.unnamed
-        told = [
+        left = ["a partial folder left"] * self.partial + ["a complete folder unnamed"] * self.unnamed
+        facts = [
             f"started with tracker {self.before}, {resumed}",
             f"killed {self.kind}: {self.victim}",
             f"at iteration {self.reached}, tracker {self.after}",
             f"all ended in {self.ending:.1f} s",
             *left,
-            *(f"WRONG: {problem}" for problem in self.wrong),
+            *(f"FAILED: {problem}" for problem in self.wrong),
         ]
-        return "; ".join(told)
+        return "; ".join(facts)
 
 
 class Killer:
-    """Starts a run again and again, and kills it.
+    """Starts and kills a run repeatedly.
 
     Args:
         folder: for data, checkpoints and logs.
-        kills: how many there will be.
-        seed: of what is drawn.
+        kills: number of kills.
+        seed: for the random choices.
     """
 
     def __init__(self, folder: Path, kills: int, seed: int) -> None:
@@ -109,26 +110,26 @@ class Killer:
         self._seed = seed
         self._starting = FIRST_START
 
-    def leg(self, number: int) -> Leg:
-        """One start and one kill."""
+    def start_and_kill(self, number: int) -> KilledStart:
+        """Start the run once and kill it."""
         draw = random.Random(f"{self._seed}:{number}")
         kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-        leg = Leg(kind, draw.choice(VICTIMS), resumes_at(self.save))
+        start = KilledStart(kind, draw.choice(VICTIMS), resumes_at(self.save))
         known, leftovers = len(lines_of(self.save)), self._leftovers()
         run = self.runs.start(self.save, RANKS)
         try:
-            if self._wait(run, self._moment(kind, known, draw)):
-                self._kill(run, leg, draw.randrange(RANKS))
+            if self._wait(run, self._kill_condition(kind, known, draw)):
+                self._kill(run, start, draw.randrange(RANKS))
             else:
-                leg.wrong.append(f"did not reach its moment; it printed\n{run.output()[-3000:]}")
+                start.wrong.append(f"did not reach its kill condition; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self._check_start(run, leg, known, leftovers)
-        self._check_folder(leg, leftovers)
-        return leg
+        self._check_start(run, start, known, leftovers)
+        self._check_folder(start, leftovers)
+        return start
 
-    def _moment(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
-        """What tells whether the moment to kill has come; `known` lines of losses.jsonl are from earlier starts."""
+    def _kill_condition(self, kind: str, known: int, draw: random.Random) -> Callable[[], bool]:
+        """A function that tells when to kill; `known` lines of losses.jsonl are from earlier starts."""
         began, there = time.monotonic(), self._folders()
 
         def waited(seconds: float, since: float) -> bool:
@@ -156,77 +157,77 @@ class Killer:
 
         reached: list[float] = []
 
-        def come() -> bool:
+        def reached_moment() -> bool:
             if not reached and count() >= wanted:
                 reached.append(time.monotonic())
             return bool(reached) and waited(delay, reached[0])
 
-        return come
+        return reached_moment
 
-    def _wait(self, run: Run, come: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + PATIENCE
-        while not come():
+    def _wait(self, run: Run, reached_moment: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + TIMEOUT
+        while not reached_moment():
             if run.torchrun.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
         return run.torchrun.poll() is None
 
-    def _kill(self, run: Run, leg: Leg, rank: int) -> None:
-        """Kill the victim, and wait for what must end by itself. Before there are ranks, torchrun is the victim."""
+    def _kill(self, run: Run, start: KilledStart, rank: int) -> None:
+        """Kill the chosen processes and wait until the others have ended. Before ranks exist, torchrun is killed."""
         began = time.monotonic()
-        ranks = run.ranks() if leg.victim == "a rank" else []
-        if leg.victim == "everything":
+        ranks = run.ranks() if start.victim == "a rank" else []
+        if start.victim == "everything":
             run.kill()
         elif len(ranks) == RANKS:
-            leg.victim = f"rank {rank}"
+            start.victim = f"rank {rank}"
             ranks[rank].kill()
         else:
-            leg.victim = "torchrun and ranks"
+            start.victim = "torchrun and ranks"
             run.torchrun.kill()
             run.torchrun.wait()
             for process in run.ranks():
                 process.kill()
         try:
-            run.torchrun.wait(PATIENCE)
+            run.torchrun.wait(TIMEOUT)
         except psutil.TimeoutExpired:
-            leg.wrong.append(f"torchrun did not end within {PATIENCE:.0f} s")
-        leg.ending = time.monotonic() - began
+            start.wrong.append(f"torchrun did not end within {TIMEOUT:.0f} s")
+        start.ending = time.monotonic() - began
         alive = run.outlives(20)
         if alive:
-            leg.wrong.append(f"outlived the run: {alive}")
+            start.wrong.append(f"outlived the run: {alive}")
 
-    def _check_start(self, run: Run, leg: Leg, known: int, leftovers: set[str]) -> None:
-        """Judge what a start did: see the file's docstring."""
+    def _check_start(self, run: Run, start: KilledStart, known: int, leftovers: set[str]) -> None:
+        """Check the output and the files of a start; see the docstring of this file."""
         output, lines = run.output(), lines_of(self.save)
-        said = re.search(r"starting at iteration (\d+)", output)
-        leg.resumed = int(said[1]) if said else None
-        if leg.resumed not in (None, leg.before):
-            leg.wrong.append(f"resumed from {leg.resumed}, the tracker named {leg.before}")
+        found = re.search(r"starting at iteration (\d+)", output)
+        start.resumed = int(found[1]) if found else None
+        if start.resumed not in (None, start.before):
+            start.wrong.append(f"resumed from {start.resumed}, the tracker named {start.before}")
         if "going back to iteration" in output or "no checkpoint there is whole" in output:
-            leg.wrong.append("took a checkpoint for damaged")
+            start.wrong.append("reported a checkpoint as damaged")
         done = [line["iteration"] for line in lines[known:]]
-        if done != list(range(leg.before + 1, leg.before + 1 + len(done))):
-            leg.wrong.append(f"reported iterations {done}")
+        if done != list(range(start.before + 1, start.before + 1 + len(done))):
+            start.wrong.append(f"reported iterations {done}")
         if done and leftovers & self._folders():
-            leg.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
-        leg.reached = max((line["iteration"] for line in lines), default=0)
+            start.wrong.append(f"did not remove {sorted(leftovers & self._folders())}")
+        start.reached = max((line["iteration"] for line in lines), default=0)
 
-    def _check_folder(self, leg: Leg, leftovers: set[str]) -> None:
-        """Judge what the kill has left in the run's folder, beside what lay there before."""
+    def _check_folder(self, start: KilledStart, leftovers: set[str]) -> None:
+        """Check the checkpoint folders after a kill; `leftovers` are partial folders of earlier kills."""
         store = CheckpointStore(self.save)
-        leg.after = resumes_at(self.save)
-        if leg.after < leg.before:
-            leg.wrong.append("the tracker went back")
+        start.after = resumes_at(self.save)
+        if start.after < start.before:
+            start.wrong.append("the tracker went back")
         whole = store.iterations()
-        if leg.after and leg.after not in whole:
-            leg.wrong.append("the tracker names nothing")
+        if start.after and start.after not in whole:
+            start.wrong.append("the tracker names a checkpoint that is not there")
         for iteration in whole:
             folder = store.folder(iteration)
             problem = missing_part(folder, optimizer=True) or damaged_part(folder, 0, 1)
             if problem:
-                leg.wrong.append(f"{folder.name}: {problem}")
-        leg.partial = any(".partial." in name for name in self._folders() - leftovers)
-        leg.unnamed = any(iteration > leg.after for iteration in whole)
+                start.wrong.append(f"{folder.name}: {problem}")
+        start.partial = any(".partial." in name for name in self._folders() - leftovers)
+        start.unnamed = any(iteration > start.after for iteration in whole)
 
     def _count_lines(self) -> int:
         path = self.save / "losses.jsonl"
@@ -238,29 +239,29 @@ class Killer:
     def _leftovers(self) -> set[str]:
         return {name for name in self._folders() if not re.fullmatch(r"iter_\d+", name)}
 
-    def last_start(self) -> Leg:
-        """One more start, which is asked to leave when it has written a checkpoint."""
-        leg = Leg("not", "nobody", resumes_at(self.save))
+    def last_start(self) -> KilledStart:
+        """Start once more and stop it with SIGTERM after it has written a checkpoint."""
+        start = KilledStart("not", "nobody", resumes_at(self.save))
         known, leftovers = len(lines_of(self.save)), self._leftovers()
         run = self.runs.start(self.save, RANKS)
         try:
-            if not self._wait(run, lambda: resumes_at(self.save) > leg.before):
-                leg.wrong.append(f"wrote no checkpoint; it printed\n{run.output()[-3000:]}")
+            if not self._wait(run, lambda: resumes_at(self.save) > start.before):
+                start.wrong.append(f"wrote no checkpoint; it printed\n{run.output()[-3000:]}")
             for rank in run.ranks():
                 rank.send_signal(signal.SIGTERM)
-            if run.torchrun.wait(PATIENCE) != 0:
-                leg.wrong.append(f"did not leave when asked; it printed\n{run.output()[-3000:]}")
+            if run.torchrun.wait(TIMEOUT) != 0:
+                start.wrong.append(f"did not stop on SIGTERM; it printed\n{run.output()[-3000:]}")
         finally:
             run.kill()
-        self._check_start(run, leg, known, leftovers)
-        self._check_folder(leg, set())
-        if leg.resumed is None or leg.after != leg.reached or leg.partial:
-            leg.wrong.append("the last start left no order behind")
-        return leg
+        self._check_start(run, start, known, leftovers)
+        self._check_folder(start, set())
+        if start.resumed is None or start.after != start.reached or start.partial:
+            start.wrong.append("the last start did not end with a complete checkpoint")
+        return start
 
 
 def differing(killer: Killer, whole: Path) -> list[str]:
-    """Run without a kill as far as the killed run came; what is not equal."""
+    """Run without kills up to the last iteration of the killed run; returns the differences."""
     lines = lines_of(killer.save)
     last = lines[-1]["iteration"]
     run = killer.runs.start(whole, RANKS, "--save-interval", str(last), "--exit-interval", str(last))
@@ -280,22 +281,25 @@ def differing(killer: Killer, whole: Path) -> list[str]:
     return wrong + [f"iterations {sorted(missing)} are missing"] * bool(missing)
 
 
-def show(legs: list[Leg], reached: int, lines: int) -> None:
-    """Print what was done to the run and what came of it: iterations reached, and lines of losses.jsonl."""
+def show(starts: list[KilledStart], reached: int, lines: int) -> None:
+    """Print tables of the kills, the iterations reached and the lines of losses.jsonl."""
     victims = ("rank 0", "rank 1", "torchrun and ranks", "everything")
-    counts = Counter((leg.kind, leg.victim) for leg in legs)
-    print("| killed | " + " | ".join(victims) + " | all | left a partial folder | left a whole one unnamed |")
+    counts = Counter((start.kind, start.victim) for start in starts)
+    print(
+        "| killed | " + " | ".join(victims) + " | all | left a partial folder | left a complete one unnamed |"
+    )
     print("|---" * (len(victims) + 4) + "|")
     for kind in KINDS:
-        these = [leg for leg in legs if leg.kind == kind]
+        these = [start for start in starts if start.kind == kind]
         row = [*(counts[kind, victim] for victim in victims), len(these)]
-        row += [sum(leg.partial for leg in these), sum(leg.unnamed for leg in these)]
+        row += [sum(start.partial for start in these), sum(start.unnamed for start in these)]
         print(f"| {kind} | " + " | ".join(str(number) for number in row) + " |")
-    endings = [leg.ending for leg in legs if leg.victim.startswith("rank")]
+    endings = [start.ending for start in starts if start.victim.startswith("rank")]
     slow = sum(seconds > 5 for seconds in endings)
     print(
-        f"\n{len(legs)} kills; {sum(leg.resumed is not None for leg in legs)} starts lived to say where they went on, "
-        f"the others were killed before; {sum(leg.after > leg.before for leg in legs)} starts wrote a checkpoint; "
+        f"\n{len(starts)} kills; {sum(start.resumed is not None for start in starts)} starts printed where they "
+        "resumed, the others were killed before; "
+        f"{sum(start.after > start.before for start in starts)} starts wrote a checkpoint; "
         f"{reached} iterations were reached, {lines - reached} were done again"
     )
     if endings:
@@ -306,7 +310,7 @@ def show(legs: list[Leg], reached: int, lines: int) -> None:
 
 
 def main() -> int:
-    """Kill, compare, print.
+    """Run all kills, compare the losses and print the results.
 
     Returns:
         The exit status.
@@ -318,18 +322,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder, began = Path(tempfile.mkdtemp(prefix="random_kills_")), time.monotonic()
-    killer, legs = Killer(folder, arguments.kills, arguments.seed), []
+    killer, starts = Killer(folder, arguments.kills, arguments.seed), []
     for number in range(1, arguments.kills + 1):
-        legs.append(killer.leg(number))
-        print(f"{number}/{arguments.kills} ({time.monotonic() - began:.0f} s): {legs[-1]}", flush=True)
-    legs.append(killer.last_start())
-    print(f"last start: {legs[-1]}", flush=True)
-    wrong = [problem for leg in legs for problem in leg.wrong]
+        starts.append(killer.start_and_kill(number))
+        print(f"{number}/{arguments.kills} ({time.monotonic() - began:.0f} s): {starts[-1]}", flush=True)
+    starts.append(killer.last_start())
+    print(f"last start: {starts[-1]}", flush=True)
+    wrong = [problem for start in starts for problem in start.wrong]
     differences = differing(killer, folder / "whole")
     print("\n".join([*differences, ""]))
-    show(legs[:-1], legs[-1].reached, len(lines_of(killer.save)))
+    show(starts[:-1], starts[-1].reached, len(lines_of(killer.save)))
     print(
-        f"{len(wrong)} things went wrong, {len(differences)} differences; {time.monotonic() - began:.0f} s in all"
+        f"{len(wrong)} checks failed, {len(differences)} differences; {time.monotonic() - began:.0f} s in all"
     )
     if wrong or differences:
         print(f"see {folder}")

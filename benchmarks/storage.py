@@ -1,12 +1,12 @@
-"""What it costs to store images as files, as smaller JPEG files and as pixels: bytes, making, reading, difference.
+"""Cost of storing images as files, smaller JPEG files or pixels: bytes, time to make and read, difference.
 
     python benchmarks/storage.py [--images 6] [--rounds 5] [--out FOLDER] [--toy]
 
-Pictures are made (`data/images/storage.py`), written to a dataset and read through training's own `build_batch`, with
-one thread each; medians of the rounds, taken in turns. "encoded" is made by Pillow, which judges each file. The
-difference is the mean of 8-bit levels from the patches that Pillow gives for the original file. A second table says of
-what is decoded how many images a second are made, how much of that is encoding JPEG (on the CPU, always), and what
-crosses PCIe for one where DALI decodes on a GPU: the file there, patches (and the teacher's picture) back.
+Images are made (`data/images/storage.py`), written to a dataset and read with the `build_batch` of training, each with
+one thread; medians of rounds in which all cases take turns. "encoded" is made by Pillow, which validates each file. The
+difference is the mean in 8-bit levels from the patches that Pillow gives for the original file. A second table has, for
+storages that decode, the images made per second, the fraction of that time spent on encoding JPEG (always on the CPU),
+and the PCIe transfers per image if DALI decodes on a GPU: the file to the GPU, patches (and the teacher's image) back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ WAYS = (
 
 
 class Way:
-    """One way to store pictures, and one decoder that makes and reads them."""
+    """One image storage, with the decoder that makes and reads it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Way:
             self._store = ImageStore(self._how, workers=os.cpu_count() or 1)
 
     def make(self, files: list[bytes]) -> list[StoredImage]:
-        """What is stored of the files."""
+        """The images as they are stored."""
         if self._store is None:
             sizes = [
                 decode_image(data, apply_exif=False, max_pixels=DECODE.max_pixels).size for data in files
@@ -104,7 +104,7 @@ class Way:
         return found
 
     def encoding_seconds(self, files: list[bytes]) -> float:
-        """What encoding alone takes of making JPEG files of these."""
+        """Seconds spent on JPEG encoding alone."""
         seconds = 0.0
         for image, views in self.decoded(files) if self.as_jpeg else ():
             pixels = resize(image, views["patches"].width, views["patches"].height)
@@ -116,7 +116,7 @@ class Way:
         return seconds
 
     def write(self, files: list[bytes]) -> IndexedVisionDataset:
-        """The dataset, a sample for each file."""
+        """Write a dataset with one sample for each file."""
         made_with = self._how.made_with() if self._store else None
         with DatasetWriter(self._prefix, self._settings, made_with) as writer:
             for image in self.make(files):
@@ -126,7 +126,7 @@ class Way:
 
 
 def read(dataset: IndexedVisionDataset, decoder: ImageDecoder, teacher: bool) -> PackedBatch:
-    """All pictures as one pack."""
+    """Read all images as one pack."""
     return build_batch(
         dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, views=["patches"],
         shared_views=["teacher"] if teacher else [], share=ImageShare(0, 1), decoder=decoder,
@@ -134,7 +134,7 @@ def read(dataset: IndexedVisionDataset, decoder: ImageDecoder, teacher: bool) ->
 
 
 def made_row(case: str, way: Way, files: list[bytes], times: dict[str, float]) -> tuple[str, ...]:
-    """A row of the table of making, from milliseconds a picture."""
+    """A row of the second table, from milliseconds per image."""
     over_pcie = "none"
     if way.decoder == "dali" and torch.cuda.is_available():
         decoded = [dict(list(views.items())[: 1 if way.as_jpeg else None]) for _, views in way.decoded(files)]
@@ -145,7 +145,7 @@ def made_row(case: str, way: Way, files: list[bytes], times: dict[str, float]) -
 
 
 def main() -> None:
-    """Time all of them in turns and print a table."""
+    """Time all cases in turns and print both tables."""
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=6, help="pictures of a pass")
     options.add_argument("--rounds", type=int, default=5, help="passes, after one that is not counted")
@@ -198,11 +198,11 @@ def main() -> None:
                     *times,
                     f"{levels[number]:.2f}",
                 )
-                if way.name != "encoded":  # which decodes nothing into the dataset
+                if way.name != "encoded":  # which decodes nothing
                     medians = {name: statistics.median(taken[number, name]) for name in ("make", "encoding")}
                     rows.append(made_row(f"{width}x{height}, {image_size}", way, files, medians))
     if not torch.cuda.is_available():
-        table.note("No GPU here: DALI decoded on the CPU, and there are no rows for a GPU.")
+        table.note("No GPU here: DALI decoded on the CPU, and GPU rows are missing.")
     table.close()
     header = (
         "picture, model",

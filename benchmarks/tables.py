@@ -1,4 +1,4 @@
-"""Tables of the GPU benchmarks, and the machine they were measured on. Nothing here is a benchmark."""
+"""Markdown tables of the benchmarks, with a description of the machine. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 
 from megatron_eve.runtime.accelerator import accelerator
 
-Row = Sequence[object]
+TableRow = Sequence[object]
 
 
 PACKAGES = ("megatron-core", "transformer-engine", "flash-attn", "transformers", "nvidia-dali-cuda130")
 
 
 @cache
-def machine_rows() -> list[Row]:
-    """What the numbers were measured on, and of which commit."""
-    rows: list[Row] = [
+def machine_rows() -> list[TableRow]:
+    """Rows that describe the machine, the packages and the commit."""
+    rows: list[TableRow] = [
         ("date", time.strftime("%Y-%m-%d")),
         ("commit", _commit()),
         ("device", accelerator().name),
@@ -56,32 +56,32 @@ def _commit() -> str:
 
 
 class Table:
-    """A Markdown table that is printed as it grows, and kept in OUT/title.md with the machine below it.
+    """A Markdown table that is printed row by row and written to OUT/title.md, with the machine below it.
 
-    What was measured before a failure is not lost by it.
+    The file is rewritten after each row, so a later failure loses no measurement.
     """
 
     def __init__(self, title: str, header: Sequence[str], out: Path | None) -> None:
         self._title, self._header, self._out = title, header, out
-        self._rows: list[Row] = []
+        self._rows: list[TableRow] = []
         self._notes: list[str] = []
         self._failed: list[str] = []
         print(f"\n## {title}\n\n{_table(header, [])}", flush=True)
 
     def add(self, *row: object) -> None:
-        """A row, printed at once."""
+        """Add a row and print it immediately."""
         self._rows.append(row)
         print(_line(row), flush=True)
         self._write()
 
     def note(self, text: str) -> None:
-        """Something to be said below the table."""
+        """Add a note below the table."""
         self._notes.append(text)
         self._write()
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """A case that may fail: it is said, and the others go on (see `leave`)."""
+        """Context of a case that may fail: the failure is noted, and the other cases continue."""
         try:
             yield
         except Exception as error:
@@ -90,7 +90,7 @@ class Table:
             self.note(f"Failed, {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
 
     def close(self) -> list[str]:
-        """Print the notes; returns the cases that failed."""
+        """Print the notes; returns the names of the cases that failed."""
         print("".join(f"\n{note}\n" for note in self._notes), flush=True)
         return self._failed
 
@@ -104,15 +104,15 @@ class Table:
         (self._out / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def leave(failed: Sequence[str]) -> None:
-    """End the process with 1 if any case failed."""
+def exit_if_failed(failed: Sequence[str]) -> None:
+    """Exit with status 1 if any case failed."""
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def _line(row: Row) -> str:
+def _line(row: TableRow) -> str:
     return "| " + " | ".join(map(str, row)) + " |"
 
 
-def _table(header: Sequence[str], rows: Sequence[Row]) -> str:
+def _table(header: Sequence[str], rows: Sequence[TableRow]) -> str:
     return "\n".join([_line(header), "|" + "---|" * len(header), *map(_line, rows)])

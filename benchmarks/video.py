@@ -1,11 +1,11 @@
-"""What it costs to take the frames of a video, and what a frame loses as a JPEG file.
+"""Time to extract frames of a video, and the error of storing a frame as a JPEG file.
 
     python benchmarks/video.py [--rounds 5] [--frames 8] [--out FOLDER] [--toy]
 
 A clip of 30 seconds at 30 frames a second, a window that moves over a photo with noise, is encoded by x264 and libvpx.
-`data/sources/frames.py` takes its frames; beside it every frame is decoded, as by NVlabs/VILA's `get_frame_from_vcap`,
-for the same ones. CPU time in one thread, medians of the rounds, taken in turns. The difference is in 8-bit levels,
-between a frame as PyAV decodes it and its JPEG file.
+`data/sources/frames.py` extracts frames; for comparison, every frame is decoded to get the same ones, as in the
+`get_frame_from_vcap` of NVlabs/VILA. CPU time in one thread, medians of rounds in which both take turns. The difference
+is in 8-bit levels, between a frame as PyAV decodes it and its JPEG file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpu_common import parser, photos
 from numpy.typing import NDArray
 from tables import Table
 
-from megatron_eve.data.sources.frames import take_pictures
+from megatron_eve.data.sources.frames import extract_frames
 
 WIDTH, HEIGHT, RATE = 640, 360, 30
 # Name, encoder, suffix, frames from one key frame to the next; x264's own default is 250.
@@ -37,7 +37,7 @@ OPTIONS = {"libx264": {}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"
 
 
 def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes:
-    """A file of `count` frames."""
+    """Encode a video of `count` frames."""
     scene = simplejpeg.decode_jpeg(photos(1, WIDTH + count, HEIGHT + count // 4)[0])
     noise = np.random.default_rng(0)
     path = folder / f"clip{suffix}"
@@ -54,7 +54,7 @@ def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes
 
 
 def decoded(data: bytes, wanted: set[int]) -> list[NDArray[np.uint8]]:
-    """All frames decoded in one thread, and the wanted ones as pixels."""
+    """Decode all frames in one thread; returns the pixels of the wanted ones."""
     with av.open(BytesIO(data)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return [
@@ -65,10 +65,10 @@ def decoded(data: bytes, wanted: set[int]) -> list[NDArray[np.uint8]]:
 
 
 def main() -> None:
-    """Time both ways in turns and print a table."""
+    """Time both in turns and print the table."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=5, help="passes, after one that is not counted")
-    options.add_argument("--frames", type=int, default=8, help="frames that are taken of a video")
+    options.add_argument("--frames", type=int, default=8, help="frames to extract from a video")
     arguments = options.parse_args()
     count = RATE * (2 if arguments.toy else 30)
     header = (
@@ -83,14 +83,14 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):
         for name, data in clips.items():
             began = time.process_time()
-            take_pictures(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
+            extract_frames(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
             ours = time.process_time()
             decoded(data, places)
             if turn:
                 taken[name, "ours"].append(1000 * (ours - began))
                 taken[name, "all"].append(1000 * (time.process_time() - ours))
     for name, data in clips.items():
-        pictures = take_pictures(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
+        pictures = extract_frames(data, count=arguments.frames, max_pixels=WIDTH * HEIGHT)
         files, frames = pictures.files, decoded(data, places)
         apart = np.abs(
             np.stack([simplejpeg.decode_jpeg(file) for file in files]).astype(int) - np.stack(frames)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = {
-    "gpu_smoke.py": ("verdict | fine", "machine.md", "smoke-test.md"),
+    "gpu_smoke.py": ("result | passed", "machine.md", "smoke-test.md"),
     "gpu_step.py --steps 1": ("stage 3, HD", "training-steps.md"),
     "gpu_published_way.py --steps 1": ("ours", "the-published-way-and-ours-4-samples.md"),
     "gpu_profile.py": ("backward", "kernels-of-a-training-step.md", "parts-of-a-training-step.md"),

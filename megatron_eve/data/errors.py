@@ -1,27 +1,27 @@
-"""What goes wrong with data: a dataset that cannot be used, or one row of the input that is left out."""
+"""Errors of the data engine: a dataset that cannot be used, or one row of the input that is skipped."""
 
 from __future__ import annotations
 
 from megatron_eve.runtime.errors import UserError
 
 AGAIN = "copy the dataset again, or make it again with tools/preprocess_data.py"
-"""What to do about a damaged dataset."""
+"""Remedy in messages about a damaged dataset."""
 
 
 class DataError(UserError, ValueError):
-    """Data on disk cannot be used as asked.
+    """Data on disk cannot be used as requested.
 
     The message names the file, the row where there is one, and what to do about it.
     """
 
 
 class SkipRow(ValueError):
-    """One row of the input, or one image file, cannot be used; preprocessing leaves it out and counts it.
+    """One row of the input, or one image file, cannot be used; preprocessing skips and counts it.
 
     Attributes:
-        reason: the key that it is counted by, such as "image_missing".
+        reason: key of `REASONS` under which it is counted, such as "image_missing".
         detail: what was found.
-        id, image: what the row calls itself and its pictures, where whoever raised this has read that.
+        id, image: id and image name of the row, where they were read before the error.
     """
 
     id: str | None = None

@@ -113,7 +113,7 @@ def _divide(
         first += len(dataset)
         if number < trained:
             check_split(config, prefix, kept, out)
-        rows = limits.beyond(dataset.samples, dataset.info.longest_length)
+        rows = limits.oversized(dataset.samples, dataset.info.longest_length)
         if len(rows):
             said.append(limits.describe(dataset.samples, rows, dataset.sample_name))
             kept, out = (_without(part, rows, prefix, said[-1]) for part in (kept, out))

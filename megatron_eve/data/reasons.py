@@ -1,18 +1,18 @@
-"""Why a row of the input, or one of its pictures, is left out of a dataset."""
+"""Reasons for which preprocessing skips a row of the input."""
 
 from __future__ import annotations
 
 REASONS = {
     "broken_json": "the row is not JSON (a file that holds an array must not be named .jsonl or .ndjson)",
     "not_an_object": "the row is not a JSON object",
-    "no_conversation": "'conversations' is not a list with turns in it",
+    "no_conversation": "'conversations' is not a list of turns, or is empty",
     "unknown_role": "a turn is from neither 'human' nor 'gpt'",
     "value_not_text": "a turn's value is not a string",
     "text_not_unicode": "a turn's text is not valid Unicode",
     "text_too_long": "a row's texts have more than 4 million characters: split them",
     "role_order": "turns do not alternate between 'human' and 'gpt'",
-    "kind_template": "--template does not take the row: plain takes captions, vicuna_v1 conversations, document "
-    "texts with pictures in them or without",
+    "kind_template": "--template does not take rows of this kind: plain takes captions, vicuna_v1 conversations, "
+    "document interleaved documents, pairs and texts",
     "document_turns": "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
     "plain_turns": "the plain template takes two turns, a question and a caption",
     "plain_without_image": "the plain template takes captions, and there is no image",
@@ -20,13 +20,13 @@ REASONS = {
     "image_without_placeholder": "the row has an image, but its text no <image>",
     "placeholder_without_image": "the text has <image>, but the row no image",
     "image_count": "not as many <image> as images",
-    "other_placeholder": "the text has a tag such as <image1> or <video> where <image> is due",
-    "other_media": "the row has sound, and no image",
-    "nothing_to_train": "no token trains: answers are empty or white space, or cut off by --model-max-length",
-    "image_field": "'image' (or 'images') is neither a file name nor a list of them, or stands under another key",
+    "other_placeholder": "the text has a placeholder such as <image1> or <video> instead of <image>",
+    "other_media": "the row has audio and no image",
+    "nothing_to_train": "no token trains: answers are empty or white space, or were cut off by --model-max-length",
+    "image_field": "'image' (or 'images') is not a file name or a list of them, or the images are under another key",
     "image_outside_root": "an absolute path, or a path or link that leaves --image-root (--follow-links allows links)",
     "image_missing": "no such file under --image-root",
-    "image_not_a_file": "a directory or something else that is not a file",
+    "image_not_a_file": "a directory, or another entry that is not a regular file",
     "image_unreadable": "the file cannot be read",
     "image_file_too_large": "the file has 2 GiB or more",
     "image_empty": "the file is empty",
@@ -38,21 +38,21 @@ REASONS = {
     "video_format": "not a video in an accepted container (mp4, mov, webm, mkv, avi, MPEG-TS) and codec",
     "video_no_frames": "the file has no video stream, or one without frames",
     "video_damaged": "the video is truncated or corrupt",
-    "video_too_long": "the video has more than 1,000,000 frames, or more than 1,000 have to be decoded for one picture",
-    "key_without_picture": "no picture or video among the members of a key (their name up to its first dot), which "
-    "have to stand one behind the other in a shard: make it again with tar --sort=name",
-    "key_twice": "two pictures, videos, captions or JSONs of one key",
-    "member_not_a_file": "a member of a tar that is a link or a device: it is not followed",
-    "member_outside": "a member of a tar with an absolute path, or with .. in its name",
-    "member_too_large": "a caption, or the JSON beside a picture, has more than 16 MiB",
-    "document_layout": "not a document of MMC4: text_list, image_info or similarity_matrix is missing or does not fit",
-    "matched_text_index": "a picture of a document is matched to a sentence that is not there",
+    "video_too_long": "the video has more than 1,000,000 frames, or more than 1,000 have to be decoded for one frame",
+    "key_without_picture": "no image or video among the members of a key (the name up to its first dot); members of a "
+    "key must be adjacent in the shard: make it again with tar --sort=name",
+    "key_twice": "two images, videos, captions or JSON files with the same key",
+    "member_not_a_file": "a tar member that is a link or a device; links are not followed",
+    "member_outside": "a tar member with an absolute path, or with .. in its name",
+    "member_too_large": "a caption, or the JSON file of an image, has more than 16 MiB",
+    "document_layout": "not an MMC4 document: text_list, image_info or similarity_matrix is missing or of a wrong size",
+    "matched_text_index": "an image of a document is matched to a sentence that does not exist",
     "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
-    "csv_fields": "a row of a CSV has other fields than its first line",
-    "parquet_row": "a row of parquet: a picture is null or no bytes, a column has another type than it should, or its "
-    "kind is none of those in docs/data.md",
+    "csv_fields": "a row of the CSV has another number of fields than its header line",
+    "parquet_row": "a row of parquet: an image is null or not bytes, a column has the wrong type, or its kind is none "
+    "of those in docs/data.md",
     "license_dropped": "its license matches --drop-license",
-    "opted_out": "its id, a URL or the sha256 of one of its pictures stands in --opt-out",
-    "download_failed": "img2dataset could not download the picture: its status is not success",
+    "opted_out": "its id, a URL or the sha256 of one of its images is listed in --opt-out",
+    "download_failed": "img2dataset could not download the image: its status is not success",
 }
-"""Why a row can be left out: the key that it is counted by, and what that means."""
+"""{key under which skipped rows are counted: what it means}."""

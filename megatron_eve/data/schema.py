@@ -1,12 +1,12 @@
-"""One row of training data, whatever source it came from: what every stage of the data engine reads and writes.
+"""`Record`, one row of training data in the form that all sources produce and all stages of the data engine read.
 
-As parquet (`ARROW_SCHEMA` in `data/sources/parquet.py`) it is the exchange format between stages:
+Stages exchange records as parquet shards with these columns (`ARROW_SCHEMA` in `data/sources/parquet.py`):
 
     id      string
     source  string                                     where it came from: a data set, a shard
     kind    string                                     conversation | interleaved | pair | text
     images  list<struct<bytes, path, sha256>>          in the order of their <image>
-    turns   list<struct<from, value>>                  <image> stands at each picture's place
+    turns   list<struct<from, value>>                  <image> marks the position of each picture
     meta    string                                     a JSON object: licence, URL, author, scores
 """
 
@@ -19,25 +19,25 @@ from typing import Any, Literal, get_args
 Kind = Literal["conversation", "interleaved", "pair", "text"]
 """What the turns of a row are.
 
-- ``conversation``: turns from "human" and "gpt" in turns (LLaVA).
+- ``conversation``: alternating turns from "human" and "gpt" (LLaVA).
 - ``interleaved``: one turn, the text of a document with its pictures in it (MMC4).
 - ``pair``: one turn, ``<image>`` and a caption (LAION, COYO, SA-1B once it has captions); an ``<image>`` for each frame
   of a video (WebVid).
 - ``text``: one turn, a text without pictures.
 
-The one turn of the last three is from "gpt": all of it may train.
+The one turn of the last three kinds is from "gpt", so all of its text may train.
 """
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture of a row: the bytes of its file, or a path to it below `--image-root`.
+    """An image of a row: the bytes of its file, or a path below `--image-root`.
 
     Attributes:
         data: the whole file; None where only its path is known.
-        path: as the source calls it; None for bytes without a name.
-        sha256: hex digest of the file's bytes, where the source says so.
+        path: name in the source; None for bytes without a name.
+        sha256: hex digest of the file's bytes, where the source gives it.
     """
 
     data: bytes | None = None
@@ -47,11 +47,11 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """A video of a row, whose frames become its pictures: the bytes of its file, or a path to it below `--image-root`.
+    """A video of a row, whose frames become its images: the bytes of its file, or a path below `--image-root`.
 
     Attributes:
         data: the whole file; None where only its path is known.
-        path: as the source calls it.
+        path: name in the source.
     """
 
     data: bytes | None
@@ -60,17 +60,17 @@ class VideoFile:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row.
+    """One row of training data.
 
     Attributes:
-        id: as the source calls it, if it does.
+        id: of the row in its source; None where it has none.
         source: where the row came from.
         kind: what its turns are.
         images: its pictures, in the order of their placeholders.
-        turns: `{"from": ..., "value": ...}`; not checked yet, `data/text/conversation.py` does that.
-        meta: what goes along beside the row; JSON values only.
-        num_missing: pictures that the source names and that are not there, without which the row goes on.
-        video: of which no frame has been taken yet; such a row has no pictures, and no
+        turns: list of `{"from": ..., "value": ...}`, not validated; `data/text/conversation.py` validates it.
+        meta: further metadata of the row, JSON values only.
+        num_missing: images that the source names and that have no file; the row is kept without them.
+        video: a video whose frames have not been extracted yet; such a row has no images and no
             placeholder (`data/sources/frames.py`).
     """
 

@@ -60,7 +60,7 @@ class PreprocessConfig:
         image_decoder: "auto", "dali", "threads" or "pillow", for "jpeg" and "pixels"; "encoded" takes Pillow.
         jpeg_quality: 1 to 100.
         jpeg_subsampling: of colours, "420" or "444".
-        video_frames: frames that are taken of a video, see `video.take_pictures`.
+        video_frames: frames that are taken of a video, see `frames.extract_frames`.
     """
 
     input: str | Sequence[str]
@@ -260,15 +260,15 @@ class RowEncoder:
     def _encode(self, row: RawRow, record: Record) -> Sample:
         self._excluded.check(record)
         if record.video is not None:
-            from megatron_eve.data.sources.frames import take_pictures, with_pictures
+            from megatron_eve.data.sources.frames import extract_frames, with_frames
 
-            taken = take_pictures(
+            taken = extract_frames(
                 self._read(record.video, row),
                 count=self._config.video_frames,
                 max_pixels=self._config.max_image_pixels,
                 upright=self._config.apply_exif,
             )
-            record = with_pictures(record, taken)
+            record = with_frames(record, taken)
         whole = encode_record(record, self._tokenizer, self._config.template)
         encoded = whole.cut(self._config.model_max_length)
         if encoded.num_labels == 0:

@@ -1,1 +1,1 @@
-"""Which samples a step takes, in which order and in which packs."""
+"""Sample order, packing and loading: which samples a step takes, in which order and in which packs."""

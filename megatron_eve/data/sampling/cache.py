@@ -1,8 +1,8 @@
-"""Arrays that take a while to compute and are kept in `--data-cache-path`, where several runs may share them.
+"""Cache on disk (`--data-cache-path`) for arrays that are slow to compute; several runs may share it.
 
-Nothing is locked. A file gets its name when it is whole, in one step, so a reader sees all of it or none. Of two
-processes that compute the same array, the first one names its file and the other takes that: a file that somebody may
-have mapped is never replaced, unless it is damaged.
+There are no locks. A file is written under a temporary name and linked to its final name when complete, so readers see
+a complete file or none. If two processes compute the same array, the first to link its file wins and the other reads
+that one: a file that another process may have mapped is never replaced, unless it is damaged.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 
 def cached_array(folder: str | None, name: str, build: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """An array from the cache, mapped read-only, or computed and put there.
+    """Read an array from the cache, memory-mapped read-only, or compute and store it.
 
     Args:
-        folder: of the cache, made if it is not there; None keeps the array in memory.
-        name: of the array, without an ending; says all that the array depends on.
-        build: computes it.
+        folder: cache folder, created if missing; None computes the array and keeps it in memory.
+        name: file name without suffix; must identify everything that the array depends on.
+        build: computes the array.
 
     Raises:
-        OSError: the folder cannot be written; names it.
+        OSError: the folder cannot be written; the message names it.
     """
     if folder is None:
         return build()
@@ -48,7 +48,7 @@ def cached_array(folder: str | None, name: str, build: Callable[[], NDArray[Any]
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
             known = _load(path)
-            if known is None:  # what has the name is damaged
+            if known is None:  # the file under this name is damaged
                 Path(temporary).replace(path)
                 known = np.load(path, mmap_mode="r", allow_pickle=False)
         finally:
@@ -61,7 +61,7 @@ def cached_array(folder: str | None, name: str, build: Callable[[], NDArray[Any]
 
 
 def _load(path: Path) -> NDArray[Any] | None:
-    """The array, or None if it is not there or damaged (and then numpy can raise almost anything)."""
+    """The array, or None if the file is missing or damaged (numpy raises many kinds of errors then)."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:

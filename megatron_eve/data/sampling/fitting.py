@@ -1,7 +1,7 @@
-"""Samples that no pack of a run can hold: found from the records of a dataset alone, before the first step.
+"""Finds samples that are too large for any pack of a run, from the records of a dataset, before the first step.
 
-One such sample among millions must neither end a run in the middle nor keep it from starting, so the run leaves it
-out of its order and says so.
+One such sample among millions must neither stop a run nor keep it from starting, so the run leaves it out of its
+sample order and prints a warning.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FIRST_NAMED = 5  # samples that a message names
+_FIRST_NAMED = 5  # samples named in a message
 
 
 @dataclass(frozen=True)
 class PackLimits:
-    """What one sample may have.
+    """Limits for one sample.
 
     Attributes:
         seq_length: tokens of a pack.
-        positions: that the model tells apart within a sample (--max-position-embeddings).
-        most_images: of a pack; None does not bound it.
+        positions: positions of the model within a sample (--max-position-embeddings).
+        most_images: images of a pack; None for no limit.
     """
 
     seq_length: int
@@ -35,12 +35,12 @@ class PackLimits:
         """Tokens of the longest sample that fits."""
         return min(self.seq_length, self.positions)
 
-    def beyond(self, samples: Any, longest: int) -> NDArray[np.int64]:
-        """The rows of a dataset that do not fit.
+    def oversized(self, samples: Any, longest: int) -> NDArray[np.int64]:
+        """Rows of a dataset that exceed a limit.
 
         Args:
-            samples: SAMPLE_DTYPE [n] of the dataset, indexed like an array; read only if something may be too large.
-            longest: tokens of its longest sample, by its manifest.
+            samples: SAMPLE_DTYPE [n] of the dataset, indexed like an array; read only if a sample may be too large.
+            longest: tokens of its longest sample, from its manifest.
 
         Returns:
             int64 [m] rows, ascending.
@@ -53,26 +53,26 @@ class PackLimits:
         return np.flatnonzero(too_large).astype(np.int64)
 
     def describe(self, samples: Any, rows: NDArray[np.int64], sample_name: Callable[[int], str]) -> str:
-        """Say how many of a dataset's samples do not fit, why, which, and what helps.
+        """Message about the samples that do not fit: how many, why, which ones, and the remedy.
 
         Args:
             samples: SAMPLE_DTYPE [n] of the dataset.
             rows: int64 [m], those that do not fit; at least one.
-            sample_name: gives what a message calls a row.
+            sample_name: returns the name of a row in a message.
         """
         records = samples[rows]
-        named = ", ".join(
+        examples = ", ".join(
             f"{sample_name(int(row))} ({record['length']} tokens, {record['num_images']} images)"
             for row, record in zip(rows[:_FIRST_NAMED], records, strict=False)
         )
         more = f" and {len(rows) - _FIRST_NAMED:,} more" if len(rows) > _FIRST_NAMED else ""
         return (
-            f"{len(rows):,} of {len(samples):,} samples cannot be packed and are left out: {named}{more}; "
+            f"{len(rows):,} of {len(samples):,} samples cannot be packed and are left out: {examples}{more}; "
             f"{'; '.join(self._reasons(records))}"
         )
 
     def _reasons(self, records: NDArray[Any]) -> Iterator[str]:
-        """For each limit that a record is beyond, how many are, and the remedy."""
+        """For each limit that is exceeded, the number of records and the remedy."""
         long = records[records["length"] > self.seq_length]
         if len(long):
             # Images are not shortened by a smaller --model-max-length, which counts each as one token.
@@ -85,11 +85,11 @@ class PackLimits:
                 f"{len(long):,} longer than --seq-length {self.seq_length} (raise it to {long['length'].max()} or more"
                 f"{cut})"
             )
-        far = records[records["length"] > self.positions]
-        if len(far):
+        over_limit = records[records["length"] > self.positions]
+        if len(over_limit):
             yield (
-                f"{len(far):,} longer than the model's --max-position-embeddings {self.positions} (use a model with "
-                f"{far['length'].max()} or more)"
+                f"{len(over_limit):,} longer than the model's --max-position-embeddings {self.positions} "
+                f"(use a model with {over_limit['length'].max()} or more)"
             )
         if self.most_images is not None:
             many = records[records["num_images"] > self.most_images]

@@ -26,7 +26,7 @@ from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.images.interface import ImageDecoder
 from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.sampling.orders import Order
-from megatron_eve.data.sampling.packing import deal_packs, pack_step
+from megatron_eve.data.sampling.packing import assign_packs, pack_step
 
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
 # Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.
@@ -270,7 +270,7 @@ class StepLoader:
             rows["num_images"],
             self._most_images,
         )
-        mine = deal_packs(packs, lengths_in_pack, self._ranks)[self._rank]
+        mine = assign_packs(packs, lengths_in_pack, self._ranks)[self._rank]
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())

@@ -1,8 +1,8 @@
-"""Which sample stands at which position of a run: splits, blends, and batches of one modality.
+"""Sample orders: which sample a run takes at which position, for splits, blends and batches of one modality.
 
-Each order is a function from positions (0 = the first sample of the run) to samples, with no state but its
-settings, so a run resumes anywhere and its order does not depend on the layout. The data of a run are `Part`s: what
-the split leaves of each dataset.
+An order is a function from positions (0 = the first sample of the run) to samples. It has no state except its
+settings, so a run can resume anywhere, and the order does not depend on the parallel layout. The data of a run are
+`Part`s: the training or held-out side of the split of each dataset.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 
 from megatron_eve.config.blend import BLEND_PERIOD
 from megatron_eve.data.format.manifest import megatron_datasets
-from megatron_eve.data.sampling.permutation import order_places, sample_order
+from megatron_eve.data.sampling.permutation import inverse_sample_order, sample_order
 
 Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
-"""int64 positions of a run, of any shape, to the samples there."""
+"""Maps int64 positions of a run, of any shape, to the samples at them."""
 
-# Whatever the seed of a run, the same samples are held out: what one run trained on, no other is judged by.
+# The split does not depend on the seed of a run: no run is evaluated on samples that another run trained on.
 _SPLIT_KEY = 0x53504C4954
 _CHUNK = 1 << 20
 
 
-def _no_ranks() -> NDArray[np.int64]:
+def _empty_ranks() -> NDArray[np.int64]:
     return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the samples of one dataset: those of ranks start .. stop - 1 in the dataset's fixed random split.
+    """One side of the split of a dataset: the samples with ranks start .. stop - 1 in its fixed random order.
 
     Attributes:
-        name: of the dataset, for reports.
-        first: the dataset's first sample, counted over all datasets of the run.
-        size: samples of the dataset.
-        start, stop: which of them; 0 and size take all, in their own order.
-        dropped: ascending int64 ranks among them that the run leaves out; see `without`.
+        name: name of the dataset, for reports.
+        first: index of the dataset's first sample, counted over all datasets of the run.
+        size: number of samples of the dataset.
+        start, stop: range of ranks; 0 and size take all samples, in the order on disk.
+        dropped: int64 ranks in this range that the run leaves out, ascending; see `without`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Part:
     size: int
     start: int
     stop: int
-    dropped: NDArray[np.int64] = field(default_factory=_no_ranks, compare=False, repr=False)
+    dropped: NDArray[np.int64] = field(default_factory=_empty_ranks, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.stop - self.start - len(self.dropped)
@@ -56,7 +56,7 @@ class Part:
     def samples(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples of the given ranks, 0 .. len - 1, counted over all datasets of the run."""
         if len(self.dropped):
-            # The dropped rank number i has dropped[i] - i kept ones before it.
+            # dropped[i] - i kept ranks precede the i-th dropped one.
             before = self.dropped - np.arange(len(self.dropped))
             ranks = ranks + np.searchsorted(before, ranks, side="right")
         if self.stop - self.start == self.size:
@@ -64,65 +64,65 @@ class Part:
         return self.first + sample_order(self.start + ranks, self.size, _SPLIT_KEY)
 
     def without(self, rows: NDArray[np.int64]) -> Part:
-        """This part without some rows of its dataset; those that are not in it do not matter.
+        """Copy of this part without some rows of its dataset; rows that are not in it are ignored.
 
-        The others keep their order and the split its bounds: what is held out does not depend on what is left out.
+        The other samples keep their order, and the bounds of the split do not move, so which samples are held out does
+        not depend on which are dropped.
 
         Args:
             rows: int64 [n] rows of the dataset, counted from 0.
         """
         ranks = rows
         if self.stop - self.start != self.size:
-            ranks = order_places(rows, self.size, _SPLIT_KEY) - self.start
+            ranks = inverse_sample_order(rows, self.size, _SPLIT_KEY) - self.start
         here = (ranks >= 0) & (ranks < self.stop - self.start)
         return replace(self, dropped=np.unique(ranks[here]))
 
     def dropped_fingerprint(self) -> str:
-        """How many samples are left out and which, in a few characters; empty if none is."""
+        """Number and short hash of the samples that are left out; an empty string if there are none."""
         if not len(self.dropped):
             return ""
         return f"{len(self.dropped)} ({hashlib.sha256(self.dropped.tobytes()).hexdigest()[:12]})"
 
 
 def split_dataset(name: str, first: int, size: int, held_out: float) -> tuple[Part, Part]:
-    """Divide a dataset at random, the same way in every run.
+    """Split a dataset at random into training and held-out samples, the same way in every run.
 
     Args:
         name, first, size: of the dataset (see `Part`).
-        held_out: share of the samples that are not trained on, 0 .. 1; rounded to whole samples.
+        held_out: fraction of the samples that are held out, 0 .. 1; rounded to whole samples.
 
     Returns:
-        What is trained on, and what is held out.
+        The training part and the held-out part.
     """
     bound = size - round(size * held_out)
     return Part(name, first, size, 0, bound), Part(name, first, size, bound, size)
 
 
 class ShuffledOrder:
-    """All parts as one: every sample once an epoch, epochs one behind the other."""
+    """Order over all parts together: every sample once per epoch, one epoch after the other."""
 
     def __init__(self, parts: Sequence[Part], seed: int, shuffle: bool = True) -> None:
         """
         Args:
-            parts: of the datasets; together they hold a sample.
+            parts: of the datasets; together they hold at least one sample.
             seed: of the order within each epoch.
-            shuffle: False goes from the first part to the last.
+            shuffle: False keeps the order on disk, from the first part to the last.
         """
         self._parts, self._seed, self._shuffle = parts, seed, shuffle
         self._size = sum(map(len, parts))
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples at positions of the run."""
-        return _through(self._parts, sample_order(positions, self._size, self._seed, self._shuffle))
+        return _samples_at_ranks(self._parts, sample_order(positions, self._size, self._seed, self._shuffle))
 
 
 class BlendedOrder:
-    """Parts in given shares, each with epochs of its own.
+    """Order that blends parts by weight; each part has its own epochs.
 
-    megatron-core's blending (the part that lies furthest behind its share comes next) decides a period of
-    `BLEND_PERIOD` positions, which then repeats. Within a period every dataset is within a sample or two of its share,
-    over a run within about one in `BLEND_PERIOD`; and a run of any length needs one small table instead of an index as
-    long as itself.
+    megatron-core's blending (next comes the part that is furthest behind its share) fills a period of `BLEND_PERIOD`
+    positions, which then repeats. Within a period every dataset is within a sample or two of its share, over a run
+    within about 1 / `BLEND_PERIOD`. A run of any length needs one small table instead of an index as long as the run.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class BlendedOrder:
         """
         Args:
             parts: of the datasets, none of them empty.
-            weights: a positive one for each part, of any sum; no share below one in `BLEND_PERIOD`.
+            weights: positive weight of each part, normalised here; no share may be below 1 / `BLEND_PERIOD`.
             seed, shuffle: as for `ShuffledOrder`, within each part.
         """
         self._parts, self._seed, self._shuffle = parts, seed, shuffle
@@ -158,11 +158,12 @@ class BlendedOrder:
 
 
 class GroupedOrder:
-    """Batches of samples with images and batches of text alone, in a random order; one pass over all parts an epoch.
+    """Order that groups samples with images and samples of text alone into separate batches, in random order.
 
-    The published stage 3 draws its batches so (`group_by_modality_length`, LLaVA's trainer); its second purpose,
-    batches of about one length, packing makes needless. What fills no batch of its kind stands in mixed ones, as
-    there, at most two of them an epoch and those that an epoch shares with its neighbours.
+    One epoch is one pass over all parts. The published stage 3 draws its batches this way (`group_by_modality_length`,
+    LLaVA's trainer); packing makes its second purpose, batches of similar length, unnecessary. Samples that do not fill
+    a batch of their modality go into mixed batches, as in the published code: at most two per epoch, and those that
+    an epoch shares with its neighbours.
     """
 
     def __init__(
@@ -171,9 +172,9 @@ class GroupedOrder:
         """
         Args:
             parts: of the datasets.
-            by_modality: of these parts (see :func:`by_modality`).
+            by_modality: result of :func:`by_modality` for these parts.
             batch_size: samples of one optimizer step; steps begin at its multiples.
-            seed: of the order of samples and of batches.
+            seed: for the order of samples and of batches.
         """
         self._parts, self._members, self._batch, self._seed = parts, by_modality[1:], batch_size, seed
         self._images = int(by_modality[0])
@@ -187,26 +188,26 @@ class GroupedOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             places[here] = self._epoch(int(epoch), positions[here])
-        return _through(self._parts, self._members[places])
+        return _samples_at_ranks(self._parts, self._members[places])
 
     def _epoch(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places in the members of positions that lie in one epoch."""
+        """Indices into `_members` for positions that all lie in one epoch."""
         batch, start, stop = self._batch, epoch * len(self._members), (epoch + 1) * len(self._members)
-        first = -(-start // batch)  # of the steps that lie in this epoch as a whole
+        first = -(-start // batch)  # first step that lies completely in this epoch
         steps = max(0, stop // batch - first)
         image_steps = min(self._images // batch, steps)
         text_steps = min(self._texts // batch, steps - image_steps)
 
-        # Which modality stands at a position, and which of the epoch's samples of that modality, in their drawn order.
+        # Modality at each position, and the rank among the epoch's samples of that modality, in shuffled order.
         step, within = np.divmod(positions, batch)
         whole = (step >= first) & (step < first + steps)
-        slot = np.full_like(positions, -1)  # of a whole step among those of its epoch, in their drawn order
+        slot = np.full_like(positions, -1)  # shuffled index of a complete step in its epoch
         slot[whole] = self._draw(step[whole] - first, steps, epoch, 0)
         image = whole & (slot < image_steps)
         text = whole & (slot >= image_steps) & (slot < image_steps + text_steps)
         rank = slot * batch + within - np.where(text, image_steps * batch, 0)
 
-        # The rest stands before the first whole step, in the mixed steps, and after the last whole one.
+        # Remaining samples fill the positions before the first complete step, mixed steps, and those after the last.
         before = first * batch - start
         left = rank - (image_steps + text_steps) * batch + before
         left = np.where(step < first, positions - start, left)
@@ -226,25 +227,25 @@ class GroupedOrder:
         return places
 
     def _draw(self, ranks: NDArray[np.int64], size: int, epoch: int, purpose: int) -> NDArray[np.int64]:
-        """A permutation of 0 .. size - 1, another one for each epoch and purpose."""
+        """A permutation of 0 .. size - 1, different for each epoch and purpose."""
         return sample_order(epoch * size + ranks, size, self._seed + purpose) if len(ranks) else ranks
 
 
 def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
-    """Samples with images first, then those of text alone, as `GroupedOrder` wants them.
+    """Ranks of samples with images, then of samples of text alone; the input of `GroupedOrder`.
 
     Args:
         samples: SAMPLE_DTYPE of all datasets, indexed like an array.
         parts: of the datasets.
 
     Returns:
-        [1 + n] int64: how many have images, then the ranks 0 .. n - 1 through all parts. 8 bytes a sample.
+        [1 + n] int64: the number of samples with images, then the ranks 0 .. n - 1 over all parts. 8 bytes per sample.
     """
     found = []
     for part in parts:
         on_disk = np.zeros(
             part.size, dtype=bool
-        )  # records are read in their order, whatever that of the split
+        )  # records are read in the order on disk, not in that of the split
         for start in range(0, part.size, _CHUNK):
             stop = min(start + _CHUNK, part.size)
             records = samples[np.arange(part.first + start, part.first + stop)]
@@ -255,8 +256,8 @@ def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
     return np.concatenate([[len(members[0])], *members])
 
 
-def _through(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Samples of ranks that are counted through all parts, one behind the other."""
+def _samples_at_ranks(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Samples at ranks that are counted over all parts, one part after the other."""
     bounds = np.cumsum([len(part) for part in parts])
     which = np.searchsorted(bounds, ranks, side="right")
     samples = np.empty_like(ranks)

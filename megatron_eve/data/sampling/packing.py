@@ -1,8 +1,7 @@
-"""Lengths to packs: the samples of one step, split into microbatches from their lengths alone.
+"""Packing: splits the samples of one step into packs (microbatches) from their lengths alone.
 
-The batch unit is the sample: a step always holds the same samples, whatever the layout. How they are grouped is
-decided here, at step time, as a pure function of their lengths, so that every rank comes to the same answer
-without a message.
+A step always holds the same samples, whatever the parallel layout. The packs are a pure function of the lengths,
+computed at each step, so that every rank gets the same packs without communication.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # The length at which causal attention costs as much as the matrix products of the same tokens, 12 x hidden size
-# (24 h^2 against 2 h s FLOP for each token and layer): hidden size 4096, that of EVE-7B. Balance does not depend
-# on it being exact; it only has to say that long samples are a little dearer than their length.
+# (24 h^2 against 2 h s FLOP for each token and layer): hidden size 4096, that of EVE-7B. The balance
+# does not need the exact value, only that long samples cost a little more than their length.
 _ATTENTION_LENGTH = 49_152.0
 
 
@@ -26,40 +25,38 @@ def pack_step(
     images: ArrayLike | None = None,
     most_images: int | None = None,
 ) -> list[list[int]]:
-    """Splits the samples of a step into packs of at most ``capacity`` tokens (and ``most_images`` images).
+    """Split the samples of a step into packs of at most ``capacity`` tokens (and ``most_images`` images).
 
-    The number of packs is the smallest multiple of ``multiple`` that the samples are found to fit into; within
-    that number they are balanced by work (length and squared length). Longest sample first, each goes into the
-    pack with the least work so far that has room for its images; where a pack has become too long, samples are
-    exchanged between it and shorter ones until all fit; where they cannot be made to, there are ``multiple`` packs
-    more.
+    The number of packs is the smallest multiple of ``multiple`` into which this algorithm fits the samples; packs are
+    balanced by work (length and squared length). Samples are taken longest first, and each is assigned to the pack
+    with the least work that has room for its images. If a pack is then too long, samples are exchanged between it
+    and shorter packs until all fit; if that fails, ``multiple`` more packs are tried.
 
     Args:
-        lengths: [n] tokens of each sample, with whatever padding each sample needs.
+        lengths: [n] tokens of each sample, with the padding that the sample needs.
         capacity: tokens of a pack.
-        multiple: number of packs that the layout consumes at a time (data-parallel size, times the
+        multiple: number of packs that the layout takes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
-        images: [n] images of each sample; wanted with ``most_images`` only.
-        most_images: images that a pack may hold, which bounds what the model keeps of them; None does not
-            bound it.
+        images: [n] images of each sample; only used with ``most_images``.
+        most_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs
         than samples. Equal arguments give equal packs on every machine.
 
     Raises:
-        ValueError: a sample that is longer than a pack or has more images, no sample, or a senseless argument.
+        ValueError: a sample is longer than a pack or has more images, there is no sample, or an argument is invalid.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     counts = np.zeros_like(sizes) if images is None or most_images is None else np.asarray(images, np.int64)
-    room = most_images or 1
+    image_limit = most_images or 1
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError("a step needs at least one sample, as a flat list of lengths")
     if capacity < 1 or multiple < 1:
         raise ValueError(f"capacity ({capacity}) and multiple ({multiple}) must be at least 1")
     if int(sizes.min()) < 1:
         raise ValueError(
-            f"sample {int(sizes.argmin())} of the step has length {int(sizes.min())}; at least 1 is due"
+            f"sample {int(sizes.argmin())} of the step has length {int(sizes.min())}; must be at least 1"
         )
     if int(sizes.max()) > capacity:
         raise ValueError(
@@ -67,26 +64,26 @@ def pack_step(
             "raise --seq-length"
         )
 
-    if int(counts.max()) > room:
+    if int(counts.max()) > image_limit:
         raise ValueError(
-            f"sample {int(counts.argmax())} of the step has {int(counts.max())} images and a pack holds {room}: "
+            f"sample {int(counts.argmax())} of the step has {int(counts.max())} images and a pack holds {image_limit}: "
             "raise --max-images-per-pack"
         )
 
-    fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // room))
+    fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // image_limit))
     count = -(-fewest // multiple) * multiple
     while True:
-        packs = _balance(sizes, count, counts, room)
-        if packs and _make_fit(packs, sizes, capacity, counts, room):
+        packs = _balance(sizes, count, counts, image_limit)
+        if packs and _make_fit(packs, sizes, capacity, counts, image_limit):
             return [sorted(pack) for pack in packs]
-        count += multiple  # ends at one sample a pack at the latest
+        count += multiple  # ends at the latest with one sample per pack
 
 
-def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> list[list[list[int]]]:
-    """Deals the packs of a step to the data-parallel ranks, the same number and about the same work to each.
+def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> list[list[list[int]]]:
+    """Assign the packs of a step to the data-parallel ranks: the same number and about the same work for each.
 
-    The heaviest ``ranks`` packs are dealt first, one to a rank, then the next ones to the ranks in the order of
-    the least work so far. Packs that run at the same time on different ranks are therefore neighbours in weight.
+    The heaviest ``ranks`` packs are assigned first, one per rank; then the next heaviest, where the rank with the
+    least work so far gets the heaviest. Packs that run at the same time on different ranks thus have similar work.
 
     Args:
         packs: result of :func:`pack_step`; their number is a multiple of ``ranks``.
@@ -97,46 +94,46 @@ def deal_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> li
         For each rank, its packs in the order in which it runs them.
     """
     if len(packs) % ranks:
-        raise ValueError(f"{len(packs)} packs cannot be dealt equally to {ranks} data-parallel ranks")
+        raise ValueError(f"{len(packs)} packs cannot be divided equally among {ranks} data-parallel ranks")
     work = sample_work(np.asarray(lengths, dtype=np.int64))
     pack_work = np.array([float(work[pack].sum()) for pack in packs])
     heaviest_first = np.argsort(-pack_work, kind="stable")
-    hands: list[list[list[int]]] = [[] for _ in range(ranks)]
+    assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
     totals = np.zeros(ranks)
     for first in range(0, len(packs), ranks):
-        dealt = heaviest_first[first : first + ranks]
-        for rank, pack in zip(np.argsort(totals, kind="stable"), dealt, strict=True):
-            hands[rank].append(packs[pack])
+        chosen = heaviest_first[first : first + ranks]
+        for rank, pack in zip(np.argsort(totals, kind="stable"), chosen, strict=True):
+            assigned[rank].append(packs[pack])
             totals[rank] += pack_work[pack]
-    return hands
+    return assigned
 
 
 def sample_work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] cost of each sample in tokens of matrix-product work: its length, and its share of attention."""
+    """[n] cost of each sample, in tokens of matrix-product work: its length plus its attention cost."""
     return sizes * (1.0 + sizes / _ATTENTION_LENGTH)
 
 
 def _balance(
-    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], room: int
+    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], image_limit: int
 ) -> list[list[int]] | None:
-    """Deals the samples to ``count`` packs, longest first, each to the one with the least work that has room.
+    """Assign samples to ``count`` packs, longest first, each to the pack with the least work that has room.
 
     Returns:
-        The packs, or None where a sample's images found room in none of them.
+        The packs, or None if the images of a sample fit into no pack.
     """
-    work, wants = sample_work(sizes).tolist(), images.tolist()
+    work, needed_images = sample_work(sizes).tolist(), images.tolist()
     packs: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
+    image_counts = [0] * count
     least = [(0.0, pack) for pack in range(count)]  # a heap
     for sample in np.argsort(-sizes, kind="stable").tolist():
         full = []
-        while least and held[least[0][1]] + wants[sample] > room:
+        while least and image_counts[least[0][1]] + needed_images[sample] > image_limit:
             full.append(heapq.heappop(least))
         if not least:
             return None
         load, pack = least[0]
         packs[pack].append(sample)
-        held[pack] += wants[sample]
+        image_counts[pack] += needed_images[sample]
         heapq.heapreplace(least, (load + work[sample], pack))
         for entry in full:
             heapq.heappush(least, entry)
@@ -144,16 +141,20 @@ def _balance(
 
 
 def _make_fit(
-    packs: list[list[int]], sizes: NDArray[np.int64], capacity: int, images: NDArray[np.int64], room: int
+    packs: list[list[int]],
+    sizes: NDArray[np.int64],
+    capacity: int,
+    images: NDArray[np.int64],
+    image_limit: int,
 ) -> bool:
-    """Exchanges samples, in place, until no pack is longer than ``capacity``; False where that does not work out.
+    """Exchange samples in place until no pack is longer than ``capacity``; False if that fails.
 
-    The longest pack gives a sample, for a smaller one or for none, to the shortest pack with which that evens
-    the two out and leaves both with room for their images. Each exchange lowers the sum of squares, so it ends; as
-    many as there are samples are tried.
+    In each exchange the longest pack moves a sample to the shortest pack for which this brings the two lengths closer
+    and keeps both within ``image_limit``; it gets a smaller sample, or none, in return. Each exchange lowers the sum
+    of squared lengths, so the loop ends; at most as many exchanges as samples are tried.
     """
     lengths = np.array([sizes[pack].sum() for pack in packs], dtype=np.int64)
-    held = np.array([images[pack].sum() for pack in packs], dtype=np.int64)
+    image_counts = np.array([images[pack].sum() for pack in packs], dtype=np.int64)
     for _ in range(len(sizes)):
         longest = int(lengths.argmax())
         if lengths[longest] <= capacity:
@@ -162,9 +163,11 @@ def _make_fit(
         for other in np.argsort(lengths, kind="stable"):
             gap = lengths[longest] - lengths[other]
             taken, taken_images = np.append(sizes[packs[other]], 0), np.append(images[packs[other]], 0)
-            change = given[:, None] - taken  # tokens that the exchange of each pair moves
+            change = given[:, None] - taken  # tokens moved by exchanging each pair
             moves = given_images[:, None] - taken_images
-            fits = (held[longest] - moves <= room) & (held[other] + moves <= room)
+            fits = (image_counts[longest] - moves <= image_limit) & (
+                image_counts[other] + moves <= image_limit
+            )
             cost = np.where((change > 0) & (change < gap) & fits, np.abs(2 * change - gap), gap)
             best = int(cost.argmin())
             if cost.flat[best] < gap:
@@ -175,8 +178,8 @@ def _make_fit(
                 packs[other].append(moved)
                 lengths[longest] -= change.flat[best]
                 lengths[other] += change.flat[best]
-                held[longest] -= moves.flat[best]
-                held[other] += moves.flat[best]
+                image_counts[longest] -= moves.flat[best]
+                image_counts[other] += moves.flat[best]
                 break
         else:
             return False

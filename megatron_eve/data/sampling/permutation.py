@@ -1,12 +1,12 @@
-"""The order of samples: a keyed permutation that is computed where it is needed.
+"""Shuffled sample order: a keyed permutation, computed on demand.
 
 Position ``p`` of a run lies in epoch ``p // size``. Inside an epoch the order is a permutation of the dataset
 that depends on (seed, epoch) alone. Nothing is built, stored or cached, so the cost does not depend on the size
-of the dataset, and a run resumes at any position without replaying what came before.
+of the dataset, and a run resumes at any position without replaying earlier ones.
 
 The permutation is an alternating Feistel network over the smallest power of two that holds the dataset, with
-cycle walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 and 3): a value that
-falls outside the dataset is enciphered again until it falls inside.
+cycle walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 and 3): a value
+outside the dataset is enciphered again until it is inside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_SIZE = 1 << 62
 def sample_order(
     positions: NDArray[np.int64], size: int, seed: int, shuffle: bool = True
 ) -> NDArray[np.int64]:
-    """Dataset indices at the given positions of a run that goes over its dataset again and again.
+    """Dataset indices at the given positions of a run over several epochs.
 
     Args:
         positions: int64 array of any shape, positions counted from the start of the run (0 = first sample).
@@ -54,14 +54,14 @@ def sample_order(
     bits = max(2, (size - 1).bit_length())
 
     outside = np.arange(values.size)
-    while outside.size:  # cycles always come back into the dataset, after two rounds on average at most
+    while outside.size:  # cycle walking, at most two rounds on average
         values[outside] = _encipher(values[outside], keys[outside], bits)
         outside = outside[values[outside] >= np.uint64(size)]
     return values.astype(np.int64).reshape(positions.shape)
 
 
-def order_places(samples: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
-    """Positions in the first epoch at which `sample_order` puts the given samples: its inverse.
+def inverse_sample_order(samples: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """Inverse of `sample_order`: positions of the given samples in the first epoch.
 
     Args:
         samples: int64 [n] dataset indices, 0 .. size - 1.
@@ -85,7 +85,7 @@ def _encipher(
 ) -> NDArray[np.uint64]:
     """A keyed bijection of the integers below 2^bits: each half is XORed with a keyed function of the other.
 
-    A round undoes itself, so the rounds taken backwards are the inverse.
+    Each round is its own inverse, so running the rounds backwards inverts the whole.
     """
     low_bits = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)

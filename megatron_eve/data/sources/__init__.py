@@ -1,1 +1,1 @@
-"""Where rows come from: one module a layout, each with a `Source`."""
+"""Readers of input files: one module for each layout, each with a `Source`."""

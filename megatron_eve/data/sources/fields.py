@@ -1,4 +1,4 @@
-"""What the sources do alike with what other people wrote: JSON objects, and texts that stand beside pictures."""
+"""Parsing shared by the sources: JSON objects, texts, and the captions and metadata of image files."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN, MAX_CHARACTERS
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
-"""Names of video files end in one of these; what a file holds is told from its bytes (`data/sources/frames.py`)."""
+"""Suffixes of video files; the container format is detected from the bytes (`data/sources/frames.py`)."""
 
 MAX_TEXT = 1 << 24
-"""Bytes of a caption or of a JSON beside a picture, at most."""
+"""Maximum size in bytes of the caption file or JSON file of an image."""
 
 _BOM = b"\xef\xbb\xbf"
-# Said elsewhere in the record, or about the download alone. EXIF stands in the picture itself.
+# Already in other fields of the record, or only about the download. EXIF is in the image file itself.
 _NOT_META = frozenset({"caption", "key", "status", "error_message", "exif"})
 
 
 def parse_json(text: bytes, name: str = "") -> Any:
-    """What a JSON text holds; NaN and Infinity, which JSON has not and Python writes, become None.
+    """Parse a JSON text; NaN and Infinity, which Python writes although JSON lacks them, become None.
+
+    Of equal keys the last one counts.
 
     Args:
-        text: UTF-8, with or without a byte order mark. Halves of surrogate pairs are taken: they are refused where they
-            matter, in a text that is tokenised.
-        name: of what holds the text, for messages.
+        text: UTF-8, with or without a byte order mark. Unpaired surrogates are accepted here and refused in texts that
+            are tokenised.
+        name: of the file or field, for messages.
 
     Raises:
         SkipRow: it is not JSON, or is nested too deep.
     """
     try:
-        return json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"), parse_constant=_no_number)
+        return json.loads(text.removeprefix(_BOM).decode("utf-8", "surrogatepass"), parse_constant=_to_none)
     except (ValueError, RecursionError) as error:
-        about = f"{name}: " if name else ""
-        raise SkipRow("broken_json", about + " ".join(str(error).split())[:160]) from None
+        prefix = f"{name}: " if name else ""
+        raise SkipRow("broken_json", prefix + " ".join(str(error).split())[:160]) from None
 
 
 def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
-    """The JSON object that a text holds, as `parse_json` reads it.
+    """Parse a JSON text that holds an object; see `parse_json`.
 
     Raises:
         SkipRow: it is not JSON, is nested too deep, or is not an object.
@@ -53,11 +55,11 @@ def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
 
 
 def plain_text(value: object, name: str) -> str:
-    """A text without pictures: a literal `<image>` in it becomes `<IMAGE>`, as VILA's data sets do.
+    """Validate a text without images; a literal `<image>` in it becomes `<IMAGE>`, as in VILA's data sets.
 
     Args:
-        value: what stands where a text is due.
-        name: of that place, for messages.
+        value: value of a text field.
+        name: of the field, for messages.
 
     Raises:
         SkipRow: it is not a string, is too long, or not valid Unicode.
@@ -73,41 +75,41 @@ def plain_text(value: object, name: str) -> str:
     return value.replace(IMAGE_TOKEN, IMAGE_TOKEN.upper())
 
 
-def caption_beside(text: bytes | None, name: str, about: Mapping[str, Any]) -> str:
-    """The caption of a picture or a video: its .txt, else what its .json says, else none.
+def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any]) -> str:
+    """Caption of an image or a video: from its .txt file, else from its .json file, else empty.
 
     Args:
-        text: the .txt, if there is one.
-        name: of the .txt, for messages.
-        about: the .json.
+        text: content of the .txt file, if there is one.
+        name: of the .txt file, for messages.
+        metadata: content of the .json file.
 
     Raises:
-        SkipRow: img2dataset or video2dataset could not download the file, or the caption is no valid text.
+        SkipRow: img2dataset or video2dataset could not download the file, or the caption is not valid text.
     """
-    if about.get("status") not in (None, "success"):
-        detail = f"status {about['status']!s:.40}: {about.get('error_message')!s:.200}"
+    if metadata.get("status") not in (None, "success"):
+        detail = f"status {metadata['status']!s:.40}: {metadata.get('error_message')!s:.200}"
         raise SkipRow("download_failed", detail)
     if text is not None:
         try:
             return plain_text(text.decode("utf-8-sig"), name)
         except UnicodeDecodeError as error:
             raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
-    given = about.get("caption")
+    given = metadata.get("caption")
     return "" if given is None else plain_text(given, "caption")
 
 
-def meta_beside(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the .json beside a picture or a video is kept in `meta`."""
-    return {key: value for key, value in about.items() if key not in _NOT_META and value is not None}
+def meta_beside(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the .json file of an image or a video that are kept in `meta`."""
+    return {key: value for key, value in metadata.items() if key not in _NOT_META and value is not None}
 
 
 def source_name(path: str | Path) -> str:
-    """What a record calls its file: folder and name, since shards of all data sets are named 00000.tar.
+    """`source` of a record: folder and file name, since shards of many data sets are named 00000.tar.
 
-    Bytes of a name that are not UTF-8 are written as escapes.
+    Bytes of a name that are not UTF-8 are escaped.
     """
     return os.fsencode("/".join(Path(path).parts[-2:])).decode("utf-8", "backslashreplace")
 
 
-def _no_number(_: str) -> None:
+def _to_none(_: str) -> None:
     return None

@@ -1,13 +1,13 @@
-"""A video file -> pictures: the frames that it shows at evenly spaced times.
+"""Extracts frames of a video at evenly spaced times, as JPEG files.
 
-Which frames: NVlabs/VILA's (`llava/mm_utils.py`, `get_frame_from_vcap`): N times from the first frame to the last, both
-included. VILA counts frames (`np.linspace(0, frames - 1, N, dtype=int)`), and here times are compared, by the
-presentation timestamps in the file: with a constant frame rate these are the same frames, and with a variable one those
-that a player shows at that time. A frame that is shown at several of the times is taken once, so a video of fewer
-frames than N gives as many pictures as it has frames, as VILA does.
+The frames are those of NVlabs/VILA (`llava/mm_utils.py`, `get_frame_from_vcap`): at N times from the first frame to the
+last, both included. VILA counts frames (`np.linspace(0, frames - 1, N, dtype=int)`); this module compares presentation
+timestamps. With a constant frame rate the frames are the same; with a variable one they are those that a player shows
+at these times. A frame shown at several of the times is extracted once, so a video of fewer than N frames gives all of
+its frames, as in VILA.
 
-PyAV (ffmpeg) decodes, on the CPU and in one thread, since workers are processes. ffmpeg is given bytes and the name of
-the one demuxer that their beginning calls for, so that it opens no other file and no URL whatever the bytes say.
+PyAV (ffmpeg) decodes on the CPU, in one thread, since workers are processes. ffmpeg gets the bytes and the name of one
+demuxer, chosen from the first bytes, so it never opens another file or a URL.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 JPEG_QUALITY = 95
-"""Of the JPEG file that a frame becomes, whose colours are not subsampled (4:4:4)."""
+"""Quality of the JPEG files of frames; their colours are not subsampled (4:4:4)."""
 
-# Names of ffmpeg's decoders. It has some 200 for video, most of them of games and old cameras.
+# Accepted decoders of ffmpeg. It has some 200 for video, most of them for games and old cameras.
 _CODECS = frozenset(
     [
         "h264",
@@ -59,16 +59,16 @@ _CODECS = frozenset(
     ]
 )
 _MOST_FRAMES = 1_000_000  # of a video: 9 hours at 30 a second
-_MOST_DECODED = 1_000  # frames decoded for one picture; encoders put a key frame every 250 or fewer
-_HIGHEST_CLOCK = Fraction(1, 1000)  # seconds; timestamps in steps no longer than this may be off by one step
+_MOST_DECODED = 1_000  # for one extracted frame; encoders write a key frame at least every 250
+_HIGHEST_CLOCK = Fraction(1, 1000)  # seconds; with a finer or equal clock, timestamps may be off by one tick
 
 
 @dataclass(frozen=True, slots=True)
-class VideoPictures:
-    """What was taken of a video.
+class VideoFrames:
+    """Frames extracted from a video.
 
     Attributes:
-        files: a JPEG file for each frame, in the order of time.
+        files: bytes of a JPEG file for each frame, in order of time.
         times: seconds of each, counted from the first frame of the video.
         duration: seconds from the first frame of the video to the end of its last.
     """
@@ -80,14 +80,14 @@ class VideoPictures:
 
 @dataclass(frozen=True, slots=True)
 class _Timeline:
-    """Frames of a video as its container lists them, in the order in which they are stored and decoded.
+    """Timestamps of all frames of a video, from its container, in storage (decoding) order.
 
     Attributes:
-        stamps: presentation timestamp of each, in ticks of the stream's clock.
-        keys: places of the key frames, in rising order.
-        shown: the stamps that are shown, in rising order and each once.
-        end: when the last frame is over.
-        counted: AVI does not say when a frame of H.264 or HEVC is shown, but when it is decoded: frames are counted.
+        stamps: presentation timestamp of each frame, in ticks of the stream's clock.
+        keys: indices of the key frames, ascending.
+        shown: timestamps of the frames that are shown, ascending and distinct.
+        end: end of the last frame, in ticks.
+        counted: whether frames are counted instead, for H.264 and HEVC in AVI, which has decoding timestamps only.
     """
 
     stamps: array[int]
@@ -97,20 +97,20 @@ class _Timeline:
     counted: bool
 
 
-def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoPictures:
-    """The frames of a video at `count` evenly spaced times, each as a JPEG file (quality 95, 4:4:4).
+def extract_frames(data: bytes, *, count: int, max_pixels: int, upright: bool = True) -> VideoFrames:
+    """Extract the frames of a video at `count` evenly spaced times, each as a JPEG file (quality 95, 4:4:4).
 
-    Sizes of the stored pixels count: neither the shape of pixels, nor interlacing, nor high dynamic range is undone.
-    What lies between the frames that are needed is neither decoded nor checked.
+    Frames keep the stored pixels: pixel aspect ratio, interlacing and high dynamic range are not converted. Frames
+    that are not needed are neither decoded nor checked.
 
     Args:
-        data: the whole file: mp4, mov, webm, mkv, avi or MPEG-TS. Its first video stream is taken.
-        count: N, 1 or more; 1 takes the first frame.
-        max_pixels: width x height of a frame, at most; looked at before anything is decoded.
-        upright: turn and mirror frames as the file's display matrix says.
+        data: bytes of an mp4, mov, webm, mkv, avi or MPEG-TS file. Its first video stream is used.
+        count: N, at least 1; 1 gives the first frame.
+        max_pixels: maximum width x height of a frame; checked before anything is decoded.
+        upright: rotate and mirror frames by the display matrix of the file.
 
     Raises:
-        SkipRow: the file is no video that can be used; its reason begins with "video_", or is "image_too_large".
+        SkipRow: the video cannot be used; the reason begins with "video_", or is "image_too_large".
         DataError: PyAV is not installed.
     """
     av = _pyav()
@@ -121,38 +121,39 @@ def take_pictures(data: bytes, *, count: int, max_pixels: int, upright: bool = T
             _check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
             timeline = _timeline(container, stream)
             tick = Fraction(stream.time_base or 0)
-        wanted = _wanted(timeline, count, tick)
-        plan = _plan(timeline, wanted)
+        wanted = _requested_stamps(timeline, count, tick)
+        plan = _decode_plan(timeline, wanted)
         with _open(data, demuxer) as container:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
-            # A second line of defence: decoders count margins too, so this is not the limit itself.
+            # A second check by the decoder. It is looser than max_pixels, since decoders also count margins.
             stream.codec_context.options = {"max_pixels": str(4 * max_pixels + (1 << 20))}
             files = [
-                _jpeg(frame, max_pixels, upright) for frame in _decode(container, stream, timeline, plan)
+                _encode_jpeg(frame, max_pixels, upright)
+                for frame in _decode(container, stream, timeline, plan)
             ]
     except (av.FFmpegError, UnicodeDecodeError) as error:
         raise SkipRow("video_damaged", str(error)[:160]) from None
     first = timeline.shown[0]
-    return VideoPictures(
+    return VideoFrames(
         files,
         [round(float((stamp - first) * tick), 3) for stamp in wanted],
         round(float((timeline.end - first) * tick), 3),
     )
 
 
-def with_pictures(record: Record, taken: VideoPictures) -> Record:
-    """A record with the frames of its video in place of the video.
+def with_frames(record: Record, taken: VideoFrames) -> Record:
+    """Replace the video of a record by its frames.
 
-    Its text gets an `<image>` for each: in a conversation in front of the first question, with a newline behind each,
-    as NVlabs/VILA writes them (`llava/data/dataset.py`); else in front of the text, with nothing in between.
+    The text gets one `<image>` per frame: in a conversation in front of the first question, each followed by a newline,
+    as in NVlabs/VILA (`llava/data/dataset.py`); otherwise in front of the text, without separators.
 
     Args:
-        record: with a video and no pictures.
-        taken: of its video.
+        record: a record with a video and no images.
+        taken: frames of its video.
 
     Returns:
-        The record, whose `meta` also has `video_duration` and `video_frame_times`, in seconds.
+        The new record; its `meta` also has `video_duration` and `video_frame_times`, in seconds.
     """
     role, mark = ("human", f"{IMAGE_TOKEN}\n") if record.kind == "conversation" else ("gpt", IMAGE_TOKEN)
     turns = list(record.turns) if isinstance(record.turns, list) else record.turns
@@ -170,7 +171,7 @@ def with_pictures(record: Record, taken: VideoPictures) -> Record:
 
 
 def _pyav() -> Any:
-    """PyAV, which takes 0.1 s to import: only where there is a video."""
+    """Import PyAV, only when there is a video: the import takes 0.1 s."""
     try:
         import av
     except ImportError as error:
@@ -187,7 +188,7 @@ def _open(data: bytes, demuxer: str) -> InputContainer:
         BytesIO(data),
         "r",
         format=demuxer,
-        # Nothing beside these bytes is opened, and nothing is decoded to learn what the streams are.
+        # No other file or URL is opened, and nothing is decoded while the streams are probed.
         container_options={"protocol_whitelist": "none", "codec_whitelist": "none"},
         metadata_errors="ignore",
         buffer_size=1 << 20,
@@ -195,7 +196,7 @@ def _open(data: bytes, demuxer: str) -> InputContainer:
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    """The first video stream that is not the cover of a piece of music."""
+    """The first video stream that is not an attached picture, such as an album cover."""
     from av.stream import Disposition
 
     if not container.streams:
@@ -224,17 +225,17 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
 
 
 def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
-    """All frames of a video, without decoding them.
+    """Read the timestamps of all frames, without decoding.
 
     Raises:
-        SkipRow: there are none or too many, they are not all there, or have no timestamps.
+        SkipRow: there are no frames or too many, the file is truncated, or timestamps are missing.
     """
     counted = container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
     stamps, keys, shown, end = array("q"), array("q"), set[int](), 0
     for packet in _packets(container, stream):
         stamp = packet.dts if counted or packet.pts is None else packet.pts
         if packet.is_corrupt:
-            raise SkipRow("video_damaged", f"it breaks off in frame {len(stamps) + 1}")
+            raise SkipRow("video_damaged", f"it is truncated in frame {len(stamps) + 1}")
         if stamp is None:
             raise SkipRow("video_damaged", f"frame {len(stamps) + 1} has no time at which it is shown")
         if len(stamps) == _MOST_FRAMES:
@@ -242,7 +243,7 @@ def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
         if packet.is_keyframe:
             keys.append(len(stamps))
         stamps.append(stamp)
-        if not packet.is_discard:  # cut off by an edit list: decoded, not shown
+        if not packet.is_discard:  # removed by an edit list: decoded, but not shown
             shown.add(stamp)
             end = max(end, stamp + (packet.duration or 0))
     if not shown:
@@ -252,17 +253,17 @@ def _timeline(container: InputContainer, stream: VideoStream) -> _Timeline:
     return _Timeline(stamps, keys, sorted(shown), end, counted)
 
 
-def _wanted(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
-    """Stamps of the frames that are shown at `count` evenly spaced times, each once."""
+def _requested_stamps(timeline: _Timeline, count: int, tick: Fraction) -> list[int]:
+    """Timestamps of the frames that are shown at `count` evenly spaced times, without repetition."""
     first, last = timeline.shown[0], timeline.shown[-1]
-    # Stamps of WebM are rounded to milliseconds: a time may be one step before the frame that it means.
+    # WebM rounds timestamps to milliseconds, so a computed time may be one tick before its frame.
     slack = 1 if tick <= _HIGHEST_CLOCK else 0
     times = (first + (last - first) * number // max(count - 1, 1) + slack for number in range(count))
     return list(dict.fromkeys(timeline.shown[bisect_right(timeline.shown, time) - 1] for time in times))
 
 
-def _plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Where decoding has to begin, and the stamps that are wanted from there on.
+def _decode_plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """List of (index of the frame where decoding starts, timestamps requested from there on).
 
     Raises:
         SkipRow: too many frames would have to be decoded for one of them.
@@ -274,16 +275,16 @@ def _plan(timeline: _Timeline, wanted: Sequence[int]) -> list[tuple[int, list[in
         key = bisect_right(timeline.keys, places[stamp]) - 1
         while (
             key > 0 and timeline.stamps[timeline.keys[key]] > stamp
-        ):  # shown before the key frame it is stored behind
+        ):  # stored after a key frame, but shown before it
             key -= 1
         start = timeline.keys[key] if key >= 0 else 0
-        if not plan or start > reached:  # else a frame before is stored behind this key frame
+        if not plan or start > reached:  # otherwise an earlier frame is stored after this key frame
             plan.append((start, []))
             reached = start
         if places[stamp] - reached >= _MOST_DECODED:
             raise SkipRow(
                 "video_too_long",
-                f"{places[stamp] - reached} frames have to be decoded for one picture: key frames lie too far apart",
+                f"{places[stamp] - reached} frames have to be decoded for one frame: key frames are too far apart",
             )
         reached = max(reached, places[stamp])
         plan[-1][1].append(stamp)
@@ -296,28 +297,28 @@ def _decode(
     timeline: _Timeline,
     plan: Sequence[tuple[int, list[int]]],
 ) -> Iterator[VideoFrame]:
-    """The frames of a plan, in the order of time. Only what they need is decoded."""
+    """Decode the frames of a plan, in order of time; frames that are not needed for it are skipped."""
     context = stream.codec_context
-    left, picker = deque(plan), _Picker(timeline, 0, [])
+    left, selector = deque(plan), _FrameSelector(timeline, 0, [])
     for place, packet in enumerate(_packets(container, stream)):
         if left and left[0][0] == place:
-            yield from picker.finish(context.decode(None) if picker.wanted else [])
+            yield from selector.finish(context.decode(None) if selector.wanted else [])
             context.flush_buffers()
-            picker = _Picker(timeline, *left.popleft())
-        if picker.wanted:
-            yield from picker.take(context.decode(packet))
+            selector = _FrameSelector(timeline, *left.popleft())
+        if selector.wanted:
+            yield from selector.take(context.decode(packet))
         elif not left:
             return
-    yield from picker.finish(context.decode(None) if picker.wanted else [])
+    yield from selector.finish(context.decode(None) if selector.wanted else [])
 
 
-class _Picker:
-    """Picks the frames with wanted stamps out of those that a decoder gives, in their order.
+class _FrameSelector:
+    """Selects the frames with requested timestamps from the output of a decoder.
 
     Args:
         timeline: of the video.
-        start: place where decoding begins.
-        wanted: stamps to pick, in rising order.
+        start: index of the frame where decoding starts.
+        wanted: requested timestamps, ascending.
     """
 
     def __init__(self, timeline: _Timeline, start: int, wanted: Sequence[int]) -> None:
@@ -327,7 +328,7 @@ class _Picker:
         self._last: tuple[int, VideoFrame] | None = None
 
     def take(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
-        """Wanted frames among the next ones."""
+        """Requested frames among the next decoded ones."""
         for frame in frames:
             if not self.wanted:
                 return
@@ -339,28 +340,28 @@ class _Picker:
             if frame.is_corrupt:
                 raise SkipRow("video_damaged", "a frame cannot be decoded whole")
             while self.wanted and self.wanted[0] < stamp:
-                yield self._before()
+                yield self._frame_shown_before()
             self._last = stamp, frame
             if self.wanted and self.wanted[0] == stamp:
                 self.wanted.popleft()
                 yield frame
 
     def finish(self, frames: Sequence[VideoFrame]) -> Iterator[VideoFrame]:
-        """Wanted frames among the last ones."""
+        """Requested frames among the last decoded ones."""
         yield from self.take(frames)
         while self.wanted:
-            yield self._before()
+            yield self._frame_shown_before()
 
-    def _before(self) -> VideoFrame:
-        """The frame before a wanted one that the decoder keeps to itself: VP8 stores some that are never shown."""
+    def _frame_shown_before(self) -> VideoFrame:
+        """The frame shown before a requested one that the decoder does not return: VP8 has hidden frames."""
         place = bisect_left(self._shown, self.wanted.popleft())
         if self._last is None or place == 0 or self._last[0] != self._shown[place - 1]:
             raise SkipRow("video_damaged", "frames are missing where they should be decoded")
         return self._last[1]
 
 
-def _jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
-    _check_size(frame.width, frame.height, max_pixels)  # it may change in the middle of a stream
+def _encode_jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
+    _check_size(frame.width, frame.height, max_pixels)  # the size may change in the middle of a stream
     pixels = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     if upright and (matrix := cast("Any", frame.side_data.get("DISPLAYMATRIX"))) is not None:
         pixels = _upright(pixels, np.frombuffer(bytes(matrix)[:36], dtype=np.int32).reshape(3, 3))
@@ -371,11 +372,11 @@ def _jpeg(frame: VideoFrame, max_pixels: int, upright: bool) -> bytes:
 
 
 def _upright(pixels: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """A frame as it is to be shown: turned by the quarter turn that is next to its matrix, and mirrored.
+    """Rotate a frame by the multiple of 90 degrees nearest to its display matrix, and mirror it.
 
     Args:
-        pixels: [height, width, 3].
-        matrix: 3 x 3; (x, y, 1) times it is where a pixel is shown.
+        pixels: uint8 [height, width, 3].
+        matrix: int32 [3, 3]; (x, y, 1) times it is the position at which a pixel is shown.
     """
     (a, b), (c, d) = matrix[:2, :2].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):

@@ -1,6 +1,6 @@
 """Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row.
 
-A video stands under "video" in place of "image", as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
+The key "video" in place of "image" names a video, as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.fields import source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _VIDEO_KEYS = frozenset({"video", "videos"})
 _SOUND_KEYS = frozenset({"audio", "audios"})
-# Keys under which other data sets name a picture; a row with one of them would be kept as text without it.
+# Keys under which other data sets name an image. Without this check, such a row would be kept as text alone.
 _OTHER_IMAGE_KEYS = frozenset(
     f"{word}{ending}"
     for word in ("image", "img", "picture", "photo")
@@ -25,19 +25,20 @@ _OTHER_IMAGE_KEYS = frozenset(
 ) - {"image", "images"}
 
 
-class LlavaSource(JsonRows):
-    """Conversations, each with the pictures that `image` (or `images`) names, or the video of `video` (or `videos`).
+class LlavaSource(JsonSource):
+    """Conversations, each with the images of `image` (or `images`), or the video of `video` (or `videos`).
 
-    All else in a row goes into `meta`, the name of its video too. A row with both has its pictures alone. Of a row with
-    a video, `<video>` and `<image>` are taken out of the questions, each with a newline beside it, and the frames stand
-    in front of the first question, as in NVlabs/VILA: some data sets write `<video>`, some `<image>`, and some neither.
+    All other keys of a row go into `meta`, and so does the name of the video. The video of a row that has images is
+    not used. In a row with a video, `<video>` and `<image>` are removed from the questions, each with an adjacent
+    newline, and the frames go in front of the first question, as in NVlabs/VILA: some data sets write `<video>`, some
+    `<image>`, some neither.
 
     Args:
         files: JSON arrays, or JSON lines.
-        image_root: the folder that names of pictures are relative to.
+        image_root: folder that image names are relative to.
 
     Raises:
-        DataError: while iterating, a file cannot be read on.
+        DataError: while iterating, a file cannot be read further.
     """
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
@@ -58,10 +59,10 @@ class LlavaSource(JsonRows):
 
 
 def _image_names(row: Mapping[str, Any]) -> list[str]:
-    """The image files of a row, from `image` or `images`.
+    """Names of the image files of a row, from `image` or `images`.
 
     Raises:
-        SkipRow: they are no names, stand under another key, or the row has sound in their place.
+        SkipRow: the values are not names, another key holds the images, or the row has audio instead.
     """
     given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
     values = [value if isinstance(value, list) else [value] for value in given.values()]
@@ -74,19 +75,19 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     if not names:
         for key, value in row.items():
             if not isinstance(value, (str, list, dict)) or not value:
-                continue  # a table with gaps: the row has none
+                continue  # an empty value, as in a table with gaps
             if key.lower() in _SOUND_KEYS:
                 raise SkipRow("other_media", f"it has {key!r} and no image")
             if key.lower() in _OTHER_IMAGE_KEYS:
-                raise SkipRow("image_field", f"it has {key!r} where 'image' is due")
+                raise SkipRow("image_field", f"it has {key!r} instead of 'image'")
     return [str(name) for name in names]
 
 
 def _video_name(row: Mapping[str, Any]) -> str | None:
-    """The video of a row, if it has one.
+    """Name of the video file of a row; None if it has none.
 
     Raises:
-        SkipRow: what stands there is no name, or there are several.
+        SkipRow: the value is not a name, or there are several.
     """
     given = [
         value
@@ -102,7 +103,7 @@ def _video_name(row: Mapping[str, Any]) -> str | None:
 
 
 def _without_placeholders(turns: object) -> object:
-    """Turns without `<video>` and `<image>` in their questions; what is no turn stays as it is."""
+    """Remove `<video>` and `<image>` from the questions; items that are not turns stay as they are."""
     if not isinstance(turns, list):
         return turns
     cleaned = []

@@ -1,8 +1,8 @@
-"""MMC4: web pages, each with its pictures placed at the sentences that they match.
+"""MMC4: web pages whose images are matched to sentences.
 
 Layout (github.com/allenai/mmc4), one line a document:
 `{text_list: [str], url, could_have_url_duplicate, similarity_matrix: [pictures x sentences], image_info: [{image_name,
-raw_url, matched_text_index, matched_sim, face_detections}]}`; the pictures are files `image_name` in a folder.
+raw_url, matched_text_index, matched_sim, face_detections}]}`; the images are files `image_name` in a folder.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import Any
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 MAX_PICTURES = 6
-"""Of one document; the first ones of its list that are there. VILA takes as many."""
+"""Maximum images of one document: the first of its list that have a file. VILA uses the same limit."""
 
 
-class Mmc4Source(JsonRows):
-    """Documents with pictures in them, put together as VILA does (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
+class Mmc4Source(JsonSource):
+    """Documents with images in them, composed as in VILA (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
 
-    The first 6 pictures of the list are taken. One that is not there, as its URL has rotted since, is passed over
-    and the next one takes its place; a document of which no picture is there is left out. VILA's tools keep the
-    documents alone of which every picture was downloaded; those come out the same.
+    The first 6 images of the list are used. An image without a file (dead URL) is skipped and the next one takes its
+    place; a document with no image file at all is skipped. VILA's tools keep only documents of which every image was
+    downloaded; for those the result is the same.
 
-    Each picture stands in front of its matched sentence, those of one sentence in the order of the list. Sentences are
-    joined by one space; one space on either side of a picture goes. `<image>` in a sentence becomes `<IMAGE>`. A
-    picture that no text follows is left out. `meta` has the page's `url`, and `raw_url` and `matched_sim` as lists in
-    the order of the record's pictures. Nothing is downloaded.
+    Each image goes in front of its matched sentence; images of one sentence keep the order of the list. Sentences are
+    joined by one space; one space on either side of an image is removed. `<image>` in a sentence becomes `<IMAGE>`.
+    Images at the end of the document are dropped. `meta` has the page's `url`, and `raw_url` and `matched_sim` as
+    lists in the order of the record's images. Nothing is downloaded.
 
     Args:
         files: `docs_shard_<n>_v3.jsonl`.
-        image_root: the folder of the pictures.
+        image_root: folder of the images.
 
     Raises:
-        DataError: while iterating, there is no image_root, or a file cannot be read on.
+        DataError: while iterating, there is no image_root, or a file cannot be read further.
     """
 
     def rows(self) -> Iterator[RawRow]:
-        """The text of each line."""
+        """The JSON text of each line, as bytes in `payload`."""
         if self._image_root is None and self._files:
             raise DataError(
-                f"{self._files[0]} names picture files: give --image-root, the folder that they are in"
+                f"{self._files[0]} names image files: give --image-root, the folder that they are in"
             )
         yield from super().rows()
 
@@ -54,7 +54,7 @@ class Mmc4Source(JsonRows):
         sentences = _sentences(fields.get("text_list"))
         pictures, num_missing = self._pictures(fields.get("image_info"), len(sentences))
         _check_matrix(fields.get("similarity_matrix"), len(fields["image_info"]), len(sentences))
-        pictures.sort(key=lambda picture: picture["matched_text_index"])  # stable, as published
+        pictures.sort(key=lambda picture: picture["matched_text_index"])  # a stable sort, as published
         for picture in pictures:
             place = picture["matched_text_index"]
             sentences[place] = IMAGE_TOKEN + sentences[place]
@@ -77,7 +77,7 @@ class Mmc4Source(JsonRows):
         )
 
     def _pictures(self, found: object, num_sentences: int) -> tuple[list[dict[str, Any]], int]:
-        """The pictures that are taken, checked; and how many were passed over as they are not there."""
+        """The images that are used, validated, and the number of images skipped because they have no file."""
         if not isinstance(found, list) or not all(isinstance(picture, dict) for picture in found):
             raise SkipRow("document_layout", "'image_info' is not a list of objects")
         taken: list[dict[str, Any]] = []
@@ -100,7 +100,7 @@ class Mmc4Source(JsonRows):
         if num_missing and not taken:
             raise SkipRow(
                 "image_missing",
-                f"none of its {num_missing} pictures, of which {found[0]['image_name']} is the first",
+                f"none of its {num_missing} images has a file; the first is {found[0]['image_name']}",
             )
         return taken, num_missing
 
@@ -112,7 +112,7 @@ def _sentences(found: object) -> list[str]:
 
 
 def _is_missing(path: str) -> bool:
-    """Whether there is no such file; what else is wrong with it is said where it is read."""
+    """Whether there is no such file; other problems are reported when the file is read."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -123,7 +123,7 @@ def _is_missing(path: str) -> bool:
 
 
 def _check_matrix(found: object, num_pictures: int, num_sentences: int) -> None:
-    """The matrix says nothing that is needed; one that does not fit shows that something is missing from the row."""
+    """Validate the shape of the matrix. Its values are not used; a wrong shape means that the row is incomplete."""
     if found is None:
         return
     rows = found if isinstance(found, list) else []

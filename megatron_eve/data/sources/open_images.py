@@ -1,8 +1,8 @@
-"""OpenImages: pictures in folders, and a CSV that says where each comes from. There are no captions.
+"""OpenImages: images in folders, and a CSV with the origin of each. There are no captions.
 
 Layout (storage.googleapis.com/openimages, version 6): `ImageID,Subset,OriginalURL,OriginalLandingURL,License,
 AuthorProfileURL,Author,Title,OriginalSize,OriginalMD5,Thumbnail300KURL,Rotation`, quoted where a field has a comma;
-older files have no Rotation. An ImageID is 16 hexadecimal digits, and its picture is `<ImageID>.jpg`.
+older files have no Rotation. An ImageID is 16 hexadecimal digits, and its file is `<ImageID>.jpg`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,35 @@ from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_MAX_LINE = 4 << 20  # bytes; csv refuses a field of 128 KiB by itself
+_MAX_LINE = 4 << 20  # bytes; the csv module itself refuses fields of more than 128 KiB
 
 
 class OpenImagesSource(Source):
-    """Pictures of OpenImages, each a pair with an empty caption.
+    """Images of OpenImages, each a pair with an empty caption.
 
-    Pictures lie anywhere below `image_root` (in `V6Train1/` and so on, say). The folder is walked once,
-    at the first row, and kept as 12 bytes a picture. `meta` has the fields of the CSV that are not empty, by their
-    published names. Rotation (degrees, 0 to 270) says how far the stored picture is turned, as is commonly understood
-    of it; nothing published says in which direction, so no picture is turned by it.
+    Images may be anywhere below `image_root` (for example in `V6Train1/`). The folder is walked once, at the first
+    row; the index takes 12 bytes per image. `meta` has the non-empty fields of the CSV under their published names.
+    Rotation (degrees, 0 to 270) is kept but not applied: its direction is not documented.
 
     Args:
         files: CSV files.
-        image_root: the folder of the pictures.
+        image_root: folder of the images.
 
     Raises:
-        DataError: while iterating, there is no such folder, no picture below it, or a file that is not such a CSV.
+        DataError: while iterating, the folder does not exist or has no image, or a file is not an OpenImages CSV.
     """
 
     def rows(self) -> Iterator[RawRow]:
-        """The fields of each row, with the path of its picture."""
+        """The fields of each row, with the path of its image."""
         if not self._files:
             return
         if self._image_root is None:
-            raise DataError(
-                f"{self._files[0]} names pictures: give --image-root, the folder that they are in"
-            )
+            raise DataError(f"{self._files[0]} names images: give --image-root, the folder that they are in")
         pictures: _Pictures | None = None
         before = 0
         for file in self._files:
             with _open(file) as raw:
-                # csv takes line breaks as they are; bytes that are not UTF-8 matter to a title alone.
+                # The csv module handles line breaks itself; bytes that are not UTF-8 can only occur in titles.
                 lines = (line.decode("utf-8-sig", "backslashreplace") for line in _lines(raw, file))
                 reader = csv.reader(lines, strict=True)
                 number = 0
@@ -103,7 +100,7 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _lines(raw: IO[bytes], file: Path) -> Iterator[bytes]:
-    """Lines of a CSV, none so long that it fills the memory."""
+    """Lines of a CSV; raises DataError at a line longer than _MAX_LINE, so that memory stays bounded."""
     while line := raw.readline(_MAX_LINE + 1):
         if len(line) > _MAX_LINE:
             raise DataError(
@@ -130,10 +127,10 @@ def _row(
 
 
 class _Pictures:
-    """Where the pictures of a folder and of all folders in it lie: 8 bytes for an id and 4 for its folder.
+    """Index from image id to path, for a folder and all its subfolders: 8 bytes for an id and 4 for its folder.
 
     Raises:
-        DataError: there is no such folder, or no picture in it.
+        DataError: the folder does not exist or has no image.
     """
 
     def __init__(self, root: str) -> None:
@@ -149,16 +146,16 @@ class _Pictures:
             self._folders.append(os.path.relpath(folder, root))
         if not ids:
             raise DataError(
-                f"no picture of OpenImages (16 hexadecimal digits and .jpg) is below --image-root {root}: give the "
-                "folder that the archives of pictures were unpacked to"
+                f"no OpenImages file (16 hexadecimal digits and .jpg) is below --image-root {root}: give the "
+                "folder that the image archives were unpacked to"
             )
-        # Stable: of a picture that lies in two folders, the first one counts.
+        # A stable sort: if an image is in two folders, the first is used.
         order = np.argsort(np.frombuffer(ids, dtype=np.uint64), kind="stable")
         self._ids = np.frombuffer(ids, dtype=np.uint64)[order]
         self._places = np.frombuffer(places, dtype=np.uint32)[order]
 
     def find(self, name: str) -> str | None:
-        """Path of a picture, relative to the root; None if there is none."""
+        """Path of an image relative to the root; None if it is not there."""
         if not _ID.fullmatch(name):
             return None
         wanted = np.uint64(int(name, 16))

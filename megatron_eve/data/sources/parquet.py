@@ -1,4 +1,4 @@
-"""Parquet: rows of `data/schema.py` between the stages of the data engine, and data sets of the Hugging Face hub."""
+"""Parquet: shards of records (`data/schema.py`), and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
-from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroup, one_line, open_file
+from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroupReader, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
@@ -38,28 +38,28 @@ ARROW_SCHEMA = pyarrow.schema(
         ("meta", pyarrow.string()),
     ]
 )
-"""Columns of a shard of records; `meta` is a JSON object."""
+"""Columns of a shard of records; `meta` is the text of a JSON object."""
 
-# Columns under which data sets of the hub have a picture and its caption; img2dataset's parquet output, too.
+# Column names of an image and its caption in data sets of the hub and in img2dataset's parquet output.
 _PICTURES = ("image", "images", "jpg", "png", "webp")
 _CAPTIONS = ("caption", "text", "txt", "TEXT", "captions")
-_ROW_GROUP_BYTES = 32 << 20  # few enough rows that a worker soon comes to its own
-_ROW_BYTES = 1024  # for all of a row but pictures and text
+_ROW_GROUP_BYTES = 32 << 20  # small, since a worker decodes a group from its start
+_ROW_BYTES = 1024  # estimate for everything in a row except images and text
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write a shard of records, under a temporary name until it is whole; gives their number.
+    """Write a shard of records and return their number. The file has a temporary name until it is complete.
 
     Args:
         path: of the shard, `*.parquet`.
-        records: in their order; row groups of at most 32 MiB of pictures and text, or of one row. Of a video there are
-            its frames (`video.with_pictures`): a shard has no place for the video itself.
+        records: in order. A row group holds one row, or at most 32 MiB of images and text. Videos must have been
+            replaced by their frames (`frames.with_frames`), since a shard has no column for videos.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []
     count = size = 0
     try:
-        # Few rows a page: no reader can hold less than a page, which else has a whole row group's pictures.
+        # Few rows per page: readers hold at least one page, which by default is as large as the row group.
         with parquet.ParquetWriter(partial, ARROW_SCHEMA, write_batch_size=16) as writer:
             for record in records:
                 added = sum(len(image.data or b"") for image in record.images)
@@ -80,31 +80,31 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 class ParquetSource(Source):
     """Rows of parquet files, which all have the same columns.
 
-    What the columns are tells what a row is:
+    The columns decide what a row becomes:
 
     - those of ARROW_SCHEMA: a record;
-    - `conversations`, a list of `{from, value}`, with or without pictures: a conversation;
-    - a picture (image, images, jpg ...) and a caption (caption, text, txt ...): a pair.
+    - `conversations`, a list of `{from, value}`, with or without images: a conversation;
+    - an image (image, images, jpg ...) and a caption (caption, text, txt ...): a pair.
 
-    A picture is bytes, `{bytes, path}` as the hub has them, a path under `image_root`, or a list of such. Other columns
-    of numbers and strings go into `meta`.
+    An image is bytes, `{bytes, path}` as on the hub, a path under `image_root`, or a list of these. Other columns of
+    numbers and strings go into `meta`.
 
     Args:
-        files: parquet.
-        image_root: the folder that paths are relative to.
+        files: parquet files.
+        image_root: folder that paths are relative to.
 
     Raises:
-        DataError: while iterating, a file is not parquet, breaks off, or has columns of another layout. The heads of
-            all files are looked at first.
+        DataError: while iterating, a file is not parquet, is truncated, or has other columns than these. The metadata
+            of all files is checked first.
     """
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
         super().__init__(files, image_root)
         self._opened: tuple[str, parquet.ParquetFile, list[str]] | None = None
-        self._group: RowGroup | None = None
+        self._group: RowGroupReader | None = None
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows, by their places alone; `record` reads them."""
+        """All rows, each as its row group and its number in it; `record` reads the content."""
         for file in self._files:
             _columns(file)
         before = 0
@@ -126,7 +126,7 @@ class ParquetSource(Source):
             fields = self._row_group(row.file, group, number).row(number)
         except UNREADABLE as error:
             raise DataError(
-                f"{row.file}, row {row.number}: it cannot be read on ({one_line(error)}); {_again(error)}"
+                f"{row.file}, row {row.number}: it cannot be read further ({one_line(error)}); {_remedy(error)}"
             ) from error
         try:
             for layout, record in _LAYOUTS:
@@ -135,14 +135,14 @@ class ParquetSource(Source):
         except SkipRow as skip:
             skip.id = None if fields.get("id") is None else str(fields["id"])
             raise
-        raise AssertionError(f"columns {list(fields)} were taken and have no layout")
+        raise AssertionError(f"columns {list(fields)} were accepted and fit no layout")
 
-    def _row_group(self, file: str, group: int, row: int) -> RowGroup:
-        """The group that is read, from `row` on. A file's footer is read once for all of its groups."""
+    def _row_group(self, file: str, group: int, row: int) -> RowGroupReader:
+        """Reader of a row group that can return `row`. The footer of a file is read once for all its groups."""
         if self._opened is None or self._opened[0] != file:
             self._opened, self._group = (file, open_file(file), _columns(Path(file))), None
         if self._group is None or not self._group.holds(group, row):
-            self._group = RowGroup(self._opened[1], group, self._opened[2])
+            self._group = RowGroupReader(self._opened[1], group, self._opened[2])
         return self._group
 
 
@@ -163,19 +163,23 @@ def _row_counts(file: Path) -> list[int]:
         metadata = parquet.read_metadata(file)
         return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except UNREADABLE as error:
-        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+        raise DataError(
+            f"{file} is not a complete parquet file ({one_line(error)}): {_remedy(error)}"
+        ) from error
 
 
 def _columns(file: Path) -> list[str]:
-    """The columns of a file that are read.
+    """Names of the columns of a file that are read.
 
     Raises:
-        DataError: it is not a parquet file, or not of a layout that is known.
+        DataError: the file is not parquet, or its columns fit no layout.
     """
     try:
         schema = parquet.read_schema(file)
     except UNREADABLE as error:
-        raise DataError(f"{file} is not a whole parquet file ({one_line(error)}): {_again(error)}") from error
+        raise DataError(
+            f"{file} is not a complete parquet file ({one_line(error)}): {_remedy(error)}"
+        ) from error
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
             f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
@@ -183,11 +187,11 @@ def _columns(file: Path) -> list[str]:
             "docs/data.md; rename its columns"
         )
     used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
-    return [field.name for field in schema if field.name in used or _is_plain(field.type)]
+    return [field.name for field in schema if field.name in used or _is_metadata_column(field.type)]
 
 
-def _is_plain(kind: pyarrow.DataType) -> bool:
-    """Whether a column's values go into `meta`."""
+def _is_metadata_column(kind: pyarrow.DataType) -> bool:
+    """Whether the values of a column of this type go into `meta`."""
     types = pyarrow.types
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -253,7 +257,7 @@ def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
     assert name is not None and caption is not None
     images = _pictures(fields[name])
     if len(images) != 1:
-        raise SkipRow("parquet_row", f"{name} holds {len(images)} pictures, and a caption is of one")
+        raise SkipRow("parquet_row", f"{name} holds {len(images)} images, and a caption belongs to one")
     text = plain_text("" if fields[caption] is None else fields[caption], caption)
     turns = [{"from": "gpt", "value": IMAGE_TOKEN + text}]
     return Record(_id(fields), source_name(row.file), "pair", images, turns, _meta(fields, (name, caption)))
@@ -278,10 +282,10 @@ def _meta(fields: dict[str, Any], used: Sequence[str | None]) -> dict[str, Any]:
 
 
 def _pictures(value: object) -> list[ImageFile]:
-    """Pictures as a column has them.
+    """Convert the value of an image column to image files.
 
     Raises:
-        SkipRow: one is null, too large, or neither bytes nor a path.
+        SkipRow: an image is null, too large, or neither bytes nor a path.
     """
     found = []
     for one in value if isinstance(value, list) else [value]:
@@ -290,19 +294,19 @@ def _pictures(value: object) -> list[ImageFile]:
         )
         data, path, digest = (given.get(key) for key in ("bytes", "path", "sha256"))
         if data is None and not path:
-            raise SkipRow("parquet_row", "a picture is null: neither bytes nor a path")
+            raise SkipRow("parquet_row", "an image is null: neither bytes nor a path")
         if not isinstance(data, bytes | None) or not isinstance(path, str | None):
-            raise SkipRow("parquet_row", f"a picture is {type(data or path).__name__}, not bytes")
+            raise SkipRow("parquet_row", f"an image is {type(data or path).__name__}, not bytes")
         if not isinstance(digest, str | None):
-            raise SkipRow("parquet_row", f"the sha256 of a picture is {type(digest).__name__}, not text")
+            raise SkipRow("parquet_row", f"the sha256 of an image is {type(digest).__name__}, not text")
         if data is not None and len(data) > MAX_ROW_BYTES:
-            raise SkipRow("image_file_too_large", f"{path or 'a picture'} has {len(data)} bytes")
+            raise SkipRow("image_file_too_large", f"{path or 'an image'} has {len(data)} bytes")
         found.append(ImageFile(data, path, digest))
     return found
 
 
-def _again(error: Exception) -> str:
-    """The remedy for a file that cannot be read."""
+def _remedy(error: Exception) -> str:
+    """Remedy for a file that cannot be read."""
     if "decrypt" in str(error).lower():
         return "it is encrypted, write it again without that"
     return "copy or download it again"

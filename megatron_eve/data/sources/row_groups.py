@@ -1,4 +1,4 @@
-"""Rows of a parquet file, read by the worker that they are sent to."""
+"""`RowGroupReader`, which reads single rows of a parquet row group, in the worker that parses them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pyarrow import parquet
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.sources.source import CHUNK_ROWS
 
-# What pyarrow raises of a damaged file; names of columns that are no text come as the last one.
+# Errors of pyarrow for a damaged file; column names that are not UTF-8 raise UnicodeDecodeError.
 UNREADABLE = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
-_BATCH_BYTES = 16 << 20  # of a file that are held at a time
+_BATCH_BYTES = 16 << 20  # of a file that are in memory at a time
 
 
 def open_file(file: str) -> parquet.ParquetFile:
-    """A file of which rows are read through a small buffer."""
+    """Open a parquet file for reading rows through a small buffer."""
     return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
 
 
-class RowGroup:
-    """Reads the rows of one row group forwards, a few at a time: neither file nor group is held, however large.
+class RowGroupReader:
+    """Reads the rows of one row group in order, a few at a time, so memory does not grow with the group or the file.
 
-    Each worker that has rows of a group decodes it up to its last one of them, and makes Python's objects of its own
-    rows. That costs workers little, where pictures that pass through the parent cost it more than all else.
+    Each worker that has rows of a group decodes the group up to its last row, and converts only its own rows to Python
+    objects. This costs workers little, while sending images through the parent would be its largest cost.
 
     Args:
-        opened: the file; it stays open for its other groups.
+        opened: the file; it is not closed, since its other groups use it, too.
         group: number of the row group.
-        columns: that are read.
+        columns: names of the columns to read.
 
     Raises:
         pyarrow.ArrowException, OSError, UnicodeDecodeError: the file is damaged; also while reading.
@@ -45,19 +45,19 @@ class RowGroup:
             count, row_groups=[group], columns=list(columns), use_threads=False
         )
         self._next = 0
-        # The last two: a chunk of rows may lie in both, and may be gone through again.
+        # The last two batches: a chunk of rows may span both, and may be read again.
         self._unpacked: deque[tuple[int, list[dict[str, Any] | SkipRow]]] = deque(maxlen=2)
 
     def holds(self, group: int, row: int) -> bool:
-        """Whether `row` can give a row of a group: it is this group, and not passed already."""
+        """Whether `row` can return this row: it is in this group, and not before the batches in memory."""
         first = self._unpacked[0][0] if self._unpacked else self._next
         return group == self._group and row >= first
 
     def row(self, number: int) -> dict[str, Any]:
-        """The columns of one row.
+        """Column values of one row.
 
         Raises:
-            SkipRow: one of them cannot be had in Python.
+            SkipRow: a value cannot be converted to a Python object.
         """
         while number >= self._next:
             batch = next(self._batches, None)
@@ -76,18 +76,18 @@ class RowGroup:
 
 
 def one_line(error: object) -> str:
-    """The beginning of an error's text, without its line breaks."""
+    """The first 160 characters of an error message, without line breaks."""
     return " ".join(str(error).split())[:160]
 
 
 def _unpack(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | SkipRow]:
-    """The columns of each row, or why they cannot be had."""
+    """Column values of each row, or the SkipRow of a row that cannot be converted."""
     try:
         return list(batch.to_pylist())
     except (
         ValueError,
         OverflowError,
-    ):  # one value of one row: text that is not UTF-8, a date that Python has not
+    ):  # some value cannot be converted: text that is not UTF-8, a date out of range
         return [_row_at(batch, number) for number in range(batch.num_rows)]
 
 

@@ -1,7 +1,7 @@
-"""What every source is: it cuts its files into rows in one process, and reads a row in another.
+"""`Source`, the base class of input readers: one process splits files into rows, workers parse them.
 
-`rows` runs in the parent of the workers, which has to keep all of them busy: it finds where rows begin and end, and
-leaves their content alone. `record` runs in a worker.
+`rows` runs in the parent process, which has to keep all workers busy: it only finds where rows begin and end.
+`record` parses a row, in a worker.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 
 CHUNK_ROWS = 16
-"""Rows that are sent to a worker at a time."""
+"""Number of rows that are sent to a worker at a time."""
 
 
 class RawRow(NamedTuple):
-    """One row as it was cut out of its file.
+    """One row of an input file, not parsed yet.
 
     Attributes:
         file: name of the file of the input.
-        number: of the row in it, counted from 1.
-        payload: what `Source.record` makes a record of; cheap to send to another process.
-        problem: (reason, detail) of a row that is known to be unusable already.
+        number: of the row in the file, counted from 1.
+        payload: input of `Source.record`; cheap to send to another process.
+        problem: (reason, detail) if the row is already known to be unusable.
     """
 
     file: str
@@ -35,11 +35,11 @@ class RawRow(NamedTuple):
 
 
 class Source(ABC):
-    """Rows of one layout from one or more files. A copy of it goes to each worker.
+    """Reader for one layout of input files. Each worker gets a copy.
 
     Args:
-        files: of the input, in their order.
-        image_root: the folder that picture names are relative to, where the layout has names.
+        files: input files, in order.
+        image_root: folder that image names are relative to, if the layout has names.
     """
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
@@ -49,24 +49,24 @@ class Source(ABC):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files, for a progress bar."""
+        """Total size of all files in bytes, for the progress bar."""
         return sum(file.stat().st_size for file in self._files)
 
     @property
     def position(self) -> int:
-        """Bytes read so far; a source may read a buffer ahead of the last row."""
+        """Bytes read so far; a source may have read ahead of the last row."""
         return self._position
 
     @abstractmethod
     def rows(self) -> Iterator[RawRow]:
-        """All rows in their order, file after file, in constant memory.
+        """All rows in order, file after file, in constant memory.
 
         Raises:
-            DataError: a file cannot be opened, or not be read on; it names the file, the row and the remedy.
+            DataError: a file cannot be opened or read further; the message names the file, the row and the remedy.
         """
 
     def record(self, row: RawRow) -> Record:
-        """What a row holds.
+        """Parse a row.
 
         Raises:
             SkipRow: the row cannot be used.
@@ -77,4 +77,4 @@ class Source(ABC):
 
     @abstractmethod
     def _make_record(self, row: RawRow) -> Record:
-        """What a row without a problem holds; raises SkipRow as `record`."""
+        """Parse a row that has no `problem`; raises SkipRow as `record` does."""

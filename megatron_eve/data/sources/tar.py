@@ -1,8 +1,8 @@
-"""Where the members of a tar archive lie, read from its headers alone: no member is read, extracted or followed.
+"""Lists the members of a tar archive with their offsets, from its headers alone; no member is read or extracted.
 
-Python's `tarfile` takes three times as long, keeps every member that it has seen, and reads extended headers of any
-size into memory. The layout is POSIX.1-2017, pax ("ustar Interchange Format", "pax Header Block"), with GNU tar's long
-names and sizes.
+Used instead of Python's `tarfile`, which takes three times as long, keeps every member in memory, and reads extended
+headers of any size. The format is POSIX.1-2017, pax ("ustar Interchange Format", "pax Header Block"), with GNU tar's
+long names and sizes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import NamedTuple
 from megatron_eve.data.errors import DataError
 
 _BLOCK = 512
-_BUFFER = (
-    1 << 13
-)  # holds the headers of a row's small members and of the next picture: one read in place of three
-_EMPTY = bytes(_BLOCK)
+_BUFFER = 1 << 13  # bytes; one read covers the small members of a row and the next header
+_ZERO_BLOCK = bytes(_BLOCK)
 _MAX_EXTENSION = 1 << 20  # bytes of a long name or of a pax header
-_AGAIN = "copy or download it again, or leave it out of --input"
-_EXTENSIONS = (b"L", b"K", b"x", b"g", b"V")  # they say something about the next member, or about the archive
+_REMEDY = "copy or download it again, or leave it out of --input"
+_EXTENSIONS = (b"L", b"K", b"x", b"g", b"V")  # headers that describe the next member or the whole archive
 _SPECIAL = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -32,13 +30,13 @@ _SPECIAL = {
 
 
 class Member(NamedTuple):
-    """One member of an archive; directories are none.
+    """One member of an archive that is not a directory.
 
     Attributes:
-        name: without a leading "./"; bytes that are not UTF-8 are written as escapes.
+        name: without a leading "./"; bytes that are not UTF-8 are escaped.
         offset: of its first byte in the archive.
         size: in bytes.
-        problem: (reason, detail) of one that is not a file, or whose name leads out of where it is unpacked.
+        problem: (reason, detail) if it is not a regular file, or its path leads out of the folder of extraction.
     """
 
     name: str
@@ -48,10 +46,10 @@ class Member(NamedTuple):
 
 
 def check_archive(path: Path) -> None:
-    """See early, from its first and its last block, whether a file is an archive that has its end.
+    """Quick check, from the first and the last block, that a file is a complete tar archive.
 
     Raises:
-        DataError: it cannot be read, is no tar archive, or ends in the middle.
+        DataError: the file cannot be read, is not a tar archive, or is truncated.
     """
     try:
         with path.open("rb") as file:
@@ -61,32 +59,32 @@ def check_archive(path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot open {path} ({error.strerror}): give --input tar files") from error
     if not head:
-        raise DataError(f"{path} is empty; {_AGAIN}")
-    if head != _EMPTY and not _checksum_is_right(head):
+        raise DataError(f"{path} is empty; {_REMEDY}")
+    if head != _ZERO_BLOCK and not _checksum_is_right(head):
         raise DataError(
             f"{path} is not a tar archive: leave it out of --input, or copy it again if it should be one"
         )
-    if end != _EMPTY:
+    if end != _ZERO_BLOCK:
         raise DataError(
-            f"{path} breaks off: it does not end with the empty blocks that end a tar archive; {_AGAIN}"
+            f"{path} breaks off: it does not end with the empty blocks that end a tar archive; {_REMEDY}"
         )
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The files of an archive, and what else is in it but directories, in their order.
+    """All members of an archive except directories, in order.
 
     Args:
-        path: a plain tar archive; see `check_archive`.
+        path: an uncompressed tar archive; see `check_archive`.
 
     Raises:
-        DataError: the archive breaks off or is damaged; it names the file and the place.
+        DataError: the archive is truncated or damaged; the message names the file and the byte.
     """
     with path.open("rb", buffering=0) as file:
         yield from _Headers(path, file.fileno()).members()
 
 
 class _Headers:
-    """Walks over the headers of one archive."""
+    """Iterates over the headers of one archive."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -98,7 +96,7 @@ class _Headers:
         at = 0
         long_name: str | None = None
         pax: dict[bytes, bytes] = {}
-        while (block := self._read(at, _BLOCK)) != _EMPTY:
+        while (block := self._read(at, _BLOCK)) != _ZERO_BLOCK:
             if not _checksum_is_right(block):
                 raise self._damaged(at, "there is no header of a member")
             kind = block[156:157]
@@ -109,7 +107,7 @@ class _Headers:
             if data + (0 if kind in _SPECIAL else size) > self._end:
                 raise DataError(
                     f"{self._path} breaks off: {name!r:.200} at byte {at} says that it has {size} bytes, and the "
-                    f"file ends at byte {self._end}; {_AGAIN}"
+                    f"file ends at byte {self._end}; {_REMEDY}"
                 )
             at = after
             if kind in _EXTENSIONS:
@@ -119,7 +117,7 @@ class _Headers:
                     long_name = _text(self._read(data, size).split(b"\0", 1)[0])
                 elif kind == b"x":
                     pax = self._pax(data, size)
-                continue  # of what a global header says, and of the target of a link, nothing is needed
+                continue  # global headers and link targets are not needed
             if b"path" in pax:
                 name = _text(pax[b"path"])
             sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)
@@ -133,10 +131,10 @@ class _Headers:
                 continue
             name = name.removeprefix("./")
             yield Member(name, data, size, _problem(name, kind))
-        self._check_nothing_behind(at)
+        self._check_end(at)
 
-    def _check_nothing_behind(self, at: int) -> None:
-        """Archives that `cat` joined have members behind the end of the first; tar itself does not see them."""
+    def _check_end(self, at: int) -> None:
+        """Refuse data after the end of the archive, as in archives joined by `cat`: tar itself ignores it."""
         while at < self._end:
             size = min(self._end - at, 1 << 20)
             if self._read(at, size).strip(b"\0"):
@@ -157,7 +155,7 @@ class _Headers:
         if begin + size > len(self._buffer):
             raise DataError(
                 f"{self._path} breaks off at byte {self._end}, without the empty blocks that end a tar archive; "
-                f"{_AGAIN}"
+                f"{_REMEDY}"
             )
         return self._buffer[begin : begin + size]
 
@@ -188,22 +186,22 @@ class _Headers:
         return found
 
     def _damaged(self, at: int, what: str) -> DataError:
-        return DataError(f"{self._path} is damaged at byte {at} ({what}); {_AGAIN}")
+        return DataError(f"{self._path} is damaged at byte {at} ({what}); {_REMEDY}")
 
 
 def _checksum_is_right(block: bytes) -> bool:
     if len(block) < _BLOCK:
         return False
     try:
-        said = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+        recorded = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
     except ValueError:
         return False
-    return said == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return recorded == sum(block) - sum(block[148:156]) + 8 * ord(" ")
 
 
 def _name(block: bytes) -> str:
     name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0":  # GNU's own format keeps other things in the place of the prefix
+    if block[257:263] == b"ustar\0":  # the GNU format uses these bytes differently
         prefix = block[345:500].split(b"\0", 1)[0]
         if prefix:
             name = prefix + b"/" + name

@@ -7,23 +7,23 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Kind, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import is_blank
 
 
-class TextSource(JsonRows):
+class TextSource(JsonSource):
     """Rows of text.
 
-    `{"text": ...}` is of kind "text". `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN) is a
-    conversation of one question and its answer. `id`, where there is one, is the row's; all else goes into `meta`.
+    `{"text": ...}` becomes a record of kind "text". `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN)
+    becomes a conversation of one question and its answer. `id` is kept if there is one; other keys go into `meta`.
 
     Args:
         files: JSON lines, or JSON arrays.
         image_root: not used.
 
     Raises:
-        DataError: while iterating, a file cannot be read on.
+        DataError: while iterating, a file cannot be read further.
     """
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:

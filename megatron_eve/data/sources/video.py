@@ -1,4 +1,4 @@
-"""Video files, each with its caption and metadata beside it under its name: clip.mp4, clip.txt, clip.json."""
+"""Video files with caption and metadata in files of the same name: clip.mp4, clip.txt, clip.json."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from megatron_eve.data.sources.source import RawRow, Source
 
 
 class VideoSource(Source):
-    """A pair of a video and its caption for each file.
+    """One pair of a video and its caption for each file.
 
-    Without a .txt, the caption is that of the .json; without either it is empty. `meta` is what the .json says.
+    The caption is the .txt file, else the caption in the .json file, else empty. `meta` is the content of the .json.
 
     Args:
-        files: videos.
+        files: video files.
         image_root: not used.
     """
 
     def rows(self) -> Iterator[RawRow]:
-        """A row for each file; no file is opened."""
+        """One row for each file; no file is opened."""
         for file in self._files:
             self._position += file.stat().st_size
             yield RawRow(str(file), 1, None)
 
     def _make_record(self, row: RawRow) -> Record:
-        """The file and what lies beside it.
+        """Read the video, its caption and its metadata.
 
         Raises:
-            SkipRow: one of them cannot be read.
+            SkipRow: one of the files cannot be read.
         """
         file = Path(row.file)
         try:
@@ -55,10 +55,10 @@ class VideoSource(Source):
 
 
 def _beside(file: Path, suffix: str) -> bytes | None:
-    """What the file of the same name with another suffix holds, if there is one.
+    """Content of the file of the same name with another suffix; None if there is none.
 
     Raises:
-        SkipRow: it is too large, or cannot be read.
+        SkipRow: the file is too large or cannot be read.
     """
     path = file.with_suffix(suffix)
     try:

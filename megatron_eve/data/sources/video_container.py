@@ -1,60 +1,60 @@
-"""What the bytes of a video file say of themselves: which container it is, and how long it should be."""
+"""Container format of a video file and the size that its header declares, from its bytes."""
 
 from __future__ import annotations
 
 from megatron_eve.data.errors import SkipRow
 
-# Names of the outermost parts of mp4 and mov.
+# Names of top-level boxes of mp4 and mov.
 _BOXES = frozenset(
     {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"sidx"}
 )
 
 
 def demuxer_of(data: bytes) -> str:
-    """ffmpeg's name of the container that the file is, from its first bytes.
+    """Name of ffmpeg's demuxer for a file, from its first bytes.
 
     Raises:
-        SkipRow: it is empty, none of the known ones, or says itself that it has more bytes than there are.
+        SkipRow: the file is empty, has an unknown format, or is shorter than its header declares.
     """
     if not data:
         raise SkipRow("image_empty", "it has 0 bytes")
     head = data[:12]
-    said = 0  # bytes that the file should have
+    declared_size = 0  # bytes; 0 if unknown
     if head[4:8] in _BOXES:
-        name, said = "mov", _mov_size(data)
+        name, declared_size = "mov", _mov_size(data)
     elif head[:4] == b"RIFF" and head[8:] == b"AVI ":
-        name, said = "avi", 8 + int.from_bytes(data[4:8], "little")
+        name, declared_size = "avi", 8 + int.from_bytes(data[4:8], "little")
     elif head[:4] == b"\x1a\x45\xdf\xa3":
-        name, said = "matroska", _matroska_size(data)
+        name, declared_size = "matroska", _matroska_size(data)
     elif head[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] == b"\x47":
-        name = "mpegts"  # a broadcast, which may begin and end anywhere
+        name = "mpegts"  # a transport stream may begin and end anywhere
     else:
         raise SkipRow("video_format", f"it begins with {head!r}")
-    if said > len(data):
-        raise SkipRow("video_damaged", f"{len(data)} bytes, of {said} that its head says")
+    if declared_size > len(data):
+        raise SkipRow("video_damaged", f"{len(data)} bytes, where its header declares {declared_size}")
     return name
 
 
 def _mov_size(data: bytes) -> int:
-    """Bytes that a file of mp4 or mov should have: where the last of its outermost parts ends."""
+    """Declared size in bytes of an mp4 or mov file: the end of its last top-level box."""
     at = 0
     while data[at + 4 : at + 8] in _BOXES:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0: up to the end, wherever that is
+        if size < 8:  # 0: the box extends to the end of the file
             break
         at += size
     return at
 
 
 def _matroska_size(data: bytes) -> int:
-    """Bytes that a file of Matroska or WebM should have; 0 where it does not say so, as of a live recording."""
+    """Declared size in bytes of a Matroska or WebM file; 0 if unknown, as in live recordings."""
     at = 4
     for element in (
         b"",
         b"\x18\x53\x80\x67",
-    ):  # behind the id of the head; the segment, which has all else in it
+    ):  # the header, whose id is skipped already; then the segment, which holds everything else
         if data[at : at + len(element)] != element:
             return 0
         at += len(element)

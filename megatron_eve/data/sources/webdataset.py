@@ -1,7 +1,7 @@
-"""Tar shards of pictures and videos: LAION, COYO, WebVid as they are downloaded, and SA-1B as it is published.
+"""Tar shards of images and videos: downloads of img2dataset and video2dataset, and SA-1B as published.
 
 img2dataset (github.com/rom1504/img2dataset): 000000000.jpg, .txt (the caption) and .json (url, caption, key, status,
-width, height, original_width, original_height, exif, sha256, and what was asked for, such as LICENSE or similarity).
+width, height, original_width, original_height, exif, sha256, and the columns that were requested, such as LICENSE).
 video2dataset (github.com/iejMac/video2dataset): the same with .mp4 in place of .jpg.
 SA-1B (github.com/facebookresearch/segment-anything): sa_<id>.jpg and sa_<id>.json {image, annotations}; no captions.
 """
@@ -31,14 +31,14 @@ from megatron_eve.data.sources.tar import Member, check_archive, members
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
-_MAX_MEMBERS = 1000  # of one key that are looked at, so that a shard of one key does not fill the memory
-_SA1B_HEAD = 1 << 16  # bytes; its "image" comes first, hundreds of KB of masks behind it
+_MAX_MEMBERS = 1000  # inspected per key, so that a shard of one key does not fill the memory
+_SA1B_HEAD = 1 << 16  # bytes; the key "image" comes first, followed by hundreds of KB of masks
 _SA1B_IMAGE = re.compile(r'\s*\{\s*"image"\s*:\s*(?=\{)')
 _SA1B_ANNOTATIONS = re.compile(r'\s*,\s*"annotations"\s*:')
 
 
 class _RowMembers(NamedTuple):
-    """Members of one row: (name, offset, size) of each. `picture` is the video where `is_video`."""
+    """Members of one row as (name, offset, size). `picture` is the image, or the video if `is_video`."""
 
     key: str
     picture: tuple[str, int, int]
@@ -48,20 +48,20 @@ class _RowMembers(NamedTuple):
 
 
 class WebdatasetSource(Source):
-    """Pairs of a picture, or of a video, and a caption from tar shards.
+    """Pairs of an image or a video and a caption, from tar shards.
 
-    The members of a row have one name up to the first dot behind the last slash, its key, and stand one behind the
-    other (github.com/webdataset/webdataset). A row without .txt takes the caption of its .json; one without either, as
-    all of SA-1B, is a picture with an empty caption. `meta` is what the .json says, without exif; its `sha256` is of
-    the file that was downloaded, which img2dataset then resizes, so no picture's own digest is known. Where a video has
-    a picture beside it, the video is taken.
+    The members of a row share a key, the name up to the first dot after the last slash, and are adjacent in the shard
+    (github.com/webdataset/webdataset). A row without .txt takes the caption of its .json; a row without either, as in
+    SA-1B, has an empty caption. `meta` is the content of the .json without exif. Its `sha256` is that of the downloaded
+    file, which img2dataset then resized, so it is not the digest of the image in the shard. If a key has both a video
+    and an image, the video is used.
 
     Args:
-        files: plain tar archives.
-        image_root: not used, pictures are in the archives.
+        files: uncompressed tar archives.
+        image_root: not used, images are in the archives.
 
     Raises:
-        DataError: while iterating, a file is not a whole, plain tar archive. All of them are looked at first.
+        DataError: while iterating, a file is not a complete, uncompressed tar archive. All files are checked first.
     """
 
     def __init__(self, files: Sequence[Path], image_root: str | None = None) -> None:
@@ -70,7 +70,8 @@ class WebdatasetSource(Source):
 
     def rows(self) -> Iterator[RawRow]:
         """One row for each key."""
-        for file in self._files:  # a broken one must not show after a night of work
+        # Check all files first: a broken one must not stop the command after hours of work.
+        for file in self._files:
             check_archive(file)
         before = 0
         for file in self._files:
@@ -129,7 +130,7 @@ class WebdatasetSource(Source):
                 self.close()
                 self._open = (file, os.open(file, os.O_RDONLY))
             parts, left = [], size
-            while left:  # one call gives at most 2 GiB, and on some file systems less than asked for
+            while left:  # pread returns at most 2 GiB, and on some file systems less than requested
                 part = os.pread(self._open[1], left, offset + size - left)
                 if not part:
                     raise SkipRow("image_unreadable", f"{name}: the archive ends before it")
@@ -150,14 +151,14 @@ class WebdatasetSource(Source):
 
 
 def _key(name: str) -> tuple[str, str]:
-    """Key and suffix in lower case; no suffix for what belongs to no row, such as LICENSE or ._000.jpg."""
+    """Key and lower-case suffix; an empty suffix for members of no row, such as LICENSE or ._000.jpg."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower() if stem else ""
 
 
 def _groups(found: Iterator[Member]) -> Iterator[list[Member]]:
-    """Members of one key that stand one behind the other; what belongs to no row is passed over if it is a file."""
+    """Groups of adjacent members with one key; regular files that belong to no row are skipped."""
     group: list[Member] = []
     last = None
     for member in found:
@@ -175,10 +176,10 @@ def _groups(found: Iterator[Member]) -> Iterator[list[Member]]:
 
 
 def _members_of_row(group: list[Member]) -> _RowMembers:
-    """What a key's members are to its row.
+    """Find the image or video, the caption and the metadata among the members of a key.
 
     Raises:
-        SkipRow: they are no row.
+        SkipRow: the members do not form a row.
     """
     found: dict[str, tuple[str, int, int]] = {}
     key = ""
@@ -193,14 +194,14 @@ def _members_of_row(group: list[Member]) -> _RowMembers:
     picture = found.get("video", found.get("picture"))
     if picture is None:
         names = ", ".join(member.name for member in group[:5])
-        raise SkipRow("key_without_picture", f"{names:.200} without a picture beside it")
+        raise SkipRow("key_without_picture", f"{names:.200} without an image beside it")
     if picture[2] > MAX_ROW_BYTES:
         raise SkipRow("image_file_too_large", f"{picture[0]} has {picture[2]} bytes")
     return _RowMembers(key, picture, "video" in found, found.get("txt"), found.get("json"))
 
 
 def _sa1b_image(head: bytes) -> dict[str, Any] | None:
-    """The object "image" at the beginning of a JSON of SA-1B; None for another JSON. The masks are not parsed."""
+    """The object "image" at the beginning of a JSON file of SA-1B; None for other JSON. Masks are not parsed."""
     text = head.decode("utf-8", "replace")
     begin = _SA1B_IMAGE.match(text)
     if begin is None:

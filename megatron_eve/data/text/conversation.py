@@ -1,10 +1,10 @@
-"""LLaVA conversations -> token ids and labels, by the published templates.
+"""Tokenises LLaVA conversations into token ids and labels, with the published templates.
 
 `plain`: `<s>`, the images, the caption, a newline; the caption and the newline train.
 `vicuna_v1`: "SYSTEM USER: question ASSISTANT: answer</s>USER: ..."; answers and `</s>` train.
 
-Labels come from where each answer stands in the text, never from tokenising parts again and comparing
-lengths: that way of the published code loses whole conversations to a mismatch.
+Labels come from the character range of each answer. The published code tokenises parts again and compares lengths,
+and drops a whole conversation when these do not match.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from megatron_eve.data.text.tokenizer import Tokenizer
 
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = -200
-"""Stands for one picture in token ids until the loader expands it."""
+"""Id of an image placeholder: one image in token ids, until the loader expands it."""
 
 IGNORE_INDEX = -100
 """Label of a position that does not train."""
 
 MAX_CHARACTERS = 4_000_000
-"""Of the texts of one row, of which no more than --model-max-length tokens are kept."""
+"""Limit for the texts of one row together; at most --model-max-length tokens of them are kept."""
 
 PROMPT_TEMPLATES = frozenset({"plain", "vicuna_v1"})
-"""Templates of conversations, which a model can be asked with."""
+"""Templates of conversations, which can also build a prompt for generation."""
 
 TEMPLATES = PROMPT_TEMPLATES | {"document"}
-"""All that a dataset can be made with; "document", which no prompt has, is in `data/text/documents.py`."""
+"""All templates of datasets. "document" (`data/text/documents.py`) cannot build a prompt."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -40,22 +40,22 @@ VICUNA_SYSTEM = (
 
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
 IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
-"""Cuts a text at its placeholders, which `split` keeps."""
+"""Splits a text at its placeholders; `split` keeps them."""
 
-# How other models and data sets write a picture's place. Anywhere in a text: <image1>, <image_2>, <|image_pad|> ...
+# Image placeholders of other models and data sets, searched anywhere in a text: <image1>, <image_2>, <|image_pad|> ...
 _OTHER_PLACEHOLDER = re.compile(
     r"<\|?(?:image|img|video)[ _-]?(?:\d+|pad|placeholder|token|here)\|?>|<\|(?:image|video)\|>",
     re.IGNORECASE,
 )
-# As the first or last line of a question alone, since they are also HTML: <video>, <Image> ...
+# Searched only as the first or last line of a question, since they are also HTML tags: <video>, <Image> ...
 _LONE_PLACEHOLDER = re.compile(r"<(?:image|img|picture|photo|video|audio)s?>", re.IGNORECASE)
 
-# Characters that show nothing although Unicode counts them as letters, marks or symbols: fillers and Braille blank.
+# Invisible characters that Unicode counts as letters, marks or symbols: Hangul and Khmer fillers, Braille blank.
 _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 class ConversationError(SkipRow):
-    """A conversation that the template cannot take; `reason` is such as "unknown_role" or "image_count"."""
+    """A conversation that does not fit the template; `reason` is for example "unknown_role" or "image_count"."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Encoded:
     Attributes:
         tokens: n ids; an image is one IMAGE_TOKEN_ID.
         labels: n values; the token itself where it trains, else IGNORE_INDEX.
-        ends_in_text: pictures at the end of what is left by `cut` go, too: no text follows that they could teach.
+        ends_in_text: `cut` also drops images at the end, since no text after them could be learned from them.
     """
 
     tokens: list[int]
@@ -105,10 +105,10 @@ def encode_conversation(
     """Tokenise one conversation in the LLaVA layout.
 
     Args:
-        turns: `[{"from": "human" | "gpt", "value": text}, ...]`. Of `vicuna_v1`, a first turn from "gpt" is
-            dropped, as published.
+        turns: `[{"from": "human" | "gpt", "value": text}, ...]`. With `vicuna_v1`, a first turn from "gpt"
+            is dropped, as published.
         template: "plain" or "vicuna_v1".
-        num_images: pictures that belong to the row; the text must hold as many `<image>`.
+        num_images: images of the row; the text must hold as many `<image>`.
 
     Raises:
         ConversationError: the conversation does not fit the template; `reason` says how.
@@ -125,7 +125,7 @@ def encode_conversation(
         expected = ("human", "gpt")[number % 2]
         if turn.role != expected:
             raise ConversationError(
-                "role_order", f"a turn from {turn.role!r} where one from {expected!r} is due"
+                "role_order", f"a turn from {turn.role!r} where one from {expected!r} is expected"
             )
     if not checked:
         raise ConversationError(
@@ -144,30 +144,30 @@ def prompt_text(
 ) -> str:
     """The text to generate from, with an `<image>` for each picture, as the published evaluation builds it.
 
-    `plain` gives the images and ignores the question. `vicuna_v1` ends in "ASSISTANT:", and is the beginning of a
-    training sample with the same turns. Images go in front of the first question, each with a newline, unless the
-    questions already say where they stand.
+    `plain` returns the image placeholders and ignores the question. `vicuna_v1` ends in "ASSISTANT:" and is a prefix
+    of a training sample with the same turns. Placeholders go in front of the first question, each with a newline,
+    unless the questions already hold them.
 
     Args:
         earlier: the questions before this one, each with its answer (vicuna_v1).
 
     Raises:
-        ConversationError: the questions hold `<image>`, but not as often as there are images, or an answer holds one.
+        ConversationError: the questions hold another number of `<image>` than there are images, or an answer holds one.
         ValueError: an unknown template.
     """
     _check_template(template)
     if template == "plain":
         return IMAGE_TOKEN * num_images
-    if any(IMAGE_TOKEN in told for _, told in earlier):
+    if any(IMAGE_TOKEN in answer for _, answer in earlier):
         raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
-    said = "".join(
-        f"USER: {asked} ASSISTANT:{'' if is_blank(told) else f' {told}</s>'}" for asked, told in earlier
+    prompt = "".join(
+        f"USER: {asked} ASSISTANT:{'' if is_blank(answer) else f' {answer}</s>'}" for asked, answer in earlier
     )
-    said += f"USER: {question} ASSISTANT:"
-    if IMAGE_TOKEN not in said:
-        said = said.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
-    check_image_count(said.count(IMAGE_TOKEN), num_images)
-    return f"{system} {said}"
+    prompt += f"USER: {question} ASSISTANT:"
+    if IMAGE_TOKEN not in prompt:
+        prompt = prompt.replace("USER: ", "USER: " + f"{IMAGE_TOKEN}\n" * num_images, 1)
+    check_image_count(prompt.count(IMAGE_TOKEN), num_images)
+    return f"{system} {prompt}"
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -205,10 +205,10 @@ def _check_template(template: str) -> None:
 
 
 def checked_turns(turns: object) -> list[Turn]:
-    """The turns of a row, each with its role and its text.
+    """Validate the turns of a row and return them.
 
     Raises:
-        ConversationError: they are no turns, or a text is too long or not valid Unicode.
+        ConversationError: they are not turns, or a text is too long or not valid Unicode.
     """
     if not isinstance(turns, (list, tuple)) or not turns:
         raise ConversationError("no_conversation", "'conversations' is not a list of turns, or is empty")
@@ -233,13 +233,13 @@ def checked_turns(turns: object) -> list[Turn]:
             raise ConversationError(
                 "text_not_unicode", f"half of a surrogate pair in turn {number}"
             ) from None
-        # An answer in which nothing can be seen is an empty one: there is nothing to learn from it.
+        # An answer of invisible characters counts as empty: there is nothing to learn from it.
         checked.append(Turn(role, "" if role == "gpt" and is_blank(text) else text))
     return checked
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: white space, control and zero-width characters, fillers and variation selectors."""
+    """Whether a text has no visible character: only white space, control, zero-width and other blank characters."""
     return all(
         character.isspace()
         or unicodedata.category(character) in {"Zs", "Zl", "Zp", "Cc", "Cf"}
@@ -250,7 +250,7 @@ def is_blank(text: str) -> bool:
 
 
 def _check_placeholders(turns: list[Turn]) -> None:
-    """Refuse the placeholders of other models: a row with them would be kept as text about a picture it has not."""
+    """Refuse placeholders of other models, which would be kept as plain text about an image that is missing."""
     for turn in turns:
         found = _OTHER_PLACEHOLDER.search(turn.text)
         if found is None and turn.role == "human":
@@ -278,17 +278,17 @@ def _encode_plain(turns: list[Turn], tokenizer: Tokenizer, num_images: int) -> E
 
 
 def _place_image(text: str) -> str:
-    """A sentence's only image moves to its front, as published; several stay where they are."""
+    """Move the only image of a turn to its front, as published; several images stay where they are."""
     if text.count(IMAGE_TOKEN) != 1:
         return text
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
 
 
 def _vicuna_parts(turns: list[Turn]) -> list[tuple[str, bool]]:
-    """The conversation as stretches of text, each with whether it trains.
+    """The conversation as (text segment, whether it trains) pairs.
 
-    An answer's stretch begins with the space after "ASSISTANT:", since pieces carry their leading space.
-    A turn without text is its role and a colon alone, as published: an empty answer trains nothing.
+    An answer's segment begins with the space after "ASSISTANT:", since sentencepiece keeps the space in front of a
+    word in its piece. A turn without text is only its role and a colon, as published; an empty answer trains nothing.
     """
     parts = [(VICUNA_SYSTEM + " ", False)]
     for turn in turns:
@@ -302,17 +302,17 @@ def _vicuna_parts(turns: list[Turn]) -> list[tuple[str, bool]]:
 
 
 def _encode_marked(parts: list[tuple[str, bool]], tokenizer: Tokenizer) -> Encoded:
-    """Tokenise the stretches as one text; a token trains if the character it begins at does."""
+    """Tokenise the segments as one text; a token trains if its first character does."""
     text = "".join(part for part, _ in parts)
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     tokens, labels, start = [tokenizer.bos_id], [IGNORE_INDEX], 0
-    for stretch in IMAGE_SPLIT.split(text):
-        if stretch == IMAGE_TOKEN:
+    for segment in IMAGE_SPLIT.split(text):
+        if segment == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)
             labels.append(IGNORE_INDEX)
         else:
-            for token, begin in tokenizer.encode_with_offsets(stretch):
+            for token, begin in tokenizer.encode_with_offsets(segment):
                 tokens.append(token)
                 labels.append(token if trains[start + begin] else IGNORE_INDEX)
-        start += len(stretch)
+        start += len(segment)
     return Encoded(tokens, labels)

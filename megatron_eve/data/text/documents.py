@@ -1,9 +1,9 @@
-"""Records of every kind -> token ids and labels; and the template "document", as VILA pretrains.
+"""Tokenises records of every kind; holds the template "document" of VILA's pretraining.
 
-`document`: `<s>`, the text with its pictures in it, `</s>`; all of the text and `</s>` train. It is how NVlabs/VILA
-v1.0 (`LazyMMC4Dataset`, `LazyCoyoDataset`) reads documents of MMC4 and pairs of COYO: each stretch of text between
-pictures is tokenised by itself, a document that ends in a picture loses it, and nothing stands between a picture and
-its text.
+`document`: `<s>`, the text with its pictures in it, `</s>`; all of the text and `</s>` train. This is
+how NVlabs/VILA v1.0 (`LazyMMC4Dataset`, `LazyCoyoDataset`) reads MMC4 documents and COYO pairs: each text segment
+between images is tokenised separately, images at the end of a document are dropped, and there is no separator between
+an image and its text.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
 def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encoded:
     """Tokenise a record.
 
-    Of `plain`, a pair is a question of its pictures without text, and its caption.
+    With `plain`, a pair becomes a question that holds only the image placeholders, and an answer, the caption.
 
     Args:
-        record: of any kind; its pictures are counted, not read.
+        record: of any kind; its images are counted, not read.
         tokenizer: of the dataset.
         template: "plain", "vicuna_v1" or "document".
 
@@ -70,11 +70,11 @@ def encode_document(record: Record, tokenizer: Tokenizer) -> Encoded:
     """Tokenise a record of kind interleaved, pair or text by the template "document".
 
     Returns:
-        n tokens and n labels; `<s>` and pictures do not train, all else does. Where the document ends in pictures,
-        there are fewer IMAGE_TOKEN_ID than the record has pictures: the first ones.
+        n tokens and n labels; `<s>` and images do not train, all else does. Images at the end of the document are
+        dropped, so there may be fewer IMAGE_TOKEN_ID than images in the record; the first ones are kept.
 
     Raises:
-        SkipRow: it has not one turn from "gpt", not as many `<image>` as pictures, or no text that shows.
+        SkipRow: it has not exactly one turn from "gpt", another number of `<image>` than images, or no visible text.
     """
     text = _text(record)
     check_image_count(text.count(IMAGE_TOKEN), len(record.images))
@@ -83,12 +83,12 @@ def encode_document(record: Record, tokenizer: Tokenizer) -> Encoded:
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
     tokens, labels = [tokenizer.bos_id], [IGNORE_INDEX]
-    for stretch in IMAGE_SPLIT.split(text):
-        if stretch == IMAGE_TOKEN:
+    for segment in IMAGE_SPLIT.split(text):
+        if segment == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)
             labels.append(IGNORE_INDEX)
         else:
-            ids = tokenizer.encode(stretch)
+            ids = tokenizer.encode(segment)
             tokens += ids
             labels += ids
     whole = Encoded(tokens, labels, ends_in_text=True).cut(len(tokens))
@@ -99,6 +99,6 @@ def _text(record: Record) -> str:
     """The text of the one turn."""
     turns = checked_turns(record.turns)
     if len(turns) != 1 or turns[0].role != "gpt":
-        said = ", ".join(turn.role for turn in turns[:4])
-        raise ConversationError("document_turns", f"{len(turns)} turns, from {said}")
+        roles = ", ".join(turn.role for turn in turns[:4])
+        raise ConversationError("document_turns", f"{len(turns)} turns, from {roles}")
     return turns[0].text

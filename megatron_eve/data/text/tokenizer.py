@@ -1,7 +1,7 @@
-"""The Llama tokenizer over sentencepiece, as Hugging Face's slow tokenizer does it with `legacy=True`.
+"""The Llama tokenizer over sentencepiece, equal to Hugging Face's slow tokenizer with `legacy=True`.
 
-The published models were trained with that behaviour: control tokens written in a text are cut out
-first, and each stretch of text between them is tokenised by itself, with its own leading "▁".
+The published models were trained with that behaviour: a text is split at the control tokens
+written in it, and each segment between them is tokenised separately, with its own leading "▁".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Tokenizer:
         path: the model file.
 
     Attributes:
-        path: the file, as given.
+        path: the file, as passed in.
         sha256: hexadecimal digest of the file; a dataset records it.
 
     Raises:
@@ -44,11 +44,11 @@ class Tokenizer:
         try:
             self._model.LoadFromSerializedProto(content)
         except (RuntimeError, ValueError, OSError) as error:
-            usual = (
+            message = (
                 "is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or Llama 2, not "
                 "tokenizer.json"
             )
-            raise DataError(f"{path} {wrong_content(Path(path)) or usual}") from error
+            raise DataError(f"{path} {wrong_content(Path(path)) or message}") from error
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
@@ -63,29 +63,29 @@ class Tokenizer:
         self._split = re.compile("(" + "|".join(re.escape(piece) for piece in self._special) + ")")
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Token ids of `text`, with BOS in front if `bos`; control pieces written in it become their ids."""
+        """Token ids of `text`, with BOS in front if `bos`; control tokens written in the text become their ids."""
         ids = [self.bos_id] if bos else []
-        for stretch in self._split.split(text):
-            if stretch in self._special:
-                ids.append(self._special[stretch])
-            elif stretch:
-                ids.extend(self._model.encode(stretch, return_type=int))
+        for segment in self._split.split(text):
+            if segment in self._special:
+                ids.append(self._special[segment])
+            elif segment:
+                ids.extend(self._model.encode(segment, return_type=int))
         return ids
 
     def encode_with_offsets(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield (token id, index of the first character of `text` that the token stands for)."""
+        """Yield (token id, index in `text` of the first character of the token)."""
         start = 0
-        for stretch in self._split.split(text):
-            if stretch in self._special:
-                yield self._special[stretch], start
-            elif stretch:
-                found = self._model.encode(stretch, return_type="offset_mapping")
+        for segment in self._split.split(text):
+            if segment in self._special:
+                yield self._special[segment], start
+            elif segment:
+                found = self._model.encode(segment, return_type="offset_mapping")
                 for token, (begin, _) in zip(found["ids"], found["offsets"], strict=True):
                     yield token, start + begin
-            start += len(stretch)
+            start += len(segment)
 
     def check_newline(self) -> None:
-        """Check that the newline with which every caption ends comes back from its tokens.
+        """Check that a newline, with which every caption ends, survives encoding and decoding.
 
         Raises:
             DataError: the tokenizer's normalisation drops it, or it is an unknown piece.
@@ -102,7 +102,7 @@ class Tokenizer:
         return [(self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; BOS, EOS and UNK are left out, and so is the "▁" that encoding puts in front.
+        """Text of token ids; BOS, EOS, UNK and the leading "▁" that encoding adds are left out.
 
         Raises:
             ValueError: an id is not in the vocabulary (image placeholders are not text).

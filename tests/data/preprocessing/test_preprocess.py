@@ -22,10 +22,10 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image, view_of
 from megatron_eve.data.preprocessing import preprocess
 from megatron_eve.data.preprocessing.encoders import encode_rows
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
-from megatron_eve.data.sources import rows
+from megatron_eve.data.sources import json_reader
 from megatron_eve.data.sources.fields import parse_json
+from megatron_eve.data.sources.json_reader import JsonReader
 from megatron_eve.data.sources.llava import LlavaSource
-from megatron_eve.data.sources.rows import RowReader
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.data.helpers import (
@@ -243,7 +243,7 @@ def test_positions_and_byte_order_marks(tmp_path: Path) -> None:
     for name, text in (("a.json", ' \n[{"a": 1.5}, 2]'), ("b.jsonl", '{"a": 1.5}\n2\n'), ("c.JSONL", "1\n")):
         path = tmp_path / name
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-        with RowReader(path) as reader:
+        with JsonReader(path) as reader:
             values = [parse_json(text) for _, text in reader.texts()]
             assert reader.position == reader.num_bytes
         assert values[0] in ({"a": 1.5}, 1)
@@ -288,7 +288,7 @@ def test_what_the_disk_has_no_room_for_is_refused_early(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "_ESTIMATED_FROM", 20)
-    monkeypatch.setattr(rows, "_CHUNK", 1000)  # or all of so small a file is read before its first row
+    monkeypatch.setattr(json_reader, "_CHUNK", 1000)  # or all of so small a file is read before its first row
     made = [caption_row(n, "ok.jpg") for n in range(300)]
     config = make_config(made)
     size = run(config)

@@ -17,7 +17,7 @@ from megatron_eve.config import DataConfig, ModelConfig, RunConfig, TrainingConf
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
 from megatron_eve.data.sampling.orders import split_dataset
-from megatron_eve.data.sampling.permutation import order_places, sample_order
+from megatron_eve.data.sampling.permutation import inverse_sample_order, sample_order
 from megatron_eve.models.registry import image_planner
 from megatron_eve.training.loop.data import RunData, open_data
 from tests.data.helpers import MINI_SETTINGS, encoded, picture
@@ -58,7 +58,7 @@ def trained(data: RunData) -> list[int]:
 @given(size=st.integers(1, 5000), seed=st.integers(0, 1 << 70))
 def test_places_are_the_inverse_of_the_order(size: int, seed: int) -> None:
     samples = sample_order(np.arange(size), size, seed)
-    assert order_places(samples, size, seed).tolist() == list(range(size))
+    assert inverse_sample_order(samples, size, seed).tolist() == list(range(size))
 
 
 @given(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_eve.data.sampling.packing import deal_packs, pack_step
+from megatron_eve.data.sampling.packing import assign_packs, pack_step
 
 
 def photo_lengths(count: int, seed: int) -> np.ndarray:
@@ -124,15 +124,15 @@ def test_senseless_arguments(lengths: list[int], capacity: int, multiple: int) -
 def test_every_rank_gets_the_same_number_of_packs_and_the_same_work(ranks: int) -> None:
     lengths = photo_lengths(512, seed=1)
     packs = pack_step(lengths, 8192, multiple=8)
-    hands = deal_packs(packs, lengths, ranks)
-    assert sorted(map(tuple, packs)) == sorted(tuple(pack) for hand in hands for pack in hand)
-    assert {len(hand) for hand in hands} == {len(packs) // ranks}
-    tokens = [sum(int(lengths[pack].sum()) for pack in hand) for hand in hands]
+    assigned = assign_packs(packs, lengths, ranks)
+    assert sorted(map(tuple, packs)) == sorted(tuple(pack) for rank_packs in assigned for pack in rank_packs)
+    assert {len(rank_packs) for rank_packs in assigned} == {len(packs) // ranks}
+    tokens = [sum(int(lengths[pack].sum()) for pack in rank_packs) for rank_packs in assigned]
     assert max(tokens) < 1.01 * np.mean(tokens)
 
 
 def test_empty_packs_are_dealt_too() -> None:
-    hands = deal_packs(pack_step([7, 5], 10, multiple=4), [7, 5], ranks=4)
-    assert hands == [[[0]], [[1]], [[]], [[]]]
-    with pytest.raises(ValueError, match="3 packs cannot be dealt equally to 2"):
-        deal_packs([[0], [1], [2]], [1, 1, 1], 2)
+    assigned = assign_packs(pack_step([7, 5], 10, multiple=4), [7, 5], ranks=4)
+    assert assigned == [[[0]], [[1]], [[]], [[]]]
+    with pytest.raises(ValueError, match="3 packs cannot be divided equally among 2"):
+        assign_packs([[0], [1], [2]], [1, 1, 1], 2)

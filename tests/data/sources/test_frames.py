@@ -17,15 +17,15 @@ import simplejpeg
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.reasons import REASONS
-from megatron_eve.data.sources.frames import VideoPictures, take_pictures
+from megatron_eve.data.sources.frames import VideoFrames, extract_frames
 from tests.data.clips import CODECS, HEIGHT, WIDTH, number_of, turned, write_clip
 
 LIMIT = 1 << 20  # pixels of a frame
 
 
-def take(data: bytes | Path, count: int = 8, **options: bool) -> VideoPictures:
+def take(data: bytes | Path, count: int = 8, **options: bool) -> VideoFrames:
     data = data if isinstance(data, bytes) else data.read_bytes()
-    return take_pictures(data, count=count, max_pixels=LIMIT, **options)
+    return extract_frames(data, count=count, max_pixels=LIMIT, **options)
 
 
 def numbers(data: bytes | Path, count: int = 8) -> list[int]:
@@ -221,9 +221,9 @@ def test_codecs_that_are_not_taken(tmp_path: Path) -> None:
 def test_sizes_are_looked_at_before_anything_is_decoded(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     data = clip.read_bytes()
-    assert len(take_pictures(data, count=8, max_pixels=WIDTH * HEIGHT).files) == 8
+    assert len(extract_frames(data, count=8, max_pixels=WIDTH * HEIGHT).files) == 8
     with pytest.raises(SkipRow, match=r"^image_too_large: frames of 64x48, more than 3071 pixels"):
-        take_pictures(data, count=8, max_pixels=WIDTH * HEIGHT - 1)
+        extract_frames(data, count=8, max_pixels=WIDTH * HEIGHT - 1)
     # The head of WebM says 64x48, and that of the frame itself 16383x16383.
     huge = bytearray(write_clip(tmp_path / "clip.webm", 1, codec="libvpx").read_bytes())
     at = huge.index(b"\x9d\x01\x2a") + 3
@@ -243,22 +243,22 @@ def test_hours_of_few_frames_are_quick(tmp_path: Path) -> None:
 
 def test_key_frames_too_far_apart(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", 1005, gop=100_000, coding={"sc_threshold": "0", "bf": "0"})
-    message = "video_too_long: 1004 frames have to be decoded for one picture: key frames lie too far apart"
+    message = "video_too_long: 1004 frames have to be decoded for one frame: key frames are too far apart"
     assert refused(clip, 2) == message
     assert len(take(clip, 8).files) == 8  # 143 for each
 
 
 def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_eve.data.sources import frames as video
+    from megatron_eve.data.sources import frames
 
     given: list[Any] = []
-    take_frames = video._Picker.take
+    take_frames = frames._FrameSelector.take
 
-    def counting(picker: video._Picker, frames: Sequence[Any]) -> Iterator[Any]:
-        given.extend(frames)
-        return take_frames(picker, frames)
+    def counting(selector: frames._FrameSelector, decoded: Sequence[Any]) -> Iterator[Any]:
+        given.extend(decoded)
+        return take_frames(selector, decoded)
 
-    monkeypatch.setattr(video._Picker, "take", counting)
+    monkeypatch.setattr(frames._FrameSelector, "take", counting)
     assert len(take(write_clip(tmp_path / "clip.mp4", 200, codec="mpeg4", gop=10)).files) == 8
     assert 8 <= len(given) <= 8 * 11
 

@@ -15,7 +15,7 @@ from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.data.preprocessing.preprocess import format_summary
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.schema import ImageFile, Record
-from megatron_eve.data.sources.json_rows import JsonRows
+from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.mmc4 import Mmc4Source
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.sources.text import TextSource
@@ -42,7 +42,7 @@ def document(sentences: list[str], *matches: int, **change: Any) -> dict[str, An
 
 
 def read(
-    source: type[JsonRows], path: Path, *lines: object, missing: tuple[int, ...] = ()
+    source: type[JsonSource], path: Path, *lines: object, missing: tuple[int, ...] = ()
 ) -> list[Record | str]:
     """Records, and reasons of the rows that are none; lines of bytes are written as they are.
 
@@ -320,7 +320,7 @@ def test_files_that_stop_the_command(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "1"}, {"te')
     with pytest.raises(DataError, match=r"a.json, row 2: broken JSON \(the file ends"):
         list(TextSource([tmp_path / "a.json"]).rows())
-    with pytest.raises(DataError, match=r"a.json names picture files: give --image-root"):
+    with pytest.raises(DataError, match=r"a.json names image files: give --image-root"):
         list(Mmc4Source([tmp_path / "a.json"], None).rows())
     with pytest.raises(DataError, match=r"cannot open .*none.jsonl \(No such file"):
         list(TextSource([tmp_path / "none.jsonl"]).rows())

@@ -129,12 +129,12 @@ def test_files_and_folders_that_stop_the_command(tmp_path: Path, root: Path) -> 
         rows(good + line(ONE, '"Sunset'), str(root))
     with pytest.raises(DataError, match=r"a.csv, row 2: .*field larger than field limit"):
         rows(good + line(ONE, '"' + "x" * 200_000), str(root))
-    with pytest.raises(DataError, match=r"a.csv names pictures: give --image-root"):
+    with pytest.raises(DataError, match=r"a.csv names images: give --image-root"):
         rows(good, None)
     with pytest.raises(DataError, match=r"--image-root .*none is not a directory"):
         rows(good, str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no picture of OpenImages \(16 hexadecimal digits and .jpg\)"):
+    with pytest.raises(DataError, match=r"no OpenImages file \(16 hexadecimal digits and .jpg\)"):
         rows(good, str(tmp_path / "empty"))
     with pytest.raises(DataError, match=r"cannot open .*b.csv"):
         list(OpenImagesSource([tmp_path / "b.csv"], str(root)).rows())

@@ -117,12 +117,12 @@ def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda data: data[: len(data) // 2], "is not a whole parquet file"),
-        (lambda data: b"<html>" + data[6:-4] + b"html", "is not a whole parquet file"),
-        (lambda data: b"", "is not a whole parquet file"),
+        (lambda data: data[: len(data) // 2], "is not a complete parquet file"),
+        (lambda data: b"<html>" + data[6:-4] + b"html", "is not a complete parquet file"),
+        (lambda data: b"", "is not a complete parquet file"),
         (
             lambda data: data[:20] + bytes(len(data[20:400])) + data[400:],
-            r"a.parquet, row \d+: it cannot be read on",
+            r"a.parquet, row \d+: it cannot be read further",
         ),
     ],
 )

@@ -57,7 +57,7 @@ def test_what_input_cannot_name(tmp_path: Path) -> None:
         (["x*.json"], r"--input .*x\*.json: no file matches this pattern"),
         (["x.json"], "cannot open .*x.json \\(No such file or directory\\): give --input a file"),
         (["."], r"is a folder: name its files, as in '.*/\*.json'"),
-        (["a.json", "*.json"], "a.json twice: its rows would stand twice"),
+        (["a.json", "*.json"], "a.json twice: its rows would be in the dataset twice"),
     ):
         with pytest.raises(DataError, match=message):
             input_files([str(tmp_path / word) for word in words])
@@ -87,7 +87,10 @@ def test_flan_is_text_and_suffixes_tell_the_others(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("rows.pkl", "pickles are never opened"),
-        ("rows.yaml", "rows.yaml: its layout is not known by its suffix; say --input-format, one of llava"),
+        (
+            "rows.yaml",
+            "rows.yaml: its layout is not known from its suffix; give --input-format, one of llava",
+        ),
     ],
 )
 def test_what_is_refused_with_a_remedy(tmp_path: Path, name: str, message: str) -> None:

@@ -18,7 +18,7 @@ from megatron_eve.data.batch import build_batch
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
 from megatron_eve.data.schema import Record, VideoFile
-from megatron_eve.data.sources.frames import take_pictures
+from megatron_eve.data.sources.frames import extract_frames
 from megatron_eve.data.sources.recognise import open_source
 from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
 from tests.data.clips import HEIGHT, WIDTH, number_of, numbered, turned, write_clip
@@ -75,7 +75,7 @@ def test_a_conversation_has_its_frames_in_front_of_the_first_question(
         }
     ]
     names = [f"frame{number}.jpg" for number in range(8)]
-    for name, file in zip(names, take_pictures(clip, count=8, max_pixels=1 << 20).files, strict=True):
+    for name, file in zip(names, extract_frames(clip, count=8, max_pixels=1 << 20).files, strict=True):
         (tmp_path / "photos" / name).write_bytes(file)
     asked = "<image>\n" * 8 + "What happens?"
     same = {"id": "a", "image": names, "conversations": turns(asked, "Bars move.", "Fast?", "No.")}

@@ -1,4 +1,4 @@
-"""What sources of JSON files have in common: rows are cut in the parent and parsed in the workers."""
+"""`JsonSource`, the base class of sources that read JSON files."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Iterator
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 from megatron_eve.data.sources.fields import parse_object
-from megatron_eve.data.sources.rows import RowReader
+from megatron_eve.data.sources.json_reader import JsonReader
 from megatron_eve.data.sources.source import RawRow, Source
 
 
-class JsonRows(Source):
-    """Rows of JSON lines (.jsonl, .ndjson) or of JSON arrays; a subclass says what a row holds.
+class JsonSource(Source):
+    """Rows of JSON lines (.jsonl, .ndjson) or of JSON arrays; a subclass turns a row into a record.
 
     Args:
-        files: as `RowReader` takes them.
-        image_root: the folder that picture names are relative to.
+        files: JSON files, see `JsonReader`.
+        image_root: folder that image names are relative to.
 
     Raises:
-        DataError: while iterating, a file cannot be read on, as `RowReader` says.
+        DataError: while iterating, a file cannot be read further; see `JsonReader`.
     """
 
     def rows(self) -> Iterator[RawRow]:
-        """The text of each row; a payload is bytes."""
+        """The JSON text of each row, as bytes in `payload`."""
         before = 0
         for file in self._files:
-            with RowReader(file) as reader:
+            with JsonReader(file) as reader:
                 for number, text in reader.texts():
                     self._position = before + reader.position
                     yield RawRow(str(file), number, text)
@@ -46,4 +46,4 @@ class JsonRows(Source):
 
     @abstractmethod
     def _record(self, row: RawRow, fields: dict[str, object]) -> Record:
-        """What a row with these fields holds; raises SkipRow where it is not one of this layout."""
+        """The record of a row with these fields; raises SkipRow if they do not fit the layout."""

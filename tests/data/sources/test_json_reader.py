@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.sources import rows
+from megatron_eve.data.sources import json_reader
 from megatron_eve.data.sources.fields import parse_json
-from megatron_eve.data.sources.rows import RowReader
+from megatron_eve.data.sources.json_reader import JsonReader
 from tests.data.helpers import MakeConfig, caption_row, run
 
 
 def read(path: Path) -> list[tuple[int, str, str | None]]:
     """Number, value and problem of each row; `repr` tells NaN and halves of surrogate pairs apart."""
-    with RowReader(path) as reader:
+    with JsonReader(path) as reader:
         return [(number, *parsed(text)) for number, text in reader.texts()]
 
 
@@ -91,7 +91,7 @@ def test_an_array_is_read_as_lines_are(
     texts: list[str | bytes], between: str, before: bytes, chunk: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_CHUNK", chunk)
+        patch.setattr(json_reader, "_CHUNK", chunk)
         found = both_ways(Path(folder), texts, between, b"" if before == b" \n" else before)
     assert len(found) == len(texts)
 
@@ -100,7 +100,7 @@ def test_what_is_taken_and_what_is_not(tmp_path: Path) -> None:
     found = both_ways(tmp_path, ODD)
     taken = [number - 1 for number, _, problem in found if problem is None]
     assert taken == [0, 1, 3, 4, 5, 6, 7, 9, 10, 11, 12]
-    with RowReader(tmp_path / "rows.json") as reader:
+    with JsonReader(tmp_path / "rows.json") as reader:
         values = [parse_json(text) if number - 1 in taken else None for number, text in reader.texts()]
     assert values[0] == {"width": None, "score": None, "big": None}
     assert values[1] == {"n": math.inf, "m": 0.0, "k": 123456789012345678901234567890}
@@ -120,7 +120,7 @@ def test_blank_lines_and_commas_with_nothing_between_are_passed_over(tmp_path: P
 def test_a_row_without_an_end_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(rows, "_MAX_TEXT", 1 << 20)
+    monkeypatch.setattr(json_reader, "_MAX_TEXT", 1 << 20)
     path = tmp_path / name
     path.write_text('[1, "' + "x, " * 1_000_000 if name == "a.json" else "1\n" + "x" * 3_000_000)
     with pytest.raises(

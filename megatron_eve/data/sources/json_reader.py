@@ -1,7 +1,7 @@
-"""Cut a JSON array, or JSON lines, into the texts of its rows, one at a time and in constant memory.
+"""`JsonReader`, which splits a JSON array or a JSON lines file into the texts of its rows, in constant memory.
 
-The text of an element and a line are parsed alike (`sources/fields.py`): the same rows give the same values, and the
-same reasons where they are broken, whichever way they are written.
+Array elements and lines are parsed by the same function (`sources/fields.py`), so both forms give the same values,
+and the same reasons for broken rows.
 """
 
 from __future__ import annotations
@@ -16,34 +16,32 @@ from megatron_eve.runtime.errors import is_lfs_pointer
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
-_SPACE = b" \t\r\n"  # what JSON allows between values
+_SPACE = b" \t\r\n"  # white space that JSON allows between values
 _CHUNK = 1 << 16
-_MAX_TEXT = (
-    1 << 28
-)  # bytes of one row: where a quote or bracket is missing, the rest of the file would be read as one
-# Whole strings and all else up to the next byte that matters, inside an element and between elements. A quote is such
-# a byte only where its string goes on after the buffer.
+# Limit for one row in bytes: with a missing quote or bracket, the rest of the file would be read as one row.
+_MAX_TEXT = 1 << 28
+# These skip complete strings and all other bytes up to the next structural byte, inside an element and between
+# elements. They stop at a quote only if its string continues after the buffer.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _INSIDE = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+", re.DOTALL)
 _BETWEEN = re.compile(rb'(?:[^"{}\[\],]++|' + _STRING + rb")*+", re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
 
 
-class RowReader:
-    """Cuts a file into the texts of its rows; as a context manager it closes it.
+class JsonReader:
+    """Splits a JSON file into the texts of its rows. A context manager, which closes the file.
 
     A file whose name ends in .jsonl or .ndjson holds one JSON value a line. Any other file holds one JSON array. Blank
-    lines, and commas of an array with nothing between them, are passed over. A line or element that is not JSON is a
-    row with a `problem`. As Python writes them, NaN, Infinity and halves of surrogate pairs are taken, and of equal
-    keys the last one counts.
+    lines and empty elements between two commas are skipped. The texts are not parsed here: a line or element that is
+    not JSON is yielded, too.
 
     Args:
-        path: the file.
+        path: of the file.
 
     Raises:
-        DataError: when made, the file cannot be opened; while iterating, it is not clear where an element of an array
-            ends, the array breaks off, or a row is larger than 256 MiB. The message names the file and the row.
-            Nothing after that point can be trusted.
+        DataError: in the constructor, the file cannot be opened; while iterating, the end of an array element cannot
+            be found, the array is truncated, or a row is larger than 256 MiB. The message names the file and the row;
+            the rest of the file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -63,14 +61,14 @@ class RowReader:
 
     @property
     def position(self) -> int:
-        """Bytes read so far, a buffer ahead of the row that was yielded last."""
+        """Bytes read so far, up to one buffer ahead of the last yielded row."""
         return self._stream.tell()
 
     def texts(self) -> Iterator[tuple[int, bytes]]:
-        """Number (from 1: the place in the array, or the line) and text of each row."""
+        """Yield (number, text) of each row; numbers are array positions or line numbers, counted from 1."""
         return self._lines() if self.path.suffix.lower() in LINE_SUFFIXES else self._elements()
 
-    def __enter__(self) -> RowReader:
+    def __enter__(self) -> JsonReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,10 +84,11 @@ class RowReader:
                 yield number, line
 
     def _elements(self) -> Iterator[tuple[int, bytes]]:
-        """Place and text of each element of the array."""
+        """Number and text of each element of the array."""
         self._find_array()
-        buffer, start, at, number = b"", 0, 0, 1  # the element begins at `start`, and is searched up to `at`
-        closers: list[bytes] = []  # due for the brackets that are open
+        # The element begins at `start`; bytes before `at` are scanned.
+        buffer, start, at, number = b"", 0, 0, 1
+        closers: list[bytes] = []  # closing brackets expected for the open ones
         while True:
             passed = (_INSIDE if closers else _BETWEEN).match(buffer, at)
             at = passed.end() if passed else at
@@ -118,7 +117,7 @@ class RowReader:
             rest = self._stream.read(_CHUNK)
 
     def _longer(self, text: bytes, number: int) -> bytes:
-        """The text of an unfinished element with more of the file; twice as much each time, as it is searched again."""
+        """Append more of the file to an incomplete element; its size doubles, so rescanning stays linear."""
         self._check_size(len(text), number)
         more = self._stream.read(max(_CHUNK, len(text)))
         if not more:
