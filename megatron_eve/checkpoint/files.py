@@ -57,7 +57,7 @@ def damaged_part(folder: Path, rank: int, ranks: int, *, optimizer: bool = False
     Args: see `compare_checksums`.
     """
     work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
-    return next((told for told in work if isinstance(told, str)), None)
+    return next((result for result in work if isinstance(result, str)), None)
 
 
 def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> Iterator[int | str]:
@@ -134,12 +134,12 @@ def drop_optimizer(folder: Path) -> None:
     """
     from torch.distributed.checkpoint import FileSystemReader
 
-    doomed = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
-    if not doomed:
+    to_remove = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
+    if not to_remove:
         return
     metadata = FileSystemReader(folder).read_metadata()
     storage = metadata.storage_data or {}
-    gone = {index for index, entry in storage.items() if entry.relative_path in doomed}
+    gone = {index for index, entry in storage.items() if entry.relative_path in to_remove}
     keys = {index.fqn for index in gone}
     metadata.storage_data = {i: entry for i, entry in storage.items() if i not in gone}
     metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if k not in keys}
@@ -153,8 +153,8 @@ def drop_optimizer(folder: Path) -> None:
     changed = {".metadata": file_digest(folder / ".metadata")}
     for path in folder.glob(f"*{_SUMS}"):
         sums = {name: changed.get(name, digest) for name, digest in _read_sums(path).items()}
-        _write_sums(path, {name: digest for name, digest in sums.items() if name not in doomed})
-    for name in doomed:
+        _write_sums(path, {name: digest for name, digest in sums.items() if name not in to_remove})
+    for name in to_remove:
         (folder / name).unlink()
 
 

@@ -61,7 +61,7 @@ class _Holder:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LockFile:
     """A lock file as it was read; `holder` is None if it does not hold what this module writes."""
 
     text: str
@@ -70,7 +70,11 @@ class _Found:
 
     @property
     def _is_of_this_system(self) -> bool:
-        return self.holder is not None and self.holder.system is not None and self.holder.system == _system()
+        return (
+            self.holder is not None
+            and self.holder.system is not None
+            and self.holder.system == _boot_and_pid_namespace()
+        )
 
     @property
     def is_of_this_process(self) -> bool:
@@ -80,25 +84,25 @@ class _Found:
     def is_alive(self, now: float) -> bool:
         """May its process still write? In doubt it may, until two minutes after its last heartbeat."""
         if self.holder and self._is_of_this_system:
-            started = _started(self.holder.pid)
+            started = _process_start(self.holder.pid)
             return started is not None and started == self.holder.started
         if self.holder and self.holder.is_of_this_job:
             return False  # a job that is started again has left its former nodes
         return now - self.written <= STALE_SECONDS
 
-    def sentence(self, folder: Path, now: float) -> str:
+    def in_use_message(self, folder: Path, now: float) -> str:
         """What to tell who wants the folder too."""
         who = "an unknown process"
         if self.holder:
             job = f" (Slurm job {self.holder.slurm_job_id})" if self.holder.slurm_job_id else ""
             who = f"PID {self.holder.pid} on {self.holder.host}{job} since {self.holder.since}"
-        told = f"--save {folder}: in use by {who}; end that run, or choose another folder"
+        message = f"--save {folder}: in use by {who}; end that run, or choose another folder"
         if not self._is_of_this_system:
-            told += (
+            message += (
                 f" (its last heartbeat was {max(0.0, now - self.written):.0f} s ago; if it is gone, try again "
                 f"{STALE_SECONDS:.0f} s after that)"
             )
-        return told
+        return message
 
 
 class SaveLock:
@@ -122,12 +126,12 @@ class SaveLock:
         try:
             own.write_text(self._text, encoding="utf-8")
             given_up = time.monotonic() + _TAKEOVER_SECONDS
-            while not self._take(own, last_try=time.monotonic() > given_up):
+            while not self._try_acquire(own, last_try=time.monotonic() > given_up):
                 time.sleep(0.05)
         finally:
             with contextlib.suppress(OSError):
                 own.unlink()
-        threading.Thread(target=self._beat, name="save lock", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="save lock", daemon=True).start()
 
     def release(self) -> None:
         """Let others have the folder."""
@@ -136,7 +140,7 @@ class SaveLock:
             if self._path.read_text(encoding="utf-8") == self._text:
                 self._path.unlink()
 
-    def _take(self, own: Path, last_try: bool) -> bool:
+    def _try_acquire(self, own: Path, last_try: bool) -> bool:
         """Make the lock, or replace a stale one; False if it changed meanwhile, so that it is to be tried again."""
         if _link(own, self._path):
             return True
@@ -145,7 +149,7 @@ class SaveLock:
         if found is None:
             return False
         if found.is_alive(now):
-            raise FolderInUseError(found.sentence(self._folder, now))
+            raise FolderInUseError(found.in_use_message(self._folder, now))
         # Only who holds this may replace a stale lock, so that of two that find it stale one wins.
         takeover = self._path.with_name(f"{LOCK}.takeover")
         if not _link(own, takeover):
@@ -153,7 +157,7 @@ class SaveLock:
             if other and not other.is_alive(now):
                 takeover.unlink(missing_ok=True)
             elif other and last_try:
-                raise FolderInUseError(other.sentence(self._folder, now))
+                raise FolderInUseError(other.in_use_message(self._folder, now))
             return False
         try:
             again = _read(self._path)
@@ -164,7 +168,7 @@ class SaveLock:
         finally:
             takeover.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """Keep the lock young, until it is released or another process has it."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
@@ -231,10 +235,10 @@ def in_use(folder: str | Path) -> str | None:
         return None
     if found.holder and (found.holder.is_of_this_job or found.is_of_this_process):
         return None
-    return found.sentence(Path(folder), now)
+    return found.in_use_message(Path(folder), now)
 
 
-def _read(path: Path) -> _Found | None:
+def _read(path: Path) -> _LockFile | None:
     """A lock file; None if there is none."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -242,9 +246,9 @@ def _read(path: Path) -> _Found | None:
     except FileNotFoundError:
         return None
     try:
-        return _Found(text, _Holder(**json.loads(text)), written)
+        return _LockFile(text, _Holder(**json.loads(text)), written)
     except (ValueError, TypeError):
-        return _Found(text, None, written)
+        return _LockFile(text, None, written)
 
 
 def _link(own: Path, name: Path) -> bool:
@@ -263,14 +267,14 @@ def _this_process() -> _Holder:
         pid=os.getpid(),
         host=socket.gethostname(),
         since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        started=_started(os.getpid()),
-        system=_system(),
+        started=_process_start(os.getpid()),
+        system=_boot_and_pid_namespace(),
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         token=uuid.uuid4().hex,
     )
 
 
-def _system() -> str | None:
+def _boot_and_pid_namespace() -> str | None:
     """What tells this boot of this machine, and this namespace of process numbers (a container's), from others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -279,7 +283,7 @@ def _system() -> str | None:
         return None
 
 
-def _started(pid: int) -> int | None:
+def _process_start(pid: int) -> int | None:
     """When a process of this system started, in clock ticks; None if it is gone, or has ended and nobody took note."""
     try:
         # The second field is the name, in parentheses, which may hold spaces and parentheses.

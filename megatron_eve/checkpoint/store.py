@@ -182,9 +182,9 @@ class CheckpointStore:
             folder = self.folder(iteration)
             try:
                 if not (retain_interval and iteration % retain_interval == 0):
-                    doomed = folder.with_name(folder.name + ".removed")
-                    folder.rename(doomed)  # so that a kill leaves no half of it under a whole one's name
-                    shutil.rmtree(doomed, ignore_errors=True)
+                    to_remove = folder.with_name(folder.name + ".removed")
+                    folder.rename(to_remove)  # so that a kill leaves no half of it under a whole one's name
+                    shutil.rmtree(to_remove, ignore_errors=True)
                 elif weights_only:
                     drop_optimizer(folder)
             except Exception as error:  # of a damaged index, which is a pickle, almost any

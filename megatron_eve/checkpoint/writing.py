@@ -100,15 +100,15 @@ def _write_index(writer: FileSystemWriterAsync, metadata: Any, before_index: Cal
         CheckpointError: a rank could not write its tensors, or rank 0 these files; the same on every rank.
     """
     main = torch.distributed.get_rank() == 0
-    everyone: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
-    torch.distributed.gather_object(writer.retrieve_write_results(), everyone, dst=0)
+    gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
+    torch.distributed.gather_object(writer.retrieve_write_results(), gathered, dst=0)
 
     def write() -> None:
-        assert everyone is not None
-        for rank, failure in _get_failure_dict(everyone).items():
+        assert gathered is not None
+        for rank, failure in _get_failure_dict(gathered).items():
             raise CheckpointError(f"rank {rank}: {failure[0]}")
         before_index()
-        writer.finish(metadata, everyone)
+        writer.finish(metadata, gathered)
         save_config(CheckpointingConfig(_BACKEND, _VERSION), str(writer.checkpoint_dir))
 
     on_main(write)

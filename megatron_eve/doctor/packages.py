@@ -70,7 +70,7 @@ class Packages:
         return next((package for package in self.required if package.name == name), Package(name, None))
 
 
-def look_at_packages(pyproject: Path) -> Packages:
+def inspect_packages(pyproject: Path) -> Packages:
     """Look for all packages and import those that a run would.
 
     Args:
@@ -83,18 +83,18 @@ def look_at_packages(pyproject: Path) -> Packages:
     wanted = dict(map(_split, project["dependencies"]))
     return Packages(
         python=project["requires-python"],
-        required=tuple(_look_at(name, versions) for name, versions in wanted.items()),
-        engine=_look_at("transformer-engine", engine_versions(), "transformer_engine.pytorch"),
-        flash_attention=_look_at("flash-attn"),
-        dali=_look_at(_dali_name(), "", "nvidia.dali"),
-        triton=_look_at("triton"),
-        gradio=_look_at("gradio", module=None),  # seconds to import, and no run needs it
-        extension=_look_at(EXTENSION),
+        required=tuple(_inspect(name, versions) for name, versions in wanted.items()),
+        engine=_inspect("transformer-engine", engine_versions(), "transformer_engine.pytorch"),
+        flash_attention=_inspect("flash-attn"),
+        dali=_inspect(_dali_name(), "", "nvidia.dali"),
+        triton=_inspect("triton"),
+        gradio=_inspect("gradio", module=None),  # seconds to import, and no run needs it
+        extension=_inspect(EXTENSION),
         apex=_whose_apex(),
     )
 
 
-def _look_at(name: str, wanted: str = "", module: str | None = "") -> Package:
+def _inspect(name: str, wanted: str = "", module: str | None = "") -> Package:
     """Look for a package, and import its module unless that is None."""
     module = _MODULES.get(name, name.replace("-", "_")) if module == "" else module
     try:
@@ -130,10 +130,10 @@ def import_error(module: str) -> str | None:
 def engine_versions() -> str:
     """Versions of TransformerEngine that the installed megatron-core asks for; empty if it is not there to ask."""
     try:
-        asked = metadata.requires("megatron-core") or []
+        requirements = metadata.requires("megatron-core") or []
     except metadata.PackageNotFoundError:
         return ""
-    return dict(map(_split, asked)).get("transformer-engine", "")
+    return dict(map(_split, requirements)).get("transformer-engine", "")
 
 
 def _dali_name() -> str:

@@ -38,7 +38,7 @@ def find_problems(machine: Machine, packages: Packages) -> list[Problem]:
         *_engine(machine, packages),
         *_optional(machine, packages),
         *_apex(machine, packages),
-        *_room(machine),
+        *_shared_memory(machine),
     ]
     return sorted(found, key=lambda problem: not problem.breaks)
 
@@ -198,7 +198,7 @@ def _apex(machine: Machine, packages: Packages) -> Iterator[Problem]:
         )
 
 
-def _room(machine: Machine) -> Iterator[Problem]:
+def _shared_memory(machine: Machine) -> Iterator[Problem]:
     if machine.shm is not None and machine.shm < _SHM:
         yield Problem(
             f"/dev/shm has {machine.shm * 1024:,.0f} MiB free: several ranks on this machine may fail",

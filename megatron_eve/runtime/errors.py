@@ -13,7 +13,7 @@ from collections.abc import Callable
 # Of argparse and of every command here, for a mistake in flags, files or folders.
 USER_ERROR_STATUS = 2
 # In which torchrun ends the other ranks once rank 0 has shown the error that all of them found.
-_OTHERS_WAIT_SECONDS = 10.0
+_WAIT_FOR_RANK_0_SECONDS = 10.0
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -36,13 +36,13 @@ def run_command(main: Callable[[], int]) -> int:
         return show_error(error)
 
 
-_asked_to_end = False
+_sigterm_received = False
 
 
-def note_termination() -> None:
+def note_sigterm() -> None:
     """To be called by a handler of SIGTERM, so that `show_error` knows of one that came before."""
-    global _asked_to_end
-    _asked_to_end = True
+    global _sigterm_received
+    _sigterm_received = True
 
 
 def show_error(error: Exception) -> int:
@@ -55,9 +55,9 @@ def show_error(error: Exception) -> int:
         with contextlib.suppress(ValueError):  # not the main thread, whose handlers stay as they are
             # Not SIG_DFL: Python would drop a signal that came just before.
             signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR_STATUS))
-        if _asked_to_end:
+        if _sigterm_received:
             return USER_ERROR_STATUS
-        time.sleep(_OTHERS_WAIT_SECONDS)
+        time.sleep(_WAIT_FOR_RANK_0_SECONDS)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS
 

@@ -93,9 +93,9 @@ class Machine:
         return () if self.hidden else self.driver_gpus
 
 
-def look_at_machine() -> Machine:
+def inspect_machine() -> Machine:
     """Describe this machine. Imports torch, if it can be; raises nothing."""
-    driver, gpus = _ask_driver()
+    driver, gpus = _query_driver()
     memory, free_memory = _memory()
     shm = Path("/dev/shm")
     return Machine(
@@ -110,7 +110,7 @@ def look_at_machine() -> Machine:
         driver=driver,
         driver_gpus=gpus,
         hidden=_gpus_hidden(),
-        torch=_look_at_torch(),
+        torch=_inspect_torch(),
         slurm=all(shutil.which(command) for command in ("sbatch", "srun")),
     )
 
@@ -125,7 +125,7 @@ def memory_of_a_rank(local_ranks: int, *, started_here: bool = True) -> tuple[fl
         started_here: the ranks are on this machine. Else one without GPUs says nothing of a run that may have them.
     """
     on_cpus = _gpus_hidden() or _torch_is_for_cpus()
-    gpus = () if on_cpus else _ask_driver()[1]
+    gpus = () if on_cpus else _query_driver()[1]
     if gpus:
         smallest = min(gpus, key=lambda gpu: gpu.memory)
         return smallest.memory, f"one {smallest.name}"
@@ -164,7 +164,7 @@ def _memory() -> tuple[float | None, float | None]:
     return min(total, limit), min(free, limit - used)
 
 
-def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
+def _query_driver() -> tuple[str | None, tuple[Gpu, ...]]:
     """The driver's version and the GPUs that it sees, from nvidia-smi; none where that is not there or fails."""
     query = "--query-gpu=driver_version,memory.total,compute_cap,name"
     try:
@@ -191,7 +191,7 @@ def parse_driver(answer: str) -> tuple[str | None, tuple[Gpu, ...]]:
     return driver, tuple(gpus)
 
 
-def _look_at_torch() -> TorchBuild | None:
+def _inspect_torch() -> TorchBuild | None:
     try:
         import torch
     except Exception:  # whatever a broken installation throws; `doctor.packages` says what

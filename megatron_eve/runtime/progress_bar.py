@@ -44,13 +44,13 @@ def byte_progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(what: str, size: int) -> Callable[[int], None]:
-    done, said = 0, time.monotonic()
+    done, last_printed = 0, time.monotonic()
 
     def move(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, last_printed
         done += count
-        if time.monotonic() - said > _LINE_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - last_printed > _LINE_SECONDS:
+            last_printed = time.monotonic()
             print(f"{what}: {done / max(size, 1):.0%} of {size / 1e9:,.1f} GB", file=sys.stderr, flush=True)
 
     return move

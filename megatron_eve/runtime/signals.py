@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from megatron_eve.runtime.errors import note_termination
+from megatron_eve.runtime.errors import note_sigterm
 
 # Slurm sends SIGTERM before it preempts or cancels a job, and the batch scripts SIGUSR1 before the time limit.
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -38,7 +38,7 @@ class ExitSignals:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._caught = number
         if number == signal.SIGTERM:
-            note_termination()
+            note_sigterm()
 
     def received(self) -> str | None:
         """Name of a signal that any rank has caught, the same on every rank; None without one. Collective."""

@@ -29,14 +29,14 @@ from megatron_eve.config import FaultConfig
 from megatron_eve.training.loop.step_result import StepResult, Values
 
 # A spike is measured against the median of the steps before it (`Progress.recent`), once there are so many.
-FEWEST = 20
+MIN_STEPS = 20
 # A run that leaves out so many steps in a row has worse than a bad batch.
-MOST_SKIPS = 10
+MAX_CONSECUTIVE_SKIPS = 10
 # Relative difference between two runs of a step that is not the hardware's: some kernels on GPUs add in any order.
 TOLERANCE = 1e-3
 
 
-def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None) -> str | None:
+def bad_step_reason(values: Values, recent: Sequence[Values], spike_factor: float | None) -> str | None:
     """What is wrong with a step; None if nothing is.
 
     Args:
@@ -55,7 +55,7 @@ def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None
         return None
     for name, value in values.items():
         counted = [before[name] for before in recent if before.get(name)]
-        if len(counted) >= FEWEST and value > spike_factor * median(counted):
+        if len(counted) >= MIN_STEPS and value > spike_factor * median(counted):
             return (
                 f"the {name} is {value:.4g}, more than {spike_factor:g} times {median(counted):.4g}, the median of the "
                 f"last {len(counted)} steps that had one"
@@ -63,7 +63,7 @@ def why_bad(values: Values, recent: Sequence[Values], spike_factor: float | None
     return None
 
 
-class Machine(RerunStateMachine):
+class PolicyRerunStateMachine(RerunStateMachine):
     """megatron-core's rerun state machine under a policy: what is left out need not end the run.
 
     megatron-core's own checks (of each rank's gradients, before they are reduced) always call a failure fatal.
@@ -86,10 +86,10 @@ class Machine(RerunStateMachine):
         super().validate_result(*args, fatal=fatal and self._fatal, **kwargs)
 
 
-def start_machine(faults: FaultConfig) -> None:
+def start_rerun_machine(faults: FaultConfig) -> None:
     """Make the rerun state machine of a run, which megatron-core and `train_step` ask for by themselves."""
     destroy_rerun_state_machine()
-    _set_rerun_state_machine(Machine(faults))
+    _set_rerun_state_machine(PolicyRerunStateMachine(faults))
 
 
 _WHOLE_STEP = "found a bad loss or gradient norm of the whole step"
@@ -123,13 +123,13 @@ def exit_code(faults: FaultConfig, result: StepResult, skipped_in_a_row: int) ->
     """
     if result.exit_code or result.bad is None:
         return result.exit_code
-    ends = faults.bad_step_policy == "stop" or skipped_in_a_row + 1 >= MOST_SKIPS
+    ends = faults.bad_step_policy == "stop" or skipped_in_a_row + 1 >= MAX_CONSECUTIVE_SKIPS
     return EXIT_CODE_FAILED_ON_RESULT_VALIDATION if ends else 0
 
 
-def verdict(faults: FaultConfig, iteration: int, result: StepResult) -> str:
+def exit_message(faults: FaultConfig, iteration: int, result: StepResult) -> str:
     """Why a run ends at a step, for people: what was wrong, what is known of it, and what to do. Collective."""
-    state, where = get_rerun_state_machine().state, suspects()
+    state, where = get_rerun_state_machine().state, suspect_ranks()
     found = f"iteration {iteration}: {result.bad or 'a check failed'}"
     samples = "its samples are listed in bad_steps.jsonl"
     if result.exit_code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
@@ -142,24 +142,22 @@ def verdict(faults: FaultConfig, iteration: int, result: StepResult) -> str:
         return f"{found}; run again it gave another result, {hardware}"
     if state is RerunState.RERUNNING_FROM_CHECKPOINT and result.bad is None:
         return f"{found}; the step was bad before the restart and is not on these GPUs, {hardware}"
-    told = "; other GPUs gave the same" if state is RerunState.RERUNNING_FROM_CHECKPOINT else ""
+    elsewhere = "; other GPUs gave the same" if state is RerunState.RERUNNING_FROM_CHECKPOINT else ""
     if faults.bad_step_policy == "skip":
         return (
-            f"{found}; {MOST_SKIPS} bad steps in a row are not the batches' doing: go back to an older checkpoint, and "
-            f"lower --lr; {samples}"
+            f"{found}; {MAX_CONSECUTIVE_SKIPS} bad steps in a row are not the batches' doing: go back to an older "
+            f"checkpoint, and lower --lr; {samples}"
         )
-    return (
-        f"{found}{told}; its update was not made, and {samples}. --bad-step-policy skip goes on without them"
-    )
+    return f"{found}{elsewhere}; its update was not made, and {samples}. --bad-step-policy skip goes on without them"
 
 
-def suspects() -> str:
+def suspect_ranks() -> str:
     """Ranks whose own gradients failed a check in this step, and their nodes, for people. Collective."""
     machine = get_rerun_state_machine()
-    call, told = machine.failed_validation_call, None
+    call, message = machine.failed_validation_call, None
     if call is not None and call.caller.message != _WHOLE_STEP:
         node = machine.suspicious_node or os.uname()[1]
-        told = f"rank {torch.distributed.get_rank()} on {node}: {call.caller.message}"
-    everyone: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, told)
-    return "; ".join(one for one in everyone if one) or "no rank by its own gradients"
+        message = f"rank {torch.distributed.get_rank()} on {node}: {call.caller.message}"
+    gathered: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, message)
+    return "; ".join(one for one in gathered if one) or "no rank by its own gradients"

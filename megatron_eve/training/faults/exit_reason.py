@@ -9,7 +9,7 @@ from megatron_eve.checkpoint.save_lock import in_use
 OUTCOME = "outcome"
 
 
-def write_outcome(save: str | None, why: str, replace: bool = True) -> None:
+def write_exit_reason(save: str | None, why: str, replace: bool = True) -> None:
     """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
 
     torchrun passes no exit status of its ranks on, so the batch scripts look there, which make the folder and remove an

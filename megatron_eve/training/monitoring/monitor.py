@@ -38,11 +38,11 @@ class Monitor:
         self._held_out: Any = None
         self._board: Any = None
         if active and config.checkpoint.save:
-            self._losses = _Lines(Path(config.checkpoint.save) / "losses.jsonl")
+            self._losses = _JsonLinesFile(Path(config.checkpoint.save) / "losses.jsonl")
             if config.training.eval_interval:
-                self._held_out = _Lines(Path(config.checkpoint.save) / "valid_losses.jsonl")
+                self._held_out = _JsonLinesFile(Path(config.checkpoint.save) / "valid_losses.jsonl")
         if active and config.logging.tensorboard_dir:
-            self._board = _Board(config.logging.tensorboard_dir, start)
+            self._board = _TensorBoardWriter(config.logging.tensorboard_dir, start)
 
     def start(self) -> None:
         """Begin to time an iteration."""
@@ -91,12 +91,12 @@ class Monitor:
         if self._losses:
             self._losses.add(record)
         if self._board:
-            told = {
+            scalars = {
                 name: record[name] for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu")
             }
-            told["samples_per_second"] = len(step.sample_ids) / seconds
-            told["tokens_per_second"] = step.num_tokens / seconds
-            self._board.add(told, iteration)
+            scalars["samples_per_second"] = len(step.sample_ids) / seconds
+            scalars["tokens_per_second"] = step.num_tokens / seconds
+            self._board.add(scalars, iteration)
         if self.is_due(iteration) or result.bad:
             print(self._line(record, result.losses), flush=True)
 
@@ -156,11 +156,11 @@ class Monitor:
             self._held_out.add({"iteration": iteration, "dataset": name, **values})
         if self._board:
             self._board.add({f"{loss} validation/{name}": value for loss, value in values.items()}, iteration)
-        told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
+        formatted = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
         language = NextToken.name
         perplexity = math.exp(losses[language]) if losses[language] < 20.0 else math.inf
         print(
-            f" validation loss at iteration {iteration} on {name} |{told} {language} PPL: {perplexity:.6E} |",
+            f" validation loss at iteration {iteration} on {name} |{formatted} {language} PPL: {perplexity:.6E} |",
             flush=True,
         )
 
@@ -171,7 +171,7 @@ class Monitor:
                 writer.close()
 
 
-class _Output:
+class _OutputFile:
     """Where a run reports to. What it cannot write costs the report and not the run; that is said once.
 
     Args:
@@ -193,7 +193,7 @@ class _Output:
         return True
 
 
-class _Lines(_Output):
+class _JsonLinesFile(_OutputFile):
     """A file of JSON lines, to append to; what a kill or a full disk left of a line is taken off."""
 
     def __init__(self, path: Path) -> None:
@@ -229,7 +229,7 @@ class _Lines(_Output):
         self._file.flush()
 
 
-class _Board(_Output):
+class _TensorBoardWriter(_OutputFile):
     """TensorBoard's files, without iterations after `start`. After one that cannot be written there are no more.
 
     torch's SummaryWriter has a thread that writes, and that ends with a traceback where the disk is full; so the events

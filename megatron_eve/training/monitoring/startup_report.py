@@ -30,7 +30,7 @@ def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, in
     return int(counts[0]), int(counts[1])
 
 
-def announce(trainer: Trainer, total: int, trained: int) -> None:
+def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
     """Print the configuration and the plan once, before the first step. Collective.
 
     Args:

@@ -69,27 +69,27 @@ class Stragglers:
         stage = parallel_state.get_pipeline_model_parallel_rank()
         times = RankTimes(os.uname()[1], stage, self._forward, self._data)
         self._events, self._forward, self._data = [], 0.0, 0.0
-        everyone: list[RankTimes] = [times] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, times)
-        return compare(everyone)
+        all_ranks: list[RankTimes] = [times] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(all_ranks, times)
+        return compare(all_ranks)
 
 
-def compare(everyone: list[RankTimes]) -> str:
+def compare(all_ranks: list[RankTimes]) -> str:
     """A line for people: of forward passes and of data, the rank that is slowest beside the others of its stage.
 
     Args:
-        everyone: times of each rank, in the order of ranks.
+        all_ranks: times of each rank, in the order of ranks.
     """
     parts = []
     for name in ("forward", "data"):
-        seconds = [getattr(one, name) for one in everyone]
+        seconds = [getattr(one, name) for one in all_ranks]
         ratios = []
-        for rank, one in enumerate(everyone):
-            usual = median(getattr(peer, name) for peer in everyone if peer.stage == one.stage)
+        for rank, one in enumerate(all_ranks):
+            usual = median(getattr(peer, name) for peer in all_ranks if peer.stage == one.stage)
             ratios.append(seconds[rank] / usual if usual else 1.0)
         slow = ratios.index(max(ratios))
         parts.append(
-            f" {name}: rank {slow} on {everyone[slow].node} {1000 * seconds[slow]:.1f} ms, {ratios[slow]:.2f} x the "
+            f" {name}: rank {slow} on {all_ranks[slow].node} {1000 * seconds[slow]:.1f} ms, {ratios[slow]:.2f} x the "
             f"median of its pipeline stage |"
         )
     return " stragglers |" + "".join(parts)

@@ -21,7 +21,7 @@ _HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
 _OWN_SETTINGS = ("lr", "min_lr", "lr_decay_style", "lr_warmup_fraction", "weight_decay", "clip_grad")
 
 
-def start_lines(config: RunConfig, iteration: int, consumed_samples: int) -> Iterator[str]:
+def startup_messages(config: RunConfig, iteration: int, consumed_samples: int) -> Iterator[str]:
     """Say where the weights come from, then what a user may not have meant. For rank 0, after loading.
 
     Args:

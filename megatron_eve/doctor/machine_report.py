@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages
-from megatron_eve.doctor.plan import Row, plan_run
+from megatron_eve.doctor.packages import EXTENSION, Package, Packages, inspect_packages
+from megatron_eve.doctor.plan import ReportLine, describe_plan
 from megatron_eve.doctor.problems import Problem, capability, find_problems
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.runtime.machine import Gpu, Machine, look_at_machine
+from megatron_eve.runtime.machine import Gpu, Machine, inspect_machine
 
 _LABEL, _WIDTH = 18, 118
 
@@ -32,10 +32,10 @@ def examine(pyproject: Path) -> tuple[str, bool]:
         OSError: if `pyproject` cannot be read.
     """
     with _quiet():
-        machine, packages = look_at_machine(), look_at_packages(pyproject)
+        machine, packages = inspect_machine(), inspect_packages(pyproject)
         problems = find_problems(machine, packages)
         try:
-            plan = plan_run(accelerator(), packages)
+            plan = describe_plan(accelerator(), packages)
         except (
             Exception
         ) as error:  # whatever a broken installation throws; most of it is among the problems already
@@ -59,7 +59,9 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def report(machine: Machine, packages: Packages, plan: Sequence[Row], problems: Sequence[Problem]) -> str:
+def report(
+    machine: Machine, packages: Packages, plan: Sequence[ReportLine], problems: Sequence[Problem]
+) -> str:
     """All of it as text, in groups."""
     breaks = [problem for problem in problems if problem.breaks]
     advice = [problem for problem in problems if not problem.breaks]
@@ -77,8 +79,8 @@ def report(machine: Machine, packages: Packages, plan: Sequence[Row], problems: 
     return f"{text}\n\n{number}"
 
 
-def _line(row: Row) -> str:
-    return _fill(row[1], f"  {row[0]:<{_LABEL}} ", " " * (_LABEL + 3))
+def _line(line: ReportLine) -> str:
+    return _fill(line[1], f"  {line[0]:<{_LABEL}} ", " " * (_LABEL + 3))
 
 
 def _item(problem: Problem) -> str:
@@ -90,7 +92,7 @@ def _fill(text: str, first: str, others: str) -> str:
     return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
-def _machine_rows(machine: Machine) -> Iterator[Row]:
+def _machine_rows(machine: Machine) -> Iterator[ReportLine]:
     yield "Python", f"{machine.python}, {machine.executable}"
     yield "system", machine.system
     yield "cores", str(machine.cores)
@@ -133,7 +135,7 @@ def _gpu(gpu: Gpu) -> str:
     return f"{gpu.name} ({gpu.memory:.1f} GiB, {capability(gpu)})"
 
 
-def _package_rows(packages: Packages) -> Iterator[Row]:
+def _package_rows(packages: Packages) -> Iterator[ReportLine]:
     """Those worth a line each, and the others on one."""
     shown = ("torch", "megatron-core", "transformers")
     for name in shown:
