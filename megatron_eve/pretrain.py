@@ -1,7 +1,7 @@
-"""The command that trains: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
+"""The training command: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
 
 Imports stay inside the functions: saving a checkpoint starts a helper process that imports this module again,
-and a wrong flag should be refused before torch is loaded.
+and flags are checked before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _main(signals: ExitSignals) -> None:
     from megatron_eve.training.faults.exit_reason import write_exit_reason
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # --help is for one of them.
+    # --help is printed by one rank.
     quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stdout(io.StringIO())
     save = None
     try:
@@ -41,7 +41,7 @@ def _main(signals: ExitSignals) -> None:
         save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)
-    except (UserError, OSError) as error:  # every rank finds the same
+    except (UserError, OSError) as error:  # the same on every rank
         if isinstance(error, UserError):
             write_exit_reason(save, str(error), replace=False)
         sys.exit(show_error(error))
@@ -53,7 +53,7 @@ def _main(signals: ExitSignals) -> None:
 
 
 def _train_and_record_user_error(config: RunConfig, signals: ExitSignals) -> None:
-    """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
+    """Train; write a `UserError` that ends the run to SAVE/outcome, so that the job is not requeued."""
     from megatron_eve.runtime.errors import UserError
     from megatron_eve.training.faults.exit_reason import write_exit_reason
 

@@ -1,4 +1,4 @@
-"""What a run would take on a machine where no flag says otherwise, asked of what chooses it when training."""
+"""What a run without further flags would use on this machine, from the functions that choose it in training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from megatron_eve.doctor.packages import Packages
 from megatron_eve.runtime.accelerator import Accelerator
 from megatron_eve.runtime.machine import cudnn_attends_to_packs
 
-ReportLine = tuple[str, str]
+ReportLine = tuple[str, str]  # label, text
 
 
 def describe_plan(accelerator: Accelerator, packages: Packages) -> list[ReportLine]:
-    """Backend, layers, attention, precisions, losses, gradients, decoder and shapes, a row each.
+    """Backend, layers, attention, precisions, losses, gradients, image decoder and shapes, as (label, text) lines.
 
     Args:
-        accelerator: what `accelerator()` says.
-        packages: what is installed.
+        accelerator: of `runtime.accelerator.accelerator()`.
+        packages: the installed packages.
 
     Raises:
-        ImportError: if a package that a run needs does not import.
+        ImportError: a package that a run needs does not import.
     """
     from megatron_eve.config import RunConfig, TrainingConfig
     from megatron_eve.data.images.backends import chosen_backend
@@ -33,7 +33,7 @@ def describe_plan(accelerator: Accelerator, packages: Packages) -> list[ReportLi
     config = RunConfig(training=TrainingConfig(train_iters=1, bf16=True))
     engine, on_gpu = uses_transformer_engine(config), accelerator.name == "cuda"
     return [
-        ("runs on", f"{'GPUs' if on_gpu else 'the CPU'}, ranks talk through {accelerator.backend}"),
+        ("runs on", f"{'GPUs' if on_gpu else 'the CPU'}, ranks communicate through {accelerator.backend}"),
         ("layers", "TransformerEngine's (torch's without --bf16)" if engine else "torch's"),
         ("attention", _attention(accelerator, packages) if engine else "torch's, sample by sample"),
         ("bfloat16", _bfloat16(accelerator)),
@@ -71,5 +71,5 @@ def _gradients(fused: str) -> str:
 def _bfloat16(accelerator: Accelerator) -> str:
     if accelerator.capability is None:
         return "yes, to try it out"
-    # What torch.cuda.is_bf16_supported asks, too.
+    # The same condition as in torch.cuda.is_bf16_supported.
     return "yes" if accelerator.capability >= (8, 0) else "slow: GPUs before Ampere (8.0) emulate it"

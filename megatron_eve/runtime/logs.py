@@ -1,4 +1,4 @@
-"""What the libraries of a run have to say: rank 0 everything, other ranks their warnings, and not without end."""
+"""Python logging of a run: rank 0 prints everything, other ranks a limited number of warnings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 
 from megatron_eve.runtime.ranks import global_rank
 
-# A library that warns at every step would fill the log with one line from each of hundreds of ranks.
+# Per rank. A library that warns at every step would print one line a step from each of hundreds of ranks.
 MAX_WARNINGS = 50
 
 
 class _WarningLimit(logging.Filter):
-    """Lets so many records through; the last one says that it is the last."""
+    """Passes `limit` records below ERROR, and notes on the last one that further ones are not shown."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class _WarningLimit(logging.Filter):
 
 
 def configure_logging() -> None:
-    """Send `logging` and `warnings` to stderr, a line a record, with the rank in front.
+    """Send `logging` and `warnings` to stderr, one line each, prefixed with the rank.
 
-    Ranks other than 0 tell their errors, and `MAX_WARNINGS` warnings. What a run reports of itself (`Monitor`,
-    `print_rank_0`) and errors that end it do not pass here.
+    Ranks other than 0 log errors, and up to `MAX_WARNINGS` warnings. The run's own output (`Monitor`, `print_rank_0`)
+    and errors that end it do not use `logging`.
     """
     rank = global_rank()
     handler = logging.StreamHandler(sys.stderr)

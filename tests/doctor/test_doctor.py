@@ -43,7 +43,7 @@ def test_this_machine_without_its_gpus() -> None:
     entries = rows(found.stdout)
     assert entries["torch"] == torch.__version__ and entries["megatron-core"] == "0.16.1"
     assert entries["Python"].endswith(sys.executable)
-    assert entries["runs on"] == "the CPU, ranks talk through gloo"
+    assert entries["runs on"] == "the CPU, ranks communicate through gloo"
     assert entries["layers"] == "torch's" and entries["packs"] == "each as long as it is"
     assert entries["FP8 delayed"].startswith("no: needs a GPU and TransformerEngine")
     assert max(map(len, found.stdout.splitlines())) <= 118

@@ -39,7 +39,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, machine: Accelerator, packages: Packag
 def test_the_plan_of_an_h100(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
     write(modules, f"{EXTENSION}.py")
     entries = plan(monkeypatch, accelerator((9, 0)))
-    assert entries["runs on"] == "GPUs, ranks talk through nccl"
+    assert entries["runs on"] == "GPUs, ranks communicate through nccl"
     assert entries["layers"].startswith("TransformerEngine's")
     assert entries["attention"] == "TransformerEngine's choice: flash-attn 2.8.3 or cuDNN"
     assert [entries[f"FP8 {recipe}"] for recipe in ("delayed", "tensorwise", "blockwise")] == ["yes"] * 3
@@ -80,6 +80,6 @@ def test_the_plan_of_a_cpu(prepared: None, monkeypatch: pytest.MonkeyPatch, modu
     """apex's extension and DALI are no use to it, even where they are."""
     write(modules, f"{EXTENSION}.py")
     entries = plan(monkeypatch, accelerator(None))
-    assert entries["runs on"] == "the CPU, ranks talk through gloo"
+    assert entries["runs on"] == "the CPU, ranks communicate through gloo"
     assert entries["layers"] == "torch's" and "(unfused)" in entries["weight gradients"]
     assert entries["images"] == "decoded by threads" and entries["packs"] == "each as long as it is"
