@@ -1,7 +1,7 @@
-"""The command that trains: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
+"""The training command: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
 
 Imports stay inside the functions: saving a checkpoint starts a helper process that imports this module again,
-and a wrong flag should be refused before torch is loaded.
+and flags are checked before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
     from megatron_eve.preflight import check_memory, check_run, describe_start
     from megatron_eve.runtime.errors import UserError, show_error
-    from megatron_eve.training.faults.exit_reason import write_outcome
+    from megatron_eve.training.faults.exit_reason import write_exit_reason
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # --help is for one of them.
+    # --help is printed by one rank.
     quiet = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stdout(io.StringIO())
     save = None
     try:
@@ -41,26 +41,26 @@ def _main(signals: ExitSignals) -> None:
         save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)
-    except (UserError, OSError) as error:  # every rank finds the same
+    except (UserError, OSError) as error:  # the same on every rank
         if isinstance(error, UserError):
-            write_outcome(save, str(error), replace=False)
+            write_exit_reason(save, str(error), replace=False)
         sys.exit(show_error(error))
     if rank == 0:
         print(f"{describe_start(config, ranks)}\nmemory: {memory}", flush=True)
     from megatron_eve.runtime.ranks import run_rank
 
-    run_rank(lambda: _train_or_leave_word(config, signals))
+    run_rank(lambda: _train_and_record_user_error(config, signals))
 
 
-def _train_or_leave_word(config: RunConfig, signals: ExitSignals) -> None:
-    """Train; a user's mistake that ends the run is left in SAVE/outcome, so that a job is not started again for it."""
+def _train_and_record_user_error(config: RunConfig, signals: ExitSignals) -> None:
+    """Train; write a `UserError` that ends the run to SAVE/outcome, so that the job is not requeued."""
     from megatron_eve.runtime.errors import UserError
-    from megatron_eve.training.faults.exit_reason import write_outcome
+    from megatron_eve.training.faults.exit_reason import write_exit_reason
 
     try:
         _train(config, signals)
     except UserError as error:
-        write_outcome(config.checkpoint.save, str(error), replace=False)
+        write_exit_reason(config.checkpoint.save, str(error), replace=False)
         raise
 
 
@@ -75,12 +75,12 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
     from megatron_eve.runtime.phases import phase
 
     with phase("importing torch and megatron-core"):
-        machine = accelerator()
+        device = accelerator()
         from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.models.kernels import check_kernels
         from megatron_eve.training.loop.train import train
 
-    check_kernels(config, machine)
+    check_kernels(config, device)
     with distributed(config), save_lock(config.checkpoint.save):
         status = train(config, signals)
     sys.exit(status)

@@ -8,7 +8,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 #
-# The last checkpoint of a run to a folder in Hugging Face layout, on CPUs alone:
+# Exports a run's last checkpoint to a folder in Hugging Face layout, on CPUs only:
 #
 #   LOAD=runs/stage3 SAVE=models/my-eve-7b TOKENIZER=models/vicuna-7b-v1.5 sbatch slurm/convert_checkpoint.sh --dtype bfloat16
 #

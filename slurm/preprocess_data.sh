@@ -8,23 +8,23 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A_%a.log
 #
-# Preprocessing as an array, a task for each file of INPUT that has no dataset in OUT yet. It submits itself:
+# Preprocessing as a Slurm array, one task for each file of INPUT that has no dataset in OUT yet. Run it with bash; it
+# calls sbatch itself:
 #
 #   INPUT=captions IMAGES=photos TOKENIZER=models/vicuna-7b-v1.5/tokenizer.model OUT=data/captions \
 #   bash slurm/preprocess_data.sh --template plain
 #
-# Files are the .json of INPUT in the order of their names, then the .jsonl, .ndjson, .csv, .tar and .parquet files. Those
-# with the pictures in them (.tar, .parquet) need no IMAGES. When tasks failed, give the same command again: it submits
-# what is missing, until it says that nothing is. It shows the sbatch command, which takes options of your own
-# (sbatch --array=3 --cpus-per-task=8 ...).
+# Files are the .json of INPUT sorted by name, then the .jsonl, .ndjson, .csv, .tar and .parquet files. .tar and .parquet
+# contain the images and need no IMAGES. If tasks fail, run the same command again: it submits only files that have no
+# dataset yet. It prints the sbatch command, to which you can add options (sbatch --array=3 --cpus-per-task=8 ...).
 #
 # Tasks that decode with DALI ask for a GPU (PREPROCESS_GPUS in slurm/cluster.env):
 #   ... bash slurm/preprocess_data.sh --template plain --image-storage jpeg --image-decoder dali
 #
-# The parts become one dataset without copying them:
+# Merge the datasets into one, without copying:
 #   .venv/bin/python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json;  DATA=data/all sbatch ...
 set -euo pipefail
-submits_itself='' # if it is no task of an array: called by hand, in the root of the checkout
+submits_itself='' # set if this is not a task of an array: called by hand, in the root of the checkout
 if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then
     submits_itself=1 SLURM_SUBMIT_DIR=$PWD
     [[ -f slurm/launch.sh ]] || { echo "error: $PWD is no checkout: cd to its root first" >&2 && exit 2; }
@@ -38,9 +38,9 @@ need OUT "the folder for the datasets"
 [[ ! $OUT -ef $INPUT ]] || die "OUT=$OUT: is INPUT; the datasets need a folder of their own"
 [[ $OUT != *[[:space:]]* ]] || die "OUT=$OUT: DATA cannot name datasets in it, as spaces stand between its prefixes; choose another"
 
-# Each task looks at all files, before any work: adding or renaming one changes which file a task gets.
+# Each task lists all files: adding or renaming one changes which file a task gets.
 shopt -s nullglob nocaseglob
-LC_ALL=C # one order of names for all tasks
+LC_ALL=C # the same sort order in all tasks
 files=() pictures_apart=''
 for file in "$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson "$INPUT"/*.csv "$INPUT"/*.tar "$INPUT"/*.parquet; do
     case ${file,,} in

@@ -15,8 +15,8 @@
 #   DATA=data/captions16m TEACHER=models/clip-vit-large-patch14-336 \
 #   LOAD=models/vicuna-7b-v1.5 SAVE=runs/stage1 sbatch slurm/pretrain_stage1.sh
 #
-# RECIPE is examples/eve_7b/stage1.yaml unless it is set; LAYOUT, a second file, overrides it (such as
-# examples/eve_7b/layouts/h100.yaml), and flags behind the script's name override both.
+# RECIPE defaults to examples/eve_7b/stage1.yaml. LAYOUT is an optional second YAML file that overrides it, such as
+# examples/eve_7b/layouts/h100.yaml. Flags after the script's name override both.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
 stage_folders=(TEACHER --teacher-model "the folder of the teacher, CLIP ViT-L/14-336")

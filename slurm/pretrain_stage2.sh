@@ -15,8 +15,8 @@
 #   DATA=data/captions33m TEACHER=models/clip-vit-large-patch14-336 \
 #   LOAD=runs/stage1 SAVE=runs/stage2 sbatch slurm/pretrain_stage2.sh
 #
-# RECIPE is examples/eve_7b/stage2.yaml unless it is set; LAYOUT, a second file, overrides it (such as
-# examples/eve_7b/layouts/h100.yaml), and flags behind the script's name override both.
+# RECIPE defaults to examples/eve_7b/stage2.yaml. LAYOUT is an optional second YAML file that overrides it, such as
+# examples/eve_7b/layouts/h100.yaml. Flags after the script's name override both.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
 stage_folders=(TEACHER --teacher-model "the folder of the teacher, CLIP ViT-L/14-336")

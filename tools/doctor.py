@@ -25,7 +25,7 @@ def main() -> int:
         return 1
     # Also where this package has not been installed yet.
     sys.path.insert(0, str(ROOT))
-    from megatron_eve.doctor.report import examine
+    from megatron_eve.doctor.machine_report import examine
 
     report, sound = examine(ROOT / "pyproject.toml")
     print(report)

@@ -1,7 +1,7 @@
-"""The files of one checkpoint: are they there and whole, what identifies its weights, and how its optimizer state goes.
+"""The files of one checkpoint: checking that they are complete, fingerprint of the weights, dropping optimizer state.
 
-`*.sha256` in its folder, in the format of `sha256sum -c`, are what each rank writes for its own files. Nothing here
-talks to other ranks.
+Each rank writes `*.sha256` for its own files, in the format of `sha256sum -c`. Nothing here communicates with other
+ranks.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import yaml
 from megatron_eve.config import RunConfig
 from megatron_eve.runtime.digests import file_digest, file_digest_in_pieces
 
-# Written once a checkpoint, beside the ranks' tensors.
+# Written once per checkpoint, beside the tensors of the ranks.
 ALWAYS = ("metadata.json", "common.pt", ".metadata", "config.yaml")
-# Files of optimizer state, which are written apart from the weights' (megatron-core's `separation_hint`).
+# Prefix of the files of optimizer state, which is written apart from the weights (megatron-core's `separation_hint`).
 OPTIMIZER = "optimizer"
 _SUMS = ".sha256"
 
 
 def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
-    """What a checkpoint folder lacks: a file, or the end of one. None if it is whole; its bytes are not read.
+    """What is missing in a checkpoint folder: a file, or the end of one. None if it is complete; contents are not read.
 
     Args:
         folder: of the checkpoint.
-        optimizer: optimizer state is wanted, which `drop_optimizer` may have taken out.
+        optimizer: also require optimizer state, which `drop_optimizer` may have removed.
     """
     if not folder.is_dir():
         return "the folder is missing"
@@ -52,25 +52,24 @@ def missing_part(folder: Path, *, optimizer: bool = False) -> str | None:
 
 
 def damaged_part(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> str | None:
-    """The first file of this rank's share whose bytes are not those that were written; None if there is none.
+    """What is wrong with the first damaged file of this rank's share; None if no file is.
 
     Args: see `compare_checksums`.
     """
     work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
-    return next((told for told in work if isinstance(told, str)), None)
+    return next((result for result in work if isinstance(result, str)), None)
 
 
 def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> Iterator[int | str]:
-    """Read a rank's share of a checkpoint's files, and compare their sha256 with those they were written with.
+    """Read a rank's share of a checkpoint's files, and compare their sha256 with the recorded ones.
 
     Args:
         folder: of the checkpoint.
-        rank, ranks: whose share.
-        optimizer: optimizer state is read, too; weights alone are a seventh of the bytes.
+        rank, ranks: this rank, and how many share the work.
+        optimizer: also read optimizer state; the weights alone are a seventh of the bytes.
 
     Yields:
-        The bytes that were read since, now and then, so that the caller can do something else meanwhile; or what is
-            wrong with a file.
+        The number of bytes read since the last value (for a progress bar), or a message about a file that is wrong.
     """
     for name, expected in _share(folder, rank, ranks, optimizer):
         try:
@@ -83,13 +82,13 @@ def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = 
 
 
 def checked_bytes(folder: Path, rank: int, ranks: int, *, optimizer: bool = False) -> int:
-    """How much `compare_checksums` reads."""
+    """Bytes that `compare_checksums` reads."""
     paths = [folder / name for name, _ in _share(folder, rank, ranks, optimizer)]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _share(folder: Path, rank: int, ranks: int, optimizer: bool) -> list[tuple[str, str]]:
-    """Names of a rank's share of the files, and what their sha256 was."""
+    """(name, recorded sha256) of the files in a rank's share."""
     sums = sorted(checksums_of(folder).items())
     return [one for one in sums if optimizer or not _is_optimizer(one[0])][rank::ranks]
 
@@ -99,12 +98,12 @@ def _is_optimizer(name: str) -> bool:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """One sha256 for the weights of a checkpoint, from the digests that its writers left; no tensor is read.
+    """One sha256 for the weights of a checkpoint, computed from the recorded checksums; no tensor is read.
 
-    It stays the same when the optimizer state is dropped, and names the same weights in any folder.
+    Dropping optimizer state or moving the folder does not change it.
 
     Raises:
-        OSError: the checksums, or without any its files, cannot be read.
+        OSError: the checksums cannot be read (or, if there are none, the files).
     """
     sums = checksums_of(folder) or {
         path.name: file_digest(path) for path in folder.iterdir() if path.is_file()
@@ -123,23 +122,23 @@ def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Write the configuration of a checkpoint beside it, for people and for `saved_config`."""
+    """Write the configuration of a run to `config.yaml` in the checkpoint; `saved_config` reads it."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def drop_optimizer(folder: Path) -> None:
-    """Take the optimizer state out of a checkpoint; its weights stay readable. Does nothing the second time.
+    """Remove the optimizer state from a checkpoint; its weights stay readable. Does nothing the second time.
 
-    The files go last, so that a kill leaves something to do for the next call.
+    The files are removed last, so that after a kill the next call finishes the work.
     """
     from torch.distributed.checkpoint import FileSystemReader
 
-    doomed = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
-    if not doomed:
+    to_remove = {path.name for path in folder.iterdir() if _is_optimizer(path.name) and path.suffix != _SUMS}
+    if not to_remove:
         return
     metadata = FileSystemReader(folder).read_metadata()
     storage = metadata.storage_data or {}
-    gone = {index for index, entry in storage.items() if entry.relative_path in doomed}
+    gone = {index for index, entry in storage.items() if entry.relative_path in to_remove}
     keys = {index.fqn for index in gone}
     metadata.storage_data = {i: entry for i, entry in storage.items() if i not in gone}
     metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if k not in keys}
@@ -149,17 +148,17 @@ def drop_optimizer(folder: Path) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / ".metadata")
-    # Only the index has other bytes now: a new digest of the weights would call any damage to them whole.
+    # Recompute only the index's checksum: recomputing those of the weights would hide damage to them.
     changed = {".metadata": file_digest(folder / ".metadata")}
     for path in folder.glob(f"*{_SUMS}"):
         sums = {name: changed.get(name, digest) for name, digest in _read_sums(path).items()}
-        _write_sums(path, {name: digest for name, digest in sums.items() if name not in doomed})
-    for name in doomed:
+        _write_sums(path, {name: digest for name, digest in sums.items() if name not in to_remove})
+    for name in to_remove:
         (folder / name).unlink()
 
 
 def shards_of(folder: Path) -> dict[str, int]:
-    """Files of tensors that the index names, and the bytes that each must have at least."""
+    """Tensor files that the index names, and the smallest size in bytes that each must have."""
     from torch.distributed.checkpoint import FileSystemReader
 
     needed: dict[str, int] = {}
@@ -169,7 +168,7 @@ def shards_of(folder: Path) -> dict[str, int]:
 
 
 def checksums_of(folder: Path) -> dict[str, str]:
-    """The sha256 of files as they were written, by name."""
+    """The recorded sha256 of each file, by name."""
     return {name: digest for path in folder.glob(f"*{_SUMS}") for name, digest in _read_sums(path).items()}
 
 
@@ -186,7 +185,7 @@ def _write_sums(path: Path, sums: dict[str, str]) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to disk."""
+    """Flush a file, or a folder's entries, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The optimizer's state, made where a checkpoint needs it before the first update has."""
+"""Initializes the optimizer's state for a checkpoint that is saved before the first update."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from megatron.core.optimizer import MegatronOptimizer
 
 
 def make_moments(optimizer: MegatronOptimizer) -> None:
-    """Make Adam's moments, all zero, where no update has made them yet; afterwards a checkpoint can hold them.
+    """Create Adam's moments, all zero, if no update has created them yet, so that a checkpoint can be saved.
 
-    Until its first update the optimizer has no state, which megatron-core's `sharded_state_dict` takes for granted: a
-    run whose first step is left out saves before it. An update by zero gradients at rate 0 is how megatron-core makes
-    the state when it loads (`_init_optimizer_states_with_dummy_values`); the count of updates is put back to 0.
+    Before its first update the optimizer has no state, but megatron-core's `sharded_state_dict` requires it; a run that
+    skips its first step saves like that. As megatron-core does when it loads
+    (`_init_optimizer_states_with_dummy_values`), this makes an update with zero gradients at learning rate 0; then the
+    count of updates is reset to 0.
     """
     for one in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = one.optimizer

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's tensors with megatron-core, and how far it has come."""
+"""Reads a checkpoint's tensors with megatron-core, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from megatron_eve.runtime.progress_bar import byte_progress
 
 
 def read_tensors(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What of a checkpoint is asked for, by megatron-core's `dist_checkpointing.load`, with a bar. Collective."""
-    # megatron-core's strategy names the class of its reader; no argument reaches it.
+    """Load the requested tensors with megatron-core's `dist_checkpointing.load`, with a progress bar. Collective."""
+    # Replace the reader class that megatron-core's strategy uses; it takes no argument for it.
     torch_strategies.CachedMetadataFileSystemReader = _CountingReader
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(request, str(folder))
@@ -27,7 +27,7 @@ def read_tensors(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class _CountingReader(CachedMetadataFileSystemReader):
-    """megatron-core's reader, which shows the bytes of what rank 0 has read."""
+    """megatron-core's reader with a progress bar of the bytes that rank 0 has read."""
 
     def read_data(self, plan: Any, planner: Any) -> Any:
         def size(item: Any) -> int:
@@ -38,11 +38,11 @@ class _CountingReader(CachedMetadataFileSystemReader):
 
 
 class _CountingPlanner:
-    """A planner that also tells of each item that was read.
+    """A load planner that also calls a function for each item that was read.
 
     Args:
-        planner: that it stands for.
-        done: is called with the item.
+        planner: the planner that it wraps.
+        done: called with each item.
     """
 
     def __init__(self, planner: Any, done: Callable[[Any], None]) -> None:
@@ -52,11 +52,11 @@ class _CountingPlanner:
         return getattr(self._planner, name)
 
     def load_bytes(self, item: Any, value: Any) -> None:
-        """An object was read."""
+        """Called when an object was read."""
         self._planner.load_bytes(item, value)
         self._done(item)
 
     def commit_tensor(self, item: Any, tensor: Any) -> None:
-        """A tensor was read."""
+        """Called when a tensor was read."""
         self._planner.commit_tensor(item, tensor)
         self._done(item)

@@ -1,9 +1,9 @@
-"""A lock on the folder of `--save`: two runs that write there mix their losses and remove each other's checkpoints.
+"""A lock on the folder of `--save`: two runs in one folder would mix their losses and remove each other's checkpoints.
 
-    SAVE/lock             who writes there, as JSON; its time is set anew every half minute, and it goes with the run
-    SAVE/lock.takeover    held for a moment by the process that replaces the lock of a run that was killed
+    SAVE/lock             the process that writes there, as JSON; touched every 30 s, and removed when the run ends
+    SAVE/lock.takeover    held briefly by a process that replaces the lock of a killed run
 
-Both are made by `link`, which takes a name once even on NFS. Nothing here needs torch, but for telling all ranks.
+Both are made with `link`, which is atomic on NFS, too. Only `save_lock` needs torch, to inform all ranks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from megatron_eve.runtime.errors import UserError
 
 LOCK = "lock"
 HEARTBEAT_SECONDS = 30.0
-# The lock of a run on another host is stale when it is older: four heartbeats were missed.
+# The lock of a run on another host is stale at this age: four heartbeats were missed.
 STALE_SECONDS = 120.0
-# For which another process may take over before its lock is asked about again.
+# How long to retry while another process holds the takeover lock.
 _TAKEOVER_SECONDS = 10.0
 
 
 class FolderInUseError(UserError):
-    """Another run, which is alive, writes into the folder of `--save`."""
+    """Another running process writes into the folder of `--save`."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class _Holder:
     """A process that holds a lock.
 
     Attributes:
-        pid, host, since: for people, and to ask whether it lives.
-        started: clock ticks from the start of the system to that of the process.
-        system: the start of the system and the namespace in which the process has its number; None if unknown.
-        slurm_job_id: the job it belongs to.
-        token: tells this lock from all others.
+        pid, host, since: process number, host name and start of the lock, for messages.
+        started: start of the process, in clock ticks since boot.
+        system: boot id and PID namespace of the process; None if unknown.
+        slurm_job_id: the Slurm job of the process, if any.
+        token: a unique id of this lock.
     """
 
     pid: int
@@ -56,13 +56,13 @@ class _Holder:
 
     @property
     def is_of_this_job(self) -> bool:
-        """Is it a process of the Slurm job that this process belongs to?"""
+        """True if it belongs to this process's Slurm job."""
         return self.slurm_job_id is not None and self.slurm_job_id == os.environ.get("SLURM_JOB_ID")
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A lock file as it was read; `holder` is None if it does not hold what this module writes."""
+class _LockFile:
+    """The contents and time of a lock file; `holder` is None if it is not in the format of this module."""
 
     text: str
     holder: _Holder | None
@@ -70,45 +70,49 @@ class _Found:
 
     @property
     def _is_of_this_system(self) -> bool:
-        return self.holder is not None and self.holder.system is not None and self.holder.system == _system()
+        return (
+            self.holder is not None
+            and self.holder.system is not None
+            and self.holder.system == _boot_and_pid_namespace()
+        )
 
     @property
     def is_of_this_process(self) -> bool:
-        """Does this process itself hold it?"""
+        """True if this process itself holds the lock."""
         return self._is_of_this_system and self.holder is not None and self.holder.pid == os.getpid()
 
     def is_alive(self, now: float) -> bool:
-        """May its process still write? In doubt it may, until two minutes after its last heartbeat."""
+        """True if its process may still be running. If unknown, True until two minutes after its last heartbeat."""
         if self.holder and self._is_of_this_system:
-            started = _started(self.holder.pid)
+            started = _process_start(self.holder.pid)
             return started is not None and started == self.holder.started
         if self.holder and self.holder.is_of_this_job:
-            return False  # a job that is started again has left its former nodes
+            return False  # a requeued job no longer runs on its former nodes
         return now - self.written <= STALE_SECONDS
 
-    def sentence(self, folder: Path, now: float) -> str:
-        """What to tell who wants the folder too."""
+    def in_use_message(self, folder: Path, now: float) -> str:
+        """The error message for another process that wants the folder."""
         who = "an unknown process"
         if self.holder:
             job = f" (Slurm job {self.holder.slurm_job_id})" if self.holder.slurm_job_id else ""
             who = f"PID {self.holder.pid} on {self.holder.host}{job} since {self.holder.since}"
-        told = f"--save {folder}: in use by {who}; end that run, or choose another folder"
+        message = f"--save {folder}: in use by {who}; end that run, or choose another folder"
         if not self._is_of_this_system:
-            told += (
+            message += (
                 f" (its last heartbeat was {max(0.0, now - self.written):.0f} s ago; if it is gone, try again "
                 f"{STALE_SECONDS:.0f} s after that)"
             )
-        return told
+        return message
 
 
 class SaveLock:
-    """The lock of a folder, held by this process from when it is made until `release`.
+    """The lock of a folder, held by this process from construction until `release`.
 
     Args:
-        folder: of `--save`; made if it is not there.
+        folder: of `--save`; made if it does not exist.
 
     Raises:
-        FolderInUseError: another run, which is alive, holds it.
+        FolderInUseError: another running process holds it.
         OSError: the lock cannot be written.
     """
 
@@ -122,38 +126,38 @@ class SaveLock:
         try:
             own.write_text(self._text, encoding="utf-8")
             given_up = time.monotonic() + _TAKEOVER_SECONDS
-            while not self._take(own, last_try=time.monotonic() > given_up):
+            while not self._try_acquire(own, last_try=time.monotonic() > given_up):
                 time.sleep(0.05)
         finally:
             with contextlib.suppress(OSError):
                 own.unlink()
-        threading.Thread(target=self._beat, name="save lock", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="save lock", daemon=True).start()
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Remove the lock."""
         self._released.set()
         with contextlib.suppress(OSError):
             if self._path.read_text(encoding="utf-8") == self._text:
                 self._path.unlink()
 
-    def _take(self, own: Path, last_try: bool) -> bool:
-        """Make the lock, or replace a stale one; False if it changed meanwhile, so that it is to be tried again."""
+    def _try_acquire(self, own: Path, last_try: bool) -> bool:
+        """Make the lock, or replace a stale one; False if it changed meanwhile and the caller should try again."""
         if _link(own, self._path):
             return True
-        now = own.stat().st_mtime  # by the clock of the file server, which dates the lock too
+        now = own.stat().st_mtime  # by the file server's clock, which also dates the lock
         found = _read(self._path)
         if found is None:
             return False
         if found.is_alive(now):
-            raise FolderInUseError(found.sentence(self._folder, now))
-        # Only who holds this may replace a stale lock, so that of two that find it stale one wins.
+            raise FolderInUseError(found.in_use_message(self._folder, now))
+        # Only the holder of this second lock may replace a stale lock, so that one of two processes wins.
         takeover = self._path.with_name(f"{LOCK}.takeover")
         if not _link(own, takeover):
             other = _read(takeover)
             if other and not other.is_alive(now):
                 takeover.unlink(missing_ok=True)
             elif other and last_try:
-                raise FolderInUseError(other.sentence(self._folder, now))
+                raise FolderInUseError(other.in_use_message(self._folder, now))
             return False
         try:
             again = _read(self._path)
@@ -164,8 +168,8 @@ class SaveLock:
         finally:
             takeover.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        """Keep the lock young, until it is released or another process has it."""
+    def _heartbeat(self) -> None:
+        """Touch the lock at each interval until it is released or another process has replaced it."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
                 if self._path.read_text(encoding="utf-8") == self._text:
@@ -181,13 +185,13 @@ class SaveLock:
 
 @contextlib.contextmanager
 def save_lock(folder: str | None) -> Iterator[None]:
-    """Hold the lock of `--save` for the length of a run, on the first rank. Collective.
+    """Hold the lock of `--save` during a run, on rank 0. Collective.
 
     Args:
-        folder: the same on all ranks; None, for a run that saves nothing, does nothing.
+        folder: the same on all ranks; None, for a run that saves nothing, takes no lock.
 
     Raises:
-        FolderInUseError: another run, which is alive, writes there; the same on every rank.
+        FolderInUseError: another running process writes there; the same on every rank.
     """
     if folder is None:
         yield
@@ -201,7 +205,7 @@ def save_lock(folder: str | None) -> Iterator[None]:
             lock = SaveLock(folder)
         except FolderInUseError as error:
             problem = [str(error)]
-        except OSError as error:  # a full disk, say, which must not take the run
+        except OSError as error:  # such as a full disk, which must not end the run
             print(
                 f"warning: {folder} could not be locked ({error.strerror or error}): take care that no other run "
                 "writes there",
@@ -218,9 +222,9 @@ def save_lock(folder: str | None) -> Iterator[None]:
 
 
 def in_use(folder: str | Path) -> str | None:
-    """A sentence that says which other run writes into a folder, if one that is alive does. Takes nothing.
+    """The error message if another running process holds a folder's lock, else None. Takes no lock.
 
-    Runs of this Slurm job are not another run, and a lock that cannot be read is none: `save_lock` looks again.
+    Processes of this Slurm job do not count. A lock that cannot be read counts as none; `save_lock` checks again.
     """
     try:
         found = _read(Path(folder) / LOCK)
@@ -231,30 +235,28 @@ def in_use(folder: str | Path) -> str | None:
         return None
     if found.holder and (found.holder.is_of_this_job or found.is_of_this_process):
         return None
-    return found.sentence(Path(folder), now)
+    return found.in_use_message(Path(folder), now)
 
 
-def _read(path: Path) -> _Found | None:
-    """A lock file; None if there is none."""
+def _read(path: Path) -> _LockFile | None:
+    """Read a lock file; None if there is none."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         written = path.stat().st_mtime
     except FileNotFoundError:
         return None
     try:
-        return _Found(text, _Holder(**json.loads(text)), written)
+        return _LockFile(text, _Holder(**json.loads(text)), written)
     except (ValueError, TypeError):
-        return _Found(text, None, written)
+        return _LockFile(text, None, written)
 
 
 def _link(own: Path, name: Path) -> bool:
-    """Give a file a second name; False if the name is taken."""
+    """Give a file a second name (hard link); False if the name exists already."""
     try:
         os.link(own, name)
     except FileExistsError:
-        return (
-            own.stat().st_nlink > 1
-        )  # NFS may have done it the first time it was asked, and lost the answer
+        return own.stat().st_nlink > 1  # on NFS the link may have been made although the reply was lost
     return True
 
 
@@ -263,15 +265,15 @@ def _this_process() -> _Holder:
         pid=os.getpid(),
         host=socket.gethostname(),
         since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        started=_started(os.getpid()),
-        system=_system(),
+        started=_process_start(os.getpid()),
+        system=_boot_and_pid_namespace(),
         slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         token=uuid.uuid4().hex,
     )
 
 
-def _system() -> str | None:
-    """What tells this boot of this machine, and this namespace of process numbers (a container's), from others."""
+def _boot_and_pid_namespace() -> str | None:
+    """Boot id and PID namespace (a container has its own) of this process; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -279,8 +281,8 @@ def _system() -> str | None:
         return None
 
 
-def _started(pid: int) -> int | None:
-    """When a process of this system started, in clock ticks; None if it is gone, or has ended and nobody took note."""
+def _process_start(pid: int) -> int | None:
+    """Start of a process on this machine, in clock ticks since boot; None if it is gone, or a zombie."""
     try:
         # The second field is the name, in parentheses, which may hold spaces and parentheses.
         fields = (

@@ -1,11 +1,11 @@
-"""The folder of a run's checkpoints on disk: what is whole, what is the latest, what is kept, what fits.
+"""The folder of a run's checkpoints on disk: naming, the latest one, removing old ones, free space.
 
-    SAVE/iter_0000100/                       a checkpoint, whole since it has this name
-    SAVE/iter_0000200.partial.../            one that is being written, or whose writing was cut short
+    SAVE/iter_0000100/                       a complete checkpoint (it is renamed to this when complete)
+    SAVE/iter_0000200.partial.../            an incomplete one: being written, or the writing was interrupted
     SAVE/latest_checkpointed_iteration.txt   the latest one's iteration
 
-Inside, beside megatron-core's files: `config.yaml` for people, and `*.sha256`, in the format of `sha256sum -c`, which
-each rank writes for its own files; `files.py` knows them. Nothing here talks to other ranks.
+Inside, beside megatron-core's files: `config.yaml`, and `*.sha256` in the format of `sha256sum -c`, which each rank
+writes for its own files (see `files.py`). Nothing here communicates with other ranks.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from megatron_eve.checkpoint.files import (
 from megatron_eve.config import TRACKER
 
 _PREFIX, _PARTIAL = "iter_", ".partial"
-# Held free while tensors are written, so that a disk they fill has room for the small files that come after them.
+# A file that reserves disk space while tensors are written, so that the small files after them still fit.
 _RESERVE, _RESERVE_BYTES = ".reserve", 64 << 20
 
 
 class CheckpointStore:
-    """One run's folder, or, for reading, one checkpoint of it (`run/iter_0000100`).
+    """The checkpoints of a run: opened by its folder or, for reading, by one checkpoint in it (`run/iter_0000100`).
 
     Attributes:
         root: the run's folder.
-        chosen: the iteration of the checkpoint that the path names; None where it names the run's folder.
+        chosen: iteration of the checkpoint that the path names; None if it names the run's folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,18 +45,18 @@ class CheckpointStore:
             self.root = Path(path).absolute().parent
 
     def folder(self, iteration: int) -> Path:
-        """Megatron's name for a checkpoint."""
+        """Path of a checkpoint, named as Megatron does."""
         return self.root / f"{_PREFIX}{iteration:07d}"
 
     def iterations(self) -> list[int]:
-        """Iterations of the folders that have a whole checkpoint's name, oldest first."""
+        """Iterations of the folders named `iter_NUMBER`, oldest first."""
         names = [path.name.removeprefix(_PREFIX) for path in self.root.glob(f"{_PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self) -> int | None:
-        """The iteration that the tracker file names, or of the one checkpoint that was chosen.
+        """Iteration of the latest checkpoint: the one that the path names, else the one that the tracker file names.
 
-        Without a tracker file, which a copy may have left behind, it is the newest folder's; None where there is none.
+        Without a tracker file, which a copy may lack, it is the newest folder's; None if there is no checkpoint.
 
         Raises:
             CheckpointError: the tracker file does not hold a number.
@@ -76,9 +76,8 @@ class CheckpointStore:
     def candidates(self) -> list[int]:
         """Checkpoints to resume from, best first: the one that the tracker names, then older ones.
 
-        A folder newer than the tracker says belongs to a run that was killed before it named it: the one before it
-        is taken, as if the kill had come a moment earlier. Without a tracker, or with one that cannot be read, all
-        are. A checkpoint that was chosen is the only one.
+        Folders newer than the tracker's iteration are left out: their run was killed before it updated the tracker.
+        Without a readable tracker file all folders are candidates. A checkpoint that the path names is the only one.
         """
         if self.chosen is not None:
             return [self.chosen]
@@ -91,19 +90,19 @@ class CheckpointStore:
         return [latest, *(older for older in self.iterations()[::-1] if older < latest)]
 
     def recover(self) -> None:
-        """Give a checkpoint its name back that a kill left between two names, while it was being replaced."""
+        """Rename `iter_*.replaced` back if the run was killed while it replaced that checkpoint."""
         for path in self.root.glob(f"{_PREFIX}*.replaced"):
             if not path.with_suffix("").exists():
                 path.rename(path.with_suffix(""))
 
     def clear(self) -> None:
-        """Remove what kills have left of folders that were being written, replaced or removed."""
+        """Remove incomplete folders that killed runs left while writing, replacing or removing checkpoints."""
         for kind in (f"{_PARTIAL}*", ".removed", ".replaced"):
             for path in self.root.glob(f"{_PREFIX}*{kind}"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def begin(self, iteration: int) -> Path:
-        """A new folder to write a checkpoint into. Its name is its own: a writer that outlived a kill cannot reach it.
+        """Make a temporary folder for a checkpoint. Its name is unique, so that a stale writer cannot write into it.
 
         Raises:
             OSError: the folder cannot be made, or the disk is full.
@@ -120,11 +119,11 @@ class CheckpointStore:
         return partial
 
     def publish(self, partial: Path, iteration: int) -> None:
-        """Make a folder that was written whole the latest checkpoint. A kill on the way leaves the one before it so.
+        """Make a completely written folder the latest checkpoint. If killed in between, the one before stays latest.
 
         Raises:
-            CheckpointError: a file lacks its checksum, so the rank that wrote it did not finish.
-            OSError: the disk is full, or worse.
+            CheckpointError: a file has no checksum, so the rank that wrote it did not finish.
+            OSError: the disk is full, or a file operation failed.
         """
         final = self.folder(iteration)
         write_checksums(partial, "run", [name for name in ALWAYS if (partial / name).exists()])
@@ -135,7 +134,7 @@ class CheckpointStore:
             sync_to_disk(path)
         replaced = final.with_name(final.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():  # damaged; or nobody names it yet; or it is out of date (see `recover`)
+        if final.exists():  # it is damaged, not in the tracker, or out of date
             final.rename(replaced)
         try:
             partial.rename(final)
@@ -146,11 +145,11 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def free_reserve(self, partial: Path) -> None:
-        """Give the reserve back, when the tensors are written."""
+        """Free the reserved disk space; called when the tensors are written."""
         (partial / _RESERVE).unlink(missing_ok=True)
 
     def abandon(self, partial: Path) -> None:
-        """Remove what could not be written whole."""
+        """Remove a folder that could not be written completely."""
         shutil.rmtree(partial, ignore_errors=True)
 
     def _write_tracker(self, iteration: int) -> None:
@@ -163,15 +162,15 @@ class CheckpointStore:
         sync_to_disk(self.root)
 
     def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> list[str]:
-        """Remove what need not be kept; the latest checkpoint always stays. What cannot be removed is passed over.
+        """Remove old checkpoints; the latest always stays. One that cannot be removed is skipped.
 
         Args:
-            keep_last: the newest so many stay as they are; None keeps all.
-            retain_interval: of the older ones, those at multiples of this stay too.
-            weights_only: those lose their optimizer state.
+            keep_last: number of newest checkpoints that stay; None keeps all.
+            retain_interval: older checkpoints at multiples of this stay, too.
+            weights_only: remove the optimizer state of those.
 
         Returns:
-            What was passed over, and why.
+            A message for each checkpoint that was skipped.
         """
         latest = self.latest()
         problems: list[str] = []
@@ -182,18 +181,19 @@ class CheckpointStore:
             folder = self.folder(iteration)
             try:
                 if not (retain_interval and iteration % retain_interval == 0):
-                    doomed = folder.with_name(folder.name + ".removed")
-                    folder.rename(doomed)  # so that a kill leaves no half of it under a whole one's name
-                    shutil.rmtree(doomed, ignore_errors=True)
+                    to_remove = folder.with_name(folder.name + ".removed")
+                    # Renamed first: a killed run must leave no half-removed folder under the old name.
+                    folder.rename(to_remove)
+                    shutil.rmtree(to_remove, ignore_errors=True)
                 elif weights_only:
                     drop_optimizer(folder)
-            except Exception as error:  # of a damaged index, which is a pickle, almost any
+            except Exception as error:  # reading a damaged index, which is a pickle, raises almost anything
                 problems.append(f"{folder} could not be removed or reduced ({type(error).__name__}: {error})")
         return problems
 
     @property
     def free(self) -> str:
-        """How much room the disk has, for people; nothing is raised."""
+        """Free space of the disk as text; raises nothing."""
         try:
             return f"{self._free() / 1e9:,.1f} GB"
         except OSError as error:
@@ -206,11 +206,11 @@ class CheckpointStore:
         return shutil.disk_usage(there).free
 
     def space_problem(self, size: int, kept: int) -> str | None:
-        """What is wrong if the disk has no room for one checkpoint more than are kept; None if it has.
+        """The error if the disk cannot hold one checkpoint more than are kept; None if it can.
 
         Args:
             size: bytes of a checkpoint.
-            kept: how many are kept.
+            kept: number of checkpoints that are kept.
         """
         free = self._free()
         held = sum(path.stat().st_size for path in self.root.glob(f"{_PREFIX}*/*") if path.is_file())
@@ -218,12 +218,12 @@ class CheckpointStore:
             return None
         return (
             f"{self.root}: {self.free} are free there, and {kept + 1} checkpoints of about "
-            f"{size / 1e9:,.1f} GB must fit; make room, choose another --save, or keep fewer (--keep-last)"
+            f"{size / 1e9:,.1f} GB must fit; free some space, choose another --save, or keep fewer (--keep-last)"
         )
 
 
 def iteration_of(path: str | Path) -> int | None:
-    """The iteration of the checkpoint folder that a path names; None where it names no checkpoint that is there."""
+    """Iteration of the checkpoint folder that a path names; None if it names no existing checkpoint folder."""
     folder = Path(path)
     number = folder.absolute().name.removeprefix(_PREFIX)
     named = folder.absolute().name.startswith(_PREFIX) and number.isdigit()

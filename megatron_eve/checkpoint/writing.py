@@ -1,8 +1,8 @@
-"""The steps of writing a checkpoint with megatron-core, where a file operation that fails does so on all ranks alike.
+"""Writes a checkpoint with megatron-core so that a failed file operation raises the same error on all ranks.
 
 `dist_checkpointing.save` writes `common.pt`, `.metadata` and `metadata.json` on rank 0 between collectives: an error
 there ends rank 0 and leaves the others waiting. Here the same functions of megatron-core run in the same order, and
-each of these writes is followed by an exchange of what came of it.
+rank 0 broadcasts the result of each of these writes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ COMMON = "common.pt"
 
 
 def on_main(do: Callable[[], Any]) -> Any:
-    """Run a function on rank 0 and tell all ranks what came of it. Collective.
+    """Run a function on rank 0 and broadcast its result or error. Collective.
 
     Returns:
-        What it returned, on every rank.
+        Its return value, on every rank.
 
     Raises:
-        CheckpointError: it raised anything at all; the same on every rank. (A full disk is an OSError in Python and a
+        CheckpointError: it raised any exception; the same on every rank. (A full disk is an OSError in Python and a
             RuntimeError in torch's C++ writer.)
     """
     answer: list[Any] = [None, None]
@@ -60,12 +60,12 @@ def prepare_save(
 
     Args:
         state: megatron-core's sharded state of this rank.
-        folder: to write into; it is there.
+        folder: an existing folder to write into.
         content: megatron-core's content metadata.
-        before_index: runs on rank 0 when all tensors are written, before the index is.
+        before_index: called on rank 0 when all tensors are written, before the index is.
 
     Returns:
-        The request that writes this rank's tensors, and then, with all ranks, the index.
+        The request that writes this rank's tensors and then, together with all ranks, the index.
 
     Raises:
         CheckpointError: `common.pt` could not be written; the same on every rank.
@@ -83,7 +83,7 @@ def prepare_save(
 
 
 class _Strategy(TorchDistSaveShardedStrategy):
-    """megatron-core's, with an index whose writing may fail."""
+    """megatron-core's save strategy, with `_write_index`, which handles failed writes."""
 
     before_index: Callable[[], None]
 
@@ -94,31 +94,31 @@ class _Strategy(TorchDistSaveShardedStrategy):
 
 
 def _write_index(writer: FileSystemWriterAsync, metadata: Any, before_index: Callable[[], None]) -> None:
-    """Write `.metadata` and `metadata.json`, when all ranks have written their tensors. Collective.
+    """Write `.metadata` and `metadata.json` after all ranks have written their tensors. Collective.
 
     Raises:
         CheckpointError: a rank could not write its tensors, or rank 0 these files; the same on every rank.
     """
     main = torch.distributed.get_rank() == 0
-    everyone: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
-    torch.distributed.gather_object(writer.retrieve_write_results(), everyone, dst=0)
+    gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if main else None
+    torch.distributed.gather_object(writer.retrieve_write_results(), gathered, dst=0)
 
     def write() -> None:
-        assert everyone is not None
-        for rank, failure in _get_failure_dict(everyone).items():
+        assert gathered is not None
+        for rank, failure in _get_failure_dict(gathered).items():
             raise CheckpointError(f"rank {rank}: {failure[0]}")
         before_index()
-        writer.finish(metadata, everyone)
+        writer.finish(metadata, gathered)
         save_config(CheckpointingConfig(_BACKEND, _VERSION), str(writer.checkpoint_dir))
 
     on_main(write)
 
 
 class _PlanningWriter(FileSystemWriterAsync):
-    """megatron-core's, without the file operations of each rank while it plans.
+    """megatron-core's writer without file operations while the save is planned.
 
-    They make the folder, which is there, and look for an index, which is not; if one failed on a rank, the others would
-    wait for that rank's plan.
+    They would make the folder, which exists, and look for an index, which does not. If one failed on a rank, the other
+    ranks would wait for that rank's plan.
     """
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -127,7 +127,7 @@ class _PlanningWriter(FileSystemWriterAsync):
 
 @contextlib.contextmanager
 def _writer_without_files() -> Iterator[None]:
-    """Have megatron-core's strategy, which names the class of its writer, take ours."""
+    """Replace the writer class that megatron-core's strategy uses; it takes no argument for it."""
     torch_strategies.FileSystemWriterAsync = _PlanningWriter
     try:
         yield
@@ -136,10 +136,10 @@ def _writer_without_files() -> Iterator[None]:
 
 
 def _write(write: Callable[..., None], folder: Path, rank: int, buckets: Any, results: Any) -> None:
-    """Runs where megatron-core writes: its own function, then the checksums of what it wrote.
+    """Write this rank's tensors with megatron-core's function, then their checksums, wherever that runs.
 
-    A failure goes into `results`, from which every rank will hear of it; without its checksums, too, a checkpoint is
-    not published.
+    An error goes into `results`, which `_write_index` gathers from all ranks. If the checksums cannot be written,
+    `CheckpointStore.publish` refuses the checkpoint.
     """
     try:
         write(rank, buckets, results)

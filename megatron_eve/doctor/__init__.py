@@ -1,5 +1,5 @@
-"""The doctor: what this machine has and lacks, and what follows for a run. `tools/doctor.py` is its command.
+"""Checks a machine: its hardware, packages and problems, and what a run would use. The command is `tools/doctor.py`.
 
-It is for machines where something is missing, so nothing outside the standard library is imported before it is known to
-be there; and what a run would take is asked of the very functions that choose it when training.
+Packages may be missing, so the top of these modules imports only the standard library. What a run would use comes from
+the same functions that choose it in training.
 """

@@ -1,4 +1,4 @@
-"""Which packages are here, in which versions, and do they import?"""
+"""Which packages are installed, in which versions, and whether they import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Package:
         name: as pip calls it.
         version: None if it is not installed, "of unknown version" if there are only modules.
         wanted: versions that a run can use, such as ">=2.9,<2.12"; empty for any.
-        error: what happened when it was imported, None if that went well or was not tried.
+        error: the error of importing it; None if it imports or was not tried.
     """
 
     name: str
@@ -34,25 +34,27 @@ class Package:
 
     @property
     def fits(self) -> bool:
-        """Is it there, in a version that is wanted?"""
+        """True if it is installed in a wanted version."""
         return self.version is not None and satisfies(self.version, self.wanted)
 
     @property
     def works(self) -> bool:
-        """Does it fit, and does it import?"""
+        """True if it is installed in a wanted version and imports."""
         return self.fits and self.error is None
 
 
 @dataclass(frozen=True)
 class Packages:
-    """All that matters to a run.
+    """The packages that matter to a run.
 
     Attributes:
         python: versions of Python that are wanted.
-        required: what a run cannot do without, torch and megatron-core among them.
-        engine, flash_attention, dali, triton, gradio: for GPUs, and for the page of the chat.
-        extension: the part of NVIDIA's apex that adds weight gradients inside the matrix product.
-        apex: whose it is, "NVIDIA" or "another project", None if there is none.
+        required: the project's dependencies, torch and megatron-core among them.
+        engine: TransformerEngine.
+        flash_attention, dali, triton: optional, for GPUs.
+        gradio: optional, for the chat's web page.
+        extension: the part of NVIDIA's apex that accumulates weight gradients inside the matrix product.
+        apex: which apex is installed, "NVIDIA" or "another project"; None if there is none.
     """
 
     python: str
@@ -66,36 +68,36 @@ class Packages:
     apex: str | None = None
 
     def one(self, name: str) -> Package:
-        """A required package by its name; one that is not installed if it is not among them."""
+        """A required package by its name; a `Package` without a version if it is not among them."""
         return next((package for package in self.required if package.name == name), Package(name, None))
 
 
-def look_at_packages(pyproject: Path) -> Packages:
-    """Look for all packages and import those that a run would.
+def inspect_packages(pyproject: Path) -> Packages:
+    """Look up all packages, and import those that a run imports.
 
     Args:
-        pyproject: of this project; it says which versions are wanted.
+        pyproject: this project's pyproject.toml, which names the wanted versions.
 
     Raises:
-        OSError: if `pyproject` cannot be read.
+        OSError: `pyproject` cannot be read.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     wanted = dict(map(_split, project["dependencies"]))
     return Packages(
         python=project["requires-python"],
-        required=tuple(_look_at(name, versions) for name, versions in wanted.items()),
-        engine=_look_at("transformer-engine", engine_versions(), "transformer_engine.pytorch"),
-        flash_attention=_look_at("flash-attn"),
-        dali=_look_at(_dali_name(), "", "nvidia.dali"),
-        triton=_look_at("triton"),
-        gradio=_look_at("gradio", module=None),  # seconds to import, and no run needs it
-        extension=_look_at(EXTENSION),
+        required=tuple(_inspect(name, versions) for name, versions in wanted.items()),
+        engine=_inspect("transformer-engine", engine_versions(), "transformer_engine.pytorch"),
+        flash_attention=_inspect("flash-attn"),
+        dali=_inspect(_dali_name(), "", "nvidia.dali"),
+        triton=_inspect("triton"),
+        gradio=_inspect("gradio", module=None),  # takes seconds to import, and no run needs it
+        extension=_inspect(EXTENSION),
         apex=_whose_apex(),
     )
 
 
-def _look_at(name: str, wanted: str = "", module: str | None = "") -> Package:
-    """Look for a package, and import its module unless that is None."""
+def _inspect(name: str, wanted: str = "", module: str | None = "") -> Package:
+    """Look up a package, and import its module unless that is None."""
     module = _MODULES.get(name, name.replace("-", "_")) if module == "" else module
     try:
         version: str | None = metadata.version(name)
@@ -103,13 +105,13 @@ def _look_at(name: str, wanted: str = "", module: str | None = "") -> Package:
         version = None
     if version is None and (module is None or not _is_there(module)):
         return Package(name, None, wanted)
-    # megatron-core must find this process prepared (`runtime.without_cuda`), which a later look at the run's plan does.
+    # Not megatron-core: `runtime.without_cuda` must run before it is imported, which `describe_plan` does later.
     error = None if module is None or name == "megatron-core" else import_error(module)
     return Package(name, version or "of unknown version", wanted, error)
 
 
 def _is_there(module: str) -> bool:
-    """Asked without importing any code: of these packages only the namespaces can be looked into."""
+    """True if the module is installed. Imports no code, so only namespace packages are searched for submodules."""
     top = module.split(".")[0]
     try:
         return importlib.util.find_spec(module if top in _NAMESPACES else top) is not None
@@ -121,29 +123,29 @@ def import_error(module: str) -> str | None:
     """Import a module; returns the error in one line, or None if there was none."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # compiled packages fail in any way: OSError, RuntimeError, AssertionError ...
+    except Exception as error:  # compiled packages raise anything: OSError, RuntimeError, AssertionError ...
         first_line = (str(error).strip().splitlines() or [""])[0]
         return f"{type(error).__name__}: {first_line}"
     return None
 
 
 def engine_versions() -> str:
-    """Versions of TransformerEngine that the installed megatron-core asks for; empty if it is not there to ask."""
+    """TransformerEngine versions that the installed megatron-core requires; empty if that is not installed."""
     try:
-        asked = metadata.requires("megatron-core") or []
+        requirements = metadata.requires("megatron-core") or []
     except metadata.PackageNotFoundError:
         return ""
-    return dict(map(_split, asked)).get("transformer-engine", "")
+    return dict(map(_split, requirements)).get("transformer-engine", "")
 
 
 def _dali_name() -> str:
-    """DALI's package, whose name says its CUDA version."""
+    """Name of the installed DALI package, which contains its CUDA version."""
     names = (one.metadata["Name"] or "" for one in metadata.distributions())
     return next((name for name in names if name.startswith("nvidia-dali")), "nvidia-dali")
 
 
 def _whose_apex() -> str | None:
-    """PyPI's `apex` is another project; NVIDIA's has these folders whatever it was built with."""
+    """Which apex is installed. PyPI's `apex` is another project; NVIDIA's always has one of these two folders."""
     try:
         spec = importlib.util.find_spec("apex")
     except (ImportError, ValueError):
@@ -156,14 +158,14 @@ def _whose_apex() -> str | None:
 
 
 def _split(requirement: str) -> tuple[str, str]:
-    """Name and versions of a requirement as packages declare it, extras and markers left out."""
+    """Name and versions of a requirement in pip's format, without extras and markers."""
     found = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)", requirement)
     assert found is not None
     return found[1].lower(), found[2].replace(" ", "").strip("()")
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The release that a version belongs to, without zeros at its end: (2, 10) of "2.10.0a0+local"."""
+    """The release numbers of a version, without trailing zeros: (2, 10) for "2.10.0a0+local"."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(part) for part in found[0].split(".")] if found else []
     while parts and parts[-1] == 0:
@@ -172,9 +174,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Is a version among those wanted (clauses of >=, < and ==)?
+    """True if a version is among those wanted (clauses of >=, < and ==).
 
-    Pre-releases count as their release, since containers bring builds such as 2.10.0a0; so does what has no version.
+    Pre-releases count as their release, since containers have builds such as 2.10.0a0; an unknown version satisfies.
     """
     if not numbers(version):
         return True

@@ -1,4 +1,4 @@
-"""What is wrong with a machine, and what could be better, each with its remedy."""
+"""Problems of a machine and possible improvements, each with its remedy."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, numbers, satisfies
 from megatron_eve.runtime.machine import Gpu, Machine, cudnn_attends_to_packs
 
-# Below this NCCL's and the data workers' shared memory runs out; containers have 64 MiB unless told otherwise.
+# GiB that NCCL and data workers need in /dev/shm; containers have 64 MiB by default.
 _SHM = 1.0
 _GPU_INSTALL = "make install-gpu CUDA=12, or CUDA=13"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to do about a machine.
+    """A problem or a possible improvement of a machine.
 
     Attributes:
-        what: is the case.
+        what: the problem.
         remedy: what to do.
-        breaks: something installed is broken or wrong, or a run cannot start; else it only could be better.
+        breaks: True if something installed is broken or wrong, or a run cannot start; False for an improvement.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Problem:
 
 
 def find_problems(machine: Machine, packages: Packages) -> list[Problem]:
-    """All that is known to go wrong with such a machine and such packages, what breaks a run first."""
+    """All known problems of a machine and its packages; those that break a run come first."""
     found = [
         *_python(machine, packages),
         *_required(machine, packages),
@@ -38,7 +38,7 @@ def find_problems(machine: Machine, packages: Packages) -> list[Problem]:
         *_engine(machine, packages),
         *_optional(machine, packages),
         *_apex(machine, packages),
-        *_room(machine),
+        *_shared_memory(machine),
     ]
     return sorted(found, key=lambda problem: not problem.breaks)
 
@@ -58,7 +58,7 @@ def _required(machine: Machine, packages: Packages) -> Iterator[Problem]:
         yield Problem(f"not installed: {', '.join(missing)}{note}", install)
     for package in packages.required:
         if package.version is not None and not package.fits:
-            # No other version of megatron-core will do, so it is worth its reason.
+            # megatron-core: no other version works, so give the reason.
             reason = ", the only version this code was tested with" if package.wanted.startswith("==") else ""
             yield Problem(
                 f"{package.name} {package.version}: {package.wanted} is wanted{reason}",
@@ -98,15 +98,15 @@ def _torch(machine: Machine) -> Iterator[Problem]:
 
 
 def capability(gpu: Gpu) -> str:
-    """Its compute capability in words."""
+    """A GPU's compute capability as text."""
     return f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
 
 
 def has_kernels(gpu: Gpu, architectures: tuple[str, ...]) -> bool:
-    """Does a build for these architectures run on a GPU? True where none are known.
+    """True if a build for these architectures runs on a GPU, or if they are unknown.
 
-    Machine code (sm) runs on GPUs of the same generation that are no older, PTX (compute) on any that is no older; with
-    a letter at the end neither leaves its generation.
+    Machine code (sm) runs on GPUs of the same major version with the same or a higher minor version, PTX (compute) on
+    all newer ones, too; with a letter at the end both run on the same major version only.
     """
     for architecture in architectures:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture)
@@ -135,7 +135,7 @@ def _engine(machine: Machine, packages: Packages) -> Iterator[Problem]:
             f"{_GPU_INSTALL} installs 2.11",
         )
     if engine.error is not None:
-        # Compiled against CUDA, it need not import where there is no driver, such as on a login node.
+        # It is compiled against CUDA and may fail to import without a driver, such as on a login node.
         yield Problem(
             f"TransformerEngine {engine.version} does not import: {engine.error}",
             f"{_GPU_INSTALL}, which compiles it against the torch that is installed"
@@ -156,7 +156,7 @@ def _engine(machine: Machine, packages: Packages) -> Iterator[Problem]:
 
 
 def _optional(machine: Machine, packages: Packages) -> Iterator[Problem]:
-    """What only makes a run faster, where there are GPUs."""
+    """Packages that only make a run on GPUs faster."""
     for package in (packages.flash_attention, packages.triton, packages.dali):
         if package.error is not None:
             remedy = f"install it again, or pip uninstall {package.name}"
@@ -198,10 +198,10 @@ def _apex(machine: Machine, packages: Packages) -> Iterator[Problem]:
         )
 
 
-def _room(machine: Machine) -> Iterator[Problem]:
+def _shared_memory(machine: Machine) -> Iterator[Problem]:
     if machine.shm is not None and machine.shm < _SHM:
         yield Problem(
             f"/dev/shm has {machine.shm * 1024:,.0f} MiB free: several ranks on this machine may fail",
-            "docker run --shm-size=8g, --ipc=host, or remove what lies there",
+            "docker run --shm-size=8g, --ipc=host, or remove files there",
             breaks=False,
         )

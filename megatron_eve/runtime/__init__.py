@@ -1,1 +1,1 @@
-"""What a process needs before any model: CUDA or CPU, ranks, signals, logs, and errors in one line."""
+"""The process around a run: CUDA or CPU, ranks, signals, logging and error messages. Nothing here knows a model."""

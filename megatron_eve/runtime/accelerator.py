@@ -1,4 +1,4 @@
-"""The accelerator: the only place that knows whether a run uses CUDA + NCCL or CPU + gloo.
+"""Chooses between CUDA + NCCL and CPU + gloo; no other module decides this.
 
 Everything else asks `accelerator()` for a device and a backend and then runs the same trainer, model,
 schedules, optimizer and checkpoints on either.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What a rank computes on.
+    """The hardware and the communication backend of one rank.
 
     Attributes:
         name: "cuda" or "cpu".
@@ -39,8 +39,8 @@ class Accelerator:
 def accelerator() -> Accelerator:
     """Choose the accelerator once per process and prepare megatron-core for it.
 
-    Without a GPU this imports `runtime.without_cuda`, which makes the installed megatron-core run on CPU
-    tensors by replacing names of it and of torch in this process. Call it before building anything of megatron-core.
+    Without a GPU this imports `runtime.without_cuda`, which replaces functions of torch and megatron-core in this
+    process so that megatron-core runs on CPU tensors. Call it before building anything of megatron-core.
 
     Raises:
         RuntimeError: on CPU, when the installed megatron-core is not the version the recipe was tested with.

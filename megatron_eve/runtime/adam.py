@@ -15,8 +15,8 @@ import torch
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) with decoupled weight decay and one `step` per parameter group.
 
-    The arguments are those megatron-core hands to TransformerEngine's FusedAdam; further ones are accepted
-    and ignored, as they choose between CUDA kernels.
+    Takes the arguments that megatron-core passes to TransformerEngine's FusedAdam; further ones, which choose
+    between CUDA kernels, are ignored.
     """
 
     def __init__(
@@ -30,14 +30,16 @@ class FusedAdam(torch.optim.Optimizer):
         **_: Any,
     ) -> None:
         if not adam_w_mode:
-            raise ValueError("only AdamW (decoupled weight decay) is built; set decoupled_weight_decay=True")
+            raise ValueError(
+                "only AdamW (decoupled weight decay) is implemented; set decoupled_weight_decay=True"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, in place; float32 state."""
         for group in self.param_groups:
-            # Groups that are empty on this rank count too: a checkpoint keeps the groups of one rank for all.
+            # Also in groups that are empty on this rank: a checkpoint stores the parameter groups of one rank for all.
             group["step"] = group.get("step", 0) + 1
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:

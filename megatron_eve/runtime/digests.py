@@ -1,4 +1,4 @@
-"""The sha256 of a file, by which weights, tokenizers and teachers are told apart and damage is found."""
+"""The sha256 of a file: it identifies weights and tokenizers, and detects damage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Generator
 from pathlib import Path
 
-_PIECE = 16 << 20  # bytes that are read at a time
+_PIECE = 16 << 20  # bytes read at a time
 
 
 def file_digest(path: Path) -> str:
@@ -24,7 +24,7 @@ def file_digest(path: Path) -> str:
 
 
 def file_digest_in_pieces(path: Path) -> Generator[int, None, str]:
-    """The same, for those who do something else meanwhile: yields the bytes of each piece that was read."""
+    """Like `file_digest`, as a generator: yields the number of bytes after each piece, and returns the digest."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(_PIECE):

@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and how every command shows them: one line on standard error, exit status 2."""
+"""Errors that the user can fix, and how every command shows them: one line on stderr, exit status 2."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 
-# Of argparse and of every command here, for a mistake in flags, files or folders.
+# Exit status for a mistake in flags, files or folders; argparse uses the same.
 USER_ERROR_STATUS = 2
-# In which torchrun ends the other ranks once rank 0 has shown the error that all of them found.
-_OTHERS_WAIT_SECONDS = 10.0
+# Other ranks wait this long before they print an error: rank 0 mostly has the same one, and torchrun then ends them.
+_WAIT_FOR_RANK_0_SECONDS = 10.0
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -26,9 +26,10 @@ def run_command(main: Callable[[], int]) -> int:
     """Run a command's work and return its exit status.
 
     A `UserError` or an `OSError` becomes one `error:` line (see `show_error`) and status 2. Any other exception is a
-    fault of this program and passes through.
+    bug of this program and is not caught.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
+    # File names may hold characters that the terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
@@ -36,32 +37,32 @@ def run_command(main: Callable[[], int]) -> int:
         return show_error(error)
 
 
-_asked_to_end = False
+_sigterm_received = False
 
 
-def note_termination() -> None:
-    """To be called by a handler of SIGTERM, so that `show_error` knows of one that came before."""
-    global _asked_to_end
-    _asked_to_end = True
+def note_sigterm() -> None:
+    """Record that SIGTERM arrived, for `show_error`; the SIGTERM handler calls it."""
+    global _sigterm_received
+    _sigterm_received = True
 
 
 def show_error(error: Exception) -> int:
-    """Show an error as one `error:` line from one rank; returns the exit status, with which the rank has to end.
+    """Print an error as one `error:` line from one rank; returns the status that this process has to exit with.
 
-    torchrun ends all ranks as soon as one of them exits. So the others wait for that, while rank 0, which mostly found
-    the same error, says it. A rank that nobody ends is the only one that has the error, and says it itself.
+    Rank 0 prints at once. Other ranks wait, because most errors occur on all ranks, and torchrun ends all ranks as soon
+    as one exits. A rank that is not ended within that time is the only one with the error, and prints it.
     """
     if os.environ.get("RANK", "0") != "0":
-        with contextlib.suppress(ValueError):  # not the main thread, whose handlers stay as they are
-            # Not SIG_DFL: Python would drop a signal that came just before.
+        with contextlib.suppress(ValueError):  # signal handlers can only be set in the main thread
+            # Not SIG_DFL, with which Python would drop a signal that arrived just before.
             signal.signal(signal.SIGTERM, lambda *_: os._exit(USER_ERROR_STATUS))
-        if _asked_to_end:
+        if _sigterm_received:
             return USER_ERROR_STATUS
-        time.sleep(_OTHERS_WAIT_SECONDS)
+        time.sleep(_WAIT_FOR_RANK_0_SECONDS)
     print(f"error: {error}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Whether a file's bytes, or its first 40, are a git-lfs pointer: it stands for a file that was not downloaded."""
+    """True if a file's first 40 bytes or more are a git-lfs pointer, that is, the real file was not downloaded."""
     return content.startswith(_LFS_POINTER)

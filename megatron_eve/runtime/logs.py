@@ -1,4 +1,4 @@
-"""What the libraries of a run have to say: rank 0 everything, other ranks their warnings, and not without end."""
+"""Python logging of a run: rank 0 prints everything, other ranks a limited number of warnings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 
 from megatron_eve.runtime.ranks import global_rank
 
-# A library that warns at every step would fill the log with one line from each of hundreds of ranks.
-MOST_WARNINGS = 50
+# Per rank. A library that warns at every step would print one line a step from each of hundreds of ranks.
+MAX_WARNINGS = 50
 
 
-class _Cap(logging.Filter):
-    """Lets so many records through; the last one says that it is the last."""
+class _WarningLimit(logging.Filter):
+    """Passes `limit` records below ERROR, and notes on the last one that further ones are not shown."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self._left = most
+        self._left = limit
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
@@ -31,15 +31,15 @@ class _Cap(logging.Filter):
 
 
 def configure_logging() -> None:
-    """Send `logging` and `warnings` to stderr, a line a record, with the rank in front.
+    """Send `logging` and `warnings` to stderr, one line each, prefixed with the rank.
 
-    Ranks other than 0 tell their errors, and `MOST_WARNINGS` warnings. What a run reports of itself (`Monitor`,
-    `print_rank_0`) and errors that end it do not pass here.
+    Ranks other than 0 log errors, and up to `MAX_WARNINGS` warnings. The run's own output (`Monitor`, `print_rank_0`)
+    and errors that end it do not use `logging`.
     """
     rank = global_rank()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"rank {rank} %(levelname)s %(name)s: %(message)s"))
     if rank != 0:
-        handler.addFilter(_Cap(MOST_WARNINGS))
+        handler.addFilter(_WarningLimit(MAX_WARNINGS))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)

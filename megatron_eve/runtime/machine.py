@@ -1,6 +1,6 @@
-"""What hardware a machine has: asked of the operating system, of NVIDIA's driver and of torch, each of which may lack.
+"""The hardware of this machine, as the operating system, NVIDIA's driver and torch report it; each may be missing.
 
-Nothing but the standard library is imported before it is known to be there, and nothing is built or computed.
+Only the standard library is imported at the top, and nothing is computed on the hardware.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """What the installed torch was built for, and what it sees.
+    """The installed torch: what it was built for, and which GPUs it can use.
 
     Attributes:
         version: such as "2.10.0+cu128".
-        cuda: version of CUDA that it was built with, None for a CPU build.
-        cudnn, nccl: versions of the libraries that it brings, None where it has none.
-        architectures: what it holds kernels for, such as ("sm_80", "compute_90").
-        gpus: that it can use.
-        peers: can every two of them read each other's memory (NVLink or PCIe)? None below two.
-        refusal: why it can use none although it was built with CUDA, else None.
+        cuda: CUDA version that it was built with, None for a CPU build.
+        cudnn, nccl: versions of its libraries, None where it has none.
+        architectures: GPU architectures that it has kernels for, such as ("sm_80", "compute_90").
+        gpus: GPUs that it can use.
+        peers: True if every two GPUs can read each other's memory (NVLink or PCIe); None with fewer than two.
+        refusal: the error if it was built with CUDA and can use no GPU, else None.
     """
 
     version: str
@@ -54,21 +54,21 @@ class TorchBuild:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine as a run would find it; sizes in GiB, None where the operating system does not say.
+    """Hardware and software of a machine. Sizes are in GiB, None where they are unknown.
 
     Attributes:
         python: version of this interpreter, such as "3.11.9".
         executable: its path.
         system: operating system and architecture.
-        cores: that this process may use.
-        memory, free_memory: of the machine, or of the control group that this process is in if that has less.
-        shm: free in /dev/shm.
-        disk: free in the current folder.
+        cores: CPU cores that this process may use.
+        memory, free_memory: of the machine, or of this process's control group if that has less.
+        shm: free space in /dev/shm.
+        disk: free space in the current folder.
         driver: version of NVIDIA's driver, None without one.
-        driver_gpus: what the driver sees, whatever torch does.
-        hidden: CUDA_VISIBLE_DEVICES hides all of them.
+        driver_gpus: GPUs that the driver reports, whether or not torch can use them.
+        hidden: True if CUDA_VISIBLE_DEVICES hides all GPUs.
         torch: None if torch does not import.
-        slurm: are sbatch and srun on the PATH?
+        slurm: True if sbatch and srun are on the PATH.
     """
 
     python: str
@@ -87,15 +87,15 @@ class Machine:
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
-        """What a run can use, or should be able to: torch's, or else the driver's unless they are hidden."""
+        """GPUs that torch can use; if there are none, those that the driver reports, unless they are hidden."""
         if self.torch is not None and self.torch.gpus:
             return self.torch.gpus
         return () if self.hidden else self.driver_gpus
 
 
-def look_at_machine() -> Machine:
-    """Describe this machine. Imports torch, if it can be; raises nothing."""
-    driver, gpus = _ask_driver()
+def inspect_machine() -> Machine:
+    """Describe this machine. Imports torch if it is installed; raises nothing."""
+    driver, gpus = _query_driver()
     memory, free_memory = _memory()
     shm = Path("/dev/shm")
     return Machine(
@@ -110,22 +110,22 @@ def look_at_machine() -> Machine:
         driver=driver,
         driver_gpus=gpus,
         hidden=_gpus_hidden(),
-        torch=_look_at_torch(),
+        torch=_inspect_torch(),
         slurm=all(shutil.which(command) for command in ("sbatch", "srun")),
     )
 
 
 def memory_of_a_rank(local_ranks: int, *, started_here: bool = True) -> tuple[float, str] | None:
-    """The memory that each of the ranks of this node has in GiB, and what has it; None where nobody says.
+    """Memory of each rank of this node in GiB, and a text that says of what; None if unknown.
 
     Asks NVIDIA's driver and the operating system, and does not import torch.
 
     Args:
         local_ranks: of this node, which share its memory where they do not run on GPUs.
-        started_here: the ranks are on this machine. Else one without GPUs says nothing of a run that may have them.
+        started_here: the ranks run on this machine. If not, and it has no GPU, their memory is unknown (None).
     """
     on_cpus = _gpus_hidden() or _torch_is_for_cpus()
-    gpus = () if on_cpus else _ask_driver()[1]
+    gpus = () if on_cpus else _query_driver()[1]
     if gpus:
         smallest = min(gpus, key=lambda gpu: gpu.memory)
         return smallest.memory, f"one {smallest.name}"
@@ -137,7 +137,7 @@ def memory_of_a_rank(local_ranks: int, *, started_here: bool = True) -> tuple[fl
 
 
 def _torch_is_for_cpus() -> bool:
-    """Was the installed torch built without CUDA? Then a run takes the CPU, whatever GPUs there are."""
+    """True if the installed torch was built without CUDA; a run then uses the CPU, even if there are GPUs."""
     try:
         return metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:
@@ -149,14 +149,14 @@ def _gpus_hidden() -> bool:
 
 
 def _memory() -> tuple[float | None, float | None]:
-    """All memory and what is free of it, in GiB."""
+    """Total and free memory in GiB."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
         total, free = sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
         return None, None
-    try:  # A job or a container may have less than the machine.
+    try:  # A job or a container may be limited to less than the machine has.
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) / _GIB for name in ("max", "current"))
     except (OSError, ValueError):
@@ -164,8 +164,8 @@ def _memory() -> tuple[float | None, float | None]:
     return min(total, limit), min(free, limit - used)
 
 
-def _ask_driver() -> tuple[str | None, tuple[Gpu, ...]]:
-    """The driver's version and the GPUs that it sees, from nvidia-smi; none where that is not there or fails."""
+def _query_driver() -> tuple[str | None, tuple[Gpu, ...]]:
+    """The driver's version and its GPUs, from nvidia-smi; (None, ()) if that is missing or fails."""
     query = "--query-gpu=driver_version,memory.total,compute_cap,name"
     try:
         answer = subprocess.run(
@@ -181,7 +181,7 @@ def parse_driver(answer: str) -> tuple[str | None, tuple[Gpu, ...]]:
     """The driver's version and its GPUs from lines of "version, MiB, capability, name".
 
     Raises:
-        ValueError: if a line is of another kind.
+        ValueError: a line has another format.
     """
     driver, gpus = None, []
     for line in filter(None, answer.splitlines()):
@@ -191,10 +191,10 @@ def parse_driver(answer: str) -> tuple[str | None, tuple[Gpu, ...]]:
     return driver, tuple(gpus)
 
 
-def _look_at_torch() -> TorchBuild | None:
+def _inspect_torch() -> TorchBuild | None:
     try:
         import torch
-    except Exception:  # whatever a broken installation throws; `doctor.packages` says what
+    except Exception:  # a broken installation can raise anything; `doctor.packages` reports it
         return None
     version = str(torch.__version__)
     if torch.version.cuda is None:
@@ -224,8 +224,9 @@ def _look_at_torch() -> TorchBuild | None:
 
 
 def cudnn_attends_to_packs(capability: tuple[int, int] | None) -> bool:
-    """Has cuDNN a fast attention over packs (format thd) for GPUs of this compute capability? None is no GPU.
+    """True if cuDNN has fused attention over packs (format thd) for this compute capability.
 
-    On Hopper and data-centre Blackwell (TransformerEngine's nvte_get_fused_attn_backend and get_attention_backend).
+    None means no GPU. Hopper and data-centre Blackwell have it (source: TransformerEngine's
+    nvte_get_fused_attn_backend and get_attention_backend).
     """
     return capability is not None and (9, 0) <= capability < (12, 0)

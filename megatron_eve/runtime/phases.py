@@ -1,4 +1,4 @@
-"""Say what a run is doing where that takes longer than a second, so that nobody waits before a silent terminal."""
+"""Prints the name and the duration of start-up phases that take longer than a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SILENT_SECONDS = 1.0
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Name what happens inside: after a second rank 0 says that it goes on, and at the end how long it took."""
+    """Rank 0 prints `NAME ...` once the block has run for a second, and its duration at the end."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return

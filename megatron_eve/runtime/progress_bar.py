@@ -1,4 +1,4 @@
-"""A bar on stderr while bytes are read or written for longer than a second: how many of how many."""
+"""A progress bar on stderr, in bytes, for reading and writing that takes longer than a second."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 _SILENT_SECONDS = 1.0
-_LINE_SECONDS = 30.0  # between two lines where stderr is no terminal: a log file is not for redrawing
+_LINE_SECONDS = 30.0  # between two lines where stderr is a log file, which cannot redraw a bar
 
 
 class _Bar(tqdm):
-    """tqdm's, without the thread that would watch it from then on, in a process that forks writers of checkpoints."""
+    """tqdm's bar without its monitor thread: this process forks checkpoint writers, which must not inherit it."""
 
     monitor_interval = 0
 
 
 @contextmanager
 def byte_progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Show on rank 0 how far something has come; gives the function that moves it on by so many bytes.
+    """Show a progress bar on rank 0; yields the function that advances it by a number of bytes.
 
     Args:
-        what: happens, in a few words.
-        size: bytes in all.
+        what: label of the bar, a few words.
+        size: total bytes.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda count: None
     elif sys.stderr.isatty():
-        # Left to itself tqdm takes a terminal that says it has no columns, as those of containers may, by its word.
+        # Given explicitly: terminals of containers may report 0 columns, which tqdm by itself would use.
         columns, rows = shutil.get_terminal_size()
         with _Bar(
             total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024,
@@ -44,13 +44,13 @@ def byte_progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(what: str, size: int) -> Callable[[int], None]:
-    done, said = 0, time.monotonic()
+    done, last_printed = 0, time.monotonic()
 
     def move(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, last_printed
         done += count
-        if time.monotonic() - said > _LINE_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - last_printed > _LINE_SECONDS:
+            last_printed = time.monotonic()
             print(f"{what}: {done / max(size, 1):.0%} of {size / 1e9:,.1f} GB", file=sys.stderr, flush=True)
 
     return move

@@ -1,4 +1,4 @@
-"""This process as a rank: its number, what is printed once a run, and a failure that does not hang the others."""
+"""This process as a rank: its number, printing on rank 0, and exiting on an error without hanging the other ranks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from megatron_eve.runtime.errors import UserError, show_error
 
 
 def world_size() -> int:
-    """Ranks that torchrun started (1 without it), known before any process group exists."""
+    """Number of ranks that torchrun started (1 without it); needs no process group."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def global_rank() -> int:
-    """This process's rank, known before any process group exists."""
+    """This process's rank; needs no process group."""
     return int(os.environ.get("RANK", "0"))
 
 
 def print_rank_0(text: str) -> None:
-    """Print once a run."""
-    import torch  # not at the top: a rank prints its errors also before torch, which takes seconds, is imported
+    """Print on rank 0 only."""
+    import torch  # not at the top: errors are also printed before torch, which takes seconds to import
 
     if torch.distributed.get_rank() == 0:
         print(text, flush=True)
 
 
-# What a rank sees when another one died: not the cause, and not worth a page of traceback from every rank.
+# Errors that a rank gets when another rank has died; they are printed without a traceback, which would hide the cause.
 _PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -39,11 +39,11 @@ _PEER_LOST = (
 
 
 def run_rank(main: Callable[[], None]) -> None:
-    """Run a rank's `main`; on an error print it at once and end the process without waiting for anybody.
+    """Run a rank's `main`; on an error print it at once and exit without waiting for other ranks.
 
-    What the user can mend (a `UserError`, or an `OSError` about a file) is one `error:` line from one rank, with status
-    2. Of any other error the rank that failed first prints its traceback first: the others learn of it only when its
-    sockets close, and then say so in one line. torchrun ends whoever is left.
+    A `UserError`, or an `OSError` about a file, is one `error:` line from one rank, with status 2. Any other error is
+    printed with its traceback, with status 1. Other ranks notice when the failed rank's sockets close, and print one
+    line; torchrun ends the rest.
     """
     try:
         main()
@@ -65,5 +65,5 @@ def run_rank(main: Callable[[], None]) -> None:
             )
         else:
             print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        # A normal exit would wait in process-group destructors for ranks that will not answer.
+        # A normal exit would wait in the process group's destructor for ranks that do not answer.
         os._exit(1)

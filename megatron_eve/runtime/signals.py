@@ -1,4 +1,4 @@
-"""What can end a run from outside: a signal that asks it to leave, and a step that never ends."""
+"""Signals that ask a run to save and exit, and a watchdog for steps that do not end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from megatron_eve.runtime.errors import note_termination
+from megatron_eve.runtime.errors import note_sigterm
 
 # Slurm sends SIGTERM before it preempts or cancels a job, and the batch scripts SIGUSR1 before the time limit.
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class ExitSignals:
-    """Catches the signals that ask a run to save and leave; use it as a context manager around the whole of it."""
+    """Catches the signals that ask a run to save and exit. A context manager around the whole run."""
 
     def __init__(self) -> None:
         self._caught: int = 0
@@ -38,11 +38,11 @@ class ExitSignals:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._caught = number
         if number == signal.SIGTERM:
-            note_termination()
+            note_sigterm()
 
     def received(self) -> str | None:
-        """Name of a signal that any rank has caught, the same on every rank; None without one. Collective."""
-        import torch  # not at the top: signals are caught before torch, which takes seconds, is imported
+        """Name of the signal that any rank has caught, the same on every rank; None if none has. Collective."""
+        import torch  # not at the top: signals are caught before torch is imported, which takes seconds
 
         from megatron_eve.runtime.accelerator import accelerator
 
@@ -53,7 +53,7 @@ class ExitSignals:
 
 @contextmanager
 def exit_signals_ignored() -> Iterator[None]:
-    """Processes that are started in here ignore the signals, which Slurm sends to all of a job's processes."""
+    """Processes started inside this block ignore the exit signals, which Slurm sends to every process of a job."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in EXIT_SIGNALS}
     try:
         yield
@@ -63,10 +63,10 @@ def exit_signals_ignored() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Called first thing in a process that multiprocessing has spawned, which else outlives a parent that is killed.
+    """Make this process, spawned by multiprocessing, exit when its parent does, even if the parent is killed.
 
-    The pipe that tells of the parent's end is also held by what the parent has forked, so this process serves that to
-    its end.
+    Call it first. Processes that the parent has forked hold the same pipe, so this process ends only when they have
+    ended, too.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was not started by multiprocessing"
@@ -79,10 +79,10 @@ def end_with_parent() -> None:
 
 
 class Watchdog:
-    """Ends a rank whose step takes far too long, and shows what each of its threads was doing.
+    """Ends a rank whose step takes too long, after printing the stack of each thread.
 
-    A rank that waits for a lost one is ended by its collective's timeout; this also finds the rank that others wait
-    for, a little earlier, so that every rank's stacks are in the log.
+    Collectives have a timeout of their own, which ends ranks that wait for a hung one. The watchdog is set a little
+    shorter, so that the log also holds the stacks of the rank that hangs.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -97,12 +97,12 @@ class Watchdog:
         self._thread.start()
 
     def feed(self) -> None:
-        """A step has ended: wait anew."""
+        """Restart the timer; called after each step."""
         self._deadline = time.monotonic() + self._seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not watch what may rightly take long: an evaluation, a checkpoint."""
+        """Stop the timer inside this block, for work that may take long: an evaluation, a checkpoint."""
         self._deadline = float("inf")
         yield
         self.feed()

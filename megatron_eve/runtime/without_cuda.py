@@ -1,8 +1,8 @@
-"""What megatron-core 0.16.1 needs to run on a machine without CUDA, each thing with its reason.
+"""Runs megatron-core 0.16.1 on a machine without CUDA: every replacement of its functions and torch's, with its reason.
 
-megatron-core names CUDA in places where it only means "the device of this rank". `install()` answers those
-places with the CPU; nothing of megatron-core is copied or forked, and nothing here is imported where a GPU is
-present. A version other than the tested one is refused, because a silent mismatch would be worse than a stop.
+megatron-core names CUDA in places where it only means "the device of this rank"; `install()` makes those use the CPU.
+megatron-core is not forked, and with a GPU this module is not imported. Other versions than the tested one are refused,
+because replacements that no longer match could change results without an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TENSOR_TYPES = {
 
 @functools.cache
 def install() -> None:
-    """Prepare this process for megatron-core on CPU tensors and the gloo backend. Idempotent.
+    """Replace the functions in this process, for CPU tensors and the gloo backend. Idempotent.
 
     Raises:
         RuntimeError: if the installed megatron-core is not the tested version.
@@ -58,16 +58,16 @@ def install() -> None:
 
 
 def _quiet() -> None:
-    """Without CUDA, megatron-core warns once an import about every GPU library that is absent, as is expected."""
+    """Silence megatron-core's warnings about missing GPU libraries, which are expected without CUDA."""
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
     warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*")
-    # megatron-core calls collectives by names that newer torch renames.
+    # megatron-core calls collectives by names that newer torch deprecates.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*is deprecated", category=FutureWarning)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 
 def _to_cpu(device: Any) -> Any:
-    """CUDA devices, in any spelling, become the CPU; other devices stay."""
+    """Map a CUDA device, given in any form, to the CPU; other devices are returned unchanged."""
     if isinstance(device, int) or (isinstance(device, str) and device.startswith("cuda")):
         return CPU
     if isinstance(device, torch.device) and device.type == "cuda":
@@ -76,7 +76,7 @@ def _to_cpu(device: Any) -> Any:
 
 
 def _map_devices() -> None:
-    """The current device is the CPU, and factory functions put CUDA tensors there."""
+    """Make the CPU the current device, and make factory functions create CUDA tensors there."""
 
     def on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @functools.wraps(factory)
@@ -87,8 +87,8 @@ def _map_devices() -> None:
 
         return build
 
-    # `with torch.device("meta")`, by which transformers loads models, knows factory functions by a list that is made
-    # at its first use: it must hold the real ones, which are what it gets to see.
+    # `with torch.device("meta")`, which transformers uses to load models, recognises factory functions by a cached
+    # list. Fill it before they are replaced: it must hold the original functions.
     _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
@@ -98,7 +98,7 @@ def _map_devices() -> None:
 
 
 def _map_random_state() -> None:
-    """The model-parallel RNG tracker saves and restores the CPU generator."""
+    """Make the model-parallel RNG tracker save and restore the CPU generator."""
     import torch.cuda.random
 
     def get_state(*_: Any, **__: Any) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _map_random_state() -> None:
 
 
 class _InertStream:
-    """Streams order work on a GPU; CPU operations finish before they return, so there is nothing to order."""
+    """A stream or event that does nothing: CPU operations finish before they return."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -133,7 +133,7 @@ class _InertStream:
 
 
 def _stub_streams() -> None:
-    """Streams and events exist and do nothing."""
+    """Replace CUDA streams and events by ones that do nothing."""
     torch.cuda.Stream = _InertStream  # type: ignore[assignment, misc]
     torch.cuda.Event = _InertStream  # type: ignore[assignment, misc]
     torch.cuda.current_stream = lambda *_: _InertStream()  # type: ignore[assignment, return-value]
@@ -141,7 +141,7 @@ def _stub_streams() -> None:
 
 
 def _name_tensor_types() -> None:
-    """CPU tensors answer with the CUDA type names and pass isinstance() for them (bf16 code asks that)."""
+    """Make CPU tensors report CUDA type names and pass isinstance() for them, which bf16 code checks."""
 
     class TensorType(type):
         dtype: torch.dtype
@@ -167,7 +167,7 @@ def _name_tensor_types() -> None:
 
 
 def _patch_megatron_core() -> None:
-    """The RNG tracker's private accessors, and our Adam and plain norms in place of those that GPUs bring."""
+    """Replace the RNG tracker's accessors, Adam (`runtime/adam.py`), and the fused norm and scale kernels."""
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
@@ -181,12 +181,12 @@ def _patch_megatron_core() -> None:
     optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distributed_optimizer.Adam = FusedAdam
-    # Where TransformerEngine is installed, its kernels are taken, on a machine whose GPUs are hidden too.
+    # megatron-core uses TransformerEngine's kernels wherever it is installed, also where the GPUs are hidden.
     for module in (clip_grads, optimizer.optimizer):
         module.multi_tensor_applier = core_utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = core_utils.local_multi_tensor_scale
     clip_grads.l2_norm_impl = core_utils.local_multi_tensor_l2_norm
-    # A rank on which everything is frozen saves an empty optimizer; megatron-core asserts that
-    # only a fused Adam can, and asks by these two names.
+    # A rank on which everything is frozen saves an empty optimizer; megatron-core asserts, by these two flags, that
+    # only a fused Adam can.
     distributed_optimizer.HAVE_APEX_OR_TE = True
     distributed_optimizer.USING_TE_OPTIMIZER = True

@@ -1,4 +1,4 @@
-"""Files that hold something else than their name says, as failed downloads leave them."""
+"""Detects files with the wrong content, as failed downloads leave them: a web page, a git-lfs pointer, nothing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from megatron_eve.runtime.errors import is_lfs_pointer
 
-_HEAD = 512  # bytes that are looked at
+_HEAD = 512  # bytes that are examined
 
 
 def wrong_content(path: Path) -> str | None:
-    """What a file is where weights or a tokenizer were expected, and the remedy; None if nothing is known against it.
+    """What is wrong with a file that should hold weights or a tokenizer, and the remedy; None if nothing is found.
 
     Args:
-        path: a file; one that cannot be read has nothing known against it.
+        path: a file; None is returned if it cannot be read.
     """
     try:
         with path.open("rb") as file:

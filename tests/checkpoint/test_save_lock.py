@@ -18,7 +18,7 @@ import pytest
 from megatron_eve.checkpoint import save_lock
 from megatron_eve.checkpoint.save_lock import LOCK, FolderInUseError, SaveLock, in_use
 from megatron_eve.runtime.errors import UserError
-from megatron_eve.training.faults.exit_reason import write_outcome
+from megatron_eve.training.faults.exit_reason import write_exit_reason
 from tests.ranks import RankPool
 
 RIVALS, ROUNDS = 3, 20
@@ -45,13 +45,13 @@ def _rival(folder: Path, barrier: Any, answers: Any) -> None:
     """Tries again and again to have a folder at the same moment as others."""
     for number in range(ROUNDS):
         barrier.wait()
-        lock, told = None, ""
+        lock, message = None, ""
         try:
             lock = SaveLock(folder / str(number))
         except FolderInUseError as error:
-            told = str(error)
+            message = str(error)
         barrier.wait()
-        answers.put((number, os.getpid(), told))
+        answers.put((number, os.getpid(), message))
         if lock:
             lock.release()
 
@@ -71,9 +71,9 @@ def test_of_processes_that_start_at_the_same_moment_one_wins(tmp_path: Path, sta
     for rival in rivals:
         rival.join()
     for number in range(ROUNDS):
-        (winner,) = [pid for round_, pid, told in found if round_ == number and not told]
-        losers = [told for round_, _, told in found if round_ == number and told]
-        assert all(f"{tmp_path / str(number)}: in use by PID {winner} on " in told for told in losers)
+        (winner,) = [pid for round_, pid, message in found if round_ == number and not message]
+        losers = [message for round_, _, message in found if round_ == number and message]
+        assert all(f"{tmp_path / str(number)}: in use by PID {winner} on " in message for message in losers)
         assert list((tmp_path / str(number)).iterdir()) == []  # released, and nothing else is left
 
 
@@ -117,7 +117,9 @@ def test_which_locks_are_stale(
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", job)
     _write(
-        tmp_path, seconds_ago, **{"pid": os.getppid(), "started": save_lock._started(os.getppid()), **changed}
+        tmp_path,
+        seconds_ago,
+        **{"pid": os.getppid(), "started": save_lock._process_start(os.getppid()), **changed},
     )
     if not alive:
         assert in_use(tmp_path) is None
@@ -126,11 +128,11 @@ def test_which_locks_are_stale(
     before = (tmp_path / LOCK).read_text()
     with pytest.raises(FolderInUseError) as raised:
         SaveLock(tmp_path)
-    told = str(raised.value)
+    message = str(raised.value)
     assert (
         "in use by an unknown process" if "extra" in changed else f"in use by PID {os.getppid()} on"
-    ) in told
-    assert in_use(tmp_path) == (None if changed.get("slurm_job_id") == job is not None else told)
+    ) in message
+    assert in_use(tmp_path) == (None if changed.get("slurm_job_id") == job is not None else message)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     assert (tmp_path / LOCK).read_text() == before
 
@@ -197,7 +199,7 @@ def test_all_ranks_hear_of_it_alike(ranks: RankPool, tmp_path: Path) -> None:
     assert ranks.run(2, _hold, tmp_path / "free") == [("", "", True)] * 2
     assert list((tmp_path / "free").iterdir()) == []
     full = ranks.run(2, _hold, tmp_path / "full", True)
-    assert [(told, held) for told, _, held in full] == [("", False)] * 2
+    assert [(message, held) for message, _, held in full] == [("", False)] * 2
     assert full[0][1].startswith(
         f"warning: {tmp_path / 'full'} could not be locked (No space left on device): "
     )
@@ -211,22 +213,22 @@ def test_all_ranks_hear_of_it_alike(ranks: RankPool, tmp_path: Path) -> None:
 
 def test_the_word_that_ranks_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = tmp_path / "run" / "outcome"
-    write_outcome(str(tmp_path / "run"), "of a run that nobody launched")
+    write_exit_reason(str(tmp_path / "run"), "of a run that nobody launched")
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
-    write_outcome(str(tmp_path / "run"), "of the first rank", replace=False)
-    write_outcome(str(tmp_path / "run"), "too late", replace=False)
+    write_exit_reason(str(tmp_path / "run"), "of the first rank", replace=False)
+    write_exit_reason(str(tmp_path / "run"), "too late", replace=False)
     assert outcome.read_text() == "of the first rank\n"
-    write_outcome(str(tmp_path / "run"), "done")
+    write_exit_reason(str(tmp_path / "run"), "done")
     assert outcome.read_text() == "done\n"
     _write(tmp_path / "run", system="another")
-    write_outcome(str(tmp_path / "run"), "of a run that was refused, as another has the folder")
+    write_exit_reason(str(tmp_path / "run"), "of a run that was refused, as another has the folder")
     assert outcome.read_text() == "done\n"
-    write_outcome(None, "nowhere")
+    write_exit_reason(None, "nowhere")
     outcome.unlink()
     outcome.mkdir()
     (tmp_path / "run" / LOCK).unlink()
-    write_outcome(str(tmp_path / "run"), "why")
+    write_exit_reason(str(tmp_path / "run"), "why")
     assert "outcome could not be written (Is a directory): why" in capsys.readouterr().out
 
 
@@ -245,7 +247,7 @@ def test_a_mistake_that_ends_the_ranks_is_left_for_the_launcher(
 
         monkeypatch.setattr(pretrain, "_train", train)
         with pytest.raises(type(error)):
-            pretrain._train_or_leave_word(config, ExitSignals())
+            pretrain._train_and_record_user_error(config, ExitSignals())
 
     fail(RuntimeError("a node is lost"))
     assert not (tmp_path / "outcome").exists()  # so the job is requeued
@@ -266,8 +268,8 @@ def test_a_folder_in_use_is_found_before_torch_is_loaded(tmp_path: Path) -> None
     config = RunConfig(checkpoint=CheckpointConfig(save=str(tmp_path)))
     assert list(CHECKS["folder of another run"](config)) == []
     _write(tmp_path, system="another")
-    (told,) = CHECKS["folder of another run"](config)
-    assert f"--save {tmp_path}: in use by PID " in told
+    (message,) = CHECKS["folder of another run"](config)
+    assert f"--save {tmp_path}: in use by PID " in message
 
 
 @pytest.mark.distributed
@@ -279,9 +281,9 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     with started(tmp_path, "--log-interval", "1000000") as first:  # nobody reads what it prints
         _wait_minutes(lambda: losses.exists() and losses.read_text().count("\n") > 2)
         with started(tmp_path) as second:
-            _, told = second.communicate(timeout=240)
+            _, message = second.communicate(timeout=240)
         assert second.returncode != 0
-        assert f"--save {tmp_path}: in use by PID " in told
+        assert f"--save {tmp_path}: in use by PID " in message
         before = losses.read_text().count("\n")
         _wait_minutes(lambda: losses.read_text().count("\n") > before + 2)
         assert first.poll() is None

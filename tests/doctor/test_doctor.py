@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages, satisfies
+from megatron_eve.doctor.machine_report import examine, report
+from megatron_eve.doctor.packages import EXTENSION, Package, Packages, inspect_packages, satisfies
 from megatron_eve.doctor.problems import find_problems, has_kernels
-from megatron_eve.doctor.report import examine, report
 from megatron_eve.runtime.accelerator import Accelerator
 from megatron_eve.runtime.machine import Gpu, Machine
 from tests.doctor.machines import A100, LAPTOP, LOGIN, NODE, WHOLE, node, with_required, without, write
@@ -40,12 +40,12 @@ def test_this_machine_without_its_gpus() -> None:
     found = doctor(CUDA_VISIBLE_DEVICES="")
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.endswith("\n\na run can start here\n") and "\nproblems\n" not in found.stdout
-    said = rows(found.stdout)
-    assert said["torch"] == torch.__version__ and said["megatron-core"] == "0.16.1"
-    assert said["Python"].endswith(sys.executable)
-    assert said["runs on"] == "the CPU, ranks talk through gloo"
-    assert said["layers"] == "torch's" and said["packs"] == "each as long as it is"
-    assert said["FP8 delayed"].startswith("no: needs a GPU and TransformerEngine")
+    entries = rows(found.stdout)
+    assert entries["torch"] == torch.__version__ and entries["megatron-core"] == "0.16.1"
+    assert entries["Python"].endswith(sys.executable)
+    assert entries["runs on"] == "the CPU, ranks communicate through gloo"
+    assert entries["layers"] == "torch's" and entries["packs"] == "each as long as it is"
+    assert entries["FP8 delayed"].startswith("no: needs a GPU and TransformerEngine")
     assert max(map(len, found.stdout.splitlines())) <= 118
 
 
@@ -56,10 +56,16 @@ def test_a_bare_python_on_a_machine_with_a_gpu(tmp_path: Path) -> None:
     driver.chmod(0o755)
     found = doctor("-I", "-S", PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="0")
     assert found.returncode == 1 and not found.stderr
-    said = rows(found.stdout)
-    assert said["GPUs"] == "1 x NVIDIA H100 80GB HBM3 (79.6 GiB, compute capability 9.0); driver 580.65.06"
-    assert said["torch"] == said["TransformerEngine"] == said["DALI"] == said["others"] == "not installed"
-    assert said["nothing"] == "ModuleNotFoundError: No module named 'torch'"
+    entries = rows(found.stdout)
+    assert entries["GPUs"] == "1 x NVIDIA H100 80GB HBM3 (79.6 GiB, compute capability 9.0); driver 580.65.06"
+    assert (
+        entries["torch"]
+        == entries["TransformerEngine"]
+        == entries["DALI"]
+        == entries["others"]
+        == "not installed"
+    )
+    assert entries["nothing"] == "ModuleNotFoundError: No module named 'torch'"
     assert "not installed: torch, megatron-core, numpy" in found.stdout
     assert "(without psutil, saving a checkpoint hangs)" in " ".join(found.stdout.split())
     assert "remedy: make install-gpu CUDA=12, or CUDA=13" in found.stdout
@@ -152,7 +158,7 @@ def look(folder: Path, *dependencies: str) -> Packages:
         "pyproject.toml",
         f'[project]\nrequires-python = ">=3.11"\ndependencies = {list(dependencies)}',
     )
-    return look_at_packages(folder / "pyproject.toml")
+    return inspect_packages(folder / "pyproject.toml")
 
 
 def test_a_transformer_engine_that_fails_to_import(modules: Path) -> None:
@@ -235,8 +241,8 @@ def test_a_machine_on_which_no_run_can_be_prepared(
     def refuse() -> Accelerator:
         raise RuntimeError("nothing works\nat all")
 
-    monkeypatch.setattr("megatron_eve.doctor.report.accelerator", refuse)
-    monkeypatch.setattr("megatron_eve.doctor.report.look_at_machine", lambda: LAPTOP)
+    monkeypatch.setattr("megatron_eve.doctor.machine_report.accelerator", refuse)
+    monkeypatch.setattr("megatron_eve.doctor.machine_report.inspect_machine", lambda: LAPTOP)
     write(tmp_path, "pyproject.toml", f'[project]\nrequires-python = ">=3.11"\ndependencies = {dependencies}')
     text, sound = examine(tmp_path / "pyproject.toml")
     assert not sound and text.endswith("\n1 problem to solve first")

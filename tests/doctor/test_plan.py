@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_eve.doctor.packages import EXTENSION, Packages
-from megatron_eve.doctor.plan import plan_run
+from megatron_eve.doctor.plan import describe_plan
 from megatron_eve.runtime.accelerator import Accelerator
 from tests.doctor.machines import A100, ADA, WHOLE, without, write
 
@@ -33,37 +33,37 @@ def plan(monkeypatch: pytest.MonkeyPatch, machine: Accelerator, packages: Packag
     for module in ("models.kernels", "models.shapes"):
         monkeypatch.setattr(f"megatron_eve.{module}.accelerator", lambda: machine)
     monkeypatch.setattr("megatron_eve.data.images.backends.dali_is_installed", lambda: True)
-    return dict(plan_run(machine, packages))
+    return dict(describe_plan(machine, packages))
 
 
 def test_the_plan_of_an_h100(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
     write(modules, f"{EXTENSION}.py")
-    said = plan(monkeypatch, accelerator((9, 0)))
-    assert said["runs on"] == "GPUs, ranks talk through nccl"
-    assert said["layers"].startswith("TransformerEngine's")
-    assert said["attention"] == "TransformerEngine's choice: flash-attn 2.8.3 or cuDNN"
-    assert [said[f"FP8 {recipe}"] for recipe in ("delayed", "tensorwise", "blockwise")] == ["yes"] * 3
-    assert said["fused loss te"] == said["bfloat16"] == "yes"
-    assert said["weight gradients"].endswith("itself in the decoder and the output layer")
-    assert said["images"] == "decoded by dali" and "fixed shapes" in said["packs"]
+    entries = plan(monkeypatch, accelerator((9, 0)))
+    assert entries["runs on"] == "GPUs, ranks communicate through nccl"
+    assert entries["layers"].startswith("TransformerEngine's")
+    assert entries["attention"] == "TransformerEngine's choice: flash-attn 2.8.3 or cuDNN"
+    assert [entries[f"FP8 {recipe}"] for recipe in ("delayed", "tensorwise", "blockwise")] == ["yes"] * 3
+    assert entries["fused loss te"] == entries["bfloat16"] == "yes"
+    assert entries["weight gradients"].endswith("itself in the decoder and the output layer")
+    assert entries["images"] == "decoded by dali" and "fixed shapes" in entries["packs"]
 
 
 def test_the_plan_of_an_a100(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
     write(modules, "flash_attn.py")
-    said = plan(monkeypatch, accelerator(A100.capability))
-    assert said["layers"].startswith("TransformerEngine's")
-    assert said["attention"] == "TransformerEngine's choice: flash-attn 2.8.3"
+    entries = plan(monkeypatch, accelerator(A100.capability))
+    assert entries["layers"].startswith("TransformerEngine's")
+    assert entries["attention"] == "TransformerEngine's choice: flash-attn 2.8.3"
     for recipe in ("delayed", "tensorwise", "blockwise"):
-        assert said[f"FP8 {recipe}"].startswith("no: needs compute capability 8.9")
-        assert said[f"FP8 {recipe}"].endswith("this GPU has 8.0")
-    assert said["fused loss te"] == said["bfloat16"] == "yes"
+        assert entries[f"FP8 {recipe}"].startswith("no: needs compute capability 8.9")
+        assert entries[f"FP8 {recipe}"].endswith("this GPU has 8.0")
+    assert entries["fused loss te"] == entries["bfloat16"] == "yes"
 
 
 def test_the_plan_of_an_ada(prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = plan(monkeypatch, accelerator(ADA.capability), without("flash_attention"))
-    assert said["layers"] == "torch's" and said["attention"] == "torch's, sample by sample"
-    assert said["FP8 delayed"] == said["FP8 tensorwise"] == "yes"
-    assert said["FP8 blockwise"].startswith(
+    entries = plan(monkeypatch, accelerator(ADA.capability), without("flash_attention"))
+    assert entries["layers"] == "torch's" and entries["attention"] == "torch's, sample by sample"
+    assert entries["FP8 delayed"] == entries["FP8 tensorwise"] == "yes"
+    assert entries["FP8 blockwise"].startswith(
         "no: needs compute capability 9.0 (Hopper or newer) and CUDA 12.9"
     )
 
@@ -71,15 +71,15 @@ def test_the_plan_of_an_ada(prepared: None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_plan_of_a_gpu_without_transformer_engine(
     prepared: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = plan(monkeypatch, accelerator((9, 0), engine=False))
-    assert said["layers"] == "torch's" and said["attention"] == "torch's, sample by sample"
-    assert said["FP8 delayed"].startswith("no: ") and said["fused loss te"].startswith("no: ")
+    entries = plan(monkeypatch, accelerator((9, 0), engine=False))
+    assert entries["layers"] == "torch's" and entries["attention"] == "torch's, sample by sample"
+    assert entries["FP8 delayed"].startswith("no: ") and entries["fused loss te"].startswith("no: ")
 
 
 def test_the_plan_of_a_cpu(prepared: None, monkeypatch: pytest.MonkeyPatch, modules: Path) -> None:
     """apex's extension and DALI are no use to it, even where they are."""
     write(modules, f"{EXTENSION}.py")
-    said = plan(monkeypatch, accelerator(None))
-    assert said["runs on"] == "the CPU, ranks talk through gloo"
-    assert said["layers"] == "torch's" and "(unfused)" in said["weight gradients"]
-    assert said["images"] == "decoded by threads" and said["packs"] == "each as long as it is"
+    entries = plan(monkeypatch, accelerator(None))
+    assert entries["runs on"] == "the CPU, ranks communicate through gloo"
+    assert entries["layers"] == "torch's" and "(unfused)" in entries["weight gradients"]
+    assert entries["images"] == "decoded by threads" and entries["packs"] == "each as long as it is"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_eve.runtime.machine import Gpu, TorchBuild, look_at_machine, parse_driver
+from megatron_eve.runtime.machine import Gpu, TorchBuild, inspect_machine, parse_driver
 
 
 def test_what_the_driver_answers() -> None:
@@ -34,7 +34,7 @@ def test_what_torch_says_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda.can_device_access_peer": lambda one, other: one < other,
     }.items():
         monkeypatch.setattr(f"torch.{name}", value)
-    found = look_at_machine()
+    found = inspect_machine()
     gpus = (Gpu("NVIDIA H100", 80.0, (9, 0)),) * 2
     assert found.gpus == gpus
     assert found.torch == TorchBuild(
@@ -45,6 +45,6 @@ def test_what_torch_says_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old\nmore")
 
     monkeypatch.setattr("torch.cuda.init", refuse)
-    build = look_at_machine().torch
+    build = inspect_machine().torch
     assert build is not None and build.gpus == ()
     assert build.refusal == "The NVIDIA driver on your system is too old"

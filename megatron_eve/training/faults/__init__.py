@@ -1,1 +1,1 @@
-"""What happens when a step goes wrong, and how a run says why it ended."""
+"""Bad steps, and the exit reason that a run writes."""

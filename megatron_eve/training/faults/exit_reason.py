@@ -1,4 +1,4 @@
-"""SAVE/outcome, where the ranks leave word for the batch script that started them. Needs no torch."""
+"""SAVE/outcome, the file that tells the batch script why a run ended. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from megatron_eve.checkpoint.save_lock import in_use
 OUTCOME = "outcome"
 
 
-def write_outcome(save: str | None, why: str, replace: bool = True) -> None:
-    """Leave word in SAVE/outcome that the run is done, or why it is not and will not be started again by itself.
+def write_exit_reason(save: str | None, why: str, replace: bool = True) -> None:
+    """Write SAVE/outcome: "done", or the reason why the job must not be requeued.
 
-    torchrun passes no exit status of its ranks on, so the batch scripts look there, which make the folder and remove an
-    older word before they start the ranks; without a word they requeue.
+    torchrun does not pass on the exit status of its ranks, so the batch scripts read this file. They make the folder
+    and remove an older file before they start the ranks; if there is no file at the end, they requeue the job.
 
     Args:
-        save: the run's folder; without one, or in that of another run that is alive, nothing is written.
+        save: the run's folder. Nothing is written if it is None, or if another running process has locked it.
         why: "done", or one sentence.
-        replace: also over a word that is there; without it the first of the ranks that have an error says it.
+        replace: overwrite the file; if False, the first rank that writes it wins.
     """
     if save is None or in_use(save):
         return

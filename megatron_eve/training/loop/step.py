@@ -21,7 +21,7 @@ from megatron_eve.models.build import unwrap
 from megatron_eve.models.model_parts import Objective
 from megatron_eve.models.shapes import schedule_shapes
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.faults.bad_steps import validate_step, why_bad
+from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
 from megatron_eve.training.loop.fp8_state import keep_scales
 from megatron_eve.training.loop.loss import LossFunction, Normalizer
 from megatron_eve.training.loop.microbatch import model_inputs
@@ -120,7 +120,7 @@ def train_step(
     Args:
         chunks, step, normalizer, models, stragglers: see `forward_backward`.
         optimizer: megatron-core's.
-        recent, spike_factor: what makes a step bad (see `why_bad`).
+        recent, spike_factor: what makes a step bad (see `bad_step_reason`).
     """
     machine = get_rerun_state_machine()
     put_scales_back, again = keep_scales(chunks), False
@@ -136,7 +136,7 @@ def train_step(
         optimizer.prepare_grads()
         losses, grad_norm = _share(shares, optimizer.get_grad_norm())
         result = StepResult(losses, grad_norm)
-        result = replace(result, bad=why_bad(result.values, recent, spike_factor))
+        result = replace(result, bad=bad_step_reason(result.values, recent, spike_factor))
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:

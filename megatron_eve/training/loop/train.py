@@ -24,8 +24,8 @@ from megatron_eve.models.build import build_chunks
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import ExitSignals, Watchdog
-from megatron_eve.training.faults.bad_steps import exit_code, start_machine, verdict
-from megatron_eve.training.faults.exit_reason import write_outcome
+from megatron_eve.training.faults.bad_steps import exit_code, exit_message, start_rerun_machine
+from megatron_eve.training.faults.exit_reason import write_exit_reason
 from megatron_eve.training.loop.data import build_loader, open_data
 from megatron_eve.training.loop.evaluation import evaluate
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
@@ -38,9 +38,9 @@ from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.training.monitoring.flops import model_flops, step_work
 from megatron_eve.training.monitoring.memory import checkpoint_bytes
 from megatron_eve.training.monitoring.monitor import Monitor
-from megatron_eve.training.monitoring.startup_report import announce, count_parameters
+from megatron_eve.training.monitoring.startup_report import count_parameters, print_startup_report
 from megatron_eve.training.monitoring.stragglers import Stragglers
-from megatron_eve.training.monitoring.weight_origin import start_lines
+from megatron_eve.training.monitoring.weight_origin import startup_messages
 
 
 def setup(config: RunConfig) -> Trainer:
@@ -48,7 +48,7 @@ def setup(config: RunConfig) -> Trainer:
 
     The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
     """
-    start_machine(config.faults)
+    start_rerun_machine(config.faults)
     with phase("opening the data"):
         data = open_data(config)
     for sentence in data.dropped:
@@ -149,11 +149,11 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     trainer = setup(config)
     settings, start = config.training, trainer.progress.iteration
     total, trained = count_parameters(trainer.chunks)
-    announce(trainer, total, trained)
+    print_startup_report(trainer, total, trained)
     if torch.distributed.get_rank() == 0:
         with phase("hashing the weights that the run starts from"):
-            said = list(start_lines(config, start, trainer.progress.consumed_samples))
-        print("\n".join(said), flush=True)
+            messages = list(startup_messages(config, start, trainer.progress.consumed_samples))
+        print("\n".join(messages), flush=True)
     saver = CheckpointSaver(config) if config.checkpoint.save else None
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
@@ -210,7 +210,7 @@ def _leave(trainer: Trainer, reason: str) -> None:
 def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
     """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective."""
     machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
-    why = verdict(trainer.config.faults, iteration + 1, result)
+    why = exit_message(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
         return
@@ -226,7 +226,7 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
 
 def _tell_launcher(config: RunConfig, why: str) -> None:
     if torch.distributed.get_rank() == 0:
-        write_outcome(config.checkpoint.save, why)
+        write_exit_reason(config.checkpoint.save, why)
 
 
 def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What training costs in bytes beside activations: gradient buffers and optimizer state, of what trains only."""
+"""Memory of training in bytes, without activations: weights, gradient buffers and optimizer state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TrainingBytes:
 
     Attributes:
         weights: all parameters, frozen ones too.
-        gradients: DDP's buffers, which are also what a step reduces over the data-parallel ranks.
+        gradients: DDP's buffers of the trained ones, which a step reduces over the data-parallel ranks.
         optimizer: Adam's moments and master weights, this rank's shard of them.
     """
 
@@ -28,7 +28,7 @@ class TrainingBytes:
 
 
 def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf16: bool) -> TrainingBytes:
-    """Count them, before or after the first step (the optimizer allocates in it).
+    """Memory of this rank. Works before the first step, in which the optimizer allocates its state, too.
 
     Args:
         chunks: this rank's model chunks, in DDP.
@@ -44,12 +44,11 @@ def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf
 
 
 def checkpoint_bytes(parameters: int, trained: int, bf16: bool) -> int:
-    """About what a checkpoint takes on disk.
+    """Approximate size of a checkpoint on disk, in bytes.
 
     Args:
-        parameters, trained: of the whole model, and those of them that train.
+        parameters, trained: number of parameters of the whole model, and of those that train.
         bf16: the weights are in bfloat16.
     """
-    return parameters * (2 if bf16 else 4) + trained * (
-        _MOMENTS + _MASTER
-    )  # both dtypes keep master weights there
+    # Master weights are saved in both cases.
+    return parameters * (2 if bf16 else 4) + trained * (_MOMENTS + _MASTER)

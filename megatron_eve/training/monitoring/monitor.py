@@ -1,4 +1,4 @@
-"""What a run says of itself: a log line an iteration, losses.jsonl for exact comparison, TensorBoard."""
+"""Reports each iteration: a log line, losses.jsonl for exact comparison, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.training.loop.step_result import StepResult
 
-_LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl and its like
+_LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl or valid_losses.jsonl
 
 
 class Monitor:
-    """Reports on the last rank, which holds the losses; silent elsewhere.
+    """Reports on the last rank, which has the losses; does nothing on other ranks.
 
     Args:
         config: of the run.
         active: True on the rank that reports.
-        start: iteration that the run goes on from. Iterations after it that a killed run reported stay in
-            losses.jsonl, where the last line of an iteration counts; TensorBoard drops them.
+        start: iteration that the run resumes from. Later iterations that a killed run reported stay in losses.jsonl,
+            where the last line of an iteration is valid; TensorBoard drops them.
     """
 
     def __init__(self, config: RunConfig, active: bool, start: int) -> None:
@@ -38,14 +38,14 @@ class Monitor:
         self._held_out: Any = None
         self._board: Any = None
         if active and config.checkpoint.save:
-            self._losses = _Lines(Path(config.checkpoint.save) / "losses.jsonl")
+            self._losses = _JsonLinesFile(Path(config.checkpoint.save) / "losses.jsonl")
             if config.training.eval_interval:
-                self._held_out = _Lines(Path(config.checkpoint.save) / "valid_losses.jsonl")
+                self._held_out = _JsonLinesFile(Path(config.checkpoint.save) / "valid_losses.jsonl")
         if active and config.logging.tensorboard_dir:
-            self._board = _Board(config.logging.tensorboard_dir, start)
+            self._board = _TensorBoardWriter(config.logging.tensorboard_dir, start)
 
     def start(self) -> None:
-        """Begin to time an iteration."""
+        """Start the timer of an iteration."""
         self._started = time.perf_counter()
 
     def report(
@@ -60,10 +60,10 @@ class Monitor:
         """Report an iteration that just ended.
 
         Args:
-            iteration, consumed_samples: where the run stands now.
-            step: what the iteration held.
-            result: what came of it.
-            learning_rate: of parameters without a rate of their own.
+            iteration, consumed_samples: after this iteration.
+            step: the iteration's data.
+            result: of the iteration.
+            learning_rate: of parameters without their own learning rate.
             flops: model FLOPs of the iteration on each rank (see `training/monitoring/flops.py`).
         """
         if not self.active:
@@ -79,7 +79,7 @@ class Monitor:
             "grad_norm": result.grad_norm,
             "skipped": result.bad is not None,
             "samples": len(step.sample_ids),
-            # Two runs that agree in this saw the same samples in the same order.
+            # The same in two runs that had the same samples in the same order.
             "sample_ids_sha256": hashlib.sha256(step.sample_ids.astype("<i8").tobytes()).hexdigest()[:16],
             "tokens": step.num_tokens,
             "labels": step.num_labels,
@@ -91,26 +91,26 @@ class Monitor:
         if self._losses:
             self._losses.add(record)
         if self._board:
-            told = {
+            scalars = {
                 name: record[name] for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu")
             }
-            told["samples_per_second"] = len(step.sample_ids) / seconds
-            told["tokens_per_second"] = step.num_tokens / seconds
-            self._board.add(told, iteration)
+            scalars["samples_per_second"] = len(step.sample_ids) / seconds
+            scalars["tokens_per_second"] = step.num_tokens / seconds
+            self._board.add(scalars, iteration)
         if self.is_due(iteration) or result.bad:
             print(self._line(record, result.losses), flush=True)
 
     def is_due(self, iteration: int) -> bool:
-        """Is there a log line after this iteration?"""
+        """True if a log line is printed after this iteration."""
         return iteration % self._config.logging.log_interval == 0
 
     def report_bad_step(self, iteration: int, result: StepResult, step: Step, names: list[str]) -> None:
-        """Say what is wrong with a step, and list its samples in bad_steps.jsonl.
+        """Print what is wrong with a step, and list its samples in bad_steps.jsonl.
 
         Args:
             iteration: of the step.
-            result: what came of it.
-            step: what it held.
+            result: of the step.
+            step: its data.
             names: of its samples.
         """
         reason = result.bad or "not the same when it was run again"
@@ -126,7 +126,7 @@ class Monitor:
             try:
                 with path.open("a", encoding="utf-8") as stream:
                     stream.write(_json_line(record))
-            except OSError as error:  # a full disk must not end one rank alone
+            except OSError as error:  # such as a full disk, which must not end this rank alone
                 print(f" {path} could not be written ({error.strerror}): {record}", flush=True)
         print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
 
@@ -156,23 +156,23 @@ class Monitor:
             self._held_out.add({"iteration": iteration, "dataset": name, **values})
         if self._board:
             self._board.add({f"{loss} validation/{name}": value for loss, value in values.items()}, iteration)
-        told = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
+        formatted = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
         language = NextToken.name
         perplexity = math.exp(losses[language]) if losses[language] < 20.0 else math.inf
         print(
-            f" validation loss at iteration {iteration} on {name} |{told} {language} PPL: {perplexity:.6E} |",
+            f" validation loss at iteration {iteration} on {name} |{formatted} {language} PPL: {perplexity:.6E} |",
             flush=True,
         )
 
     def close(self) -> None:
-        """Finish writing."""
+        """Close all files."""
         for writer in (self._losses, self._held_out, self._board):
             if writer:
                 writer.close()
 
 
-class _Output:
-    """Where a run reports to. What it cannot write costs the report and not the run; that is said once.
+class _OutputFile:
+    """An output file of a run. A failed write does not end the run; it is reported once.
 
     Args:
         path: of the file or folder.
@@ -193,8 +193,8 @@ class _Output:
         return True
 
 
-class _Lines(_Output):
-    """A file of JSON lines, to append to; what a kill or a full disk left of a line is taken off."""
+class _JsonLinesFile(_OutputFile):
+    """A file of JSON lines, opened for appending; an incomplete last line (after a kill or a full disk) is cut off."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -202,7 +202,7 @@ class _Lines(_Output):
         self._try(self._open)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a line. After one that could not be written whole, the file is opened anew for the next."""
+        """Append a line. If it cannot be written completely, the file is reopened for the next line."""
         if not self._try(lambda: self._write(_json_line(record))):
             self.close()
 
@@ -229,11 +229,10 @@ class _Lines(_Output):
         self._file.flush()
 
 
-class _Board(_Output):
-    """TensorBoard's files, without iterations after `start`. After one that cannot be written there are no more.
+class _TensorBoardWriter(_OutputFile):
+    """TensorBoard's event file; iterations after `start` are dropped. After a failed write nothing more is written.
 
-    torch's SummaryWriter has a thread that writes, and that ends with a traceback where the disk is full; so the events
-    are written here.
+    Not torch's SummaryWriter, whose writer thread ends with a traceback when the disk is full.
     """
 
     def __init__(self, folder: str, start: int) -> None:
@@ -243,7 +242,7 @@ class _Board(_Output):
             self.close()
 
     def add(self, values: dict[str, float], iteration: int) -> None:
-        """Add a point to each of these curves."""
+        """Add a value to each of these scalars."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         points = Summary(
@@ -262,11 +261,11 @@ class _Board(_Output):
 
         folder = Path(self._path)
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard takes files of this name, in its order; host and process tell runs apart that begin together.
+        # TensorBoard reads files of this name, sorted by name; host and PID separate runs that start at the same time.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab")
         self._write({"file_version": "brain.Event:2"})
-        # From this on TensorBoard forgets what it knows of the iteration and of those after it.
+        # TensorBoard drops earlier events of this iteration and of later ones.
         self._write({"step": start + 1, "session_log": SessionLog(status=SessionLog.START)})
 
     def _write(self, fields: dict[str, Any]) -> None:
@@ -279,7 +278,7 @@ class _Board(_Output):
 
 
 def _json_line(record: dict[str, Any]) -> str:
-    """A record as a line of JSON, which has no NaN and no infinity: null stands for them."""
+    """A record as a line of JSON; NaN and infinity, which JSON lacks, become null."""
 
     def clean(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What a run says before its first step: its configuration, layout, sizes, memory and data."""
+"""The startup report, printed before the first step: configuration, parallel layout, kernels, memory and data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_eve.training.monitoring.memory import training_bytes
 
 
 def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, int]:
-    """Parameters over tensor and pipeline ranks, and how many of them train. Collective."""
+    """Number of parameters over tensor and pipeline ranks, and how many of them train. Collective."""
     counts = torch.zeros(2, dtype=torch.int64)
     for chunk in chunks:
         for parameter in chunk.parameters():
@@ -30,12 +30,12 @@ def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, in
     return int(counts[0]), int(counts[1])
 
 
-def announce(trainer: Trainer, total: int, trained: int) -> None:
-    """Print the configuration and the plan once, before the first step. Collective.
+def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
+    """Print the startup report on rank 0. Collective.
 
     Args:
         trainer: of the run.
-        total, trained: parameters over tensor and pipeline ranks, and how many of them train.
+        total, trained: of `count_parameters`.
     """
     config, parallel = trainer.config, trainer.config.parallel
     held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
@@ -61,7 +61,7 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
 
 
 def _samples(data: RunData) -> str:
-    """What of each dataset is trained on and what is held out, a line each."""
+    """A line for each dataset: number of samples to train on, and held out."""
     held_out = {part.name: len(part) for part in data.held_out}
     trained = {part.name: len(part) for part in data.training}
     return "\n".join(

@@ -1,11 +1,10 @@
-"""Which ranks are slow: every rank's time in its own forward passes and in getting its data, compared.
+"""Finds slow ranks: compares each rank's time in its forward passes and in getting its data.
 
-A step lasts as long as its slowest rank, and every rank's step time is the same: the others wait for it. Forward passes
-and data are timed because there a rank works by itself, apart from tensor and context parallelism, whose ranks wait for
-each other layer by layer: a report names such a group by one of its ranks. Ranks are compared within their pipeline
-stage, since stages differ in their work.
+All ranks wait for the slowest one, so their step times are the same. Forward passes and data are timed because a rank
+does these alone. Tensor- and context-parallel ranks do wait for each other in every layer: the report names one rank of
+such a group. Ranks are compared within their pipeline stage, since stages differ in their work.
 
-megatron-core's StragglerDetector times the same but needs CUDA, and opens a port for being switched on.
+megatron-core's StragglerDetector measures the same but needs CUDA, and opens a network port to be switched on.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from megatron_eve.runtime.accelerator import accelerator
 
 @dataclass(frozen=True)
 class RankTimes:
-    """A rank's seconds since the last report, and the pipeline stage that it works on."""
+    """Node and pipeline stage of a rank, and its seconds in forward passes and in data since the last report."""
 
     node: str
     stage: int
@@ -34,7 +33,7 @@ class RankTimes:
 
 
 class Stragglers:
-    """Takes this rank's times and compares them with the others'."""
+    """Measures this rank's times and compares them with the other ranks'."""
 
     def __init__(self) -> None:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -42,7 +41,7 @@ class Stragglers:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Time a forward pass; on a GPU by events, which wait for nothing."""
+        """Time a forward pass; on a GPU with CUDA events, which do not synchronize."""
         if accelerator().name == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -56,40 +55,40 @@ class Stragglers:
 
     @contextmanager
     def data(self) -> Iterator[None]:
-        """Time what gets a step's data."""
+        """Time the loading of a step's data."""
         started = time.perf_counter()
         yield
         self._data += time.perf_counter() - started
 
     def report(self) -> str:
-        """Compare the ranks, and begin anew. Collective."""
+        """Compare the ranks, and reset the times. Collective."""
         if self._events:
             torch.cuda.synchronize()
             self._forward += sum(start.elapsed_time(end) for start, end in self._events) / 1000
         stage = parallel_state.get_pipeline_model_parallel_rank()
         times = RankTimes(os.uname()[1], stage, self._forward, self._data)
         self._events, self._forward, self._data = [], 0.0, 0.0
-        everyone: list[RankTimes] = [times] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, times)
-        return compare(everyone)
+        all_ranks: list[RankTimes] = [times] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(all_ranks, times)
+        return compare(all_ranks)
 
 
-def compare(everyone: list[RankTimes]) -> str:
-    """A line for people: of forward passes and of data, the rank that is slowest beside the others of its stage.
+def compare(all_ranks: list[RankTimes]) -> str:
+    """The log line: for forward passes and for data, the slowest rank relative to the median of its pipeline stage.
 
     Args:
-        everyone: times of each rank, in the order of ranks.
+        all_ranks: times of each rank, in the order of ranks.
     """
     parts = []
     for name in ("forward", "data"):
-        seconds = [getattr(one, name) for one in everyone]
+        seconds = [getattr(one, name) for one in all_ranks]
         ratios = []
-        for rank, one in enumerate(everyone):
-            usual = median(getattr(peer, name) for peer in everyone if peer.stage == one.stage)
+        for rank, one in enumerate(all_ranks):
+            usual = median(getattr(peer, name) for peer in all_ranks if peer.stage == one.stage)
             ratios.append(seconds[rank] / usual if usual else 1.0)
         slow = ratios.index(max(ratios))
         parts.append(
-            f" {name}: rank {slow} on {everyone[slow].node} {1000 * seconds[slow]:.1f} ms, {ratios[slow]:.2f} x the "
+            f" {name}: rank {slow} on {all_ranks[slow].node} {1000 * seconds[slow]:.1f} ms, {ratios[slow]:.2f} x the "
             f"median of its pipeline stage |"
         )
     return " stragglers |" + "".join(parts)

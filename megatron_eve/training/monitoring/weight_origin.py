@@ -1,4 +1,4 @@
-"""Where the weights of a run come from, and what is worth a warning before its first step. No torch is needed."""
+"""Messages before the first step: where the weights come from, and warnings. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
 from megatron_eve.runtime.digests import file_digest
 
-# Of a folder in Hugging Face layout: what answers depend on. `*.bin` are pickled weights.
+# Files of a folder in Hugging Face layout that affect the model's output. `*.bin` are pickled weights.
 _HF_PARTS = ("*.safetensors", "*.bin", "*.json", "tokenizer.model")
-# Settings that a resumed run takes from its own flags, and that change how it trains.
+# Settings that a resumed run takes from its own flags rather than from the checkpoint.
 _OWN_SETTINGS = ("lr", "min_lr", "lr_decay_style", "lr_warmup_fraction", "weight_decay", "clip_grad")
 
 
-def start_lines(config: RunConfig, iteration: int, consumed_samples: int) -> Iterator[str]:
-    """Say where the weights come from, then what a user may not have meant. For rank 0, after loading.
+def startup_messages(config: RunConfig, iteration: int, consumed_samples: int) -> Iterator[str]:
+    """One message about where the weights come from, then warnings about likely mistakes. For rank 0, after loading.
 
     Args:
         config: of the run.
-        iteration, consumed_samples: where the run stands; 0 where it begins.
+        iteration, consumed_samples: of the loaded checkpoint; 0 for a new run.
     """
     checkpoint = config.checkpoint
     store = CheckpointStore(checkpoint.load) if checkpoint.load else None
@@ -52,15 +52,10 @@ def start_lines(config: RunConfig, iteration: int, consumed_samples: int) -> Ite
 
 
 def _other_settings(config: RunConfig, folder: Path) -> Iterator[str]:
-    """Of the settings that a resumed run takes from its own flags, those that differ from the checkpoint's."""
+    """A warning for each of `_OWN_SETTINGS` that differs from the checkpoint's."""
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["optimizer"]
-    except (
-        OSError,
-        yaml.YAMLError,
-        KeyError,
-        TypeError,
-    ):  # it is for people; a checkpoint is whole without it
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # config.yaml is only informative here
         return
     for name in _OWN_SETTINGS:
         now = getattr(config.optimizer, name)
@@ -69,15 +64,15 @@ def _other_settings(config: RunConfig, folder: Path) -> Iterator[str]:
 
 
 def _short(fingerprint: Callable[[Path], str], folder: Path) -> str:
-    """The beginning of a fingerprint, for people."""
+    """The first 12 digits of a fingerprint, for messages."""
     try:
         return f"sha256 {fingerprint(folder)[:12]}..."
-    except OSError as error:  # a file that cannot be read now was read a moment ago, and ends no run
+    except OSError as error:  # the weights are loaded already, so this does not end the run
         return f"sha256 unknown: {error.strerror}"
 
 
 def _described(folder: Path) -> str:
-    """A folder of weights, what identifies them, and the iteration of a run's."""
+    """Text for a folder of weights: path, iteration or Hugging Face layout, and fingerprint."""
     if (folder / "config.json").exists():
         return f"{folder}, in Hugging Face layout ({_short(folder_fingerprint, folder)})"
     store = CheckpointStore(folder)
@@ -97,7 +92,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 def _digest_of(paths: Iterable[Path]) -> str:
     found = sorted(path for path in paths if path.is_file())
-    with ThreadPoolExecutor(4) as threads:  # hashing lets go of Python's lock
+    with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
         digests = list(threads.map(file_digest, found))
     lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, found, strict=True))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

@@ -13,7 +13,12 @@ import pytest
 
 from megatron_eve.checkpoint.files import write_checksums
 from megatron_eve.config import TRACKER, FaultConfig, RunConfig
-from megatron_eve.training.faults.bad_steps import FEWEST, MOST_SKIPS, relative_difference, why_bad
+from megatron_eve.training.faults.bad_steps import (
+    MAX_CONSECUTIVE_SKIPS,
+    MIN_STEPS,
+    bad_step_reason,
+    relative_difference,
+)
 from tests.checkpoint.test_saver import config_of
 from tests.layouts import DP2, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankPool
@@ -122,33 +127,35 @@ def whole(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     ],
 )  # fmt: skip
 def test_what_is_bad(values: dict[str, float], factor: float | None, reason: str | None) -> None:
-    recent = [{"lm loss": 2.0, "grad norm": 1.0}] * (FEWEST - 1) + [{"lm loss": 99.0, "grad norm": 99.0}]
-    found = why_bad(values, recent, factor)
+    recent = [{"lm loss": 2.0, "grad norm": 1.0}] * (MIN_STEPS - 1) + [{"lm loss": 99.0, "grad norm": 99.0}]
+    found = bad_step_reason(values, recent, factor)
     assert (found is None and reason is None) or (reason and found and found.startswith(reason))
 
 
 def test_too_few_steps_have_no_spikes() -> None:
-    assert why_bad({"lm loss": 1e6}, [{"lm loss": 1.0}] * (FEWEST - 1), 10.0) is None
+    assert bad_step_reason({"lm loss": 1e6}, [{"lm loss": 1.0}] * (MIN_STEPS - 1), 10.0) is None
 
 
 def test_steps_that_had_nothing_to_count_say_nothing_of_what_is_usual() -> None:
     """Text alone has an aligning loss of 0, and where only the image side is trained a gradient norm of 0."""
-    text = [{"lm loss": 2.0, "align loss": 0.0, "grad norm": 0.0}] * (2 * FEWEST)
+    text = [{"lm loss": 2.0, "align loss": 0.0, "grad norm": 0.0}] * (2 * MIN_STEPS)
     image = {"lm loss": 2.0, "align loss": 0.5, "grad norm": 3.0}
-    assert why_bad(image, text, 10.0) is None  # the first image
-    assert why_bad(image, [*text, *[image] * (FEWEST - 1)], 10.0) is None
+    assert bad_step_reason(image, text, 10.0) is None  # the first image
+    assert bad_step_reason(image, [*text, *[image] * (MIN_STEPS - 1)], 10.0) is None
     spike = {**image, "align loss": 6.0}
-    assert why_bad(spike, [*text, *[image] * (FEWEST - 1)], 10.0) is None  # too few to know what is usual
-    found = why_bad(spike, [*text, *[image] * FEWEST], 10.0)
+    assert (
+        bad_step_reason(spike, [*text, *[image] * (MIN_STEPS - 1)], 10.0) is None
+    )  # too few to know what is usual
+    found = bad_step_reason(spike, [*text, *[image] * MIN_STEPS], 10.0)
     assert found and found.startswith(
         "the align loss is 6, more than 10 times 0.5, the median of the last 20 steps"
     )
     # Steps with images and no label; a loss that earlier steps did not have at all.
     unlabelled = {"lm loss": 0.0, "align loss": 0.5, "grad norm": 3.0}
-    assert why_bad(image, [unlabelled] * FEWEST, 10.0) is None
-    assert why_bad(image, [{"lm loss": 2.0, "grad norm": 3.0}] * FEWEST, 10.0) is None
-    assert why_bad({**text[0], "lm loss": 21.0}, text, 10.0)  # text is still looked at
-    assert why_bad({**text[0], "align loss": math.nan}, text, 10.0) == "the align loss is nan"
+    assert bad_step_reason(image, [unlabelled] * MIN_STEPS, 10.0) is None
+    assert bad_step_reason(image, [{"lm loss": 2.0, "grad norm": 3.0}] * MIN_STEPS, 10.0) is None
+    assert bad_step_reason({**text[0], "lm loss": 21.0}, text, 10.0)  # text is still looked at
+    assert bad_step_reason({**text[0], "align loss": math.nan}, text, 10.0) == "the align loss is nan"
 
 
 def test_differences_between_two_runs_of_a_step() -> None:
@@ -238,14 +245,14 @@ def test_bad_steps_in_a_row_are_not_left_out_for_ever(ranks: RankPool, tmp_path:
     fault = Fault(iterations=range(3, 31))
     status, printed = ranks.run(2, endure, config, fault)[0]
     assert status == 17
-    assert f"{MOST_SKIPS} bad steps in a row are not the batches' doing" in printed
-    assert (tmp_path / TRACKER).read_text() == str(2 + MOST_SKIPS - 1)
+    assert f"{MAX_CONSECUTIVE_SKIPS} bad steps in a row are not the batches' doing" in printed
+    assert (tmp_path / TRACKER).read_text() == str(2 + MAX_CONSECUTIVE_SKIPS - 1)
     # The count goes on where it was: the very next bad step stops the run again.
     again = replace(
         config, checkpoint=replace(config.checkpoint, load=str(tmp_path), pretrained_checkpoint=None)
     )
     assert ranks.run(2, endure, again, fault)[0][0] == 17
-    assert len(lines(tmp_path)) == 2 + MOST_SKIPS - 1
+    assert len(lines(tmp_path)) == 2 + MAX_CONSECUTIVE_SKIPS - 1
 
 
 @parametrize(DP2_OVERLAP, slow=(PP2_VPP2,))

@@ -86,10 +86,11 @@ def test_losses_are_reported_by_the_names_of_their_objectives(
     monitor = Monitor(config_of(tmp_path), active=True, start=0)
     report(monitor, 1, 2.5, **{"mean colour": 0.25})
     monitor.close()
-    said = capsys.readouterr().out
-    assert " | lm loss: 2.500000E+00 | mean colour: 2.500000E-01 | grad norm: inf |" in said
+    printed = capsys.readouterr().out
+    assert " | lm loss: 2.500000E+00 | mean colour: 2.500000E-01 | grad norm: inf |" in printed
     assert (
-        "lm loss value: 2.500000E+00 | mean colour value: 2.500000E-01 | lm loss PPL: 1.218249E+01 |" in said
+        "lm loss value: 2.500000E+00 | mean colour value: 2.500000E-01 | lm loss PPL: 1.218249E+01 |"
+        in printed
     )
     (line,) = strict_lines(tmp_path / "run" / "losses.jsonl")
     assert (line["mean_colour"], line["mean_colour_hex"]) == (0.25, (0.25).hex())
@@ -170,6 +171,6 @@ def test_reports_that_cannot_even_begin(
         for iteration in (1, 2):
             report(monitor, iteration)
         monitor.close()
-    said = [line for line in capsys.readouterr().out.splitlines() if "could not be written" in line]
-    assert len(said) == len(set(said)) == 3
-    assert all("the run goes on" in line for line in said)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "could not be written" in line]
+    assert len(printed) == len(set(printed)) == 3
+    assert all("the run goes on" in line for line in printed)

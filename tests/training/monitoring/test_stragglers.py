@@ -42,13 +42,13 @@ def report(config: RunConfig, slow: int) -> list[str]:
         trainer = setup(config)
         if torch.distributed.get_rank() == slow:
             trainer.chunks[0].register_forward_pre_hook(lambda *_: time.sleep(0.3))
-        told = []
+        reports = []
         for _ in range(2):
             train_one(trainer)
             assert trainer.stragglers is not None
-            told.append(trainer.stragglers.report())
+            reports.append(trainer.stragglers.report())
         trainer.loader.close()
-    return told
+    return reports
 
 
 @pytest.mark.distributed

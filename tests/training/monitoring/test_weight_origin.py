@@ -11,12 +11,12 @@ import yaml
 
 from megatron_eve.config import PRESETS, TRACKER, CheckpointConfig, DataConfig, RunConfig
 from megatron_eve.preflight import describe_start
-from megatron_eve.training.monitoring.weight_origin import start_lines
+from megatron_eve.training.monitoring.weight_origin import startup_messages
 from tests.data.helpers import write_dataset
 
 
-def said(config: RunConfig, iteration: int = 0, consumed: int = 0) -> list[str]:
-    return list(start_lines(config, iteration, consumed))
+def messages(config: RunConfig, iteration: int = 0, consumed: int = 0) -> list[str]:
+    return list(startup_messages(config, iteration, consumed))
 
 
 def config_of(train_iters: int = 4, lr: float = 4e-5, **checkpoint: str | None) -> RunConfig:
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_random_weights_and_nothing_kept() -> None:
-    assert said(config_of()) == [
+    assert messages(config_of()) == [
         "weights: random (--seed 1234)",
         "warning: no --save is given, so nothing is kept of this run",
     ]
@@ -48,30 +48,32 @@ def test_random_weights_and_nothing_kept() -> None:
 
 def test_a_resumed_run(run: Path) -> None:
     config = config_of(load=str(run), save=str(run))
-    (line,) = said(config, 2, 32)
+    (line,) = messages(config, 2, 32)
     assert line.startswith(f"weights: {run}/iter_0000002, iteration 2 (sha256 ")
-    other = said(config_of(load=str(run), save=str(run), lr=1e-3), 2, 32)
+    other = messages(config_of(load=str(run), save=str(run), lr=1e-3), 2, 32)
     assert other[1:] == ["warning: --lr 0.001: the checkpoint was made with 4e-05"]
     (run / "iter_0000002" / "rank00000.sha256").write_text("cd  __0_0.distcp\n")
-    assert said(config, 2, 32) != [line]  # other weights of the same name
+    assert messages(config, 2, 32) != [line]  # other weights of the same name
 
 
 def test_a_finished_run(run: Path) -> None:
     config = config_of(train_iters=2, load=str(run), save=str(run))
-    assert said(config, 2, 32)[-1].startswith("warning: nothing to do: the run is at its end, iteration 2;")
+    assert messages(config, 2, 32)[-1].startswith(
+        "warning: nothing to do: the run is at its end, iteration 2;"
+    )
 
 
 def test_weights_alone(run: Path, tmp_path: Path) -> None:
-    (line,) = said(config_of(pretrained_checkpoint=str(run), save="x"))
+    (line,) = messages(config_of(pretrained_checkpoint=str(run), save="x"))
     assert line.startswith(f"weights: {run}, iteration 2 (sha256 ")
     folder = tmp_path / "llama"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"1")
-    (first,) = said(config_of(pretrained_checkpoint=str(folder), save="x"))
+    (first,) = messages(config_of(pretrained_checkpoint=str(folder), save="x"))
     assert first.startswith(f"weights: {folder}, in Hugging Face layout (sha256 ")
     (folder / "model.safetensors").write_bytes(b"2")
-    assert said(config_of(pretrained_checkpoint=str(folder), save="x")) != [first]
+    assert messages(config_of(pretrained_checkpoint=str(folder), save="x")) != [first]
 
 
 @pytest.mark.parametrize(("load", "there"), [("empty", "no checkpoint is there"), ("typo", "no such folder")])
@@ -79,11 +81,11 @@ def test_a_load_that_loads_nothing(tmp_path: Path, load: str, there: str) -> Non
     (tmp_path / "empty").mkdir()
     path = str(tmp_path / load)
     config = config_of(load=path, save=str(tmp_path / "run"))
-    assert said(config) == [
+    assert messages(config) == [
         "weights: random (--seed 1234)",
         f"WARNING: --load {path}: {there}, so the run begins at iteration 0; is the path right?",
     ]
-    assert said(config_of(load=path, save=f"{tmp_path}/./{load}/")) == ["weights: random (--seed 1234)"]
+    assert messages(config_of(load=path, save=f"{tmp_path}/./{load}/")) == ["weights: random (--seed 1234)"]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +109,11 @@ def test_stage_3_on_data_without_questions(
     )
     first, *warnings = describe_start(config, 2).splitlines()
     assert f"stage {stage}, on 2 ranks; data: 0.5 {questions} 0.5 {captions}; 4 iterations of" in first
-    told = (
+    warning = (
         f"warning: {captions} was made with --template {template}, whose samples are {samples} without a question; "
         "stage 3 trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
     )
-    assert warnings == ([told] if samples else [])
+    assert warnings == ([warning] if samples else [])
 
 
 def test_a_run_is_called_by_its_preset_whatever_it_trains_with() -> None:

@@ -1,4 +1,4 @@
-"""The doctor's report: machine, packages, what a run would take, and what to do."""
+"""The report of `tools/doctor.py`: machine, packages, what a run would use, and problems with remedies."""
 
 from __future__ import annotations
 
@@ -10,35 +10,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_eve.doctor.packages import EXTENSION, Package, Packages, look_at_packages
-from megatron_eve.doctor.plan import Row, plan_run
+from megatron_eve.doctor.packages import EXTENSION, Package, Packages, inspect_packages
+from megatron_eve.doctor.plan import ReportLine, describe_plan
 from megatron_eve.doctor.problems import Problem, capability, find_problems
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.runtime.machine import Gpu, Machine, look_at_machine
+from megatron_eve.runtime.machine import Gpu, Machine, inspect_machine
 
 _LABEL, _WIDTH = 18, 118
 
 
 def examine(pyproject: Path) -> tuple[str, bool]:
-    """Look at this machine.
+    """Inspect this machine and write the report.
 
     Args:
-        pyproject: of this project; it says which versions are wanted.
+        pyproject: this project's pyproject.toml, which names the wanted versions.
 
     Returns:
-        The report, and whether a run can start here with nothing installed that is broken or wrong.
+        The report, and True if a run can start here and nothing installed is broken or wrong.
 
     Raises:
-        OSError: if `pyproject` cannot be read.
+        OSError: `pyproject` cannot be read.
     """
     with _quiet():
-        machine, packages = look_at_machine(), look_at_packages(pyproject)
+        machine, packages = inspect_machine(), inspect_packages(pyproject)
         problems = find_problems(machine, packages)
         try:
-            plan = plan_run(accelerator(), packages)
-        except (
-            Exception
-        ) as error:  # whatever a broken installation throws; most of it is among the problems already
+            plan = describe_plan(accelerator(), packages)
+        except Exception as error:  # a broken installation can raise anything
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             plan = [("nothing", reason)]
             if not any(problem.breaks for problem in problems):
@@ -48,7 +46,7 @@ def examine(pyproject: Path) -> tuple[str, bool]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries complain at import about others that are absent, which is what the report is about."""
+    """Silence warnings about missing packages while packages are imported; the report lists those."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -59,8 +57,10 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def report(machine: Machine, packages: Packages, plan: Sequence[Row], problems: Sequence[Problem]) -> str:
-    """All of it as text, in groups."""
+def report(
+    machine: Machine, packages: Packages, plan: Sequence[ReportLine], problems: Sequence[Problem]
+) -> str:
+    """The report as text, in groups."""
     breaks = [problem for problem in problems if problem.breaks]
     advice = [problem for problem in problems if not problem.breaks]
     groups = [
@@ -77,8 +77,8 @@ def report(machine: Machine, packages: Packages, plan: Sequence[Row], problems: 
     return f"{text}\n\n{number}"
 
 
-def _line(row: Row) -> str:
-    return _fill(row[1], f"  {row[0]:<{_LABEL}} ", " " * (_LABEL + 3))
+def _line(line: ReportLine) -> str:
+    return _fill(line[1], f"  {line[0]:<{_LABEL}} ", " " * (_LABEL + 3))
 
 
 def _item(problem: Problem) -> str:
@@ -86,11 +86,11 @@ def _item(problem: Problem) -> str:
 
 
 def _fill(text: str, first: str, others: str) -> str:
-    """A paragraph, with what its first line begins with and what the others do; flags are not cut in two."""
+    """Wrap a paragraph, with a prefix for its first line and one for the others; flags are not split at hyphens."""
     return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
-def _machine_rows(machine: Machine) -> Iterator[Row]:
+def _machine_rows(machine: Machine) -> Iterator[ReportLine]:
     yield "Python", f"{machine.python}, {machine.executable}"
     yield "system", machine.system
     yield "cores", str(machine.cores)
@@ -115,7 +115,7 @@ def _gib(size: float | None) -> str:
 
 
 def _gpus(machine: Machine) -> str:
-    """What there is, and what of it a run can use."""
+    """The GPUs, and which of them a run can use."""
     gpus = machine.gpus or machine.driver_gpus
     if not gpus:
         return "none" if machine.driver is None else f"none, with driver {machine.driver}"
@@ -133,8 +133,8 @@ def _gpu(gpu: Gpu) -> str:
     return f"{gpu.name} ({gpu.memory:.1f} GiB, {capability(gpu)})"
 
 
-def _package_rows(packages: Packages) -> Iterator[Row]:
-    """Those worth a line each, and the others on one."""
+def _package_rows(packages: Packages) -> Iterator[ReportLine]:
+    """The most important packages on a line each, the others on one line."""
     shown = ("torch", "megatron-core", "transformers")
     for name in shown:
         yield name, _state(packages.one(name))
