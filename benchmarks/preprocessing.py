@@ -27,7 +27,7 @@ from gpu_common import parser
 from preprocessing_inputs import Input, Maker, all_sources, large_photos, tokenizer
 from tables import Table
 
-from megatron_eve.config.validate import dali_is_installed
+from megatron_eve.runtime.dali import dali_is_installed
 
 PROCESSES = (1, 2)
 LARGE = (1600, 1200)

@@ -27,7 +27,6 @@ from gpu_common import parser, photos
 from PIL import Image
 from tables import Table
 
-from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.images import decode_image
@@ -39,6 +38,7 @@ from megatron_eve.data.images.storage import ImageStore, StorageSettings
 from megatron_eve.data.pixels import ImageShare
 from megatron_eve.models.family import View
 from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.dali import dali_is_installed
 
 CASES = ((640, 480, 672), (1600, 1200, 672), (1600, 1200, 1344))
 DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485)

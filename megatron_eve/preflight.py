@@ -59,9 +59,10 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 def describe_start(config: RunConfig, ranks: int) -> str:
     """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
-    presets = find_family(config.family).presets
+    family = find_family(config.family)
+    sizes = config.model, family.inference_settings(config.vision)
     model = next(
-        (name for name, sizes in presets.items() if sizes == (config.model, config.vision)),
+        (name for name, preset in family.presets.items() if preset == sizes),
         "a model of its own sizes",
     )
     data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
@@ -79,14 +80,15 @@ def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
     from megatron_eve.data.format.manifest import read_info
 
-    if config.training.stage == 3:
+    stage = config.training.stage
+    if find_family(config.family).stages[stage].template == "vicuna_v1":
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
             samples = {"plain": "captions without a question", "document": "documents without a question"}
             if template in samples:
                 yield (
-                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; stage 3 "
-                    "trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; "
+                    f"stage {stage} trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
                 )
 
 

@@ -19,4 +19,5 @@
 # examples/eve_7b/layouts/h100.yaml), and flags behind the script's name override both.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?this is a batch script: use sbatch}/slurm/launch.sh"
+stage_folders=(TEACHER --teacher-model "the folder of the teacher, CLIP ViT-L/14-336")
 train_stage examples/eve_7b/stage3_hd.yaml "the folder of stage 2, whose weights it starts from" "$@"

@@ -4,11 +4,12 @@
 #
 #   need DATA "prefix of the dataset"     stop unless the variable is set
 #   need_file TOKENIZER "..."             and names something that exists
-#   need_folder TEACHER "..."             and names a folder
+#   need_folder LOAD "..."                and names a folder
 #   srun_step COMMAND...                  run a command by srun, in the container if there is one
 #   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues; LAYOUT, if it is
 #                                         set, names a second recipe that overrides the first
-#   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA, TEACHER and LOAD, which means MEANING
+#   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA and LOAD, which means MEANING, and from other
+#                                         folders that the array stage_folders lists: variable, flag and meaning of each
 #
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
@@ -17,6 +18,7 @@
 # mistakes are found before any rank starts, here and by megatron_eve.preflight; they too end the job and stay in SAVE/outcome.
 
 readonly MOST_STARTS=3
+stage_folders=() # see train_stage
 
 outcome_folder='' # SAVE, once it is known to be the folder of a run
 die() {
@@ -266,9 +268,13 @@ train_stage() { # RECIPE MEANING-OF-LOAD FLAGS...
     read -r -d '' -a datasets <<< "$DATA" || true # all lines; it returns 1 at the end
     need_datasets DATA "${datasets[@]}"
     need_weights LOAD "$2"
-    need_folder TEACHER "the folder of the teacher, CLIP ViT-L/14-336"
     shift 2
+    local folder_flags=() i
+    for ((i = 0; i < ${#stage_folders[@]}; i += 3)); do
+        need_folder "${stage_folders[i]}" "${stage_folders[i + 2]}"
+        folder_flags+=("${stage_folders[i + 1]}" "${!stage_folders[i]}")
+    done
     need_datasets_of --data-path "$@"
     need_datasets_of --valid-data-path "$@"
-    train "$recipe" --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" --teacher-model "$TEACHER" "$@"
+    train "$recipe" --data-path "${datasets[@]}" --pretrained-checkpoint "$LOAD" "${folder_flags[@]}" "$@"
 }

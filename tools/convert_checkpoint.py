@@ -126,13 +126,13 @@ def run_import(flags: argparse.Namespace) -> None:
         write_import,
     )
     from megatron_eve.convert.report import size_of, summary
+    from megatron_eve.convert.usage import teacher_settings
     from megatron_eve.models.eve.teacher import teacher_identity
-    from megatron_eve.models.towers.sizes import tower_sizes
     from megatron_eve.runtime.progress_bar import byte_progress
 
     front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
     if flags.teacher_model:
-        tower = tower_sizes(flags.teacher_model, flags.trust_remote_code)
+        tower = teacher_settings(flags).tower()
         front |= {"teacher_size": tower.geometry_size, "teacher_hidden_size": tower.hidden_size}
         identity = teacher_identity(flags.teacher_model)
     config = import_config(flags.source, flags.image_size, flags.teacher_model is not None, front)

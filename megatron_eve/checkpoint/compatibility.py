@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import (
-    DEFAULT_FAMILY,
     DataConfig,
     ModelConfig,
     ParallelConfig,
@@ -19,7 +18,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.config.upgrade import upgrade_saved
 from megatron_eve.models.family import size_differences
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:

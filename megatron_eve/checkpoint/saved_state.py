@@ -1,7 +1,7 @@
 """What a checkpoint's `common.pt` holds of plain values, read without torch.
 
 `torch.save` writes a zip archive whose `data.pkl` is a pickle. Nothing that it names is imported or called here: of
-tensors and classes a placeholder is left, and what a run is compared by (configuration, data, teacher) is plain.
+tensors and classes a placeholder is left, and what a run is compared by (configuration, data, frozen models) is plain.
 """
 
 from __future__ import annotations

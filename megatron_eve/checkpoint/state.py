@@ -181,7 +181,7 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
         raise CheckpointError(f"{path}: {sentence}")
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None
-    if lacking := family.parts_lacking(saved, config):
+    if lacking := family.missing_parts(saved, config):
         is_fresh = partial(begins_at_random, family, lacking=tuple(lacking))
         for reason in lacking.values():
             print_rank_0(f"{path}: {reason}")

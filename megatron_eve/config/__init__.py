@@ -5,7 +5,6 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.recipe import from_dict, from_saved, load_recipe, parse
 from megatron_eve.config.schema import (
-    DEFAULT_FAMILY,
     CheckpointConfig,
     DataConfig,
     FaultConfig,
@@ -19,7 +18,6 @@ from megatron_eve.config.schema import (
 from megatron_eve.config.validate import TRACKER, validate, validate_sizes
 
 __all__ = [
-    "DEFAULT_FAMILY",
     "PRESETS",
     "TRACKER",
     "Blend",

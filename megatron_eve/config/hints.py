@@ -7,7 +7,7 @@ that have another name here, or need none.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _LLAMA = "the decoder is Llama's (RMSNorm, SwiGLU, rotary positions), so nothing is to be said of it"
 _ONE_FORMAT = "every checkpoint has megatron-core's format torch_dist, which loads under any layout"
@@ -24,7 +24,6 @@ _MICRO_BATCH = (
 )
 _NO_EXPERTS = "the decoder has no mixture of experts"
 _FP8 = "use --fp8-format hybrid or e4m3"
-_SIZE = "use --image-size"
 _NO_TRACKER = "curves go to SAVE/losses.jsonl and --tensorboard-dir"
 
 OTHER_NAMES: dict[str, str] = {
@@ -65,10 +64,6 @@ OTHER_NAMES: dict[str, str] = {
     "--eod-mask-loss": "labels are made by tools/preprocess_data.py, from its --template",
     "--decoder-seq-length": "use --seq-length",
     "--encoder-seq-length": "use --seq-length",
-    "--img-h": _SIZE,
-    "--img-w": _SIZE,
-    "--patch-dim": "patches have 14 pixels a side",
-    "--freeze-lm": "use --stage 1, which trains what is in front of the decoder",
     # model
     "--normalization": _LLAMA,
     "--swiglu": _LLAMA,
@@ -109,7 +104,6 @@ OTHER_NAMES: dict[str, str] = {
     "--output-dir": "use --save",
     "--resume-from-checkpoint": "use --load",
     "--model-name-or-path": "use --pretrained-checkpoint",
-    "--vision-tower": "use --teacher-model",
     "--version": "a template is chosen when the data is made: tools/preprocess_data.py --template",
     "--image-folder": "images are read when the data is made: tools/preprocess_data.py --image-root",
     "--model-max-length": "use --seq-length; texts are cut when the data is made (tools/preprocess_data.py)",
@@ -130,20 +124,21 @@ OTHER_NAMES: dict[str, str] = {
 }
 
 
-def flag_hint(flag: str, known: Iterable[str]) -> str:
+def flag_hint(flag: str, known: Iterable[str], others: Mapping[str, str] = OTHER_NAMES) -> str:
     """What to do about a flag that does not exist.
 
     Args:
         flag: as it was written, without a value.
         known: all flags that exist.
+        others: what flags of other programs are called here.
 
     Returns:
         A clause that follows "no such flag; ".
     """
     plain = flag.lower().replace("_", "-")
-    other = OTHER_NAMES.get(plain)
+    other = others.get(plain)
     if other is None and plain.startswith("--no-"):
-        other = OTHER_NAMES.get(f"--{plain[5:]}")
+        other = others.get(f"--{plain[5:]}")
     return other or nearest(plain, known) or "--help lists them all"
 
 

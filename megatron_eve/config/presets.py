@@ -7,14 +7,14 @@ from typing import Any
 
 from megatron_eve.config import schema
 from megatron_eve.models.family import Preset
-from megatron_eve.models.registry import families, family_names, find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, families, family_names, find_family
 
 
 def _default_settings(family: str) -> Any:
     return find_family(family).Config()
 
 
-schema.default_settings = _default_settings
+schema.family_defaults = schema.FamilyDefaults(DEFAULT_FAMILY, _default_settings)
 
 
 class _Presets(Mapping[str, Preset]):

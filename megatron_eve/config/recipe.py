@@ -25,9 +25,9 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.family_types import adapter, command_line_of, plain
 from megatron_eve.config.hints import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS, family_of_preset
-from megatron_eve.config.schema import DEFAULT_FAMILY, RunConfig
+from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
@@ -77,16 +77,23 @@ def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
     return flags
 
 
+def other_names(family: str) -> dict[str, str]:
+    """What flags of other programs are called here, for a model of this family."""
+    return {**OTHER_NAMES, **find_family(family).other_names}
+
+
 def _check_flags(argv: Sequence[str], family: str) -> None:
     """Refuse words that look like flags and are none, each with what it may have meant.
 
     Raises:
         ConfigError: a line for each.
     """
-    known = known_flags(family)
+    known, others = known_flags(family), other_names(family)
     unknown = [word.split("=", 1)[0] for word in argv if word.startswith("--") and len(word) > 2]
     errors = [
-        f"{flag}: no such flag; {flag_hint(flag, known)}" for flag in unknown if _dashed(flag) not in known
+        f"{flag}: no such flag; {flag_hint(flag, known, others)}"
+        for flag in unknown
+        if _dashed(flag) not in known
     ]
     if errors:
         raise ConfigError("\n".join(errors))
@@ -233,7 +240,7 @@ def _key_hint(keys: tuple[Any, ...], family: str) -> str:
     inside = tree.get(str(keys[0]), {}) if len(keys) > 1 else tree
     settings = [name for section in sections_of(tree).values() for name in section]
     return (
-        OTHER_NAMES.get(f"--{_dashed(key)}")
+        other_names(family).get(f"--{_dashed(key)}")
         or nearest(key, inside)
         or nearest(key, settings)
         or f"known here: {', '.join(inside)}"

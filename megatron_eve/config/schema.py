@@ -14,17 +14,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
-# The family of a run that names none, and of checkpoints from before there were several.
-DEFAULT_FAMILY = "eve"
+
+@dataclass
+class FamilyDefaults:
+    """What a `RunConfig` asks of the families.
+
+    Attributes:
+        name: of the family of a run that names none.
+        settings: the default settings of a family, given its name.
+    """
+
+    name: str
+    settings: Callable[[str], Any]
 
 
-def _no_settings(family: str) -> Any:
-    raise AssertionError(f"config/presets.py sets what gives the settings of {family}, and was not imported")
-
-
-# The default settings of a family, by its name. `presets.py` sets it: this file cannot ask the registry of families
-# itself, which imports the types that stand here.
-default_settings: Callable[[str], Any] = _no_settings
+# Set by `presets.py`: this file cannot ask the registry of families itself, which imports the types that stand here.
+family_defaults = FamilyDefaults("", str)
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
 _STRICT = {"extra": "forbid"}
@@ -236,7 +241,7 @@ class DataConfig:
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
     leaves of one has a fixed random order)."""
     group_by_modality: bool = False
-    """Draw batches that hold samples with images or text alone, not both (the published stage 3)."""
+    """Draw batches that hold samples with images or text alone, not both."""
     image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"
     """Who decodes images: DALI (on the GPU where there is one), threads with fast CPU libraries, or the plain
     reference, bit-equal to the published preprocessing. "auto" is DALI on GPUs, threads elsewhere."""
@@ -309,7 +314,7 @@ class RunConfig:
 
     __pydantic_config__ = _STRICT
 
-    family: str = DEFAULT_FAMILY
+    family: str = field(default_factory=lambda: family_defaults.name)
     """The model family: a name, or a module that has one (package.module). --preset implies that of its model."""
     model: ModelConfig = field(default_factory=ModelConfig)
     vision: Any = None
@@ -323,7 +328,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.vision is None:
-            object.__setattr__(self, "vision", default_settings(self.family))
+            object.__setattr__(self, "vision", family_defaults.settings(self.family))
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as nested plain dictionaries, ready for YAML or JSON."""

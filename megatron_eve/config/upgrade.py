@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_eve.config.schema import DEFAULT_FAMILY
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 LineOf = Callable[[tuple[Any, ...]], int]
 """Keys, outermost first, to the line of a file that they stand on."""

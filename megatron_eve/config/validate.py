@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from megatron_eve.config.pipeline import pipeline_complaints
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.dali import dali_is_installed
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -219,14 +219,6 @@ def _sampling(config: RunConfig) -> Iterator[str]:
         yield "--group-by-modality: goes through all samples once an epoch; leave the weights of --data-path out"
     if data.group_by_modality and not data.shuffle:
         yield "--group-by-modality: draws an order of its own; leave --no-shuffle out"
-
-
-def dali_is_installed() -> bool:
-    """Is there a DALI to import? Asked without importing it, which takes a while."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even its parent package
-        return False
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
@@ -15,7 +16,7 @@ from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.folders import check_target
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.tokenizer import Tokenizer
-from megatron_eve.models.towers.sizes import tower_sizes
+from megatron_eve.models.registry import find_family
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
@@ -76,7 +77,7 @@ def check_import_flags(flags: argparse.Namespace) -> None:
         check_target(flags.target)
     HFConfig.read(flags.source)
     if flags.teacher_model:
-        tower_sizes(flags.teacher_model, flags.trust_remote_code)
+        teacher_settings(flags).tower()
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
@@ -121,3 +122,10 @@ def _check_folders(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--target {target}: {parent} is a file, not a folder; choose another --target")
     if parent is not None and not flags.dry_run and not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--target {target}: {parent} cannot be written to; choose another --target")
+
+
+def teacher_settings(flags: argparse.Namespace) -> Any:
+    """The settings of a run with the teacher that the flags name."""
+    return find_family("eve").Config(
+        teacher_model=str(flags.teacher_model), teacher_trust_remote_code=flags.trust_remote_code
+    )

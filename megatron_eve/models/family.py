@@ -191,6 +191,7 @@ class ModelFamily(Protocol):
         Config: the settings of the family, the section `vision` of a run's configuration: a frozen dataclass whose
             fields all have defaults, each with a docstring for `--help`. Names are none of another section's.
         presets: model sizes by name, for `--preset`. Names are unique over all families.
+        other_names: flags of other programs that have another name here, as in `config/hints.py`, each with a remedy.
         stages: what trains in each stage, by the number that `--stage` takes.
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.
@@ -200,6 +201,7 @@ class ModelFamily(Protocol):
     name: str
     Config: type[Any]
     presets: Mapping[str, Preset]
+    other_names: Mapping[str, str]
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
     image_flags: Mapping[str, SizeFlag]
@@ -258,7 +260,7 @@ class ModelFamily(Protocol):
         """Why the weights of a checkpoint do not fit a run of other data and schedule; likewise."""
         ...
 
-    def parts_lacking(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+    def missing_parts(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
         """Parts of the run's model that a checkpoint lacks, as `parts` names them, each with a sentence."""
         ...
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from megatron_eve.config.schema import RunConfig
 
 ENTRY_POINTS = "megatron_eve.families"
+# The family of a run that names none, and of checkpoints from before there were several.
+DEFAULT_FAMILY = "eve"
 
 
 class FamilyError(UserError, LookupError):

@@ -22,7 +22,7 @@ from megatron_eve.config import (
     parse_split,
 )
 from megatron_eve.config.hints import OTHER_NAMES
-from megatron_eve.config.recipe import known_flags, sections_of
+from megatron_eve.config.recipe import known_flags, other_names, sections_of
 from megatron_eve.config.upgrade import upgrade_saved
 
 PREVIOUS = Path(__file__).parents[1] / "golden" / "previous" / "checkpoint" / "iter_0000003"
@@ -256,7 +256,7 @@ def test_wrong_flag(flags: list[str], message: str, capfd: pytest.CaptureFixture
 
 def test_other_names_name_what_is_there() -> None:
     """No flag that exists is listed as one of another trainer's, and the remedies name flags that exist."""
-    known, others = known_flags(), OTHER_NAMES
+    known, others = known_flags(), other_names("eve")
     tools = {"--template", "--image-root", "--time", "--signal"}  # of preprocess_data.py, and of sbatch
     assert not known & set(others)
     for flag, remedy in others.items():

@@ -15,6 +15,7 @@ from megatron_eve.config import (
     from_dict,
     validate,
 )
+from megatron_eve.models.eve.config import TEACHER_FLAGS
 from megatron_eve.models.towers.sizes import TowerSizes, tower_sizes
 
 OVERLAP = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
@@ -300,7 +301,7 @@ def test_sizes_that_a_teacher_leaves_to_its_model_type(tmp_path: Path) -> None:
     )
     settings = {"patch_aligning": True, "teacher_model": siglip}
     validate(config(vision={**settings, "teacher_hidden_size": 768}), 1)
-    assert tower_sizes(siglip, False) == TowerSizes(768, 16, 12, 3072, 224)
+    assert tower_sizes(siglip, False, TEACHER_FLAGS) == TowerSizes(768, 16, 12, 3072, 224)
 
 
 @pytest.mark.parametrize(

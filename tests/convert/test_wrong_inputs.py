@@ -356,5 +356,5 @@ def test_a_folder_that_is_read_by_a_run_is_no_more_trusted(tmp_path: Path, publi
     from megatron_eve.checkpoint.hf.load import model_config_of
 
     source = with_code(Path(shutil.copytree(published, tmp_path / "source")), tmp_path / "ran")
-    assert model_config_of(source, 224, 112).num_layers == 8
+    assert model_config_of(source, 224, 112).model.num_layers == 8
     assert not (tmp_path / "ran").exists()

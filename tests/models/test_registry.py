@@ -38,6 +38,7 @@ class Family:
     name = "{name}"
     Config = Config
     presets = {{"{name}_tiny": Preset(ModelConfig(num_layers=2), Config(colours=1))}}
+    other_names = {{}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
     image_flags = {{}}
@@ -67,7 +68,7 @@ class Family:
     def check_weights(self, saved, config):
         yield from ()
 
-    def parts_lacking(self, saved, config):
+    def missing_parts(self, saved, config):
         return {{}}
 
     def front_end(self, config, transformer):
@@ -236,6 +237,26 @@ def test_a_family_checks_its_own_settings(elsewhere: Path) -> None:
         "--stage 1: the family toy_checks has no such stage; choose from 2",
         "--seq-length 7: not for toy_checks",
     ]
+
+
+def test_help_and_settings_are_those_of_the_family(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = write_family(elsewhere, "toy_help")
+    with pytest.raises(SystemExit):
+        parse(["--family", module, "--help"])
+    told = capsys.readouterr().out
+    assert "--colours" in told and "--stage {2}" in told and "--image-size" not in told
+    assert "What trains: 2 all of it." in told and "--seq-length" in told
+    assert RunConfig(family=module).vision == find_family(module).Config()
+    recipe = elsewhere / "recipe.yaml"
+    recipe.write_text(f"family: {module}\nvision:\n  colours: 2\n  image_size: 224\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe)
+    assert str(caught.value).startswith(f"{recipe}, line 4: vision.image_size: no such setting; ")
+    recipe.write_text(f"family: {module}\nalignment: {{patch_aligning: true}}\n")
+    with pytest.raises(ConfigError, match="line 2: alignment: no such setting"):
+        load_recipe(recipe)
 
 
 def test_a_run_of_another_family_is_not_resumed(elsewhere: Path) -> None:

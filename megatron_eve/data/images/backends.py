@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 
-from megatron_eve.config.validate import dali_is_installed
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.models.family import View
+from megatron_eve.runtime.dali import dali_is_installed
 
 BackendName = Literal["auto", "dali", "threads", "pillow"]
 

@@ -9,7 +9,6 @@ from megatron_eve.config.bounds import at_least_one
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.config import EVEConfig
-from megatron_eve.models.towers.sizes import tower_sizes
 
 
 def check_sizes(vision: EVEConfig) -> Iterator[str]:
@@ -68,7 +67,7 @@ def check_alignment(config: RunConfig) -> Iterator[str]:
 def _teacher(folder: Path, config: RunConfig) -> Iterator[str]:
     """Does the folder hold a vision tower of the width that the model was told?"""
     try:
-        tower = tower_sizes(str(folder), config.vision.teacher_trust_remote_code)
+        tower = config.vision.tower()
     except ConfigError as error:
         yield str(error)
         return

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_eve.models.towers.sizes import TowerFlags, TowerSizes, tower_sizes
+
+TEACHER_FLAGS = TowerFlags(
+    "--teacher-model",
+    "--teacher-trust-remote-code of a run, --trust-remote-code of an import",
+    "CLIP ViT-L/14-336",
+)
+
 
 @dataclass(frozen=True)
 class EVEConfig:
@@ -42,6 +50,15 @@ class EVEConfig:
     align_loss_weight: float = 1.0
     """Weight of the aligning loss beside the language loss."""
 
+    def tower(self) -> TowerSizes:
+        """Sizes of the teacher, by the config.json of its folder.
+
+        Raises:
+            ConfigError: see `tower_sizes`.
+        """
+        assert self.teacher_model is not None
+        return tower_sizes(self.teacher_model, self.teacher_trust_remote_code, TEACHER_FLAGS)
+
     def tap_depths(self, num_layers: int) -> tuple[int, ...]:
         """Depths of a decoder that are aligned, last first: 0 is its input, num_layers the output of the final norm.
 
@@ -55,6 +72,20 @@ class EVEConfig:
         """Tokens along each side of a teacher patch: 1 at 672 pixels, 2 at 1344."""
         return self.image_size // (2 * self.teacher_size)
 
+
+# Settings of training, which are no sizes of the model.
+TRAINING_SETTINGS = (
+    "patch_aligning", "teacher_model", "teacher_hidden_state", "teacher_trust_remote_code", "align_loss_weight",
+)  # fmt: skip
+
+# Flags of Megatron-LM and of the published training scripts, which have another name here.
+OTHER_NAMES = {
+    "--img-h": "use --image-size",
+    "--img-w": "use --image-size",
+    "--patch-dim": "patches have 14 pixels a side",
+    "--freeze-lm": "use --stage 1, which trains what is in front of the decoder",
+    "--vision-tower": "use --teacher-model",
+}
 
 # What older versions kept in other sections: sizes in `model`, and all of `alignment`.
 _ONCE_IN_MODEL = (

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.eve.checkpoints import check_resume, check_weights, parts_lacking
+from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
-from megatron_eve.models.eve.config import EVEConfig, upgrade
+from megatron_eve.models.eve.config import OTHER_NAMES, TRAINING_SETTINGS, EVEConfig, upgrade
 from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
 from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
@@ -28,7 +28,6 @@ from megatron_eve.models.family import (
     ViewUse,
 )
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
-from megatron_eve.models.towers.sizes import tower_sizes
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -44,6 +43,7 @@ class EVEFamily:
     name = "eve"
     Config: type[Any] = EVEConfig
     presets: Mapping[str, Preset] = PRESETS
+    other_names: Mapping[str, str] = OTHER_NAMES
     stages: Mapping[int, Stage] = {
         # The decoder stays as the language model left it, so that noisy early visual rows cannot break it.
         1: Stage("LLM-guided pre-alignment", (*PARTS[FRONT_END], *PARTS[ALIGNING_LAYER])),
@@ -69,7 +69,7 @@ class EVEFamily:
 
     def inference_settings(self, vision: EVEConfig) -> EVEConfig:
         """See `ModelFamily.inference_settings`: the same model without the aligning layer."""
-        return replace(vision, patch_aligning=False, teacher_model=None)
+        return replace(vision, **{name: getattr(EVEConfig, name) for name in TRAINING_SETTINGS})
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """See `ModelFamily.parameter_counts`."""
@@ -93,9 +93,9 @@ class EVEFamily:
         """See `ModelFamily.check_weights`: the HD model starts from 672-pixel weights."""
         return check_weights(saved, config)
 
-    def parts_lacking(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
-        """See `ModelFamily.parts_lacking`."""
-        return parts_lacking(saved, config)
+    def missing_parts(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
+        """See `ModelFamily.missing_parts`."""
+        return missing_parts(saved, config)
 
     # --- model ---
 
@@ -120,8 +120,7 @@ class EVEFamily:
         vision: EVEConfig = config.vision
         sizes = {"image_size": vision.image_size, "teacher_size": vision.teacher_size}
         if vision.patch_aligning and vision.teacher_model is not None:
-            tower = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code)
-            sizes["teacher_patch_size"] = tower.patch_size
+            sizes["teacher_patch_size"] = vision.tower().patch_size
         return sizes
 
     def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:

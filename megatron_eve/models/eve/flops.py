@@ -12,7 +12,6 @@ from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.flops import FORWARD, FROM_PIXELS, TRAINED, attention, matrix
 from megatron_eve.models.model_parts import FamilyFlops, Work
-from megatron_eve.models.towers.sizes import tower_sizes
 
 _PATCH_SIZE = 14
 _PATCH_VALUES = 3 * _PATCH_SIZE**2
@@ -40,8 +39,7 @@ def teacher_sizes(vision: EVEConfig) -> TeacherSizes | None:
     """What the teacher costs; None without one."""
     if not vision.patch_aligning:
         return None
-    assert vision.teacher_model is not None
-    tower = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code)
+    tower = vision.tower()
     return TeacherSizes(
         # Hidden state 0 is the embedding; layers behind the target are not needed.
         layers=vision.teacher_hidden_state % (tower.num_layers + 1),

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from megatron_eve.config import ConfigError
-from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
 from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.hf_tower import load_tower, weight_files
 from megatron_eve.models.towers.sharing import shared_features
-from megatron_eve.models.towers.sizes import tower_sizes
 from megatron_eve.runtime.digests import file_digest
 
 # The grid of the model's own geometry is made of patches of this size.
@@ -37,7 +36,7 @@ def teacher_identity(folder: str) -> dict[str, Any]:
         ConfigError: a file of weights that is something else (a pointer of git-lfs).
     """
     path = Path(folder)
-    weights = weight_files(path, "--teacher-model")
+    weights = weight_files(path, TEACHER_FLAGS.folder)
     files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
     return {"path": str(path), "sha256": {file.name: file_digest(file) for file in files}}
 
@@ -57,12 +56,12 @@ class Teacher:
     def __init__(self, vision: EVEConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         assert vision.teacher_model is not None
         self.folder = Path(vision.teacher_model)
-        self.patch_size = tower_sizes(vision.teacher_model, vision.teacher_trust_remote_code).patch_size
+        self.patch_size = vision.tower().patch_size
         self.grid = vision.teacher_size // _GEOMETRY_PATCH
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
         self.dtype = dtype
-        tower = load_tower(self.folder, vision.teacher_trust_remote_code, "--teacher-model")
+        tower = load_tower(self.folder, vision.teacher_trust_remote_code, TEACHER_FLAGS.folder)
         self.tower = tower.requires_grad_(False).eval().to(device=device, dtype=dtype)
         self._mean, self._std = (torch.tensor(x, device=device) for x in _normalisation(self.folder))
         self._check()

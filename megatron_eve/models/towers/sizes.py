@@ -1,4 +1,4 @@
-"""What a teacher's folder says of its vision tower, read without loading a weight."""
+"""What a folder says of its vision tower, read without loading a weight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.runtime.wrong_content import wrong_content
@@ -33,8 +34,22 @@ class TowerSizes:
 
     @property
     def geometry_size(self) -> int:
-        """`--teacher-size` of this tower: the model's own geometry counts its patches as of 14 pixels."""
+        """The side of its images if its patches had 14 pixels, as those of a model's own geometry have."""
         return self.image_size // self.patch_size * 14
+
+
+class TowerFlags(NamedTuple):
+    """What error messages name.
+
+    Attributes:
+        folder: the flag that names the tower's folder.
+        trust: the flag, or flags, that let Python files in the folder run.
+        example: a tower that would do.
+    """
+
+    folder: str
+    trust: str
+    example: str
 
 
 # Towers whose config.json is read without transformers, which would load torch first.
@@ -74,20 +89,25 @@ def remote_code_lock(trust_remote_code: bool) -> Iterator[None]:
 
 
 @cache
-def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
+def tower_sizes(folder: str, trust_remote_code: bool, flags: TowerFlags) -> TowerSizes:
     """Read config.json of a vision tower, or of a model that has one beside a text tower.
 
     Sizes that the file leaves out are those that transformers knows for its model type.
+
+    Args:
+        folder: of the tower.
+        trust_remote_code: let Python files in it run.
+        flags: that both were given with.
 
     Raises:
         ConfigError: no such file, or none that describes a tower with a patch grid.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ConfigError(
-            f"--teacher-model {folder}: no config.json there; name a model folder in Hugging Face layout"
+            f"{flags.folder} {folder}: no config.json there; name a model folder in Hugging Face layout"
         )
     if other := wrong_content(Path(folder) / "config.json"):
-        raise ConfigError(f"--teacher-model {folder}: config.json cannot be read: it {other}")
+        raise ConfigError(f"{flags.folder} {folder}: config.json cannot be read: it {other}")
     if (stated := _stated_sizes(Path(folder) / "config.json")) is not None:
         return stated
     import transformers
@@ -106,8 +126,7 @@ def tower_sizes(folder: str, trust_remote_code: bool) -> TowerSizes:
         )
     except Exception as error:  # transformers raises nearly anything on a file it cannot read
         raise ConfigError(
-            f"--teacher-model {folder}: config.json does not describe a vision tower with a patch grid that "
-            f"transformers {transformers.__version__} knows ({type(error).__name__}: {error}); name the folder of CLIP "
-            "ViT-L/14-336 or of another tower, or, if you trust code in this one, let it run "
-            "(--teacher-trust-remote-code of a run, --trust-remote-code of an import)"
+            f"{flags.folder} {folder}: config.json does not describe a vision tower with a patch grid that "
+            f"transformers {transformers.__version__} knows ({type(error).__name__}: {error}); name the folder of "
+            f"{flags.example} or of another tower, or, if you trust code in this one, let it run ({flags.trust})"
         ) from error
