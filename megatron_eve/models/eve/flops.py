@@ -39,7 +39,6 @@ def teacher_sizes(vision: EVEConfig) -> TeacherSizes | None:
     """What the teacher costs; None without one."""
     if not vision.patch_aligning:
         return None
-    assert vision.teacher_model is not None
     tower = vision.tower()
     return TeacherSizes(
         # Hidden state 0 is the embedding; layers behind the target are not needed.

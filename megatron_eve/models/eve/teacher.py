@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from megatron_eve.config import ConfigError
-from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
 from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.hf_tower import load_tower, weight_files
@@ -36,7 +36,7 @@ def teacher_identity(folder: str) -> dict[str, Any]:
         ConfigError: a file of weights that is something else (a pointer of git-lfs).
     """
     path = Path(folder)
-    weights = weight_files(path, "--teacher-model")
+    weights = weight_files(path, TEACHER_FLAGS.folder)
     files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
     return {"path": str(path), "sha256": {file.name: file_digest(file) for file in files}}
 
@@ -61,7 +61,7 @@ class Teacher:
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
         self.dtype = dtype
-        tower = load_tower(self.folder, vision.teacher_trust_remote_code, "--teacher-model")
+        tower = load_tower(self.folder, vision.teacher_trust_remote_code, TEACHER_FLAGS.folder)
         self.tower = tower.requires_grad_(False).eval().to(device=device, dtype=dtype)
         self._mean, self._std = (torch.tensor(x, device=device) for x in _normalisation(self.folder))
         self._check()
