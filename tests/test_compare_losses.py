@@ -115,6 +115,36 @@ def test_wrong_flags(words: tuple[str, ...], says: str, capsys: pytest.CaptureFi
     assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "has no comparison.yaml; name a folder with one"),
+        ("templates: [", "comparison.yaml cannot be read"),
+        ("- 1", "needs templates (stage: template) and starts_with (a stage)"),
+        ("{templates: {1: plain}, starts_with: 1, flags: --x}", "'--x' is not a list"),
+        ("{templates: {1: plain}, starts_with: 1, flag: []}", "flag: no such setting; remove it"),
+        ("{templates: {1: plain}, starts_with: 2}", "stage 2 needs a template and"),
+        ("{templates: {1: plain, 2: plain}, starts_with: 1}", "stage 2 needs a template and"),
+    ],
+)
+def test_wrong_examples(
+    text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stage1.yaml").touch()
+    if text is not None:
+        (tmp_path / "comparison.yaml").write_text(text)
+    assert tool.main(["HEAD", "--example", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_an_example_says_which_stages_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stage7.yaml").touch()
+    (tmp_path / "comparison.yaml").write_text("{templates: {7: plain}, starts_with: 7}")
+    with pytest.raises(SystemExit):
+        tool.main(["HEAD", "--example", str(tmp_path), "--stages", "1"])
+    assert "--stages: invalid choice: 1 (choose from 7)" in capsys.readouterr().err
+
+
 class Copy:
     """The repository's commands and package in a git repository of their own, with one commit."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.inference.chat import Asked, Limits, Refused
+from megatron_eve.inference.chat import CHAT_TEMPLATE, Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
@@ -172,15 +172,15 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     check_model_flags(flags)
     pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
     if global_rank():
-        return run_with_engine(flags, "vicuna_v1", work=None)
+        return run_with_engine(flags, CHAT_TEMPLATE, work=None)
     if not flags.web:
-        return run_with_engine(flags, "vicuna_v1", lambda engine: in_terminal(engine, pictures, limits))
+        return run_with_engine(flags, CHAT_TEMPLATE, lambda engine: in_terminal(engine, pictures, limits))
     try:
         from megatron_eve.inference.web import ChatPage
     except ModuleNotFoundError as error:
         raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
     with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
-        return run_with_engine(flags, "vicuna_v1", lambda engine: in_page(engine, page))
+        return run_with_engine(flags, CHAT_TEMPLATE, lambda engine: in_page(engine, page))
 
 
 if __name__ == "__main__":

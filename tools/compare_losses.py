@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare the losses of two commits bit for bit, over the training stages and parallel layouts of a toy model."""
+"""Compare the losses of two commits bit for bit, over the training stages of an example and parallel layouts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from typing import Any
 import psutil
 
 from megatron_eve.runtime.errors import UserError, run_command
+from megatron_eve.verification.example import Example, read_example
 from megatron_eve.verification.losses import compare, read_losses
 
 DESCRIPTION = """\
 Compare the losses of two commits bit for bit: for changes that must not move numbers.
 
-Every stage of examples/eve_tiny is trained for some steps by A and by B, under every layout, on the CPU. Data, teacher
-and the checkpoint that all runs start from are made once, by A. Each loss, gradient norm and choice of samples must be
-the same at every iteration. A commit is checked out into a temporary git worktree; both use the Python of this command.
+Every stage of --example is trained for some steps by A and by B, under every layout, on the CPU. Data and the
+checkpoint that all runs start from are made once, by A. Each loss, gradient norm and choice of samples must be the same
+at every iteration. A commit is checked out into a temporary git worktree; both use the Python of this command. Recipes
+are each commit's own; what else they need is in the example's comparison.yaml, as it is in the files now.
 
 A line a stage and layout says: equal, or the first iteration that differs. The exit status is 0 if all are equal (or
 within --tolerance), 1 if one differs or fails, and 2 for a mistake in the usage.
@@ -40,7 +42,7 @@ examples:
   python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = (1, 2, 3)
+EXAMPLE = Path("examples/eve_tiny")
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp1": (1, ()),
     "tp2-sp": (2, ("--tensor-model-parallel-size", "2", "--sequence-parallel")),
@@ -139,12 +141,16 @@ class Inputs:
 
     Attributes:
         folder: holds it all.
+        recipes: the folder of the recipes, relative to the root of a tree.
+        example: what they need.
     """
 
     folder: Path
+    recipes: Path
+    example: Example
 
     def make(self, tree: Tree) -> None:
-        """Write tokenizer, datasets, teacher and the starting checkpoint.
+        """Write tokenizer, datasets, what the example's own commands make, and the starting checkpoint.
 
         Raises:
             RunFailed: a command of this tree did not end well.
@@ -164,20 +170,23 @@ class Inputs:
             tree.run(
                 self.folder / "preprocess.log", "tools/preprocess_data.py", "--input", source,
                 "--image-root", self.folder / "images", "--tokenizer-model", self.folder / "tokenizer.model",
-                "--output-prefix", self.folder / template, "--template", template, "--image-size", 224,
-                "--teacher-size", 112, "--workers", 1,
+                "--output-prefix", self.folder / template, "--template", template, "--workers", 1,
+                *self._filled(self.example.preprocessing),
             )  # fmt: skip
-        tree.run(self.folder / "teacher.log", "examples/toy_teacher.py", self.folder / "teacher")
+        for command in self.example.commands:
+            tree.run(self.folder / "command.log", *self._filled(command))
         start = ("--train-iters", 1, "--save", self.folder / "start")
-        tree.pretrain(self.folder / "start.log", 1, *self.flags(2), *start)
+        tree.pretrain(self.folder / "start.log", 1, *self.flags(self.example.starts_with), *start)
 
     def flags(self, stage: int) -> tuple[object, ...]:
         """Flags of a run of a stage, apart from the layout and how long it takes."""
-        data = self.folder / ("vicuna_v1" if stage == 3 else "plain")
         return (
-            "--config", f"examples/eve_tiny/stage{stage}.yaml", "--data-path", data, "--tokenizer-model",
-            self.folder / "tokenizer.model", "--teacher-model", self.folder / "teacher",
+            "--config", self.recipes / f"stage{stage}.yaml", "--data-path", self.folder / self.example.templates[stage],
+            "--tokenizer-model", self.folder / "tokenizer.model", *self._filled(self.example.flags),
         )  # fmt: skip
+
+    def _filled(self, words: Sequence[str]) -> list[str]:
+        return [word.replace("{inputs}", str(self.folder)) for word in words]
 
 
 def as_conversations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -204,14 +213,14 @@ def as_conversations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def compare_trees(
     trees: Sequence[Tree],
-    folder: Path,
+    inputs: Inputs,
     stages: Sequence[int],
     layouts: Sequence[str],
     steps: int,
     tolerance: float,
 ) -> int:
     """Run every stage under every layout in both trees and print a line for each; returns how many are wrong."""
-    inputs = Inputs(folder / "inputs")
+    folder = inputs.folder.parent
     inputs.folder.mkdir()
     try:
         for tree in trees:
@@ -223,16 +232,17 @@ def compare_trees(
     wrong = 0
     for stage in stages:
         for layout in layouts:
-            fine, text = _compare_runs(trees, inputs, folder, stage, layout, steps, tolerance)
+            fine, text = _compare_runs(trees, inputs, stage, layout, steps, tolerance)
             wrong += not fine
             print(f"{stage:<7}{layout:<10}{text}", flush=True)
     return wrong
 
 
 def _compare_runs(
-    trees: Sequence[Tree], inputs: Inputs, folder: Path, stage: int, layout: str, steps: int, tolerance: float
+    trees: Sequence[Tree], inputs: Inputs, stage: int, layout: str, steps: int, tolerance: float
 ) -> tuple[bool, str]:
     """One stage under one layout in both trees: whether the losses are as wanted, and what to say of them."""
+    folder = inputs.folder.parent
     ranks, flags = LAYOUTS[layout]
     records = []
     for tree in trees:
@@ -295,14 +305,15 @@ def checked_out(name: str, commit: str | None, folder: Path) -> Iterator[Tree]:
         subprocess.run(remove, cwd=ROOT, capture_output=True, check=False)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
+def build_parser(stages: Sequence[int]) -> argparse.ArgumentParser:
+    """The flags, for an example with these stages."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
     parser.add_argument("a", metavar="A", help="a commit, branch or tag")
     parser.add_argument("b", metavar="B", nargs="?", help="another (default: the files as they are now)")
+    _add_example(parser)
     parser.add_argument(
-        "--stages", nargs="+", type=int, choices=STAGES, default=STAGES, help="(default: all of them)"
+        "--stages", nargs="+", type=int, choices=stages, default=stages, help="(default: all of them)"
     )
     parser.add_argument(
         "--layouts", nargs="+", choices=LAYOUTS, default=tuple(LAYOUTS), help="(default: all of them)"
@@ -318,6 +329,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest relative difference of a loss or gradient norm that is accepted (default: 0, bit for bit)",
     )
     return parser
+
+
+def _add_example(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=EXAMPLE,
+        metavar="DIR",
+        help="recipes to train, stage1.yaml and so on, with a comparison.yaml beside them; relative to the root of the "
+        "repository, in which both commits have them (default: %(default)s)",
+    )
+
+
+def _example_flag(argv: Sequence[str] | None) -> Path:
+    """What `--example` names, read before the other flags: it says which stages there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_example(parser)
+    return Path(parser.parse_known_args(argv)[0].example)
 
 
 def _positive(word: str) -> int:
@@ -336,13 +365,14 @@ def _tolerance(word: str) -> float:
     return value
 
 
-def compare_commits(flags: argparse.Namespace) -> int:
+def compare_commits(flags: argparse.Namespace, example: Example) -> int:
     """What the flags ask for; returns the exit status."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="compare_losses_") as name, contextlib.ExitStack() as stack:
         folder = Path(name).resolve()
         trees = [stack.enter_context(checked_out(n, c, folder)) for n, c in (("A", flags.a), ("B", flags.b))]
-        wrong = compare_trees(trees, folder, flags.stages, flags.layouts, flags.steps, flags.tolerance)
+        inputs = Inputs(folder / "inputs", flags.example, example)
+        wrong = compare_trees(trees, inputs, flags.stages, flags.layouts, flags.steps, flags.tolerance)
     total = len(flags.stages) * len(flags.layouts)
     print(f"{total - wrong} of {total} as wanted, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
@@ -350,9 +380,13 @@ def compare_commits(flags: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = build_parser().parse_args(argv)
+
+    def run() -> int:
+        example = read_example(ROOT / _example_flag(argv))
+        return compare_commits(build_parser(example.stages).parse_args(argv), example)
+
     try:
-        return run_command(lambda: compare_commits(flags))
+        return run_command(run)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

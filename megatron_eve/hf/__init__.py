@@ -29,4 +29,7 @@ AutoModelForImageTextToText.register(EVEConfig, EVELlamaForCausalLM, exist_ok=Tr
 AutoImageProcessor.register(EVEConfig, slow_image_processor_class=EVEImageProcessor, exist_ok=True)
 AutoProcessor.register(EVEConfig, EVEProcessor, exist_ok=True)
 
-__all__ = ["EVEConfig", "EVEImageProcessor", "EVELlamaForCausalLM", "EVEProcessor"]
+CONFIGURATIONS = (EVEConfig,)
+"""Of every model that is registered here; each has a `model_type`, which a folder's config.json names."""
+
+__all__ = ["CONFIGURATIONS", "EVEConfig", "EVEImageProcessor", "EVELlamaForCausalLM", "EVEProcessor"]

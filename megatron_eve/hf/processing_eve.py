@@ -63,14 +63,23 @@ class EVEProcessor(ProcessorMixin):
         tokens = self.tokenizer(texts, **kwargs)
         return BatchFeature({**tokens, **pictures}, tensor_type=return_tensors)
 
+    def num_image_tokens(self, width: int, height: int) -> int:
+        """Tokens that the `<image>` of a picture of this size, in pixels, becomes: the rows it gives the decoder."""
+        return _rows(*self.image_processor.grid(width, height))
+
     def _expand(self, text: str, grids: list[list[int]]) -> str:
-        rows = iter(1 + rows * (columns + 1) for rows, columns in grids)
+        rows = iter(_rows(*grid) for grid in grids)
         return re.sub(re.escape(IMAGE_TOKEN), lambda _: IMAGE_TOKEN * next(rows), text)
 
     @property
     def model_input_names(self) -> list[str]:
         """What the model's forward takes."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def _rows(rows: int, columns: int) -> int:
+    """Rows of the decoder for a grid: the class token, and a separator after each row of the grid."""
+    return 1 + rows * (columns + 1)
 
 
 def _share_out(texts: list[str], images: list[list[Any]]) -> list[list[Any]]:

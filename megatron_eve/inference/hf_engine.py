@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.hf import EVEConfig
+from megatron_eve.hf import CONFIGURATIONS
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
 from megatron_eve.runtime.accelerator import accelerator
 
@@ -39,7 +39,7 @@ class HFEngine:
         apply_exif: turn pictures upright, as the model's dataset did.
 
     Raises:
-        ConfigError: a file is missing or cannot be used, or the files are not those of one EVE.
+        ConfigError: a file is missing or cannot be used, or the files are not those of one model.
     """
 
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
@@ -64,8 +64,8 @@ class HFEngine:
         """See `Engine.prepare`."""
         length = len(self._processor.tokenizer(text)["input_ids"])
         for data in images:
-            rows, columns = self._processor.image_processor.grid(*self._picture(data).size)
-            length += rows * (columns + 1)  # and the CLS, in the place of the placeholder
+            tokens = self._processor.num_image_tokens(*self._picture(data).size)
+            length += tokens - 1  # its <image> is counted already
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 
@@ -122,7 +122,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
     """The processor and the model of a folder.
 
     Raises:
-        ConfigError: transformers cannot open it, its parts are not those of one EVE, or weights are missing, which
+        ConfigError: transformers cannot open it, its parts are not those of one model, or weights are missing, which
             transformers would draw at random.
     """
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -154,9 +154,11 @@ def _open(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_type(folder: Path, config: Any) -> None:
-    if not isinstance(config, EVEConfig):
+    if not isinstance(config, CONFIGURATIONS):
+        known = " or ".join(one.model_type for one in CONFIGURATIONS)
         raise ConfigError(
-            f"--model-path {folder}: holds a model of type {config.model_type!r}, not an EVE; name the folder of one"
+            f"--model-path {folder}: holds a model of type {config.model_type!r}, not {known}; name the folder of one "
+            "that tools/convert_checkpoint.py exported"
         )
 
 

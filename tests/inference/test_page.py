@@ -231,11 +231,11 @@ def test_a_stopped_question_takes_nothing_from_the_next(
     until(lambda: engine.left == 1)
     following = ask("echo mine")
     next(following)
-    ticket = page._asking["somebody"]
+    pending = page._pending["somebody"]
     stopped.close()
-    assert not ticket.left.is_set() and page._asking["somebody"] is ticket
+    assert not pending.cancelled.is_set() and page._pending["somebody"] is pending
     following.close()
-    assert ticket.left.is_set() and "somebody" not in page._asking
+    assert pending.cancelled.is_set() and "somebody" not in page._pending
 
 
 @pytest.mark.parametrize(
