@@ -68,7 +68,8 @@ class Way:
         self.reader: ImageDecoder = open_decoder(decoder, DECODE, threads=1, gpu=gpu)
         self._prefix = folder / f"{self.name} {decoder}".replace(" ", "_").replace(":", "")
         self._settings = DatasetSettings(
-            template="plain", image_size=image_size, teacher_size=TEACHER_SIZE, model_max_length=2048, apply_exif=False,
+            template="plain", family="eve", image_sizes={"image_size": image_size, "teacher_size": TEACHER_SIZE},
+            model_max_length=2048, apply_exif=False,
             max_pixels=DECODE.max_pixels, tokenizer_sha256="", vocab_size=384, image_storage=storage,
         )  # fmt: skip
         sizes = {"image_size": image_size, "teacher_size": TEACHER_SIZE, "teacher_patch_size": 14}

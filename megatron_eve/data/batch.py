@@ -211,8 +211,9 @@ def _texts(
     for index in sample_indices:
         sample = dataset.samples[index]
         images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
+        text = dataset.text(index)  # refuses a sample whose record names images that are not there
         plans = [dataset.image_plan(image) for image in images]
-        texts.append(expand(*dataset.text(index), plans))
+        texts.append(expand(*text, plans))
         all_images.extend(images)
         all_plans.extend(plans)
     if not texts:

@@ -71,8 +71,8 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     """Open what `--data-path` and `--valid-data-path` name, and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
-            hold, leave nothing of a dataset.
+        DataError: damaged files; another tokenizer, vocabulary, family or image size; a split, or samples that no pack
+            can hold, leave nothing of a dataset.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -150,9 +150,10 @@ def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDat
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocab_size=config.model.vocab_size,
+        family=config.family,
         image_sizes=sizes,
     )
-    dataset.use_image_sizes(sizes)
+    dataset.use_image_sizes(config.family, sizes)
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
     return dataset

@@ -281,10 +281,9 @@ class ModelFamily(Protocol):
     # --- data ---
 
     def image_sizes(self, config: RunConfig) -> dict[str, int]:
-        """Sizes of a run's model in pixels, by the names of `image_flags`; one that the run has no use for is left out.
+        """Sizes of a run's model in pixels, by the names of `image_flags`.
 
-        Raises:
-            ConfigError: a folder that a size is read from cannot be read.
+        One that the run has no use for is left out, and one that cannot be read from a folder, which `check` says.
         """
         ...
 

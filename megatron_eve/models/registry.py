@@ -81,7 +81,7 @@ def image_planner(config: RunConfig) -> ImagePlanner:
 
     Raises:
         FamilyError: its family is not here.
-        ConfigError: see `ModelFamily.image_sizes`.
+        ValueError: sizes that do not go together.
     """
     family = find_family(config.family)
     return family.image_planner(family.image_sizes(config))

@@ -29,8 +29,8 @@ MakeConfig = Callable[..., PreprocessConfig]
 # Of datasets that are written without preprocessing, for the model `eve_mini`.
 MINI_SETTINGS = DatasetSettings(
     template="plain",
-    image_size=224,
-    teacher_size=112,
+    family="eve",
+    image_sizes={"image_size": 224, "teacher_size": 112},
     model_max_length=2048,
     apply_exif=False,
     max_pixels=1 << 20,

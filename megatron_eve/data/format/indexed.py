@@ -41,7 +41,7 @@ from megatron_eve.models.registry import find_family
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
 
 
-# Plans that are kept, by the size of the picture: a few hundred bytes each.
+# Plans that are kept, by the size of the picture: under a kilobyte each.
 _KEPT_PLANS = 1 << 14
 
 
@@ -74,17 +74,23 @@ class IndexedVisionDataset:
                 self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
             )
         self._mmap_bin_files = mmap_bin_files
-        self.use_image_sizes({})
+        self.use_image_sizes(info.family, {})
 
-    def use_image_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Plan images for these sizes, in pixels by name; those that the dataset was made for stay as they are.
+    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
+        """Plan images for a run of this family and these sizes, in pixels by name.
 
-        A dataset without images was made for whatever sizes; of one that holds image files, sizes that change decoded
-        pixels alone are the run's.
+        Sizes that the dataset was made for stay as they are. One without images was made for whatever sizes; of one
+        that holds image files, sizes that change decoded pixels alone are the run's.
+
+        Raises:
+            DataError: the sizes do not go together.
         """
-        family = find_family(self.info.family)
-        made_for = self.info.made_for(family.image_flags) if self.info.num_images else {}
-        self.planner = lru_cache(_KEPT_PLANS)(family.image_planner({**sizes, **made_for}))
+        sizes = {**sizes, **(self.info.made_for if self.info.num_images else {})}
+        try:
+            self.planner = lru_cache(_KEPT_PLANS)(find_family(family).image_planner(sizes))
+        except ValueError as error:
+            remedy = f"; {AGAIN}" if self.info.num_images else ""
+            raise DataError(f"{self.prefix}{MANIFEST}: {error}{remedy}") from error
 
     @cached_property
     def _text(self) -> Any:
@@ -237,6 +243,7 @@ class IndexedVisionDataset:
         *,
         tokenizer_sha256: str | None,
         vocab_size: int,
+        family: str,
         image_sizes: Mapping[str, int],
     ) -> None:
         """Check that a run can train on this dataset. Samples that are too long for it are left out later.
@@ -245,6 +252,7 @@ class IndexedVisionDataset:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
             vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
                 pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
+            family: of the run; a dataset of text alone fits any.
             image_sizes: of the run's model, in pixels by name (`ModelFamily.image_sizes`); a dataset of text alone fits
                 any, and one that it was not made for is not looked at.
 
@@ -264,12 +272,17 @@ class IndexedVisionDataset:
                 f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
                 f"{cut if info.vocab_size < vocab_size else ''}"
             )
+        if info.num_images and info.family != family:
+            raise DataError(
+                f"{path} was made for the family {info.family} and the run has {family}: give --family {info.family}, "
+                f"or preprocess the data with --family {family}"
+            )
         if info.num_images:
             self._check_image_sizes(image_sizes)
 
     def _check_image_sizes(self, theirs: Mapping[str, int]) -> None:
         info, path = self.info, self.prefix + MANIFEST
-        for key, ours in info.made_for(find_family(info.family).image_flags).items():
+        for key, ours in info.made_for.items():
             if theirs.get(key, ours) == ours:
                 continue
             name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"

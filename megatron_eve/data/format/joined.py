@@ -180,10 +180,10 @@ class MergedDataset(JoinedDataset):
         """The datasets that hold its samples, in their order."""
         return list(self._datasets)
 
-    def use_image_sizes(self, sizes: Mapping[str, int]) -> None:
+    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
         """See `IndexedVisionDataset.use_image_sizes`."""
         for dataset in self._datasets:
-            dataset.use_image_sizes(sizes)
+            dataset.use_image_sizes(family, sizes)
 
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""

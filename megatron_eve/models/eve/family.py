@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
@@ -120,7 +122,8 @@ class EVEFamily:
         vision: EVEConfig = config.vision
         sizes = {"image_size": vision.image_size, "teacher_size": vision.teacher_size}
         if vision.patch_aligning and vision.teacher_model is not None:
-            sizes["teacher_patch_size"] = vision.tower().patch_size
+            with suppress(ConfigError):  # `check` says what is wrong with the folder
+                sizes["teacher_patch_size"] = vision.tower().patch_size
         return sizes
 
     def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -20,7 +20,7 @@ MERGE = 2
 """Patches along each side of a merged patch, which becomes one token."""
 
 IMAGE_FLAGS = {
-    "image_size": SizeFlag(672, "long side for the model"),
+    "image_size": SizeFlag(672, "long side for the model: 672, or 1344 for the HD model"),
     "teacher_size": SizeFlag(336, "side for the teacher"),
     "teacher_patch_size": SizeFlag(PATCH_SIZE, "side of the teacher's own patches, for pixels", True),
 }

@@ -76,7 +76,10 @@ def read_everything(prefix: Path, mmap: bool) -> int:
     """As a run does: open, check, read every sample and image; gives how many samples were refused."""
     dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
     dataset.check_compatible(
-        tokenizer_sha256="ab" * 32, vocab_size=384, image_sizes={"image_size": 224, "teacher_size": 112}
+        tokenizer_sha256="ab" * 32,
+        vocab_size=384,
+        family="eve",
+        image_sizes={"image_size": 224, "teacher_size": 112},
     )
     assert len(dataset) == len(TEXTS)
     loader = loader_of(dataset)

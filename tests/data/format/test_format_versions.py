@@ -18,6 +18,7 @@ from megatron_eve.data.format.joined import JoinedDataset, open_dataset
 from megatron_eve.data.format.manifest import IMAGE_PARTS, PIXEL_PARTS
 from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.data.images import decode_image, resize, view_of
+from megatron_eve.models.registry import FamilyError
 from tests.data.helpers import ALL_VIEWS, MINI_SETTINGS, MakeConfig, opened, planner, run, write_dataset
 from tests.golden_dir import find_golden
 
@@ -27,6 +28,7 @@ def needs(**sizes: int) -> dict[str, Any]:
     return {
         "tokenizer_sha256": "ab" * 32,
         "vocab_size": 384,
+        "family": "eve",
         "image_sizes": {"image_size": 224, "teacher_size": 112, **sizes},
     }
 
@@ -65,7 +67,8 @@ def test_a_dataset_of_version_1_is_read_as_one_made_today(make_config: MakeConfi
     )
     info = run(config)
     old, new = IndexedVisionDataset(folder / "set"), opened(config)
-    assert (old.info.format_version, new.info.format_version) == (1, 2)
+    assert (old.info.format_version, new.info.format_version) == (1, 3)
+    assert (old.info.family, old.info.image_sizes) == (new.info.family, new.info.image_sizes)
     assert (old.info.image_storage, old.info.parts, old.stored_pixels(0)) == ("encoded", {}, None)
     for name in ("num_samples", "num_tokens", "num_labels", "content_sha256", "skipped"):
         assert getattr(old.info, name) == getattr(info, name), name
@@ -93,6 +96,33 @@ def test_a_part_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     assert list(parts) == ["image"]
     change_manifest(prefix, parts={**parts, "codes": {"dtype": "int32", "bytes": 12, "tokenizer": "some"}})
     assert IndexedVisionDataset(prefix).image_bytes(0)
+
+
+def test_a_family_that_is_not_here_is_named(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "set", 3, seed=1)
+    change_manifest(prefix, family="nowhere")
+    with pytest.raises(
+        FamilyError, match=r"set_dataset.json: family nowhere: no such family; choose one of eve"
+    ):
+        IndexedVisionDataset(prefix)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (None, "does not say which image sizes it was made for"),
+        ({"image_size": "224"}, "does not say which image sizes it was made for"),
+        (
+            {"image_size": 225, "teacher_size": 112},
+            "image size 225 is not a multiple of twice the teacher size",
+        ),
+    ],
+)
+def test_image_sizes_that_cannot_be_are_refused(tmp_path: Path, sizes: Any, message: str) -> None:
+    prefix = write_dataset(tmp_path / "set", 3, seed=1)
+    change_manifest(prefix, image_sizes=sizes)
+    with pytest.raises(DataError, match=message):
+        IndexedVisionDataset(prefix)
 
 
 def test_an_unknown_image_storage_is_refused(tmp_path: Path) -> None:
@@ -147,7 +177,7 @@ def test_the_run_says_what_a_dataset_of_files_is_not_made_for(tmp_path: Path) ->
     pixels = IndexedVisionDataset(write_as_pixels(tmp_path / "pixels", files))
     for dataset, square in ((files, 128), (pixels, 112)):
         assert dataset.image_plan(0).views["teacher"].square == 112
-        dataset.use_image_sizes({"image_size": 448, "teacher_size": 224, "teacher_patch_size": 16})
+        dataset.use_image_sizes("eve", {"image_size": 448, "teacher_size": 224, "teacher_patch_size": 16})
         assert dataset.image_plan(0).views["teacher"].square == square
         assert dataset.image_plan(0).rows == planner()(*dataset.images[0].tolist()[:2]).rows
 

@@ -118,7 +118,14 @@ def test_merged_of_merged_names_the_parts(tmp_path: Path, prefixes: list[str]) -
             {"template": "vicuna_v1"},
             "has template 'vicuna_v1' and .*a_dataset.json 'plain': name datasets of two",
         ),
-        ({"image_size": 448}, "has image_size 448 and .* 224: preprocess all with the same --image-size"),
+        (
+            {"image_sizes": {"image_size": 448, "teacher_size": 112}},
+            "has image_size 448 and .* 224: preprocess all with the same --image-size",
+        ),
+        (
+            {"family": "megatron_eve.models.eve.family"},  # by its module: another name
+            "has family 'megatron_eve.*' and .* 'eve': preprocess all with the same --family",
+        ),
         ({"apply_exif": True}, "has apply_exif True and .* False: .*--ignore-exif-orientation"),
         (
             {"tokenizer_sha256": "cd" * 32},
@@ -134,12 +141,13 @@ def test_what_differs_is_refused(tmp_path: Path, prefixes: list[str], change: An
 
 
 def test_text_alone_goes_with_any_sizes(tmp_path: Path, prefixes: list[str]) -> None:
-    write(tmp_path / "text", [0, 0], image_size=448, teacher_size=224, apply_exif=True)
+    write(tmp_path / "text", [0, 0], image_sizes={"image_size": 448, "teacher_size": 224}, apply_exif=True)
     info = merge_datasets(str(tmp_path / "all"), [str(tmp_path / "text"), *prefixes])
-    assert (info.image_size, info.apply_exif) == (MINI_SETTINGS.image_size, MINI_SETTINGS.apply_exif)
+    assert (info.image_sizes, info.apply_exif) == (MINI_SETTINGS.image_sizes, MINI_SETTINGS.apply_exif)
     open_dataset(tmp_path / "all").check_compatible(
         tokenizer_sha256=info.tokenizer_sha256,
         vocab_size=info.vocab_size,
+        family="eve",
         image_sizes={"image_size": 224, "teacher_size": 112},
     )
     with pytest.raises(
@@ -148,6 +156,7 @@ def test_text_alone_goes_with_any_sizes(tmp_path: Path, prefixes: list[str]) -> 
         open_dataset(tmp_path / "all").check_compatible(
             tokenizer_sha256=None,
             vocab_size=info.vocab_size,
+            family="eve",
             image_sizes={"image_size": 448, "teacher_size": 112},
         )
 

@@ -55,8 +55,7 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         tokenizer_model=str(tokenizer_path),
         output_prefix=str(tmp_path / "set"),
         template="vicuna_v1",
-        image_size=224,
-        teacher_size=112,
+        image_sizes={"image_size": 224, "teacher_size": 112},
     )
     info = run(config)
     meta = json.loads((folder / "meta.json").read_text())
