@@ -186,6 +186,9 @@ class SizeFlag(NamedTuple):
 class ModelFamily(Protocol):
     """A model family: everything that is particular to it, by one name.
 
+    A family is a subclass with what has no default: methods with a default suit a family without checks of its own,
+    frozen models, or settings that were once called otherwise.
+
     Attributes:
         name: of the family: of its folder, or of its entry point.
         Config: the settings of the family, the section `vision` of a run's configuration: a frozen dataclass whose
@@ -201,7 +204,7 @@ class ModelFamily(Protocol):
     name: str
     Config: type[Any]
     presets: Mapping[str, Preset]
-    other_names: Mapping[str, str]
+    other_names: Mapping[str, str] = {}
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
     image_flags: Mapping[str, SizeFlag]
@@ -212,7 +215,7 @@ class ModelFamily(Protocol):
 
     def check(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's other settings for a training run; likewise."""
-        ...
+        return iter(())
 
     # --- configuration ---
 
@@ -224,11 +227,11 @@ class ModelFamily(Protocol):
         Args:
             tree: sections by name, each a dictionary of settings; a recipe's may lack any.
         """
-        ...
+        return tree
 
     def inference_settings(self, vision: Any) -> Any:
         """The settings of the same model without what only training needs."""
-        ...
+        return vision
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """Parameters that the family adds to the decoder, by pipeline stage."""
@@ -242,7 +245,7 @@ class ModelFamily(Protocol):
         Raises:
             ConfigError: a model that cannot be read.
         """
-        ...
+        return None
 
     def check_resume(
         self, saved: dict[str, Any], config: RunConfig, frozen: dict[str, Any] | None
@@ -254,15 +257,15 @@ class ModelFamily(Protocol):
             config: of the run.
             frozen: the fingerprint of the run; None where it has none or is not known yet.
         """
-        ...
+        return size_differences(saved["config"].get("vision", {}), config.vision)
 
     def check_weights(self, saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
         """Why the weights of a checkpoint do not fit a run of other data and schedule; likewise."""
-        ...
+        return size_differences(saved["config"].get("vision", {}), config.vision)
 
     def missing_parts(self, saved: dict[str, Any], config: RunConfig) -> Mapping[str, str]:
         """Parts of the run's model that a checkpoint lacks, as `parts` names them, each with a sentence."""
-        ...
+        return {}
 
     # --- model ---
 

@@ -23,9 +23,9 @@ from megatron_eve.checkpoint.files import damaged_part, missing_part
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import RunConfig
 from tests.checkpoint.test_saver import config_of
+from tests.families.suite import run
 from tests.layouts import DP2, TP2_DP2, Layout
 from tests.ranks import RankPool
-from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed
 

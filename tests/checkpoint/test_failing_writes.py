@@ -11,9 +11,9 @@ import pytest
 
 from megatron_eve.config import TRACKER, RunConfig
 from tests.checkpoint.test_saver import checkpoints, config_of
+from tests.families.suite import run
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankPool
-from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed
 

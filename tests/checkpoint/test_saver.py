@@ -16,9 +16,10 @@ from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.files import damaged_part, drop_optimizer, missing_part, write_checksums
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
+from tests.families.eve import run_config
+from tests.families.suite import run
 from tests.layouts import ONE, PP2_VPP2, TP2_DP2, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankError, RankPool
-from tests.training.test_layouts import run, run_config
 
 pytestmark = pytest.mark.distributed
 

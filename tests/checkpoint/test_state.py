@@ -26,10 +26,11 @@ from megatron_eve.config import (
 )
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.preflight import check_run
+from tests.families.eve import TEACHER, run_config
+from tests.families.suite import loading_from, run, saving_in
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_SP
 from tests.ranks import RankError, RankPool
-from tests.training.test_layouts import TEACHER, loading_from, run, run_config, saving_in
 
 pytestmark = pytest.mark.distributed
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import CheckpointConfig, RunConfig
+from tests.families.eve import run_config
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
-from tests.training.test_layouts import run_config
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "_shared/openai/clip-mini-patch14-112"
@@ -152,7 +152,7 @@ def test_for_inference_alone(tmp_path: Path, published: Path, capsys: pytest.Cap
 @pytest.mark.distributed
 def test_a_run_starts_from_a_language_model(ranks: RankPool, tmp_path: Path, teacher: Path) -> None:
     """Stage 1 from what an import wrote: it trains, under TP 2 x PP 2, and two starts are alike bit for bit."""
-    from tests.training.test_layouts import run
+    from tests.families.suite import run
 
     source = llama(tmp_path / "llama", num_hidden_layers=8)
     words = ("--teacher-model", teacher, "--image-size", "224", "--patch-embedding-size", "32", "--seed", "5")

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, TrainingConfig
 from tests.checkpoint.hf.test_tables import error
 from tests.convert.test_conversion import TEACHER, convert, pass_through
+from tests.families.eve import run_config
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
-from tests.training.test_layouts import run_config
 
 # At toy width, with what is theirs: grouped queries, bases and epsilons, tied ends, a vocabulary that is padded.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

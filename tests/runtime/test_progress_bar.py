@@ -16,9 +16,10 @@ import pytest
 from megatron_eve.config import RunConfig
 from megatron_eve.runtime import progress_bar
 from megatron_eve.runtime.progress_bar import byte_progress
+from tests.families.eve import run_config
+from tests.families.suite import loading_from, run, saving_in
 from tests.layouts import ONE, TP2_SP
 from tests.ranks import RankPool
-from tests.training.test_layouts import loading_from, run, run_config, saving_in
 
 ROOT = Path(__file__).parents[2]
 

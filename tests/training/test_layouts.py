@@ -1,4 +1,4 @@
-"""The layout must not be the judge of numbers: losses agree under every layout, and across a resume."""
+"""EVE under parallel layouts: what the shared tests of families do not ask (`tests/families/test_shared.py`)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import (
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
     RunConfig,
-    TrainingConfig,
 )
-from megatron_eve.models.eve.config import EVEConfig
-from tests.golden_dir import find_golden
+from tests.families.eve import run_config
+from tests.families.suite import Trace, loading_from, run, saving_in
 from tests.layouts import (
-    CP2,
     DP2,
     ONE,
     PP2,
     PP2_UNEVEN,
     PP2_VPP2,
     PP4_UNEVEN,
-    TP2_DP2,
     TP2_PP2,
     TP2_SP,
     TP2_SP_CP2,
@@ -38,77 +30,10 @@ from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-TEACHER = "_shared/openai/clip-mini-patch14-112"
-
-
-def run_config(parallel: ParallelConfig, iterations: int = 20, **training: Any) -> RunConfig:
-    """A small run from the published test weights, with several packs a step and the aligning layer."""
-    return RunConfig(
-        model=ModelConfig(),
-        parallel=parallel,
-        training=TrainingConfig(global_batch_size=8, train_iters=iterations, **training),
-        vision=EVEConfig(patch_aligning=True, teacher_model=str(find_golden(TEACHER))),
-        optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
-        data=DataConfig(mock_data=True, seq_length=512),
-        checkpoint=CheckpointConfig(pretrained_checkpoint=str(find_golden("_shared/hf_mini224"))),
-    )
-
-
-@dataclass
-class Trace:
-    """What a run went through, on the last rank."""
-
-    losses: list[float]
-    aligning: list[float]
-    samples: list[list[int]]
-
-
-def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace:
-    """Runs on each rank: train to the end, or to iteration `stop`, and save there if asked."""
-    import torch
-
-    from megatron_eve.checkpoint.saver import CheckpointSaver
-    from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.train import setup, train_one
-
-    trace = Trace([], [], [])
-    with model_parallel(config):
-        trainer = setup(config)
-        while trainer.progress.iteration < (stop or config.total_iterations):
-            step = trainer.loader.step(trainer.progress.consumed_samples)
-            trace.samples.append(step.sample_ids.tolist())
-            losses = train_one(trainer).losses
-            trace.losses.append(float(losses["lm loss"]))
-            trace.aligning.append(float(losses.get("align loss", 0.0)))
-        if save:
-            CheckpointSaver(config).save(
-                trainer.progress,
-                trainer.chunks,
-                trainer.optimizer,
-                trainer.data.identity,
-                trainer.frozen,
-            )
-        trainer.loader.close()
-        torch.distributed.barrier()
-    return trace
-
 
 @pytest.fixture(scope="module")
 def single_device(ranks: RankPool) -> Trace:
     return ranks.run(1, run, run_config(ONE.parallel))[-1]
-
-
-def test_it_learns(single_device: Trace) -> None:
-    assert single_device.losses[-1] < single_device.losses[0] - 0.01
-    assert single_device.aligning[-1] < single_device.aligning[0] - 0.001
-
-
-@parametrize(PP2_VPP2, PP2_UNEVEN, slow=(TP2_SP, PP2, PP4_UNEVEN, CP2, DP2, TP2_PP2, TP2_DP2, TP2_SP_CP2))
-def test_twenty_losses_agree(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
-    trace = ranks.run(layout.world_size, run, run_config(layout.parallel))[-1]
-    assert trace.samples == single_device.samples
-    assert trace.losses == pytest.approx(single_device.losses, abs=1e-5, rel=0)
-    assert trace.aligning == pytest.approx(single_device.aligning, abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize(
@@ -148,34 +73,6 @@ def test_microbatch_mean_is_the_mean_of_means(ranks: RankPool) -> None:
     ours = ranks.run(2, run, run_config(DP2.parallel), 2)[-1]
     assert published.losses != pytest.approx(ours.losses, abs=1e-6, rel=0)
     assert published.losses == pytest.approx(ours.losses, abs=0.2)
-
-
-def saving_in(config: RunConfig, folder: Path) -> RunConfig:
-    return replace(config, checkpoint=replace(config.checkpoint, save=str(folder)))
-
-
-def loading_from(config: RunConfig, folder: Path) -> RunConfig:
-    return replace(config, checkpoint=CheckpointConfig(load=str(folder)))
-
-
-@parametrize(PP2_VPP2, slow=(ONE, TP2_SP, CP2, TP2_PP2, TP2_DP2))
-def test_resume_is_bit_exact(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
-    config = run_config(layout.parallel, iterations=6)
-    whole = ranks.run(layout.world_size, run, config)[-1]
-    first = ranks.run(layout.world_size, run, saving_in(config, tmp_path), 3, True)[-1]
-    second = ranks.run(layout.world_size, run, loading_from(config, tmp_path))[-1]
-    assert [loss.hex() for loss in first.losses + second.losses] == [loss.hex() for loss in whole.losses]
-    assert first.aligning + second.aligning == whole.aligning
-    assert first.samples + second.samples == whole.samples
-
-
-def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
-    config = run_config(TP2_PP2.parallel)
-    ranks.run(4, run, saving_in(config, tmp_path), 3, True)
-    for other in (DP2, ONE, PP2_VPP2, PP4_UNEVEN, CP2):
-        trace = ranks.run(other.world_size, run, loading_from(run_config(other.parallel), tmp_path), 5)[-1]
-        assert trace.samples == single_device.samples[3:5]
-        assert trace.losses == pytest.approx(single_device.losses[3:5], abs=1e-5, rel=0)
 
 
 @parametrize(TP2_PP2, slow=(DP2, PP2_VPP2, TP2_SP_CP2))
@@ -336,14 +233,13 @@ def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
 
     original = MockDataset.image_bytes
     MockDataset.image_bytes = lambda self, image: original(self, image) if image % 50 else rot  # type: ignore[method-assign]
-    trace = Trace([], [], [])
+    trace = Trace()
     try:
         with model_parallel(config):
             trainer = setup(config)
             while trainer.progress.iteration < config.total_iterations:
-                losses = train_one(trainer).losses
-                trace.losses.append(float(losses["lm loss"]))
-                trace.aligning.append(float(losses["align loss"]))
+                for name, loss in train_one(trainer).losses.items():
+                    trace.values.setdefault(name, []).append(float(loss))
             trainer.loader.close()
             report_damaged(trainer)
             return trace, trainer.loader.damaged

@@ -13,9 +13,9 @@ from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, validate
 from megatron_eve.config.errors import ConfigError
 from tests.checkpoint.test_saver import config_of, train_and_save
+from tests.families.suite import run
 from tests.layouts import ONE
 from tests.ranks import RankPool
-from tests.training.test_layouts import run
 
 pytestmark = pytest.mark.distributed
 

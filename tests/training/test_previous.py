@@ -16,10 +16,11 @@ from megatron_eve.config.recipe import load_recipe
 from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.convert.test_conversion import convert
+from tests.families.eve import TEACHER
+from tests.families.suite import run
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, TP2_SP, Layout, layout, parametrize
 from tests.ranks import RankPool
-from tests.training.test_layouts import TEACHER, run
 
 PREVIOUS = Path(__file__).parents[1] / "golden" / "previous"
 PP2_VPP2 = layout("PP2xVPP2", 2, pp=2, num_layers_per_virtual_pipeline_stage=1)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
-class EVEFamily:
+class EVEFamily(ModelFamily):
     """See `ModelFamily`.
 
     The stages are those of section 3.2 and Table 8 of the paper; rates, batch sizes and templates are settings of the

@@ -8,9 +8,9 @@ import pytest
 
 from megatron_eve.config import LoggingConfig, RunConfig
 from megatron_eve.training.monitoring.stragglers import RankTimes, compare
+from tests.families.eve import run_config
 from tests.layouts import DP2
 from tests.ranks import RankPool
-from tests.training.test_layouts import run_config
 
 
 def test_ranks_are_compared_within_their_stage() -> None:

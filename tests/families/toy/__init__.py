@@ -1,0 +1,1 @@
+"""A toy model family: what `docs/adding_a_model_family.md` walks through."""
