@@ -19,10 +19,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.hf import EVEConfig
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+from megatron_eve.models.registry import families
 from megatron_eve.runtime.accelerator import accelerator
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
@@ -39,7 +40,7 @@ class HFEngine:
         apply_exif: turn pictures upright, as the model's dataset did.
 
     Raises:
-        ConfigError: a file is missing or cannot be used, or the files are not those of one EVE.
+        ConfigError: a file is missing or cannot be used, or the files are not those of one model.
     """
 
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
@@ -122,7 +123,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
     """The processor and the model of a folder.
 
     Raises:
-        ConfigError: transformers cannot open it, its parts are not those of one EVE, or weights are missing, which
+        ConfigError: transformers cannot open it, its parts are not those of one model, or weights are missing, which
             transformers would draw at random.
     """
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -154,9 +155,11 @@ def _open(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_type(folder: Path, config: Any) -> None:
-    if not isinstance(config, EVEConfig):
+    formats = [family.hugging_face() for family in families()]
+    if not any(config.model_type in one.model_types for one in formats):
         raise ConfigError(
-            f"--model-path {folder}: holds a model of type {config.model_type!r}, not an EVE; name the folder of one"
+            f"--model-path {folder}: holds a model of type {config.model_type!r}, none of those that are known here "
+            f"({', '.join(one.title for one in formats)}); name the folder of one"
         )
 
 

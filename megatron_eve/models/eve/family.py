@@ -23,6 +23,7 @@ from megatron_eve.models.family import (
     Preset,
     Stage,
 )
+from megatron_eve.models.hf_format import HFFormat
 
 
 class EVEFamily:
@@ -100,6 +101,14 @@ class EVEFamily:
         """See `ModelFamily.objectives`: the aligning loss, where there is an aligning layer."""
         vision: EVEConfig = config.vision
         return (Aligning(weight=vision.align_loss_weight),) if vision.patch_aligning else ()
+
+    # --- Hugging Face ---
+
+    def hugging_face(self) -> HFFormat:
+        """See `ModelFamily.hugging_face`."""
+        from megatron_eve.models.eve.hf.format import EVEFormat
+
+        return EVEFormat()
 
 
 FAMILY: ModelFamily = EVEFamily()
