@@ -1,7 +1,7 @@
 """A conversation about a picture: what may be asked, in which words it is refused, and whose turn it is.
 
-`Desk` answers the questions of many threads one at a time, in the thread that owns the engine: neither CUDA nor the
-ranks of a layout would have it otherwise.
+`RequestQueue` answers the questions of many threads one at a time, in the thread that owns the engine: neither CUDA nor
+the ranks of a layout would have it otherwise.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Asked:
 
 
 @dataclass
-class Ticket:
-    """A question's place in the line.
+class Request:
+    """A question that waits for its answer, or gets it.
 
     Attributes:
         asked: the question.
@@ -128,18 +128,18 @@ class Ticket:
             raise Refused(event[1])
 
 
-class Desk:
+class RequestQueue:
     """Answers one question at a time, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._line: queue.Queue[Ticket] = queue.Queue()
+        self._waiting: queue.Queue[Request] = queue.Queue()
         self._closed = threading.Event()
 
-    def submit(self, asked: Asked) -> Ticket:
-        """Line up."""
-        ticket = Ticket(asked)
-        self._line.put(ticket)
-        return ticket
+    def submit(self, asked: Asked) -> Request:
+        """Add a question at the end of the queue."""
+        request = Request(asked)
+        self._waiting.put(request)
+        return request
 
     def serve(self, engine: Engine, limits: Limits) -> None:
         """Answer until `close`, in this thread. A question that fails is told so, and the next one has its turn.
@@ -150,34 +150,34 @@ class Desk:
         try:
             while not self._closed.is_set():
                 try:
-                    ticket = self._line.get(timeout=_LOOK_SECONDS)
+                    request = self._waiting.get(timeout=_LOOK_SECONDS)
                 except queue.Empty:
                     continue
-                _answer(ticket, engine, limits)
+                _answer(request, engine, limits)
         finally:
-            while not self._line.empty():
-                self._line.get().events.put(("error", "The server has ended."))
+            while not self._waiting.empty():
+                self._waiting.get().events.put(("error", "The server has ended."))
 
     def close(self) -> None:
         """Have `serve` return after the question that it is answering."""
         self._closed.set()
 
 
-def _answer(ticket: Ticket, engine: Engine, limits: Limits) -> None:
-    if ticket.left.is_set():
+def _answer(request: Request, engine: Engine, limits: Limits) -> None:
+    if request.left.is_set():
         return
     try:
-        pieces = engine.stream(ticket.asked.query(engine, limits), limits.new_tokens)
+        pieces = engine.stream(request.asked.query(engine, limits), limits.new_tokens)
         for piece in pieces:
-            ticket.events.put(("text", piece))
-            if ticket.left.is_set():
+            request.events.put(("text", piece))
+            if request.left.is_set():
                 break
         pieces.close()
-        ticket.events.put(("done", ""))
+        request.events.put(("done", ""))
     except Refused as error:
-        ticket.events.put(("error", str(error)))
+        request.events.put(("error", str(error)))
     except Exception as error:
         print(f"a question failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        ticket.events.put(("error", "The model failed on this question; the server's log says why."))
+        request.events.put(("error", "The model failed on this question; the server's log says why."))
         if isinstance(error, EngineLost):
             raise

@@ -20,7 +20,7 @@ import gradio
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from megatron_eve.inference.chat import Asked, Desk, Limits, Refused, Ticket
+from megatron_eve.inference.chat import Asked, Limits, Refused, Request, RequestQueue
 from megatron_eve.inference.engine import Engine
 
 HOST = "127.0.0.1"
@@ -53,9 +53,9 @@ class ChatPage:
     """
 
     def __init__(self, limits: Limits, name: str, port: int) -> None:
-        self.desk, self.limits, self.name = Desk(), limits, name
+        self.requests, self.limits, self.name = RequestQueue(), limits, name
         self._files = tempfile.TemporaryDirectory(prefix="chat_")
-        self._asking: dict[str | None, Ticket] = {}  # by the browser's session
+        self._asking: dict[str | None, Request] = {}  # by the browser's session
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=self._files.name)
         self._interface = self._make()
         # One question is answered at a time; so many more may wait.
@@ -124,11 +124,11 @@ class ChatPage:
 
     def serve_questions(self, engine: Engine) -> None:
         """Answer in this thread, which owns the engine, until `stop`; Gradio's threads have the page."""
-        self.desk.serve(engine, self.limits)
+        self.requests.serve(engine, self.limits)
 
     def stop(self) -> None:
         """Have `serve_questions` return after the question that it is answering."""
-        self.desk.close()
+        self.requests.close()
 
     def __enter__(self) -> ChatPage:
         return self
@@ -141,8 +141,8 @@ class ChatPage:
 
     def _leave(self, request: gradio.Request) -> None:
         """Nobody waits for this session's answer any more. Gradio itself would let the generator run on."""
-        if ticket := self._asking.pop(request.session_hash, None):
-            ticket.left.set()
+        if pending := self._asking.pop(request.session_hash, None):
+            pending.left.set()
 
     def _stop(self, request: gradio.Request) -> Any:
         self._leave(request)
@@ -158,12 +158,12 @@ class ChatPage:
         asked = _Turn(message["text"].strip(), tuple(message["files"]))
         empty = gradio.MultimodalTextbox(value=None, interactive=False)
         yield empty, before.messages(asked), before
-        ticket = None
+        pending = None
         try:
             query = before.asked(asked, self.limits)
             query.check(self.limits)
-            ticket = self._asking[request.session_hash] = self.desk.submit(query)
-            for piece in ticket.pieces():
+            pending = self._asking[request.session_hash] = self.requests.submit(query)
+            for piece in pending.pieces():
                 asked = replace(asked, answer=(asked.answer or "") + piece)
                 yield empty, before.messages(asked), before.after(asked)
             box = gradio.MultimodalTextbox(interactive=True)
@@ -171,8 +171,8 @@ class ChatPage:
             asked = replace(asked, refusal=str(error))
             box = gradio.MultimodalTextbox(value={"text": asked.question, "files": []}, interactive=True)
         finally:
-            # Gradio may close this long after a stop, when the session's ticket is that of the next question.
-            if ticket is not None and self._asking.get(request.session_hash) is ticket:
+            # Gradio may close this long after a stop, when the pending request is that of the next question.
+            if pending is not None and self._asking.get(request.session_hash) is pending:
                 self._leave(request)
         yield box, before.messages(asked), before.after(asked)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.inference.chat import Asked, Desk, Limits, Refused, Ticket
+from megatron_eve.inference.chat import Asked, Limits, Refused, Request, RequestQueue
 from megatron_eve.inference.engine import EngineLost
 from tests.inference.scripted import HOSTILE, ScriptedEngine
 from tests.inference.test_generate import picture
@@ -18,20 +18,20 @@ LIMITS = Limits(new_tokens=50, questions=3, characters=1500, upload_bytes=100_00
 
 
 class Running:
-    """A desk over a scripted engine, and the thread that answers."""
+    """A request queue over a scripted engine, and the thread that answers."""
 
     def __init__(self) -> None:
-        self.engine, self.desk = ScriptedEngine(), Desk()
-        self.thread = threading.Thread(target=self.desk.serve, args=(self.engine, LIMITS), daemon=True)
+        self.engine, self.requests = ScriptedEngine(), RequestQueue()
+        self.thread = threading.Thread(target=self.requests.serve, args=(self.engine, LIMITS), daemon=True)
         self.thread.start()
 
     def ask(self, question: str, earlier: Any = (), *images: bytes) -> str:
         asked = Asked(question, tuple(earlier), images)
         asked.check(LIMITS)
-        return "".join(self.desk.submit(asked).pieces())
+        return "".join(self.requests.submit(asked).pieces())
 
     def stop(self) -> None:
-        self.desk.close()
+        self.requests.close()
         self.engine.release(100)
         self.thread.join(timeout=30)
         assert not self.thread.is_alive()
@@ -39,9 +39,9 @@ class Running:
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    desk = Running()
-    yield desk
-    desk.stop()
+    requests = Running()
+    yield requests
+    requests.stop()
 
 
 def until(true: Any) -> None:
@@ -93,36 +93,36 @@ def test_what_is_refused_is_refused_in_words_and_the_next_is_answered(
 
 
 def test_one_at_a_time_in_order(running: Running) -> None:
-    tickets = [running.desk.submit(Asked(text)) for text in ("slowly", "echo second", "echo third")]
+    pending = [running.requests.submit(Asked(text)) for text in ("slowly", "echo second", "echo third")]
     until(lambda: running.engine.queries)
-    assert all(ticket.events.empty() for ticket in tickets)
+    assert all(one.events.empty() for one in pending)
     running.engine.release(3)
-    said = ["".join(ticket.pieces()) for ticket in tickets]
+    said = ["".join(one.pieces()) for one in pending]
     assert said == ["one two three", "second", "third"]
 
 
 def test_who_goes_away_is_not_answered_further(running: Running) -> None:
-    talking, waiting = (running.desk.submit(Asked(text)) for text in ("slowly", "echo never"))
+    talking, waiting = (running.requests.submit(Asked(text)) for text in ("slowly", "echo never"))
     until(lambda: running.engine.queries)
-    for ticket in (waiting, talking):
-        ticket.left.set()
+    for one in (waiting, talking):
+        one.left.set()
     running.engine.release()
     until(lambda: running.engine.left == 1)
     assert running.ask("echo next") == "next"
     assert [query.text.count("never") for query in running.engine.queries] == [0, 0]
 
 
-def failed(ticket: Ticket) -> str:
+def failed(request: Request) -> str:
     with pytest.raises(Refused) as error:
-        list(ticket.pieces())
+        list(request.pieces())
     return str(error.value)
 
 
-def test_an_engine_that_is_lost_ends_the_desk() -> None:
+def test_an_engine_that_is_lost_ends_the_queue() -> None:
     """And those who wait are told so."""
-    desk = Desk()
-    lost, waiting = desk.submit(Asked("lose")), desk.submit(Asked("What?"))
+    requests = RequestQueue()
+    lost, waiting = requests.submit(Asked("lose")), requests.submit(Asked("What?"))
     with pytest.raises(EngineLost):
-        desk.serve(ScriptedEngine(), LIMITS)
+        requests.serve(ScriptedEngine(), LIMITS)
     assert "The model failed" in failed(lost)
     assert failed(waiting) == "The server has ended."

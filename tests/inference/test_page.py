@@ -231,11 +231,11 @@ def test_a_stopped_question_takes_nothing_from_the_next(
     until(lambda: engine.left == 1)
     following = ask("echo mine")
     next(following)
-    ticket = page._asking["somebody"]
+    pending = page._asking["somebody"]
     stopped.close()
-    assert not ticket.left.is_set() and page._asking["somebody"] is ticket
+    assert not pending.left.is_set() and page._asking["somebody"] is pending
     following.close()
-    assert ticket.left.is_set() and "somebody" not in page._asking
+    assert pending.left.is_set() and "somebody" not in page._asking
 
 
 @pytest.mark.parametrize(
