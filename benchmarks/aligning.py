@@ -33,9 +33,9 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.models.decoder.depth_taps import taps_before
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.geometry import image_geometry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -112,7 +112,7 @@ def measure(steps: int) -> list[tuple[str, ...]]:
                 for aligned, trainer in trainers.items():
                     chunk = unwrap(trainer.chunks[0])
                     batch = trainer.loader.step(0).batches[0]
-                    inputs = model_inputs(batch, chunk, trainer.teacher)
+                    inputs = model_inputs(batch, chunk, trainer.target_models)
                     with held_bytes() as held:
                         losses = chunk(inputs)
                     weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}

@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from tables import Table
 
-from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.images import CLIP_MEAN, CLIP_STD, padded_square, resize
+from megatron_eve.data.images import padded_square, resize
 from megatron_eve.data.images.backends import open_decoder
-from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask
+from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD, PAD_COLOUR
+from megatron_eve.models.eve.geometry import image_geometry, planner
 from megatron_eve.runtime.dali import dali_is_installed
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SHAPES = ((640, 480), (1600, 1200))
 # A GPU comes with cores of its own.
 WORKERS = (1, 2) if (os.cpu_count() or 1) < 8 else (1, 8)
-SETTINGS = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=TEACHER_SIZE)
+SETTINGS = DecodeSettings(apply_exif=False, max_pixels=89_478_485)
 
 
 class Published(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -57,7 +58,7 @@ class Published(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def normalised(pixels: NDArray[np.uint8], size: int, unit: int) -> torch.Tensor:
     """float32 [4, S, S]: three normalised colours on the grey square, and the mask."""
-    square = padded_square(pixels, size, unit)
+    square = padded_square(pixels, size, unit, PAD_COLOUR)
     canvas = np.zeros((4, size, size), dtype=np.float32)
     scaled = (square * np.float32(1 / 255) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
     canvas[:3] = scaled.transpose(2, 0, 1)
@@ -82,17 +83,15 @@ def published(files: list[bytes], workers: int) -> Callable[[], int]:
 def backend(name: str, files: list[bytes], threads: int, gpu: int | None = None) -> Callable[[], int]:
     """A pass over the files in packs of 16; gives the bytes that go to the device."""
     decoder = open_decoder(name, SETTINGS, threads=threads, gpu=gpu)  # type: ignore[arg-type]
-    tasks = []
-    for data in files:
-        width, height = Image.open(io.BytesIO(data)).size
-        tasks.append(ImageTask(data, image_geometry(width, height, IMAGE_SIZE, TEACHER_SIZE), True, True))
+    plan = planner({"image_size": IMAGE_SIZE, "teacher_size": TEACHER_SIZE})
+    tasks = [ImageTask(data, plan(*Image.open(io.BytesIO(data)).size).views) for data in files]
 
     def run() -> int:
         total = 0
         for first in range(0, len(tasks), 16):
             for one in decoder.prepare(tasks[first : first + 16]):
-                assert isinstance(one, Prepared) and one.patches is not None and one.square is not None
-                total += one.patches.nbytes + one.square.nbytes
+                assert isinstance(one, dict)
+                total += sum(view.nbytes for view in one.values())
         if gpu is None:
             return total
         torch.cuda.synchronize()

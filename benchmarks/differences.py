@@ -19,12 +19,13 @@ import skimage.data
 import torch
 from PIL import Image
 
-from megatron_eve.data.geometry import image_geometry, square_margin
 from megatron_eve.data.images.backends import open_decoder
-from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask
+from megatron_eve.data.images.patches import picture_of
+from megatron_eve.models.eve.geometry import planner
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
-SETTINGS = DecodeSettings(apply_exif=False, max_pixels=1 << 26, teacher_size=TEACHER_SIZE)
+SETTINGS = DecodeSettings(apply_exif=False, max_pixels=1 << 26)
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "immunohistochemistry")
 KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("JPEG 4:2:0, quality 90", "JPEG", "RGB", {"quality": 90, "subsampling": 2}),
@@ -52,6 +53,7 @@ def sizes(count: int, random: np.random.Generator) -> list[tuple[int, int]]:
 
 def tasks_of(kind: str, mode: str, options: dict[str, Any], shapes: list[tuple[int, int]]) -> list[ImageTask]:
     """A file for each size, from the photos in turns."""
+    plan = planner({"image_size": IMAGE_SIZE, "teacher_size": TEACHER_SIZE})
     tasks = []
     for number, (width, height) in enumerate(shapes):
         photo = Image.fromarray(getattr(skimage.data, PHOTOS[number % len(PHOTOS)])())
@@ -59,22 +61,18 @@ def tasks_of(kind: str, mode: str, options: dict[str, Any], shapes: list[tuple[i
         photo.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).convert(mode).save(
             stream, kind, **options
         )
-        geometry = image_geometry(width, height, IMAGE_SIZE, TEACHER_SIZE)
-        tasks.append(ImageTask(stream.getvalue(), geometry, True, True))
+        tasks.append(ImageTask(stream.getvalue(), plan(width, height).views))
     return tasks
 
 
 def levels(task: ImageTask, found: Any, expected: Any) -> torch.Tensor:
     """Distances of all values of both pictures; the teacher's without its grey border."""
-    assert isinstance(found, Prepared) and isinstance(expected, Prepared)
-    assert found.patches is not None and expected.patches is not None
-    assert found.square is not None and expected.square is not None
-    patches = (found.patches.int() - expected.patches.int()).abs().flatten()
-    square = (found.square.int() - expected.square.int()).abs()
-    g = task.geometry
-    top, left = (square_margin(TEACHER_SIZE, side, 14) for side in (g.teacher_height, g.teacher_width))
-    inside = square[top : top + g.teacher_height, left : left + g.teacher_width]
-    return torch.cat([patches, inside.flatten()])
+    assert isinstance(found, dict) and isinstance(expected, dict)
+    pictures = [
+        [picture_of(some[name].numpy(), view).astype(int) for some in (found, expected)]
+        for name, view in task.views.items()
+    ]
+    return torch.cat([torch.from_numpy(abs(ours - theirs)).flatten() for ours, theirs in pictures])
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from megatron_eve.config import (
     validate,
 )
 from megatron_eve.models.family import Preset
-from megatron_eve.models.stages import stage_of
 from megatron_eve.runtime.accelerator import accelerator
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
@@ -132,12 +131,12 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
     from megatron_eve.data.format.manifest import DatasetSettings
     from megatron_eve.data.mock import PHOTO_SHAPES, MockDataset
+    from megatron_eve.models.registry import image_planner
 
     mock = MockDataset(
         samples,
         vocab_size=model.model.vocab_size,
-        image_size=model.vision.image_size,
-        teacher_size=model.vision.teacher_size,
+        planner=image_planner(model),
         seq_length=16384,
         seed=0,
     )
@@ -148,8 +147,8 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     }
     settings = DatasetSettings(
         template="plain",
-        image_size=model.vision.image_size,
-        teacher_size=model.vision.teacher_size,
+        family=RunConfig().family,
+        image_sizes={"image_size": model.vision.image_size, "teacher_size": model.vision.teacher_size},
         model_max_length=16384,
         apply_exif=False,
         max_pixels=1 << 24,
@@ -259,7 +258,6 @@ def measure(config: RunConfig, steps: int) -> Measured:
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.train import setup, train_one
     from megatron_eve.training.monitoring.flops import model_flops, step_work
-    from megatron_eve.training.teaching import teacher_sizes
 
     with model_parallel(config), peak_memory() as memory, data_waits() as waits:
         trainer = setup(config)
@@ -268,9 +266,8 @@ def measure(config: RunConfig, steps: int) -> Measured:
         done, count = trainer.progress.consumed_samples, config.training.global_batch_size
         ids = trainer.data.order(np.arange(done - steps * count, done))
         work = step_work(trainer.data.dataset, ids)
-        teacher = teacher_sizes(config)
         trainer.loader.close()
-    flops = model_flops(config, work, decoder_trains=stage_of(config).decoder_trains, teacher=teacher)
+    flops = model_flops(config, work)
     whole = sum(seconds)
     return Measured(
         seconds=median(seconds),

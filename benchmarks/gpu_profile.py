@@ -89,7 +89,7 @@ def parts(trainer: Any) -> Iterator[dict[str, float]]:
         ("output and loss", chunk.output_layer, "forward"),
         ("output and loss", model, "language_losses"),
         ("aligning layer", chunk.aligning_layer, "forward"),
-        ("teacher", trainer.teacher.tower, "forward"),
+        ("teacher", trainer.target_models["align loss"].teacher.tower, "forward"),
         ("backward", schedules, "backward_step"),
         ("optimizer", trainer.optimizer, "step_with_ready_grads"),
         ("data wait", LazyBatches, "__getitem__"),

@@ -82,13 +82,12 @@ class PublishedWay(torch.nn.Module):
             tokens[i, :length], labels[i, :length] = sample.tokens, sample.labels
         embedded = self.llama.get_input_embeddings()(tokens.to(device)).clone()
         for i, sample in enumerate(samples):
-            assert sample.patches is not None
             start = 0
             for first, (rows, columns) in zip(
                 sample.image_starts.tolist(), sample.image_grids.tolist(), strict=True
             ):
                 count = 4 * rows * columns
-                picture = sample.patches[start : start + count]
+                picture = sample.pixels["patches"][start : start + count]
                 values = normalise(picture, torch.float32)[:, : picture.shape[1]]
                 canvas = canvas_from_patches(values, rows, columns, self.side)
                 visual = self.projector(self.patch_embedding(canvas[None].to(dtype)))
@@ -138,9 +137,8 @@ def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[
 
 def _build(dataset: Any, samples: Sequence[int]) -> PackedBatch:
     """A pack, its pixels on the device."""
-    batch = build_batch(dataset, samples, tensor_parallel=1, context_parallel=1, with_pixels=True)
-    assert batch.patches is not None
-    return replace(batch, patches=batch.patches.to(accelerator().device))
+    batch = build_batch(dataset, samples, tensor_parallel=1, context_parallel=1, views=["patches"])
+    return replace(batch, pixels={"patches": batch.pixels["patches"].to(accelerator().device)})
 
 
 def main() -> None:

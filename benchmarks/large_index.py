@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_eve.data.batch import decode_settings
 from megatron_eve.data.format.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.format.manifest import IMAGE_DTYPE, MANIFEST, SAMPLE_DTYPE, DatasetSettings, read_info
 from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.pixels import decode_settings
 from megatron_eve.data.sampling.loader import StepLoader
 from megatron_eve.data.sampling.orders import GroupedOrder, ShuffledOrder, by_modality, split_dataset
 
@@ -40,8 +40,8 @@ GLOBAL_BATCH_SIZE = 512
 SEQ_LENGTH = 8192
 SETTINGS = DatasetSettings(
     template="plain",
-    image_size=672,
-    teacher_size=336,
+    family="eve",
+    image_sizes={"image_size": 672, "teacher_size": 336},
     model_max_length=2048,
     apply_exif=False,
     max_pixels=1 << 26,
@@ -118,7 +118,8 @@ def read(prefix: str, steps: int) -> None:
     base = memory()
     start = time.perf_counter()
     dataset = IndexedVisionDataset(prefix)
-    dataset.check_compatible(tokenizer_sha256=None, vocab_size=32000, image_size=672, teacher_size=336)
+    sizes = {"image_size": 672, "teacher_size": 336}
+    dataset.check_compatible(tokenizer_sha256=None, vocab_size=32000, family="eve", image_sizes=sizes)
     opened = time.perf_counter() - start
     after = memory()
     size = sum(path.stat().st_size for path in Path(prefix).parent.glob(Path(prefix).name + "_*"))
@@ -135,12 +136,12 @@ def read(prefix: str, steps: int) -> None:
         seq_length=SEQ_LENGTH,
         data_parallel_rank=0,
         data_parallel_size=8,
-        with_pixels=True,
-        decoder=open_decoder("threads", decode_settings(dataset, None), threads=2, gpu=None),
+        views=["patches"],
+        decoder=open_decoder("threads", decode_settings(dataset), threads=2, gpu=None),
     )
     first = loader.step(len(dataset) // 3)
     planned = time.perf_counter() - start
-    assert first.batches[0].patches is not None
+    assert "patches" in first.batches[0].pixels
     built = time.perf_counter() - start
     print(f"first step planned after {1000 * planned:.1f} ms, its first batch of "
           f"{len(first.batches[0].image_grids)} pictures there after {1000 * built:.0f} ms")  # fmt: skip

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.batch import padded_lengths, padding_multiples
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.sampling.packing import deal_packs, pack_step, sample_work
 from megatron_eve.data.sampling.permutation import sample_order
+from megatron_eve.models.eve.geometry import image_geometry
 
 # Width, height, share.
 SHAPES = [

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron_eve.data.geometry import PATCH_SIZE, image_geometry
+from megatron_eve.models.eve.geometry import PATCH_SIZE, image_geometry
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding
 
 # Width and height in pixels of 16 photos, in about the shares of web photos and SA-1B: 3:2 and 4:3 lying and

@@ -11,11 +11,13 @@ crosses PCIe for one where DALI decodes on a GPU: the file there, patches (and t
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -25,19 +27,22 @@ from gpu_common import parser, photos
 from PIL import Image
 from tables import Table
 
-from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
+from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.images import decode_image
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
-from megatron_eve.data.images.patches import image_patches, uncut_patches
+from megatron_eve.data.images.patches import resize
 from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.data.images.storage import ImageStore, StorageSettings
+from megatron_eve.data.pixels import ImageShare
+from megatron_eve.models.family import View
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.dali import dali_is_installed
 
 CASES = ((640, 480, 672), (1600, 1200, 672), (1600, 1200, 1344))
-DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485, teacher_size=336)
+DECODE = DecodeSettings(apply_exif=False, max_pixels=89_478_485)
+TEACHER_SIZE = 336
 # Name, image storage, quality, subsampling.
 WAYS = (
     ("encoded", "encoded", 90, "420"),
@@ -63,14 +68,17 @@ class Way:
         self.reader: ImageDecoder = open_decoder(decoder, DECODE, threads=1, gpu=gpu)
         self._prefix = folder / f"{self.name} {decoder}".replace(" ", "_").replace(":", "")
         self._settings = DatasetSettings(
-            template="plain", image_size=image_size, teacher_size=336, model_max_length=2048, apply_exif=False,
+            template="plain", family="eve", image_sizes={"image_size": image_size, "teacher_size": TEACHER_SIZE},
+            model_max_length=2048, apply_exif=False,
             max_pixels=DECODE.max_pixels, tokenizer_sha256="", vocab_size=384, image_storage=storage,
         )  # fmt: skip
+        sizes = {"image_size": image_size, "teacher_size": TEACHER_SIZE, "teacher_patch_size": 14}
+        self._planner = find_family("eve").image_planner(sizes)
         self._store: ImageStore | None = None
         self.as_jpeg = storage == "jpeg"
         if storage != "encoded":
             self._how = StorageSettings(
-                image_storage=storage, image_decoder=decoder, image_size=image_size, decode=DECODE,
+                image_storage=storage, image_decoder=decoder, family="eve", image_sizes=sizes, decode=DECODE,
                 jpeg_quality=quality, jpeg_subsampling=subsampling,
             )  # fmt: skip
             self._store = ImageStore(self._how, workers=os.cpu_count() or 1)
@@ -84,21 +92,22 @@ class Way:
             return [StoredImage(data, *size) for data, size in zip(files, sizes, strict=True)]
         return [image for image in self._store.store(files) if isinstance(image, StoredImage)]
 
-    def decoded(self, files: list[bytes]) -> list[tuple[Image.Image, ImageGeometry]]:
+    def decoded(self, files: list[bytes]) -> list[tuple[Image.Image, Mapping[str, View]]]:
         """The pictures that are decoded into the dataset: "jpeg" enlarges none and keeps their files."""
         found = []
         for data in files:
             image = decode_image(data, apply_exif=False, max_pixels=DECODE.max_pixels)
-            geometry = image_geometry(*image.size, self._settings.image_size, DECODE.teacher_size)
-            if not self.as_jpeg or (geometry.width <= image.width and geometry.height <= image.height):
-                found.append((image, geometry))
+            views = self._planner(*image.size).views
+            model = views["patches"]
+            if not self.as_jpeg or (model.width <= image.width and model.height <= image.height):
+                found.append((image, views))
         return found
 
     def encoding_seconds(self, files: list[bytes]) -> float:
         """What encoding alone takes of making JPEG files of these."""
         seconds = 0.0
-        for image, geometry in self.decoded(files) if self.as_jpeg else ():
-            pixels = uncut_patches(image_patches(image, geometry), geometry)
+        for image, views in self.decoded(files) if self.as_jpeg else ():
+            pixels = resize(image, views["patches"].width, views["patches"].height)
             began = time.perf_counter()
             simplejpeg.encode_jpeg(
                 pixels, quality=self._how.jpeg_quality, colorspace="RGB", colorsubsampling=self._how.jpeg_subsampling
@@ -119,8 +128,8 @@ class Way:
 def read(dataset: IndexedVisionDataset, decoder: ImageDecoder, teacher: bool) -> PackedBatch:
     """All pictures as one pack."""
     return build_batch(
-        dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, with_pixels=True,
-        teacher=TeacherShare(14, 0, 1) if teacher else None, decoder=decoder,
+        dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, views=["patches"],
+        shared_views=["teacher"] if teacher else [], share=ImageShare(0, 1), decoder=decoder,
     )  # fmt: skip
 
 
@@ -128,9 +137,8 @@ def made_row(case: str, way: Way, files: list[bytes], times: dict[str, float]) -
     """A row of the table of making, from milliseconds a picture."""
     over_pcie = "none"
     if way.decoder == "dali" and torch.cuda.is_available():
-        decoded = [geometry for _, geometry in way.decoded(files)]
-        square = 0 if way.as_jpeg else 3 * DECODE.teacher_size**2
-        back = sum(588 * geometry.patches + square for geometry in decoded) // len(files)
+        decoded = [dict(list(views.items())[: 1 if way.as_jpeg else None]) for _, views in way.decoded(files)]
+        back = sum(math.prod(view.shape) for views in decoded for view in views.values()) // len(files)
         over_pcie = f"{len(decoded) * sum(map(len, files)) // len(files) ** 2:,} there, {back:,} back"
     made, share = f"{1000 / times['make']:.0f}", f"{times['encoding'] / times['make']:.0%}"
     return case, way.name, way.decoder, made, share, over_pcie
@@ -157,13 +165,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             ways = [Way(Path(folder), way, decoder, image_size) for way in WAYS for decoder in decoders]
             datasets = [way.write(files) for way in ways]
-            reference = read(datasets[0], PillowDecoder(DECODE), False).patches
-            assert reference is not None
+            reference = read(datasets[0], PillowDecoder(DECODE), False).pixels["patches"]
             taken: dict[tuple[int, str], list[float]] = defaultdict(list)
             levels = []
             for way, dataset in zip(ways, datasets, strict=True):
-                found = read(dataset, way.reader, True).patches
-                assert found is not None
+                found = read(dataset, way.reader, True).pixels["patches"]
                 levels.append(float((found.cpu().int() - reference.int()).abs().float().mean()))
             for _ in range(arguments.rounds):
                 for number, (way, dataset) in enumerate(zip(ways, datasets, strict=True)):

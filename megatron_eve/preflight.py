@@ -59,9 +59,10 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 def describe_start(config: RunConfig, ranks: int) -> str:
     """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
-    presets = find_family(config.family).presets
+    family = find_family(config.family)
+    sizes = config.model, family.inference_settings(config.vision)
     model = next(
-        (name for name, sizes in presets.items() if sizes == (config.model, config.vision)),
+        (name for name, preset in family.presets.items() if preset == sizes),
         "a model of its own sizes",
     )
     data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)

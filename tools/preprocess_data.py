@@ -6,10 +6,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary, preprocess
 from megatron_eve.data.sources.recognise import FORMATS
+from megatron_eve.models.family import SizeFlag
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
@@ -39,14 +41,19 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags, one for each field of PreprocessConfig."""
+def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
+    """The flags, one for each field of PreprocessConfig and for each image size of the family.
+
+    Raises:
+        FamilyError: there is no such family.
+    """
+    sizes = find_family(family).image_flags
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
     _add_input(parser)
     _add_text(parser)
-    _add_images(parser)
-    _add_storage(parser)
+    _add_images(parser, family, sizes)
+    _add_storage(parser, sizes)
     parser.add_argument(
         "--workers",
         type=int,
@@ -109,35 +116,42 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
         "--template",
         choices=("plain", "vicuna_v1", "document"),
         default=PreprocessConfig.template,
-        help="plain: captions, stages 1 and 2; vicuna_v1: conversations, stage 3; document: all of a text trains, with "
-        "pictures in it or without (MMC4, pairs, text), as VILA pretrains (default: %(default)s)",
+        help="plain: captions; vicuna_v1: conversations; document: all of a text trains, with pictures in it or "
+        "without (MMC4, pairs, text) (default: %(default)s)",
     )
     text.add_argument(
         "--model-max-length",
         type=int,
         default=PreprocessConfig.model_max_length,
         metavar="N",
-        help="cut texts at N tokens, an image being one; 4096 for the HD model (default: %(default)s)",
+        help="cut texts at N tokens, an image being one (default: %(default)s)",
     )
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _add_sizes(group: argparse._ArgumentGroup, sizes: Mapping[str, SizeFlag], pixels_alone: bool) -> None:
+    """Flags of the image sizes of a family: those that change decoded pixels alone, or the others."""
+    for name, size in sizes.items():
+        if size.pixels_alone == pixels_alone:
+            group.add_argument(
+                _flag(name),
+                type=int,
+                default=size.default,
+                metavar="PX",
+                help=f"{size.help} (default: %(default)s)",
+            )
+
+
+def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str, SizeFlag]) -> None:
     """Flags of pictures."""
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--image-size",
-        type=int,
-        default=PreprocessConfig.image_size,
-        metavar="PX",
-        help="long side for the model: 672, or 1344 for the HD model (default: %(default)s)",
+        "--family", default=family, help="model family that the dataset is for (default: %(default)s)"
     )
-    images.add_argument(
-        "--teacher-size",
-        type=int,
-        default=PreprocessConfig.teacher_size,
-        metavar="PX",
-        help="side for the teacher (default: %(default)s)",
-    )
+    _add_sizes(images, sizes, pixels_alone=False)
     images.add_argument(
         "--ignore-exif-orientation",
         action="store_true",
@@ -160,15 +174,17 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_storage(parser: argparse.ArgumentParser) -> None:
+def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag]) -> None:
     """Flags of how pictures are stored."""
+    *others, last = map(_flag, sizes)
+    every = f"{', '.join(others)} and {last}" if others else last
     storage = parser.add_argument_group("how images are stored")
     storage.add_argument(
         "--image-storage",
         choices=("encoded", "jpeg", "pixels"),
         default=PreprocessConfig.image_storage,
-        help="encoded: the files as they are; jpeg: JPEG files at --image-size where that is smaller; pixels: decoded, "
-        "for --image-size, --teacher-size and --teacher-patch-size alone (default: %(default)s)",
+        help="encoded: the files as they are; jpeg: JPEG files at the model's size where that is smaller; pixels: "
+        f"decoded, for {every} alone (default: %(default)s)",
     )
     storage.add_argument(
         "--image-decoder",
@@ -189,21 +205,25 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
         default=PreprocessConfig.jpeg_subsampling,
         help="of jpeg's colours: 420 halves their width and height, 444 keeps them (default: %(default)s)",
     )
-    storage.add_argument(
-        "--teacher-patch-size",
-        type=int,
-        default=PreprocessConfig.teacher_patch_size,
-        metavar="PX",
-        help="side of the teacher's own patches, for pixels (default: %(default)s)",
-    )
+    _add_sizes(storage, sizes, pixels_alone=True)
+
+
+def _named_family(argv: Sequence[str] | None) -> str:
+    """The family that the command line names: it is read first, since the flags of sizes are its own."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--family", default=DEFAULT_FAMILY)
+    return str(parser.parse_known_args(argv)[0].family)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = vars(build_parser().parse_args(argv))
-    config = PreprocessConfig(apply_exif=not flags.pop("ignore_exif_orientation"), **flags)
 
     def work() -> int:
+        family = _named_family(argv)
+        flags = vars(build_parser(family).parse_args(argv))
+        sizes = {name: flags.pop(name) for name in find_family(family).image_flags}
+        upright = not flags.pop("ignore_exif_orientation")
+        config = PreprocessConfig(apply_exif=upright, image_sizes=sizes, **flags)
         print(format_summary(preprocess(config), config.output_prefix))
         return 0
 

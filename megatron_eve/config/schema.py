@@ -241,7 +241,7 @@ class DataConfig:
     """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
     leaves of one has a fixed random order)."""
     group_by_modality: bool = False
-    """Draw batches that hold samples with images or text alone, not both (the published stage 3)."""
+    """Draw batches that hold samples with images or text alone, not both."""
     image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"
     """Who decodes images: DALI (on the GPU where there is one), threads with fast CPU libraries, or the plain
     reference, bit-equal to the published preprocessing. "auto" is DALI on GPUs, threads elsewhere."""

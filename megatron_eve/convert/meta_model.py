@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
-from megatron_eve.models.build import padded_vocab_size, transformer_config
-from megatron_eve.models.decoder.model import VisionLanguageModel
+from megatron_eve.models.build import build_chunk, padded_vocab_size, transformer_config
+from megatron_eve.models.decoder.depth_taps import DepthTap
 from megatron_eve.models.process_groups import initialize_distributed, model_parallel
 from megatron_eve.models.registry import find_family
 
@@ -44,7 +44,7 @@ class MetaModel:
         self._config, self._transformer = config, transformer_config(config)
         self.padded_vocab_size = padded_vocab_size(config.model.vocab_size, 1)
         with torch.device("meta"):
-            self._model = _whole_model(config, self._transformer, self.padded_vocab_size)
+            self._model = build_chunk(config, self._transformer, transformer_engine=False)
         keys = {
             name: part.key for name, part in self._model.sharded_state_dict(metadata=dict(CONTENT)).items()
         }
@@ -56,26 +56,23 @@ class MetaModel:
     def initial(self, seed: int) -> dict[str, torch.Tensor]:
         """Initial weights, by name, of what no language model has: the modules that the family adds."""
         torch.manual_seed(seed)
-        family = find_family(self._config.family).hugging_face()
+        family, config = find_family(self._config.family), self._config
+        heads = {objective.module: objective for objective in family.objectives(config)}
+        width = next((some.features.width for some in heads.values() if some.features), 0)
         found = {}
         for path, module in self._model.named_modules():
-            new = family.new_module(module, self._transformer, self._config.vision)
-            if new is None:
+            new: Any
+            if path == "vision_model":
+                new = family.front_end(config, self._transformer)
+            elif isinstance(module, DepthTap):
+                new = DepthTap(self._transformer, width)
+            elif path and path in heads:
+                new = heads[path].head(self._transformer)
+            else:
                 continue
             for name, parameter in new.named_parameters():
                 found[f"{path}.{name}"] = parameter.detach()
         return found
-
-
-def _whole_model(config: RunConfig, transformer: TransformerConfig, padded_vocab: int) -> VisionLanguageModel:
-    """All layers in one model, of megatron-core's own modules."""
-    return VisionLanguageModel(
-        transformer,
-        config,
-        padded_vocab_size=padded_vocab,
-        transformer_engine=False,
-        patch_aligning=config.vision.patch_aligning,
-    )
 
 
 @contextmanager

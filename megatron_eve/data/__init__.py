@@ -1,5 +1,5 @@
 """Data: pictures and conversations to indexed datasets, and indexed datasets to batches.
 
-Nothing is imported here: `geometry`, `conversation` and `tokenizer` stay usable without torch, and
-`indexed` loads megatron-core (which takes seconds) only when a dataset is written or opened.
+Nothing is imported here: texts, sources, preprocessing and the format on disk stay usable without torch, and
+megatron-core (which takes seconds) is loaded only when the first row of a dataset is read.
 """

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.models.family import ImagePlan, ImagePlanner
 
 # Width and height of the noise pictures, and how often: photo shapes at a quarter of their usual size. Only the
 # ratio sets the token count, and small files keep the mock from measuring a JPEG decoder.
@@ -41,8 +41,6 @@ class MockInfo:
     """The settings of a mock dataset that its readers ask for."""
 
     vocab_size: int
-    image_size: int
-    teacher_size: int
     template: str = "plain"
     apply_exif: bool = False
     max_pixels: int = 1 << 24
@@ -56,31 +54,30 @@ class MockDataset:
         size: int,
         *,
         vocab_size: int,
-        image_size: int,
+        planner: ImagePlanner,
         seq_length: int,
         seed: int,
-        teacher_size: int = 336,
     ) -> None:
         """
         Args:
             size: number of samples.
             vocab_size: token ids are drawn below it.
-            image_size: longest side of a resized picture in pixels.
+            planner: what pictures become.
             seq_length: no sample is longer than this, in tokens.
             seed: of shapes, lengths, texts and pictures.
-            teacher_size: longest side of the teacher's picture in pixels.
 
         Raises:
             ValueError: a sequence length that has no room for a picture and a few words.
         """
-        self.info = MockInfo(vocab_size=vocab_size, image_size=image_size, teacher_size=teacher_size)
+        self.info = MockInfo(vocab_size=vocab_size)
+        self.planner = planner
         self._seed = seed & ((1 << 63) - 1)
-        self._geometries = [image_geometry(w, h, image_size, teacher_size) for w, h in PHOTO_SHAPES]
-        image_tokens = np.array([geometry.tokens for geometry in self._geometries])
+        self._plans = [planner(width, height) for width, height in PHOTO_SHAPES]
+        image_tokens = np.array([plan.rows for plan in self._plans])
         longest_text = seq_length - int(image_tokens.max())
         if longest_text < 8 or vocab_size <= _FIRST_PLAIN_ID or size < 1:
             raise ValueError(
-                f"mock data needs --seq-length {int(image_tokens.max()) + 8} or more at image size {image_size} "
+                f"mock data needs --seq-length {int(image_tokens.max()) + 8} or more for its pictures "
                 f"(it is {seq_length}), a vocabulary of more than {_FIRST_PLAIN_ID} (it is {vocab_size}) and "
                 f"at least one sample (asked for: {size})"
             )
@@ -141,6 +138,6 @@ class MockDataset:
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Nothing is stored, so nothing can be read ahead."""
 
-    def image_geometry(self, image: int) -> ImageGeometry:
-        """Resized size and token grid of a picture."""
-        return self._geometries[self._shapes[image]]
+    def image_plan(self, image: int) -> ImagePlan:
+        """What a picture becomes."""
+        return self._plans[self._shapes[image]]

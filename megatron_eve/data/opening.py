@@ -5,7 +5,6 @@ Preflight opens them here before torch is loaded, and the run does the same agai
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +71,8 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     """Open what `--data-path` and `--valid-data-path` name, and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
-            hold, leave nothing of a dataset.
+        DataError: damaged files; another tokenizer, vocabulary, family or image size; a split, or samples that no pack
+            can hold, leave nothing of a dataset.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -146,26 +145,15 @@ def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> Non
 
 
 def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDataset:
-    model, vision = config.model, config.vision
+    sizes = find_family(config.family).image_sizes(config)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
-        vocab_size=model.vocab_size,
-        image_size=vision.image_size,
-        teacher_size=vision.teacher_size,
-        teacher_patch_size=_teacher_patch_size(config, dataset),
+        vocab_size=config.model.vocab_size,
+        family=config.family,
+        image_sizes=sizes,
     )
+    dataset.use_image_sizes(config.family, sizes)
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
-    if not dataset.info.num_images:  # made for whatever sizes, none of which its samples know of
-        dataset.info = dataclasses.replace(
-            dataset.info, image_size=vision.image_size, teacher_size=vision.teacher_size
-        )
     return dataset
-
-
-def _teacher_patch_size(config: RunConfig, dataset: AnyDataset) -> int | None:
-    """What stored pixels must fit: the side of the teacher's patches; None where no teacher or no pixels are."""
-    if dataset.info.image_storage not in ("pixels", "mixed"):
-        return None
-    return find_family(config.family).stored_patch_size(config.vision)

@@ -15,17 +15,16 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
-from megatron_eve.data.batch import PATCH_VALUES, PackedBatch, build_batch
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
+from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
-from megatron_eve.models.family import ModelSettings
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.family import ImagePlan, ModelSettings
+from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import decodes_pixels, model_inputs
+from megatron_eve.training.loop.microbatch import decoded_views, model_inputs
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
@@ -188,9 +187,6 @@ def _step_inputs(
         packed=packed,
         position_ids=torch.tensor(positions, device=device),
         tokens=torch.tensor(tokens, device=device),
-        patches=torch.empty(0, PATCH_VALUES, dtype=torch.uint8, device=device),
-        image_grids=torch.empty(0, 2, dtype=torch.int64),
-        image_rows=torch.empty(0, dtype=torch.int64, device=device),
         output_rows=torch.arange(count, device=device),
     )
 
@@ -201,11 +197,10 @@ class _Prompts:
     def __init__(self, prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> None:
         self.info = MockInfo(
             settings.model.vocab_size,
-            settings.vision.image_size,
-            settings.vision.teacher_size,
             apply_exif=apply_exif,
             max_pixels=DEFAULT_MAX_PIXELS,
         )
+        self.planner = image_planner(RunConfig(model=settings.model, vision=settings.vision))
         self._prompts = prompts
         self._images = [data for prompt in prompts for data in prompt.images]
         counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)
@@ -239,18 +234,19 @@ class _Prompts:
     def will_need(self, indices: np.ndarray) -> None:
         """All of it is in memory."""
 
-    def image_geometry(self, image: int) -> ImageGeometry:
+    def image_plan(self, image: int) -> ImagePlan:
         picture = decode_image(
             self._images[image], apply_exif=self.info.apply_exif, max_pixels=self.info.max_pixels
         )
-        return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
+        return self.planner(*picture.size)
 
 
 def _prompt_batch(prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> PackedBatch:
+    views, _ = decoded_views(RunConfig(model=settings.model, vision=settings.vision))
     return build_batch(
         _Prompts(prompts, settings, apply_exif),
         range(len(prompts)),
         tensor_parallel=1,
         context_parallel=1,
-        with_pixels=decodes_pixels(),
+        views=views,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_eve.data.geometry import image_geometry
+from megatron_eve.config import RunConfig
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID, encode_text
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces,
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.family import ModelSettings
+from megatron_eve.models.registry import image_planner
 
 
 class MegatronEngine:
@@ -56,11 +57,10 @@ class MegatronEngine:
         """See `Engine.prepare`."""
         tokens = encode_text(text, self._tokenizer)
         length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
+        planner = image_planner(RunConfig(model=self._config.model, vision=self._config.vision))
         for data in images:
             picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
-            length += image_geometry(
-                *picture.size, self._config.vision.image_size, self._config.vision.teacher_size
-            ).tokens
+            length += planner(*picture.size).rows
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 

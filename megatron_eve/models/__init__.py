@@ -1,1 +1,1 @@
-"""Models on megatron-core: front ends (EVE now; VILA and VILA-U later), one decoder, one class the trainer knows."""
+"""Models on megatron-core: one decoder and one class that the trainer knows; a folder for each family."""

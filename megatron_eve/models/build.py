@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.kernels import kernel_settings, uses_transformer_engine
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.models.stages import freeze_untrained, stage_of
 from megatron_eve.runtime.accelerator import accelerator
@@ -80,6 +81,45 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     return built
 
 
+def build_chunk(
+    config: RunConfig,
+    transformer: TransformerConfig,
+    *,
+    transformer_engine: bool,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+) -> VisionLanguageModel:
+    """One model chunk with the front end and the objectives of the run's family, by default the whole model.
+
+    Args:
+        config: of the run.
+        transformer: see `transformer_config`.
+        transformer_engine, pre_process, post_process, vp_stage: see `VisionLanguageModel`.
+    """
+    family = find_family(config.family)
+
+    def front_end() -> torch.nn.Module:
+        module = family.front_end(config, transformer)
+        assert isinstance(module, torch.nn.Module)
+        return module
+
+    return VisionLanguageModel(
+        transformer,
+        config.model,
+        front_end=front_end,
+        views={name: use for name, use in family.views(config).items() if use.stage == "first"},
+        objectives=family.objectives(config),
+        padded_vocab_size=padded_vocab_size(
+            config.model.vocab_size, config.parallel.tensor_model_parallel_size
+        ),
+        transformer_engine=transformer_engine,
+        pre_process=pre_process,
+        post_process=post_process,
+        vp_stage=vp_stage,
+    )
+
+
 def build_chunks(config: RunConfig, *, freeze: bool = True) -> list[VisionLanguageModel]:
     """This rank's model chunks (one, or one per virtual stage), bare and on the device, frozen as the stage says."""
     transformer = transformer_config(config)
@@ -88,14 +128,10 @@ def build_chunks(config: RunConfig, *, freeze: bool = True) -> list[VisionLangua
     chunks = []
     for i in range(virtual or 1):
         vp_stage = i if virtual else None
-        chunk = VisionLanguageModel(
-            transformer,
+        chunk = build_chunk(
             config,
-            padded_vocab_size=padded_vocab_size(
-                config.model.vocab_size, config.parallel.tensor_model_parallel_size
-            ),
+            transformer,
             transformer_engine=engine,
-            patch_aligning=config.vision.patch_aligning,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,

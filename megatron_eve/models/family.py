@@ -7,12 +7,16 @@ checks and stages are asked for before torch is loaded. A family imports torch i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     from megatron_eve.config.schema import ModelConfig, RunConfig
     from megatron_eve.models.hf_format import HFFormat
 
@@ -96,43 +100,87 @@ class PartCounts(NamedTuple):
     last_stage: int
 
 
-class SampleCounts(NamedTuple):
-    """What the samples of a step, or of one pack, hold; known from the index before any image is decoded.
+# --- data ---
+
+
+class View(NamedTuple):
+    """One thing that is decoded of a picture, as uint8; its shape is known before decoding.
+
+    A picture is resized, then laid on a square canvas (if `square`), then cut into patches (if `patch_size`).
 
     Attributes:
-        labels: tokens that are predicted.
-        images: pictures, damaged ones included.
+        width, height: pixels that the picture is resized to.
+        pad_colour: red, green and blue (0 to 255) of the canvas, and of what replaces a picture that does not decode.
+        square: side in pixels of the canvas in whose middle the picture lies; 0: none.
+        margin_unit: the margins left of it and above it are whole multiples of this, in pixels.
+        patch_size: side of the patches that it is cut into, in pixels; 0: not cut.
+        merge: patches come in groups of merge x merge, row by row; so do those of a group.
     """
 
-    labels: int
-    images: int
+    width: int
+    height: int
+    pad_colour: tuple[int, int, int]
+    square: int = 0
+    margin_unit: int = 1
+    patch_size: int = 0
+    merge: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, 3), (square, square, 3) or, where it is cut, (patches, 3 * patch_size ** 2)."""
+        height, width = (self.square, self.square) if self.square else (self.height, self.width)
+        if not self.patch_size:
+            return height, width, 3
+        return height * width // self.patch_size**2, 3 * self.patch_size**2
 
 
-class Objective(Protocol):
-    """A loss that is computed on the last pipeline stage, by name.
+class ImagePlan(NamedTuple):
+    """What one picture becomes, from its width and height alone. Plans are shared: nobody changes one.
 
-    The model returns the sums, float32: losses of any shape `[...]` whose sum over all packs and ranks of a step,
-    divided by `count` of the step, is the step's mean. The mean times `weight` is added to what is differentiated.
+    Attributes:
+        rows: positions in the sequence.
+        grid: rows and columns of its features.
+        views: what is decoded of it, by name; the first is what image storage "jpeg" stores.
     """
 
-    @property
-    def name(self) -> str:
-        """In logs, in losses.jsonl and TensorBoard (with underscores), and in the rules of bad steps."""
-        ...
+    rows: int
+    grid: tuple[int, int]
+    views: Mapping[str, View]
 
-    @property
-    def weight(self) -> float:
-        """Of this loss in the sum of all."""
-        ...
 
-    @property
-    def adds_over_tensor_parallel(self) -> bool:
-        """Do the parts of the tensor-parallel ranks add up under sequence parallelism? Else all have the same sum."""
-        ...
+ImagePlanner = Callable[[int, int], ImagePlan]
+"""The plan of an upright picture of (width, height) pixels; raises ValueError for a size below 1."""
 
-    def count(self, counts: SampleCounts) -> int:
-        """What the sum is divided by."""
-        ...
+
+class ViewUse(NamedTuple):
+    """Which ranks decode a view of the pictures of a pack.
+
+    Attributes:
+        stage: first or last pipeline stage.
+        shared: each of the ranks that share a pack decodes its share of the pictures. Otherwise the first of these
+            ranks decodes all and sends them to the others.
+    """
+
+    stage: Literal["first", "last"]
+    shared: bool
+
+
+class SizeFlag(NamedTuple):
+    """A size that datasets are made for, as a flag of tools/preprocess_data.py.
+
+    Attributes:
+        default: in pixels.
+        help: of the flag.
+        pixels_alone: it changes decoded pixels and no row of the sequence, so that only a dataset that stores pixels
+            is bound to it.
+    """
+
+    default: int
+    help: str
+    pixels_alone: bool = False
+
+
+# --- the family ---
 
 
 @runtime_checkable
@@ -148,6 +196,7 @@ class ModelFamily(Protocol):
         stages: what trains in each stage, by the number that `--stage` takes.
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.
+        image_flags: sizes that a dataset is made for, by their names in `image_sizes`.
     """
 
     name: str
@@ -156,6 +205,7 @@ class ModelFamily(Protocol):
     other_names: Mapping[str, str]
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
+    image_flags: Mapping[str, SizeFlag]
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
@@ -179,10 +229,6 @@ class ModelFamily(Protocol):
 
     def inference_settings(self, vision: Any) -> Any:
         """The settings of the same model without what only training needs."""
-        ...
-
-    def stored_patch_size(self, vision: Any) -> int | None:
-        """Side in pixels of the patches that stored pixels must have been cut for; None where any do."""
         ...
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
@@ -221,8 +267,41 @@ class ModelFamily(Protocol):
 
     # --- model ---
 
-    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+    def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:
+        """Build the front end, a `torch.nn.Module`; `transformer` is the decoder's configuration."""
+        ...
+
+    def objectives(self, config: RunConfig) -> tuple[FamilyObjective, ...]:
         """What a run of this configuration trains beside the next token, in the order of logs and sums."""
+        ...
+
+    def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
+        """FLOPs of a step beside the decoder's (see `training/monitoring/flops.py` for what is counted)."""
+        ...
+
+    # --- data ---
+
+    def image_sizes(self, config: RunConfig) -> dict[str, int]:
+        """Sizes of a run's model in pixels, by the names of `image_flags`.
+
+        One that the run has no use for is left out, and one that cannot be read from a folder, which `check` says.
+        """
+        ...
+
+    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
+        """Errors in the sizes of a dataset that is to be made: a sentence each, with the flag and the remedy."""
+        ...
+
+    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
+        """What pictures become under these sizes, in pixels; those that are left out have their defaults.
+
+        Raises:
+            ValueError: sizes that do not go together.
+        """
+        ...
+
+    def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
+        """Which views a run of this configuration decodes, and where."""
         ...
 
     # --- Hugging Face ---

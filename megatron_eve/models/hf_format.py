@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from megatron_eve.config.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
-    import torch
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
     from megatron_eve.models.name_rules import Rule
 
 Flags = Mapping[str, Any]
@@ -90,18 +87,6 @@ class HFFormat(Protocol):
 
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
-        ...
-
-    def new_module(
-        self, module: torch.nn.Module, transformer: TransformerConfig, vision: Any
-    ) -> torch.nn.Module | None:
-        """A module as this one, with initial weights on the CPU; None where it is not one that the family adds.
-
-        Args:
-            module: of a model, on the meta device; asked for each, in the order of `named_modules`.
-            transformer: megatron-core's configuration.
-            vision: the family's settings.
-        """
         ...
 
     # --- import ---

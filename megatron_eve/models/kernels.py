@@ -102,8 +102,8 @@ def kernel_settings(config: RunConfig) -> dict[str, Any]:
 
     FP8 is what megatron-core's TransformerBlock makes of it: a context around the decoder's layers, in which
     TransformerEngine's linear layers quantise. All else is made of torch's or megatron-core's own linear layers, which
-    do not look at that context and stay in bfloat16: patch embedding, projector, taps and aligning layer (few FLOPs,
-    pixels and small targets at their ends) and the output layer (whose rounding would go straight into the loss).
+    do not look at that context and stay in bfloat16: what a family adds (few FLOPs, pixels and small targets at its
+    ends) and the output layer (whose rounding would go straight into the loss).
     """
     training = config.training
     engine, on_gpu = uses_transformer_engine(config), accelerator().name == "cuda"

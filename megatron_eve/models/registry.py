@@ -12,11 +12,15 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import get_protocol_members
 
-from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.family import ImagePlanner, ModelFamily
 from megatron_eve.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_eve.config.schema import RunConfig
 
 ENTRY_POINTS = "megatron_eve.families"
 # The family of a run that names none, and of checkpoints from before there were several.
@@ -70,6 +74,17 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
         f"{named}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
         "(package.module)"
     )
+
+
+def image_planner(config: RunConfig) -> ImagePlanner:
+    """What pictures become in a run.
+
+    Raises:
+        FamilyError: its family is not here.
+        ValueError: sizes that do not go together.
+    """
+    family = find_family(config.family)
+    return family.image_planner(family.image_sizes(config))
 
 
 def _family_in(module: str) -> object:

@@ -1,8 +1,8 @@
 """What pipeline stages send each other when shapes are fixed: known from sizes, so that nobody has to ask.
 
 With `variable_seq_lengths` megatron-core's stages exchange shapes before each tensor, and the receiver waits for its
-GPU to read them. Here all packs of a step have one length (`data/sampling/loader.py`), and a stream has room for taps
-of all its rows (`stream_rows`): more bytes than a pack of pictures and text needs, and no wait.
+GPU to read them. Here all packs of a step have one length (`data/sampling/loader.py`), and a stream has room for
+intermediate features of all its rows (`stream_rows`): more bytes than a pack of pictures and text needs, and no wait.
 
 Shapes: L = tokens of a pack, n = rows on this rank, D = decoder width.
 """
@@ -47,12 +47,14 @@ def rows_sent(chunk: VisionLanguageModel, pack_length: int) -> int:
     The interleaved schedule has one shape for all boundaries, the largest; the other has one for each.
     """
     interleaved = chunk.config.virtual_pipeline_model_parallel_size is not None
-    return _rows(chunk, pack_length, chunk.most_taps if interleaved else chunk.taps_out)
+    return _rows(chunk, pack_length, chunk.most_features if interleaved else chunk.features_out)
 
 
-def _rows(chunk: VisionLanguageModel, pack_length: int, taps: int) -> int:
-    rows = pack_length // _ranks_of_a_pack(chunk)
-    return stream_rows(rows, taps, chunk.tap_width, chunk.config.hidden_size, chunk.pooling)
+def _rows(chunk: VisionLanguageModel, pack_length: int, depths: int) -> int:
+    rows, features = pack_length // _ranks_of_a_pack(chunk), chunk.features
+    if features is None:
+        return rows
+    return stream_rows(rows, depths, features.width, chunk.config.hidden_size, features.pooling)
 
 
 def schedule_shapes(chunk: VisionLanguageModel, pack_length: int | None) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def schedule_shapes(chunk: VisionLanguageModel, pack_length: int | None) -> dict
         return {"seq_length": rows_sent(chunk, pack_length) * _ranks_of_a_pack(chunk)}
     if chunk.config.pipeline_model_parallel_size == 1:
         return {"seq_length": pack_length}
-    received, sent = (_rows(chunk, pack_length, taps) for taps in (chunk.taps_in, chunk.taps_out))
+    received, sent = (_rows(chunk, pack_length, depths) for depths in (chunk.features_in, chunk.features_out))
     return {"seq_length": pack_length, "adjust_tensor_shapes_fn": _replaced_rows(received, sent)}
 
 

@@ -13,8 +13,9 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.registry import image_planner
 from megatron_eve.verification.cases import ModelCase
 
 
@@ -23,9 +24,8 @@ class CaseDataset:
 
     def __init__(self, case: ModelCase) -> None:
         self._case = case
-        self.info = MockInfo(
-            case.model.vocab_size, case.vision.image_size, case.vision.teacher_size, apply_exif=False
-        )
+        self.info = MockInfo(case.model.vocab_size, apply_exif=False)
+        self.planner = image_planner(RunConfig(model=case.model, vision=case.vision))
         self._files = [path for path in case.images if path is not None]
         masks = case.inputs["attention_mask"]
         self._texts = [
@@ -53,7 +53,7 @@ class CaseDataset:
     def _length(self, index: int) -> int:
         sample = self.samples[index]
         text = len(self._texts[index][0])
-        return text - 1 + self.image_geometry(sample["first_image"]).tokens if sample["num_images"] else text
+        return text - 1 + self.image_plan(sample["first_image"]).rows if sample["num_images"] else text
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""
@@ -73,10 +73,10 @@ class CaseDataset:
     def will_need(self, indices: np.ndarray) -> None:
         """Small files, read when needed."""
 
-    def image_geometry(self, image: int) -> ImageGeometry:
+    def image_plan(self, image: int) -> ImagePlan:
         """From the picture's own size."""
         with Image.open(self._files[image]) as picture:
-            return image_geometry(*picture.size, self.info.image_size, self.info.teacher_size)
+            return self.planner(*picture.size)
 
 
 def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> RunConfig:

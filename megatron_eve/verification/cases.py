@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from megatron_eve.checkpoint.hf.config import settings_of
-from megatron_eve.config import ModelConfig
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
-from megatron_eve.data.images import padded_square, resize, teacher_square
+from megatron_eve.config import ModelConfig, RunConfig
+from megatron_eve.data.images import padded_square, resize, view_of
 from megatron_eve.data.text.conversation import ConversationError, encode_conversation, encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.report import Row, equal
 
 TEACHER_SIZE = 336
@@ -88,14 +89,15 @@ def read_model_case(folder: Path) -> ModelCase:
 
 
 def canvases(
-    path: Path, geometry: ImageGeometry, image_size: int, teacher_size: int
+    path: Path, plan: ImagePlan, image_size: int, teacher_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both published canvases of a picture file: the model's and the teacher's."""
     with Image.open(path) as picture:
         image = picture.convert("RGB")
-    resized = resize(image, geometry.width, geometry.height)
-    eve = padded_square(resized, image_size, PATCH_SIZE * image_size // teacher_size)
-    return eve, teacher_square(image, geometry, teacher_size, PATCH_SIZE)
+    view = plan.views["patches"]
+    resized = resize(image, view.width, view.height)
+    eve = padded_square(resized, image_size, view.patch_size * image_size // teacher_size, view.pad_colour)
+    return eve, view_of(image, plan.views["teacher"])
 
 
 def check_pictures(case: ModelCase) -> Iterator[Row]:
@@ -104,8 +106,8 @@ def check_pictures(case: ModelCase) -> Iterator[Row]:
         if path is None:
             continue
         with Image.open(path) as picture:
-            geometry = image_geometry(*picture.size, case.vision.image_size, case.vision.teacher_size)
-        ours = canvases(path, geometry, case.vision.image_size, case.vision.teacher_size)
+            plan = image_planner(RunConfig(model=case.model, vision=case.vision))(*picture.size)
+        ours = canvases(path, plan, case.vision.image_size, case.vision.teacher_size)
         for canvas, kind in zip(ours, ("eve", "clip"), strict=True):
             golden = np.asarray(Image.open(case.folder / "proc" / f"{i}_{kind}.png"))
             yield equal(f"pixels.{i}.{kind}", int((canvas != golden).sum()))
@@ -118,13 +120,14 @@ def check_preprocess(folder: Path) -> Iterator[Row]:
         path = folder / "raw" / f"{width}x{height}.png"
         for image_size in (672, 1344):
             golden = entry[str(image_size)]
-            geometry = image_geometry(width, height, image_size, TEACHER_SIZE)
-            ours = [geometry.rows, geometry.columns, geometry.tokens]
+            sizes = {"image_size": image_size, "teacher_size": TEACHER_SIZE}
+            plan = find_family("eve").image_planner(sizes)(width, height)
+            ours = [*plan.grid, plan.rows]
             expected = [*golden["token_hw"], golden["n_image_tokens"]]
             wrong = sum(a != b for a, b in zip(ours, expected, strict=True))
             yield equal(f"{width}x{height} at {image_size}: rows, columns, tokens", wrong)
             if path.exists():
-                pair = canvases(path, geometry, image_size, TEACHER_SIZE)
+                pair = canvases(path, plan, image_size, TEACHER_SIZE)
                 for canvas, kind in zip(pair, ("eve", "clip"), strict=True):
                     sha256 = hashlib.sha256(canvas.tobytes()).hexdigest()
                     yield equal(

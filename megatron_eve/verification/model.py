@@ -24,16 +24,15 @@ from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
-from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.tensor_layouts import Sizes
-from megatron_eve.training.aligned_cells import AlignedCells, aligned_cells, context_rows
 from megatron_eve.training.loop.data import build_loader, data_in_memory
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
 from megatron_eve.training.loop.microbatch import model_inputs
 from megatron_eve.training.loop.step import forward_backward
+from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
-from megatron_eve.training.teaching import build_teacher
 from megatron_eve.verification.case_run import CaseDataset, case_config
 from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
 from megatron_eve.verification.report import ACTIVATIONS, GRADIENTS, LOSSES, Row, absolute, equal, relative
@@ -52,12 +51,12 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     bare = build_chunks(config)
     load_hf_weights(case.hf, bare, config)
     chunks = wrap_for_training(config, bare)
-    teacher = build_teacher(config)
+    models = build_target_models(config)
     loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
     step = loader.step(0)
     rows = list(check_pictures(case))
     rows += _gathered(_check_embeddings(case, bare[0], step.batches))
-    outputs = _forward(chunks, step.batches, teacher)
+    outputs = _forward(chunks, step.batches, models)
     for sample in range(len(case.images)):
         rows += _compare_logits(case, sample, outputs["logits", sample][:, : case.model.vocab_size])
         for name in (f"pal_pred.{sample}", f"pal_teacher.{sample}"):
@@ -68,7 +67,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    losses = forward_backward(chunks, step, normalizer, teacher)
+    losses = forward_backward(chunks, step, normalizer, models)
     rows += _gathered(_check_losses(case, losses))
     rows += _check_gradients(case, whole_gradients(bare, case))
     loader.close()
@@ -121,7 +120,9 @@ def _check_embeddings(
     for batch in batches:
         inputs = model_inputs(batch, first)
         hidden = first.embed(inputs)[:, 0]
-        patch_rows = first.vision_model.patch_embedding(inputs.patches, inputs.image_grids)
+        assert inputs.visual is not None
+        embedding: Any = first.vision_model.patch_embedding
+        patch_rows = embedding(inputs.visual.pixels["patches"], inputs.visual.grids)
         images = iter(zip(batch.image_grids.tolist(), _split_images(batch, patch_rows), strict=True))
         for sample, place in _samples(batch):
             golden = case.outputs["inputs_embeds"][sample, : place.stop - place.start]
@@ -150,7 +151,7 @@ _Piece = tuple[tuple[str, int], torch.Tensor, torch.Tensor]
 
 @torch.no_grad()
 def _forward(
-    chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch], teacher: Teacher | None
+    chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch], models: TargetModels
 ) -> dict[tuple[str, int], torch.Tensor]:
     """Logits of every real row, predictions and targets of the aligning layer, through the schedule. Collective.
 
@@ -160,22 +161,30 @@ def _forward(
     predicted: list[torch.Tensor] = []
     last = unwrap(chunks[-1])
     hook = None
-    if last.post_process and last.patch_aligning:
-        hook = last.aligning_layer.register_forward_hook(lambda *call: predicted.append(call[-1]))
+    if last.post_process and last.objectives:
+        layer = last.aligning_layer
+
+        def predict(_: torch.nn.Module, given: Any, __: torch.Tensor) -> None:
+            hidden, features, rows, _ = given
+            predicted.append(layer.predict(rows.take(hidden), features))
+
+        hook = layer.register_forward_hook(predict)
 
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         chunk, batch = unwrap(model), next(iterator)
-        inputs = model_inputs(batch, chunk, teacher)
+        inputs = model_inputs(batch, chunk, models)
         mine = context_rows(batch)
         mine = torch.arange(len(batch.tokens)) if mine is None else mine
         inputs.labels, inputs.output_rows = None, torch.arange(len(mine))
 
         def collect(logits: torch.Tensor) -> tuple[torch.Tensor, list[_Piece]]:
             pieces = list(_logit_pieces(batch, mine, logits))
-            if inputs.teacher_features is not None:
-                cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
+            for objective in chunk.objectives:
+                if objective.name not in inputs.heads:
+                    continue
+                cells: Any = objective.rows(batch, chunk.config.sequence_parallel)
                 pieces += _aligning_pieces(batch, cells, "pal_pred", predicted.pop())
-                pieces += _aligning_pieces(batch, cells, "pal_teacher", inputs.teacher_features)
+                pieces += _aligning_pieces(batch, cells, "pal_teacher", inputs.heads[objective.name].targets)
             return logits.new_zeros(()), pieces
 
         return model(inputs), collect
@@ -213,9 +222,7 @@ def _logit_pieces(batch: PackedBatch, mine: torch.Tensor, logits: torch.Tensor) 
         yield ("logits", sample), mine[here] - place.start, logits[here.to(logits.device)].cpu()
 
 
-def _aligning_pieces(
-    batch: PackedBatch, cells: AlignedCells, name: str, values: torch.Tensor
-) -> Iterator[_Piece]:
+def _aligning_pieces(batch: PackedBatch, cells: Any, name: str, values: torch.Tensor) -> Iterator[_Piece]:
     """Rows of the aligning layer, counted over the teacher patches of their image."""
     owners = torch.bucketize(batch.image_starts, batch.cu_seqlens_padded[1:].long(), right=True)
     for image, owner in enumerate(owners.tolist()):

@@ -102,7 +102,7 @@ def save_and_fail(
                 trainer.chunks,
                 trainer.optimizer,
                 trainer.data.identity,
-                trainer.teacher_identity,
+                trainer.frozen,
             )
             saver.finish()
 

@@ -92,7 +92,7 @@ def save_with_faults(config: RunConfig, writes: list[str | None]) -> tuple[str, 
                     _replace(restore, _held_by(owner), name, error)
                 saver.save(
                     trainer.progress, trainer.chunks, trainer.optimizer, trainer.data.identity,
-                    trainer.teacher_identity,
+                    trainer.frozen,
                 )  # fmt: skip
                 saver.finish()
         trainer.loader.close()

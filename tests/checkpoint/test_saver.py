@@ -75,7 +75,7 @@ def train_and_save(
                         trainer.chunks,
                         trainer.optimizer,
                         trainer.data.identity,
-                        trainer.teacher_identity,
+                        trainer.frozen,
                     )
             saver.finish()
             trainer.loader.close()

@@ -148,7 +148,6 @@ def test_there_and_back_through_a_run(
 def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     """Runs on each rank: logits [T, vocabulary] of SAMPLES in one pack, without an image."""
     from megatron_eve.checkpoint.hf.load import load_hf_weights
-    from megatron_eve.data.batch import PATCH_VALUES
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.decoder.model import ModelInputs
     from megatron_eve.models.decoder.packed import packed_params
@@ -160,9 +159,6 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
         packed=packed_params(bounds, lengths),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         tokens=torch.tensor([*SAMPLES[0], *SAMPLES[1]]),
-        patches=torch.empty(0, PATCH_VALUES, dtype=torch.uint8),
-        image_grids=torch.empty(0, 2, dtype=torch.int64),
-        image_rows=torch.empty(0, dtype=torch.int64),
         output_rows=torch.arange(sum(lengths)),
     )
     with model_parallel(config), torch.no_grad():

@@ -14,6 +14,8 @@ from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.data.helpers import picture
 from tests.golden_dir import find_golden
 
+IMAGE_SIZES = ("image_size", "teacher_size", "teacher_patch_size")
+
 
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:
@@ -29,6 +31,7 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 def make_config(tmp_path: Path, tokenizer_path: Path) -> Callable[..., PreprocessConfig]:
     """Writes rows to data.json (or lines to data.jsonl); returns a config for images in tmp_path/photos.
 
+    Image sizes are given by their names, beside the fields of the config.
     `tmp_path/photos/ok.jpg` is a picture that is always there.
     """
     photos = tmp_path / "photos"
@@ -42,7 +45,13 @@ def make_config(tmp_path: Path, tokenizer_path: Path) -> Callable[..., Preproces
             text = json.dumps(rows)
         path = tmp_path / ("data.jsonl" if lines else "data.json")
         path.write_text(text, encoding="utf-8")
-        given = {"input": str(path), "image_root": str(photos), "tokenizer_model": str(tokenizer_path)}
-        return PreprocessConfig(**{**given, "output_prefix": str(tmp_path / "out" / "set")} | settings)
+        given: dict[str, Any] = {
+            "input": str(path),
+            "image_root": str(photos),
+            "tokenizer_model": str(tokenizer_path),
+        }
+        sizes = {name: settings.pop(name) for name in IMAGE_SIZES if name in settings}
+        given |= {"output_prefix": str(tmp_path / "out" / "set"), "image_sizes": sizes}
+        return PreprocessConfig(**given | settings)
 
     return make

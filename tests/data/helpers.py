@@ -19,21 +19,32 @@ from megatron_eve.data.format.indexed import (
     IndexedVisionDataset,
     StoredImage,
 )
+from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron_eve.models.family import ImagePlanner
+from megatron_eve.models.registry import find_family
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., PreprocessConfig]
 # Of datasets that are written without preprocessing, for the model `eve_mini`.
 MINI_SETTINGS = DatasetSettings(
     template="plain",
-    image_size=224,
-    teacher_size=112,
+    family="eve",
+    image_sizes={"image_size": 224, "teacher_size": 112},
     model_max_length=2048,
     apply_exif=False,
     max_pixels=1 << 20,
     tokenizer_sha256="ab" * 32,
     vocab_size=384,
 )
+# What a rank decodes that embeds the patches of all images and shows all of them to the teacher.
+ALL_VIEWS: dict[str, Any] = {"views": ["patches"], "shared_views": ["teacher"], "share": ImageShare(0, 1)}
+
+
+def planner(image_size: int = 224, teacher_size: int = 112, teacher_patch_size: int = 14) -> ImagePlanner:
+    """What pictures become, by default for the model `eve_mini`."""
+    sizes = {"image_size": image_size, "teacher_size": teacher_size, "teacher_patch_size": teacher_patch_size}
+    return find_family("eve").image_planner(sizes)
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:

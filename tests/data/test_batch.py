@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from megatron_eve.data.batch import (
     FILLER_SAMPLE_ID,
     PackedBatch,
-    TeacherShare,
     build_batch,
     expand,
     padding_multiples,
 )
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
-from megatron_eve.data.images import decode_image, image_patches, teacher_square
+from megatron_eve.data.images import decode_image, view_of
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
-from tests.data.helpers import encoded, picture
+from megatron_eve.models.family import ImagePlan
+from tests.data.helpers import ALL_VIEWS, encoded, picture, planner
 
 IMG, NO = IMAGE_TOKEN_ID, IGNORE_INDEX
 
@@ -29,7 +29,8 @@ class ListDataset:
     """Samples as (tokens, labels, images), images as (width, height)."""
 
     def __init__(self, samples: list[tuple[list[int], list[int], list[tuple[int, int]]]]) -> None:
-        self.info = MockInfo(vocab_size=100, image_size=224, teacher_size=112)
+        self.info = MockInfo(vocab_size=100)
+        self.planner = planner()
         self.sizes = [size for _, _, sizes in samples for size in sizes]
         self._texts = [(np.array(tokens), np.array(labels)) for tokens, labels, _ in samples]
         counts = np.array([len(sizes) for _, _, sizes in samples])
@@ -61,8 +62,8 @@ class ListDataset:
     def image_name(self, image: int) -> str:
         return f"image {image}"
 
-    def image_geometry(self, image: int) -> ImageGeometry:
-        return image_geometry(*self.sizes[image], self.info.image_size, self.info.teacher_size)
+    def image_plan(self, image: int) -> ImagePlan:
+        return self.planner(*self.sizes[image])
 
 
 # Grids at image size 224: a square gives 8 x 8 cells (73 rows), 1 x 8 wide gives 1 x 8 (10), 8 x 1 gives 8 x 1 (17).
@@ -84,12 +85,13 @@ def dataset() -> ListDataset:
 def build(
     dataset: ListDataset, indices: list[int], tensor: int = 1, context: int = 1, pixels: bool = True
 ) -> PackedBatch:
-    return build_batch(dataset, indices, tensor_parallel=tensor, context_parallel=context, with_pixels=pixels)
+    views = ["patches"] if pixels else []
+    return build_batch(dataset, indices, tensor_parallel=tensor, context_parallel=context, views=views)
 
 
 def test_expand_gives_each_image_its_rows_and_shifts_labels_afterwards() -> None:
-    wide = image_geometry(*WIDE, 224, 112)
-    assert (wide.rows, wide.columns, wide.tokens) == (1, 8, 10)
+    wide = planner()(*WIDE)
+    assert (wide.grid, wide.rows) == ((1, 8), 10)
     tokens, labels, starts = expand(np.array([1, IMG, 5, 6]), np.array([NO, NO, 5, 6]), [wide])
     assert tokens.tolist() == [1] + [0] * 10 + [5, 6]
     assert labels.tolist() == [NO] * 10 + [5, 6, NO]  # the last image row predicts the text after it
@@ -103,7 +105,7 @@ def test_a_label_on_the_first_token_trains_nothing() -> None:
 
 def test_expand_refuses_text_and_images_that_do_not_match() -> None:
     with pytest.raises(DataError, match="2 image placeholders and 1 images"):
-        expand(np.array([IMG, IMG]), np.array([NO, NO]), [image_geometry(*WIDE, 224, 112)])
+        expand(np.array([IMG, IMG]), np.array([NO, NO]), [planner()(*WIDE)])
 
 
 def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
@@ -117,14 +119,17 @@ def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
     assert batch.labels.tolist() == [*first, 7, 8, NO, *[NO] * 10, 5, 6, NO]
     assert batch.image_starts.tolist() == [2, 20, 99]
     assert batch.image_grids.tolist() == [[8, 1], [8, 8], [1, 8]]
+    assert batch.image_rows.tolist() == [17, 73, 10]
     assert batch.sample_ids.tolist() == [2, 1, 0]
 
 
 def test_dtypes(dataset: ListDataset) -> None:
     for batch in (build(dataset, [0, 2]), build(dataset, [1]), build(dataset, [])):
         types = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        del types["max_seqlen"], types["teacher_images"], types["damaged"]
+        del types["max_seqlen"], types["pixel_shapes"], types["damaged"]
+        types |= types.pop("pixels")
         narrow = {"cu_seqlens": torch.int32, "cu_seqlens_padded": torch.int32, "patches": torch.uint8}
+        assert "patches" in types and "teacher" not in types
         for name, tensor in types.items():
             assert tensor.dtype == narrow.get(name, torch.int64), name
             assert tensor.is_contiguous(), name
@@ -132,16 +137,16 @@ def test_dtypes(dataset: ListDataset) -> None:
 
 def test_pixels_are_the_images_in_order(dataset: ListDataset) -> None:
     batch = build(dataset, [2, 1, 0])
-    assert batch.patches is not None
-    assert batch.patches.shape == (4 * (8 + 64 + 8), 588) and batch.num_patches == len(batch.patches)
+    assert batch.pixels["patches"].shape == (4 * (8 + 64 + 8), 588) == batch.pixel_shapes["patches"]
+    assert batch.pixel_shapes["teacher"] == (3, 112, 112, 3)
     expected = [
-        image_patches(
+        view_of(
             decode_image(dataset.image_bytes(image), apply_exif=False, max_pixels=10**6),
-            dataset.image_geometry(image),
+            dataset.image_plan(image).views["patches"],
         )
         for image in (1, 2, 0)
     ]
-    assert (batch.patches.numpy() == np.concatenate(expected)).all()
+    assert (batch.pixels["patches"].numpy() == np.concatenate(expected)).all()
 
 
 def test_without_pixels_everything_else_is_the_same(
@@ -150,16 +155,17 @@ def test_without_pixels_everything_else_is_the_same(
     with_pixels = build(dataset, [0, 2], tensor=2)
     monkeypatch.setattr(dataset, "image_bytes", None)  # reading a file would fail
     without = build(dataset, [0, 2], tensor=2, pixels=False)
-    assert without.patches is None and without.num_patches == with_pixels.num_patches
+    assert without.pixels == {} and without.pixel_shapes == with_pixels.pixel_shapes
     for field in dataclasses.fields(PackedBatch):
-        if field.name not in ("patches", "teacher_images", "max_seqlen", "damaged"):
+        if field.name not in ("pixels", "pixel_shapes", "max_seqlen", "damaged"):
             assert torch.equal(getattr(with_pixels, field.name), getattr(without, field.name)), field.name
 
 
 def test_a_text_only_pack_has_no_rows_of_images(dataset: ListDataset) -> None:
     batch = build(dataset, [1, 1])
-    assert batch.patches is not None and batch.patches.shape == (0, 588)
-    assert batch.image_starts.shape == (0,) and batch.image_grids.shape == (0, 2) and batch.num_patches == 0
+    assert batch.pixels["patches"].shape == (0, 588) == batch.pixel_shapes["patches"]
+    assert batch.image_starts.shape == (0,) and batch.image_grids.shape == (0, 2)
+    assert batch.image_rows.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_padding_to_a_length_is_samples_of_their_own(
     dataset: ListDataset, tensor: int, context: int, indices: list[int]
 ) -> None:
     """Of no real token, cut as the layout wants, none of them long; the samples themselves stay as they are."""
-    sizes = {"tensor_parallel": tensor, "context_parallel": context, "with_pixels": True}
+    sizes = {"tensor_parallel": tensor, "context_parallel": context, "views": ["patches"]}
     plain = build_batch(dataset, indices, **sizes)
     batch = build_batch(dataset, indices, length=4 * 1536, **sizes)
     real, slots = batch.cu_seqlens.diff(), batch.cu_seqlens_padded.diff()
@@ -207,7 +213,7 @@ def test_padding_to_a_length_is_samples_of_their_own(
 
 def test_a_length_that_samples_do_not_fit_into_is_refused(dataset: ListDataset) -> None:
     with pytest.raises(ValueError, match="cannot be made 2 long"):
-        build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, with_pixels=False, length=2)
+        build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, views=[], length=2)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +255,10 @@ def test_an_empty_pack_holds_one_filler_without_label(
     batch = build(dataset, [], tensor, context)
     assert batch.tokens.tolist() == [0] * tokens and batch.labels.tolist() == [NO] * tokens
     assert batch.cu_seqlens.tolist() == [0, 1] and batch.cu_seqlens_padded.tolist() == [0, tokens]
-    assert batch.sample_ids.tolist() == [FILLER_SAMPLE_ID] and batch.num_patches == 0
+    assert batch.sample_ids.tolist() == [FILLER_SAMPLE_ID] and batch.pixel_shapes["patches"] == (0, 588)
 
 
-def test_an_image_that_does_not_decode_gets_a_stand_in(
+def test_an_image_that_does_not_decode_becomes_a_placeholder(
     dataset: ListDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is named, the others stay as they are, and shapes do not change."""
@@ -260,39 +266,34 @@ def test_an_image_that_does_not_decode_gets_a_stand_in(
     monkeypatch.setattr(dataset, "image_bytes", lambda image: b"rot" if image == 1 else original(image))
     batch = build(dataset, [0, 2])
     assert list(batch.damaged) == [1] and "not JPEG" in batch.damaged[1] and whole.damaged == {}
-    assert batch.patches is not None and whole.patches is not None
-    assert batch.patches.shape == whole.patches.shape
+    found, expected = batch.pixels["patches"], whole.pixels["patches"]
+    assert found.shape == expected.shape
     first, last = 4 * 8, 4 * (8 + 8)  # patches of image 1
-    assert torch.equal(batch.patches[:first], whole.patches[:first])
-    assert torch.equal(batch.patches[last:], whole.patches[last:])
-    assert batch.patches[first:last].unflatten(1, (3, 196)).unique(dim=2).flatten().unique().tolist() == [
-        104,
-        116,
-        122,
-    ]
+    assert torch.equal(found[:first], expected[:first])
+    assert torch.equal(found[last:], expected[last:])
+    colours = found[first:last].unflatten(1, (3, 196)).unique(dim=2).flatten().unique()
+    assert colours.tolist() == [104, 116, 122]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_teacher_images_are_shared_out(
-    dataset: ListDataset, ranks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_shared_out(dataset: ListDataset, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image once, in order, as the padded square; a rank reads no other file than those of its share."""
     read: list[int] = []
     original = dataset.image_bytes
     monkeypatch.setattr(dataset, "image_bytes", lambda image: read.append(image) or original(image))
     shares = [
         build_batch(
-            dataset, [2, 1, 0], tensor_parallel=1, context_parallel=1, with_pixels=False,
-            teacher=TeacherShare(14, rank, ranks),
-        ).teacher_images
+            dataset, [2, 1, 0], tensor_parallel=1, context_parallel=1, views=[], shared_views=["teacher"],
+            share=ImageShare(rank, ranks),
+        ).pixels["teacher"]
         for rank in range(ranks)
     ]  # fmt: skip
     assert read == [1, 2, 0]
-    assert all(share is not None and share.dtype == torch.uint8 for share in shares)
-    squares = torch.cat([share for share in shares if share is not None])
+    assert all(share.dtype == torch.uint8 for share in shares)
+    squares = torch.cat(shares)
     for square, image in zip(squares, (1, 2, 0), strict=True):
         picture = decode_image(original(image), apply_exif=False, max_pixels=10**6)
-        expected = teacher_square(picture, dataset.image_geometry(image), 112, 14)
+        expected = view_of(picture, dataset.image_plan(image).views["teacher"])
         assert torch.equal(square, torch.from_numpy(expected))
     assert squares.shape == (3, 112, 112, 3)
 
@@ -303,18 +304,10 @@ def test_one_rank_decodes_an_image_once_for_both(
     read: list[int] = []
     original = dataset.image_bytes
     monkeypatch.setattr(dataset, "image_bytes", lambda image: read.append(image) or original(image))
-    batch = build_batch(
-        dataset,
-        [0, 2],
-        tensor_parallel=1,
-        context_parallel=1,
-        with_pixels=True,
-        teacher=TeacherShare(16, 0, 1),
-    )
-    assert len(read) == 3
-    assert batch.patches is not None and batch.teacher_images is not None
-    assert batch.teacher_images.shape == (3, 128, 128, 3)  # 8 x 8 patches of 16 pixels
-    none = build_batch(
-        dataset, [1], tensor_parallel=1, context_parallel=1, with_pixels=True, teacher=TeacherShare(14, 0, 1)
-    )
-    assert none.teacher_images is not None and none.teacher_images.shape == (0, 112, 112, 3)
+    dataset.planner = planner(teacher_patch_size=16)
+    batch = build_batch(dataset, [0, 2], tensor_parallel=1, context_parallel=1, **ALL_VIEWS)
+    assert len(read) == 3 and set(batch.pixels) == {"patches", "teacher"}
+    assert batch.pixels["teacher"].shape == (3, 128, 128, 3)  # 8 x 8 patches of 16 pixels
+    dataset.planner = planner()
+    none = build_batch(dataset, [1], tensor_parallel=1, context_parallel=1, **ALL_VIEWS)
+    assert none.pixels["teacher"].shape == (0, 112, 112, 3)

@@ -110,10 +110,10 @@ def test_a_folder_that_transformers_saved_again_starts_a_run(
 
     EVELlamaForCausalLM.from_pretrained(exported).save_pretrained(tmp_path, max_shard_size="500KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    model = settings_of(tmp_path, image_size=224, teacher_size=112)
-    assert model == settings_of(exported, image_size=224, teacher_size=112)
+    sizes = settings_of(tmp_path, image_size=224, teacher_size=112)
+    assert sizes == settings_of(exported, image_size=224, teacher_size=112)
     again, before = (
-        ranks.run(1, load_and_collect, config(ParallelConfig(), model), folder)[0]
+        ranks.run(1, load_and_collect, config(ParallelConfig(), sizes.model), folder)[0]
         for folder in (tmp_path, exported)
     )
     assert again.keys() == before.keys()

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import megatron_eve.hf  # noqa: F401 - registers the processor
 from megatron_eve.convert.transformers_folder import fast_tokenizer
-from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.images.patches import image_patches
+from megatron_eve.data.images.patches import view_of
 from megatron_eve.data.text.conversation import encode_conversation, encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.hf import EVEImageProcessor
 from megatron_eve.models.eve.normalise import normalise
+from tests.data.helpers import planner
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture
 
@@ -62,9 +62,9 @@ def test_patches_are_ours(size: str) -> None:
     width, height = map(int, size.split("x"))
     picture_ = image(width, height)
     out = EVEImageProcessor(image_size=672)(picture_)
-    geometry = image_geometry(width, height, 672)
-    patches = torch.from_numpy(image_patches(picture_, geometry))
-    assert out["image_grids"].tolist() == [[[geometry.rows, geometry.columns]]]
+    plan = planner(672, 336)(width, height)
+    patches = torch.from_numpy(view_of(picture_, plan.views["patches"]))
+    assert out["image_grids"].tolist() == [[list(plan.grid)]]
     assert torch.equal(out["pixel_values"][0], normalise(patches, torch.float32))
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import PartCounts, Preset, Stage
+from megatron_eve.models.model_parts import FamilyFlops
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Family:
     other_names = {{}}
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
+    image_flags = {{}}
 
     def check_sizes(self, config):
         yield from ()
@@ -53,9 +55,6 @@ class Family:
 
     def inference_settings(self, vision):
         return vision
-
-    def stored_patch_size(self, vision):
-        return None
 
     def parameter_counts(self, config):
         return PartCounts(config.vision.colours, 0)
@@ -72,8 +71,29 @@ class Family:
     def missing_parts(self, saved, config):
         return {{}}
 
+    def front_end(self, config, transformer):
+        return None
+
+    def hugging_face(self):
+        return None
+
     def objectives(self, config):
         return ()
+
+    def flops(self, config, work):
+        return FamilyFlops({{}}, {{}})
+
+    def image_sizes(self, config):
+        return {{}}
+
+    def check_image_sizes(self, sizes):
+        yield from ()
+
+    def image_planner(self, sizes):
+        return None
+
+    def views(self, config):
+        return {{}}
 
 
 FAMILY = Family()
@@ -111,6 +131,7 @@ def test_no_family_loads_torch() -> None:
         "from megatron_eve.config import parse, validate\n"
         "from megatron_eve.models.eve.family import FAMILY\n"
         "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
+        "assert FAMILY.image_planner(FAMILY.image_sizes(parse([])))(640, 480).rows == 55\n"
         "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -219,6 +240,26 @@ def test_a_family_checks_its_own_settings(elsewhere: Path) -> None:
         "--stage 1: the family toy_checks has no such stage; choose from 2",
         "--seq-length 7: not for toy_checks",
     ]
+
+
+def test_help_and_settings_are_those_of_the_family(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = write_family(elsewhere, "toy_help")
+    with pytest.raises(SystemExit):
+        parse(["--family", module, "--help"])
+    told = capsys.readouterr().out
+    assert "--colours" in told and "--stage {2}" in told and "--image-size" not in told
+    assert "What trains: 2 all of it." in told and "--seq-length" in told
+    assert RunConfig(family=module).vision == find_family(module).Config()
+    recipe = elsewhere / "recipe.yaml"
+    recipe.write_text(f"family: {module}\nvision:\n  colours: 2\n  image_size: 224\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe)
+    assert str(caught.value).startswith(f"{recipe}, line 4: vision.image_size: no such setting; ")
+    recipe.write_text(f"family: {module}\nalignment: {{patch_aligning: true}}\n")
+    with pytest.raises(ConfigError, match="line 2: alignment: no such setting"):
+        load_recipe(recipe)
 
 
 def test_a_run_of_another_family_is_not_resumed(elsewhere: Path) -> None:

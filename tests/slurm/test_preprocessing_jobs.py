@@ -153,7 +153,8 @@ def _assert_is_what_one_process_makes(shards: Shards, files: Sequence[Path], row
     assert merge_command(["--output-prefix", str(shards.folder / "all"), *parts]) == 0
     whole = preprocess(
         PreprocessConfig(
-            input=[str(file) for file in files], tokenizer_model=TOKENIZER, image_size=224, teacher_size=112,
+            input=[str(file) for file in files], tokenizer_model=TOKENIZER,
+            image_sizes={"image_size": 224, "teacher_size": 112},
             output_prefix=str(shards.folder / "whole"),
         ),
         progress=False,

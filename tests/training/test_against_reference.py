@@ -80,8 +80,8 @@ def six_steps(config: RunConfig) -> Steps:
     from megatron_eve.training.loop.loss import Normalizer, objectives_of
     from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler
     from megatron_eve.training.loop.step import train_step
+    from megatron_eve.training.loop.targets import build_target_models
     from megatron_eve.training.loop.wrap import wrap_for_training
-    from megatron_eve.training.teaching import build_teacher
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
 
@@ -93,13 +93,13 @@ def six_steps(config: RunConfig) -> Steps:
         optimizer = build_optimizer(config, chunks)
         scheduler = build_scheduler(config, optimizer)
         scheduler.step(increment=0)
-        teacher = build_teacher(config)
+        models = build_target_models(config)
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
         normalizer = Normalizer.of(step, objectives_of(config))
         taken = Steps([], [])
         for _ in range(STEPS):
-            losses = train_step(chunks, optimizer, step, normalizer, teacher).losses
+            losses = train_step(chunks, optimizer, step, normalizer, models).losses
             scheduler.step(increment=config.training.global_batch_size)
             taken.language.append(float(losses["lm loss"]))
             taken.aligning.append(float(losses["align loss"]))
@@ -168,8 +168,8 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.training.loop.data import build_loader, data_in_memory
     from megatron_eve.training.loop.loss import Normalizer, objectives_of
     from megatron_eve.training.loop.step import forward_backward
+    from megatron_eve.training.loop.targets import build_target_models
     from megatron_eve.training.loop.wrap import wrap_for_training
-    from megatron_eve.training.teaching import build_teacher
     from megatron_eve.verification.case_run import CaseDataset, case_config
     from megatron_eve.verification.cases import read_model_case
     from megatron_eve.verification.model import whole_gradients
@@ -184,7 +184,7 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(0)
         normalizer = Normalizer.of(step, objectives_of(config))
-        losses = forward_backward(chunks, step, normalizer, build_teacher(config))
+        losses = forward_backward(chunks, step, normalizer, build_target_models(config))
         loader.close()
         return {name: float(loss) for name, loss in losses.items()}, whole_gradients(bare, case)
 

@@ -110,7 +110,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
 
     from megatron_eve.checkpoint.hf import load
     from megatron_eve.models.build import build_chunks
-    from megatron_eve.models.eve.teacher import Teacher
+    from megatron_eve.models.eve.teacher import Teacher, TeacherTargets
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.data import build_loader, data_in_memory
     from megatron_eve.training.loop.loss import Normalizer, objectives_of
@@ -134,15 +134,16 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
                 if unmarked and fnmatch(name, unmarked):
                     del parameter.sequence_parallel
         chunks = wrap_for_training(config, bare)
-        teacher = None
+        models = {}
         if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
             teacher = Teacher(config.vision, dtype=torch.float64, device=torch.device("cpu"))
+            models = {"align loss": TeacherTargets(teacher)}
         loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
         step = loader.step(first)
         for wrapped in chunks:
             wrapped.zero_grad_buffer()
         normalizer = Normalizer.of(step, objectives_of(config))
-        losses = forward_backward(chunks, step, normalizer, teacher)
+        losses = forward_backward(chunks, step, normalizer, models)
         loader.close()
         gradients = whole_gradients(bare, case)
     last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
@@ -359,7 +360,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.loop.data import build_loader, open_data
     from megatron_eve.training.loop.microbatch import model_inputs
-    from megatron_eve.training.teaching import build_teacher
+    from megatron_eve.training.loop.targets import build_target_models
 
     accelerator()
     teacher = find_golden(TEACHER)
@@ -383,7 +384,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
             (chunk,) = build_chunks(config)
             chunk.bfloat16()
             loader = build_loader(config, open_data(config))
-            losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_teacher(config)))
+            losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_target_models(config)))
             (losses["lm loss"].mean() + losses["align loss"]).backward()
             loader.close()
             taps = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}

@@ -86,7 +86,7 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
                 trainer.chunks,
                 trainer.optimizer,
                 trainer.data.identity,
-                trainer.teacher_identity,
+                trainer.frozen,
             )
         trainer.loader.close()
         torch.distributed.barrier()

@@ -85,7 +85,7 @@ def inputs_of(some: RunConfig, chunk: Any, pack: Sequence[int], length: int | No
         context_parallel=1,
         row_multiple=some.row_multiple,
         length=length,
-        with_pixels=True,
+        views=["patches"],
     )
     return model_inputs(batch, chunk)
 

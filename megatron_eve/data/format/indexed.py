@@ -6,10 +6,12 @@ read, since that takes seconds: whether a run can take a dataset is known withou
 
 from __future__ import annotations
 
+import math
 import mmap
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +33,16 @@ from megatron_eve.data.format.manifest import (
 )
 from megatron_eve.data.format.megatron_index import check_index
 from megatron_eve.data.format.sample_block import StoredImage
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, image_geometry
+from megatron_eve.data.images.patches import stored_shape
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.registry import find_family
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
 
 
-class StoredPixels(NamedTuple):
-    """An image that is stored decoded, as uint8 arrays."""
-
-    patches: NDArray[np.uint8]
-    """[geometry.patches, 588], see `cut_patches`."""
-    teacher_picture: NDArray[np.uint8]
-    """[height, width, 3], the teacher's picture without margins."""
+# Plans that are kept, by the size of the picture: under a kilobyte each.
+_KEPT_PLANS = 1 << 14
 
 
 class IndexedVisionDataset:
@@ -57,6 +56,7 @@ class IndexedVisionDataset:
         info: the manifest.
         samples: SAMPLE_DTYPE [samples], mapped.
         images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
+        planner: what pictures become, by width and height; see `use_image_sizes`.
 
     Raises:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
@@ -74,6 +74,23 @@ class IndexedVisionDataset:
                 self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
             )
         self._mmap_bin_files = mmap_bin_files
+        self.use_image_sizes(info.family, {})
+
+    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
+        """Plan images for a run of this family and these sizes, in pixels by name.
+
+        Sizes that the dataset was made for stay as they are. One without images was made for whatever sizes; of one
+        that holds image files, sizes that change decoded pixels alone are the run's.
+
+        Raises:
+            DataError: the sizes do not go together.
+        """
+        sizes = {**sizes, **(self.info.made_for if self.info.num_images else {})}
+        try:
+            self.planner = lru_cache(_KEPT_PLANS)(find_family(family).image_planner(sizes))
+        except ValueError as error:
+            remedy = f"; {AGAIN}" if self.info.num_images else ""
+            raise DataError(f"{self.prefix}{MANIFEST}: {error}{remedy}") from error
 
     @cached_property
     def _text(self) -> Any:
@@ -130,7 +147,7 @@ class IndexedVisionDataset:
         if not 0 <= first <= len(self.images) - count:
             problem = f"images {first} .. {first + count - 1} of {len(self.images)}"
         else:
-            length = len(labels) - count + sum(self.image_geometry(first + i).tokens for i in range(count))
+            length = len(labels) - count + sum(self.image_plan(first + i).rows for i in range(count))
             trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
             if (length, trained) == (sample["length"], sample["labels"]):
                 return
@@ -155,8 +172,11 @@ class IndexedVisionDataset:
             )
         return self._row(self._image, self._image_part, image, int(record["num_bytes"])).tobytes()
 
-    def stored_pixels(self, image: int) -> StoredPixels | None:
+    def stored_pixels(self, image: int) -> dict[str, NDArray[np.uint8]] | None:
         """Image `image` as it was decoded when the dataset was made; None where the dataset holds files.
+
+        Returns:
+            Each view by name: uint8 of its `stored_shape`, that is without the margins of a square.
 
         Raises:
             IndexError: no such image.
@@ -165,19 +185,17 @@ class IndexedVisionDataset:
         if self.info.image_storage != PIXELS:
             return None
         record = self.images[_checked_index(image, len(self.images))]
-        geometry = self.image_geometry(image)
-        width, height = geometry.teacher_picture(int(self.info.parts[PIXELS]["teacher_patch_size"]))
-        values = 3 * PATCH_SIZE * PATCH_SIZE
-        patch_bytes, picture_bytes = geometry.patches * values, height * width * 3
-        if int(record["num_bytes"]) != patch_bytes + picture_bytes:
+        shapes = {name: stored_shape(view) for name, view in self.image_plan(image).views.items()}
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        expected = int(ends[-1])
+        if int(record["num_bytes"]) != expected:
             raise DataError(
                 f"record {image} of {self.prefix}_images.npy says {record['num_bytes']} bytes of pixels where its size "
-                f"gives {patch_bytes + picture_bytes}; {AGAIN}"
+                f"gives {expected}; {AGAIN}"
             )
-        row = self._row(self._image, self._image_part, image, patch_bytes + picture_bytes)
-        return StoredPixels(
-            row[:patch_bytes].reshape(-1, values), row[patch_bytes:].reshape(height, width, 3)
-        )
+        row = self._row(self._image, self._image_part, image, expected)
+        parts = np.split(row, ends[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""
@@ -187,8 +205,8 @@ class IndexedVisionDataset:
         """What a message calls an image."""
         return f"image {image} of {self.prefix}"
 
-    def image_geometry(self, image: int) -> ImageGeometry:
-        """Resized size and token grid of image `image`, from its recorded size alone.
+    def image_plan(self, image: int) -> ImagePlan:
+        """What image `image` becomes, from its recorded size alone.
 
         Raises:
             IndexError: no such image.
@@ -200,7 +218,7 @@ class IndexedVisionDataset:
             raise DataError(
                 f"record {image} of {self.prefix}_images.npy says {width} x {height} pixels; {AGAIN}"
             )
-        return image_geometry(width, height, self.info.image_size, self.info.teacher_size)
+        return self.planner(width, height)
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the kernel to read the images of these samples ahead; says nothing where the files are not mapped."""
@@ -225,9 +243,8 @@ class IndexedVisionDataset:
         *,
         tokenizer_sha256: str | None,
         vocab_size: int,
-        image_size: int,
-        teacher_size: int,
-        teacher_patch_size: int | None = None,
+        family: str,
+        image_sizes: Mapping[str, int],
     ) -> None:
         """Check that a run can train on this dataset. Samples that are too long for it are left out later.
 
@@ -235,8 +252,9 @@ class IndexedVisionDataset:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
             vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
                 pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
-            image_size, teacher_size: of the run's model, in pixels; a dataset of text alone fits any.
-            teacher_patch_size: of the run's teacher, in pixels, which stored pixels are bound to; None without teacher.
+            family: of the run; a dataset of text alone fits any.
+            image_sizes: of the run's model, in pixels by name (`ModelFamily.image_sizes`); a dataset of text alone fits
+                any, and one that it was not made for is not looked at.
 
         Raises:
             DataError: it cannot; the message names the file, what differs and the remedy.
@@ -254,25 +272,29 @@ class IndexedVisionDataset:
                 f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
                 f"{cut if info.vocab_size < vocab_size else ''}"
             )
-        for name, ours, theirs in (
-            ("image size", info.image_size, image_size),
-            ("teacher size", info.teacher_size, teacher_size),
-        ):
-            if ours != theirs and info.num_images:
-                flag = f"--{name.replace(' ', '-')}"
-                raise DataError(
-                    f"{path} was made for {name} {ours} and the run has {theirs}: use the matching recipe "
-                    f"({flag} {ours}), or preprocess the data with {flag} {theirs}"
-                )
+        if info.num_images and info.family != family:
+            raise DataError(
+                f"{path} was made for the family {info.family} and the run has {family}: give --family {info.family}, "
+                f"or preprocess the data with --family {family}"
+            )
+        if info.num_images:
+            self._check_image_sizes(image_sizes)
 
-        if info.image_storage == PIXELS and info.num_images and teacher_patch_size is not None:
-            made = info.parts[PIXELS]["teacher_patch_size"]
-            if made != teacher_patch_size:
+    def _check_image_sizes(self, theirs: Mapping[str, int]) -> None:
+        info, path = self.info, self.prefix + MANIFEST
+        for key, ours in info.made_for.items():
+            if theirs.get(key, ours) == ours:
+                continue
+            name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"
+            if key in info.image_sizes:
                 raise DataError(
-                    f"{path} holds pixels for a teacher with patches of {made} pixels and the run's teacher has "
-                    f"{teacher_patch_size}: preprocess the data with --teacher-patch-size {teacher_patch_size}, or "
-                    "with --image-storage encoded, which fits any teacher"
+                    f"{path} was made for {name} {ours} and the run has {theirs[key]}: use the matching recipe "
+                    f"({flag} {ours}), or preprocess the data with {flag} {theirs[key]}"
                 )
+            raise DataError(
+                f"{path} holds pixels that were made for {name} {ours} and the run has {theirs[key]}: preprocess the "
+                f"data with {flag} {theirs[key]}, or with --image-storage encoded, which fits any {name}"
+            )
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
         """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""

@@ -42,7 +42,8 @@ class DatasetWriter:
         prefix: where the dataset goes; see `manifest` for what is put behind it. A dataset that is
             there already stays whole until `finalise` replaces it. What a run that was killed left is removed.
         settings: recorded in the manifest; token counts follow from its sizes.
-        made_with: of the images, recorded in the manifest's `parts`; "pixels" needs the `teacher_patch_size`.
+        made_with: of the images, recorded in the manifest's `parts`; "pixels" needs all
+            sizes of the family's `image_flags`.
 
     Attributes:
         image_path: the .bin of the images under its temporary name; see `add_block`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.format.indexed import IndexedVisionDataset, StoredPixels
+from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
-from megatron_eve.data.geometry import ImageGeometry
+from megatron_eve.models.family import ImagePlan, ImagePlanner
 
 
 class JoinedSamples:
@@ -106,7 +106,7 @@ class JoinedDataset:
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_bytes(row)
 
-    def stored_pixels(self, image: int) -> StoredPixels | None:
+    def stored_pixels(self, image: int) -> dict[str, NDArray[np.uint8]] | None:
         """An image as it was decoded when its dataset was made (see `IndexedVisionDataset.stored_pixels`)."""
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.stored_pixels(row)
@@ -121,10 +121,15 @@ class JoinedDataset:
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_name(row)
 
-    def image_geometry(self, image: int) -> ImageGeometry:
-        """Resized size and token grid of an image."""
+    @property
+    def planner(self) -> ImagePlanner:
+        """What pictures become; where there are images, that of the first dataset with some."""
+        return next((one for one in self._datasets if one.info.num_images), self._datasets[0]).planner
+
+    def image_plan(self, image: int) -> ImagePlan:
+        """What an image becomes (see `IndexedVisionDataset.image_plan`)."""
         dataset, row = self._locate(self._image_bounds, image)
-        return dataset.image_geometry(row)
+        return dataset.image_plan(row)
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the kernel to read the images of these samples ahead."""
@@ -174,6 +179,11 @@ class MergedDataset(JoinedDataset):
     def parts(self) -> list[AnyDataset]:
         """The datasets that hold its samples, in their order."""
         return list(self._datasets)
+
+    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
+        """See `IndexedVisionDataset.use_image_sizes`."""
+        for dataset in self._datasets:
+            dataset.use_image_sizes(family, sizes)
 
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""

@@ -32,18 +32,20 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 has neither `image_storage` nor `parts`: its images are files as they were."""
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+"""Versions 1 and 2 have no `family`, and each of the `image_sizes` as a field of its own. Version 1 has neither
+`image_storage` nor `parts`: its images are files as they were."""
 
 IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
 """How images are stored.
 
 - encoded: the files as they were, in OUT_image.
 - jpeg: JPEG files at the model's size where that is smaller, else the files as they were, in OUT_image.
-- pixels: decoded, in OUT_pixels: the model's patches, uint8 [P, 588] (see `cut_patches`), then the teacher's picture
-  without margins, uint8 [height, width, 3].
+- pixels: decoded, in OUT_pixels: the views of the picture's plan one behind the other, uint8 of the `stored_shape` of
+  each, that is without the margins of a square.
 """
 PIXELS = "pixels"
 
@@ -72,14 +74,18 @@ MAX_PADDING_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """What a dataset was made with. Sizes in pixels; lengths in tokens, an image being one.
+    """What a dataset was made with. Lengths in tokens, an image being one.
 
-    `image_storage` is one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ in it.
+    Attributes:
+        family: of the model that it was made for, as `find_family` finds it.
+        image_sizes: that pictures were planned for, in pixels by name: those of the family's `image_flags` that the
+            number of their tokens depends on.
+        image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ in it.
     """
 
     template: str
-    image_size: int
-    teacher_size: int
+    family: str
+    image_sizes: dict[str, int]
     model_max_length: int
     apply_exif: bool
     max_pixels: int
@@ -137,6 +143,13 @@ class DatasetInfo(DatasetSettings):
             return int(self.parts.get(PIXELS, {}).get("bytes", 0))
         return self.image_bytes
 
+    @property
+    def made_for(self) -> dict[str, int]:
+        """Sizes that what is stored depends on, in pixels: `image_sizes`, and those that stored pixels are made for."""
+        of_pixels = self.parts.get(PIXELS, {}) if self.image_storage == PIXELS else {}
+        names = find_family(self.family).image_flags
+        return {**{name: of_pixels[name] for name in names if name in of_pixels}, **self.image_sizes}
+
     def to_json(self) -> str:
         """The text of the manifest file."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -147,6 +160,7 @@ def read_info(prefix: str) -> DatasetInfo:
 
     Raises:
         DataError: missing, not JSON, of another format version, or with other fields than this version has.
+        FamilyError: it was made for a family that is not here.
     """
     path = Path(prefix + MANIFEST)
     try:
@@ -161,11 +175,11 @@ def read_info(prefix: str) -> DatasetInfo:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path} is of format version {version!r} and this code reads versions 1 and {FORMAT_VERSION}: "
+            f"{path} is of format version {version!r} and this code reads versions 1 to {FORMAT_VERSION}: "
             "make the dataset again with this version's tools/preprocess_data.py"
         )
     try:
-        info = DatasetInfo(**content)
+        info = DatasetInfo(**_upgraded(content))
     except TypeError as error:
         raise DataError(f"{path} is not a manifest this version wrote ({error}): {AGAIN}") from error
     if info.image_storage not in (*IMAGE_STORAGES, "mixed"):
@@ -173,13 +187,25 @@ def read_info(prefix: str) -> DatasetInfo:
             f"{path} has image storage {info.image_storage!r} and this code reads {', '.join(IMAGE_STORAGES)}: "
             "make the dataset again with this version's tools/preprocess_data.py"
         )
+    sizes, flags = info.image_sizes, find_family(info.family, f"{path}: family").image_flags
+    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
+        raise DataError(f"{path} does not say which image sizes it was made for: {AGAIN}")
     if info.image_storage == PIXELS and info.num_images and not info.datasets:
         part = info.parts.get(PIXELS) if isinstance(info.parts, dict) else None
-        if not isinstance(part, dict) or not all(
-            isinstance(part.get(key), int) for key in ("bytes", "teacher_patch_size")
-        ):
+        keys = ["bytes", *(name for name, flag in flags.items() if flag.pixels_alone)]
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in keys):
             raise DataError(f"{path} does not say what its part {PIXELS!r} was made with: {AGAIN}")
     return info
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest of any version, as this version has them."""
+    if content["format_version"] >= 3:
+        return content
+    flags = find_family(DEFAULT_FAMILY).image_flags
+    sizes = {name: content[name] for name in flags if name in content}
+    others = {name: value for name, value in content.items() if name not in sizes}
+    return {**others, "family": DEFAULT_FAMILY, "image_sizes": sizes}
 
 
 def publish(path: str) -> None:

@@ -32,12 +32,12 @@ _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
     "vocab_size": "preprocess all with the same --tokenizer-model",
-    "image_size": "preprocess all with the same --image-size",
-    "teacher_size": "preprocess all with the same --teacher-size",
+}
+# Settings that datasets of text alone need not share; nor need they share image sizes.
+_REMEDIES_OF_IMAGES = {
+    "family": "preprocess all with the same --family",
     "apply_exif": "preprocess all with or without --ignore-exif-orientation",
 }
-# Settings that datasets of text alone need not share.
-_OF_IMAGES = ("image_size", "teacher_size", "apply_exif")
 
 
 def merge_datasets(prefix: str, prefixes: Sequence[str]) -> DatasetInfo:
@@ -83,16 +83,20 @@ def _parts(prefix: str) -> Iterator[str]:
 def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
     """Refuse datasets that differ where one dataset cannot; gives a manifest with the settings of all."""
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
-    for name, remedy in _REMEDIES.items():
-        numbers = with_images if name in _OF_IMAGES else range(len(infos))
-        values = [getattr(infos[number], name) for number in numbers]
+    first = infos[with_images[0]]
+    of_sizes = {
+        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_sizes
+    }
+    for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_sizes).items():
+        numbers = range(len(infos)) if name in _REMEDIES else with_images
+        values = [{**vars(infos[number]), **infos[number].image_sizes}.get(name) for number in numbers]
         for number, value in zip(numbers, values, strict=True):
             if value != values[0]:
                 raise DataError(
                     f"{prefixes[number]}{MANIFEST} has {name} {value!r} and {prefixes[numbers[0]]}{MANIFEST} "
                     f"{values[0]!r}: {remedy}"
                 )
-    return infos[with_images[0]]
+    return first
 
 
 def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:

@@ -18,8 +18,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.content_digest import digest_input_of_image, digest_input_of_text
 from megatron_eve.data.format.manifest import IMAGE_DTYPE, SAMPLE_DTYPE, DatasetSettings, row_problem
 from megatron_eve.data.format.metadata import SampleMeta
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.models.registry import find_family
 
 MAX_ROW_BYTES = 2**31 - 1
 """megatron-core keeps a row's length as int32."""
@@ -92,6 +92,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         DataError: the parts of a sample do not belong together, an id is not in the vocabulary, or an image has 2 GiB
             or more.
     """
+    planner = find_family(settings.family).image_planner(settings.image_sizes)
     texts: list[bytes] = []
     records: list[tuple[int, ...]] = []
     images: list[tuple[int, int, int]] = []
@@ -105,8 +106,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         for image in sample.images:
             if len(image.data) > MAX_ROW_BYTES:
                 raise DataError(f"an image of {len(image.data)} bytes: a row holds {MAX_ROW_BYTES}")
-            geometry = image_geometry(image.width, image.height, settings.image_size, settings.teacher_size)
-            length += geometry.tokens - 1
+            length += planner(image.width, image.height).rows - 1
             images.append((image.width, image.height, len(image.data)))
             digest_input.append(digest_input_of_image(image.width, image.height, image.data))
         digest_input.append(digest_input_of_text(tokens, labels))

@@ -1,28 +1,16 @@
-"""Pictures: bytes to upright RGB, and RGB to the 14 x 14 patches that the model takes."""
+"""Pictures: bytes to upright RGB, and RGB to the views that a model takes."""
 
-from megatron_eve.data.images.constants import CLIP_MEAN, CLIP_STD, PAD_COLOUR
 from megatron_eve.data.images.decode import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, ImageError, decode_image
-from megatron_eve.data.images.patches import (
-    cut_patches,
-    image_patches,
-    padded_square,
-    resize,
-    teacher_square,
-    uncut_patches,
-)
+from megatron_eve.data.images.patches import cut_patches, padded_square, resize, uncut_patches, view_of
 
 __all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
     "DEFAULT_MAX_PIXELS",
     "MAX_PIXELS_LIMIT",
-    "PAD_COLOUR",
     "ImageError",
     "cut_patches",
     "decode_image",
-    "image_patches",
     "padded_square",
     "resize",
-    "teacher_square",
     "uncut_patches",
+    "view_of",
 ]

@@ -14,30 +14,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 
-from megatron_eve.data.geometry import PATCH_SIZE
-from megatron_eve.data.images.constants import PAD_COLOUR
-from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.pillow import PillowDecoder
+from megatron_eve.models.family import View
 from megatron_eve.runtime.dali import dali_is_installed
 
 BackendName = Literal["auto", "dali", "threads", "pillow"]
 
 
-def stand_in(task: ImageTask, settings: DecodeSettings) -> Prepared:
-    """What replaces a picture that cannot be decoded: one of the pad colour, of the recorded shape.
+def placeholder_image(view: View) -> torch.Tensor:
+    """A view of the placeholder image, which replaces a picture that cannot be decoded: all of it is the pad colour.
 
-    It depends on nothing but the shape, so both ends of a pipeline replace a picture by the same.
+    It depends on nothing but the view, so both ends of a pipeline replace a picture by the same.
+
+    Returns:
+        uint8 of `view.shape`, expanded from a few values.
     """
-    colour = torch.from_numpy(np.repeat(np.array(PAD_COLOUR, dtype=np.uint8), PATCH_SIZE * PATCH_SIZE))
-    side = settings.teacher_side
-    grey = torch.tensor(PAD_COLOUR, dtype=torch.uint8)
-    return Prepared(
-        colour.expand(task.geometry.patches, -1) if task.patches else None,
-        grey.expand(side, side, 3) if task.teacher else None,
-    )
+    colour = torch.tensor(view.pad_colour, dtype=torch.uint8)
+    if view.patch_size:
+        colour = colour.repeat_interleave(view.patch_size**2)
+    return colour.expand(view.shape)
 
 
 def chosen_backend(name: BackendName, *, on_gpu: bool) -> BackendName:

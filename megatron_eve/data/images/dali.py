@@ -1,23 +1,23 @@
 """Decoding with NVIDIA DALI: one pipeline, on the GPU (nvJPEG) or on the CPU.
 
-Read, decode, resize to both sizes, cut into patches: all inside DALI, so that on a GPU nothing but the files' bytes
-crosses from host to device, and the patches are already where they are used.
+Read, decode, resize to the size of each view, cut into patches: all inside DALI, so that on a GPU nothing but the
+files' bytes crosses from host to device, and the patches are already where they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from megatron_eve.data.geometry import PATCH_SIZE, square_margin
-from megatron_eve.data.images.constants import PAD_COLOUR
 from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
-from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
+from megatron_eve.data.images.patches import square_margin
 from megatron_eve.data.images.pillow import prepare_with_pillow
 from megatron_eve.data.images.png import without_texts
+from megatron_eve.models.family import View
 
 # Pictures of one run of the pipeline; a pack with more takes several.
 _BATCH = 64
@@ -29,10 +29,8 @@ _UPRIGHT = Turn(transpose=False, flip_x=False, flip_y=False)
 class _Kind(NamedTuple):
     """What a pipeline does: pictures of which the same is wanted go through the same one."""
 
-    patches: bool
-    """The model's patches are wanted."""
-    teacher: bool
-    """The teacher's square is wanted."""
+    views: tuple[tuple[str, View], ...]
+    """The views that are wanted, by name; their width and height are 0, since they differ from picture to picture."""
     turned: bool
     """The pictures are turned upright."""
     transpose: bool
@@ -57,9 +55,9 @@ class DaliDecoder:
         self._stream = None if gpu is None else torch.cuda.Stream(gpu)
         self._pipelines: dict[_Kind, Any] = {}
 
-    def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
+    def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
         """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
-        results: list[Prepared | ImageError | None] = [None] * len(tasks)
+        results: list[Views | ImageError | None] = [None] * len(tasks)
         turns: list[Turn] = [_UPRIGHT] * len(tasks)
         pixels = [0] * len(tasks)
         groups: dict[_Kind, list[int]] = {}
@@ -76,7 +74,7 @@ class DaliDecoder:
             if self._settings.apply_exif:
                 turns[number] = TURNS.get(header.orientation, _UPRIGHT)
             turn = turns[number]
-            kind = _Kind(task.patches, task.teacher, turn != _UPRIGHT, turn.transpose)
+            kind = _Kind(_without_sizes(task.views), turn != _UPRIGHT, turn.transpose)
             groups.setdefault(kind, []).append(number)
         for kind, numbers in groups.items():
             for some in _batches(numbers, pixels):
@@ -91,7 +89,7 @@ class DaliDecoder:
 
     def _run(
         self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
-    ) -> list[Prepared | ImageError]:
+    ) -> list[Views | ImageError]:
         try:
             pipeline = self._pipelines.get(kind) or self._build(kind)
             self._pipelines[kind] = pipeline
@@ -100,36 +98,47 @@ class DaliDecoder:
             # After an error DALI calls its pipeline invalid: Pillow judges these pictures, the next ones get a new one.
             self._pipelines.pop(kind, None)
             return [prepare_with_pillow(task, self._settings) for task in tasks]
-        patches = outputs.pop(0) if kind.patches else [None] * len(tasks)
-        squares = outputs.pop(0) if kind.teacher else [None] * len(tasks)
-        return [Prepared(*pair) for pair in zip(patches, squares, strict=True)]
+        names = [name for name, _ in kind.views]
+        return [dict(zip(names, tensors, strict=True)) for tensors in zip(*outputs, strict=True)]
 
     def _outputs(
         self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
     ) -> list[list[Any]]:
-        """Feed the files and their sizes, run once, and hand the tensors out."""
+        """Feed the files and their sizes, run once: for each view, the tensors of all tasks."""
         files = [without_texts(task.data) for task in tasks]  # which libpng would unpack, however long
         pipeline.feed_input("files", [np.frombuffer(data, dtype=np.uint8) for data in files])
         if kind.turned:
             pipeline.feed_input("flip_x", [np.array(turn.flip_x, np.int32) for turn in turns])
             pipeline.feed_input("flip_y", [np.array(turn.flip_y, np.int32) for turn in turns])
-        geometries = [task.geometry for task in tasks]
-        if kind.patches:
-            pipeline.feed_input("size", [np.array([g.height, g.width], np.float32) for g in geometries])
+        for name, view in kind.views:
+            self._feed_view(pipeline, name, view, [task.views[name] for task in tasks])
+        return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
+
+    def _feed_view(self, pipeline: Any, name: str, kind: View, views: Sequence[View]) -> None:
+        """Feed the sizes of one view of each picture."""
+        pipeline.feed_input(
+            f"{name}_size", [np.array([view.height, view.width], np.float32) for view in views]
+        )
+        if kind.square:
+            side, unit = kind.square, kind.margin_unit
+            margins = [
+                [square_margin(side, length, unit) for length in (view.height, view.width)] for view in views
+            ]
+            pipeline.feed_input(f"{name}_start", [-np.array(margin, np.int32) for margin in margins])
+        if kind.patch_size:
+            patch, merge = kind.patch_size, kind.merge
+            sides = [
+                (kind.square, kind.square) if kind.square else (view.height, view.width) for view in views
+            ]
             pipeline.feed_input(
-                "cells",
+                f"{name}_grid",
                 [
-                    np.array([g.rows, 2, PATCH_SIZE, g.columns, 2, PATCH_SIZE, 3], np.int32)
-                    for g in geometries
+                    np.array(
+                        [h // patch // merge, merge, patch, w // patch // merge, merge, patch, 3], np.int32
+                    )
+                    for h, w in sides
                 ],
             )
-        if kind.teacher:
-            patch, side = self._settings.teacher_patch_size, self._settings.teacher_side
-            sizes = [g.teacher_picture(patch)[::-1] for g in geometries]  # height, width
-            pipeline.feed_input("teacher_size", [np.array(size, np.float32) for size in sizes])
-            margins = [[square_margin(side, length, patch) for length in size] for size in sizes]
-            pipeline.feed_input("start", [-np.array(margin, np.int32) for margin in margins])
-        return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
 
     def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
         """What a run gave, copied, since the next run writes over it."""
@@ -149,13 +158,24 @@ class DaliDecoder:
 
         fn: Any = dali.fn
         types: Any = dali.types
-        side = self._settings.teacher_side
 
-        def resized(image: Any, size: str) -> Any:
-            wish = fn.external_source(name=size, dtype=types.FLOAT, ndim=1)
-            return fn.resize(
+        def finished(image: Any, name: str, view: View) -> Any:
+            """What `patches.finished` does, and the resize before it."""
+            wish = fn.external_source(name=f"{name}_size", dtype=types.FLOAT, ndim=1)
+            pixels = fn.resize(
                 image, size=wish, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
             )
+            if view.square:
+                start = fn.external_source(name=f"{name}_start", dtype=types.INT32, ndim=1)
+                pixels = fn.slice(
+                    pixels, start=start, shape=[view.square, view.square], axes=[0, 1],
+                    out_of_bounds_policy="pad", fill_values=list(view.pad_colour),
+                )  # fmt: skip
+            if view.patch_size:
+                shape = fn.external_source(name=f"{name}_grid", dtype=types.INT32, ndim=1)
+                grid = fn.transpose(fn.reshape(pixels, shape=shape), perm=[0, 3, 1, 4, 6, 2, 5])
+                pixels = fn.reshape(grid, shape=[-1, 3 * view.patch_size**2])
+            return pixels
 
         # Nothing is run ahead: the loader's own thread decides what is decoded next.
         pipeline = dali.Pipeline(
@@ -180,24 +200,13 @@ class DaliDecoder:
                     fn.external_source(name=name, dtype=types.INT32, ndim=0) for name in ("flip_x", "flip_y")
                 )
                 image = fn.flip(image, horizontal=flip_x, vertical=flip_y)
-            outputs = []
-            if kind.patches:
-                cells = fn.external_source(name="cells", dtype=types.INT32, ndim=1)
-                grid = fn.transpose(
-                    fn.reshape(resized(image, "size"), shape=cells), perm=[0, 3, 1, 4, 6, 2, 5]
-                )
-                outputs.append(fn.reshape(grid, shape=[-1, 3 * PATCH_SIZE * PATCH_SIZE]))
-            if kind.teacher:
-                start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
-                outputs.append(
-                    fn.slice(
-                        resized(image, "teacher_size"), start=start, shape=[side, side], axes=[0, 1],
-                        out_of_bounds_policy="pad", fill_values=list(PAD_COLOUR),
-                    )
-                )  # fmt: skip
-            pipeline.set_outputs(*outputs)
+            pipeline.set_outputs(*(finished(image, name, view) for name, view in kind.views))
         pipeline.build()
         return pipeline
+
+
+def _without_sizes(views: Mapping[str, View]) -> tuple[tuple[str, View], ...]:
+    return tuple((name, view._replace(width=0, height=0)) for name, view in views.items())
 
 
 def _batches(numbers: Sequence[int], pixels: Sequence[int]) -> Iterator[list[int]]:

@@ -1,7 +1,7 @@
 """Bytes of an image file -> an RGB picture, with every way to fail turned into a reason that can be counted.
 
 This is the reference: what it sees in a file, upright and in which colours, the fast decoders and the exported
-processor (`hf/image_processing_eve.py`, which has a copy of the rules) see too.
+processors (in `hf/`, which has a copy of the rules) see too.
 
 What Pillow would do by itself and is not wanted here: try every format it knows (EPS starts Ghostscript),
 clip 16-bit gray to white instead of scaling it, decode pictures of any size, and refuse whole ones for a long text

@@ -1,4 +1,4 @@
-"""Resize a picture and cut it into patches, in the order in which the patch embedding wants them."""
+"""A picture to its views: resized, laid on a square, cut into patches (`View` in models/family.py). Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_eve.data.geometry import PATCH_SIZE, ImageGeometry, square_margin, teacher_pixels
-from megatron_eve.data.images.constants import PAD_COLOUR
+from megatron_eve.models.family import View
+
+Pixels = NDArray[np.uint8]
 
 
-def resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+def resize(image: Image.Image, width: int, height: int) -> Pixels:
     """`image` (RGB) resized as published, with Pillow's default filter: bicubic, antialiased.
 
     Rows first, then columns: every Pillow before 13 does so by itself, while 13 takes the columns first where that is
@@ -22,75 +23,103 @@ def resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     return np.array(image.resize((width, image.height)).resize((width, height)), dtype=np.uint8)
 
 
-def cut_patches(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut a resized picture into 14 x 14 patches, grouped in 2 x 2 cells.
+def cut_patches(pixels: Pixels, patch_size: int, merge: int = 1) -> Pixels:
+    """Cut a resized picture into square patches, grouped merge x merge.
 
     Args:
-        pixels: uint8 [H, W, 3], H and W multiples of 28.
+        pixels: uint8 [H, W, 3], H and W multiples of `patch_size * merge`.
+        patch_size: side of a patch in pixels.
+        merge: patches along each side of a group.
 
     Returns:
-        uint8 [H * W / 196, 588]: cells row by row; in a cell the patches (0,0), (0,1), (1,0), (1,1); in a
-        patch (channel, y, x), the layout of a convolution's weight.
+        uint8 [H * W / patch_size ** 2, 3 * patch_size ** 2]: groups row by row; in a group its patches row by row, with
+        merge 2 (0,0), (0,1), (1,0), (1,1); in a patch (channel, y, x), the layout of a convolution's weight.
     """
     height, width, channels = pixels.shape
-    rows, columns = height // (2 * PATCH_SIZE), width // (2 * PATCH_SIZE)
-    grid = pixels.reshape(rows, 2, PATCH_SIZE, columns, 2, PATCH_SIZE, channels)
-    cells = grid.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, 2, 2, channel, y, x)
-    return np.ascontiguousarray(cells).reshape(-1, channels * PATCH_SIZE * PATCH_SIZE)
+    rows, columns = height // (merge * patch_size), width // (merge * patch_size)
+    grid = pixels.reshape(rows, merge, patch_size, columns, merge, patch_size, channels)
+    groups = grid.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, merge, merge, channel, y, x)
+    return np.ascontiguousarray(groups).reshape(-1, channels * patch_size * patch_size)
 
 
-def uncut_patches(patches: NDArray[np.uint8], geometry: ImageGeometry) -> NDArray[np.uint8]:
+def uncut_patches(patches: Pixels, width: int, height: int, patch_size: int, merge: int = 1) -> Pixels:
     """The resized picture that patches were cut from: the inverse of `cut_patches`.
 
     Args:
-        patches: uint8 [geometry.patches, 588].
-        geometry: of the picture.
+        patches: uint8 [width * height / patch_size ** 2, 3 * patch_size ** 2].
+        width, height: of the picture, in pixels.
+        patch_size, merge: as it was cut.
 
     Returns:
-        uint8 [geometry.height, geometry.width, 3], contiguous.
+        uint8 [height, width, 3], contiguous.
     """
-    cells = patches.reshape(geometry.rows, geometry.columns, 2, 2, 3, PATCH_SIZE, PATCH_SIZE)
-    grid = cells.transpose(0, 2, 5, 1, 3, 6, 4)  # (rows, 2, y, columns, 2, x, channel)
-    return np.ascontiguousarray(grid).reshape(geometry.height, geometry.width, 3)
+    side = merge * patch_size
+    groups = patches.reshape(height // side, width // side, merge, merge, 3, patch_size, patch_size)
+    grid = groups.transpose(0, 2, 5, 1, 3, 6, 4)  # (rows, merge, y, columns, merge, x, channel)
+    return np.ascontiguousarray(grid).reshape(height, width, 3)
 
 
-def image_patches(image: Image.Image, geometry: ImageGeometry) -> NDArray[np.uint8]:
-    """Patches of an upright RGB picture at the model's size: uint8 [geometry.patches, 588].
+def square_margin(square: int, side: int, unit: int) -> int:
+    """Pixels left of (or above) a picture in the middle of a square, as published.
 
-    See `cut_patches` for their order.
+    Args:
+        square: side of the square in pixels.
+        side: of the picture, in pixels.
+        unit: the margin is a whole multiple of this; an odd rest goes to the other side.
     """
-    return cut_patches(resize(image, geometry.width, geometry.height))
+    return (square - side) // unit // 2 * unit
 
 
-def padded_square(pixels: NDArray[np.uint8], size: int, unit: int) -> NDArray[np.uint8]:
-    """The published square canvas: a picture in the middle, the pad colour around it.
+def padded_square(pixels: Pixels, size: int, unit: int, colour: tuple[int, int, int]) -> Pixels:
+    """The published square canvas: a picture in the middle, one colour around it.
 
     Args:
         pixels: uint8 [H, W, 3], a resized picture.
         size: side of the square in pixels.
         unit: of the margins, see `square_margin`.
+        colour: red, green and blue of the margins, 0 to 255.
     """
     height, width, _ = pixels.shape
     top, left = (square_margin(size, side, unit) for side in (height, width))
     # Whole rows are copied: a broadcast of three bytes costs ten times as much.
-    canvas = np.tile(np.array(PAD_COLOUR, dtype=np.uint8), (size, 1))[None].repeat(size, axis=0)
+    canvas = np.tile(np.array(colour, dtype=np.uint8), (size, 1))[None].repeat(size, axis=0)
     canvas[top : top + height, left : left + width] = pixels
     return canvas
 
 
-def teacher_square(
-    image: Image.Image, geometry: ImageGeometry, teacher_size: int, patch_size: int
-) -> NDArray[np.uint8]:
-    """An upright RGB picture as the teacher sees it, the grey margins included.
+def view_of(image: Image.Image, view: View) -> Pixels:
+    """A view of an upright RGB picture, bit-equal to the published preprocessing: uint8 of `view.shape`."""
+    return finished(resize(image, view.width, view.height), view)
 
-    Args:
-        image: the raw picture.
-        geometry: its geometry; the teacher's grid is that of 14-pixel patches in `teacher_size`.
-        teacher_size: as in the model's configuration, in pixels of 14-pixel patches.
-        patch_size: side of the teacher's own patches; another size than 14 scales its picture.
 
-    Returns:
-        uint8 [S, S, 3] with S = teacher_size / 14 * patch_size.
-    """
-    picture = resize(image, *geometry.teacher_picture(patch_size))
-    return padded_square(picture, teacher_pixels(teacher_size, patch_size), patch_size)
+def finished(pixels: Pixels, view: View) -> Pixels:
+    """What remains to be done to a resized picture: uint8 [view.height, view.width, 3] -> uint8 of `view.shape`."""
+    if view.square:
+        pixels = padded_square(pixels, view.square, view.margin_unit, view.pad_colour)
+    return cut_patches(pixels, view.patch_size, view.merge) if view.patch_size else pixels
+
+
+def picture_of(pixels: Pixels, view: View) -> Pixels:
+    """The resized picture that a view was made of, the inverse of `finished`: uint8 [view.height, view.width, 3]."""
+    if view.patch_size:
+        width, height = (view.square, view.square) if view.square else (view.width, view.height)
+        pixels = uncut_patches(pixels, width, height, view.patch_size, view.merge)
+    if not view.square:
+        return pixels
+    left, top = (square_margin(view.square, side, view.margin_unit) for side in (view.width, view.height))
+    return pixels[top : top + view.height, left : left + view.width]
+
+
+def stored_shape(view: View) -> tuple[int, ...]:
+    """Shape in which a dataset stores a view: without the margins of its square, which hold nothing."""
+    return (view.height, view.width, 3) if view.square else view.shape
+
+
+def to_stored(pixels: Pixels, view: View) -> Pixels:
+    """A view as a dataset stores it: uint8 of `view.shape` -> uint8 of `stored_shape(view)`."""
+    return picture_of(pixels, view) if view.square else pixels
+
+
+def from_stored(pixels: Pixels, view: View) -> Pixels:
+    """A view from what a dataset stores: uint8 of `stored_shape(view)` -> uint8 of `view.shape`."""
+    return finished(pixels, view) if view.square else pixels

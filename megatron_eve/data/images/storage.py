@@ -7,7 +7,7 @@ with one of training's own decoders (`images/backends.py`), so that DALI gets ba
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +17,24 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_eve.data.format.sample_block import StoredImage
-from megatron_eve.data.geometry import ImageGeometry, image_geometry, square_margin
-from megatron_eve.data.images import ImageError, decode_image, resize
+from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.data.images.backends import BackendName, chosen_backend, open_decoder
 from megatron_eve.data.images.decode import read_header
-from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
-from megatron_eve.data.images.patches import image_patches, uncut_patches
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask
+from megatron_eve.data.images.patches import picture_of, to_stored, view_of
+from megatron_eve.models.family import View
+from megatron_eve.models.registry import find_family
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """How images are stored. Sizes in pixels.
+    """How images are stored.
 
     Attributes:
         image_storage: "jpeg" or "pixels".
         image_decoder: see `images/backends.py`.
-        image_size: of the model.
+        family: whose model they are for.
+        image_sizes: of the model, in pixels by name (`ModelFamily.image_flags`).
         decode: what is the same for all pictures.
         jpeg_quality: 1 to 100.
         jpeg_subsampling: "420" or "444".
@@ -40,7 +42,8 @@ class StorageSettings:
 
     image_storage: str
     image_decoder: BackendName
-    image_size: int
+    family: str
+    image_sizes: Mapping[str, int]
     decode: DecodeSettings
     jpeg_quality: int
     jpeg_subsampling: str
@@ -55,11 +58,7 @@ class StorageSettings:
         said: dict[str, Any] = {"image_decoder": self.backend}
         if self.image_storage == "jpeg":
             return said | {"jpeg_quality": self.jpeg_quality, "jpeg_subsampling": self.jpeg_subsampling}
-        return said | {
-            "image_size": self.image_size,
-            "teacher_size": self.decode.teacher_size,
-            "teacher_patch_size": self.decode.teacher_patch_size,
-        }
+        return said | dict(self.image_sizes)
 
     def notice(self) -> str | None:
         """A sentence where DALI runs without a GPU, else None."""
@@ -78,6 +77,7 @@ class ImageStore:
 
     def __init__(self, settings: StorageSettings, *, workers: int) -> None:
         self._settings = settings
+        self._planner = find_family(settings.family).image_planner(settings.image_sizes)
         self._decoder = open_decoder(
             settings.backend,
             settings.decode,
@@ -100,14 +100,13 @@ class ImageStore:
                 results[number] = error
                 continue
             sizes[number] = size
-            tasks[number] = ImageTask(data, self._geometry(size), True, not self._as_jpeg)
-        for number, prepared in zip(tasks, self._decoder.prepare(list(tasks.values())), strict=True):
-            if isinstance(prepared, ImageError):
-                results[number] = prepared
+            tasks[number] = ImageTask(data, self._views(size))
+        for number, decoded in zip(tasks, self._decoder.prepare(list(tasks.values())), strict=True):
+            if isinstance(decoded, ImageError):
+                results[number] = decoded
                 continue
-            results[number] = self._stored(
-                files[number], sizes[number], *self._arrays(prepared, tasks[number].geometry)
-            )
+            pixels = {name: tensor.cpu().numpy() for name, tensor in decoded.items()}
+            results[number] = self._stored(files[number], sizes[number], pixels)
         return [result for result in results if result is not None]
 
     def close(self) -> None:
@@ -118,13 +117,15 @@ class ImageStore:
     def _as_jpeg(self) -> bool:
         return self._settings.image_storage == "jpeg"
 
-    def _geometry(self, size: tuple[int, int]) -> ImageGeometry:
-        return image_geometry(*size, self._settings.image_size, self._settings.decode.teacher_size)
+    def _views(self, size: tuple[int, int]) -> Mapping[str, View]:
+        """What is stored of a picture of this size: all views, or the first as a JPEG file."""
+        views = self._planner(*size).views
+        return dict(list(views.items())[:1]) if self._as_jpeg else views
 
     def _shrinks(self, size: tuple[int, int]) -> bool:
         """Whether the model's size is nowhere above the picture's own: nothing is enlarged to be stored."""
-        geometry = self._geometry(size)
-        return geometry.width <= size[0] and geometry.height <= size[1]
+        view = next(iter(self._views(size).values()))
+        return view.width <= size[0] and view.height <= size[1]
 
     def _plain_size(self, data: bytes) -> tuple[int, int] | None:
         """Upright width and height from the head of a file; None where Pillow has to decode it to know."""
@@ -137,44 +138,24 @@ class ImageStore:
         image = decode_image(data, apply_exif=decode.apply_exif, max_pixels=decode.max_pixels)
         if self._as_jpeg and not self._shrinks(image.size):
             return StoredImage(data, *image.size)
-        geometry = self._geometry(image.size)
-        picture = None
-        if not self._as_jpeg:
-            picture = resize(image, *geometry.teacher_picture(decode.teacher_patch_size))
-        return self._stored(data, image.size, image_patches(image, geometry), picture)
-
-    def _arrays(
-        self, prepared: Prepared, geometry: ImageGeometry
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Patches, and the teacher's picture without the margins of its square."""
-        assert prepared.patches is not None
-        patches = prepared.patches.cpu().numpy()
-        if prepared.square is None:
-            return patches, None
-        decode = self._settings.decode
-        width, height = geometry.teacher_picture(decode.teacher_patch_size)
-        left, top = (
-            square_margin(decode.teacher_side, side, decode.teacher_patch_size) for side in (width, height)
-        )
-        return patches, prepared.square[top : top + height, left : left + width].cpu().numpy()
+        pixels = {name: view_of(image, view) for name, view in self._views(image.size).items()}
+        return self._stored(data, image.size, pixels)
 
     def _stored(
-        self,
-        data: bytes,
-        size: tuple[int, int],
-        patches: NDArray[np.uint8],
-        picture: NDArray[np.uint8] | None,
+        self, data: bytes, size: tuple[int, int], pixels: Mapping[str, NDArray[np.uint8]]
     ) -> StoredImage:
         """One decoded picture as it is stored; a file that a JPEG file would not make smaller stays as it is."""
-        if picture is not None:
-            return StoredImage(patches.tobytes() + picture.tobytes(), *size)
-        geometry = self._geometry(size)
+        views = self._views(size)
+        if not self._as_jpeg:
+            stored = (to_stored(pixels[name], view) for name, view in views.items())
+            return StoredImage(b"".join(view.tobytes() for view in stored), *size)
+        ((name, view),) = views.items()
         smaller = simplejpeg.encode_jpeg(
-            uncut_patches(patches, geometry),
+            np.ascontiguousarray(picture_of(pixels[name], view)),
             quality=self._settings.jpeg_quality,
             colorspace="RGB",
             colorsubsampling=self._settings.jpeg_subsampling,
         )
         if len(smaller) >= len(data):
             return StoredImage(data, *size)
-        return StoredImage(smaller, geometry.width, geometry.height)
+        return StoredImage(smaller, view.width, view.height)

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
-from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Prepared
-from megatron_eve.data.images.patches import cut_patches, padded_square
+from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
+from megatron_eve.data.images.patches import finished
 
 
 class ThreadsDecoder:
-    """A pool of threads, each of which takes one picture from file to patches."""
+    """A pool of threads, each of which takes one picture from its file to its views."""
 
     def __init__(self, settings: DecodeSettings, *, threads: int) -> None:
         self._settings = settings
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
 
-    def prepare(self, tasks: Sequence[ImageTask]) -> list[Prepared | ImageError]:
+    def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
         """See `ImageDecoder`."""
         return list(self._pool.map(self._prepare, tasks))
 
@@ -34,24 +34,17 @@ class ThreadsDecoder:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, task: ImageTask) -> Prepared | ImageError:
+    def _prepare(self, task: ImageTask) -> Views | ImageError:
         try:
             pixels = _decode(task.data, self._settings)
         except ImageError as error:
             return error
         # A view with channels first in the order but last in memory, which the resize of bytes is fastest on.
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
-        geometry, settings = task.geometry, self._settings
-        patches = square = None
-        if task.patches:
-            patches = torch.from_numpy(cut_patches(_resize(image, geometry.height, geometry.width)))
-        if task.teacher:
-            width, height = geometry.teacher_picture(settings.teacher_patch_size)
-            resized = _resize(image, height, width)
-            square = torch.from_numpy(
-                padded_square(resized, settings.teacher_side, settings.teacher_patch_size)
-            )
-        return Prepared(patches, square)
+        return {
+            name: torch.from_numpy(finished(_resize(image, view.height, view.width), view))
+            for name, view in task.views.items()
+        }
 
 
 def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:

@@ -102,7 +102,7 @@ def row_layout(dataset: AnyDataset, row: int, tokenizer: Tokenizer | None) -> Ro
         name=dataset.sample_name(row),
         pieces=pieces,
         images=images,
-        image_tokens=[dataset.image_geometry(image).tokens for image in images],
+        image_tokens=[dataset.image_plan(image).rows for image in images],
         text_length=int(record["text_length"]),
         length=int(record["length"]),
         labels=int(record["labels"]),

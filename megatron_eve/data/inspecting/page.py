@@ -101,7 +101,10 @@ def _counts(dataset: AnyDataset) -> str:
             "bytes",
             f"{_bytes(info.text_bytes)} of text, {_bytes(stored)} of images ({info.image_storage})",
         ),
-        ("made for", f"image size {info.image_size}, teacher size {info.teacher_size}"),
+        (
+            "made for",
+            ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in info.image_sizes.items()),
+        ),
         ("EXIF orientation", "applied" if info.apply_exif else "ignored"),
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),
         ("content_sha256", info.content_sha256 or "none"),

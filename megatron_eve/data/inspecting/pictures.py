@@ -7,7 +7,7 @@ from PIL import Image
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.images.decode import decode_image
-from megatron_eve.data.images.patches import uncut_patches
+from megatron_eve.data.images.patches import from_stored, picture_of
 
 
 def read_picture(dataset: AnyDataset, image: int) -> Image.Image:
@@ -19,8 +19,8 @@ def read_picture(dataset: AnyDataset, image: int) -> Image.Image:
     """
     info, stored = dataset.info, dataset.stored_pixels(image)
     if stored is not None:
-        geometry = dataset.image_geometry(image)
-        return Image.fromarray(uncut_patches(stored.patches, geometry))
+        name, view = next(iter(dataset.image_plan(image).views.items()))
+        return Image.fromarray(picture_of(from_stored(stored[name], view), view))
     return decode_image(dataset.image_bytes(image), apply_exif=info.apply_exif, max_pixels=info.max_pixels)
 
 
@@ -32,12 +32,12 @@ def stored_bytes(dataset: AnyDataset, image: int) -> bytes:
     """
     stored = dataset.stored_pixels(image)
     if stored is not None:
-        return stored.patches.tobytes() + stored.teacher_picture.tobytes()
+        return b"".join(view.tobytes() for view in stored.values())
     return dataset.image_bytes(image)
 
 
 def stored_sizes(part: IndexedVisionDataset, image: int) -> list[tuple[int, int]]:
     """Sizes, width and height in pixels, that `read_picture` may give: the recorded one, or the model's."""
-    record, geometry = part.images[image], part.image_geometry(image)
-    recorded, model = (int(record["width"]), int(record["height"])), (geometry.width, geometry.height)
+    record, view = part.images[image], next(iter(part.image_plan(image).views.values()))
+    recorded, model = (int(record["width"]), int(record["height"])), (view.width, view.height)
     return {"encoded": [recorded], "jpeg": [recorded, model]}.get(part.info.image_storage, [model])

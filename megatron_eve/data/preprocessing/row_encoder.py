@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.format.metadata import Exclusions, sample_meta
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES, Sample, StoredImage
-from megatron_eve.data.geometry import check_sizes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
@@ -24,6 +23,7 @@ from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import TEMPLATES
 from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import is_lfs_pointer
 
 MAX_VIDEO_FRAMES = 10_000
@@ -49,7 +49,9 @@ class PreprocessConfig:
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
         template: "plain", "vicuna_v1" or "document".
-        image_size, teacher_size: pixels, see `geometry`.
+        family: of the model that the dataset is for.
+        image_sizes: of that model, in pixels, by the names of the family's `image_flags`; the others have their
+            defaults.
         model_max_length: texts are cut at this many tokens, an image counted as one.
         workers: processes; 1 works in this one.
         apply_exif: turn pictures upright as their EXIF data says.
@@ -58,7 +60,6 @@ class PreprocessConfig:
         image_decoder: "auto", "dali", "threads" or "pillow", for "jpeg" and "pixels"; "encoded" takes Pillow.
         jpeg_quality: 1 to 100.
         jpeg_subsampling: of colours, "420" or "444".
-        teacher_patch_size: side of the teacher's own patches in pixels, which "pixels" are bound to.
         video_frames: frames that are taken of a video, see `video.take_pictures`.
     """
 
@@ -68,8 +69,8 @@ class PreprocessConfig:
     image_root: str | None = None
     input_format: str | None = None
     template: str = "plain"
-    image_size: int = 672
-    teacher_size: int = 336
+    family: str = DEFAULT_FAMILY
+    image_sizes: Mapping[str, int] = field(default_factory=dict)
     model_max_length: int = 2048
     workers: int = 1
     apply_exif: bool = True
@@ -81,7 +82,6 @@ class PreprocessConfig:
     image_decoder: BackendName = "auto"
     jpeg_quality: int = 90
     jpeg_subsampling: str = "420"
-    teacher_patch_size: int = 14
     video_frames: int = 8
 
     @property
@@ -89,12 +89,16 @@ class PreprocessConfig:
         """The words of --input."""
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
 
+    @property
+    def all_image_sizes(self) -> dict[str, int]:
+        """`image_sizes` with the defaults of those that are left out."""
+        flags = find_family(self.family).image_flags
+        return {name: self.image_sizes.get(name, flag.default) for name, flag in flags.items()}
+
     def check(self) -> None:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
-        try:
-            check_sizes(self.image_size, self.teacher_size)
-        except ValueError as error:
-            raise DataError(f"--image-size, --teacher-size: {error}") from error
+        for error in find_family(self.family).check_image_sizes(self.all_image_sizes):
+            raise DataError(error)
         if self.template not in TEMPLATES:
             raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
         if self.image_root is not None and not Path(self.image_root).is_dir():
@@ -116,8 +120,6 @@ class PreprocessConfig:
             raise DataError(f"--jpeg-quality {self.jpeg_quality}: use 1 to 100")
         if self.jpeg_subsampling not in ("420", "444"):
             raise DataError(f"--jpeg-subsampling {self.jpeg_subsampling}: use 420 or 444")
-        if self.teacher_patch_size < 1:
-            raise DataError(f"--teacher-patch-size {self.teacher_patch_size}: use 1 or more")
         if self.image_storage == "encoded" and self.image_decoder not in ("auto", "pillow"):
             raise DataError(
                 f"--image-decoder {self.image_decoder}: encoded images are not decoded into the dataset; add "
@@ -134,10 +136,13 @@ class PreprocessConfig:
 
     def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
         """What the manifest records."""
+        flags = find_family(self.family).image_flags
         return DatasetSettings(
             template=self.template,
-            image_size=self.image_size,
-            teacher_size=self.teacher_size,
+            family=self.family,
+            image_sizes={
+                name: size for name, size in self.all_image_sizes.items() if not flags[name].pixels_alone
+            },
             model_max_length=self.model_max_length,
             apply_exif=self.apply_exif,
             max_pixels=self.max_image_pixels,
@@ -156,10 +161,9 @@ class PreprocessConfig:
         return StorageSettings(
             image_storage=self.image_storage,
             image_decoder=self.image_decoder,
-            image_size=self.image_size,
-            decode=DecodeSettings(
-                self.apply_exif, self.max_image_pixels, self.teacher_size, self.teacher_patch_size
-            ),
+            family=self.family,
+            image_sizes=self.all_image_sizes,
+            decode=DecodeSettings(self.apply_exif, self.max_image_pixels),
             jpeg_quality=self.jpeg_quality,
             jpeg_subsampling=self.jpeg_subsampling,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,16 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_eve.data.batch import (
-    PackedBatch,
-    TeacherShare,
-    VisionDataset,
-    build_batch,
-    padded_lengths,
-    padding_multiples,
-)
+from megatron_eve.data.batch import PackedBatch, build_batch, padded_lengths, padding_multiples
+from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.images.interface import ImageDecoder
+from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.sampling.orders import Order
 from megatron_eve.data.sampling.packing import deal_packs, pack_step
 
@@ -140,8 +135,9 @@ class StepLoader:
         row_multiple: int = 1,
         fixed_length: Literal["step", "seq_length"] | None = None,
         most_images: int | None = None,
-        with_pixels: bool,
-        teacher: TeacherShare | None = None,
+        views: Collection[str],
+        shared_views: Collection[str] = (),
+        share: ImageShare | None = None,
         decoder: ImageDecoder | None = None,
         upload: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
@@ -159,9 +155,9 @@ class StepLoader:
                 ("step"), or ``seq_length``. They are balanced, so the first is little, where the second may be nearly
                 half of a step whose packs had to be a multiple of the data-parallel size. None leaves them.
             most_images: images that a pack may hold; None does not bound it.
-            with_pixels: decode the images; only ranks that embed patches need it.
-            teacher: the share of each pack's images that this rank prepares for the teacher; only ranks that run
-                one need it.
+            views: of all images that this rank decodes.
+            shared_views: of its share of each pack's images that this rank decodes.
+            share: which images those are; without one there are no shared views.
             decoder: decodes the images; closed with the loader. By default the plain reference.
             upload: takes a batch's pixels to where they are used, while earlier batches run; by default they stay.
 
@@ -194,13 +190,14 @@ class StepLoader:
             tensor_parallel=tensor_parallel,
             context_parallel=context_parallel,
             row_multiple=row_multiple,
-            with_pixels=with_pixels,
-            teacher=teacher,
+            views=views,
+            shared_views=shared_views,
+            share=share,
             decoder=decoder,
         )
         self._decoder = decoder
         self._upload = upload
-        self._reads_images = with_pixels or teacher is not None
+        self._reads_images = bool(views) or (share is not None and bool(shared_views))
         # One thread: Pillow and file reads release the interpreter lock, and batches stay in order. The queue is
         # at most AHEAD + 1 batches deep, which is what an exiting process may have to wait for.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-loader")
@@ -311,11 +308,7 @@ class StepLoader:
             self.damaged[image] = reason
         if self._upload is None:
             return batch
-        patches, squares = (
-            pixels if pixels is None else self._upload(pixels)
-            for pixels in (batch.patches, batch.teacher_images)
-        )
-        return replace(batch, patches=patches, teacher_images=squares)
+        return replace(batch, pixels={name: self._upload(view) for name, view in batch.pixels.items()})
 
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches.

@@ -40,8 +40,8 @@ def pack_step(
         multiple: number of packs that the layout consumes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
         images: [n] images of each sample; wanted with ``most_images`` only.
-        most_images: images that a pack may hold, which bounds what the patch embedding and the teacher keep; None
-            does not bound it.
+        most_images: images that a pack may hold, which bounds what the model keeps of them; None does not
+            bound it.
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs

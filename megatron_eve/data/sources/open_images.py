@@ -30,7 +30,7 @@ _MAX_LINE = 4 << 20  # bytes; csv refuses a field of 128 KiB by itself
 class OpenImagesSource(Source):
     """Pictures of OpenImages, each a pair with an empty caption.
 
-    Pictures lie anywhere below `image_root` (EVE's tree has them in `V6Train1/` and so on). The folder is walked once,
+    Pictures lie anywhere below `image_root` (in `V6Train1/` and so on, say). The folder is walked once,
     at the first row, and kept as 12 bytes a picture. `meta` has the fields of the CSV that are not empty, by their
     published names. Rotation (degrees, 0 to 270) says how far the stored picture is turned, as is commonly understood
     of it; nothing published says in which direction, so no picture is turned by it.

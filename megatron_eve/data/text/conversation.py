@@ -1,7 +1,7 @@
-"""LLaVA conversations -> token ids and labels, by the published templates of EVE v1.
+"""LLaVA conversations -> token ids and labels, by the published templates.
 
-`plain` (stages 1 and 2): `<s>`, the images, the caption, a newline; the caption and the newline train.
-`vicuna_v1` (stage 3): "SYSTEM USER: question ASSISTANT: answer</s>USER: ..."; answers and `</s>` train.
+`plain`: `<s>`, the images, the caption, a newline; the caption and the newline train.
+`vicuna_v1`: "SYSTEM USER: question ASSISTANT: answer</s>USER: ..."; answers and `</s>` train.
 
 Labels come from where each answer stands in the text, never from tokenising parts again and comparing
 lengths: that way of the published code loses whole conversations to a mismatch.

@@ -1,6 +1,6 @@
 """The Llama tokenizer over sentencepiece, as Hugging Face's slow tokenizer does it with `legacy=True`.
 
-The published EVE models were trained with that behaviour: control tokens written in a text are cut out
+The published models were trained with that behaviour: control tokens written in a text are cut out
 first, and each stretch of text between them is tokenised by itself, with its own leading "▁".
 """
 

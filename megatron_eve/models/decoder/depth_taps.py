@@ -1,16 +1,16 @@
-"""Depth taps: the visual tokens at some depths of the decoder, projected where they arise and carried to the end.
+"""Intermediate features: image rows at some depths of the decoder, projected there and sent to the last stage.
 
-EVE's patch aligning layer attends over several depths with the last one as the query, so every other depth has to
-reach the last pipeline stage. A tapped layer projects its own visual rows (D -> K values each) and hands them on:
-to the next layer beside the hidden states, as megatron-core's `context` (which a decoder-only layer passes through
-unread), and to the next stage as further rows of the one tensor that stages exchange::
+An objective on the last pipeline stage may want several depths, so every earlier depth has to reach that stage. A
+layer of such a depth projects its own image rows (D -> K values each) and passes them on: to the next layer beside
+the hidden states, as megatron-core's `context` (which a decoder-only layer passes through unread), and to the next
+stage as further rows of the one tensor that stages exchange::
 
     [ hidden states: n rows of D | taps so far: J * R * K values, as ceil(J * R * K / D) rows of D ]
 
 Nothing in megatron-core's schedules changes. Projection inside the layer's own forward is what makes it right
 under recomputation: a forward hook would run on detached tensors and lose its gradient without a word.
 
-Shapes: n = rows of hidden states on this rank, D = decoder width, K = teacher width, R = tapped rows on this rank,
+Shapes: n = rows of hidden states on this rank, D = decoder width, K = feature width, R = tapped rows on this rank,
 J = taps taken so far, c = visual tokens on this rank, r = pooling.
 """
 
@@ -34,7 +34,7 @@ _EPSILON = 1e-5
 class TapRows:
     """Which rows of this rank's hidden states are tapped, and what becomes of them.
 
-    Without pooling a rank taps the visual tokens among its own rows. With pooling (the HD model) a teacher patch
+    Without pooling a rank taps the visual tokens among its own rows. With pooling a feature
     covers r x r tokens, which may lie on several ranks: all ranks that share the pack sum what they hold of every
     patch, and each gets an equal share of the sums.
 
@@ -113,9 +113,7 @@ class TappedLayer(TransformerLayer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.closes_chunk = closes_chunk
-        # The last depth is tapped behind the final norm, by the aligning layer.
-        tapped = self.layer_number in tap_depths and self.layer_number < self.config.num_layers
-        self.tap = DepthTap(self.config, tap_width) if tapped else None
+        self.tap = DepthTap(self.config, tap_width) if self.layer_number in tap_depths else None
 
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, packed_seq_params: Any, **kwargs: Any

@@ -8,7 +8,6 @@ value (`linear_qkv.bias`) where the configuration says `add_qkv_bias`, as Qwen2 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.models.decoder.depth_taps import TappedLayer
 from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
+from megatron_eve.models.model_parts import IntermediateFeatures
 
 
 def torch_layer_spec() -> ModuleSpec:
@@ -45,7 +45,7 @@ def transformer_engine_layer_spec() -> ModuleSpec:
 
 
 def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
-    """The norm after the last layer, which lives outside the block (the depth taps end before it)."""
+    """The norm after the last layer, which lives outside the block (intermediate features end before it)."""
     if transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -57,21 +57,19 @@ def block_spec(
     config: TransformerConfig,
     transformer_engine: bool,
     vp_stage: int | None,
-    *,
-    tap_depths: Collection[int] = (),
-    tap_width: int = 0,
+    features: IntermediateFeatures | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage (and model chunk) builds, without a final norm.
 
     Args:
-        tap_depths: depths that go to the aligning layer (see `depth_taps`); none leaves the layers as they are.
-        tap_width: what a tap is projected to.
+        features: intermediate features that layers project and send on (see `depth_taps`); None leaves the layers as
+            they are.
     """
     layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
-    if not tap_depths:
+    if features is None:
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)
-    taps = {"tap_depths": tap_depths, "tap_width": tap_width}
+    taps = {"tap_depths": features.depths, "tap_width": features.width}
     layers = [
         replace(layer, module=TappedLayer, params={**layer.params, **taps, "closes_chunk": i == count - 1})
         for i in range(count)

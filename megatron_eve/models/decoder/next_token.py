@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_eve.models.family import SampleCounts
+from megatron_eve.models.model_parts import SampleCounts
 
 
 @dataclass(frozen=True)

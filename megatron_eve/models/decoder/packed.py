@@ -53,7 +53,7 @@ class PackedParams(PackedSeqParams):
             they are of the whole pack also under context parallelism.
         gathered_order: int64 [T], where each row of the pack stands in the concatenation of what the
             context-parallel ranks hold (context parallelism only).
-        taps: which rows are tapped for the aligning layer, None without one.
+        taps: which rows become intermediate features, None without any.
         cache: keys and values of earlier steps when generating, else None.
         samples: names of the pack's samples in the cache, in pack order (generation only).
     """

@@ -6,24 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.config import TRAINING_SETTINGS, EVEConfig
 from megatron_eve.models.family import ALIGNING_LAYER, size_differences
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 _SHAPELESS = ("image_size", "teacher_size")
 # Sizes of the aligning layer, which matter only where there is one.
 _ALIGNING = ("teacher_hidden_size", "aligning_heads", "tap_interval")
-# Settings of training, which need not be the same, or are compared by `check_resume`.
-_NO_SIZES = (
-    "patch_aligning", "teacher_model", "teacher_hidden_state", "teacher_trust_remote_code", "align_loss_weight",
-)  # fmt: skip
 _ANEW = "start anew from its weights with --pretrained-checkpoint"
 
 
 def check_resume(saved: dict[str, Any], config: RunConfig, teacher: dict[str, Any] | None) -> Iterator[str]:
     """See `ModelFamily.check_resume`: a resumed run goes on aligning with the very teacher, wherever that lies now."""
     before, vision = saved["config"].get("vision", {}), config.vision
-    yield from size_differences(before, vision, _NO_SIZES)
+    yield from size_differences(before, vision, TRAINING_SETTINGS)
     if _aligned(saved) != vision.patch_aligning:
         flag = "--patch-aligning" if _aligned(saved) else "--no-patch-aligning"
         yield f"was made with {flag}; resume with it, or {_ANEW}"
@@ -47,7 +43,7 @@ def check_weights(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
     """See `ModelFamily.check_weights`."""
     vision: EVEConfig = config.vision
     both_aligned = _aligned(saved) and vision.patch_aligning
-    ignore = (*_NO_SIZES, *_SHAPELESS, *(() if both_aligned else _ALIGNING))
+    ignore = (*TRAINING_SETTINGS, *_SHAPELESS, *(() if both_aligned else _ALIGNING))
     return size_differences(saved["config"].get("vision", {}), vision, ignore)
 
 

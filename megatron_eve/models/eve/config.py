@@ -73,6 +73,11 @@ class EVEConfig:
         return self.image_size // (2 * self.teacher_size)
 
 
+# Settings of training, which are no sizes of the model.
+TRAINING_SETTINGS = (
+    "patch_aligning", "teacher_model", "teacher_hidden_state", "teacher_trust_remote_code", "align_loss_weight",
+)  # fmt: skip
+
 # Flags of Megatron-LM and of the published training scripts, which have another name here.
 OTHER_NAMES = {
     "--img-h": "use --image-size",

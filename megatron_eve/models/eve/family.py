@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
 from megatron_eve.models.eve.checks import check_alignment, check_sizes
-from megatron_eve.models.eve.config import OTHER_NAMES, EVEConfig, upgrade
+from megatron_eve.models.eve.config import OTHER_NAMES, TRAINING_SETTINGS, EVEConfig, upgrade
+from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
+from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import PARTS
 from megatron_eve.models.eve.presets import PRESETS
@@ -17,13 +21,19 @@ from megatron_eve.models.eve.sizes import parameter_counts
 from megatron_eve.models.family import (
     ALIGNING_LAYER,
     FRONT_END,
+    ImagePlanner,
     ModelFamily,
-    Objective,
     PartCounts,
     Preset,
+    SizeFlag,
     Stage,
+    ViewUse,
 )
 from megatron_eve.models.hf_format import HFFormat
+from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class EVEFamily:
@@ -44,6 +54,7 @@ class EVEFamily:
         3: Stage("supervised fine-tuning", ("*",), template="vicuna_v1"),
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
+    image_flags: Mapping[str, SizeFlag] = IMAGE_FLAGS
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
@@ -61,13 +72,7 @@ class EVEFamily:
 
     def inference_settings(self, vision: EVEConfig) -> EVEConfig:
         """See `ModelFamily.inference_settings`: the same model without the aligning layer."""
-        return replace(vision, patch_aligning=False, teacher_model=None)
-
-    def stored_patch_size(self, vision: EVEConfig) -> int | None:
-        """Side in pixels of the teacher's patches, which stored pixels must fit; None without a teacher."""
-        if not vision.patch_aligning or vision.teacher_model is None:
-            return None
-        return vision.tower().patch_size
+        return replace(vision, **{name: getattr(EVEConfig, name) for name in TRAINING_SETTINGS})
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """See `ModelFamily.parameter_counts`."""
@@ -97,10 +102,45 @@ class EVEFamily:
 
     # --- model ---
 
-    def objectives(self, config: RunConfig) -> tuple[Objective, ...]:
+    def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:
+        """See `ModelFamily.front_end`: patch embedding and projector."""
+        from megatron_eve.models.eve.front_end import EVEFrontEnd
+
+        return EVEFrontEnd(transformer, config.vision)
+
+    def objectives(self, config: RunConfig) -> tuple[FamilyObjective, ...]:
         """See `ModelFamily.objectives`: the aligning loss, where there is an aligning layer."""
+        return (Aligning(config),) if config.vision.patch_aligning else ()
+
+    def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
+        """See `ModelFamily.flops`."""
+        return eve_flops(config, work, teacher_sizes(config.vision))
+
+    # --- data ---
+
+    def image_sizes(self, config: RunConfig) -> dict[str, int]:
+        """See `ModelFamily.image_sizes`: the teacher's patches are those of the tower in its folder."""
         vision: EVEConfig = config.vision
-        return (Aligning(weight=vision.align_loss_weight),) if vision.patch_aligning else ()
+        sizes = {"image_size": vision.image_size, "teacher_size": vision.teacher_size}
+        if vision.patch_aligning and vision.teacher_model is not None:
+            with suppress(ConfigError):  # `check` says what is wrong with the folder
+                sizes["teacher_patch_size"] = vision.tower().patch_size
+        return sizes
+
+    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
+        """See `ModelFamily.check_image_sizes`."""
+        return image_size_errors(sizes)
+
+    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
+        """See `ModelFamily.image_planner`, and `geometry`."""
+        return planner(sizes)
+
+    def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
+        """See `ModelFamily.views`: patches for the patch embedding, and square pictures for the teacher."""
+        views = {"patches": ViewUse("first", shared=False)}
+        if config.vision.patch_aligning:
+            views["teacher"] = ViewUse("last", shared=True)
+        return views
 
     # --- Hugging Face ---
 

@@ -27,6 +27,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding
+from megatron_eve.models.model_parts import VisualInputs
 
 
 class EVEFrontEnd(MegatronModule):
@@ -48,17 +49,16 @@ class EVEFrontEnd(MegatronModule):
         _draw_bias(encoder.linear_fc1, encoder.linear_fc1.output_size_per_partition)
         _draw_bias(encoder.linear_fc2, encoder.linear_fc2.output_size)
 
-    def forward(self, patches: torch.Tensor, image_grids: torch.Tensor) -> torch.Tensor:
-        """Embed the images of a microbatch.
+    def forward(self, inputs: VisualInputs) -> torch.Tensor:
+        """Embed the images of a pack.
 
         Args:
-            patches: uint8 [P, 588] in 2x2 order (see data/images).
-            image_grids: int64 [I, 2], rows and columns of tokens of each image.
+            inputs: with the view "patches", uint8 [P, 588] in 2x2 order (see `geometry`).
 
         Returns:
             [V, D], image after image: CLS, then each row of patches with its row-end token.
         """
-        return self.projector(self.patch_embedding(patches, image_grids))
+        return self.projector(self.patch_embedding(inputs.pixels["patches"], inputs.grids))
 
 
 def projector_config(config: TransformerConfig, input_size: int) -> TransformerConfig:

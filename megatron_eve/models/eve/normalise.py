@@ -14,10 +14,7 @@ from functools import cache
 
 import torch
 
-# CLIP's mean and standard deviation of each colour on a scale of 0 .. 1, as in the published image processor.
-# They stand in megatron_eve.data.images too: models do not import data, and a test holds the two together.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 
 COLOURS, VALUES = 3, 256
 _ALIGNMENT = 16  # values: 32 bytes in bfloat16

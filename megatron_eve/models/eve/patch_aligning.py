@@ -10,13 +10,26 @@ Shapes: R = tapped rows on this rank, D = decoder width, K = teacher width, J = 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from megatron_eve.models.decoder.depth_taps import DepthTap, mark_sequence_parallel
+from megatron_eve.models.decoder.depth_taps import DepthTap, TapRows, mark_sequence_parallel
 from megatron_eve.models.eve.config import EVEConfig
-from megatron_eve.models.eve.objectives import Aligning
+
+
+class AligningInputs(NamedTuple):
+    """What the aligning layer gets of a pack, on the device; R = its rows on this rank.
+
+    Attributes:
+        targets: [R, K], the teacher's features.
+        weights: float32 [R], one over the teacher patches of each row's image; 0 for rows that belong to none.
+    """
+
+    targets: torch.Tensor
+    weights: torch.Tensor
 
 
 class PatchAligningLayer(torch.nn.Module):
@@ -24,12 +37,7 @@ class PatchAligningLayer(torch.nn.Module):
 
     The scale is K ** -0.5, of the full width and not of a head, as published; keys are the values, without further
     projections; the query's own depth is not among them.
-
-    Attributes:
-        objective: the name of the loss that is made of what it predicts.
     """
-
-    objective = Aligning.name
 
     def __init__(self, config: TransformerConfig, vision: EVEConfig) -> None:
         super().__init__()
@@ -40,7 +48,13 @@ class PatchAligningLayer(torch.nn.Module):
         self.output_layer = torch.nn.Linear(width, width, dtype=config.params_dtype)
         mark_sequence_parallel(self, config)
 
-    def forward(self, last: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, features: torch.Tensor, rows: TapRows, inputs: AligningInputs
+    ) -> torch.Tensor:
+        """This rank's part of the aligning loss, a scalar; see `FamilyObjective.head`."""
+        return aligning_loss(self.predict(rows.take(hidden), features), inputs.targets, inputs.weights)
+
+    def predict(self, last: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
         """Predict the teacher's features.
 
         Args:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from megatron_eve.config import ConfigError
-from megatron_eve.models.eve.config import EVEConfig
-from megatron_eve.models.eve.normalise import CLIP_MEAN, CLIP_STD
-from megatron_eve.models.towers.sizes import remote_code_lock
+from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
+from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.model_parts import Pack
+from megatron_eve.models.towers.hf_tower import load_tower, weight_files
+from megatron_eve.models.towers.sharing import shared_features
 from megatron_eve.runtime.digests import file_digest
-from megatron_eve.runtime.wrong_content import wrong_content
 
 # The grid of the model's own geometry is made of patches of this size.
 _GEOMETRY_PATCH = 14
@@ -35,17 +36,9 @@ def teacher_identity(folder: str) -> dict[str, Any]:
         ConfigError: a file of weights that is something else (a pointer of git-lfs).
     """
     path = Path(folder)
-    weights = _weight_files(path)
+    weights = weight_files(path, TEACHER_FLAGS.folder)
     files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
     return {"path": str(path), "sha256": {file.name: file_digest(file) for file in files}}
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in found:
-        if other := wrong_content(file):
-            raise ConfigError(f"--teacher-model {folder}: {file.name} cannot be read: it {other}")
-    return found
 
 
 class Teacher:
@@ -68,7 +61,7 @@ class Teacher:
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
         self.dtype = dtype
-        tower = _load_tower(self.folder, vision.teacher_trust_remote_code)
+        tower = load_tower(self.folder, vision.teacher_trust_remote_code, TEACHER_FLAGS.folder)
         self.tower = tower.requires_grad_(False).eval().to(device=device, dtype=dtype)
         self._mean, self._std = (torch.tensor(x, device=device) for x in _normalisation(self.folder))
         self._check()
@@ -103,6 +96,11 @@ class Teacher:
         return features[:, others:]
 
     @property
+    def patches(self) -> int:
+        """G * G."""
+        return self.grid**2
+
+    @property
     def side(self) -> int:
         """S."""
         return self.grid * self.patch_size
@@ -122,47 +120,19 @@ class Teacher:
             ) from error
 
 
-def _load_tower(folder: Path, trust_remote_code: bool) -> Any:
-    """The vision tower of a folder, of a model with a text tower too; from local files only."""
-    import transformers
+class TeacherTargets:
+    """The teacher's features of a pack; see `model_parts.TargetModel`."""
 
-    _weight_files(folder)
-    common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    towers: Any = transformers.MODEL_MAPPING  # from configurations to models
-    quiet = transformers.logging
-    verbosity = quiet.get_verbosity()
-    quiet.set_verbosity_error()  # the text tower's weights are left over on purpose
-    quiet.disable_progress_bar()
-    try:
-        with remote_code_lock(trust_remote_code):
-            config = transformers.AutoConfig.from_pretrained(folder, **common)
-            vision = getattr(config, "vision_config", None)
-            known = vision is not None and type(vision) in towers
-            loader = towers[type(vision)] if known else transformers.AutoModel
-            tower, report = loader.from_pretrained(
-                folder, config=vision if known else config, output_loading_info=True, **common
-            )
-    except Exception as error:  # transformers raises nearly anything on a folder it cannot read
-        told = " ".join(str(error).split())
-        if "weights_only" in told:  # torch's advice to run the code of a pickle
-            told = "its weights are no file that torch saved, or a damaged one; copy the folder again"
-        raise ConfigError(f"--teacher-model {folder}: cannot be loaded: {told}") from error
-    finally:
-        quiet.set_verbosity(verbosity)
-    # transformers fills what is missing with random numbers.
-    missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if missing:
-        raise ConfigError(
-            f"--teacher-model {folder}: {len(missing)} weights are missing or of another shape, {missing[0]} among "
-            "them; copy the folder again"
-        )
-    if vision is None or known:
-        return tower
-    if not hasattr(tower, "vision_model"):  # a model with a text tower, known to code of its own folder only
-        raise ConfigError(
-            f"--teacher-model {folder}: its {type(tower).__name__} has no part named vision_model"
-        )
-    return tower.vision_model
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """[I * G * G, K], image after image; collective over the ranks that share the pack, unless it has no image.
+
+        Args:
+            pack: with this rank's share of the pictures in its pixels, as the view "teacher".
+        """
+        return shared_features(self.teacher, pack.pixels["teacher"], len(pack.image_grids))
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

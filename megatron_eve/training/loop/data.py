@@ -13,11 +13,12 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 
 from megatron_eve.config import RunConfig, parse_split
-from megatron_eve.data.batch import VisionDataset, decode_settings
+from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.opening import check_split, open_datasets, pack_limits
+from megatron_eve.data.pixels import decode_settings
 from megatron_eve.data.sampling.cache import cached_array
 from megatron_eve.data.sampling.loader import StepLoader
 from megatron_eve.data.sampling.orders import (
@@ -29,11 +30,11 @@ from megatron_eve.data.sampling.orders import (
     by_modality,
     split_dataset,
 )
+from megatron_eve.models.registry import image_planner
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import Uploader
-from megatron_eve.training.loop.microbatch import decodes_pixels
-from megatron_eve.training.teaching import teacher_share
+from megatron_eve.training.loop.microbatch import decoded_views, image_share
 
 MOCK_SAMPLES = 4096
 
@@ -72,8 +73,7 @@ def open_data(config: RunConfig) -> RunData:
         mock = MockDataset(
             MOCK_SAMPLES,
             vocab_size=config.model.vocab_size,
-            image_size=config.vision.image_size,
-            teacher_size=config.vision.teacher_size,
+            planner=image_planner(config),
             seq_length=pack_limits(config).longest,
             seed=config.training.seed,
         )
@@ -134,13 +134,13 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
     """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
     parallel = config.parallel
     interleaved = config.virtual_pipeline_model_parallel_size is not None
-    teacher = teacher_share(config)
+    views, shared_views = decoded_views(config)
     decoder = None
-    if decodes_pixels() or teacher is not None:
+    if views or shared_views:
         device = accelerator().device
         decoder = open_decoder(
             config.data.image_decoder,
-            decode_settings(data.dataset, teacher),
+            decode_settings(data.dataset),
             threads=config.data.num_workers,
             gpu=device.index if device.type == "cuda" else None,
         )
@@ -157,8 +157,9 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         row_multiple=config.row_multiple,
         fixed_length=fixed_length(config),
         most_images=config.data.max_images_per_pack,
-        with_pixels=decodes_pixels(),
-        teacher=teacher,
+        views=views,
+        shared_views=shared_views,
+        share=image_share(),
         decoder=decoder,
         upload=Uploader() if accelerator().name == "cuda" else None,
     )

@@ -13,11 +13,11 @@ from megatron_eve.data.sampling.loader import Step, StepLoader
 from megatron_eve.data.sampling.orders import Part
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.models.build import parameters_gathered
-from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.models.family import Objective
+from megatron_eve.models.model_parts import Objective
 from megatron_eve.training.loop.fp8_state import keep_scales
 from megatron_eve.training.loop.loss import Normalizer, counts_of, objectives_of
 from megatron_eve.training.loop.step import forward_backward
+from megatron_eve.training.loop.targets import TargetModels
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
     chunks: Sequence[DistributedDataParallel],
     loader: StepLoader,
     held_out: Sequence[Part],
-    teacher: Teacher | None = None,
+    models: TargetModels | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure the losses on every dataset's held-out samples, without a trace in the run. Collective.
 
@@ -37,7 +37,7 @@ def evaluate(
         chunks: this rank's model chunks, in DDP.
         loader: of the run, whose place in the order stays as it is.
         held_out: what to measure on.
-        teacher: on the last stage of a model with an aligning layer.
+        models: target models by objective, on the last stage.
 
     Returns:
         For each dataset its losses by name, as in training: on ranks of the last stage, zero elsewhere.
@@ -48,7 +48,7 @@ def evaluate(
     with torch.no_grad(), parameters_gathered(config, chunks):
         objectives = objectives_of(config)
         results = {
-            part.name: _losses(chunks, _steps(config, loader, part), objectives, teacher) for part in held_out
+            part.name: _losses(chunks, _steps(config, loader, part), objectives, models) for part in held_out
         }
     for chunk in chunks:
         chunk.train()
@@ -69,13 +69,13 @@ def _losses(
     chunks: Sequence[DistributedDataParallel],
     steps: Iterator[Step],
     objectives: tuple[Objective, ...],
-    teacher: Teacher | None,
+    models: TargetModels | None,
 ) -> dict[str, float]:
     """Means of every objective over all steps; none without a step."""
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for step in steps:
-        losses = forward_backward(chunks, step, Normalizer.of(step, objectives), teacher, forward_only=True)
+        losses = forward_backward(chunks, step, Normalizer.of(step, objectives), models, forward_only=True)
         for objective in objectives:
             name, count = objective.name, objective.count(counts_of(step))
             totals[name] = totals.get(name, 0.0) + float(losses[name]) * count

@@ -21,7 +21,7 @@ from megatron_eve.data.sampling.loader import Step
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.model import ModelLosses
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.family import Objective, SampleCounts
+from megatron_eve.models.model_parts import Objective, SampleCounts
 from megatron_eve.models.registry import find_family
 
 LossFunction = Callable[[ModelLosses], tuple[torch.Tensor, dict[str, torch.Tensor]]]

@@ -1,8 +1,8 @@
 """From a `PackedBatch` of the loader to the model's inputs on this rank.
 
 Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
-its pictures and sends uint8 patches to the others; on the last stage each of them decodes its share of the pictures
-for the teacher. Pixels never travel between stages.
+its pictures and sends the pixels to the others, or each decodes its share; so it is on the last stage for what target
+models see (`ModelFamily.views`). Pixels never travel between stages.
 """
 
 from __future__ import annotations
@@ -10,32 +10,49 @@ from __future__ import annotations
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.data.batch import PATCH_VALUES, PackedBatch
+from megatron_eve.config import RunConfig
+from megatron_eve.data.batch import PackedBatch
+from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
+from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.decoder.packed import packed_params
-from megatron_eve.models.eve.teacher import Teacher
+from megatron_eve.models.model_parts import VisualInputs
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.shapes import rows_sent
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
-from megatron_eve.training.aligned_cells import aligned_cells, context_rows
-from megatron_eve.training.teaching import pack_features
+from megatron_eve.training.loop.targets import TargetModels, Targets, pack_targets
 
 
-def decodes_pixels() -> bool:
-    """True on the ranks whose loader must decode images."""
+def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The views that this rank's loader decodes: those of all images of a pack, and those of its share of them."""
+    stages = {
+        "first": parallel_state.is_pipeline_first_stage(ignore_virtual=True),
+        "last": parallel_state.is_pipeline_last_stage(ignore_virtual=True),
+    }
+    used = {name: use for name, use in find_family(config.family).views(config).items() if stages[use.stage]}
+    sends = parallel_state.get_tensor_and_context_parallel_rank() == 0
     return (
-        parallel_state.is_pipeline_first_stage(ignore_virtual=True)
-        and parallel_state.get_tensor_and_context_parallel_rank() == 0
+        tuple(name for name, use in used.items() if not use.shared and sends),
+        tuple(name for name, use in used.items() if use.shared),
+    )
+
+
+def image_share() -> ImageShare:
+    """This rank's share of the images of a pack, where the ranks of a stage share them."""
+    return ImageShare(
+        parallel_state.get_tensor_and_context_parallel_rank(),
+        parallel_state.get_tensor_and_context_parallel_world_size(),
     )
 
 
 def model_inputs(
     batch: PackedBatch,
     chunk: VisionLanguageModel,
-    teacher: Teacher | None = None,
-    features: torch.Tensor | None = None,
+    models: TargetModels | None = None,
+    targets: Targets | None = None,
 ) -> ModelInputs:
     """Move what a model chunk needs of a pack to the device.
 
@@ -44,8 +61,8 @@ def model_inputs(
     Args:
         batch: the pack, on the host.
         chunk: which inputs are wanted follows from its place in the pipeline.
-        teacher: gives the aligning layer its targets; without one it is passed over.
-        features: of the teacher for this pack, if it has seen the pack already (see `pack_features`).
+        models: target models by objective; an objective that lacks its own is not computed.
+        targets: of this pack, if the models have seen it already (see `prefetch_targets`).
     """
     device = accelerator().device
     lengths = batch.cu_seqlens_padded.diff().tolist()
@@ -58,21 +75,17 @@ def model_inputs(
         size = parallel_state.get_context_parallel_world_size()
         inputs.packed.gathered_order = to_device(gathered_order(lengths, size), device)
         inputs.context_rows = to_device(mine, device)
-    if chunk.patch_aligning:
-        cells = aligned_cells(batch, chunk.pooling, chunk.config.sequence_parallel)
-        inputs.packed.taps = cells.rows
-        if not chunk.config.variable_seq_lengths and not chunk.post_process:
-            cells.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
-        if chunk.post_process and teacher is not None:
-            index = to_device(cells.teacher_index(teacher.grid), device)
-            features = pack_features(teacher, batch) if features is None else features
-            inputs.teacher_features = features[index]
-            inputs.cell_weights = to_device(cells.weights(), device)
+    _add_objectives(inputs, batch, chunk, models or {}, targets)
     if chunk.pre_process:
         inputs.tokens = to_device(batch.tokens, device)
-        inputs.patches = _shared_patches(batch)
-        inputs.image_grids = batch.image_grids  # stays on the host: sizes follow from it
-        inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_grids), device)
+        pixels = {
+            name: to_device(batch.pixels[name], device) if use.shared else shared_pixels(batch, name)
+            for name, use in chunk.views.items()
+        }
+        inputs.visual = VisualInputs(
+            pixels, batch.image_grids
+        )  # grids stay on the host: sizes follow from them
+        inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
         labels = batch.labels if mine is None else batch.labels[mine]
         rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
@@ -81,31 +94,64 @@ def model_inputs(
     return inputs
 
 
-def image_rows(image_starts: torch.Tensor, image_grids: torch.Tensor) -> torch.Tensor:
+def _add_objectives(
+    inputs: ModelInputs,
+    batch: PackedBatch,
+    chunk: VisionLanguageModel,
+    models: TargetModels,
+    targets: Targets | None,
+) -> None:
+    """Add what objectives need of a pack: rows of intermediate features, and on the last stage what heads are given."""
+    rows = {
+        objective.name: objective.rows(batch, chunk.config.sequence_parallel)
+        for objective in chunk.objectives
+        if objective.features is not None or chunk.post_process
+    }
+    for objective in chunk.objectives:
+        mine = rows.get(objective.name)
+        if objective.features is None or mine is None:
+            continue
+        inputs.packed.taps = mine.rows
+        if not chunk.config.variable_seq_lengths and not chunk.post_process:
+            mine.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
+    if not chunk.post_process or not chunk.objectives:
+        return
+    if targets is None:
+        targets = pack_targets(models, batch)
+    for objective in chunk.objectives:
+        given = objective.inputs(batch, rows[objective.name], targets.get(objective.name))
+        if given is not None:
+            inputs.heads[objective.name] = given
+
+
+def image_rows(image_starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Rows of the pack that images fill, image after image.
 
     Args:
-        image_starts: int64 [I], row of each image's CLS.
-        image_grids: int64 [I, 2], rows and columns of its tokens.
+        image_starts: int64 [I], first row of each image.
+        counts: int64 [I], rows of each image.
 
     Returns:
-        int64 [V], V = sum of 1 + rows * (columns + 1).
+        int64 [V], V = sum of `counts`.
     """
-    counts = 1 + image_grids[:, 0] * (image_grids[:, 1] + 1)
     # Position in the concatenation of all images, moved by how far each image lies from its place there.
     offsets = image_starts - (counts.cumsum(0) - counts)
     return torch.arange(int(counts.sum())) + offsets.repeat_interleave(counts)
 
 
-def _shared_patches(batch: PackedBatch) -> torch.Tensor:
-    """uint8 [P, 588], decoded on one of the ranks that share the pack and broadcast to the others."""
-    device = accelerator().device
-    if batch.patches is not None:
-        patches = to_device(batch.patches, device)
+def shared_pixels(batch: PackedBatch, view: str) -> torch.Tensor:
+    """A view of all images of a pack, decoded on the first of the ranks that share it and sent to the others.
+
+    Returns:
+        uint8 of `batch.pixel_shapes[view]`, on the device. Collective over these ranks, unless it is empty.
+    """
+    device, shape = accelerator().device, batch.pixel_shapes[view]
+    if view in batch.pixels:
+        pixels = to_device(batch.pixels[view], device)
     else:
-        patches = torch.empty(batch.num_patches, PATCH_VALUES, dtype=torch.uint8, device=device)
-    if parallel_state.get_tensor_and_context_parallel_world_size() > 1 and batch.num_patches:
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+    if parallel_state.get_tensor_and_context_parallel_world_size() > 1 and shape[0]:
         torch.distributed.broadcast(
-            patches, group=parallel_state.get_tensor_and_context_parallel_group(), group_src=0
+            pixels, group=parallel_state.get_tensor_and_context_parallel_group(), group_src=0
         )
-    return patches
+    return pixels

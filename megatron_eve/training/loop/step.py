@@ -18,8 +18,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import unwrap
-from megatron_eve.models.eve.teacher import Teacher
-from megatron_eve.models.family import Objective
+from megatron_eve.models.model_parts import Objective
 from megatron_eve.models.shapes import schedule_shapes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.faults.bad_steps import validate_step, why_bad
@@ -27,25 +26,25 @@ from megatron_eve.training.loop.fp8_state import keep_scales
 from megatron_eve.training.loop.loss import LossFunction, Normalizer
 from megatron_eve.training.loop.microbatch import model_inputs
 from megatron_eve.training.loop.step_result import StepResult, Values
+from megatron_eve.training.loop.targets import TargetModels, Targets, prefetch_targets
 from megatron_eve.training.monitoring.stragglers import Stragglers
-from megatron_eve.training.teaching import teach_ahead
 
 
 def forward_step(
-    batches: Iterator[tuple[PackedBatch, torch.Tensor | None]],
+    batches: Iterator[tuple[PackedBatch, Targets | None]],
     model: torch.nn.Module,
     *,
     normalizer: Normalizer,
-    teacher: Teacher | None,
+    models: TargetModels | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
     """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
 
-    Packs come with the teacher's features where it has seen them already.
+    Packs come with the targets of objectives where target models have seen them already.
     """
-    batch, features = next(batches)
+    batch, targets = next(batches)
     with stragglers.forward() if stragglers else nullcontext():
-        outputs = model(model_inputs(batch, unwrap(model), teacher, features))
+        outputs = model(model_inputs(batch, unwrap(model), models, targets))
     return outputs, normalizer.loss_function(batch)
 
 
@@ -53,7 +52,7 @@ def forward_backward(
     chunks: Sequence[DistributedDataParallel],
     step: Step,
     normalizer: Normalizer,
-    teacher: Teacher | None = None,
+    models: TargetModels | None = None,
     *,
     forward_only: bool = False,
     stragglers: Stragglers | None = None,
@@ -64,7 +63,7 @@ def forward_backward(
         chunks: this rank's model chunks, in DDP.
         step: the packs.
         normalizer: what the losses are divided by.
-        teacher: on the last stage of a model with an aligning layer.
+        models: target models by objective, on the last stage (see `build_target_models`).
         forward_only: losses without gradients.
         stragglers: takes the times of forward passes.
 
@@ -73,12 +72,10 @@ def forward_backward(
         every rank of the last stage (zero elsewhere).
     """
     interleaved = len(chunks) > 1
-    early = teach_ahead(teacher, step.batches) if teacher is not None else []
+    early = prefetch_targets(models or {}, step.batches)
     iterators = [zip(step.batches, chain(early, repeat(None)), strict=False) for _ in chunks]
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
-        forward_step_func=partial(
-            forward_step, normalizer=normalizer, teacher=teacher, stragglers=stragglers
-        ),
+        forward_step_func=partial(forward_step, normalizer=normalizer, models=models, stragglers=stragglers),
         data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=step.num_microbatches,
@@ -112,7 +109,7 @@ def train_step(
     optimizer: Any,
     step: Step,
     normalizer: Normalizer,
-    teacher: Teacher | None = None,
+    models: TargetModels | None = None,
     *,
     recent: Sequence[Values] = (),
     spike_factor: float | None = None,
@@ -121,7 +118,7 @@ def train_step(
     """Forward, backward, and the update if the step is good.
 
     Args:
-        chunks, step, normalizer, teacher, stragglers: see `forward_backward`.
+        chunks, step, normalizer, models, stragglers: see `forward_backward`.
         optimizer: megatron-core's.
         recent, spike_factor: what makes a step bad (see `why_bad`).
     """
@@ -135,7 +132,7 @@ def train_step(
         for chunk in chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        shares = forward_backward(chunks, step, normalizer, teacher, stragglers=stragglers)
+        shares = forward_backward(chunks, step, normalizer, models, stragglers=stragglers)
         optimizer.prepare_grads()
         losses, grad_norm = _share(shares, optimizer.get_grad_norm())
         result = StepResult(losses, grad_norm)

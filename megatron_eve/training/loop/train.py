@@ -21,7 +21,6 @@ from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weight
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import build_chunks
-from megatron_eve.models.stages import stage_of
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import ExitSignals, Watchdog
@@ -33,6 +32,7 @@ from megatron_eve.training.loop.loss import Normalizer, objectives_of
 from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler, learning_rate
 from megatron_eve.training.loop.step import holds_losses, train_step
 from megatron_eve.training.loop.step_result import StepResult
+from megatron_eve.training.loop.targets import build_target_models, shared_fingerprint
 from megatron_eve.training.loop.trainer import Trainer
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.training.monitoring.flops import model_flops, step_work
@@ -41,7 +41,6 @@ from megatron_eve.training.monitoring.monitor import Monitor
 from megatron_eve.training.monitoring.startup_report import announce, count_parameters
 from megatron_eve.training.monitoring.stragglers import Stragglers
 from megatron_eve.training.monitoring.weight_origin import start_lines
-from megatron_eve.training.teaching import build_teacher, shared_identity, teacher_sizes
 
 
 def setup(config: RunConfig) -> Trainer:
@@ -55,8 +54,8 @@ def setup(config: RunConfig) -> Trainer:
     for sentence in data.dropped:
         print_rank_0(f"warning: {sentence}")
     loader = build_loader(config, data)
-    with phase("loading the teacher"):
-        teacher, identity = build_teacher(config), shared_identity(config)
+    with phase("loading target models"):
+        models, frozen = build_target_models(config), shared_fingerprint(config)
     with phase("building the model"):
         bare = build_chunks(config)
     if config.checkpoint.pretrained_checkpoint:
@@ -68,16 +67,14 @@ def setup(config: RunConfig) -> Trainer:
     progress = Progress()
     if config.checkpoint.load:
         with phase(f"loading {config.checkpoint.load}"):
-            progress = load_checkpoint(config, chunks, optimizer, data.identity, identity)
+            progress = load_checkpoint(config, chunks, optimizer, data.identity, frozen)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=progress.consumed_samples)
     # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
     rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     get_rerun_state_machine().current_iteration = progress.iteration + rerun
     stragglers = Stragglers() if config.logging.log_straggler else None
-    return Trainer(
-        config, chunks, optimizer, scheduler, loader, data, progress, teacher, identity, stragglers
-    )
+    return Trainer(config, chunks, optimizer, scheduler, loader, data, progress, models, frozen, stragglers)
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
@@ -109,7 +106,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
         trainer.optimizer,
         step,
         normalizer,
-        trainer.teacher,
+        trainer.target_models,
         recent=done.recent,
         spike_factor=config.faults.spike_factor,
         stragglers=stragglers,
@@ -130,13 +127,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
 
 def _flops(trainer: Trainer, step: Step) -> float:
     """Model FLOPs of a step on each rank."""
-    config = trainer.config
-    parts = model_flops(
-        config,
-        step_work(trainer.data.dataset, step.sample_ids),
-        decoder_trains=stage_of(config).decoder_trains,
-        teacher=teacher_sizes(config),
-    )
+    parts = model_flops(trainer.config, step_work(trainer.data.dataset, step.sample_ids))
     return sum(parts.values()) / torch.distributed.get_world_size()
 
 
@@ -265,7 +256,9 @@ def report_damaged(trainer: Trainer) -> None:
 
 
 def _evaluate(trainer: Trainer, monitor: Monitor) -> None:
-    results = evaluate(trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.teacher)
+    results = evaluate(
+        trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.target_models
+    )
     for name, losses in results.items():
         monitor.report_held_out(trainer.progress.iteration, name, losses)
 
@@ -276,5 +269,5 @@ def _save(trainer: Trainer, saver: CheckpointSaver) -> None:
         trainer.chunks,
         trainer.optimizer,
         trainer.data.identity,
-        trainer.teacher_identity,
+        trainer.frozen,
     )

@@ -10,8 +10,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron_eve.checkpoint.state import Progress
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import StepLoader
-from megatron_eve.models.eve.teacher import Teacher
 from megatron_eve.training.loop.data import RunData
+from megatron_eve.training.loop.targets import TargetModels
 from megatron_eve.training.monitoring.stragglers import Stragglers
 
 
@@ -21,8 +21,8 @@ class Trainer:
 
     Attributes:
         data: samples, their order, and what is held out.
-        teacher_identity: what identifies the teacher in a checkpoint.
-        teacher: on ranks of the last stage, with the aligning layer.
+        target_models: by objective, on ranks of the last stage.
+        frozen: what identifies frozen models in a checkpoint (`ModelFamily.fingerprint`).
         stragglers: with `--log-straggler`.
     """
 
@@ -33,6 +33,6 @@ class Trainer:
     loader: StepLoader
     data: RunData
     progress: Progress
-    teacher: Teacher | None = None
-    teacher_identity: dict[str, Any] | None = None
+    target_models: TargetModels
+    frozen: dict[str, Any] | None = None
     stragglers: Stragglers | None = None

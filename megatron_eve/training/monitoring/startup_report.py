@@ -56,8 +56,8 @@ def announce(trainer: Trainer, total: int, trained: int) -> None:
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
     )
-    if trainer.teacher_identity:
-        print_rank_0(yaml.safe_dump({"teacher": trainer.teacher_identity}, sort_keys=False).rstrip())
+    if trainer.frozen:
+        print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())
 
 
 def _samples(data: RunData) -> str:

@@ -68,14 +68,19 @@ def loader_of(dataset: IndexedVisionDataset) -> StepLoader:
         seq_length=2048,
         data_parallel_rank=0,
         data_parallel_size=1,
-        with_pixels=True,
+        views=["patches"],
     )
 
 
 def read_everything(prefix: Path, mmap: bool) -> int:
     """As a run does: open, check, read every sample and image; gives how many samples were refused."""
     dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
-    dataset.check_compatible(tokenizer_sha256="ab" * 32, vocab_size=384, image_size=224, teacher_size=112)
+    dataset.check_compatible(
+        tokenizer_sha256="ab" * 32,
+        vocab_size=384,
+        family="eve",
+        image_sizes={"image_size": 224, "teacher_size": 112},
+    )
     assert len(dataset) == len(TEXTS)
     loader = loader_of(dataset)
     refused = 0
@@ -88,8 +93,7 @@ def read_everything(prefix: Path, mmap: bool) -> int:
             continue
         # What is not refused is of the shapes that were planned.
         assert int(batch.cu_seqlens[-1]) == dataset.lengths(np.array([index]))[0]
-        assert batch.patches is not None
-        assert len(batch.patches) == batch.num_patches
+        assert batch.pixels["patches"].shape == batch.pixel_shapes["patches"]
         assert 0 <= int(batch.tokens.min()) <= int(batch.tokens.max()) < 384
     for image in range(len(dataset.images)):
         try:

@@ -11,23 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_eve.data.batch import TeacherShare, build_batch
+from megatron_eve.data.batch import build_batch
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.format.joined import JoinedDataset, open_dataset
 from megatron_eve.data.format.manifest import IMAGE_PARTS, PIXEL_PARTS
 from megatron_eve.data.format.merging import merge_datasets
-from megatron_eve.data.geometry import image_geometry
-from megatron_eve.data.images import decode_image, image_patches, resize
-from tests.data.helpers import MINI_SETTINGS, MakeConfig, opened, run, write_dataset
+from megatron_eve.data.images import decode_image, resize, view_of
+from megatron_eve.models.registry import FamilyError
+from tests.data.helpers import ALL_VIEWS, MINI_SETTINGS, MakeConfig, opened, planner, run, write_dataset
 from tests.golden_dir import find_golden
 
-NEEDS: dict[str, Any] = {
-    "tokenizer_sha256": "ab" * 32,
-    "vocab_size": 384,
-    "image_size": 224,
-    "teacher_size": 112,
-}
+
+def needs(**sizes: int) -> dict[str, Any]:
+    """What a run asks of a dataset that `write_dataset` wrote."""
+    return {
+        "tokenizer_sha256": "ab" * 32,
+        "vocab_size": 384,
+        "family": "eve",
+        "image_sizes": {"image_size": 224, "teacher_size": 112, **sizes},
+    }
 
 
 def change_manifest(prefix: str, **changes: Any) -> None:
@@ -47,9 +50,9 @@ def write_as_pixels(prefix: Path, files: IndexedVisionDataset) -> str:
             images = []
             for image in range(first, first + int(sample["num_images"])):
                 found = decode_image(files.image_bytes(image), apply_exif=False, max_pixels=1 << 20)
-                geometry = image_geometry(*found.size, 224, 112)
-                picture = resize(found, geometry.teacher_width, geometry.teacher_height)
-                data = image_patches(found, geometry).tobytes() + picture.tobytes()
+                views = planner()(*found.size).views
+                picture = resize(found, views["teacher"].width, views["teacher"].height)
+                data = view_of(found, views["patches"]).tobytes() + picture.tobytes()
                 images.append(StoredImage(data, *found.size))
             writer.add_sample(tokens, labels, images)
         writer.finalise()
@@ -64,21 +67,25 @@ def test_a_dataset_of_version_1_is_read_as_one_made_today(make_config: MakeConfi
     )
     info = run(config)
     old, new = IndexedVisionDataset(folder / "set"), opened(config)
-    assert (old.info.format_version, new.info.format_version) == (1, 2)
+    assert (old.info.format_version, new.info.format_version) == (1, 3)
+    assert (old.info.family, old.info.image_sizes) == (new.info.family, new.info.image_sizes)
     assert (old.info.image_storage, old.info.parts, old.stored_pixels(0)) == ("encoded", {}, None)
     for name in ("num_samples", "num_tokens", "num_labels", "content_sha256", "skipped"):
         assert getattr(old.info, name) == getattr(info, name), name
     assert (old.samples == new.samples).all() and (old.images == new.images).all()
     assert [old.image_bytes(n) for n in range(3)] == [new.image_bytes(n) for n in range(3)]
     batches = [
-        build_batch(dataset, indices, tensor_parallel=1, context_parallel=1, with_pixels=True,
-                    teacher=TeacherShare(14, 0, 1))
+        build_batch(dataset, indices, tensor_parallel=1, context_parallel=1, **ALL_VIEWS)
         for dataset, indices in ((old, range(3)), (new, range(3)), (JoinedDataset([old, new]), [0, 4, 2]))
     ]  # fmt: skip
     for batch in batches:
         assert batch.damaged == {}
         for field in dataclasses.fields(batch):
             found, expected = (getattr(one, field.name) for one in (batch, batches[1]))
+            if field.name == "pixels":
+                found, expected = (
+                    torch.cat([v.flatten() for v in some.values()]) for some in (found, expected)
+                )
             same = torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
             assert same or field.name == "sample_ids", field.name  # the place in a joined dataset
 
@@ -89,6 +96,33 @@ def test_a_part_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     assert list(parts) == ["image"]
     change_manifest(prefix, parts={**parts, "codes": {"dtype": "int32", "bytes": 12, "tokenizer": "some"}})
     assert IndexedVisionDataset(prefix).image_bytes(0)
+
+
+def test_a_family_that_is_not_here_is_named(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "set", 3, seed=1)
+    change_manifest(prefix, family="nowhere")
+    with pytest.raises(
+        FamilyError, match=r"set_dataset.json: family nowhere: no such family; choose one of eve"
+    ):
+        IndexedVisionDataset(prefix)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (None, "does not say which image sizes it was made for"),
+        ({"image_size": "224"}, "does not say which image sizes it was made for"),
+        (
+            {"image_size": 225, "teacher_size": 112},
+            "image size 225 is not a multiple of twice the teacher size",
+        ),
+    ],
+)
+def test_image_sizes_that_cannot_be_are_refused(tmp_path: Path, sizes: Any, message: str) -> None:
+    prefix = write_dataset(tmp_path / "set", 3, seed=1)
+    change_manifest(prefix, image_sizes=sizes)
+    with pytest.raises(DataError, match=message):
+        IndexedVisionDataset(prefix)
 
 
 def test_an_unknown_image_storage_is_refused(tmp_path: Path) -> None:
@@ -104,9 +138,9 @@ def test_pixels_and_files_give_the_same_batches(tmp_path: Path) -> None:
     assert not any(Path(f"{pixels.prefix}{part}").exists() for part in IMAGE_PARTS[:2])
     assert (pixels.samples == files.samples).all() and pixels.info.content_sha256 != files.info.content_sha256
     pixels.will_need(np.arange(10))
-    sizes: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, "with_pixels": True}
+    sizes: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, **ALL_VIEWS}
     batches = [
-        build_batch(dataset, rows, **sizes, teacher=TeacherShare(14, 0, 1))
+        build_batch(dataset, rows, **sizes)
         for dataset, rows in (
             (files, range(10)),
             (pixels, range(10)),
@@ -114,8 +148,10 @@ def test_pixels_and_files_give_the_same_batches(tmp_path: Path) -> None:
         )
     ]
     for batch in batches[1:]:
-        for name in ("tokens", "labels", "image_starts", "image_grids", "patches", "teacher_images"):
+        for name in ("tokens", "labels", "image_starts", "image_grids", "image_rows"):
             assert torch.equal(getattr(batch, name), getattr(batches[0], name)), name
+        for name in ("patches", "teacher"):
+            assert torch.equal(batch.pixels[name], batches[0].pixels[name]), name
     with pytest.raises(DataError, match="holds pixels and no image files"):
         pixels.image_bytes(0)
 
@@ -123,11 +159,27 @@ def test_pixels_and_files_give_the_same_batches(tmp_path: Path) -> None:
 def test_pixels_are_bound_to_the_patches_of_the_teacher(tmp_path: Path) -> None:
     files = IndexedVisionDataset(write_dataset(tmp_path / "files", 4, seed=1))
     pixels = IndexedVisionDataset(write_as_pixels(tmp_path / "pixels", files))
-    pixels.check_compatible(**NEEDS, teacher_patch_size=14)
-    pixels.check_compatible(**NEEDS, teacher_patch_size=None)
-    files.check_compatible(**NEEDS, teacher_patch_size=16)
-    with pytest.raises(DataError, match="patches of 14 pixels and the run's teacher has 16: preprocess"):
-        pixels.check_compatible(**NEEDS, teacher_patch_size=16)
+    pixels.check_compatible(**needs(teacher_patch_size=14))
+    pixels.check_compatible(**needs())
+    files.check_compatible(**needs(teacher_patch_size=16))
+    with pytest.raises(DataError) as caught:
+        pixels.check_compatible(**needs(teacher_patch_size=16))
+    assert str(caught.value) == (
+        f"{pixels.prefix}_dataset.json holds pixels that were made for teacher patch size 14 and the run has 16: "
+        "preprocess the data with --teacher-patch-size 16, or with --image-storage encoded, which fits any teacher "
+        "patch size"
+    )
+
+
+def test_the_run_says_what_a_dataset_of_files_is_not_made_for(tmp_path: Path) -> None:
+    """The teacher's own patches; stored pixels stay as they are."""
+    files = IndexedVisionDataset(write_dataset(tmp_path / "files", 4, seed=1))
+    pixels = IndexedVisionDataset(write_as_pixels(tmp_path / "pixels", files))
+    for dataset, square in ((files, 128), (pixels, 112)):
+        assert dataset.image_plan(0).views["teacher"].square == 112
+        dataset.use_image_sizes("eve", {"image_size": 448, "teacher_size": 224, "teacher_patch_size": 16})
+        assert dataset.image_plan(0).views["teacher"].square == square
+        assert dataset.image_plan(0).rows == planner()(*dataset.images[0].tolist()[:2]).rows
 
 
 def test_the_parts_of_another_storage_are_removed_with_their_dataset(tmp_path: Path) -> None:
@@ -151,5 +203,5 @@ def test_datasets_of_two_storages_are_merged(tmp_path: Path) -> None:
     merged = open_dataset(tmp_path / "all")
     assert merged.stored_pixels(0) is None
     assert merged.stored_pixels(files.info.num_images) is not None
-    with pytest.raises(DataError, match="the run's teacher has 16"):
-        merged.check_compatible(**NEEDS, teacher_patch_size=16)
+    with pytest.raises(DataError, match="teacher patch size 14 and the run has 16"):
+        merged.check_compatible(**needs(teacher_patch_size=16))

@@ -16,12 +16,12 @@ from megatron_eve.data.format import megatron_index
 from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, IndexedVisionDataset, StoredImage
 from megatron_eve.data.format.manifest import IMAGE_PARTS, TEXT_PARTS
 from megatron_eve.data.format.sample_block import Sample, make_block
-from megatron_eve.data.geometry import image_geometry
+from tests.data.helpers import planner
 
 SETTINGS = DatasetSettings(
     template="vicuna_v1",
-    image_size=672,
-    teacher_size=336,
+    image_sizes={"image_size": 672, "teacher_size": 336},
+    family="eve",
     model_max_length=2048,
     apply_exif=True,
     max_pixels=1000,
@@ -53,8 +53,8 @@ def prefix(tmp_path: Path) -> Path:
 def test_what_goes_in_comes_out(prefix: Path, mmap: bool) -> None:
     dataset = IndexedVisionDataset(prefix, mmap_bin_files=mmap)
     assert len(dataset) == 3
-    wide, tall = (image_geometry(i.width, i.height, 672) for i in (WIDE, TALL))
-    lengths = [3 + wide.tokens, 3, 3 + tall.tokens + wide.tokens]
+    wide, tall = (planner(672, 336)(i.width, i.height) for i in (WIDE, TALL))
+    lengths = [3 + wide.rows, 3, 3 + tall.rows + wide.rows]
     found = dataset.lengths(np.array([[2, 0], [1, 1]]))
     assert found.dtype == np.int64
     assert found.tolist() == [[lengths[2], lengths[0]], [lengths[1]] * 2]
@@ -69,7 +69,7 @@ def test_what_goes_in_comes_out(prefix: Path, mmap: bool) -> None:
         for offset, image in enumerate(images):
             row = int(record["first_image"]) + offset
             assert dataset.image_bytes(row) == image.data
-            assert dataset.image_geometry(row) == image_geometry(image.width, image.height, 672)
+            assert dataset.image_plan(row) == planner(672, 336)(image.width, image.height)
             assert dataset.images[row].tolist() == (image.width, image.height, len(image.data))
 
 
@@ -119,7 +119,7 @@ def test_a_dataset_without_images_has_no_image_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [-1, 3])
 def test_rows_that_do_not_exist(prefix: Path, index: int) -> None:
     dataset = IndexedVisionDataset(prefix)
-    for read in (dataset.text, dataset.image_bytes, dataset.image_geometry):
+    for read in (dataset.text, dataset.image_bytes, dataset.image_plan):
         with pytest.raises(IndexError, match=str(index)):
             read(index)
 
@@ -302,9 +302,10 @@ def test_counts_that_do_not_match_the_manifest(prefix: Path, changes: dict[str, 
         ("{", "cannot be read"),
         ("[]", "format version None"),
         (
-            '{"format_version": 3}',
-            "format version 3 and this code reads versions 1 and 2: make the dataset again",
+            '{"format_version": 4}',
+            "format version 4 and this code reads versions 1 to 3: make the dataset again",
         ),
+        ('{"format_version": 3}', "is not a manifest this version wrote"),
         ('{"format_version": 2}', "is not a manifest this version wrote"),
     ],
 )
@@ -358,8 +359,8 @@ def test_damaged_row_tables_are_named(prefix: Path, mmap: bool) -> None:
 COMPATIBLE: dict[str, Any] = {
     "tokenizer_sha256": "ab" * 32,
     "vocab_size": 384,
-    "image_size": 672,
-    "teacher_size": 336,
+    "family": "eve",
+    "image_sizes": {"image_size": 672, "teacher_size": 336},
 }
 
 
@@ -371,10 +372,17 @@ COMPATIBLE: dict[str, Any] = {
             {"vocab_size": 32000},
             "a tokenizer of 384 pieces, and the run's vocabulary has 32000: give --vocab-size 384",
         ),
+        ({"family": "toy"}, "the family eve and the run has toy: give --family eve, .* with --family toy"),
         ({"vocab_size": 449}, r"384 pieces, and .* 449: give .*resize_token_embeddings\(384\)"),
         ({"vocab_size": 383}, "384 pieces, and .* 383: give --vocab-size 384, or preprocess .*tokenizer$"),
-        ({"image_size": 1344}, "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344"),
-        ({"teacher_size": 112}, "teacher size 336 and the run has 112.*--teacher-size 336"),
+        (
+            {"image_sizes": {"image_size": 1344}},
+            "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344",
+        ),
+        (
+            {"image_sizes": {"image_size": 672, "teacher_size": 112}},
+            "teacher size 336 and the run has 112.*--teacher-size 336",
+        ),
     ],
 )
 def test_a_run_that_does_not_fit(prefix: Path, change: dict[str, Any], message: str) -> None:
@@ -394,7 +402,9 @@ def test_a_run_that_fits(prefix: Path) -> None:
 def test_text_alone_fits_any_image_size(tmp_path: Path) -> None:
     """It has no pictures that an image size could be about; its vocabulary still matters."""
     dataset = IndexedVisionDataset(write(tmp_path / "set", [([1, 5], [-100, 5], [])]))
-    dataset.check_compatible(**COMPATIBLE | {"image_size": 1344, "teacher_size": 112})
+    dataset.check_compatible(
+        **COMPATIBLE | {"family": "toy", "image_sizes": {"image_size": 1344, "teacher_size": 112}}
+    )
     with pytest.raises(DataError, match="vocabulary"):
         dataset.check_compatible(**COMPATIBLE | {"vocab_size": 32000})
 

@@ -63,7 +63,7 @@ def test_each_sample_and_image_is_that_of_its_dataset(datasets: list[IndexedVisi
             sample += 1
         for row in range(dataset.info.num_images):
             assert joined.image_bytes(image) == dataset.image_bytes(row)
-            assert joined.image_geometry(image) == dataset.image_geometry(row)
+            assert joined.image_plan(image) == dataset.image_plan(row)
             assert joined.image_name(image) == f"image {row} of {dataset.prefix}"
             image += 1
     everyone = joined.samples[np.arange(9).reshape(3, 3)]
@@ -82,11 +82,11 @@ def test_each_sample_and_image_is_that_of_its_dataset(datasets: list[IndexedVisi
 
 
 def test_a_batch_over_datasets_has_the_pixels_of_each(datasets: list[IndexedVisionDataset]) -> None:
-    options: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, "with_pixels": True}
-    joined = build_batch(JoinedDataset(datasets), [7, 1, 2], **options).patches
+    options: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, "views": ["patches"]}
+    joined = build_batch(JoinedDataset(datasets), [7, 1, 2], **options).pixels["patches"]
     single = [
-        build_batch(datasets[2], [2], **options).patches,
-        build_batch(datasets[0], [2], **options).patches,
+        build_batch(datasets[2], [2], **options).pixels["patches"],
+        build_batch(datasets[0], [2], **options).pixels["patches"],
     ]
     assert joined is not None
     assert joined.equal(torch.cat(single))

@@ -66,15 +66,15 @@ def test_merged_is_what_one_piece_is(tmp_path: Path, prefixes: list[str]) -> Non
             assert (ours == theirs).all()
     for image in range(whole.info.num_images):
         assert merged.image_bytes(image) == whole.image_bytes(image)
-        assert merged.image_geometry(image) == whole.image_geometry(image)
+        assert merged.image_plan(image) == whole.image_plan(image)
     different = {"num_rows", "skipped", "skipped_first", "content_sha256", "datasets", "parts"}
     for field in DatasetInfo.__dataclass_fields__.keys() - different:
         assert getattr(merged.info, field) == getattr(whole.info, field), field
     assert (merged.info.num_rows, merged.info.skipped) == (9 + 18, {"image_missing": 18})
     named = merged.info.skipped_first["image_missing"]
     assert [row["dataset"] for row in named] == ["parts/a"] * 5
-    options: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, "with_pixels": True}
-    ours, theirs = (build_batch(data, [6, 0, 8], **options).patches for data in (merged, whole))
+    options: dict[str, Any] = {"tensor_parallel": 1, "context_parallel": 1, "views": ["patches"]}
+    ours, theirs = (build_batch(data, [6, 0, 8], **options).pixels["patches"] for data in (merged, whole))
     assert ours is not None and theirs is not None and ours.equal(theirs)
 
 
@@ -118,7 +118,14 @@ def test_merged_of_merged_names_the_parts(tmp_path: Path, prefixes: list[str]) -
             {"template": "vicuna_v1"},
             "has template 'vicuna_v1' and .*a_dataset.json 'plain': name datasets of two",
         ),
-        ({"image_size": 448}, "has image_size 448 and .* 224: preprocess all with the same --image-size"),
+        (
+            {"image_sizes": {"image_size": 448, "teacher_size": 112}},
+            "has image_size 448 and .* 224: preprocess all with the same --image-size",
+        ),
+        (
+            {"family": "megatron_eve.models.eve.family"},  # by its module: another name
+            "has family 'megatron_eve.*' and .* 'eve': preprocess all with the same --family",
+        ),
         ({"apply_exif": True}, "has apply_exif True and .* False: .*--ignore-exif-orientation"),
         (
             {"tokenizer_sha256": "cd" * 32},
@@ -134,18 +141,23 @@ def test_what_differs_is_refused(tmp_path: Path, prefixes: list[str], change: An
 
 
 def test_text_alone_goes_with_any_sizes(tmp_path: Path, prefixes: list[str]) -> None:
-    write(tmp_path / "text", [0, 0], image_size=448, teacher_size=224, apply_exif=True)
+    write(tmp_path / "text", [0, 0], image_sizes={"image_size": 448, "teacher_size": 224}, apply_exif=True)
     info = merge_datasets(str(tmp_path / "all"), [str(tmp_path / "text"), *prefixes])
-    assert (info.image_size, info.apply_exif) == (MINI_SETTINGS.image_size, MINI_SETTINGS.apply_exif)
-    sizes = {"image_size": info.image_size, "teacher_size": info.teacher_size}
+    assert (info.image_sizes, info.apply_exif) == (MINI_SETTINGS.image_sizes, MINI_SETTINGS.apply_exif)
     open_dataset(tmp_path / "all").check_compatible(
-        tokenizer_sha256=info.tokenizer_sha256, vocab_size=info.vocab_size, **sizes
+        tokenizer_sha256=info.tokenizer_sha256,
+        vocab_size=info.vocab_size,
+        family="eve",
+        image_sizes={"image_size": 224, "teacher_size": 112},
     )
     with pytest.raises(
         DataError, match=r"parts/a_dataset.json was made for image size 224 and the run has 448"
     ):
         open_dataset(tmp_path / "all").check_compatible(
-            tokenizer_sha256=None, vocab_size=info.vocab_size, image_size=448, teacher_size=112
+            tokenizer_sha256=None,
+            vocab_size=info.vocab_size,
+            family="eve",
+            image_sizes={"image_size": 448, "teacher_size": 112},
         )
 
 

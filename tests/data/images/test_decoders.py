@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import ImageError
-from megatron_eve.data.images.backends import open_decoder, stand_in
-from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
-from tests.data.helpers import encoded, picture
+from megatron_eve.data.images.backends import open_decoder, placeholder_image
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Views
+from megatron_eve.models.family import View
+from tests.data.helpers import encoded, picture, planner
 
-SETTINGS = DecodeSettings(apply_exif=True, max_pixels=4_000_000, teacher_size=112)
+SETTINGS = DecodeSettings(apply_exif=True, max_pixels=4_000_000)
 # Mean and largest distance from Pillow in 8-bit levels that a backend may show on the pictures below.
 MEAN, LARGEST = 0.3, 30
 
@@ -39,21 +39,21 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def task(data: bytes, size: tuple[int, int], patches: bool = True, teacher: bool = True) -> ImageTask:
-    return ImageTask(data, image_geometry(*size, 224, 112), patches, teacher)
+    wanted = {"patches": patches, "teacher": teacher}
+    return ImageTask(data, {name: view for name, view in planner()(*size).views.items() if wanted[name]})
 
 
-def reference(tasks: list[ImageTask], settings: DecodeSettings = SETTINGS) -> list[Prepared | ImageError]:
+def reference(tasks: list[ImageTask], settings: DecodeSettings = SETTINGS) -> list[Views | ImageError]:
     return open_decoder("pillow", settings, threads=1, gpu=None).prepare(tasks)
 
 
-def assert_near(found: Prepared | ImageError, expected: Prepared | ImageError) -> None:
-    assert isinstance(found, Prepared) and isinstance(expected, Prepared)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None and theirs is not None:
-            assert ours.dtype == torch.uint8 and ours.shape == theirs.shape
-            distance = (ours.int() - theirs.int()).abs().float()
-            assert distance.mean() < MEAN and distance.max() <= LARGEST
+def assert_near(found: Views | ImageError, expected: Views | ImageError) -> None:
+    assert isinstance(found, dict) and isinstance(expected, dict)
+    assert list(found) == list(expected)
+    for ours, theirs in zip(found.values(), expected.values(), strict=True):
+        assert ours.dtype == torch.uint8 and ours.shape == theirs.shape
+        distance = (ours.int() - theirs.int()).abs().float()
+        assert distance.mean() < MEAN and distance.max() <= LARGEST
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_kinds(decoder: ImageDecoder, kind: str, mode: str, options: dict[str, A
 @pytest.mark.parametrize("apply_exif", [True, False])
 def test_exif(decoder: ImageDecoder, orientation: int, apply_exif: bool) -> None:
     name = "threads" if "Threads" in type(decoder).__name__ else "dali"
-    settings = DecodeSettings(apply_exif, 4_000_000, 112)
+    settings = DecodeSettings(apply_exif, 4_000_000)
     some = open_decoder(name, settings, threads=1, gpu=None)  # type: ignore[arg-type]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -148,19 +148,41 @@ def test_noise_in_the_middle_breaks_nothing(decoder: ImageDecoder) -> None:
             data[place] = int(random.integers(256))
         tasks.append(task(bytes(data), (160, 120)))
     for found in decoder.prepare(tasks):
-        assert isinstance(found, ImageError) or (found.patches is not None and found.patches.shape[1] == 588)
+        assert isinstance(found, ImageError) or found["patches"].shape[1] == 588
 
 
-def test_a_stand_in_is_the_pad_colour_in_the_recorded_shape() -> None:
+def test_a_placeholder_image_is_the_pad_colour_in_the_recorded_shape() -> None:
     some = task(b"", (120, 90))
     grey = task(encoded(Image.new("RGB", (120, 90), (122, 116, 104)), "PNG"), (120, 90))
     (expected,) = reference([grey])
-    found = stand_in(some, SETTINGS)
-    assert isinstance(expected, Prepared)
-    assert found.patches is not None and expected.patches is not None
-    assert torch.equal(found.patches, expected.patches)
-    assert found.square is not None and expected.square is not None
-    assert torch.equal(found.square, expected.square)
+    assert isinstance(expected, dict) and list(expected) == ["patches", "teacher"]
+    for name, view in some.views.items():
+        assert torch.equal(placeholder_image(view), expected[name])
+
+
+ODD_VIEWS = {
+    "resized alone": View(50, 30, (9, 8, 7)),
+    "in a square, cut singly": View(20, 40, (9, 8, 7), square=40, margin_unit=5, patch_size=10),
+    "cut in groups of nine": View(36, 18, (9, 8, 7), patch_size=6, merge=3),
+    "another pad colour": View(20, 40, (1, 2, 3), square=40),
+}
+
+
+def test_any_views(decoder: ImageDecoder) -> None:
+    """Not only those of one family: resized alone, cut singly or in larger groups, a cut square, other colours."""
+    tasks = [ImageTask(encoded(photo(160, 120, seed=i), "JPEG"), ODD_VIEWS) for i in range(3)]
+    for found, expected in zip(decoder.prepare(tasks), reference(tasks), strict=True):
+        assert isinstance(found, dict)
+        assert {name: tuple(one.shape) for name, one in found.items()} == {
+            "resized alone": (30, 50, 3),
+            "in a square, cut singly": (16, 300),
+            "cut in groups of nine": (18, 108),
+            "another pad colour": (40, 40, 3),
+        }
+        assert_near(found, expected)
+        assert found["another pad colour"][:, 0].unique(dim=0).tolist() == [[1, 2, 3]]
+    for view in ODD_VIEWS.values():
+        assert placeholder_image(view).shape == view.shape
 
 
 def test_auto_is_threads_without_a_gpu() -> None:
@@ -178,9 +200,8 @@ def test_dali_on_a_gpu_is_near_pillow() -> None:
         task(encoded(photo(w, h), "JPEG", quality=90), (w, h)) for w, h in [(320, 240), (90, 400), (800, 600)]
     ]
     for found, expected in zip(some.prepare(tasks), reference(tasks), strict=True):
-        assert isinstance(found, Prepared) and found.patches is not None and found.patches.is_cuda
-        assert found.square is not None
-        assert_near(Prepared(found.patches.cpu(), found.square.cpu()), expected)
+        assert isinstance(found, dict) and all(one.is_cuda for one in found.values())
+        assert_near({name: one.cpu() for name, one in found.items()}, expected)
 
 
 @pytest.mark.gpu
@@ -194,9 +215,8 @@ def test_dali_does_not_write_over_what_a_busy_gpu_has_not_read() -> None:
     torch.cuda._sleep(2_000_000_000)  # cycles, about a second of the default stream
     busy = [found for one in tasks for found in some.prepare([one])]
     for found, expected in zip(busy, calm, strict=True):
-        assert isinstance(found, Prepared) and isinstance(expected, Prepared)
-        assert found.patches is not None and expected.patches is not None
-        assert torch.equal(found.patches, expected.patches)
+        assert isinstance(found, dict) and isinstance(expected, dict)
+        assert torch.equal(found["patches"], expected["patches"])
 
 
 def test_usual_files_do_not_go_through_pillow(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,18 +17,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image, ImageOps, features
 
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import (
-    CLIP_MEAN,
-    CLIP_STD,
     DEFAULT_MAX_PIXELS,
     ImageError,
     cut_patches,
     decode_image,
-    image_patches,
     resize,
+    view_of,
 )
-from tests.data.helpers import encoded, picture
+from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.eve.geometry import image_geometry
+from tests.data.helpers import encoded, picture, planner
 from tests.golden_dir import find_golden
 
 
@@ -88,9 +87,10 @@ def test_constants_are_those_of_the_published_processor() -> None:
 
 
 def test_patches_come_in_cells_and_in_the_layout_of_a_convolution() -> None:
-    geometry = image_geometry(300, 200, 224, 112)
+    geometry, view = image_geometry(300, 200, 224, 112), planner()(300, 200).views["patches"]
     pixels = resize(picture(300, 200), geometry.width, geometry.height)
-    patches = image_patches(picture(300, 200), geometry)
+    patches = view_of(picture(300, 200), view)
+    assert patches.shape == view.shape
     assert (patches.shape, patches.dtype) == ((geometry.patches, 588), np.uint8)
     assert patches.flags.c_contiguous
     expected = []
@@ -102,7 +102,7 @@ def test_patches_come_in_cells_and_in_the_layout_of_a_convolution() -> None:
                     patch = pixels[top : top + 14, left : left + 14]
                     expected.append(np.concatenate([patch[:, :, c].ravel() for c in range(3)]))
     assert (patches == np.stack(expected)).all()
-    assert (cut_patches(pixels) == patches).all()
+    assert (cut_patches(pixels, 14, 2) == patches).all()
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_a_broken_exif_block_does_not_lose_the_picture(exif: bytes) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (30000, 20), (20, 30000)])
 def test_extreme_shapes(width: int, height: int) -> None:
     image = decode(encoded(picture(width, height), "PNG"))
-    geometry = image_geometry(*image.size, 672)
-    assert image_patches(image, geometry).shape == (geometry.patches, 588)
+    view = planner(672, 336)(*image.size).views["patches"]
+    assert view_of(image, view).shape == view.shape == (image_geometry(*image.size, 672).patches, 588)
 
 
 TRUNCATABLE = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"] + ["AVIF"] * features.check("avif")

@@ -17,16 +17,17 @@ import torch
 from PIL import Image
 
 import megatron_eve.data.images.decode as decode_module
-import megatron_eve.hf.image_processing_eve as hf_module
-from megatron_eve.data.geometry import ImageGeometry, image_geometry
+import megatron_eve.models.eve.hf.image_processing_eve as hf_module
 from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.decode import upright
-from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask, Prepared
-from megatron_eve.data.images.patches import image_patches, teacher_square
+from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, ImageTask
+from megatron_eve.data.images.patches import view_of
 from megatron_eve.data.images.png import without_texts
 from megatron_eve.hf import EVEImageProcessor
 from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.models.family import View
+from tests.data.helpers import planner
 from tests.data.odd_pictures import BASE, ODD, Odd, chunk, exif, itxt, jpeg, png, ztxt
 
 MAX_PIXELS = 4_000_000
@@ -41,16 +42,20 @@ def reader(request: pytest.FixtureRequest) -> Iterator[tuple[ImageDecoder, bool]
     name, _, stored = request.param.partition(", ")
     if name == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    settings = DecodeSettings(apply_exif=not stored, max_pixels=MAX_PIXELS, teacher_size=112)
+    settings = DecodeSettings(apply_exif=not stored, max_pixels=MAX_PIXELS)
     decoder = open_decoder(name, settings, threads=1, gpu=None)
     yield decoder, not stored
     decoder.close()
 
 
-def trained_on(data: bytes, apply_exif: bool = True) -> tuple[Image.Image, ImageGeometry]:
-    """What a run without a fast decoder makes of a file."""
+def trained_on(data: bytes, apply_exif: bool = True) -> tuple[Image.Image, dict[str, View]]:
+    """What a run without a fast decoder makes of a file: the picture and its views, patches first."""
     image = decode_image(data, apply_exif=apply_exif, max_pixels=MAX_PIXELS)
-    return image, image_geometry(*image.size, 224, 112)
+    return image, dict(planner()(*image.size).views)
+
+
+def patches_of(views: dict[str, View]) -> dict[str, View]:
+    return {"patches": views["patches"]}
 
 
 @odd_pictures
@@ -65,10 +70,12 @@ def test_what_is_seen(odd: Odd) -> None:
 @odd_pictures
 def test_the_fast_decoders_see_the_same(reader: tuple[ImageDecoder, bool], odd: Odd) -> None:
     decoder, apply_exif = reader
-    image, geometry = trained_on(odd.data, apply_exif)
-    (found,) = decoder.prepare([ImageTask(odd.data, geometry, patches=True, teacher=False)])
-    assert isinstance(found, Prepared) and found.patches is not None
-    distance = (found.patches.int() - torch.from_numpy(image_patches(image, geometry)).int()).abs().float()
+    image, views = trained_on(odd.data, apply_exif)
+    (found,) = decoder.prepare([ImageTask(odd.data, patches_of(views))])
+    assert isinstance(found, dict)
+    distance = (
+        (found["patches"].int() - torch.from_numpy(view_of(image, views["patches"])).int()).abs().float()
+    )
     assert distance.mean() < 0.5 and distance.max() <= 30
 
 
@@ -77,15 +84,15 @@ def test_the_fast_decoders_see_the_same(reader: tuple[ImageDecoder, bool], odd: 
 @pytest.mark.parametrize("apply_exif", [True, False])
 def test_dali_on_a_gpu_sees_the_same(apply_exif: bool) -> None:
     pytest.importorskip("nvidia.dali")
-    settings = DecodeSettings(apply_exif=apply_exif, max_pixels=MAX_PIXELS, teacher_size=112)
+    settings = DecodeSettings(apply_exif=apply_exif, max_pixels=MAX_PIXELS)
     decoder = open_decoder("dali", settings, threads=2, gpu=0)
     for name, odd in ODD.items():
-        image, geometry = trained_on(odd.data, apply_exif)
-        (found,) = decoder.prepare([ImageTask(odd.data, geometry, patches=True, teacher=False)])
-        assert isinstance(found, Prepared) and found.patches is not None
-        expected = torch.from_numpy(image_patches(image, geometry)).int()
+        image, views = trained_on(odd.data, apply_exif)
+        (found,) = decoder.prepare([ImageTask(odd.data, patches_of(views))])
+        assert isinstance(found, dict)
+        expected = torch.from_numpy(view_of(image, views["patches"])).int()
         # nvJPEG's arithmetic is its own; a turn or other colours are off by 30 levels and more.
-        assert (found.patches.cpu().int() - expected).abs().float().mean() < 3, name
+        assert (found["patches"].cpu().int() - expected).abs().float().mean() < 3, name
     decoder.close()
 
 
@@ -95,8 +102,8 @@ def test_the_exported_processor_sees_the_same(tmp_path: Path, odd: Odd) -> None:
         with pytest.raises((ValueError, OSError, SyntaxError)):
             Image.open(BytesIO(odd.data)).load()
         return
-    image, geometry = trained_on(odd.data)
-    expected = normalise(torch.from_numpy(image_patches(image, geometry)), torch.float32)
+    image, views = trained_on(odd.data)
+    expected = normalise(torch.from_numpy(view_of(image, views["patches"])), torch.float32)
     (tmp_path / "odd").write_bytes(odd.data)
     processor = EVEImageProcessor(image_size=224, image_size_clip=112)
     for given in (Image.open(BytesIO(odd.data)), str(tmp_path / "odd")):
@@ -138,12 +145,12 @@ def test_a_pack_of_pictures_turned_every_way(reader: tuple[ImageDecoder, bool]) 
     decoder, apply_exif = reader
     files = [jpeg(exif(orientation)) for orientation in (*range(1, 9), 6, 1)]
     seen = [trained_on(data, apply_exif) for data in files]
-    tasks = [ImageTask(d, g, patches=True, teacher=True) for d, (_, g) in zip(files, seen, strict=True)]
-    for found, (image, geometry) in zip(decoder.prepare(tasks), seen, strict=True):
-        assert isinstance(found, Prepared) and found.patches is not None and found.square is not None
+    tasks = [ImageTask(d, v) for d, (_, v) in zip(files, seen, strict=True)]
+    for found, (image, views) in zip(decoder.prepare(tasks), seen, strict=True):
+        assert isinstance(found, dict)
         for ours, theirs in (
-            (found.patches, image_patches(image, geometry)),
-            (found.square, teacher_square(image, geometry, 112, 14)),
+            (found["patches"], view_of(image, views["patches"])),
+            (found["teacher"], view_of(image, views["teacher"])),
         ):
             assert (ours.int() - torch.from_numpy(theirs).int()).abs().float().mean() < 0.5
 
@@ -155,15 +162,15 @@ def test_what_is_usual_stays_fast(
     reader: tuple[ImageDecoder, bool], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, apply_exif = reader
-    _, geometry = trained_on(ODD[name].data, apply_exif)
+    _, views = trained_on(ODD[name].data, apply_exif)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("went through Pillow")
 
     for module in ("pillow", "threads"):
         monkeypatch.setattr(f"megatron_eve.data.images.{module}.decode_image", refuse)
-    (found,) = decoder.prepare([ImageTask(ODD[name].data, geometry, patches=True, teacher=False)])
-    assert isinstance(found, Prepared)
+    (found,) = decoder.prepare([ImageTask(ODD[name].data, patches_of(views))])
+    assert isinstance(found, dict)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +196,10 @@ def test_a_bomb_of_text_is_left_unread(texts: list[bytes]) -> None:
 def test_the_fast_decoders_spend_no_time_on_a_bomb_of_text(reader: tuple[ImageDecoder, bool]) -> None:
     """libpng, with which DALI decodes, takes five seconds to unpack these 0.8 MB and throw them away."""
     data = png(*[ztxt(b"x", bytes(7_900_000))] * 100)
-    task = ImageTask(data, trained_on(data)[1], patches=True, teacher=False)
+    task = ImageTask(data, patches_of(trained_on(data)[1]))
     start = time.process_time()  # of all threads
     (found,) = reader[0].prepare([task])
-    assert isinstance(found, Prepared)
+    assert isinstance(found, dict)
     assert time.process_time() - start < 2
 
 
@@ -206,8 +213,8 @@ def test_a_file_cut_short_is_still_refused(
     data = ODD[name].data
     pixels = data.rindex(b"IDAT" if name.startswith("PNG") else b"\xff\xda")
     cut = data[: pixels + int(share * (len(data) - pixels - 20))]
-    _, geometry = trained_on(data, reader[1])
-    task = ImageTask(cut, geometry, patches=True, teacher=False)
+    _, views = trained_on(data, reader[1])
+    task = ImageTask(cut, patches_of(views))
     answers = [reader[0].prepare([task])[0]]
     if name != "two pictures":  # the first of them is whole
         with pytest.raises(ImageError) as error:

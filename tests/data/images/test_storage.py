@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_eve.data.batch import PackedBatch, TeacherShare, build_batch
+from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import cut_patches, uncut_patches
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
-from tests.data.helpers import MakeConfig, caption_row, encoded, opened, picture, run, skipped_rows, text_row
+from megatron_eve.models.eve.geometry import image_geometry
+from tests.data.helpers import (
+    ALL_VIEWS,
+    MakeConfig,
+    caption_row,
+    encoded,
+    opened,
+    picture,
+    planner,
+    run,
+    skipped_rows,
+    text_row,
+)
 from tests.data.images.test_decoders import photo
 from tests.data.odd_pictures import ODD
 
@@ -28,14 +39,11 @@ SIZES = {"image_size": 224, "teacher_size": 112}
 def rows_of(config: PreprocessConfig) -> PackedBatch:
     """All rows as training reads them."""
     dataset = opened(config)
-    return build_batch(
-        dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, with_pixels=True,
-        teacher=TeacherShare(14, 0, 1),
-    )  # fmt: skip
+    return build_batch(dataset, range(len(dataset)), tensor_parallel=1, context_parallel=1, **ALL_VIEWS)
 
 
-def distance(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
-    assert found is not None and expected is not None and found.shape == expected.shape
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
     return float((found.int() - expected.int()).abs().float().mean())
 
 
@@ -66,7 +74,8 @@ def test_geometry_of_the_resized_size_is_the_same() -> None:
 def test_uncut_patches_is_the_inverse() -> None:
     geometry = image_geometry(300, 170, 224, 112)
     pixels = np.random.default_rng(0).integers(0, 256, (geometry.height, geometry.width, 3), dtype=np.uint8)
-    assert (uncut_patches(cut_patches(pixels), geometry) == pixels).all()
+    back = uncut_patches(cut_patches(pixels, 14, 2), geometry.width, geometry.height, 14, 2)
+    assert (back == pixels).all()
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "threads", "dali"])
@@ -84,11 +93,11 @@ def test_the_same_rows_are_kept_and_their_pictures_are_near(
     assert (after.skipped, skipped_rows(stored)) == (before.skipped, skipped_rows(files))
     assert (opened(stored).samples == opened(files).samples).all()
     expected, found = rows_of(files), rows_of(stored)
-    for name in ("tokens", "labels", "position_ids", "image_starts", "image_grids"):
+    for name in ("tokens", "labels", "position_ids", "image_starts", "image_grids", "image_rows"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert found.damaged == {}
-    for name in ("patches", "teacher_images"):
-        far = distance(getattr(found, name), getattr(expected, name))
+    for name in ("patches", "teacher"):
+        far = distance(found.pixels[name], expected.pixels[name])
         assert far == 0 if (storage, decoder) == ("pixels", "pillow") else far < 3
     if storage == "pixels":
         assert not Path(stored.output_prefix + "_image.bin").exists()
@@ -110,7 +119,7 @@ def test_jpeg_makes_files_smaller_and_enlarges_none(make_config: MakeConfig, tmp
     geometry = image_geometry(800, 600, 224, 112)
     assert len(dataset.image_bytes(2)) < len(large)
     assert dataset.images[2].tolist()[:2] == (geometry.width, geometry.height)
-    assert dataset.image_geometry(2) == geometry
+    assert dataset.image_plan(2) == planner()(800, 600)
 
 
 def test_the_bytes_of_pixels(make_config: MakeConfig, tmp_path: Path) -> None:

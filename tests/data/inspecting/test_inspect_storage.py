@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images.patches import cut_patches, uncut_patches
 from megatron_eve.data.inspecting.checking import Tally, check_dataset
 from megatron_eve.data.inspecting.inspection import write_inspection
-from tests.data.helpers import MakeConfig, opened, picture, run, turns
+from tests.data.helpers import MakeConfig, opened, picture, planner, run, turns
 
 
 def test_joining_patches_undoes_cutting_them() -> None:
     pixels = np.asarray(picture(84, 56))
-    assert np.array_equal(uncut_patches(cut_patches(pixels), image_geometry(84, 56, 84, 42)), pixels)
+    assert np.array_equal(uncut_patches(cut_patches(pixels, 14, 2), 84, 56, 14, 2), pixels)
 
 
 @pytest.mark.parametrize("storage", ["jpeg", "pixels"])
@@ -33,8 +32,8 @@ def test_a_look_and_a_check(make_config: MakeConfig, tmp_path: Path, storage: st
     write_inspection(dataset, "set", tmp_path / "look", [0], None)
     assert f"of images ({storage})" in (tmp_path / "look" / "index.html").read_text(encoding="utf-8")
     drawn = np.asarray(Image.open(tmp_path / "look" / "row_0.png"))[84:250, 16:316].astype(int)
-    geometry = image_geometry(1600, 900, config.image_size, config.teacher_size)
-    expected = picture(1600, 900).resize((300, 300 * geometry.height // geometry.width))
+    view = planner(**config.all_image_sizes)(1600, 900).views["patches"]
+    expected = picture(1600, 900).resize((300, 300 * view.height // view.width))
     assert np.abs(drawn - np.asarray(expected)[:166]).mean() < 3
 
 

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image, image_patches
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image, view_of
 from megatron_eve.data.preprocessing import preprocess
 from megatron_eve.data.preprocessing.encoders import encode_rows
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
@@ -55,8 +55,7 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         tokenizer_model=str(tokenizer_path),
         output_prefix=str(tmp_path / "set"),
         template="vicuna_v1",
-        image_size=224,
-        teacher_size=112,
+        image_sizes={"image_size": 224, "teacher_size": 112},
     )
     info = run(config)
     meta = json.loads((folder / "meta.json").read_text())
@@ -71,10 +70,11 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         assert tokens.tolist() == inputs["input_ids"][row, :length].tolist()
         assert labels.tolist() == inputs["labels"][row, :length].tolist()
         if "image" in record:
-            geometry = dataset.image_geometry(image)
-            assert [geometry.rows, geometry.columns] == meta["patch_hw"][row]
+            plan = dataset.image_plan(image)
+            assert list(plan.grid) == meta["patch_hw"][row]
             found = decode_image(dataset.image_bytes(image), apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
-            assert image_patches(found, geometry).shape == (geometry.patches, 588)
+            view = plan.views["patches"]
+            assert view_of(found, view).shape == view.shape == (4 * plan.grid[0] * plan.grid[1], 588)
             image += 1
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_eve.data.format.indexed_writer import DatasetWriter
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary
+from megatron_eve.models.registry import find_family
 from tests.data.helpers import (
     ROOT,
     MakeConfig,
@@ -69,8 +70,9 @@ def test_flags_reach_the_dataset(make_config: MakeConfig, capsys: pytest.Capture
     more += ["--ignore-exif-orientation", "--max-image-pixels", "12345"]
     assert load_tool().main(flags(config, *more)) == 0
     info = opened(config).info
-    assert (info.template, info.image_size, info.model_max_length) == ("vicuna_v1", 1344, 4096)
-    assert (info.apply_exif, info.max_pixels, info.teacher_size) == (False, 12345, 336)
+    assert (info.template, info.model_max_length) == ("vicuna_v1", 4096)
+    assert (info.family, info.image_sizes) == ("eve", {"image_size": 1344, "teacher_size": 336})
+    assert (info.apply_exif, info.max_pixels) == (False, 12345)
     assert "rows kept         1" in capsys.readouterr().out
 
 
@@ -142,7 +144,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         load_tool().main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in PreprocessConfig.__dataclass_fields__:
+    names = {*PreprocessConfig.__dataclass_fields__, *find_family("eve").image_flags} - {"image_sizes"}
+    for name in names:
         flag = {"apply_exif": "ignore-exif-orientation"}.get(name, name.replace("_", "-"))
         assert f"--{flag}" in text.split("\n\n", 1)[1]  # below the usage line, with its explanation
-    assert "default: 2048" in text
+    assert "default: 2048" in " ".join(text.split())

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.geometry import image_geometry
 from megatron_eve.data.images import decode_image
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary
 from megatron_eve.data.reasons import REASONS
@@ -23,6 +22,7 @@ from tests.data.helpers import (
     encoded,
     opened,
     picture,
+    planner,
     run,
     skipped_rows,
     text_row,
@@ -126,7 +126,7 @@ def test_pictures_of_every_kind_are_kept(make_config: MakeConfig, image_format: 
     assert (info.num_samples, info.skipped) == (len(pictures), {})
     dataset = opened(config)
     for n, image in enumerate(pictures):
-        assert dataset.image_geometry(n) == image_geometry(*image.size, 672)
+        assert dataset.image_plan(n) == planner(672, 336)(*image.size)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_a_row_with_two_images_keeps_each_at_its_place(make_config: MakeConfig) 
     assert tokens.tolist() == expected.tokens
     assert dataset.samples[["first_image", "num_images"]].tolist() == [(0, 2), (2, 1)]
     assert [dataset.images[n].tolist()[:2] for n in range(3)] == [(10, 90), (40, 30), (40, 30)]
-    tall, wide = dataset.image_geometry(0), dataset.image_geometry(1)
-    assert dataset.samples[0]["length"] == len(tokens) - 2 + tall.tokens + wide.tokens
+    tall, wide = dataset.image_plan(0), dataset.image_plan(1)
+    assert dataset.samples[0]["length"] == len(tokens) - 2 + tall.rows + wide.rows
 
 
 def test_text_is_cut_with_an_image_counted_as_one(make_config: MakeConfig) -> None:
@@ -240,7 +240,7 @@ def test_text_is_cut_with_an_image_counted_as_one(make_config: MakeConfig) -> No
     tokens, labels = dataset.text(0)
     whole = encode_conversation(rows[0]["conversations"], Tokenizer(config.tokenizer_model), "plain", 1)
     assert (tokens.tolist(), labels.tolist()) == (whole.tokens[:30], whole.labels[:30])
-    assert dataset.samples[0]["length"] == 29 + dataset.image_geometry(0).tokens
+    assert dataset.samples[0]["length"] == 29 + dataset.image_plan(0).rows
 
 
 def test_what_is_cut_off_is_not_part_of_the_sample(make_config: MakeConfig) -> None:
@@ -275,7 +275,7 @@ def test_orientation_is_recorded_and_obeyed(make_config: MakeConfig, apply_exif:
         dataset.image_bytes(0), apply_exif=dataset.info.apply_exif, max_pixels=dataset.info.max_pixels
     )
     assert image.size == tuple(dataset.images[0])[:2] == ((20, 60) if apply_exif else (60, 20))
-    assert dataset.image_geometry(0) == image_geometry(*image.size, 672)
+    assert dataset.image_plan(0) == planner(672, 336)(*image.size)
 
 
 def test_names_that_would_upset_a_terminal_are_escaped(make_config: MakeConfig) -> None:

@@ -18,6 +18,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
 from megatron_eve.data.sampling.orders import split_dataset
 from megatron_eve.data.sampling.permutation import order_places, sample_order
+from megatron_eve.models.registry import image_planner
 from megatron_eve.training.loop.data import RunData, open_data
 from tests.data.helpers import MINI_SETTINGS, encoded, picture
 
@@ -178,7 +179,7 @@ def test_text_alone_takes_the_image_size_of_the_run(tmp_path: Path) -> None:
     text = write(tmp_path / "text", [0, 0], [5, 6])
     config = config_of(text)
     hd = replace(config, vision=replace(config.vision, image_size=448, teacher_size=224))
-    info = open_data(hd).dataset.info
-    assert (info.image_size, info.teacher_size) == (448, 224)
+    dataset = open_data(hd).dataset
+    assert dataset.planner(300, 200) == image_planner(hd)(300, 200) != image_planner(config)(300, 200)
     with pytest.raises(DataError, match="image size"):
         open_data(replace(hd, data=replace(hd.data, data_path=(write(tmp_path / "both", [1], [5]),))))

@@ -14,17 +14,18 @@ from megatron_eve.data.sampling.loader import Step, StepLoader
 from megatron_eve.data.sampling.orders import Part, ShuffledOrder
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from tests.data.helpers import planner
 
 SEQ_LENGTH = 512
 
 
 @pytest.fixture(scope="module")
 def dataset() -> MockDataset:
-    return MockDataset(40, vocab_size=300, image_size=224, teacher_size=112, seq_length=SEQ_LENGTH, seed=5)
+    return MockDataset(40, vocab_size=300, planner=planner(), seq_length=SEQ_LENGTH, seed=5)
 
 
 def make(dataset: MockDataset, rank: int = 0, ranks: int = 1, **options: Any) -> StepLoader:
-    settings: dict[str, Any] = {"global_batch_size": 12, "seq_length": SEQ_LENGTH, "with_pixels": False}
+    settings: dict[str, Any] = {"global_batch_size": 12, "seq_length": SEQ_LENGTH, "views": []}
     part = Part("mock", 0, len(dataset), 0, len(dataset))
     order = ShuffledOrder([part], options.pop("seed", 3), options.pop("shuffle", True))
     return StepLoader(
@@ -141,7 +142,7 @@ def test_batches_can_be_iterated_in_turns_and_are_built_once(
         return original(image)
 
     monkeypatch.setattr(dataset, "image_bytes", record)
-    loader = make(dataset, with_pixels=True, pack_multiple=2, global_batch_size=20)
+    loader = make(dataset, views=["patches"], pack_multiple=2, global_batch_size=20)
     step = loader.step(0)
     assert step.num_microbatches >= 4
     chunks = [iter(step.batches), iter(step.batches)]
@@ -242,9 +243,9 @@ def test_an_error_belongs_to_the_step_that_uses_the_sample(
 
 
 def test_with_pixels(dataset: MockDataset) -> None:
-    for batch in make(dataset, with_pixels=True).step(0).batches:
-        assert batch.patches is not None and len(batch.patches) == batch.num_patches
-    assert all(batch.patches is None for batch in make(dataset).step(0).batches)
+    for batch in make(dataset, views=["patches"]).step(0).batches:
+        assert batch.pixels["patches"].shape == batch.pixel_shapes["patches"]
+    assert all(batch.pixels == {} for batch in make(dataset).step(0).batches)
 
 
 @pytest.mark.parametrize(
@@ -301,13 +302,13 @@ def test_pixels_are_taken_to_where_they_are_used(dataset: MockDataset) -> None:
         seen.append(pixels.shape)
         return pixels + 1
 
-    plain = make(dataset, with_pixels=True).step(0).batches[0]
-    moved = make(dataset, with_pixels=True, upload=upload).step(0).batches[0]
-    assert plain.patches is not None and moved.patches is not None
-    assert torch.equal(moved.patches, plain.patches + 1) and plain.patches.shape in seen
+    plain = make(dataset, views=["patches"]).step(0).batches[0]
+    moved = make(dataset, views=["patches"], upload=upload).step(0).batches[0]
+    patches = plain.pixels["patches"]
+    assert torch.equal(moved.pixels["patches"], patches + 1) and patches.shape in seen
     assert torch.equal(moved.tokens, plain.tokens)
     without = make(dataset, upload=upload).step(0).batches[0]
-    assert without.patches is None
+    assert without.pixels == {}
 
 
 @pytest.mark.parametrize(("consumed", "count"), [(-1, 4), (0, 0), (0, 13)])
@@ -323,8 +324,8 @@ def test_a_sample_longer_than_a_pack_is_refused(dataset: MockDataset) -> None:
 
 
 def test_mock_data_is_deterministic_and_consistent(dataset: MockDataset) -> None:
-    same = MockDataset(40, vocab_size=300, image_size=224, teacher_size=112, seq_length=SEQ_LENGTH, seed=5)
-    other = MockDataset(40, vocab_size=300, image_size=224, teacher_size=112, seq_length=SEQ_LENGTH, seed=6)
+    same = MockDataset(40, vocab_size=300, planner=planner(), seq_length=SEQ_LENGTH, seed=5)
+    other = MockDataset(40, vocab_size=300, planner=planner(), seq_length=SEQ_LENGTH, seed=6)
     assert (same.samples == dataset.samples).all() and not (other.samples == dataset.samples).all()
     assert same.image_bytes(3) == dataset.image_bytes(3) != dataset.image_bytes(4)
     assert 0 < (dataset.samples["num_images"] == 0).sum() < 10
@@ -334,11 +335,11 @@ def test_mock_data_is_deterministic_and_consistent(dataset: MockDataset) -> None
         assert len(tokens) == len(labels) == sample["text_length"]
         assert (labels[1:] != IGNORE_INDEX).sum() == sample["labels"]
         assert tokens.max() < 300 and (tokens == same.text(index)[0]).all()
-    loader = make(dataset, with_pixels=True, global_batch_size=40)
+    loader = make(dataset, views=["patches"], global_batch_size=40)
     step: Step = loader.step(0)
     assert sum(int(batch.cu_seqlens[-1]) for batch in step.batches) == int(dataset.samples["length"].sum())
 
 
 def test_mock_data_without_room_for_a_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="--seq-length 81 or more at image size 224"):
-        MockDataset(4, vocab_size=300, image_size=224, teacher_size=112, seq_length=80, seed=0)
+    with pytest.raises(ValueError, match="--seq-length 81 or more for its pictures"):
+        MockDataset(4, vocab_size=300, planner=planner(), seq_length=80, seed=0)

@@ -29,16 +29,12 @@ def test_a_video_of_eight_frames(make_config: MakeConfig, tmp_path: Path) -> Non
     tokens, _ = dataset.text(0)
     places = np.flatnonzero(tokens == IMAGE_TOKEN_ID)
     assert len(places) == 8
-    batch = build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, with_pixels=True)
-    rows = dataset.image_geometry(0).tokens
+    batch = build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, views=["patches"])
+    rows = dataset.image_plan(0).rows
     assert batch.image_starts.tolist() == [int(place) + i * (rows - 1) for i, place in enumerate(places)]
-    assert (
-        batch.image_grids.tolist()
-        == [[dataset.image_geometry(0).rows, dataset.image_geometry(0).columns]] * 8
-    )
+    assert batch.image_grids.tolist() == [list(dataset.image_plan(0).grid)] * 8
     assert int((batch.labels != -100).sum()) == int(dataset.samples["labels"][0])
-    assert batch.patches is not None
-    frames = batch.patches.unflatten(0, (8, -1))
+    frames = batch.pixels["patches"].unflatten(0, (8, -1))
     assert len({frame.numpy().tobytes() for frame in frames}) == 8  # eight different pictures
-    one = build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, with_pixels=True)
-    assert one.patches is not None and torch.equal(one.patches, batch.patches)
+    one = build_batch(dataset, [0], tensor_parallel=1, context_parallel=1, views=["patches"])
+    assert torch.equal(one.pixels["patches"], batch.pixels["patches"])

@@ -254,8 +254,8 @@ def test_video_files_of_all_kinds(make_config: MakeConfig, tmp_path: Path, clips
     assert made[1].content_sha256 == made[2].content_sha256
     assert (made[1].num_rows, made[1].num_samples, made[1].num_images) == (12, 5, 8 + 5 + 8 + 3 + 8)
     dataset = opened(config)
-    batch = build_batch(dataset, range(5), tensor_parallel=1, context_parallel=1, with_pixels=True)
-    assert batch.patches is not None and len(batch.image_starts) == 32
+    batch = build_batch(dataset, range(5), tensor_parallel=1, context_parallel=1, views=["patches"])
+    assert len(batch.image_starts) == 32
     sizes = [(int(image["width"]), int(image["height"])) for image in dataset.images]
     flat, tall = (WIDTH, HEIGHT), (HEIGHT, WIDTH)  # those of d.mov
     assert sizes == [flat] * 21 + [tall] * 3 + [flat] * 8
@@ -316,9 +316,8 @@ def test_training_reads_what_the_frames_show(make_config: MakeConfig, tmp_path: 
     (tmp_path / "clip.txt").write_text("Bars.")
     config = make_config([], input=str(tmp_path / "clip.mp4"), image_root=None, **SIZES)
     run(config)
-    batch = build_batch(opened(config), [0], tensor_parallel=1, context_parallel=1, with_pixels=True)
-    assert batch.patches is not None
-    means = batch.patches.unflatten(0, (8, -1)).float().flatten(1).mean(1)
+    batch = build_batch(opened(config), [0], tensor_parallel=1, context_parallel=1, views=["patches"])
+    means = batch.pixels["patches"].unflatten(0, (8, -1)).float().flatten(1).mean(1)
     white = torch.tensor([float(np.mean(numbered(number))) for number in EIGHT])
     assert torch.corrcoef(torch.stack([means, white]))[0, 1] > 0.99
 

@@ -95,7 +95,7 @@ def test_aligning_layer_against_a_loop_over_heads() -> None:
             logits = torch.stack([(query[row, part] * taps[j, row, part]).sum() / 16**0.5 for j in range(3)])
             expected[row, part] = sum(p * taps[j, row, part] for j, p in enumerate(logits.softmax(0)))  # type: ignore[assignment]
     expected = layer.input_layer(last) + layer.output_layer(expected)
-    torch.testing.assert_close(layer(last, taps), expected)
+    torch.testing.assert_close(layer.predict(last, taps), expected)
     assert all(parameter.sequence_parallel for parameter in layer.parameters())
 
 

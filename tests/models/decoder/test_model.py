@@ -69,7 +69,7 @@ def mock_batch(some: RunConfig, pack: Sequence[int]) -> Any:
         pack,
         tensor_parallel=some.parallel.tensor_model_parallel_size,
         context_parallel=1,
-        with_pixels=True,
+        views=["patches"],
     )
 
 

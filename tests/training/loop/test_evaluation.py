@@ -72,7 +72,7 @@ def run(config: RunConfig, evaluates: bool = True) -> Trace:
             trace.training.append([float(loss).hex() for loss in losses.values()])
             if evaluates:
                 found = evaluate(
-                    config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.teacher
+                    config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.target_models
                 )
                 assert list(found) == ["mock"]
                 trace.held_out.append(found["mock"])

@@ -11,7 +11,7 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.family import SampleCounts
+from megatron_eve.models.model_parts import SampleCounts
 from megatron_eve.training.loop import evaluation, step
 from megatron_eve.training.loop.fp8_state import keep_scales
 from megatron_eve.training.loop.loss import Normalizer

@@ -13,7 +13,7 @@ from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.objectives import Aligning
-from megatron_eve.models.family import SampleCounts
+from megatron_eve.models.model_parts import SampleCounts
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
 
 # Packs of (losses of labelled rows, distances of images).
@@ -25,7 +25,7 @@ def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tup
     """(loss as the schedule and DDP average it, sums of both reported shares) of packs dealt to ranks."""
     each = len(packs) // ranks
     normalizer = Normalizer(
-        objectives=(NextToken(), Aligning(weight=weight)),
+        objectives=(NextToken(), Aligning(RunConfig(vision=EVEConfig(align_loss_weight=weight)))),
         counts=SampleCounts(
             labels=sum(len(labels) for labels, _ in packs), images=sum(len(images) for _, images in packs)
         ),
@@ -107,5 +107,7 @@ def test_an_objective_that_this_package_does_not_know() -> None:
 
 def test_the_family_says_what_is_trained_beside_the_next_token() -> None:
     config = RunConfig(vision=EVEConfig(patch_aligning=True, align_loss_weight=0.25))
-    assert objectives_of(config) == (NextToken(), Aligning(weight=0.25))
+    assert (
+        objectives_of(config) == (NextToken(), Aligning(config)) and objectives_of(config)[1].weight == 0.25
+    )
     assert objectives_of(RunConfig()) == (NextToken(),)

@@ -13,13 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_eve.config import PRESETS, ModelConfig
+from megatron_eve.config import PRESETS, ModelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import expand
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.flops import TeacherSizes, eve_flops
 from megatron_eve.models.family import Preset
-from megatron_eve.training.monitoring.flops import TeacherSizes, Work, model_flops, step_work
+from megatron_eve.models.model_parts import Work
+from megatron_eve.training.monitoring.flops import decoder_flops, step_work
+from megatron_eve.training.monitoring.flops import model_flops as flops_of_a_run
+from tests.data.helpers import planner
+
+
+def model_flops(
+    sizes: Preset, work: Work, *, decoder_trains: bool, teacher: TeacherSizes | None
+) -> dict[str, float]:
+    """All parts, in the order of `flops_of_a_run`, with a teacher of any sizes."""
+    eve = eve_flops(sizes, work, teacher)
+    decoder = decoder_flops(sizes.model, work, decoder_trains=decoder_trains)
+    return {part: float(n) for part, n in {**eve.front_end, **decoder, **eve.objectives}.items()}
+
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
@@ -34,7 +48,7 @@ HAND_SIZES = Preset(
 )  # fmt: skip
 # An image of 2 x 2 cells takes 1 + 2 * 3 = 7 rows. One sample is that and 3 words, another 3 words alone:
 # 10 + 3 tokens, 55 + 6 pairs; two of each sample's words are labels.
-HAND_WORK = Work(tokens=13, attended=61, labels=4, images=1, cells=4, visual_rows=7)
+HAND_WORK = Work(tokens=13, attended=61, labels=4, images=1, merged_patches=4, image_rows=7)
 HAND_TEACHER = TeacherSizes(layers=2, hidden_size=3, ffn_hidden_size=6, tokens=5)
 
 HAND_PARTS = {
@@ -66,6 +80,13 @@ def test_by_hand() -> None:
     assert model_flops(HAND_SIZES, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == HAND_PARTS
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_of_a_run(stage: int) -> None:
+    config = RunConfig(model=HAND_SIZES.model, vision=HAND_SIZES.vision, training=TrainingConfig(stage=stage))
+    parts = model_flops(HAND_SIZES, HAND_WORK, decoder_trains=stage == 2, teacher=None)
+    assert list(flops_of_a_run(config, HAND_WORK).items()) == list(parts.items())
+
+
 def test_a_frozen_decoder_by_hand() -> None:
     # The matrices' weight gradients go, 4368 and 160; the products of attention keep all of theirs.
     wanted = HAND_PARTS | {"decoder": 8736, "output_layer": 320}
@@ -86,8 +107,8 @@ def test_pooling_by_hand() -> None:
 
 def test_cells_of_another_image_size() -> None:
     sizes = HAND_SIZES._replace(vision=replace(HAND_SIZES.vision, image_size=56))
-    work = replace(HAND_WORK, cells=6)
-    with pytest.raises(ValueError, match="6 cells do not pool 2 x 2"):
+    work = replace(HAND_WORK, merged_patches=6)
+    with pytest.raises(ValueError, match="6 merged patches do not pool 2 x 2"):
         model_flops(sizes, work, decoder_trains=True, teacher=HAND_TEACHER)
     assert model_flops(sizes, work, decoder_trains=True, teacher=None)["taps"] == 0
 
@@ -105,7 +126,7 @@ VISION = EVEConfig(
 SIZES = Preset(MODEL, VISION)
 GRIDS = [(2, 3), (3, 1)]  # rows and columns of cells
 LENGTHS = [14, 11, 2]
-WORK = Work(tokens=27, attended=105 + 66 + 3, labels=8, images=2, cells=6 + 3, visual_rows=9 + 7)
+WORK = Work(tokens=27, attended=105 + 66 + 3, labels=8, images=2, merged_patches=6 + 3, image_rows=9 + 7)
 
 
 def counted(forward: Callable[[], Tensor], *, backward: bool = True) -> int:
@@ -221,7 +242,7 @@ def test_projector_against_the_counter() -> None:
     projector = nn.Sequential(
         nn.Linear(VISION.patch_embedding_size, width), nn.GELU(), nn.Linear(width, width)
     )
-    x = rows(WORK.visual_rows, VISION.patch_embedding_size)
+    x = rows(WORK.image_rows, VISION.patch_embedding_size)
     assert counted(lambda: projector(x)) == flops("projector")
 
 
@@ -255,7 +276,7 @@ def test_aligning_against_the_counter(pooling: int) -> None:
         grids = [x.T.unflatten(1, (h, w)) for x in hidden]
         return layer([functional.avg_pool2d(grid, pooling).flatten(1).T for grid in grids])
 
-    work = replace(WORK, cells=h * w)
+    work = replace(WORK, merged_patches=h * w)
     assert counted(run) == flops("taps", work, Preset(MODEL, vision)) + flops(
         "aligning", work, Preset(MODEL, vision)
     )
@@ -297,7 +318,7 @@ def test_teacher_against_transformers() -> None:
 
 
 def test_work_of_a_step_against_its_expanded_samples() -> None:
-    dataset = MockDataset(40, vocab_size=512, image_size=224, teacher_size=112, seq_length=512, seed=3)
+    dataset = MockDataset(40, vocab_size=512, planner=planner(), seq_length=512, seed=3)
     samples = dataset.samples
     # The mock has one image at most: give a sample its neighbour's as a second one.
     pair = next(
@@ -305,29 +326,29 @@ def test_work_of_a_step_against_its_expanded_samples() -> None:
         for i in range(40)
         if samples["num_images"][i] and samples["first_image"][i] + 1 < len(dataset.images)
     )
-    second = dataset.image_geometry(int(samples["first_image"][pair]) + 1)
+    second = dataset.image_plan(int(samples["first_image"][pair]) + 1)
     samples["num_images"][pair] = 2
-    samples["length"][pair] += second.tokens
+    samples["length"][pair] += second.rows
     ids = [*range(0, 40, 2), *range(1, 35, 2), pair, pair]
     assert 0 in samples["num_images"][ids]
 
     tokens = attended = labels = images = cells = visual = 0
     for index in ids:
         first, count = int(samples["first_image"][index]), int(samples["num_images"][index])
-        geometries = [dataset.image_geometry(image) for image in range(first, first + count)]
-        expanded, targets, starts = expand(*dataset.text(index), geometries)
+        plans = [dataset.image_plan(image) for image in range(first, first + count)]
+        expanded, targets, starts = expand(*dataset.text(index), plans)
         tokens += len(expanded)
         attended += sum(position + 1 for position in range(len(expanded)))
         labels += int((targets != IGNORE_INDEX).sum())
         images += len(starts)
-        cells += sum((g.width // 28) * (g.height // 28) for g in geometries)
+        cells += sum(p.views["patches"].width // 28 * (p.views["patches"].height // 28) for p in plans)
         visual += int((expanded == 0).sum())  # no word of the mock has the number 0
     wanted = Work(tokens, attended, labels, images, cells, visual)
     assert step_work(dataset, np.array(ids)) == step_work(dataset, ids) == wanted
 
 
 def test_work_of_no_samples() -> None:
-    dataset = MockDataset(4, vocab_size=512, image_size=224, teacher_size=112, seq_length=512, seed=3)
+    dataset = MockDataset(4, vocab_size=512, planner=planner(), seq_length=512, seed=3)
     work = step_work(dataset, [])
     assert work == Work(0, 0, 0, 0, 0, 0)
     parts = model_flops(SIZES, work, decoder_trains=True, teacher=HAND_TEACHER)
@@ -341,7 +362,7 @@ CLIP_L = TeacherSizes(layers=23, hidden_size=1024, ffn_hidden_size=4096, tokens=
 
 def test_eve_7b_on_two_samples() -> None:
     # A picture of 640 x 480 has 18 x 24 cells and 1 + 18 * 25 = 451 rows; with <s> and 130 words a sample has 582.
-    work = Work(tokens=1164, attended=582 * 583, labels=260, images=2, cells=864, visual_rows=902)
+    work = Work(tokens=1164, attended=582 * 583, labels=260, images=2, merged_patches=864, image_rows=902)
     parts = model_flops(PRESETS["eve_7b"], work, decoder_trains=True, teacher=CLIP_L)
     total = sum(parts.values())
     for part, value in parts.items():

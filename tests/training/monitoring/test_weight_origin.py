@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig
+from megatron_eve.config import PRESETS, TRACKER, CheckpointConfig, DataConfig, RunConfig
 from megatron_eve.preflight import describe_start
 from megatron_eve.training.monitoring.weight_origin import start_lines
 from tests.data.helpers import write_dataset
@@ -112,3 +112,12 @@ def test_stage_3_on_data_without_questions(
         "stage 3 trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
     )
     assert warnings == ([told] if samples else [])
+
+
+def test_a_run_is_called_by_its_preset_whatever_it_trains_with() -> None:
+    sizes = PRESETS["eve_7b_hd"]
+    aligned = replace(sizes.vision, patch_aligning=True, teacher_model="clip", align_loss_weight=0.5)
+    config = replace(config_of(), model=sizes.model, vision=aligned, data=DataConfig(mock_data=True))
+    assert ": eve_7b_hd, stage 2, on 1 rank; data: mock data" in describe_start(config, 1)
+    other = replace(config, vision=replace(aligned, image_size=2016))
+    assert ": a model of its own sizes, stage 2" in describe_start(other, 1)

@@ -25,9 +25,6 @@ from megatron_eve.models.family import ALIGNING_LAYER
 from megatron_eve.models.hf_format import CopiedTensors, Flags, JSONFiles
 
 if TYPE_CHECKING:
-    import torch
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
     from megatron_eve.models.name_rules import Rule
 
 _TOWER = "a vision tower is the teacher (--teacher-model); take the folder of a language model or an EVE"
@@ -76,22 +73,6 @@ class EVEFormat:
                 f"its aligning layer is tapped every {PUBLISHED_TAP_INTERVAL} layers, this run has --tap-interval "
                 f"{interval}; use {PUBLISHED_TAP_INTERVAL}, or train with --no-patch-aligning"
             )
-
-    def new_module(
-        self, module: torch.nn.Module, transformer: TransformerConfig, vision: EVEConfig
-    ) -> torch.nn.Module | None:
-        """See `HFFormat.new_module`: patch embedding and projector, taps, aligning layer."""
-        from megatron_eve.models.decoder.depth_taps import DepthTap
-        from megatron_eve.models.eve.front_end import EVEFrontEnd
-        from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
-
-        if isinstance(module, EVEFrontEnd):
-            return EVEFrontEnd(transformer, vision)
-        if isinstance(module, DepthTap):
-            return DepthTap(transformer, vision.teacher_hidden_size)
-        if isinstance(module, PatchAligningLayer):
-            return PatchAligningLayer(transformer, vision)
-        return None
 
     # --- import ---
 

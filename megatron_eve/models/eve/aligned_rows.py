@@ -1,4 +1,4 @@
-"""Which teacher patches of a pack this rank aligns, and with which of its rows; host arithmetic on a batch.
+"""Which teacher patches of a pack this rank aligns, and with which of its rows; host arithmetic on a pack.
 
 Shapes: T = tokens of the pack, I = images, N = visual tokens (2 x 2 cells), A = teacher patches inside the pictures,
 R = those of this rank, r = tokens along each side of a teacher patch (1, or 2 for the HD model).
@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 
-from megatron_eve.data.batch import PackedBatch
-from megatron_eve.models.decoder.context_parallel import zigzag_rows
 from megatron_eve.models.decoder.depth_taps import TapRows
+from megatron_eve.models.decoder.pack_rows import pack_group, rows_on_rank
+from megatron_eve.models.model_parts import Pack
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 
 
 @dataclass(frozen=True)
-class AlignedCells:
+class AlignedRows:
     """What the aligning layer of this rank works on. Tensors on the host.
 
     Attributes:
@@ -53,46 +52,33 @@ class AlignedCells:
         return (images * side + place[:, 0]) * side + place[:, 1]
 
 
-def context_rows(batch: PackedBatch) -> torch.Tensor | None:
-    """int64 [T / cp], rows of the pack on this context-parallel rank; None without context parallelism."""
-    size = parallel_state.get_context_parallel_world_size()
-    if size == 1:
-        return None
-    lengths = batch.cu_seqlens_padded.diff().tolist()
-    return zigzag_rows(lengths, size, parallel_state.get_context_parallel_rank())
-
-
-def aligned_cells(batch: PackedBatch, pooling: int, sequence_parallel: bool) -> AlignedCells:
+def aligned_rows(pack: Pack, pooling: int, sequence_parallel: bool) -> AlignedRows:
     """Lay out the taps of a pack for this rank.
 
     Args:
-        batch: the pack.
+        pack: on the host.
         pooling: r.
         sequence_parallel: the rank holds only its share of the rows.
     """
-    mine = context_rows(batch)
-    mine = torch.arange(len(batch.tokens)) if mine is None else mine
-    if sequence_parallel:
-        size = parallel_state.get_tensor_model_parallel_world_size()
-        mine = mine.chunk(size)[parallel_state.get_tensor_model_parallel_rank()]
-    place = torch.full((len(batch.tokens),), -1)
+    mine = rows_on_rank(pack, sequence_parallel)
+    place = torch.full((len(pack.tokens),), -1)
     place[mine] = torch.arange(len(mine))
 
-    images, rows, columns = _positions(batch.image_grids)
-    pack_rows = batch.image_starts[images] + 1 + rows * (batch.image_grids[images, 1] + 1) + columns
+    images, rows, columns = _positions(pack.image_grids)
+    pack_rows = pack.image_starts[images] + 1 + rows * (pack.image_grids[images, 1] + 1) + columns
     here = place[pack_rows]
     held = (here >= 0).nonzero()[:, 0]  # [c] this rank's visual tokens
-    grids = batch.image_grids // pooling
+    grids = pack.image_grids // pooling
     device = accelerator().device
     local = to_device(here[held], device)
     if pooling == 1:
         taken = TapRows(len(mine), local, len(held))
-        return AlignedCells(taken, images[held], torch.stack([rows[held], columns[held]], 1), grids)
+        return AlignedRows(taken, images[held], torch.stack([rows[held], columns[held]], 1), grids)
 
     first = grids.prod(dim=1).cumsum(0) - grids.prod(dim=1)  # [I] teacher patches before each image's
     patch = first[images] + rows // pooling * grids[images, 1] + columns // pooling
     slot = (patch * pooling + rows % pooling) * pooling + columns % pooling
-    group = _sharing_group(sequence_parallel)
+    group = pack_group(sequence_parallel)
     shares, share = (1, 0) if group is None else (group.size(), group.rank())
     patch_images, patch_rows, patch_columns = _positions(grids)
     count = -(-len(patch_images) // shares)
@@ -103,7 +89,7 @@ def aligned_cells(batch: PackedBatch, pooling: int, sequence_parallel: bool) -> 
     images, patches = torch.full((count,), -1), torch.zeros(count, 2, dtype=torch.int64)
     images[real] = patch_images[own[real]]
     patches[real] = torch.stack([patch_rows, patch_columns], 1)[own[real]]
-    return AlignedCells(taken, images, patches, grids)
+    return AlignedRows(taken, images, patches, grids)
 
 
 def _positions(grids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -113,13 +99,3 @@ def _positions(grids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     cell = torch.arange(len(images)) - (cells.cumsum(0) - cells)[images]
     columns = grids[images, 1]
     return images, cell // columns, cell % columns
-
-
-def _sharing_group(sequence_parallel: bool) -> torch.distributed.ProcessGroup | None:
-    """The ranks over which the rows of one pack are spread, None where each has them all."""
-    context_parallel = parallel_state.get_context_parallel_world_size() > 1
-    if context_parallel and sequence_parallel:
-        return parallel_state.get_tensor_and_context_parallel_group()
-    if context_parallel:
-        return parallel_state.get_context_parallel_group()
-    return parallel_state.get_tensor_model_parallel_group() if sequence_parallel else None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_eve.data import geometry
-from megatron_eve.data.geometry import image_geometry, square_margin, teacher_pixels
+from megatron_eve.data.images.patches import square_margin
+from megatron_eve.models.eve.geometry import image_geometry, image_size_errors, planner, teacher_pixels
 from tests.golden_dir import find_golden
 
 
@@ -122,17 +118,26 @@ def test_impossible_sizes_are_refused_by_name(arguments: tuple[int, ...], names:
         image_geometry(*arguments)
 
 
-def test_geometry_imports_only_the_standard_library() -> None:
-    tree = ast.parse(Path(geometry.__file__).read_text())
-    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-    assert {str(module).split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
+@pytest.mark.parametrize("patch_size", [14, 16])
+def test_what_is_decoded_of_a_picture(patch_size: int) -> None:
+    """Patches of the resized picture in groups of 2 x 2; the teacher's picture in the middle of its square."""
+    sizes = {"image_size": 672, "teacher_size": 336, "teacher_patch_size": patch_size}
+    for width, height in ((640, 480), (480, 640), (5, 900), (31, 31)):
+        plan, geometry = planner(sizes)(width, height), image_geometry(width, height, 672)
+        assert (plan.rows, plan.grid) == (geometry.tokens, (geometry.rows, geometry.columns))
+        patches, teacher = plan.views["patches"], plan.views["teacher"]
+        assert (patches.width, patches.height) == (geometry.width, geometry.height)
+        assert patches.shape == (geometry.patches, 588) and (patches.patch_size, patches.merge) == (14, 2)
+        assert (teacher.width, teacher.height) == geometry.teacher_picture(patch_size)
+        assert teacher.shape == (24 * patch_size, 24 * patch_size, 3) and teacher.margin_unit == patch_size
+        assert patches.pad_colour == teacher.pad_colour == (122, 116, 104)
+    assert planner({})(640, 480) == planner(sizes | {"teacher_patch_size": 14})(640, 480)
 
 
-def test_text_modules_load_without_torch_or_megatron() -> None:
-    code = (
-        "import sys; from megatron_eve.data import geometry, tokenizer, conversation, preprocess, images, indexed; "
-        "sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
-    )
-    root = Path(geometry.__file__).resolve().parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
+def test_sizes_of_a_dataset_are_checked() -> None:
+    fine = {"image_size": 672, "teacher_size": 336, "teacher_patch_size": 14}
+    assert list(image_size_errors(fine)) == []
+    (error,) = image_size_errors(fine | {"image_size": 700})
+    assert error.startswith("--image-size, --teacher-size: image size 700 is not a multiple of twice")
+    (error,) = image_size_errors(fine | {"teacher_patch_size": 0})
+    assert error == "--teacher-patch-size 0: use 1 or more"

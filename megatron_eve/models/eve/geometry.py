@@ -1,4 +1,4 @@
-"""Image size -> resized size -> token grid -> token count. Pure functions on integers, standard library only.
+"""Image size -> resized size -> token grid -> token count, and what is decoded of a picture. Integers alone, no torch.
 
 Follows the any-resolution rule of EVE v1 (baaivision/EVE, `mm_utils.process_images`): the long side of a
 picture takes all of the teacher's patches, the short side as many whole ones as it touches, and the model
@@ -7,13 +7,24 @@ sees the picture at a whole multiple of the teacher's size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from megatron_eve.models.eve.constants import PAD_COLOUR
+from megatron_eve.models.family import ImagePlan, ImagePlanner, SizeFlag, View
 
 PATCH_SIZE = 14
 """Side of a patch in pixels, for the model and for the teacher."""
 
-CELL_PATCHES = 4
-"""Patches that become one token: a 2 x 2 cell."""
+MERGE = 2
+"""Patches along each side of a merged patch, which becomes one token."""
+
+IMAGE_FLAGS = {
+    "image_size": SizeFlag(672, "long side for the model: 672, or 1344 for the HD model"),
+    "teacher_size": SizeFlag(336, "side for the teacher"),
+    "teacher_patch_size": SizeFlag(PATCH_SIZE, "side of the teacher's own patches, for pixels", True),
+}
+"""Sizes that a dataset is made for, in pixels; see `ModelFamily.image_flags`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class ImageGeometry:
 
     Attributes:
         width, height: the picture resized for the model, in pixels (multiples of 28).
-        rows, columns: the token grid; one token is a 2 x 2 cell of 14-pixel patches.
+        rows, columns: the token grid; one token is a merged patch, of 2 x 2 patches of 14 pixels.
         teacher_width, teacher_height: the picture resized for the teacher, in pixels (multiples of 14).
     """
 
@@ -35,13 +46,13 @@ class ImageGeometry:
 
     @property
     def tokens(self) -> int:
-        """Positions in the sequence: one CLS, and in each row its cells and a row-end token."""
+        """Positions in the sequence: one CLS, and in each row its merged patches and a row-end token."""
         return 1 + self.rows * (self.columns + 1)
 
     @property
     def patches(self) -> int:
         """14 x 14 patches of the resized picture."""
-        return CELL_PATCHES * self.rows * self.columns
+        return MERGE**2 * self.rows * self.columns
 
     def teacher_picture(self, patch_size: int) -> tuple[int, int]:
         """Width and height in pixels of the picture for a teacher with patches of `patch_size` pixels."""
@@ -51,17 +62,6 @@ class ImageGeometry:
 def teacher_pixels(pixels: int, patch_size: int) -> int:
     """A length in pixels of 14-pixel patches, for a teacher with patches of `patch_size` pixels."""
     return pixels // PATCH_SIZE * patch_size
-
-
-def square_margin(square: int, side: int, unit: int) -> int:
-    """Pixels left of (or above) a picture in the middle of a square, as published.
-
-    Args:
-        square: side of the square in pixels.
-        side: of the picture, in pixels.
-        unit: the margin is a whole multiple of this; an odd rest goes to the other side.
-    """
-    return (square - side) // unit // 2 * unit
 
 
 def check_sizes(image_size: int, teacher_size: int) -> None:
@@ -106,3 +106,38 @@ def image_geometry(width: int, height: int, image_size: int, teacher_size: int =
         teacher_width=columns * PATCH_SIZE,
         teacher_height=rows * PATCH_SIZE,
     )
+
+
+def image_size_errors(sizes: Mapping[str, int]) -> Iterator[str]:
+    """Errors in the sizes of a dataset; see `ModelFamily.check_image_sizes`."""
+    try:
+        check_sizes(sizes["image_size"], sizes["teacher_size"])
+    except ValueError as error:
+        yield f"--image-size, --teacher-size: {error}"
+    if sizes["teacher_patch_size"] < 1:
+        yield f"--teacher-patch-size {sizes['teacher_patch_size']}: use 1 or more"
+
+
+def planner(sizes: Mapping[str, int]) -> ImagePlanner:
+    """What pictures become; see `ModelFamily.image_planner`. Views are "patches" and "teacher" (a square)."""
+    image_size, teacher_size, patch_size = (
+        sizes.get(name, flag.default) for name, flag in IMAGE_FLAGS.items()
+    )
+    check_sizes(image_size, teacher_size)
+
+    def plan(width: int, height: int) -> ImagePlan:
+        geometry = image_geometry(width, height, image_size, teacher_size)
+        teacher_width, teacher_height = geometry.teacher_picture(patch_size)
+        patches = View(geometry.width, geometry.height, PAD_COLOUR, patch_size=PATCH_SIZE, merge=MERGE)
+        teacher = View(
+            teacher_width,
+            teacher_height,
+            PAD_COLOUR,
+            square=teacher_pixels(teacher_size, patch_size),
+            margin_unit=patch_size,
+        )
+        return ImagePlan(
+            geometry.tokens, (geometry.rows, geometry.columns), {"patches": patches, "teacher": teacher}
+        )
+
+    return plan

@@ -1,0 +1,54 @@
+"""What batches and loaders ask of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_eve.models.family import ImagePlan, ImagePlanner
+
+
+class VisionDataset(Protocol):
+    """Samples and their images, by number; ``IndexedVisionDataset`` and ``MockDataset`` provide it."""
+
+    @property
+    def info(self) -> Any:
+        """Holds ``apply_exif`` and ``max_pixels``, the settings the images were measured under."""
+
+    @property
+    def planner(self) -> ImagePlanner:
+        """What pictures become."""
+
+    @property
+    def samples(self) -> Any:
+        """[samples] indexed as a structured array with the fields ``length, labels, first_image, num_images``."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Expanded tokens of each sample."""
+
+    def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and unshifted labels of a sample, images not expanded."""
+
+    def image_bytes(self, image: int) -> bytes:
+        """The image file."""
+
+    def stored_pixels(self, image: int) -> Mapping[str, NDArray[np.uint8]] | None:
+        """The image as stored already decoded: each view, uint8 of `stored_shape`; None where it is a file."""
+
+    def sample_name(self, index: int) -> str:
+        """What a message calls a sample."""
+
+    def image_name(self, image: int) -> str:
+        """What a message calls an image."""
+
+    def image_plan(self, image: int) -> ImagePlan:
+        """What the image becomes, known without decoding."""
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Have the images of these samples read ahead, where that means anything."""

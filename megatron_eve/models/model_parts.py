@@ -1,0 +1,241 @@
+"""What a family brings to the model: front end, objectives with their frozen models, and the FLOPs of all that.
+
+Protocols and plain tuples; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class SampleCounts(NamedTuple):
+    """What the samples of a step, or of one pack, hold; known from the index before any image is decoded.
+
+    Attributes:
+        labels: tokens that are predicted.
+        images: pictures, damaged ones included.
+    """
+
+    labels: int
+    images: int
+
+
+class Objective(Protocol):
+    """A loss that is computed on the last pipeline stage, by name.
+
+    The model returns the sums, float32: losses of any shape `[...]` whose sum over all packs and ranks of a step,
+    divided by `count` of the step, is the step's mean. The mean times `weight` is added to what is differentiated.
+    """
+
+    @property
+    def name(self) -> str:
+        """In logs, in losses.jsonl and TensorBoard (with underscores), and in the rules of bad steps."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Of this loss in the sum of all."""
+        ...
+
+    @property
+    def adds_over_tensor_parallel(self) -> bool:
+        """Do the parts of the tensor-parallel ranks add up under sequence parallelism? Else all have the same sum."""
+        ...
+
+    def count(self, counts: SampleCounts) -> int:
+        """What the sum is divided by."""
+        ...
+
+
+class Pack(Protocol):
+    """What a family sees of a pack on the host (`data.batch.PackedBatch`). I = images, T = tokens with padding.
+
+    Attributes:
+        tokens: int64 [T].
+        cu_seqlens_padded: int32 [samples + 1], where samples begin with their padding.
+        image_starts: int64 [I], first row of each image.
+        image_grids: int64 [I, 2], rows and columns of each image's merged patches.
+        image_rows: int64 [I], rows of the sequence that each image takes.
+        pixels: uint8, views of the images that this rank decodes, by name (see `data.batch.PackedBatch`).
+    """
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """See above."""
+        ...
+
+    @property
+    def cu_seqlens_padded(self) -> torch.Tensor:
+        """See above."""
+        ...
+
+    @property
+    def image_starts(self) -> torch.Tensor:
+        """See above."""
+        ...
+
+    @property
+    def image_grids(self) -> torch.Tensor:
+        """See above."""
+        ...
+
+    @property
+    def image_rows(self) -> torch.Tensor:
+        """See above."""
+        ...
+
+    @property
+    def pixels(self) -> Mapping[str, torch.Tensor]:
+        """See above."""
+        ...
+
+
+@dataclass
+class VisualInputs:
+    """What a front end gets of one pack.
+
+    Attributes:
+        pixels: decoded views of the images by name, uint8, on the device.
+        grids: int64 [I, 2], rows and columns of each image's merged patches, on the host: shapes follow from them.
+    """
+
+    pixels: dict[str, torch.Tensor]
+    grids: torch.Tensor
+
+
+class FrontEnd(Protocol):
+    """The first stage's pre-process module: a `torch.nn.Module` that turns pictures into rows of the sequence."""
+
+    def __call__(self, inputs: VisualInputs) -> torch.Tensor:
+        """Rows of all images of a pack: [V, D], image after image, V = sum of the rows of their plans."""
+        ...
+
+
+class IntermediateFeatures(NamedTuple):
+    """Hidden states of image rows at some depths of the decoder, projected where they arise and sent to the last stage.
+
+    Attributes:
+        depths: 0 is the decoder's input, i the output of layer i; below the number of layers; at least one.
+        width: K, what they are projected to.
+        pooling: merged patches along each side that are averaged to one row.
+    """
+
+    depths: tuple[int, ...]
+    width: int
+    pooling: int = 1
+
+
+class PackRows(Protocol):
+    """Which rows of a pack an objective takes on this rank; what else it remembers of them is its own.
+
+    Attributes:
+        rows: what of this rank's hidden states becomes intermediate features (`decoder.depth_taps.TapRows`); None for
+            an objective without them.
+    """
+
+    @property
+    def rows(self) -> Any:
+        """See above."""
+        ...
+
+
+class TargetModel(Protocol):
+    """A frozen model on the ranks of the last stage that computes what an objective trains towards."""
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """Targets of a pack, on the device. Collective over the ranks that share the pack; may run ahead of it."""
+        ...
+
+
+class FamilyObjective(Objective, Protocol):
+    """An objective with modules and inputs of its own; the next token needs none.
+
+    Attributes:
+        module: attribute name of its module on the last stage, which is part of checkpoint keys; None without weights.
+        features: intermediate features that it wants; at most one objective of a model may want any.
+    """
+
+    @property
+    def module(self) -> str | None:
+        """See above."""
+        ...
+
+    @property
+    def features(self) -> IntermediateFeatures | None:
+        """See above."""
+        ...
+
+    def head(self, transformer: TransformerConfig) -> torch.nn.Module:
+        """The module of the last stage; R = this rank's rows.
+
+        Its `forward(hidden [n, 1, D], features [J, R, K] or None, rows, inputs)` takes this rank's hidden states behind
+        the final norm, the intermediate features, `PackRows.rows` and what `inputs` gave, and returns float32 losses of
+        any shape (see `Objective`).
+        """
+        ...
+
+    def target_model(self) -> TargetModel | None:
+        """The frozen model, loaded on this rank's device; None if the targets need none.
+
+        Raises:
+            ConfigError: a model that cannot be loaded or has other sizes.
+        """
+        ...
+
+    def rows(self, pack: Pack, sequence_parallel: bool) -> PackRows | None:
+        """This rank's rows of a pack, computed on the host; None where hidden states are taken as they are.
+
+        Args:
+            pack: on the host.
+            sequence_parallel: the rank holds only its share of the rows.
+        """
+        ...
+
+    def inputs(self, pack: Pack, rows: Any, targets: torch.Tensor | None) -> Any | None:
+        """What the head is given for a pack, on the device; None: the loss is not computed.
+
+        Args:
+            pack: on the host.
+            rows: what `rows` gave for it.
+            targets: from the target model; None without one, or where a run has not loaded it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step holds, over all data-parallel ranks and without any padding.
+
+    Attributes:
+        tokens: positions of the decoder, images expanded.
+        attended: query-key pairs of causal attention: the sum over samples of length * (length + 1) / 2.
+        labels: rows that reach the output layer.
+        images: pictures.
+        merged_patches: the sum over images of rows times columns of their grids.
+        image_rows: positions of the decoder that images take.
+    """
+
+    tokens: int
+    attended: int
+    labels: int
+    images: int
+    merged_patches: int
+    image_rows: int
+
+
+class FamilyFlops(NamedTuple):
+    """FLOPs of a step, forward and backward, of what a family adds to the decoder, by part.
+
+    Attributes:
+        front_end: of the first stage.
+        objectives: of the last stage, frozen models among them.
+    """
+
+    front_end: dict[str, int]
+    objectives: dict[str, int]
