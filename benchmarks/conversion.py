@@ -41,12 +41,15 @@ torch.save(tensors, target)
 
 def make_model(folder: Path, layers: int) -> int:
     """Write a random model of the published shapes; returns its size in bytes."""
-    from megatron_eve.checkpoint.hf.config import published_config
+    from megatron_eve.checkpoint.hf.config import token_ids
     from megatron_eve.checkpoint.hf.folder import LazyTensor, write_shards
-    from megatron_eve.checkpoint.hf.tables import Sizes, eve_rules, rule_for
+    from megatron_eve.checkpoint.hf.rules import rules_of
     from megatron_eve.config import PRESETS, RunConfig
+    from megatron_eve.convert.meta_model import meta_model
     from megatron_eve.convert.report import size_of
-    from megatron_eve.convert.skeleton import skeleton
+    from megatron_eve.models.name_rules import rule_for
+    from megatron_eve.models.registry import find_family
+    from megatron_eve.models.tensor_layouts import Sizes
     from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
@@ -54,10 +57,10 @@ def make_model(folder: Path, layers: int) -> int:
     model = replace(sizes_of_7b.model, num_layers=layers)
     config = RunConfig(model=model, vision=sizes_of_7b.vision)
     tensors = {}
-    with skeleton(config) as bones:
-        for entry in bones.entries:
-            rule, names = rule_for(entry.name, eve_rules(config))
-            sizes = Sizes.of(model, bones.padded_vocab_size)
+    with meta_model(config) as whole:
+        for entry in whole.entries:
+            rule, names = rule_for(entry.name, rules_of(config))
+            sizes = Sizes.of(model, whole.padded_vocab_size)
             for name, part in zip(
                 names,
                 rule.layout.split(torch.empty(entry.shape, device="meta"), sizes, len(names)),
@@ -67,7 +70,9 @@ def make_model(folder: Path, layers: int) -> int:
                 tensors[name] = LazyTensor(part.shape, torch.bfloat16, make)
     folder.mkdir()
     write_shards(folder, tensors, 2_000_000_000, lambda _: None)
-    (folder / "config.json").write_text(json.dumps(published_config(model, "bfloat16", teacher=False)))
+    family = find_family(config.family).hugging_face()
+    files = family.published_files(model, config.vision, "bfloat16", token_ids(None), {})
+    (folder / "config.json").write_text(json.dumps(files["config.json"]))
     return size_of(tensors)
 
 

@@ -10,34 +10,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import run_command
 
 if TYPE_CHECKING:
     import torch
 
+    from megatron_eve.models.family import ModelFamily
+
 DESCRIPTION = """\
 Weights from Hugging Face folders to checkpoints of this project, and back.
 
   import    a language model (Vicuna, Llama, Qwen2) -> a start for stage 1
-            an EVE in the published layout          -> a checkpoint to go on from, or to ask
-  export    a checkpoint of any layout              -> the published EVE layout, or a folder for transformers
+            a model in its published layout         -> a checkpoint to go on from, or to ask
+  export    a checkpoint of any layout              -> the published layout, or a folder for transformers
 
 One tensor passes at a time (on export, one shard), on the CPU and in one process; any layout reads what is written. A
 folder gets its name when it is whole. Every tensor is accounted for in the summary.
 """
 EPILOG = """\
 examples:
-  python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 --target runs/vicuna \\
-      --teacher-model clip-vit-large-patch14-336 --dtype bfloat16
-  python tools/convert_checkpoint.py export --source runs/stage3 --target eve-7b --tokenizer vicuna-7b-v1.5
-  python tools/convert_checkpoint.py export --source runs/stage3 --target eve-7b-hf --tokenizer vicuna-7b-v1.5 \\
+  python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 --target runs/vicuna --dtype bfloat16
+  python tools/convert_checkpoint.py export --source runs/stage3 --target model-7b --tokenizer vicuna-7b-v1.5
+  python tools/convert_checkpoint.py export --source runs/stage3 --target model-7b-hf --tokenizer vicuna-7b-v1.5 \\
       --format transformers
 """
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The two commands and their flags."""
+def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
+    """The two commands and their flags, those of the family among them."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{import,export}")
@@ -54,21 +56,22 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--source", required=True, type=Path, metavar="DIR", help=source)
         one.add_argument("--target", required=True, type=Path, metavar="DIR", help=target)
         one.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as they are)")
+        one.add_argument(
+            "--family",
+            default=family.name,
+            metavar="NAME",
+            help=f"the model family, which has flags of its own (default: that of --source, or else {DEFAULT_FAMILY})",
+        )
         one.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
-    _add_import_flags(incoming)
+    incoming.add_argument(
+        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
+    )
     outgoing.add_argument(
         "--format",
         choices=("published", "transformers"),
         default="published",
-        help="published: for the public code of EVE. transformers: for transformers 4.57 and 5, with "
+        help="published: for the public code of the family. transformers: for transformers 4.57 and 5, with "
         "trust_remote_code=True, or after `import megatron_eve.hf` without it (default: %(default)s)",
-    )
-    outgoing.add_argument(
-        "--teacher-model",
-        type=Path,
-        metavar="DIR",
-        help="CLIP's folder: write it and the aligning layer, too, as the published folders have them, for training on "
-        "with the public code; asking needs neither",
     )
     outgoing.add_argument(
         "--tokenizer",
@@ -83,38 +86,26 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="of one file, and of what is held in memory (default: 2GB)",
     )
+    family.hugging_face().add_import_flags(incoming)
+    family.hugging_face().add_export_flags(outgoing)
     return parser
 
 
-def _add_import_flags(incoming: argparse.ArgumentParser) -> None:
-    incoming.add_argument(
-        "--teacher-model",
-        metavar="DIR",
-        help="CLIP's folder, whose sizes the aligning layer gets and whose hashes are recorded; it is not copied. "
-        "Without it the checkpoint has no aligning layer, which a run with --patch-aligning then begins at random",
-    )
-    incoming.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP); no "
-        "other code of a folder ever runs",
-    )
-    incoming.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PX",
-        help="672, or 1344 for the HD model (default: as the folder says, or 672)",
-    )
-    incoming.add_argument(
-        "--patch-embedding-size",
-        type=int,
-        default=1024,
-        metavar="C",
-        help="width of the patch embedding that a language model gets (default: %(default)s)",
-    )
-    incoming.add_argument(
-        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
-    )
+def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
+    """The family that --family names, or --source is of; without either the default one."""
+    from megatron_eve.convert.usage import family_of_source
+
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--family")
+    parser.add_argument("--source", type=Path)
+    try:
+        flags, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:  # a flag without its value, which the whole parser judges
+        return find_family(DEFAULT_FAMILY)
+    if flags.family is not None:
+        return find_family(flags.family)
+    stated = family_of_source(flags.source) if flags.source is not None else None
+    return find_family(stated or DEFAULT_FAMILY)
 
 
 def run_import(flags: argparse.Namespace) -> None:
@@ -126,23 +117,18 @@ def run_import(flags: argparse.Namespace) -> None:
         write_import,
     )
     from megatron_eve.convert.report import size_of, summary
-    from megatron_eve.convert.usage import teacher_settings
-    from megatron_eve.models.eve.teacher import teacher_identity
     from megatron_eve.runtime.progress_bar import byte_progress
 
-    front, identity = {"patch_embedding_size": flags.patch_embedding_size}, None
-    if flags.teacher_model:
-        tower = teacher_settings(flags).tower()
-        front |= {"teacher_size": tower.geometry_size, "teacher_hidden_size": tower.hidden_size}
-        identity = teacher_identity(flags.teacher_model)
-    config = import_config(flags.source, flags.image_size, flags.teacher_model is not None, front)
+    family, values = find_family(flags.family), vars(flags)
+    frozen = family.hugging_face().import_fingerprint(values)
+    config = import_config(flags.source, family, values)
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     if not flags.dry_run:
         with byte_progress("checking", plan.source_bytes) as done:
             check_finite(flags.source, plan, done)
         with byte_progress("writing", size_of(plan.tensors)) as done:
-            write_import(plan, flags.target, identity, done)
+            write_import(plan, flags.target, frozen, done)
     print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
 
 
@@ -150,6 +136,7 @@ def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
     from megatron_eve.checkpoint.compatibility import check_tokenizer
     from megatron_eve.checkpoint.state import saved_common
+    from megatron_eve.config import ConfigError
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
     from megatron_eve.convert.report import size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
@@ -165,7 +152,11 @@ def run_export(flags: argparse.Namespace) -> None:
         if not published:
             fast_tokenizer(Path(tokenizer.path))  # refuses one that transformers could not have
     checkpoint, config = open_checkpoint(flags.source)
-    plan = plan_export(checkpoint, config, _dtype(flags), flags.teacher_model, published)
+    if config.family != flags.family:
+        raise ConfigError(
+            f"--family {flags.family}: the checkpoint is of the family {config.family}; leave --family out"
+        )
+    plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags))
     account = {"dropped": plan.dropped, "added": plan.added}
     if not flags.dry_run:
         with byte_progress("writing", size_of(plan.tensors)) as done:
@@ -181,10 +172,9 @@ def _dtype(flags: argparse.Namespace) -> torch.dtype | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = build_parser().parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
     try:
-        return run_command(lambda: convert(flags))
+        return run_command(lambda: convert(build_parser(chosen_family(argv)).parse_args(argv)))
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130

@@ -1,6 +1,6 @@
 """A checkpoint of ours -> a folder in Hugging Face layout: `tools/convert_checkpoint.py export`.
 
-Two formats with the same names of weights: the published one, which the public code of EVE loads, and one that
+Two formats with the same names of weights: the published one, which the public code of a family loads, and one that
 today's transformers loads by itself.
 """
 
@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,19 @@ from megatron.core import dist_checkpointing
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.files import damaged_part, missing_part, sync_to_disk
-from megatron_eve.checkpoint.hf.config import published_config, published_preprocessor, token_ids
+from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
-from megatron_eve.checkpoint.hf.tables import PUBLISHED_TAP_INTERVAL, Sizes, Vocabulary, eve_rules, rule_for
+from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
-from megatron_eve.convert.skeleton import Entry, skeleton
+from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.hf_format import CopiedTensors, Flags
+from megatron_eve.models.name_rules import Rule, rule_for
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"
@@ -43,6 +46,7 @@ class ExportPlan:
 
     Attributes:
         config: of the checkpoint.
+        flags: of the export, the family's own among them.
         tensors: of the folder, by Hugging Face key.
         mapped: Hugging Face keys, by key of the checkpoint.
         dropped: keys of the checkpoint that nothing is made of, and why.
@@ -50,6 +54,7 @@ class ExportPlan:
     """
 
     config: RunConfig
+    flags: Flags
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -80,7 +85,7 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
 
 
 def plan_export(
-    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, teacher: Path | None, published: bool
+    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, published: bool, flags: Flags
 ) -> ExportPlan:
     """Decide what becomes of every tensor; reads names and shapes, no data.
 
@@ -88,65 +93,47 @@ def plan_export(
         checkpoint: its folder.
         config: it was made with.
         dtype: of the folder; None keeps that of the checkpoint.
-        teacher: CLIP's folder. With it the aligning layer and the teacher are written, as the published folders have
-            them for further training; without it only what inference needs.
         published: in the published format, with the buffers that the public code expects.
+        flags: of the export, the family's own among them; {} for a folder that holds what inference needs.
 
     Raises:
-        ConfigError: a front end with another number of heads than the published one; a checkpoint without an aligning
-            layer, or with other taps than the published ones, and a teacher.
+        ConfigError: a model that the family's format cannot hold (`HFFormat.check_export`).
         CheckpointError: a tensor that is missing or of another shape.
     """
-    _check_heads(config)
-    _check_aligning(config, teacher)
+    family = find_family(config.family).hugging_face()
+    for problem in family.check_export(config, flags):
+        raise ConfigError(problem)
     source = DistFolder(checkpoint)
-    plan = ExportPlan(config)
-    vision = replace(config.vision, patch_aligning=teacher is not None)
-    with skeleton(replace(config, vision=vision)) as model:
+    plan = ExportPlan(config, flags)
+    exported = replace(config, vision=family.export_settings(config.vision, flags))
+    rules = rules_of(config)
+    with meta_model(exported) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
         for entry in model.entries:
-            _map(plan, entry, source, sizes, dtype)
+            _map(plan, entry, rules, source, sizes, dtype)
     used = set(plan.mapped)
     for key in source:
         if key not in used:
-            plan.dropped[key] = (
-                "optimizer state"
-                if key.startswith("optimizer.")
-                else "the aligning layer, which only training needs"
-            )
+            plan.dropped[key] = "optimizer state" if key.startswith("optimizer.") else family.left_out
     kept = dtype or source.dtype("embedding.word_embeddings.weight")
-    if published:
+    if published and family.rotary_buffers:
         _add_buffers(plan)
-    if teacher is not None:
-        _add_teacher(plan, teacher, kept)
+    copied = family.copied_tensors(flags)
+    if copied is not None:
+        _add_copied(plan, copied, kept)
     return plan
 
 
-def _check_heads(config: RunConfig) -> None:
-    # The layout has no field for it: another number would load and compute something else.
-    published = find_family(config.family).Config().patch_embedding_heads
-    if config.vision.patch_embedding_heads != published:
-        raise ConfigError(
-            f"the patch embedding of this checkpoint has {config.vision.patch_embedding_heads} heads, and that of the "
-            f"published layout always has {published}: it cannot be exported"
-        )
-
-
-def _check_aligning(config: RunConfig, teacher: Path | None) -> None:
-    if teacher is None:
-        return
-    if not config.vision.patch_aligning:
-        raise ConfigError("--teacher-model: this checkpoint has no aligning layer; leave the teacher out")
-    if config.vision.tap_interval != PUBLISHED_TAP_INTERVAL:
-        raise ConfigError(
-            f"--teacher-model: the published layout taps every {PUBLISHED_TAP_INTERVAL} layers, this checkpoint every "
-            f"{config.vision.tap_interval}; leave the teacher out"
-        )
-
-
-def _map(plan: ExportPlan, entry: Entry, source: DistFolder, sizes: Sizes, dtype: torch.dtype | None) -> None:
+def _map(
+    plan: ExportPlan,
+    entry: Entry,
+    rules: Sequence[Rule],
+    source: DistFolder,
+    sizes: Sizes,
+    dtype: torch.dtype | None,
+) -> None:
     """Plan the Hugging Face tensors that one of the checkpoint's makes."""
-    rule, names = rule_for(entry.name, eve_rules(plan.config))
+    rule, names = rule_for(entry.name, rules)
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
     vocabulary = isinstance(rule.layout, Vocabulary)
@@ -183,19 +170,16 @@ def _add_buffers(plan: ExportPlan) -> None:
         plan.added[key] = "computed"
 
 
-def _add_teacher(plan: ExportPlan, teacher: Path, dtype: torch.dtype) -> None:
-    folder = HFFolder(teacher)
-    for key in sorted(folder.keys()):
-        if not key.startswith("vision_model.") or key.endswith("position_ids"):
-            continue  # CLIP's text side, and a buffer that older versions saved
+def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> None:
+    folder = HFFolder(copied.folder)
+    keys = [key for key in sorted(folder.keys()) if copied.keys.fullmatch(key)]
+    if not keys:
+        raise ConfigError(f"{copied.folder}: {copied.none}")
+    for key in keys:
         shape, _ = folder.describe(key)
-        name = f"model.vision_clip.backbone.{key}"
+        name = f"{copied.prefix}{key}"
         plan.tensors[name] = LazyTensor(shape, dtype, partial(folder.tensor, key))
-        plan.added[name] = "the teacher"
-    if not any(origin == "the teacher" for origin in plan.added.values()):
-        raise ConfigError(
-            f"{teacher}: holds no vision_model, so it is no CLIP; name CLIP ViT-L/14-336's folder"
-        )
+        plan.added[name] = copied.origin
 
 
 def write_export(
@@ -248,12 +232,11 @@ def _dtype_name(plan: ExportPlan) -> str:
 
 
 def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer | None) -> None:
-    with_teacher = "the teacher" in plan.added.values()
-    ids = token_ids(tokenizer)
-    write_json(
-        folder / "config.json", {**published_config(plan.config, _dtype_name(plan), with_teacher), **ids}
-    )
-    write_json(folder / "preprocessor_config.json", published_preprocessor(plan.config.vision))
+    ids, config = token_ids(tokenizer), plan.config
+    family = find_family(config.family).hugging_face()
+    files = family.published_files(config.model, config.vision, _dtype_name(plan), ids, plan.flags)
+    for name, content in files.items():
+        write_json(folder / name, content)
     if tokenizer is None:
         return
     path = Path(tokenizer.path)

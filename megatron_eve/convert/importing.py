@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_eve.checkpoint.files import write_checksums, write_config
-from megatron_eve.checkpoint.hf.config import HFConfig, teacher_size_of
+from megatron_eve.checkpoint.hf.config import HFConfig
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor
-from megatron_eve.checkpoint.hf.tables import (
-    ALIGNING_HF_KEYS,
-    HEAD_KEY,
-    IGNORED_HF_KEYS,
-    PUBLISHED_TAP_INTERVAL,
-    Rule,
-    Sizes,
-    Vocabulary,
-    eve_rules,
-    source_for,
-)
+from megatron_eve.checkpoint.hf.rules import ignored_because, lacking_parts, optional_part, rules_of
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.folders import check_target
-from megatron_eve.convert.skeleton import Entry, Skeleton, skeleton
-from megatron_eve.models.family import begins_at_random, parts_lacking
+from megatron_eve.convert.meta_model import Entry, MetaModel, meta_model
+from megatron_eve.models.family import ModelFamily, begins_at_random
+from megatron_eve.models.hf_format import Flags
+from megatron_eve.models.name_rules import HEAD_KEY, Rule, source_for
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content
-
-_TEACHER, _BUFFER = "the teacher, which runs name by --teacher-model", "a buffer that is computed"
 
 
 @dataclass
@@ -65,7 +57,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
 
     Args:
         source: the folder.
-        config: with the model's sizes; with the aligning layer if the checkpoint is to have one.
+        config: with the model's sizes and the parts that the checkpoint is to have.
         dtype: of the checkpoint; None keeps what each tensor has.
         seed: for what begins at random.
 
@@ -78,11 +70,10 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
             raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
         plan.tokenizer_sha256 = file_digest(tokenizer)
     keys = set(folder.keys())
-    aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
     found = HFConfig.read(source)
-    rules = eve_rules(config)
-    family, lacking = find_family(config.family), parts_lacking(not found.is_eve, aligned)
-    with skeleton(config) as model:
+    rules, family = rules_of(config), find_family(config.family)
+    lacking = lacking_parts(family, keys, language_model=found.family is None)
+    with meta_model(config) as model:
         fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
         initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
@@ -96,7 +87,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
                 rule, names = source_for(entry.name, rules, found.is_tied)
                 _map(plan, entry, folder, rule, names, model, dtype)
     used = {key for some in plan.mapped.values() for key in some}
-    _account(plan, source, keys - used, found.is_tied)
+    _account(plan, source, family, keys - used, found.is_tied)
     return plan
 
 
@@ -110,7 +101,7 @@ def _map(
     folder: HFFolder,
     rule: Rule,
     names: tuple[str, ...],
-    model: Skeleton,
+    model: MetaModel,
     dtype: torch.dtype | None,
 ) -> None:
     """Plan one tensor of the checkpoint from those of the folder that make it up."""
@@ -141,14 +132,14 @@ def _map(
     plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
 
 
-def _account(plan: ImportPlan, source: Path, left: set[str], tied: bool) -> None:
+def _account(plan: ImportPlan, source: Path, family: ModelFamily, left: set[str], tied: bool) -> None:
     """Say why tensors are left out; refuse those that no rule knows."""
     unexpected = []
     for key in sorted(left):
-        if ALIGNING_HF_KEYS.fullmatch(key):
-            plan.dropped[key] = "the aligning layer, which this checkpoint is made without"
-        elif IGNORED_HF_KEYS.fullmatch(key):
-            plan.dropped[key] = _BUFFER if key.endswith("inv_freq") else _TEACHER
+        if part := optional_part(family, key):
+            plan.dropped[key] = f"the {part}, which this checkpoint is made without"
+        elif reason := ignored_because(family, key):
+            plan.dropped[key] = reason
         elif tied and key == HEAD_KEY:
             plan.dropped[key] = "the embedding once more, which config.json ties it to"
         else:
@@ -177,9 +168,15 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
 
 
 def write_import(
-    plan: ImportPlan, target: Path, teacher: dict[str, object] | None, done: Callable[[int], None]
+    plan: ImportPlan, target: Path, frozen: dict[str, Any] | None, done: Callable[[int], None]
 ) -> None:
     """Write the checkpoint as iteration 0 of a run's folder, under its name only when it is whole.
+
+    Args:
+        plan: what it holds.
+        target: the run's folder.
+        frozen: what identifies its frozen models, as `ModelFamily.fingerprint`; None where it has none.
+        done: called with the bytes of each tensor.
 
     Raises:
         ConfigError: see `check_target`.
@@ -191,7 +188,7 @@ def write_import(
     try:
         common = {
             "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
-            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "frozen": teacher,
+            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "frozen": frozen,
             "content_metadata": dict(CONTENT),
         }  # fmt: skip
         write_dist_folder(partial_folder, plan.tensors, common, done)
@@ -204,23 +201,23 @@ def write_import(
         raise
 
 
-def import_config(source: Path, image_size: int | None, aligning: bool, front: dict[str, int]) -> RunConfig:
+def import_config(source: Path, family: ModelFamily, flags: Flags) -> RunConfig:
     """The configuration of a checkpoint that is made of a folder.
 
     Args:
         source: the folder.
-        image_size: pixels; None takes them from the name of the folder's processor, or 672.
-        aligning: with the aligning layer.
-        front: `patch_embedding_size`, for a language model, and where a teacher is named `teacher_size` and
-            `teacher_hidden_size`.
+        family: of the checkpoint.
+        flags: of the import, the family's own among them.
 
     Raises:
-        ConfigError: no config.json that can be used, or sizes that do not go together.
+        ConfigError: no config.json that can be used, one of another family, or sizes that do not go together.
     """
     found = HFConfig.read(source)
-    size = image_size or found.image_size or 672
-    front = {"teacher_size": teacher_size_of(source, size), "teacher_hidden_size": 1024, **front}
-    model, vision = found.model_config(image_size=size, tap_interval=PUBLISHED_TAP_INTERVAL, **front)
-    config = RunConfig(model=model, vision=replace(vision, patch_aligning=aligning))
+    if found.family not in (None, family):
+        raise ConfigError(
+            f"--family {family.name}: {found.source} is of the family {found.family.name}; leave --family out"
+        )
+    vision = family.hugging_face().import_settings(found.fields, source, flags)
+    config = RunConfig(family=family.name, model=found.model_config(), vision=vision)
     validate_sizes(config)
     return config

@@ -11,24 +11,11 @@ from tokenizers import AddedToken, decoders, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-import megatron_eve.hf
-from megatron_eve.checkpoint.hf.config import published_config, published_preprocessor, token_ids
+from megatron_eve.checkpoint.hf.config import family_of, token_ids
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ModelSettings
-
-_AUTO_MAP = {
-    "AutoConfig": "configuration_eve.EVEConfig",
-    "AutoModelForCausalLM": "modeling_eve.EVELlamaForCausalLM",
-    "AutoModelForImageTextToText": "modeling_eve.EVELlamaForCausalLM",
-    "AutoImageProcessor": "image_processing_eve.EVEImageProcessor",
-    "AutoProcessor": "processing_eve.EVEProcessor",
-}
-# Of the image processor; the published file has more, for a canvas that is not made here.
-_IMAGE_FIELDS = (
-    "image_size", "image_size_clip", "patch_stride", "patch_stride_clip", "conv_stride", "image_mean", "image_std",
-)  # fmt: skip
 
 # vicuna_v1, as `data/text/conversation.py` writes it: a message's only image goes to its front.
 CHAT_TEMPLATE = """\
@@ -88,31 +75,19 @@ def write_transformers_files(folder: Path, settings: ModelSettings, dtype: str, 
     Raises:
         ConfigError: a tokenizer that is not Llama's.
     """
+    family = family_of(settings).hugging_face()
     fast, image_token_id = fast_tokenizer(Path(tokenizer.path))
     fast.save(str(folder / "tokenizer.json"))
     shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model, family.processor_class))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
-    auto_map = {name: _AUTO_MAP[name] for name in _AUTO_MAP if name.startswith(("AutoConfig", "AutoModel"))}
-    config = {
-        **published_config(settings, dtype, teacher=False),
-        **token_ids(tokenizer),
-        "auto_map": auto_map,
-        "image_token_index": image_token_id,
-    }
-    del config["transformers_version"]
-    write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", token_ids(tokenizer))
-    published = published_preprocessor(settings.vision)
-    image_processor: dict[str, Any] = {name: published[name] for name in _IMAGE_FIELDS}
-    image_processor["image_processor_type"] = "EVEImageProcessor"
-    image_processor["auto_map"] = {name: _AUTO_MAP[name] for name in ("AutoImageProcessor", "AutoProcessor")}
-    write_json(folder / "preprocessor_config.json", image_processor)
-    processor = {"processor_class": "EVEProcessor", "auto_map": {"AutoProcessor": _AUTO_MAP["AutoProcessor"]}}
-    write_json(folder / "processor_config.json", processor)
-    for module in {place.partition(".")[0] for place in _AUTO_MAP.values()}:
-        shutil.copyfile(Path(megatron_eve.hf.__path__[0]) / f"{module}.py", folder / f"{module}.py")
+    ids = token_ids(tokenizer)
+    files = family.transformers_files(settings.model, settings.vision, dtype, ids, image_token_id)
+    for name, content in files.items():
+        write_json(folder / name, content)
+    for module in family.code:
+        shutil.copyfile(module, folder / module.name)
 
 
 def fast_tokenizer(path: Path) -> tuple[FastTokenizer, int]:
@@ -157,10 +132,10 @@ def fast_tokenizer(path: Path) -> tuple[FastTokenizer, int]:
     return fast, fast.get_vocab()[IMAGE_TOKEN]
 
 
-def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+def _tokenizer_config(model: ModelConfig, processor_class: str) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "EVEProcessor",
+        "processor_class": processor_class,
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",

@@ -7,7 +7,8 @@ import os
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
@@ -17,6 +18,7 @@ from megatron_eve.convert.folders import check_target
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.errors import UserError
 
 _TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
@@ -56,28 +58,43 @@ def read_tokenizer(given: Path) -> Tokenizer:
         raise ConfigError(f"--tokenizer: {error}") from None
 
 
+def family_of_source(source: Path) -> str | None:
+    """The family that a folder is of, by its config.json or by the settings of its latest checkpoint.
+
+    Returns:
+        None where it does not say: a language model alone, or a folder that cannot be read, which later checks judge.
+    """
+    try:
+        found = HFConfig.read(source).family
+        return found.name if found else None
+    except ConfigError:
+        pass
+    store = CheckpointStore(source)
+    try:
+        iteration = store.latest()
+        if iteration is None:
+            return None
+        settings = yaml.safe_load((store.folder(iteration) / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, UserError, yaml.YAMLError):
+        return None
+    name = settings.get("family") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def check_import_flags(flags: argparse.Namespace) -> None:
     """Refuse what an import's flags and folders alone show to be wrong.
 
     Raises:
         ConfigError: naming the flag and the remedy.
     """
-    if flags.trust_remote_code and not flags.teacher_model:
-        raise ConfigError(
-            "--trust-remote-code: is about the teacher's folder; add --teacher-model, or leave it out"
-        )
-    for name in ("patch_embedding_size", "image_size"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0")
     if not 0 <= flags.seed < 2**63:
         raise ConfigError(f"--seed {flags.seed}: must be 0 or more, and below 2^63")
+    for problem in find_family(flags.family).hugging_face().check_import_flags(vars(flags)):
+        raise ConfigError(problem)
     _check_folders(flags)
     if not flags.dry_run:
         check_target(flags.target)
     HFConfig.read(flags.source)
-    if flags.teacher_model:
-        teacher_settings(flags).tower()
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
@@ -87,8 +104,8 @@ def check_export_flags(flags: argparse.Namespace) -> None:
         ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
     """
     published = flags.format == "published"
-    if not published and flags.teacher_model:
-        raise ConfigError("--format transformers: it is for inference; leave --teacher-model out")
+    for problem in find_family(flags.family).hugging_face().check_export_flags(published, vars(flags)):
+        raise ConfigError(problem)
     if not published and flags.tokenizer is None:
         raise ConfigError(
             "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
@@ -122,10 +139,3 @@ def _check_folders(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--target {target}: {parent} is a file, not a folder; choose another --target")
     if parent is not None and not flags.dry_run and not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--target {target}: {parent} cannot be written to; choose another --target")
-
-
-def teacher_settings(flags: argparse.Namespace) -> Any:
-    """The settings of a run with the teacher that the flags name."""
-    return find_family("eve").Config(
-        teacher_model=str(flags.teacher_model), teacher_trust_remote_code=flags.trust_remote_code
-    )

@@ -19,10 +19,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.hf import CONFIGURATIONS
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+from megatron_eve.models.registry import families
 from megatron_eve.runtime.accelerator import accelerator
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
@@ -154,11 +155,11 @@ def _open(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_type(folder: Path, config: Any) -> None:
-    if not isinstance(config, CONFIGURATIONS):
-        known = " or ".join(one.model_type for one in CONFIGURATIONS)
+    formats = [family.hugging_face() for family in families()]
+    if not any(config.model_type in one.model_types for one in formats):
         raise ConfigError(
-            f"--model-path {folder}: holds a model of type {config.model_type!r}, not {known}; name the folder of one "
-            "that tools/convert_checkpoint.py exported"
+            f"--model-path {folder}: holds a model of type {config.model_type!r}, none of those that are known here "
+            f"({', '.join(one.title for one in formats)}); name the folder of one"
         )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_eve.config.schema import ModelConfig, RunConfig
+    from megatron_eve.models.hf_format import HFFormat
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -306,20 +307,16 @@ class ModelFamily(Protocol):
         """Which views a run of this configuration decodes, and where."""
         ...
 
+    # --- Hugging Face ---
+
+    def hugging_face(self) -> HFFormat:
+        """Its folders in Hugging Face layout: names of tensors, configuration files, flags of conversions."""
+        ...
+
 
 # Parts, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images, and the layer
 # that trains with a teacher. A family need not have both.
 FRONT_END, ALIGNING_LAYER = "front end", "aligning layer"
-
-
-def parts_lacking(language_model: bool, aligned: bool) -> tuple[str, ...]:
-    """Parts of the model that a folder of weights lacks.
-
-    Args:
-        language_model: the folder holds a language model alone.
-        aligned: the folder holds an aligning layer.
-    """
-    return (FRONT_END,) * language_model + (ALIGNING_LAYER,) * (not aligned)
 
 
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
@@ -328,6 +325,6 @@ def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -
     Args:
         family: of the model.
         name: of the parameter, local or global.
-        lacking: parts that the folder does not hold, as `parts_lacking` names them.
+        lacking: parts that the folder does not hold, as `parts` names them.
     """
     return any(matches(name, family.parts.get(part, ())) for part in lacking)

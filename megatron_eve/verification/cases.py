@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from megatron_eve.checkpoint.hf.load import model_config_of
+from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.config import ModelConfig, RunConfig
 from megatron_eve.data.images import padded_square, resize, view_of
 from megatron_eve.data.text.conversation import ConversationError, encode_conversation, encode_prompt
@@ -70,10 +70,11 @@ def read_model_case(folder: Path) -> ModelCase:
     outputs = load_file(folder / "outputs.safetensors")
     teacher = hf.resolve().parent / json.loads((hf / "config.json").read_text(encoding="utf-8"))[_TEACHER]
     aligned = "clip_loss" in outputs and (teacher / "config.json").is_file()
-    width = (
-        json.loads((teacher / "config.json").read_text(encoding="utf-8"))["hidden_size"] if aligned else None
-    )
-    sizes = model_config_of(hf, meta["image_size"], meta["image_size_clip"], width)
+    sizes = {"image_size": meta["image_size"], "teacher_size": meta["image_size_clip"]}
+    if aligned:
+        fields = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+        sizes["teacher_hidden_size"] = fields["hidden_size"]
+    settings = settings_of(hf, **sizes)
     return ModelCase(
         folder=folder,
         meta=meta,
@@ -81,8 +82,8 @@ def read_model_case(folder: Path) -> ModelCase:
         outputs=outputs,
         hf=hf,
         teacher=teacher if aligned else None,
-        model=sizes.model,
-        vision=sizes.vision,
+        model=settings.model,
+        vision=settings.vision,
         images=images,
     )
 

@@ -11,8 +11,9 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights, model_config_of
-from megatron_eve.checkpoint.hf.tables import ALIGNING_HF_KEYS, Sizes, to_hf
+from megatron_eve.checkpoint.hf.config import family_of, settings_of
+from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights
+from megatron_eve.checkpoint.hf.rules import optional_part, to_hf
 from megatron_eve.config import (
     ParallelConfig,
     RunConfig,
@@ -25,6 +26,7 @@ from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.process_groups import model_parallel
+from megatron_eve.models.tensor_layouts import Sizes
 from megatron_eve.training.loop.data import build_loader, data_in_memory
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
 from megatron_eve.training.loop.microbatch import model_inputs
@@ -47,7 +49,7 @@ def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = F
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     bare = build_chunks(config)
-    load_hf_weights(case.hf, bare, case)
+    load_hf_weights(case.hf, bare, config)
     chunks = wrap_for_training(config, bare)
     models = build_target_models(config)
     loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
@@ -279,7 +281,7 @@ def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> lis
         if total:
             if name in gradients:
                 rows.append(relative(key, gradients[name], golden, GRADIENTS))
-            elif not ALIGNING_HF_KEYS.fullmatch(name):  # a batch without any image needs no teacher
+            elif not optional_part(family_of(case), name):  # a batch without any image needs no teacher
                 rows.append(equal(f"{key} is missing", 1))
         elif f"grad_clip.{name}" in outputs:
             language = golden - outputs[f"grad_clip.{name}"]
@@ -308,7 +310,7 @@ def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: Parallel
     """Greedy tokens for prompts of one case, all in one pack."""
     meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
     hf = linked(case, "hf")
-    sizes = model_config_of(hf, meta["image_size"], meta["image_size_clip"])
+    sizes = settings_of(hf, image_size=meta["image_size"], teacher_size=meta["image_size_clip"])
     config = generation_config(
         RunConfig(model=sizes.model, vision=sizes.vision, training=TrainingConfig(transformer_impl="local")),
         parallel.tensor_model_parallel_size,

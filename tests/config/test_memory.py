@@ -20,11 +20,11 @@ from tests.ranks import RankPool
 
 def _parameters(config: RunConfig) -> int:
     """Of a model on torch's meta device."""
-    from megatron_eve.convert.skeleton import Skeleton
+    from megatron_eve.convert.meta_model import MetaModel
     from megatron_eve.models.process_groups import model_parallel
 
     with model_parallel(config):
-        return sum(entry.shape.numel() for entry in Skeleton(config).entries)
+        return sum(entry.shape.numel() for entry in MetaModel(config).entries)
 
 
 @pytest.mark.parametrize(

@@ -174,12 +174,12 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
     ids=lambda value: value.name if isinstance(value, Layout) else value,
 )
 def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layout: Layout, kind: str) -> None:
-    from megatron_eve.checkpoint.hf.load import model_config_of
+    from megatron_eve.checkpoint.hf.config import settings_of
 
     theirs = transformers_model(kind)
     theirs.save_pretrained(tmp_path)
     config = RunConfig(
-        **model_config_of(tmp_path, 224, 112)._asdict(),
+        **settings_of(tmp_path, image_size=224, teacher_size=112)._asdict(),
         parallel=layout.parallel,
         training=TrainingConfig(transformer_impl="local"),
     )
@@ -193,10 +193,10 @@ def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layou
 @pytest.mark.distributed
 def test_a_run_of_another_kind_is_told(ranks: RankPool, tmp_path: Path) -> None:
     """Biases or key/value heads that the run's model does not have, or has and the folder lacks."""
-    from megatron_eve.checkpoint.hf.load import model_config_of
+    from megatron_eve.checkpoint.hf.config import settings_of
 
     source = folder_of(tmp_path, "qwen2")
-    model = model_config_of(source, 224, 112).model
+    model = settings_of(source, image_size=224, teacher_size=112).model
     told = error(ranks, source, replace(model, add_qkv_bias=False))
     assert "config.json: qkv_bias is True, this run has --add-qkv-bias False" in told
     told = error(ranks, source, replace(model, num_query_groups=None))
@@ -268,8 +268,8 @@ def test_a_rope_that_scales_nothing_is_none(rope_source: Path, tmp_path: Path, r
 
     fields = json.loads((rope_source / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, **rope}))
-    sizes = HFConfig.read(tmp_path).model_config(image_size=224, teacher_size=112)
-    assert sizes.model.rotary_base == 1_000_000
+    model = HFConfig.read(tmp_path).model_config()
+    assert model.rotary_base == 1_000_000
 
 
 @pytest.fixture(scope="module")

@@ -105,8 +105,9 @@ def test_every_key_of_an_eve_7b_is_accounted_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, aligning: bool
 ) -> None:
     """1,159 keys of 14.23 GB: mapped into ours, or left out for a reason; and nothing of ours begins at random."""
-    from megatron_eve.checkpoint.hf.config import published_config
     from megatron_eve.convert import importing
+    from megatron_eve.models.eve.family import FAMILY
+    from megatron_eve.models.eve.hf.config import published_config
 
     parts = published_shapes()
     assert {name: len(part) for name, part in parts.items()} == {
@@ -119,10 +120,11 @@ def test_every_key_of_an_eve_7b_is_accounted_for(
     )
     assert numbers * 2 == pytest.approx(14.230e9, rel=1e-4)  # what the two published shards hold
     sizes = PRESETS[preset]
-    (tmp_path / "config.json").write_text(json.dumps(published_config(sizes, "bfloat16", True)))
+    (tmp_path / "config.json").write_text(json.dumps(published_config(*sizes, "bfloat16", {}, True)))
     monkeypatch.setattr(importing, "HFFolder", lambda folder: Names(shapes, folder))
-    front = {"teacher_size": 336, "teacher_hidden_size": 1024, "patch_embedding_size": 1024}
-    config = importing.import_config(tmp_path, None, aligning, front)
+    flags = dict.fromkeys(("teacher_model", "image_size", "patch_embedding_size"))
+    config = importing.import_config(tmp_path, FAMILY, flags)
+    config = replace(config, vision=replace(config.vision, patch_aligning=aligning))
     assert config == RunConfig(model=sizes.model, vision=replace(sizes.vision, patch_aligning=aligning))
     plan = importing.plan_import(tmp_path, config, None, seed=1)
     mapped = {name for names in plan.mapped.values() for name in names}

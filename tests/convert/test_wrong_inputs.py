@@ -353,8 +353,8 @@ def test_no_code_of_a_folder_runs_without_the_flag(
 
 def test_a_folder_that_is_read_by_a_run_is_no_more_trusted(tmp_path: Path, published: Path) -> None:
     """config.json is read as JSON alone, whatever it asks for."""
-    from megatron_eve.checkpoint.hf.load import model_config_of
+    from megatron_eve.checkpoint.hf.config import settings_of
 
     source = with_code(Path(shutil.copytree(published, tmp_path / "source")), tmp_path / "ran")
-    assert model_config_of(source, 224, 112).model.num_layers == 8
+    assert settings_of(source, image_size=224, teacher_size=112).model.num_layers == 8
     assert not (tmp_path / "ran").exists()

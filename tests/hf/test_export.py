@@ -96,7 +96,7 @@ def test_a_front_end_that_the_layout_cannot_say() -> None:
 
     config = RunConfig(vision=EVEConfig(patch_embedding_heads=4))
     with pytest.raises(ConfigError, match="has 4 heads"):
-        plan_export(Path("anywhere"), config, None, None, published=True)
+        plan_export(Path("anywhere"), config, None, published=True, flags={})
 
 
 @pytest.mark.distributed
@@ -105,13 +105,13 @@ def test_a_folder_that_transformers_saved_again_starts_a_run(
     ranks: RankPool, exported: Path, tmp_path: Path
 ) -> None:
     """For --pretrained-checkpoint: the model alone, in shards, with the spelling of today's transformers."""
-    from megatron_eve.checkpoint.hf.load import model_config_of
+    from megatron_eve.checkpoint.hf.config import settings_of
     from megatron_eve.hf import EVELlamaForCausalLM
 
     EVELlamaForCausalLM.from_pretrained(exported).save_pretrained(tmp_path, max_shard_size="500KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    sizes = model_config_of(tmp_path, 224, 112)
-    assert sizes == model_config_of(exported, 224, 112)
+    sizes = settings_of(tmp_path, image_size=224, teacher_size=112)
+    assert sizes == settings_of(exported, image_size=224, teacher_size=112)
     again, before = (
         ranks.run(1, load_and_collect, config(ParallelConfig(), sizes.model), folder)[0]
         for folder in (tmp_path, exported)

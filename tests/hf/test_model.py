@@ -212,7 +212,7 @@ def test_code_in_a_folder_does_not_run(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, folder)
     for path in folder.glob("*.py"):
         path.write_text(f"open({str(mark)!r}, 'w')\n" + path.read_text())
-    assert type(load(folder)).__module__ == "megatron_eve.hf.modeling_eve"
+    assert type(load(folder)).__module__ == "megatron_eve.models.eve.hf.modeling_eve"
     their_inputs(folder, [QUESTIONS["one image"]])
     assert not mark.exists()
 

@@ -74,6 +74,9 @@ class Family:
     def front_end(self, config, transformer):
         return None
 
+    def hugging_face(self):
+        return None
+
     def objectives(self, config):
         return ()
 

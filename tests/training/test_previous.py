@@ -123,7 +123,7 @@ def test_the_folder_for_transformers_opens() -> None:
 
     folder = PREVIOUS / "transformers"
     model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert type(model).__module__.startswith("megatron_eve.hf.")
+    assert type(model).__module__.startswith("megatron_eve.models.eve.hf.")
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
     mine = model.state_dict()
     for name, tensor in load_file(folder / "model.safetensors").items():

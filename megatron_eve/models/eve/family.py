@@ -29,6 +29,7 @@ from megatron_eve.models.family import (
     Stage,
     ViewUse,
 )
+from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
@@ -140,6 +141,14 @@ class EVEFamily(ModelFamily):
         if config.vision.patch_aligning:
             views["teacher"] = ViewUse("last", shared=True)
         return views
+
+    # --- Hugging Face ---
+
+    def hugging_face(self) -> HFFormat:
+        """See `ModelFamily.hugging_face`."""
+        from megatron_eve.models.eve.hf.format import EVEFormat
+
+        return EVEFormat()
 
 
 FAMILY: ModelFamily = EVEFamily()

@@ -13,22 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.checkpoint.hf.tables import (
-    ALIGNING_HF_KEYS,
-    EVE_RULES,
-    IGNORED_HF_KEYS,
-    QKV,
-    Column,
-    GatedMLP,
-    Row,
-    Sizes,
-    eve_rules,
-    rule_for,
-    to_hf,
-)
+from megatron_eve.checkpoint.hf.rules import ignored_because, rules_of, to_hf
 from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_eve.models.decoder.names import DECODER_RULES
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.family import FAMILY
+from megatron_eve.models.eve.names import FRONT_END_RULES
+from megatron_eve.models.eve.published import ALIGNING_HF_KEYS
 from megatron_eve.models.family import Preset
+from megatron_eve.models.name_rules import rule_for
+from megatron_eve.models.tensor_layouts import QKV, Column, GatedMLP, Row, Sizes
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2_VPP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankError, RankPool
@@ -68,7 +62,7 @@ def test_qkv_is_grouped_as_megatron_wants() -> None:
 
 def test_vocabulary_padding_is_stripped() -> None:
     sizes = Sizes(num_query_groups=1, head_dim=1, padded_vocab_size=8)
-    rule, _ = rule_for("output_layer.weight", EVE_RULES)
+    rule, _ = rule_for("output_layer.weight", DECODER_RULES)
     weight = torch.randn(5, 3)
     full = rule.layout.merge([weight], sizes)
     assert full.shape == (8, 3) and not full[5:].any()
@@ -83,22 +77,23 @@ def test_vocabulary_padding_is_stripped() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(KeyError, match=r"no rule for decoder\.moe"):
-        rule_for("decoder.moe", EVE_RULES)
+        rule_for("decoder.moe", rules_of(RunConfig()))
 
 
 def test_every_published_key_has_a_place() -> None:
     """98 keys are needed for inference, 13 by the aligning layer; everything else is ignored on purpose."""
     keys = set(load_file(find_golden("_shared/hf_mini224") / "model.safetensors"))
-    fixed = {name.replace("*", str(i)) for rule in EVE_RULES for name in rule.hf for i in range(8)}
+    inference = (*DECODER_RULES, *FRONT_END_RULES)
+    fixed = {name.replace("*", str(i)) for rule in inference for name in rule.hf for i in range(8)}
     ours = {key for key in keys if key in fixed or key.startswith("model.vision_tower.")}
     assert len(ours) == 98
     aligning = {key for key in keys if ALIGNING_HF_KEYS.fullmatch(key)}
-    rules = [rule for rule in eve_rules(RunConfig()) if rule not in EVE_RULES]
+    rules = [rule for rule in rules_of(RunConfig()) if rule not in inference]
     assert aligning == {
         name.replace("*", end) for rule in rules for name in rule.hf for end in ("weight", "bias")
     }
     assert len(aligning) == 13
-    assert all(IGNORED_HF_KEYS.fullmatch(key) for key in keys - ours - aligning)
+    assert all(ignored_because(FAMILY, key) for key in keys - ours - aligning)
 
 
 def config(parallel: ParallelConfig, model: ModelConfig | None = None, **vision: Any) -> RunConfig:

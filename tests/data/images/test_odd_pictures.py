@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import megatron_eve.data.images.decode as decode_module
-import megatron_eve.hf.image_processing_eve as hf_module
+import megatron_eve.models.eve.hf.image_processing_eve as hf_module
 from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.decode import upright

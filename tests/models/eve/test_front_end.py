@@ -109,9 +109,9 @@ def test_an_import_begins_alike(ranks: RankPool) -> None:
 
 def of_an_import(seed: int) -> dict[str, torch.Tensor]:
     """Runs on a rank."""
-    from megatron_eve.convert.skeleton import Skeleton
+    from megatron_eve.convert.meta_model import MetaModel
     from megatron_eve.models.process_groups import model_parallel
 
     some = config(ONE)
     with model_parallel(some):
-        return Skeleton(some).initial(seed)
+        return MetaModel(some).initial(seed)

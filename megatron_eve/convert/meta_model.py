@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,9 +13,8 @@ from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.models.build import build_chunk, padded_vocab_size, transformer_config
 from megatron_eve.models.decoder.depth_taps import DepthTap
-from megatron_eve.models.eve.front_end import EVEFrontEnd
-from megatron_eve.models.eve.patch_aligning import PatchAligningLayer
 from megatron_eve.models.process_groups import initialize_distributed, model_parallel
+from megatron_eve.models.registry import find_family
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
     """One tensor of a model.
 
     Attributes:
-        name: global name of the parameter, which the rules of `checkpoint/hf/tables.py` know.
+        name: global name of the parameter, which the rules of `checkpoint/hf/rules.py` know.
         key: what a checkpoint calls it.
         shape: of the whole tensor.
     """
@@ -32,7 +32,7 @@ class Entry:
     shape: torch.Size
 
 
-class Skeleton:
+class MetaModel:
     """A whole model on torch's meta device.
 
     Attributes:
@@ -54,17 +54,20 @@ class Skeleton:
         ]
 
     def initial(self, seed: int) -> dict[str, torch.Tensor]:
-        """Initial weights, by name, of what no language model has: patch embedding, projector, taps, aligning layer."""
+        """Initial weights, by name, of what no language model has: the modules that the family adds."""
         torch.manual_seed(seed)
+        family, config = find_family(self._config.family), self._config
+        heads = {objective.module: objective for objective in family.objectives(config)}
+        width = next((some.features.width for some in heads.values() if some.features), 0)
         found = {}
         for path, module in self._model.named_modules():
-            new: torch.nn.Module
-            if isinstance(module, EVEFrontEnd):
-                new = EVEFrontEnd(self._transformer, self._config.vision)
+            new: Any
+            if path == "vision_model":
+                new = family.front_end(config, self._transformer)
             elif isinstance(module, DepthTap):
-                new = DepthTap(self._transformer, self._config.vision.teacher_hidden_size)
-            elif isinstance(module, PatchAligningLayer):
-                new = PatchAligningLayer(self._transformer, self._config.vision)
+                new = DepthTap(self._transformer, width)
+            elif path and path in heads:
+                new = heads[path].head(self._transformer)
             else:
                 continue
             for name, parameter in new.named_parameters():
@@ -73,12 +76,12 @@ class Skeleton:
 
 
 @contextmanager
-def skeleton(config: RunConfig) -> Iterator[Skeleton]:
-    """The skeleton of a run's model, in this process alone, whatever its layout, precision and stage."""
+def meta_model(config: RunConfig) -> Iterator[MetaModel]:
+    """The model of a run on torch's meta device, in this process alone, whatever its layout, precision and stage."""
     config = replace(config, parallel=ParallelConfig(), training=TrainingConfig())
     initialize_distributed(config.parallel)
     try:
         with model_parallel(config):
-            yield Skeleton(config)
+            yield MetaModel(config)
     finally:
         torch.distributed.destroy_process_group()

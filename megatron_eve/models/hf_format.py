@@ -1,0 +1,177 @@
+"""What a family says of its folders in Hugging Face layout: the typed interface, without a format in it.
+
+`ModelFamily.hugging_face()` gives an object of the type `HFFormat`. Its methods are asked by `checkpoint/hf/` (weights
+that a run starts from), `convert/` (imports and exports), `inference/hf_engine.py` and `megatron_eve.hf`. Checks of
+flags are asked for before torch is loaded, so its module imports no torch at its top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from megatron_eve.config.schema import ModelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from megatron_eve.models.name_rules import Rule
+
+Flags = Mapping[str, Any]
+"""Values of the flags of tools/convert_checkpoint.py by name (`teacher_model`), the family's own among them."""
+
+JSONFiles = dict[str, dict[str, Any]]
+"""What files of a folder hold, by file name."""
+
+
+class CopiedTensors(NamedTuple):
+    """Tensors of another folder in Hugging Face layout that an export holds, too.
+
+    Attributes:
+        folder: where they are.
+        keys: matches the keys that are copied, whole.
+        prefix: in front of their keys in the export.
+        origin: for the summary, such as "the teacher".
+        none: what is wrong with a folder that has no such keys, for a message, with the remedy.
+    """
+
+    folder: Path
+    keys: re.Pattern[str]
+    prefix: str
+    origin: str
+    none: str
+
+
+class HFFormat(Protocol):
+    """Folders of a family in Hugging Face layout.
+
+    Attributes:
+        title: what messages call a model of this family.
+        model_types: `model_type` in config.json of its folders.
+        other_model_types: `model_type`s that are easily taken for one of those, and what such a folder is, with the
+            remedy.
+        fields: numbers above 0 in config.json, where they are stated, and the family's settings that they are.
+        optional_parts: which keys hold a part, as `ModelFamily.parts` names them, that a folder may lack.
+        ignored_keys: patterns of keys that nothing is made of, and why.
+        left_out: what an export leaves out of a checkpoint, and why.
+        rotary_buffers: does the published code expect the frequencies of the rotary embedding with every layer?
+        processor_class: class of the processor for transformers.
+        code: files with the model for transformers, which an export holds and which import nothing of this package.
+    """
+
+    title: str
+    model_types: tuple[str, ...]
+    other_model_types: Mapping[str, str]
+    fields: Mapping[str, str]
+    optional_parts: Mapping[str, re.Pattern[str]]
+    ignored_keys: Mapping[str, str]
+    left_out: str
+    rotary_buffers: bool
+    processor_class: str
+
+    @property
+    def code(self) -> Sequence[Path]:
+        """See above."""
+        ...
+
+    # --- weights ---
+
+    def rules(self, model: ModelConfig, vision: Any) -> Sequence[Rule]:
+        """The names of a model's tensors, beside the decoder's."""
+        ...
+
+    def has_part(self, part: str, vision: Any) -> bool:
+        """Has a model of these settings this part, as `ModelFamily.parts` names them?"""
+        ...
+
+    def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
+        """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
+        ...
+
+    # --- import ---
+
+    def add_import_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Flags of an import that are the family's own; names are none of `tools/convert_checkpoint.py`."""
+        ...
+
+    def check_import_flags(self, flags: Flags) -> Iterator[str]:
+        """Errors in those flags: a sentence each, with the flag and the remedy.
+
+        Raises:
+            ConfigError: a folder that they name and that cannot be read.
+        """
+        ...
+
+    def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> Any:
+        """The family's settings of a checkpoint that is made of a folder.
+
+        Args:
+            fields: of its config.json.
+            folder: one of this family, or of a language model alone.
+            flags: of the import.
+        """
+        ...
+
+    def import_fingerprint(self, flags: Flags) -> dict[str, Any] | None:
+        """What identifies the frozen models that these flags name, as `ModelFamily.fingerprint`."""
+        ...
+
+    # --- export ---
+
+    def add_export_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Flags of an export that are the family's own."""
+        ...
+
+    def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
+        """Errors in those flags: a sentence each.
+
+        Args:
+            published: the export is in the published format, not in that for transformers.
+            flags: of the export.
+        """
+        ...
+
+    def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
+        """Why a checkpoint cannot be exported: a sentence each."""
+        ...
+
+    def export_settings(self, vision: Any, flags: Flags) -> Any:
+        """The family's settings of the model that an export holds."""
+        ...
+
+    def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
+        """What an export holds of another folder, such as a frozen model's weights."""
+        ...
+
+    def published_files(
+        self, model: ModelConfig, vision: Any, dtype: str, ids: Mapping[str, int], flags: Flags
+    ) -> JSONFiles:
+        """What the published format holds beside weights and tokenizer.
+
+        Args:
+            model: sizes of the decoder.
+            vision: the family's settings.
+            dtype: of the weights, such as "bfloat16".
+            ids: of control tokens, as config.json has them (`bos_token_id`).
+            flags: of the export.
+        """
+        ...
+
+    def transformers_files(
+        self, model: ModelConfig, vision: Any, dtype: str, ids: Mapping[str, int], image_token_id: int
+    ) -> JSONFiles:
+        """What the format for transformers holds beside weights, code and tokenizer; likewise.
+
+        Args:
+            image_token_id: id of `<image>` in the tokenizer that the folder gets.
+        """
+        ...
+
+    def register(self) -> Mapping[str, type]:
+        """Register the model with transformers, so that no code from a folder has to run.
+
+        Returns:
+            The classes, by name: what `megatron_eve.hf` holds.
+        """
+        ...

@@ -1,0 +1,53 @@
+"""Names of tensors: which of a Hugging Face folder make up one of this model, and in which layout.
+
+A table of rules, read forwards, imports; read backwards, it exports. The decoder's rules are in `decoder/names.py`, a
+family's in its folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_eve.models.tensor_layouts import Layout
+
+# The embedding and the output layer, which are one matrix in some folders.
+EMBEDDING_KEY, HEAD_KEY = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one of our tensors relates to Hugging Face tensors; `*` stands for the same text in all names.
+
+    Attributes:
+        megatron: our global name (layers numbered from 0 over all stages).
+        hf: the Hugging Face names, in the order the layout merges them.
+        layout: how.
+    """
+
+    megatron: str
+    hf: tuple[str, ...]
+    layout: Layout
+
+
+def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:
+    """`rule_for`, for a folder that is read: where embedding and output layer are tied, the embedding is both."""
+    rule, names = rule_for(megatron_name, rules)
+    if tied and names == (HEAD_KEY,):
+        names = (EMBEDDING_KEY,)
+    return rule, names
+
+
+def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str, ...]]:
+    """The rule of one of our tensors, and its Hugging Face names with `*` filled in.
+
+    Raises:
+        KeyError: no rule names it.
+    """
+    for rule in rules:
+        match = re.fullmatch(re.escape(rule.megatron).replace(r"\*", "(.+?)"), megatron_name)
+        if match:
+            filler = match.group(1) if match.groups() else ""
+            return rule, tuple(name.replace("*", filler) for name in rule.hf)
+    raise KeyError(f"no rule for {megatron_name}")
