@@ -14,6 +14,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_eve.checkpoint.hf.config import family_of
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
@@ -200,7 +201,7 @@ class _Prompts:
             apply_exif=apply_exif,
             max_pixels=DEFAULT_MAX_PIXELS,
         )
-        self.planner = image_planner(RunConfig(model=settings.model, vision=settings.vision))
+        self.planner = image_planner(_run_config(settings))
         self._prompts = prompts
         self._images = [data for prompt in prompts for data in prompt.images]
         counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)
@@ -241,8 +242,12 @@ class _Prompts:
         return self.planner(*picture.size)
 
 
+def _run_config(settings: ModelSettings) -> RunConfig:
+    return RunConfig(family=family_of(settings).name, model=settings.model, vision=settings.vision)
+
+
 def _prompt_batch(prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> PackedBatch:
-    views, _ = decoded_views(RunConfig(model=settings.model, vision=settings.vision))
+    views, _ = decoded_views(_run_config(settings))
     return build_batch(
         _Prompts(prompts, settings, apply_exif),
         range(len(prompts)),

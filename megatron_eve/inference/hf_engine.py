@@ -23,7 +23,7 @@ import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
-from megatron_eve.models.registry import families
+from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
@@ -155,7 +155,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
 
 
 def _check_type(folder: Path, config: Any) -> None:
-    formats = [family.hugging_face() for family in families()]
+    formats = [family.hugging_face() for family in loaded_families()]
     if not any(config.model_type in one.model_types for one in formats):
         raise ConfigError(
             f"--model-path {folder}: holds a model of type {config.model_type!r}, none of those that are known here "

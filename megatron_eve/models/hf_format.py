@@ -46,6 +46,9 @@ class CopiedTensors(NamedTuple):
 class HFFormat(Protocol):
     """Folders of a family in Hugging Face layout.
 
+    A format is a subclass with what has no default: methods with a default suit a family whose conversions have no
+    flags of their own and whose folders hold all parts.
+
     Attributes:
         title: what messages call a model of this family.
         model_types: `model_type` in config.json of its folders.
@@ -62,18 +65,18 @@ class HFFormat(Protocol):
 
     title: str
     model_types: tuple[str, ...]
-    other_model_types: Mapping[str, str]
-    fields: Mapping[str, str]
-    optional_parts: Mapping[str, re.Pattern[str]]
-    ignored_keys: Mapping[str, str]
-    left_out: str
-    rotary_buffers: bool
-    processor_class: str
+    other_model_types: Mapping[str, str] = {}
+    fields: Mapping[str, str] = {}
+    optional_parts: Mapping[str, re.Pattern[str]] = {}
+    ignored_keys: Mapping[str, str] = {}
+    left_out: str = "what only training needs"
+    rotary_buffers: bool = False
+    processor_class: str = ""
 
     @property
     def code(self) -> Sequence[Path]:
         """See above."""
-        ...
+        return ()
 
     # --- weights ---
 
@@ -83,17 +86,16 @@ class HFFormat(Protocol):
 
     def has_part(self, part: str, vision: Any) -> bool:
         """Has a model of these settings this part, as `ModelFamily.parts` names them?"""
-        ...
+        return True
 
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
-        ...
+        return iter(())
 
     # --- import ---
 
     def add_import_flags(self, parser: argparse.ArgumentParser) -> None:
         """Flags of an import that are the family's own; names are none of `tools/convert_checkpoint.py`."""
-        ...
 
     def check_import_flags(self, flags: Flags) -> Iterator[str]:
         """Errors in those flags: a sentence each, with the flag and the remedy.
@@ -101,7 +103,7 @@ class HFFormat(Protocol):
         Raises:
             ConfigError: a folder that they name and that cannot be read.
         """
-        ...
+        return iter(())
 
     def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> Any:
         """The family's settings of a checkpoint that is made of a folder.
@@ -115,13 +117,12 @@ class HFFormat(Protocol):
 
     def import_fingerprint(self, flags: Flags) -> dict[str, Any] | None:
         """What identifies the frozen models that these flags name, as `ModelFamily.fingerprint`."""
-        ...
+        return None
 
     # --- export ---
 
     def add_export_flags(self, parser: argparse.ArgumentParser) -> None:
         """Flags of an export that are the family's own."""
-        ...
 
     def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
         """Errors in those flags: a sentence each.
@@ -130,19 +131,19 @@ class HFFormat(Protocol):
             published: the export is in the published format, not in that for transformers.
             flags: of the export.
         """
-        ...
+        return iter(())
 
     def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
         """Why a checkpoint cannot be exported: a sentence each."""
-        ...
+        return iter(())
 
     def export_settings(self, vision: Any, flags: Flags) -> Any:
         """The family's settings of the model that an export holds."""
-        ...
+        return vision
 
     def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
         """What an export holds of another folder, such as a frozen model's weights."""
-        ...
+        return None
 
     def published_files(
         self, model: ModelConfig, vision: Any, dtype: str, ids: Mapping[str, int], flags: Flags
@@ -174,4 +175,4 @@ class HFFormat(Protocol):
         Returns:
             The classes, by name: what `megatron_eve.hf` holds.
         """
-        ...
+        return {}

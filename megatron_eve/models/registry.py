@@ -41,6 +41,16 @@ def families() -> Iterator[ModelFamily]:
     return (find_family(name) for name in family_names())
 
 
+def loaded_families() -> Iterator[ModelFamily]:
+    """Every family there is, and those that this process was given by the name of a module (`find_family`)."""
+    yield from families()
+    yield from _NAMED.values()
+
+
+# By name: families that are neither the package's own nor an installed package's.
+_NAMED: dict[str, ModelFamily] = {}
+
+
 @cache
 def find_family(name: str, source: str = "--family") -> ModelFamily:
     """The family of this name.
@@ -60,7 +70,8 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
         if (installed := _installed_families().get(name)) is not None:
             return _checked(named, installed.load())
         if "." in name and all(part.isidentifier() for part in name.split(".")):
-            return _checked(named, _family_in(name))
+            _NAMED[name] = _checked(named, _family_in(name))
+            return _NAMED[name]
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if installed is not None or not f"{name}.".startswith(f"{missing}."):

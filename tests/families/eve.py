@@ -55,4 +55,5 @@ EVE = FamilyCase(
     resumed=(PP2_VPP2,),
     slow_resumed=(ONE, TP2_SP, CP2, TP2_PP2, TP2_DP2),
     saved=(TP2_PP2, (DP2, ONE, PP2_VPP2, PP4_UNEVEN, CP2)),
+    conversion=lambda: ["--teacher-model", str(find_golden(TEACHER))],
 )

@@ -89,8 +89,7 @@ class FamilyCase:
         slow_layouts: likewise, in `make test-slow`.
         resumed: under which a resumed run is the same bit for bit.
         saved: a layout to save under, and those to resume under.
-        export: more flags of `tools/convert_checkpoint.py export`.
-        golden: folders of golden cases (`tools/verify_golden.py`).
+        conversion: flags of the family's own for `tools/convert_checkpoint.py`, import and export.
     """
 
     family: str
@@ -101,8 +100,7 @@ class FamilyCase:
     resumed: tuple[Layout, ...]
     slow_resumed: tuple[Layout, ...]
     saved: tuple[Layout, tuple[Layout, ...]]
-    export: Callable[[], list[str]] = list
-    golden: tuple[str, ...] = ()
+    conversion: Callable[[], list[str]] = list
 
     @property
     def name(self) -> str:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from megatron_eve.config import CheckpointConfig, RunConfig
+from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
+from megatron_eve.inference.generate import generation_config
+from tests.convert.test_conversion import convert
 from tests.families.eve import EVE
 from tests.families.suite import FamilyCase, Trace, loading_from, run, saving_in, with_weights
 from tests.families.toy.case import TOY
-from tests.layouts import ONE, Layout
+from tests.layouts import ONE, TP2_PP2, Layout
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -102,3 +110,71 @@ def test_resume_under_another_layout(
     for other in others:
         resumed = loading_from(case.config(other.parallel, 20), tmp_path)
         agree(ranks.run(other.world_size, run, resumed, 5)[-1], expected, first=3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_conversion_there_and_back(
+    ranks: RankPool,
+    tmp_path: Path,
+    one_process: Callable[[FamilyCase], tuple[Path, Trace]],
+    case: FamilyCase,
+) -> None:
+    """A checkpoint, exported and imported: the next losses of a run from it are the same bit for bit."""
+    folder, _ = one_process(case)
+    saved, exported, imported = (tmp_path / name for name in ("saved", "exported", "imported"))
+    config = with_weights(case.config(ONE.parallel, 20), ranks, folder)
+    ranks.run(1, run, saving_in(config, saved), 2, True)
+    family, flags = ("--family", case.family), case.conversion()
+    assert convert("export", "--source", saved, "--target", exported, *family, *flags) == 0
+    assert convert("import", "--source", exported, "--target", imported, *family, *flags) == 0
+    traces = []
+    for weights, layout in ((saved, ONE), (imported, ONE), (exported, TP2_PP2)):
+        some = case.config(layout.parallel, 20)
+        some = replace(some, checkpoint=CheckpointConfig(pretrained_checkpoint=str(weights)))
+        traces.append(ranks.run(layout.world_size, run, some, 2)[-1])
+    assert traces[0].hexadecimal() == traces[1].hexadecimal()
+    agree(traces[2], traces[0])
+
+
+def picture(width: int, height: int) -> bytes:
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def answers(config: RunConfig, weights: str, cached: bool) -> list[list[int]]:
+    """Runs on each rank: five more tokens of two prompts, in one batch with a cache, or all over for each token."""
+    from megatron_eve.inference.generate import Prompt, generate
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.train import load_pretrained
+
+    prompts = [
+        Prompt([1, IMAGE_TOKEN_ID, 40, 41], [picture(90, 60)]),
+        Prompt([1, IMAGE_TOKEN_ID, 50, IMAGE_TOKEN_ID, 51], [picture(40, 100), picture(64, 64)]),
+    ]
+    with model_parallel(config):
+        (model,) = build_chunks(config, freeze=False)
+        load_pretrained(weights, [model], config)
+        if cached:
+            return generate(model, prompts, config, max_new_tokens=5, stop_ids=())
+        found: list[list[int]] = [[] for _ in prompts]
+        for _ in range(5):
+            for tokens, prompt in zip(found, prompts, strict=True):
+                longer = Prompt(prompt.tokens + tokens, prompt.images)
+                tokens += generate(model, [longer], config, max_new_tokens=1, stop_ids=())[0]
+        return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_generation_under_a_layout(
+    ranks: RankPool, one_process: Callable[[FamilyCase], tuple[Path, Trace]], case: FamilyCase
+) -> None:
+    """Greedy tokens with a cache, in a batch, under a layout: as one process gives them without a cache."""
+    folder, _ = one_process(case)
+    config = with_weights(case.config(ONE.parallel, 20), ranks, folder)
+    weights = str(config.checkpoint.pretrained_checkpoint)
+    (expected,) = ranks.run(1, answers, generation_config(config, 1, 1), weights, False)
+    found = ranks.run(4, answers, generation_config(config, 2, 2), weights, True)
+    assert all(some == expected for some in found)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.models.family import ModelFamily, ModelSettings, Preset
-from megatron_eve.models.registry import DEFAULT_FAMILY, families, find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, loaded_families
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def family_of(settings: ModelSettings) -> ModelFamily:
     name = getattr(settings, "family", None)
     if name is not None:
         return find_family(name)
-    return next(family for family in families() if isinstance(settings.vision, family.Config))
+    return next(family for family in loaded_families() if isinstance(settings.vision, family.Config))
 
 
 def settings_of(folder: Path, **vision: Any) -> Preset:
@@ -210,7 +210,7 @@ def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
     known, meanings = list(_LANGUAGE_MODELS.values()), dict[str, str]()
     if str(kind) in _LANGUAGE_MODELS:
         return None
-    for family in families():
+    for family in loaded_families():
         its = family.hugging_face()
         if str(kind) in its.model_types:
             return family

@@ -20,6 +20,7 @@ from megatron_eve.models.flops import TRAINED, matrix
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from tests.families.toy.config import PRESETS, ToyConfig, check_sizes
 from tests.families.toy.geometry import IMAGE_FLAGS, image_planner
+from tests.families.toy.hugging_face import ToyFormat
 from tests.families.toy.objective import ColourLoss
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ class ToyFamily(ModelFamily):
     def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
         """See `ModelFamily.views`."""
         return {"patches": ViewUse("first", shared=False), "colour": ViewUse("last", shared=True)}
+
+    # --- Hugging Face ---
+
+    def hugging_face(self) -> ToyFormat:
+        """See `ModelFamily.hugging_face`."""
+        return ToyFormat()
 
 
 FAMILY: ModelFamily = ToyFamily()

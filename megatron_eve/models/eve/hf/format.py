@@ -22,7 +22,7 @@ from megatron_eve.models.eve.hf.config import (
 )
 from megatron_eve.models.eve.published import ALIGNING_HF_KEYS, IGNORED_KEYS, PUBLISHED_TAP_INTERVAL
 from megatron_eve.models.family import ALIGNING_LAYER
-from megatron_eve.models.hf_format import CopiedTensors, Flags, JSONFiles
+from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFiles
 
 if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TOWER = "a vision tower is the teacher (--teacher-model); take the folder of a language model or an EVE"
 
 
-class EVEFormat:
+class EVEFormat(HFFormat):
     """See `HFFormat`."""
 
     title = "EVE v1"
