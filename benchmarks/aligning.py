@@ -34,7 +34,7 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.models.decoder.depth_taps import taps_before
+from megatron_eve.models.decoder.intermediate_features import features_before
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.geometry import image_geometry
 
@@ -141,20 +141,20 @@ def planned(preset: str, stages: int) -> list[tuple[str, ...]]:
     tap_depths = vision.tap_depths(model.num_layers)
     geometry = image_geometry(*PHOTO, vision.image_size, vision.teacher_size)
     samples = PACK / (geometry.tokens + TEXT)
-    tapped = samples * geometry.rows * geometry.columns / vision.pooling**2  # R
-    tap = tapped * vision.teacher_hidden_size * BFLOAT16
+    rows = samples * geometry.rows * geometry.columns / vision.pooling**2  # R
+    features = rows * vision.teacher_hidden_size * BFLOAT16
     hidden = PACK * model.hidden_size * BFLOAT16
     layers = model.num_layers // stages
     rows = []
     for stage in range(stages):
         depths = range(stage * layers, (stage + 1) * layers)
-        # Under full recompute each layer keeps the hidden states and the taps that it was given; taps are one
+        # Under full recompute each layer keeps the hidden states and the features that it was given; features are one
         # tensor until the next depth joins them.
-        kept = {taps_before(depth + 1, tap_depths) for depth in depths}
+        kept = {features_before(depth + 1, tap_depths) for depth in depths}
         flight = stages - stage  # microbatches under 1F1B
-        held = sum(kept) * tap
+        held = sum(kept) * features
         last = stage == stages - 1
-        sent = 0.0 if last else taps_before((stage + 1) * layers + 1, tap_depths) * tap
+        sent = 0.0 if last else features_before((stage + 1) * layers + 1, tap_depths) * features
         rows.append(
             (
                 preset,
@@ -194,9 +194,9 @@ def main() -> None:
         "preset",
         "stage",
         "hidden, MB",
-        "taps sent, MB",
+        "features sent, MB",
         "inputs kept, MB",
-        "taps kept, MB",
+        "features kept, MB",
         "in flight, MB",
     )
     for preset in ("eve_7b", "eve_7b_hd"):

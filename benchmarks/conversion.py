@@ -46,7 +46,7 @@ def make_model(folder: Path, layers: int) -> int:
     from megatron_eve.checkpoint.hf.rules import rules_of
     from megatron_eve.config import PRESETS, RunConfig
     from megatron_eve.convert.meta_model import meta_model
-    from megatron_eve.convert.report import size_of
+    from megatron_eve.convert.summary import size_of
     from megatron_eve.models.name_rules import rule_for
     from megatron_eve.models.registry import find_family
     from megatron_eve.models.tensor_layouts import Sizes

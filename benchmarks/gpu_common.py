@@ -266,7 +266,7 @@ def measure(config: RunConfig, steps: int) -> Measured:
         trainer = setup(config)
         # Three warm-up steps: torch compiles the loss and the activation for one length, then for any length.
         seconds = time_each(lambda: train_one(trainer), steps, warm_up=3, begin=waits.clear)
-        done, count = trainer.progress.consumed_samples, config.training.global_batch_size
+        done, count = trainer.train_state.consumed_samples, config.training.global_batch_size
         ids = trainer.data.order(np.arange(done - steps * count, done))
         work = step_work(trainer.data.dataset, ids)
         trainer.loader.close()

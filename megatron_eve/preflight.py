@@ -172,15 +172,15 @@ def _resume(config: RunConfig) -> Iterator[str]:
     saved = read_common(store.folder(candidates[0])) if candidates else None
     if saved is None or not {"config", "dataset"} <= set(saved):
         return
-    identity = None
+    fingerprint = None
     if not config.data.mock_data:
         from megatron_eve.data.opening import open_datasets
 
         try:
-            identity = open_datasets(config).identity
+            fingerprint = open_datasets(config).fingerprint
         except UserError:  # which the datasets' own check says
             return
-    check_resume(store.folder(candidates[0]), saved, config, identity, None)
+    check_resume(store.folder(candidates[0]), saved, config, fingerprint, None)
 
 
 @check("weights to start from")

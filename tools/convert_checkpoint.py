@@ -116,7 +116,7 @@ def run_import(flags: argparse.Namespace) -> None:
         plan_import,
         write_import,
     )
-    from megatron_eve.convert.report import size_of, summary
+    from megatron_eve.convert.summary import size_of, summary
     from megatron_eve.runtime.progress_bar import byte_progress
 
     family, values = find_family(flags.family), vars(flags)
@@ -138,7 +138,7 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.checkpoint.state import saved_common
     from megatron_eve.config import ConfigError
     from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
-    from megatron_eve.convert.report import size_of, summary
+    from megatron_eve.convert.summary import size_of, summary
     from megatron_eve.convert.transformers_folder import fast_tokenizer
     from megatron_eve.convert.usage import read_tokenizer, shard_bytes
     from megatron_eve.runtime.progress_bar import byte_progress

@@ -18,7 +18,7 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
-from megatron_eve.inference.origin import AnswerOrigin, model_identity
+from megatron_eve.inference.origin import AnswerOrigin, model_fingerprint
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
@@ -165,7 +165,7 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
 
 def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
     """What the answers of this run come from; of a large folder for transformers it takes seconds."""
-    iteration, sha256 = model_identity(flags.model_path)
+    iteration, sha256 = model_fingerprint(flags.model_path)
     return AnswerOrigin(
         model_path=str(flags.model_path.resolve()),
         iteration=iteration,

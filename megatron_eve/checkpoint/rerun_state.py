@@ -13,7 +13,7 @@ from megatron_eve.config import RunConfig
 _STATE = "rerun_state_machine"
 
 
-def pending_state() -> dict[str, Any]:
+def rerun_state_to_save() -> dict[str, Any]:
     """State of the machine to save; empty unless the next step must be run again after a restart."""
     machine = get_rerun_state_machine()
     if machine.state is not RerunState.WILL_RERUN_FROM_CHECKPOINT:
@@ -24,7 +24,7 @@ def pending_state() -> dict[str, Any]:
     return {_STATE: state, f"{_STATE}_ranks": torch.distributed.get_world_size()}
 
 
-def pending_request(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def rerun_request(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """State of the machine to load from a checkpoint, given its common state: each rank's own slice.
 
     Empty if the checkpoint has none, if `--rerun-mode` is disabled, with `--bad-step-policy skip`, or if the ranks
@@ -46,8 +46,8 @@ def _division_of_work(config: dict[str, Any]) -> tuple[Any, ...]:
     return rank_layout(config), *packs
 
 
-def restore_pending(loaded: dict[str, Any]) -> None:
-    """Restore what `pending_request` loaded: the next step is the one that was bad before the restart."""
+def restore_rerun_state(loaded: dict[str, Any]) -> None:
+    """Restore what `rerun_request` loaded: the next step is the one that was bad before the restart."""
     state = loaded.get(_STATE, {})
     if "sharded" in state:
         known = {"mode": RerunMode.VALIDATE_RESULTS, "state": RerunState.WILL_RERUN_FROM_CHECKPOINT}

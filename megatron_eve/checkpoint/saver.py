@@ -22,9 +22,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.files import write_config
-from megatron_eve.checkpoint.state import CONTENT, Progress, run_state
+from megatron_eve.checkpoint.state import CONTENT, TrainState, run_state
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.checkpoint.writing import on_main, prepare_save
+from megatron_eve.checkpoint.writing import on_rank_0, prepare_save
 from megatron_eve.config import RunConfig
 from megatron_eve.models.build import parameters_gathered
 from megatron_eve.runtime.ranks import print_rank_0
@@ -44,14 +44,14 @@ class CheckpointSaver:
         self._store = CheckpointStore(config.checkpoint.save)
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
-        self._writing: tuple[Path, Progress] | None = None
+        self._writing: tuple[Path, TrainState] | None = None
         self._told: set[str] = set()  # what could not be removed
         self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
         self.last: int | None = None
         _start_helper()
         # A folder that cannot be cleared up will be heard of in saving.
         with contextlib.suppress(CheckpointError):
-            on_main(self._store.clear)
+            on_rank_0(self._store.clear)
 
     def check_space(self, size: int) -> None:
         """Refuse a disk without room for one checkpoint of `size` bytes more than are kept.
@@ -65,11 +65,11 @@ class CheckpointSaver:
             if problem:
                 raise CheckpointError(problem)
 
-        on_main(check)
+        on_rank_0(check)
 
     def save(
         self,
-        progress: Progress,
+        train_state: TrainState,
         chunks: Sequence[Any],
         optimizer: Any,
         dataset: dict[str, Any],
@@ -83,19 +83,19 @@ class CheckpointSaver:
         self._paused = 0.0
         with self._pause():
             try:
-                folder = on_main(partial(self._store.begin, progress.iteration))
+                folder = on_rank_0(partial(self._store.begin, train_state.iteration))
             except CheckpointError as error:
-                self._give_up(progress, str(error))
+                self._give_up(train_state, str(error))
                 return
-            self._writing = (folder, progress)
+            self._writing = (folder, train_state)
             with parameters_gathered(self._config, chunks):
-                state = run_state(self._config, progress, chunks, optimizer, dataset, frozen)
+                state = run_state(self._config, train_state, chunks, optimizer, dataset, frozen)
                 try:
                     request = prepare_save(
                         state, folder, dict(CONTENT), partial(self._store.free_reserve, folder)
                     )
                 except CheckpointError as error:
-                    self._give_up(progress, str(error))
+                    self._give_up(train_state, str(error))
                     return
                 if self._config.checkpoint.async_save:
                     self._queue.schedule_async_request(request)
@@ -115,26 +115,26 @@ class CheckpointSaver:
     def _conclude(self, finished: Callable[[], bool]) -> None:
         """Publish what is written, as soon as `finished` says so; give it up where it failed."""
         assert self._writing is not None
-        folder, progress = self._writing
+        folder, train_state = self._writing
         try:
             with self._pause():
                 if not finished():
                     return
-                on_main(partial(self._publish, folder, progress))
+                on_rank_0(partial(self._publish, folder, train_state))
         except CheckpointError as error:
-            self._give_up(progress, str(error))
+            self._give_up(train_state, str(error))
             return
-        self._writing, self.last = None, progress.iteration
+        self._writing, self.last = None, train_state.iteration
         print_rank_0(
-            f"saved checkpoint at iteration {progress.iteration} to {self._store.root} "
+            f"saved checkpoint at iteration {train_state.iteration} to {self._store.root} "
             f"(training stood still for {self._paused:.2f} s)"
         )
 
-    def _publish(self, folder: Path, progress: Progress) -> None:
+    def _publish(self, folder: Path, train_state: TrainState) -> None:
         """Runs on the first rank: the last files, the name, and what need not be kept any more."""
         settings = self._config.checkpoint
         write_config(folder, self._config)
-        self._store.publish(folder, progress.iteration)
+        self._store.publish(folder, train_state.iteration)
         try:
             problems = self._store.prune(
                 settings.keep_last, settings.save_retain_interval, settings.retain_weights_only
@@ -146,13 +146,14 @@ class CheckpointSaver:
                 print_rank_0(f"{problem}: remove it by hand")
         self._told.update(problems)
 
-    def _give_up(self, progress: Progress, reason: str) -> None:
+    def _give_up(self, train_state: TrainState, reason: str) -> None:
         if self._writing and self._main:
             self._store.abandon(self._writing[0])
         self._writing = None
         print_rank_0(
-            f"the checkpoint of iteration {progress.iteration} was not written: {reason}; {self._store.free} are free "
-            f"for {self._store.root}; the run goes on, and what that folder held before is as it was"
+            f"the checkpoint of iteration {train_state.iteration} was not written: {reason}; "
+            f"{self._store.free} are free for {self._store.root}; the run goes on, and what that folder held before "
+            "is as it was"
         )
 
     @contextlib.contextmanager

@@ -32,7 +32,7 @@ from megatron_eve.checkpoint.compatibility import (
 from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, missing_part
 from megatron_eve.checkpoint.optimizer_state import make_moments
 from megatron_eve.checkpoint.reading import read_tensors
-from megatron_eve.checkpoint.rerun_state import pending_request, pending_state, restore_pending
+from megatron_eve.checkpoint.rerun_state import rerun_request, rerun_state_to_save, restore_rerun_state
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
@@ -54,7 +54,7 @@ _RECENT_STEPS = 100
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainState:
     """Where a run stands.
 
     Attributes:
@@ -69,16 +69,16 @@ class Progress:
     recent: tuple[dict[str, float], ...] = ()
     skipped_in_a_row: int = 0
 
-    def after(self, samples: int, values: dict[str, float], skipped: bool) -> Progress:
+    def after(self, samples: int, values: dict[str, float], skipped: bool) -> TrainState:
         """Where a run stands a step later, which took so many samples."""
         recent = self.recent if skipped else (*self.recent, values)[-_RECENT_STEPS:]
         row = self.skipped_in_a_row + 1 if skipped else 0
-        return Progress(self.iteration + 1, self.consumed_samples + samples, recent, row)
+        return TrainState(self.iteration + 1, self.consumed_samples + samples, recent, row)
 
 
 def run_state(
     config: RunConfig,
-    progress: Progress,
+    train_state: TrainState,
     chunks: Sequence[Any],
     optimizer: Any,
     dataset: dict[str, Any],
@@ -88,7 +88,7 @@ def run_state(
 
     Args:
         config: kept with the checkpoint.
-        progress: where the run stands.
+        train_state: where the run stands.
         chunks: this rank's model chunks, wrapped or bare.
         optimizer: megatron-core's.
         dataset: what identifies the data (see `megatron_eve.training.loop.data.RunData`).
@@ -97,11 +97,11 @@ def run_state(
     make_moments(optimizer)
     return {
         "checkpoint_version": 3.0,
-        **asdict(progress),
+        **asdict(train_state),
         "config": config.to_dict(),
         "dataset": dataset,
         "frozen": frozen,
-        **pending_state(),
+        **rerun_state_to_save(),
         **_model_state(chunks),
         **_scales(chunks, config.to_dict()),
         "rng_state": _rng_state(),
@@ -117,13 +117,13 @@ def load_checkpoint(
     optimizer: Any,
     dataset: dict[str, Any],
     frozen: dict[str, Any] | None = None,
-) -> Progress:
+) -> TrainState:
     """Resume from `--load`, under any layout. Collective.
 
     The latest checkpoint is taken; where that is damaged, the newest one before it that is not, which is said.
 
     Returns:
-        Where the run stood; `Progress()` if the folder has no checkpoint yet.
+        Where the run stood; `TrainState()` if the folder has no checkpoint yet.
 
     Raises:
         CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
@@ -132,7 +132,7 @@ def load_checkpoint(
     assert config.checkpoint.load is not None
     folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
     if folder is None:
-        return Progress()
+        return TrainState()
     saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_resume(folder, saved, config, dataset, frozen)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
@@ -144,7 +144,7 @@ def load_checkpoint(
     same_layout = rank_layout(saved["config"]) == rank_layout(config.to_dict())
     if same_layout:
         request["rng_state"] = _rng_state()
-    request |= pending_request(saved, config)
+    request |= rerun_request(saved, config)
     if _scales_fit(saved["config"], config.to_dict()):
         request |= _scales(chunks, config.to_dict())
     loaded = read_tensors(request, folder)
@@ -156,9 +156,9 @@ def load_checkpoint(
         group.update(own)
     if same_layout:
         _restore_rng(loaded["rng_state"])
-    restore_pending(loaded)
+    restore_rerun_state(loaded)
     # Some of it is younger than the oldest checkpoints.
-    return Progress(**{name: saved[name] for name in asdict(Progress()) if name in saved})
+    return TrainState(**{name: saved[name] for name in asdict(TrainState()) if name in saved})
 
 
 def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
@@ -307,7 +307,7 @@ def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
     return states
 
 
-def _keeps_scales(config: dict[str, Any]) -> bool:
+def _has_fp8_state(config: dict[str, Any]) -> bool:
     """Did, or does, a run of this configuration (as a dictionary) carry scales from step to step?"""
     training = config["training"]
     return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
@@ -319,7 +319,7 @@ def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
     Not those of another format: its largest gradients are 128 times as large, and with the scales TransformerEngine's
     layers take up the format that they are of, while new scales are made for the run's own.
     """
-    if not (_keeps_scales(saved) and _keeps_scales(config)):
+    if not (_has_fp8_state(saved) and _has_fp8_state(config)):
         return False
     before, now = saved["training"]["fp8_format"], config["training"]["fp8_format"]
     if before != now:
@@ -335,7 +335,7 @@ def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
     A run that resumes without it would take a scale of 1 in its first step, at which gradients vanish in FP8. It is the
     same on all ranks that hold a layer, so that it fits any layout. Other recipes carry nothing.
     """
-    if not _keeps_scales(config):
+    if not _has_fp8_state(config):
         return {}
     states = {}
     for i, chunk in enumerate(chunks):

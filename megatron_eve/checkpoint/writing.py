@@ -29,7 +29,7 @@ _BACKEND, _VERSION = "torch_dist", 1
 COMMON = "common.pt"
 
 
-def on_main(do: Callable[[], Any]) -> Any:
+def on_rank_0(do: Callable[[], Any]) -> Any:
     """Run a function on rank 0 and broadcast its result or error. Collective.
 
     Returns:
@@ -72,7 +72,7 @@ def prepare_save(
     """
     state["content_metadata"] = content  # as dist_checkpointing.save does
     sharded, common = save_preprocess(state)
-    on_main(lambda: torch.save(common, folder / COMMON))
+    on_rank_0(lambda: torch.save(common, folder / COMMON))
     strategy = _Strategy(_BACKEND, _VERSION, separation_hint=OPTIMIZER)
     strategy.before_index = before_index
     with _writer_without_files():
@@ -111,7 +111,7 @@ def _write_index(writer: FileSystemWriterAsync, metadata: Any, before_index: Cal
         writer.finish(metadata, gathered)
         save_config(CheckpointingConfig(_BACKEND, _VERSION), str(writer.checkpoint_dir))
 
-    on_main(write)
+    on_rank_0(write)
 
 
 class _PlanningWriter(FileSystemWriterAsync):

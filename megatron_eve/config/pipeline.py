@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from megatron_eve.config.schema import RunConfig
 
 
-def pipeline_complaints(config: RunConfig) -> Iterator[str]:
+def pipeline_errors(config: RunConfig) -> Iterator[str]:
     """What is wrong with the pipeline, a line each, flag and remedy named."""
     parallel, layers = config.parallel, config.model.num_layers
     pipeline, chunk = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage

@@ -10,8 +10,8 @@ from pathlib import Path
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.bounds import at_least_one
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.kernels import kernel_complaints
-from megatron_eve.config.pipeline import pipeline_complaints
+from megatron_eve.config.kernel_checks import kernel_errors
+from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.registry import find_family
@@ -28,28 +28,28 @@ def validate(config: RunConfig, world_size: int) -> None:
     """Refuse what cannot run on `world_size` ranks.
 
     Raises:
-        ConfigError: all complaints at once, a line each.
+        ConfigError: all errors at once, a line each.
     """
     family = find_family(config.family)
-    complaints = [
+    errors = [
         *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),
-        *pipeline_complaints(config), *_stage(config, family), *_training(config),
-        *kernel_complaints(config), *_optimizer(config), *_data(config),
+        *pipeline_errors(config), *_stage(config, family), *_training(config),
+        *kernel_errors(config), *_optimizer(config), *_data(config),
         *family.check(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
-    if complaints:
-        raise ConfigError("\n".join(complaints))
+    if errors:
+        raise ConfigError("\n".join(errors))
 
 
 def validate_sizes(config: RunConfig) -> None:
     """Refuse sizes of the model that none can have, in whatever run.
 
     Raises:
-        ConfigError: all complaints at once, a line each.
+        ConfigError: all errors at once, a line each.
     """
     family = find_family(config.family)
-    if complaints := [*_sizes(config.model), *family.check_sizes(config)]:
-        raise ConfigError("\n".join(complaints))
+    if errors := [*_sizes(config.model), *family.check_sizes(config)]:
+        raise ConfigError("\n".join(errors))
 
 
 def _sizes(model: ModelConfig) -> Iterator[str]:

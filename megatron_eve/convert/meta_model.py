@@ -12,7 +12,7 @@ import torch
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.config import ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.models.build import build_chunk, padded_vocab_size, transformer_config
-from megatron_eve.models.decoder.depth_taps import DepthTap
+from megatron_eve.models.decoder.intermediate_features import FeatureProjection
 from megatron_eve.models.process_groups import initialize_distributed, model_parallel
 from megatron_eve.models.registry import find_family
 
@@ -64,8 +64,8 @@ class MetaModel:
             new: Any
             if path == "vision_model":
                 new = family.front_end(config, self._transformer)
-            elif isinstance(module, DepthTap):
-                new = DepthTap(self._transformer, width)
+            elif isinstance(module, FeatureProjection):
+                new = FeatureProjection(self._transformer, width)
             elif path and path in heads:
                 new = heads[path].head(self._transformer)
             else:

@@ -23,9 +23,9 @@ from megatron_eve.data.pixels import ImageShare, decode_pixels, pack_shapes
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
 
-FILLER_SAMPLE_ID = -1
+PADDING_SAMPLE_ID = -1
 # Padding is cut into samples of this many tokens: attention over one long one would cost its square.
-_LONGEST_FILLER = 512
+_LONGEST_PADDING_SAMPLE = 512
 
 # Tokens, labels and rows of images of a sample, as `expand` gives them.
 Text = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -64,7 +64,7 @@ class PackedBatch:
     pixel_shapes: dict[str, tuple[int, ...]]
     """Shape of each view of all images, as `pixels` would have it: known on every rank, without decoding."""
     sample_ids: torch.Tensor
-    """[S] index in the dataset; -1 = filler, the single token of an empty pack or what makes it as long as others."""
+    """[S] index in the dataset; -1 = a padding sample, which fills an empty pack or makes one as long as others."""
     damaged: dict[int, str]
     """Images that this rank could not decode, with their names and why; a placeholder image has their place."""
 
@@ -135,7 +135,7 @@ def build_batch(
     Args:
         dataset: where the samples lie.
         sample_indices: rows of the dataset, in the order they take in the pack. None at all gives a pack with a
-            filler: a single token 0 without a label, so that every rank has a microbatch to run.
+            padding sample: a single token 0 without a label, so that every rank has a microbatch to run.
         tensor_parallel, context_parallel, row_multiple: set the padding (see :func:`padding_multiples`); what the
             whole pack needs on top goes to its last sample.
         length: tokens of the whole pack; what its samples leave of it are samples of padding alone, of no real token.
@@ -156,9 +156,12 @@ def build_batch(
     if length is None:
         padded[-1] += -int(padded.sum()) % multiples[1]
     else:
-        fillers = _fillers(length, int(padded.sum()), *multiples)
-        padded, lengths = np.append(padded, fillers), np.append(lengths, np.zeros_like(fillers))
-        texts += [_NO_TEXT] * len(fillers)
+        padding_lengths = _padding_samples(length, int(padded.sum()), *multiples)
+        padded, lengths = (
+            np.append(padded, padding_lengths),
+            np.append(lengths, np.zeros_like(padding_lengths)),
+        )
+        texts += [_NO_TEXT] * len(padding_lengths)
     bounds = np.append(0, np.cumsum(padded))
     total, starts = int(bounds[-1]), bounds[:-1]
 
@@ -179,7 +182,7 @@ def build_batch(
         pixels=pixels,
         pixel_shapes=pack_shapes(plans, dataset.planner),
         sample_ids=torch.tensor(
-            [*sample_indices, *[FILLER_SAMPLE_ID] * (len(texts) - len(sample_indices))], dtype=torch.int64
+            [*sample_indices, *[PADDING_SAMPLE_ID] * (len(texts) - len(sample_indices))], dtype=torch.int64
         ),
         damaged=damaged,
     )
@@ -204,7 +207,7 @@ def _placed(
 def _texts(
     dataset: VisionDataset, sample_indices: Sequence[int]
 ) -> tuple[list[Text], list[int], list[ImagePlan]]:
-    """Expanded samples, or the filler of an empty pack; the numbers of their images in the dataset, and their plans."""
+    """Expanded samples (of an empty pack its padding sample), the numbers of their images, and their plans."""
     texts: list[Text] = []
     all_images: list[int] = []
     all_plans: list[ImagePlan] = []
@@ -221,12 +224,12 @@ def _texts(
     return texts, all_images, all_plans
 
 
-def _fillers(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:
+def _padding_samples(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:
     """Lengths of the samples of padding that make a pack of ``used`` tokens ``length`` long."""
     rest = length - used
     if rest < 0 or length % pack_multiple:
         raise ValueError(
             f"a pack of {used} tokens cannot be made {length} long in multiples of {pack_multiple}"
         )
-    each = max(_LONGEST_FILLER // sample_multiple, 1) * sample_multiple
+    each = max(_LONGEST_PADDING_SAMPLE // sample_multiple, 1) * sample_multiple
     return np.diff(np.append(np.arange(0, rest, each, dtype=np.int64), rest)) if rest else _NO_TEXT[0]

@@ -17,7 +17,7 @@ from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
-from megatron_eve.data.sampling.orders import Part, split_dataset
+from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.registry import find_family
 
@@ -36,8 +36,8 @@ class OpenedDatasets:
 
     datasets: tuple[AnyDataset, ...]
     weights: tuple[float, ...] | None
-    training: tuple[Part, ...]
-    held_out: tuple[Part, ...]
+    training: tuple[DatasetSlice, ...]
+    held_out: tuple[DatasetSlice, ...]
     dropped: tuple[str, ...]
 
     def joined(self) -> AnyDataset | JoinedDataset:
@@ -49,7 +49,7 @@ class OpenedDatasets:
         return self.datasets[0] if len(self.datasets) == 1 else JoinedDataset(self.datasets)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What must stay the same for a checkpoint's place in the order to mean anything."""
         trained = self.datasets[: len(self.training)]
         weights = self.weights or ()
@@ -84,7 +84,7 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
 
 
-def dropped_fingerprints(parts: Sequence[Part]) -> list[str]:
+def dropped_fingerprints(parts: Sequence[DatasetSlice]) -> list[str]:
     """Which samples the order leaves out, for a checkpoint; an empty list where it leaves out none."""
     fingerprints = [part.dropped_fingerprint() for part in parts]
     return fingerprints if any(fingerprints) else []
@@ -98,7 +98,7 @@ def pack_limits(config: RunConfig) -> PackLimits:
 
 def _divide(
     config: RunConfig, prefixes: Sequence[str], datasets: Sequence[AnyDataset], trained: int
-) -> tuple[list[Part], list[Part], list[str]]:
+) -> tuple[list[DatasetSlice], list[DatasetSlice], list[str]]:
     """Divide datasets, of which the first `trained` are trained on.
 
     Returns:
@@ -124,14 +124,14 @@ def _divide(
     return training, held_out, said
 
 
-def _without(part: Part, rows: NDArray[np.int64], prefix: str, message: str) -> Part:
+def _without(part: DatasetSlice, rows: NDArray[np.int64], prefix: str, message: str) -> DatasetSlice:
     left = part.without(rows)
     if len(part) and not len(left):
         raise DataError(f"nothing is left of {prefix} to train on or to hold out: {message}")
     return left
 
 
-def check_split(config: RunConfig, name: str, kept: Part, held_out: Part) -> None:
+def check_split(config: RunConfig, name: str, kept: DatasetSlice, held_out: DatasetSlice) -> None:
     """Refuse a split that leaves nothing of a dataset.
 
     Raises:

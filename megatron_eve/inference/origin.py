@@ -76,7 +76,7 @@ class AnswerOrigin:
         return None
 
 
-def model_identity(folder: Path) -> tuple[int | None, str]:
+def model_fingerprint(folder: Path) -> tuple[int | None, str]:
     """The iteration of a folder's latest checkpoint and one digest of its weights; of a folder for transformers, None
     and a digest of its files, which are read whole.
 

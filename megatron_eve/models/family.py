@@ -195,7 +195,8 @@ class ModelFamily(Protocol):
         Config: the settings of the family, the section `vision` of a run's configuration: a frozen dataclass whose
             fields all have defaults, each with a docstring for `--help`. Names are none of another section's.
         presets: model sizes by name, for `--preset`. Names are unique over all families.
-        other_names: flags of other programs that have another name here, as in `config/hints.py`, each with a remedy.
+        other_names: flags of other programs that have another name here, as in `config/flag_suggestions.py`,
+            each with a remedy.
         stages: what trains in each stage, by the number that `--stage` takes.
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.

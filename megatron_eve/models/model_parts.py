@@ -135,7 +135,7 @@ class PackRows(Protocol):
     """Which rows of a pack an objective takes on this rank; what else it remembers of them is its own.
 
     Attributes:
-        rows: what of this rank's hidden states becomes intermediate features (`decoder.depth_taps.TapRows`); None for
+        rows: what of this rank's hidden states becomes intermediate features (`FeatureRows`); None for
             an objective without them.
     """
 

@@ -48,6 +48,6 @@ def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str
     for rule in rules:
         match = re.fullmatch(re.escape(rule.megatron).replace(r"\*", "(.+?)"), megatron_name)
         if match:
-            filler = match.group(1) if match.groups() else ""
-            return rule, tuple(name.replace("*", filler) for name in rule.hf)
+            matched = match.group(1) if match.groups() else ""
+            return rule, tuple(name.replace("*", matched) for name in rule.hf)
     raise KeyError(f"no rule for {megatron_name}")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from megatron.core import parallel_state
 
 from megatron_eve.config import RunConfig
-from megatron_eve.models.decoder.depth_taps import stream_rows
+from megatron_eve.models.decoder.intermediate_features import stream_rows
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.runtime.accelerator import accelerator
 

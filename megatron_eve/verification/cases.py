@@ -21,7 +21,7 @@ from megatron_eve.data.text.conversation import ConversationError, encode_conver
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
-from megatron_eve.verification.report import Row, equal
+from megatron_eve.verification.results import CheckResult, equal
 
 TEACHER_SIZE = 336
 # The published configuration's name of the teacher's folder, beside that of the weights in the cases.
@@ -100,7 +100,7 @@ def canvases(
     return eve, view_of(image, plan.views["teacher"])
 
 
-def check_pictures(case: ModelCase) -> Iterator[Row]:
+def check_pictures(case: ModelCase) -> Iterator[CheckResult]:
     """Our resized pictures against those that entered the published model: equal in every byte."""
     for i, path in enumerate(case.images):
         if path is None:
@@ -113,7 +113,7 @@ def check_pictures(case: ModelCase) -> Iterator[Row]:
             yield equal(f"pixels.{i}.{kind}", int((canvas != golden).sum()))
 
 
-def check_preprocess(folder: Path) -> Iterator[Row]:
+def check_preprocess(folder: Path) -> Iterator[CheckResult]:
     """`preprocess/`: sizes, grids, token counts and, where the raw picture is there, its sha256 after resizing."""
     for entry in json.loads((folder / "sizes.json").read_text(encoding="utf-8"))["geometry"]:
         width, height = entry["width"], entry["height"]
@@ -135,7 +135,7 @@ def check_preprocess(folder: Path) -> Iterator[Row]:
                     )
 
 
-def check_tokenize(folder: Path) -> Iterator[Row]:
+def check_tokenize(folder: Path) -> Iterator[CheckResult]:
     """`tokenize/`: ids and labels of both templates, truncation, evaluation prompts, rows that must be refused."""
     tokenizer = Tokenizer(folder / "tokenizer.model")
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["legacy_true"]
@@ -170,7 +170,9 @@ def _refuses(entry: dict[str, Any], tokenizer: Tokenizer, group: str) -> bool:
     return False
 
 
-def _check_conversation(name: str, entry: dict[str, Any], tokenizer: Tokenizer, group: str) -> Iterator[Row]:
+def _check_conversation(
+    name: str, entry: dict[str, Any], tokenizer: Tokenizer, group: str
+) -> Iterator[CheckResult]:
     turns, images = _turns(entry)
     encoded = encode_conversation(turns, tokenizer, _template(group), images)
     if "truncated" in group and not images:

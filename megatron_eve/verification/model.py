@@ -20,7 +20,7 @@ from megatron_eve.config import (
     TrainingConfig,
     validate,
 )
-from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
+from megatron_eve.data.batch import PADDING_SAMPLE_ID, PackedBatch
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
@@ -35,10 +35,18 @@ from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
 from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
-from megatron_eve.verification.report import ACTIVATIONS, GRADIENTS, LOSSES, Row, absolute, equal, relative
+from megatron_eve.verification.results import (
+    ACTIVATIONS,
+    GRADIENTS,
+    LOSSES,
+    CheckResult,
+    absolute,
+    equal,
+    relative,
+)
 
 
-def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[Row]:
+def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
     """Run one case under a layout, in the process group that exists. Collective; every rank has all rows."""
     case = read_model_case(folder)
     config = case_config(case, parallel, recompute)
@@ -47,7 +55,7 @@ def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = F
         return _check_under_layout(case, config)
 
 
-def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
+def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]:
     bare = build_chunks(config)
     load_hf_weights(case.hf, bare, config)
     chunks = wrap_for_training(config, bare)
@@ -74,7 +82,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[Row]:
     return rows
 
 
-def _check_losses(case: ModelCase, losses: dict[str, torch.Tensor]) -> list[Row]:
+def _check_losses(case: ModelCase, losses: dict[str, torch.Tensor]) -> list[CheckResult]:
     """Both losses and their sum, on the last stage."""
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return []
@@ -90,12 +98,12 @@ def _check_losses(case: ModelCase, losses: dict[str, torch.Tensor]) -> list[Row]
     return rows
 
 
-def _gathered(rows: list[Row]) -> list[Row]:
+def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
     """Rows found on any rank; of a row found on several (tensor- and data-parallel ranks) the worst."""
-    everyone: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, rows)
-    worst: dict[str, Row] = {}
-    for row in (row for some in everyone for row in some):
+    gathered: list[list[CheckResult]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, rows)
+    worst: dict[str, CheckResult] = {}
+    for row in (row for some in gathered for row in some):
         if row.name not in worst or not row.error <= worst[row.name].error:
             worst[row.name] = row
     return list(worst.values())
@@ -105,14 +113,14 @@ def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
     """The samples of a pack and the rows each of them takes, padding left out."""
     starts, lengths = batch.cu_seqlens_padded.tolist(), batch.cu_seqlens.diff().tolist()
     for sample, start, length in zip(batch.sample_ids.tolist(), starts, lengths, strict=False):
-        if sample != FILLER_SAMPLE_ID:
+        if sample != PADDING_SAMPLE_ID:
             yield sample, slice(start, start + length)
 
 
 @torch.no_grad()
 def _check_embeddings(
     case: ModelCase, first: VisionLanguageModel, batches: Sequence[PackedBatch]
-) -> list[Row]:
+) -> list[CheckResult]:
     """Patch embedding layer and decoder input, on the first stage."""
     if not first.pre_process:
         return []
@@ -201,10 +209,10 @@ def _forward(
     )
     if hook is not None:
         hook.remove()
-    everyone: list[list[_Piece]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, [piece for result in results for piece in result])
+    gathered: list[list[_Piece]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, [piece for result in results for piece in result])
     parts: dict[tuple[str, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for name, rows, values in (piece for some in everyone for piece in some):
+    for name, rows, values in (piece for some in gathered for piece in some):
         parts.setdefault(name, []).append((rows, values))
     whole = {}
     for name, some in parts.items():
@@ -231,7 +239,7 @@ def _aligning_pieces(batch: PackedBatch, cells: Any, name: str, values: torch.Te
         yield (name, int(batch.sample_ids[owner])), patch, values[here.to(values.device)].cpu()
 
 
-def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[Row]:
+def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[CheckResult]:
     logits, outputs = logits.cpu(), case.outputs
     length = len(logits)
     picked = outputs["logits_index"][:, 0] == sample
@@ -264,12 +272,12 @@ def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> d
         torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
         shards = [shard.cpu() for shard in shards]
         mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case))
-    everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, mine)
-    return {name: gradient for some in everyone for name, gradient in some.items()}
+    gathered: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, mine)
+    return {name: gradient for some in gathered for name, gradient in some.items()}
 
 
-def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> list[Row]:
+def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> list[CheckResult]:
     """`grad.*` is of the total loss. Where there is no teacher to align with, only gradients of the language loss can
     be compared: those whose aligning part is given apart, and lm_head's, which gets none of it."""
     outputs, rows = case.outputs, []
@@ -291,7 +299,7 @@ def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> lis
     return rows
 
 
-def check_greedy(folder: Path, parallel: ParallelConfig) -> list[Row]:
+def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:
     """`generate/`: greedy tokens equal, from the sibling cases' pictures. Collective.
 
     A token is compared up to the first position where the published model's own margin is within rounding.
@@ -306,7 +314,7 @@ def check_greedy(folder: Path, parallel: ParallelConfig) -> list[Row]:
     return rows
 
 
-def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: ParallelConfig) -> list[Row]:
+def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: ParallelConfig) -> list[CheckResult]:
     """Greedy tokens for prompts of one case, all in one pack."""
     meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
     hf = linked(case, "hf")

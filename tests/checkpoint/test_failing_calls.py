@@ -96,12 +96,12 @@ def save_and_fail(
 
         def save(iteration: int) -> None:
             samples = iteration * config.training.global_batch_size
-            trainer.progress = replace(trainer.progress, iteration=iteration, consumed_samples=samples)
+            trainer.train_state = replace(trainer.train_state, iteration=iteration, consumed_samples=samples)
             saver.save(
-                trainer.progress,
+                trainer.train_state,
                 trainer.chunks,
                 trainer.optimizer,
-                trainer.data.identity,
+                trainer.data.fingerprint,
                 trainer.frozen,
             )
             saver.finish()
@@ -119,7 +119,7 @@ def save_and_fail(
             if main:
                 failing.set(number, _ENDLESS if to_the_end else number, error)
             torch.distributed.barrier()
-            iteration = trainer.progress.iteration + 1
+            iteration = trainer.train_state.iteration + 1
             save(iteration)
             torch.distributed.barrier()
             calls, failed = failing.counts()
@@ -134,8 +134,8 @@ def save_and_fail(
             outcomes.append(Outcome(number, calls, failed, problem, saver.last == iteration))
             torch.distributed.barrier()
         train_one(trainer)
-        save(trainer.progress.iteration)
-        assert saver.last == trainer.progress.iteration
+        save(trainer.train_state.iteration)
+        assert saver.last == trainer.train_state.iteration
         trainer.loader.close()
     return outcomes
 

@@ -91,7 +91,7 @@ def save_with_faults(config: RunConfig, writes: list[str | None]) -> tuple[str, 
                     owner, name, error = WRITES[write]
                     _replace(restore, _held_by(owner), name, error)
                 saver.save(
-                    trainer.progress, trainer.chunks, trainer.optimizer, trainer.data.identity,
+                    trainer.train_state, trainer.chunks, trainer.optimizer, trainer.data.fingerprint,
                     trainer.frozen,
                 )  # fmt: skip
                 saver.finish()

@@ -63,19 +63,19 @@ def train_and_save(
         with model_parallel(config), contextlib.redirect_stdout(printed):
             trainer = setup(config)
             saver = CheckpointSaver(config)
-            while trainer.progress.iteration < config.total_iterations:
+            while trainer.train_state.iteration < config.total_iterations:
                 losses.append(train_one(trainer).losses["lm loss"])
                 saver.poll()
-                last = trainer.progress.iteration == config.total_iterations
+                last = trainer.train_state.iteration == config.total_iterations
                 if largest_file:
                     limit = unlimited if last else (largest_file, unlimited[1])
                     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-                if last or trainer.progress.iteration % every == 0:
+                if last or trainer.train_state.iteration % every == 0:
                     saver.save(
-                        trainer.progress,
+                        trainer.train_state,
                         trainer.chunks,
                         trainer.optimizer,
-                        trainer.data.identity,
+                        trainer.data.fingerprint,
                         trainer.frozen,
                     )
             saver.finish()

@@ -21,7 +21,7 @@ from megatron_eve.config import (
     parse_blend,
     parse_split,
 )
-from megatron_eve.config.hints import OTHER_NAMES
+from megatron_eve.config.flag_suggestions import OTHER_NAMES
 from megatron_eve.config.recipe import known_flags, other_names, sections_of
 from megatron_eve.config.upgrade import upgrade_saved
 

@@ -337,23 +337,23 @@ def test_teacher_refusals(vision: dict[str, object], flag: str, remedy: str) -> 
 
 
 def test_wrong_teacher_folders(tmp_path: Path) -> None:
-    def complaint(folder: str) -> str:
+    def error_of(folder: str) -> str:
         with pytest.raises(ConfigError) as caught:
             validate(config(vision={"patch_aligning": True, "teacher_model": folder}), 1)
         return str(caught.value)
 
     wide = tower(tmp_path / "wide", hidden_size=1024)
-    assert complaint(wide) == f"--teacher-hidden-size 64: the tower in {wide} is 1024 wide; set it to 1024"
-    assert "does not describe a vision tower" in complaint(
+    assert error_of(wide) == f"--teacher-hidden-size 64: the tower in {wide} is 1024 wide; set it to 1024"
+    assert "does not describe a vision tower" in error_of(
         tower(tmp_path / "text", model_type="gpt2", patch_size=None)
     )
-    assert "does not describe a vision tower" in complaint(tower(tmp_path / "new", model_type="unheard_of"))
+    assert "does not describe a vision tower" in error_of(tower(tmp_path / "new", model_type="unheard_of"))
     deep = {"patch_aligning": True, "teacher_model": tower(tmp_path / "deep"), "teacher_hidden_state": 14}
     with pytest.raises(ConfigError, match=r"--teacher-hidden-state 14: .* has 13 of them"):
         validate(config(vision=deep), 1)
     bare = Path(tower(tmp_path / "bare"))
     (bare / "model.safetensors").unlink()
-    assert "no weights there" in complaint(str(bare))
+    assert "no weights there" in error_of(str(bare))
     broken = Path(tower(tmp_path / "broken"))
     (broken / "config.json").write_text("{")
-    assert "does not describe a vision tower" in complaint(str(broken))
+    assert "does not describe a vision tower" in error_of(str(broken))

@@ -74,7 +74,7 @@ def pass_through(config: RunConfig) -> None:
             trainer
         )  # at a rate of zero, as the first step of a warm-up: an optimizer has a state after it
         CheckpointSaver(config).save(
-            trainer.progress, trainer.chunks, trainer.optimizer, trainer.data.identity
+            trainer.train_state, trainer.chunks, trainer.optimizer, trainer.data.fingerprint
         )
         trainer.loader.close()
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_eve.data.batch import (
-    FILLER_SAMPLE_ID,
+    PADDING_SAMPLE_ID,
     PackedBatch,
     build_batch,
     expand,
@@ -249,13 +249,13 @@ def test_padding_is_what_parallelism_asks_and_no_more(
 
 
 @pytest.mark.parametrize(("tensor", "context", "tokens"), [(1, 1, 1), (4, 1, 4), (2, 2, 8)])
-def test_an_empty_pack_holds_one_filler_without_label(
+def test_an_empty_pack_holds_one_padding_sample_without_label(
     dataset: ListDataset, tensor: int, context: int, tokens: int
 ) -> None:
     batch = build(dataset, [], tensor, context)
     assert batch.tokens.tolist() == [0] * tokens and batch.labels.tolist() == [NO] * tokens
     assert batch.cu_seqlens.tolist() == [0, 1] and batch.cu_seqlens_padded.tolist() == [0, tokens]
-    assert batch.sample_ids.tolist() == [FILLER_SAMPLE_ID] and batch.pixel_shapes["patches"] == (0, 588)
+    assert batch.sample_ids.tolist() == [PADDING_SAMPLE_ID] and batch.pixel_shapes["patches"] == (0, 588)
 
 
 def test_an_image_that_does_not_decode_becomes_a_placeholder(

@@ -49,17 +49,17 @@ def run(config: RunConfig, stop: int | None = None, save: bool = False) -> Trace
     trace = Trace()
     with model_parallel(config):
         trainer = setup(config)
-        while trainer.progress.iteration < (stop or config.total_iterations):
-            step = trainer.loader.step(trainer.progress.consumed_samples)
+        while trainer.train_state.iteration < (stop or config.total_iterations):
+            step = trainer.loader.step(trainer.train_state.consumed_samples)
             trace.samples.append(step.sample_ids.tolist())
             for name, loss in train_one(trainer).losses.items():
                 trace.values.setdefault(name, []).append(float(loss))
         if save:
             CheckpointSaver(config).save(
-                trainer.progress,
+                trainer.train_state,
                 trainer.chunks,
                 trainer.optimizer,
-                trainer.data.identity,
+                trainer.data.fingerprint,
                 trainer.frozen,
             )
         trainer.loader.close()

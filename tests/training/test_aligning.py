@@ -123,7 +123,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model, vision=config.vision)
     with model_parallel(config):
         bare = build_chunks(config)
-        # Weights are wanted, the same under every layout, also for taps at depths that nobody published.
+        # Weights are wanted, the same under every layout, also for features at depths that nobody published.
         published, load.PUBLISHED_TAP_INTERVAL = load.PUBLISHED_TAP_INTERVAL, config.vision.tap_interval
         load.load_hf_weights(case.hf, bare, case)
         load.PUBLISHED_TAP_INTERVAL = published
@@ -227,7 +227,7 @@ def one_fixed_step(config: RunConfig, first: int) -> Outcome | None:
 def test_fixed_shapes_change_nothing(
     ranks: RankPool, single_device: Any, layout: Layout, image_size: int, text_only: bool
 ) -> None:
-    """All packs padded to one length, streams to room for taps of all rows: losses and gradients as without."""
+    """All packs padded to one length, streams to room for features of all rows: losses and gradients as without."""
     content = Content(image_size, first=1, count=1) if text_only else Content(image_size)
     config = run_config(replace(layout.parallel, variable_seq_lengths=False), content)
     found = ranks.run(layout.world_size, one_fixed_step, config, content.first)[-1]
@@ -246,7 +246,7 @@ def test_stages_of_differing_packs_do_exchange_shapes(ranks: RankPool) -> None:
 def test_a_missing_mark_is_noticed(
     ranks: RankPool, single_device: Any, image_size: int, unmarked: str
 ) -> None:
-    """Without `sequence_parallel` on a tap's weights their gradient is short, and the matrix must see it."""
+    """Without `sequence_parallel` on a projection's weights their gradient is short, and the matrix must see it."""
     content = Content(image_size)
     found = ranks.run(2, one_step, run_config(TP2_SP.parallel, content), 0, unmarked)[-1]
     error, name = worst_gradient(found, single_device(content))
@@ -265,7 +265,7 @@ def test_a_rank_without_an_image(ranks: RankPool, single_device: Any, image_size
 
 
 def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
-    """An interval of 3 in 8 layers: taps at 8, 5 and 2, none at the input; the first chunk of four has none at all."""
+    """An interval of 3 in 8 layers: features at 8, 5 and 2, none at the input; of four chunks the first has none."""
     content = Content()
 
     def uneven(layout: Layout) -> RunConfig:
@@ -281,36 +281,38 @@ def test_depths_that_do_not_divide_evenly(ranks: RankPool) -> None:
 
 
 def boundaries(config: RunConfig) -> list[tuple[int, int, int]]:
-    """Runs on each rank: (rows that arrive, hidden rows among them, tapped rows) of each pack and chunk."""
+    """Runs on each rank: (rows that arrive, hidden rows among them, rows of features) of each pack and chunk."""
     from megatron_eve.models.decoder.model import VisionLanguageModel
 
     seen = []
-    original = VisionLanguageModel._open_taps
+    original = VisionLanguageModel._open_features
 
-    def watched(self: Any, hidden: torch.Tensor, inputs: Any) -> Any:
+    def watched(self: Any, hidden: torch.Tensor, inputs: Any, width: int) -> Any:
         if not self.pre_process:
-            seen.append((len(hidden), inputs.packed.taps.hidden_rows, inputs.packed.taps.count))
-        return original(self, hidden, inputs)
+            seen.append(
+                (len(hidden), inputs.packed.feature_rows.hidden_rows, inputs.packed.feature_rows.count)
+            )
+        return original(self, hidden, inputs, width)
 
-    VisionLanguageModel._open_taps = watched  # type: ignore[method-assign]
+    VisionLanguageModel._open_features = watched  # type: ignore[method-assign]
     try:
         one_step(config, 0)
     finally:
-        VisionLanguageModel._open_taps = original  # type: ignore[method-assign]
+        VisionLanguageModel._open_features = original  # type: ignore[method-assign]
     return seen
 
 
 @pytest.mark.parametrize("image_size", [224, 448], ids=["patches", "pooled"])
-def test_a_boundary_carries_what_the_taps_hold_and_no_more(ranks: RankPool, image_size: int) -> None:
-    """Eight layers in four stages, tapped at 0 and 4: one tap behind layer 2, two behind layers 4 and 6."""
+def test_a_boundary_carries_what_the_features_hold_and_no_more(ranks: RankPool, image_size: int) -> None:
+    """Eight layers in four stages, features of depths 0 and 4: one behind layer 2, two behind layers 4 and 6."""
     content = Content(image_size)
     found = ranks.run(4, boundaries, run_config(PP4.parallel, content))
     assert found[0] == [] and found[1]
-    tapped = 64 + 48 + 40  # teacher patches, whatever the resolution
-    for taps, seen in zip((1, 2, 2), found[1:], strict=True):
-        assert sum(count for _, _, count in seen) == tapped
+    rows = 64 + 48 + 40  # teacher patches, whatever the resolution
+    for depths, seen in zip((1, 2, 2), found[1:], strict=True):
+        assert sum(count for _, _, count in seen) == rows
         for arrived, hidden, count in seen:
-            assert arrived - hidden == -(-taps * count * 48 // 64)
+            assert arrived - hidden == -(-depths * count * 48 // 64)
 
 
 def who_works(config: RunConfig) -> list[str]:
@@ -387,8 +389,8 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
             losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_target_models(config)))
             (losses["lm loss"].mean() + losses["align loss"]).backward()
             loader.close()
-            taps = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}
-            found[choice] = (losses["lm loss"].detach(), losses["align loss"].detach(), taps)
+            projections = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}
+            found[choice] = (losses["lm loss"].detach(), losses["align loss"].detach(), projections)
     for ours, theirs in zip(found["local"][:2], found["transformer_engine"][:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
     for name, gradient in found["local"][2].items():

@@ -80,7 +80,7 @@ def test_fp8_state_can_be_forgotten() -> None:
 
 
 def test_scales_can_be_taken_down_and_put_back() -> None:
-    """`keep_scales`: None, for a layer that has none yet, puts back what it begins with."""
+    """`snapshot_fp8_state`: None, for a layer that has none yet, puts back what it begins with."""
     base = source("module/base")
     assert parameters(find(base, "TransformerEngineBaseModule.get_fp8_meta_tensors")) == ["self"]
     reset = find(base, "TransformerEngineBaseModule.reset_fp8_meta_tensors")

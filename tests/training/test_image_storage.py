@@ -37,9 +37,9 @@ def test_pixels_give_the_losses_of_their_files(tmp_path: Path) -> None:
 
 def test_a_resume_on_other_storage_is_refused() -> None:
     config = RunConfig()
-    identity = {"samples": [3], "image storage": ["encoded"], "content": ["aa"]}
-    saved = {"config": config.to_dict(), "dataset": identity}
-    other = {**identity, "image storage": ["pixels"], "content": ["bb"]}
+    fingerprint = {"samples": [3], "image storage": ["encoded"], "content": ["aa"]}
+    saved = {"config": config.to_dict(), "dataset": fingerprint}
+    other = {**fingerprint, "image storage": ["pixels"], "content": ["bb"]}
     with pytest.raises(
         CheckpointError, match=r"image storage are \['encoded'\], this run's are \['pixels'\]"
     ):

@@ -237,7 +237,7 @@ def run_with_rot(config: RunConfig, rot: bytes) -> tuple[Trace, dict[int, str]]:
     try:
         with model_parallel(config):
             trainer = setup(config)
-            while trainer.progress.iteration < config.total_iterations:
+            while trainer.train_state.iteration < config.total_iterations:
                 for name, loss in train_one(trainer).losses.items():
                     trace.values.setdefault(name, []).append(float(loss))
             trainer.loader.close()

@@ -109,16 +109,16 @@ def test_another_batch_size_does_not_move_the_end_of_a_run() -> None:
 
 def test_reordered_data_is_refused() -> None:
     config = RunConfig()
-    identity = {"samples": [3], "content": ["aa"], "dropped samples": []}
-    saved = {"config": config.to_dict(), "dataset": identity}
-    check_data(Path("run"), saved, config, identity)
+    fingerprint = {"samples": [3], "content": ["aa"], "dropped samples": []}
+    saved = {"config": config.to_dict(), "dataset": fingerprint}
+    check_data(Path("run"), saved, config, fingerprint)
     with pytest.raises(
         CheckpointError, match=r"dataset 1 of --data-path holds other samples .* or the same in another order"
     ):
-        check_data(Path("run"), saved, config, {**identity, "content": ["bb"]})
+        check_data(Path("run"), saved, config, {**fingerprint, "content": ["bb"]})
     # Datasets and checkpoints of older versions have no digest.
-    check_data(Path("run"), saved, config, {**identity, "content": [""]})
-    check_data(Path("run"), {**saved, "dataset": {"samples": [3]}}, config, identity)
+    check_data(Path("run"), saved, config, {**fingerprint, "content": [""]})
+    check_data(Path("run"), {**saved, "dataset": {"samples": [3]}}, config, fingerprint)
 
 
 def test_an_import_is_nothing_to_resume_from() -> None:

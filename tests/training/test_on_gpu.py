@@ -260,10 +260,10 @@ def test_a_run_in_fp8_resumes_as_if_it_had_gone_on(tmp_path: Path, recipe: str) 
         run = replace(some, checkpoint=checkpoint)
         with distributed(run):
             trainer = setup(run)
-            while trainer.progress.iteration < 6:
-                if trainer.progress.iteration == 3 and checkpoint.save:
+            while trainer.train_state.iteration < 6:
+                if trainer.train_state.iteration == 3 and checkpoint.save:
                     CheckpointSaver(run).save(
-                        trainer.progress, trainer.chunks, trainer.optimizer, trainer.data.identity, None
+                        trainer.train_state, trainer.chunks, trainer.optimizer, trainer.data.fingerprint, None
                     )
                 losses.append(train_one(trainer).losses["lm loss"])
             trainer.loader.close()

@@ -185,7 +185,7 @@ def test_tool_refuses_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_rows_refuse_not_a_number() -> None:
-    from megatron_eve.verification.report import relative
+    from megatron_eve.verification.results import relative
 
     assert not relative("nan", torch.tensor([float("nan")]), torch.tensor([1.0]), 1.0).ok
     assert not relative("shape", torch.ones(2), torch.ones(3), 1.0).ok

@@ -103,7 +103,7 @@ class HFFolder:
                     mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
                     self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except Exception as error:  # a damaged pickle raises nearly any
-                raise ConfigError(f"{path}: {_complaint(path, error)}") from None
+                raise ConfigError(f"{path}: {_error_text(path, error)}") from None
             if path.suffix != ".safetensors":
                 _check_pickle(path, self._open[path])
         return self._open[path]
@@ -141,7 +141,7 @@ def _places(index: Path) -> dict[str, Path]:
         raise ConfigError(f"{index}: {problem}") from None
 
 
-def _complaint(path: Path, error: Exception) -> str:
+def _error_text(path: Path, error: Exception) -> str:
     """What is wrong with a shard that cannot be opened, and what to do about it."""
     if other := wrong_content(path):
         return f"cannot be read: it {other}"

@@ -23,12 +23,12 @@ class PackLimits:
     Attributes:
         seq_length: tokens of a pack.
         positions: positions of the model within a sample (--max-position-embeddings).
-        most_images: images of a pack; None for no limit.
+        max_images: images of a pack; None for no limit.
     """
 
     seq_length: int
     positions: int
-    most_images: int | None
+    max_images: int | None
 
     @property
     def longest(self) -> int:
@@ -48,8 +48,8 @@ class PackLimits:
         too_large = np.zeros(len(samples), dtype=bool)
         if longest > self.longest:
             too_large |= samples["length"] > self.longest
-        if self.most_images is not None:
-            too_large |= samples["num_images"] > self.most_images
+        if self.max_images is not None:
+            too_large |= samples["num_images"] > self.max_images
         return np.flatnonzero(too_large).astype(np.int64)
 
     def describe(self, samples: Any, rows: NDArray[np.int64], sample_name: Callable[[int], str]) -> str:
@@ -91,10 +91,10 @@ class PackLimits:
                 f"{len(over_limit):,} longer than the model's --max-position-embeddings {self.positions} "
                 f"(use a model with {over_limit['length'].max()} or more)"
             )
-        if self.most_images is not None:
-            many = records[records["num_images"] > self.most_images]
+        if self.max_images is not None:
+            many = records[records["num_images"] > self.max_images]
             if len(many):
                 yield (
-                    f"{len(many):,} with more images than --max-images-per-pack {self.most_images} (raise it to "
+                    f"{len(many):,} with more images than --max-images-per-pack {self.max_images} (raise it to "
                     f"{many['num_images'].max()} or more)"
                 )

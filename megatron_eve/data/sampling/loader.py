@@ -134,7 +134,7 @@ class StepLoader:
         context_parallel: int = 1,
         row_multiple: int = 1,
         fixed_length: Literal["step", "seq_length"] | None = None,
-        most_images: int | None = None,
+        max_images: int | None = None,
         views: Collection[str],
         shared_views: Collection[str] = (),
         share: ImageShare | None = None,
@@ -154,7 +154,7 @@ class StepLoader:
             fixed_length: pad the packs of a step, on all ranks, to one length: that which the longest of them needs
                 ("step"), or ``seq_length``. They are balanced, so the first is little, where the second may be nearly
                 half of a step whose packs had to be a multiple of the data-parallel size. None leaves them.
-            most_images: images that a pack may hold; None does not bound it.
+            max_images: images that a pack may hold; None does not bound it.
             views: of all images that this rank decodes.
             shared_views: of its share of each pack's images that this rank decodes.
             share: which images those are; without one there are no shared views.
@@ -181,7 +181,7 @@ class StepLoader:
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
         self._fixed_length = fixed_length
-        self._most_images = most_images
+        self._max_images = max_images
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
         self._build = partial(
@@ -268,7 +268,7 @@ class StepLoader:
             self._seq_length,
             self._ranks * self._pack_multiple,
             rows["num_images"],
-            self._most_images,
+            self._max_images,
         )
         mine = assign_packs(packs, lengths_in_pack, self._ranks)[self._rank]
         if self._reads_images:

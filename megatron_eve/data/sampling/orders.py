@@ -2,7 +2,7 @@
 
 An order is a function from positions (0 = the first sample of the run) to samples. It has no state except its
 settings, so a run can resume anywhere, and the order does not depend on the parallel layout. The data of a run are
-`Part`s: the training or held-out side of the split of each dataset.
+`DatasetSlice`s: the training or held-out side of the split of each dataset.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _empty_ranks() -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetSlice:
     """One side of the split of a dataset: the samples with ranks start .. stop - 1 in its fixed random order.
 
     Attributes:
@@ -63,7 +63,7 @@ class Part:
             return self.first + ranks
         return self.first + sample_order(self.start + ranks, self.size, _SPLIT_KEY)
 
-    def without(self, rows: NDArray[np.int64]) -> Part:
+    def without(self, rows: NDArray[np.int64]) -> DatasetSlice:
         """Copy of this part without some rows of its dataset; rows that are not in it are ignored.
 
         The other samples keep their order, and the bounds of the split do not move, so which samples are held out does
@@ -85,24 +85,24 @@ class Part:
         return f"{len(self.dropped)} ({hashlib.sha256(self.dropped.tobytes()).hexdigest()[:12]})"
 
 
-def split_dataset(name: str, first: int, size: int, held_out: float) -> tuple[Part, Part]:
+def split_dataset(name: str, first: int, size: int, held_out: float) -> tuple[DatasetSlice, DatasetSlice]:
     """Split a dataset at random into training and held-out samples, the same way in every run.
 
     Args:
-        name, first, size: of the dataset (see `Part`).
+        name, first, size: of the dataset (see `DatasetSlice`).
         held_out: fraction of the samples that are held out, 0 .. 1; rounded to whole samples.
 
     Returns:
         The training part and the held-out part.
     """
     bound = size - round(size * held_out)
-    return Part(name, first, size, 0, bound), Part(name, first, size, bound, size)
+    return DatasetSlice(name, first, size, 0, bound), DatasetSlice(name, first, size, bound, size)
 
 
 class ShuffledOrder:
     """Order over all parts together: every sample once per epoch, one epoch after the other."""
 
-    def __init__(self, parts: Sequence[Part], seed: int, shuffle: bool = True) -> None:
+    def __init__(self, parts: Sequence[DatasetSlice], seed: int, shuffle: bool = True) -> None:
         """
         Args:
             parts: of the datasets; together they hold at least one sample.
@@ -126,7 +126,7 @@ class BlendedOrder:
     """
 
     def __init__(
-        self, parts: Sequence[Part], weights: Sequence[float], seed: int, shuffle: bool = True
+        self, parts: Sequence[DatasetSlice], weights: Sequence[float], seed: int, shuffle: bool = True
     ) -> None:
         """
         Args:
@@ -167,7 +167,7 @@ class GroupedOrder:
     """
 
     def __init__(
-        self, parts: Sequence[Part], by_modality: NDArray[np.int64], batch_size: int, seed: int
+        self, parts: Sequence[DatasetSlice], by_modality: NDArray[np.int64], batch_size: int, seed: int
     ) -> None:
         """
         Args:
@@ -231,7 +231,7 @@ class GroupedOrder:
         return sample_order(epoch * size + ranks, size, self._seed + purpose) if len(ranks) else ranks
 
 
-def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
+def by_modality(samples: Any, parts: Sequence[DatasetSlice]) -> NDArray[np.int64]:
     """Ranks of samples with images, then of samples of text alone; the input of `GroupedOrder`.
 
     Args:
@@ -256,7 +256,7 @@ def by_modality(samples: Any, parts: Sequence[Part]) -> NDArray[np.int64]:
     return np.concatenate([[len(members[0])], *members])
 
 
-def _samples_at_ranks(parts: Sequence[Part], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+def _samples_at_ranks(parts: Sequence[DatasetSlice], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Samples at ranks that are counted over all parts, one part after the other."""
     bounds = np.cumsum([len(part) for part in parts])
     which = np.searchsorted(bounds, ranks, side="right")

@@ -23,9 +23,9 @@ def pack_step(
     capacity: int,
     multiple: int = 1,
     images: ArrayLike | None = None,
-    most_images: int | None = None,
+    max_images: int | None = None,
 ) -> list[list[int]]:
-    """Split the samples of a step into packs of at most ``capacity`` tokens (and ``most_images`` images).
+    """Split the samples of a step into packs of at most ``capacity`` tokens (and ``max_images`` images).
 
     The number of packs is the smallest multiple of ``multiple`` into which this algorithm fits the samples; packs are
     balanced by work (length and squared length). Samples are taken longest first, and each is assigned to the pack
@@ -37,8 +37,8 @@ def pack_step(
         capacity: tokens of a pack.
         multiple: number of packs that the layout takes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
-        images: [n] images of each sample; only used with ``most_images``.
-        most_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
+        images: [n] images of each sample; only used with ``max_images``.
+        max_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs
@@ -48,8 +48,8 @@ def pack_step(
         ValueError: a sample is longer than a pack or has more images, there is no sample, or an argument is invalid.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    counts = np.zeros_like(sizes) if images is None or most_images is None else np.asarray(images, np.int64)
-    image_limit = most_images or 1
+    counts = np.zeros_like(sizes) if images is None or max_images is None else np.asarray(images, np.int64)
+    image_limit = max_images or 1
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError("a step needs at least one sample, as a flat list of lengths")
     if capacity < 1 or multiple < 1:

@@ -16,7 +16,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_eve.models.decoder.depth_taps import TappedLayer
+from megatron_eve.models.decoder.intermediate_features import FeatureLayer
 from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
 from megatron_eve.models.model_parts import IntermediateFeatures
 
@@ -62,16 +62,16 @@ def block_spec(
     """The layers that this pipeline stage (and model chunk) builds, without a final norm.
 
     Args:
-        features: intermediate features that layers project and send on (see `depth_taps`); None leaves the layers as
-            they are.
+        features: intermediate features that layers project and send on (see `intermediate_features`);
+            None leaves the layers as they are.
     """
     layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     if features is None:
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)
-    taps = {"tap_depths": features.depths, "tap_width": features.width}
+    wanted = {"feature_depths": features.depths, "feature_width": features.width}
     layers = [
-        replace(layer, module=TappedLayer, params={**layer.params, **taps, "closes_chunk": i == count - 1})
+        replace(layer, module=FeatureLayer, params={**layer.params, **wanted, "closes_chunk": i == count - 1})
         for i in range(count)
     ]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=None)

@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.config import ModelConfig
-from megatron_eve.models.decoder.depth_taps import DepthTap, split_stream, taps_before
+from megatron_eve.models.decoder.intermediate_features import FeatureProjection, features_before, split_stream
 from megatron_eve.models.decoder.language_loss import language_losses, mask_padded_vocabulary
 from megatron_eve.models.decoder.language_model import LanguageModel
 from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
@@ -130,15 +130,15 @@ class VisionLanguageModel(LanguageModel):
         self.features = features
         # Depths before and after this chunk: how many its stream brings, and takes on.
         layer_numbers = [layer.layer_number for layer in self.decoder.layers]
-        self.features_in = taps_before(layer_numbers[0], depths)
-        self.features_out = taps_before(layer_numbers[-1] + 1, depths)
+        self.features_in = features_before(layer_numbers[0], depths)
+        self.features_out = features_before(layer_numbers[-1] + 1, depths)
         # At the entrance of the last of equal chunks.
         chunks = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
-        self.most_features = taps_before(config.num_layers - config.num_layers // chunks + 1, depths)
+        self.most_features = features_before(config.num_layers - config.num_layers // chunks + 1, depths)
         if vision_model is not None:
             self.vision_model = vision_model
             if features is not None and 0 in depths:
-                self.input_tap = DepthTap(config, features.width)
+                self.input_tap = FeatureProjection(config, features.width)
         # By objective. Those with weights are attributes, too, whose names are part of checkpoint keys.
         self.heads: dict[str, torch.nn.Module] = {}
         if post_process:
@@ -206,7 +206,7 @@ class VisionLanguageModel(LanguageModel):
         self, hidden: torch.Tensor, inputs: ModelInputs, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [n, 1, D] and intermediate features [J, C, K] at the entrance of this chunk."""
-        rows = inputs.packed.taps
+        rows = inputs.packed.feature_rows
         assert rows is not None, "a model with intermediate features needs to know which rows they are of"
         if not self.pre_process:
             return split_stream(hidden, rows, self.features_in, width)
@@ -226,7 +226,7 @@ class VisionLanguageModel(LanguageModel):
 
     def _output(self, hidden: torch.Tensor, inputs: ModelInputs) -> torch.Tensor | ModelLosses:
         assert inputs.output_rows is not None, "the last stage needs the rows that get logits"
-        features, rows = None, inputs.packed.taps
+        features, rows = None, inputs.packed.feature_rows
         if self.features is not None:
             assert rows is not None
             hidden, features = split_stream(hidden, rows, self.features_out, self.features.width)

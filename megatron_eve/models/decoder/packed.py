@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_eve.models.decoder.depth_taps import TapRows
+from megatron_eve.models.decoder.intermediate_features import FeatureRows
 
 # TransformerEngine looks for its best attention anew whenever the longest sample has another length; it may be told of
 # a longer one.
@@ -53,14 +53,14 @@ class PackedParams(PackedSeqParams):
             they are of the whole pack also under context parallelism.
         gathered_order: int64 [T], where each row of the pack stands in the concatenation of what the
             context-parallel ranks hold (context parallelism only).
-        taps: which rows become intermediate features, None without any.
+        feature_rows: which rows become intermediate features, None without any.
         cache: keys and values of earlier steps when generating, else None.
         samples: names of the pack's samples in the cache, in pack order (generation only).
     """
 
     lengths: list[int] = field(default_factory=list)
     gathered_order: torch.Tensor | None = None
-    taps: TapRows | None = None
+    feature_rows: FeatureRows | None = None
     cache: KeyValueCache | None = None
     samples: list[int] = field(default_factory=list)
 

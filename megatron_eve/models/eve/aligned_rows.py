@@ -1,7 +1,7 @@
 """Which teacher patches of a pack this rank aligns, and with which of its rows; host arithmetic on a pack.
 
-Shapes: T = tokens of the pack, I = images, N = visual tokens (2 x 2 cells), A = teacher patches inside the pictures,
-R = those of this rank, r = tokens along each side of a teacher patch (1, or 2 for the HD model).
+Shapes: T = tokens of the pack, I = images, N = visual tokens (merged patches of 2 x 2), A = teacher patches inside
+the pictures, R = those of this rank, r = tokens along each side of a teacher patch (1, or 2 for the HD model).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_eve.models.decoder.depth_taps import TapRows
+from megatron_eve.models.decoder.intermediate_features import FeatureRows
 from megatron_eve.models.decoder.pack_rows import pack_group, rows_on_rank
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.runtime.accelerator import accelerator
@@ -22,13 +22,13 @@ class AlignedRows:
     """What the aligning layer of this rank works on. Tensors on the host.
 
     Attributes:
-        rows: what the taps take.
+        rows: which rows of the hidden states become features.
         images: int64 [R], image of each row among the pack's; -1 for rows that only fill up an equal share.
         patches: int64 [R, 2], row and column of its teacher patch inside the picture.
         grids: int64 [I, 2], the pictures in teacher patches.
     """
 
-    rows: TapRows
+    rows: FeatureRows
     images: torch.Tensor
     patches: torch.Tensor
     grids: torch.Tensor
@@ -53,7 +53,7 @@ class AlignedRows:
 
 
 def aligned_rows(pack: Pack, pooling: int, sequence_parallel: bool) -> AlignedRows:
-    """Lay out the taps of a pack for this rank.
+    """Lay out the intermediate features of a pack for this rank.
 
     Args:
         pack: on the host.
@@ -72,7 +72,7 @@ def aligned_rows(pack: Pack, pooling: int, sequence_parallel: bool) -> AlignedRo
     device = accelerator().device
     local = to_device(here[held], device)
     if pooling == 1:
-        taken = TapRows(len(mine), local, len(held))
+        taken = FeatureRows(len(mine), local, len(held))
         return AlignedRows(taken, images[held], torch.stack([rows[held], columns[held]], 1), grids)
 
     first = grids.prod(dim=1).cumsum(0) - grids.prod(dim=1)  # [I] teacher patches before each image's
@@ -82,7 +82,7 @@ def aligned_rows(pack: Pack, pooling: int, sequence_parallel: bool) -> AlignedRo
     shares, share = (1, 0) if group is None else (group.size(), group.rank())
     patch_images, patch_rows, patch_columns = _positions(grids)
     count = -(-len(patch_images) // shares)
-    taken = TapRows(len(mine), local, count, pooling, to_device(slot[held], device), group)
+    taken = FeatureRows(len(mine), local, count, pooling, to_device(slot[held], device), group)
     # Equal shares: the last ranks' may reach beyond the patches there are.
     own = torch.arange(share * count, (share + 1) * count)
     real = own < len(patch_images)
@@ -93,9 +93,9 @@ def aligned_rows(pack: Pack, pooling: int, sequence_parallel: bool) -> AlignedRo
 
 
 def _positions(grids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(image, row, column) of every cell of the grids [I, 2], image after image, row by row: int64 [N] each."""
-    cells = grids.prod(dim=1)
-    images = torch.arange(len(grids)).repeat_interleave(cells)
-    cell = torch.arange(len(images)) - (cells.cumsum(0) - cells)[images]
+    """(image, row, column) of every merged patch of the grids [I, 2], image after image, row by row: int64 [N] each."""
+    counts = grids.prod(dim=1)
+    images = torch.arange(len(grids)).repeat_interleave(counts)
+    index = torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]
     columns = grids[images, 1]
-    return images, cell // columns, cell % columns
+    return images, index // columns, index % columns

@@ -82,9 +82,9 @@ class EVEFamily(ModelFamily):
         """See `ModelFamily.fingerprint`: the teacher's path and the sha256 of its files."""
         if not config.vision.patch_aligning:
             return None
-        from megatron_eve.models.eve.teacher import teacher_identity
+        from megatron_eve.models.eve.teacher import teacher_fingerprint
 
-        return teacher_identity(config.vision.teacher_model)
+        return teacher_fingerprint(config.vision.teacher_model)
 
     def check_resume(
         self, saved: dict[str, Any], config: RunConfig, frozen: dict[str, Any] | None

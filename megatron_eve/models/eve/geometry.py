@@ -65,7 +65,7 @@ def teacher_pixels(pixels: int, patch_size: int) -> int:
 
 
 def check_sizes(image_size: int, teacher_size: int) -> None:
-    """Raise ValueError unless these sizes, in pixels, give whole 2 x 2 cells for every picture."""
+    """Raise ValueError unless these sizes, in pixels, give whole merged patches (2 x 2) for every picture."""
     if teacher_size < PATCH_SIZE or teacher_size % PATCH_SIZE:
         raise ValueError(
             f"teacher size {teacher_size} is not a positive multiple of the patch size {PATCH_SIZE}: "
@@ -89,7 +89,7 @@ def image_geometry(width: int, height: int, image_size: int, teacher_size: int =
         teacher_size: side of the teacher's picture, in pixels.
 
     Raises:
-        ValueError: for a size below 1 or sizes that do not divide into 2 x 2 cells.
+        ValueError: for a size below 1 or sizes that do not divide into merged patches (2 x 2).
     """
     check_sizes(image_size, teacher_size)
     if width < 1 or height < 1:

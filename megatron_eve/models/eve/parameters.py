@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from megatron_eve.models.family import ALIGNING_LAYER, FRONT_END
 
-# The front end is the patch embedding and the projector; the taps of the decoder's depths belong to the aligning layer.
+# The front end is the patch embedding and the projector; the projections of intermediate features belong to the
+# aligning layer.
 PARTS = {
     FRONT_END: ("vision_model.*",),
     ALIGNING_LAYER: ("input_tap.*", "decoder.layers.*.tap.*", "aligning_layer.*"),

@@ -5,7 +5,7 @@ should look like the frozen teacher's feature of the same patch. Training only; 
 published model. Every rank works on the tokens it holds, so all weights are replicated and their gradients summed
 over the ranks that split the tokens.
 
-Shapes: R = tapped rows on this rank, D = decoder width, K = teacher width, J = earlier depths, H = heads.
+Shapes: R = rows of features on this rank, D = decoder width, K = teacher width, J = earlier depths, H = heads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from megatron_eve.models.decoder.depth_taps import DepthTap, TapRows, mark_sequence_parallel
+from megatron_eve.models.decoder.intermediate_features import (
+    FeatureProjection,
+    FeatureRows,
+    mark_sequence_parallel,
+)
 from megatron_eve.models.eve.config import EVEConfig
 
 
@@ -43,30 +47,30 @@ class PatchAligningLayer(torch.nn.Module):
         super().__init__()
         width = vision.teacher_hidden_size
         self.heads = vision.aligning_heads
-        self.query_tap = DepthTap(config, width)
+        self.query_tap = FeatureProjection(config, width)
         self.input_layer = torch.nn.Linear(config.hidden_size, width, dtype=config.params_dtype)
         self.output_layer = torch.nn.Linear(width, width, dtype=config.params_dtype)
         mark_sequence_parallel(self, config)
 
     def forward(
-        self, hidden: torch.Tensor, features: torch.Tensor, rows: TapRows, inputs: AligningInputs
+        self, hidden: torch.Tensor, features: torch.Tensor, rows: FeatureRows, inputs: AligningInputs
     ) -> torch.Tensor:
         """This rank's part of the aligning loss, a scalar; see `FamilyObjective.head`."""
         return aligning_loss(self.predict(rows.take(hidden), features), inputs.targets, inputs.weights)
 
-    def predict(self, last: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    def predict(self, last: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Predict the teacher's features.
 
         Args:
             last: [R, D], the last depth, behind the final norm.
-            taps: [J, R, K], the earlier depths, projected; their order does not matter.
+            features: [J, R, K], the earlier depths, projected; their order does not matter.
 
         Returns:
             [R, K].
         """
         query = self.query_tap(last).unflatten(-1, (self.heads, -1))  # (R, H, K / H)
-        keys = taps.unflatten(-1, (self.heads, -1))  # (J, R, H, K / H)
-        logits = (query * keys).sum(-1, keepdim=True) * taps.shape[-1] ** -0.5  # (J, R, H, 1)
+        keys = features.unflatten(-1, (self.heads, -1))  # (J, R, H, K / H)
+        logits = (query * keys).sum(-1, keepdim=True) * features.shape[-1] ** -0.5  # (J, R, H, 1)
         weights = torch.softmax(logits, dim=0)
         fused = (weights * keys).sum(0).flatten(1)  # (R, K)
         return self.input_layer(last) + self.output_layer(fused)

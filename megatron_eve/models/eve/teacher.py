@@ -27,7 +27,7 @@ from megatron_eve.runtime.digests import file_digest
 _GEOMETRY_PATCH = 14
 
 
-def teacher_identity(folder: str) -> dict[str, Any]:
+def teacher_fingerprint(folder: str) -> dict[str, Any]:
     """What a checkpoint keeps of the teacher: {"path": folder, "sha256": {file name: hash}}.
 
     Hashed are the configuration, the weight files that are read, and Python files that may be.

@@ -55,7 +55,7 @@ def shared_features(tower: Tower, pictures: torch.Tensor, count: int) -> torch.T
         features[: len(pictures)] = tower(to_device(pictures, device))
     if ranks == 1 or not count:
         return features.flatten(0, 1)
-    everyone = features.new_empty(ranks * each, tower.patches, tower.width)
+    gathered = features.new_empty(ranks * each, tower.patches, tower.width)
     group = parallel_state.get_tensor_and_context_parallel_group()
-    torch.distributed.all_gather_into_tensor(everyone, features, group=group)
-    return everyone.flatten(0, 1)
+    torch.distributed.all_gather_into_tensor(gathered, features, group=group)
+    return gathered.flatten(0, 1)

@@ -28,7 +28,7 @@ from megatron.core.rerun_state_machine import (
 from megatron_eve.config import FaultConfig
 from megatron_eve.training.loop.step_result import StepResult, Values
 
-# Recent steps (`Progress.recent`) that are needed before spikes are detected.
+# Recent steps (`TrainState.recent`) that are needed before spikes are detected.
 MIN_STEPS = 20
 # Stop after this many skipped steps in a row: more likely divergence or faulty hardware than bad batches.
 MAX_CONSECUTIVE_SKIPS = 10

@@ -23,9 +23,9 @@ from megatron_eve.data.sampling.cache import cached_array
 from megatron_eve.data.sampling.loader import StepLoader
 from megatron_eve.data.sampling.orders import (
     BlendedOrder,
+    DatasetSlice,
     GroupedOrder,
     Order,
-    Part,
     ShuffledOrder,
     by_modality,
     split_dataset,
@@ -48,15 +48,15 @@ class RunData:
         order: which of them stands at which position of the run.
         training: what is trained on of each dataset.
         held_out: what losses are measured on, of each dataset that has such samples.
-        identity: what must stay the same for a checkpoint's place in the order to mean anything.
+        fingerprint: what must stay the same for a checkpoint's place in the order to mean anything.
         dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
     """
 
     dataset: VisionDataset
     order: Order
-    training: tuple[Part, ...]
-    held_out: tuple[Part, ...]
-    identity: dict[str, Any]
+    training: tuple[DatasetSlice, ...]
+    held_out: tuple[DatasetSlice, ...]
+    fingerprint: dict[str, Any]
     dropped: tuple[str, ...] = ()
 
 
@@ -87,26 +87,26 @@ def open_data(config: RunConfig) -> RunData:
         partial(by_modality, dataset.samples, training),
     )
     order = _order(config, training, opened.weights, modalities)
-    return RunData(dataset, order, training, opened.held_out, opened.identity, opened.dropped)
+    return RunData(dataset, order, training, opened.held_out, opened.fingerprint, opened.dropped)
 
 
 def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
     """A dataset that has no files, split and ordered as the configuration says."""
     training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
     check_split(config, "the mock dataset", training, held_out)
-    identity = {
+    fingerprint = {
         "samples": [len(dataset)],
         "tokens": [int(dataset.lengths(np.arange(len(dataset))).sum())],
         "tokenizer_sha256": "mock",
         "shares": [],
     }
     order = _order(config, [training], None, partial(by_modality, dataset.samples, [training]))
-    return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), identity)
+    return RunData(dataset, order, (training,), (held_out,) if len(held_out) else (), fingerprint)
 
 
 def _order(
     config: RunConfig,
-    parts: Sequence[Part],
+    parts: Sequence[DatasetSlice],
     weights: Sequence[float] | None,
     modalities: Callable[[], NDArray[np.int64]],
 ) -> Order:
@@ -119,7 +119,7 @@ def _order(
     return ShuffledOrder(parts, seed, shuffle)
 
 
-def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[Part]) -> str:
+def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[DatasetSlice]) -> str:
     """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
     told = hashlib.sha256()
     for dataset, part in zip(datasets, parts, strict=True):
@@ -156,7 +156,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         context_parallel=parallel.context_parallel_size,
         row_multiple=config.row_multiple,
         fixed_length=fixed_length(config),
-        most_images=config.data.max_images_per_pack,
+        max_images=config.data.max_images_per_pack,
         views=views,
         shared_views=shared_views,
         share=image_share(),

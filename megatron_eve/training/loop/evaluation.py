@@ -10,11 +10,11 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step, StepLoader
-from megatron_eve.data.sampling.orders import Part
+from megatron_eve.data.sampling.orders import DatasetSlice
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.models.build import parameters_gathered
 from megatron_eve.models.model_parts import Objective
-from megatron_eve.training.loop.fp8_state import keep_scales
+from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
 from megatron_eve.training.loop.loss import Normalizer, counts_of, objectives_of
 from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels
@@ -24,7 +24,7 @@ def evaluate(
     config: RunConfig,
     chunks: Sequence[DistributedDataParallel],
     loader: StepLoader,
-    held_out: Sequence[Part],
+    held_out: Sequence[DatasetSlice],
     models: TargetModels | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure the losses on every dataset's held-out samples, without a trace in the run. Collective.
@@ -42,7 +42,7 @@ def evaluate(
     Returns:
         For each dataset its losses by name, as in training: on ranks of the last stage, zero elsewhere.
     """
-    put_scales_back = keep_scales(chunks)
+    restore_fp8_state = snapshot_fp8_state(chunks)
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad(), parameters_gathered(config, chunks):
@@ -52,11 +52,11 @@ def evaluate(
         }
     for chunk in chunks:
         chunk.train()
-    put_scales_back()
+    restore_fp8_state()
     return results
 
 
-def _steps(config: RunConfig, loader: StepLoader, part: Part) -> Iterator[Step]:
+def _steps(config: RunConfig, loader: StepLoader, part: DatasetSlice) -> Iterator[Step]:
     batch, most = config.training.global_batch_size, config.training.eval_iters
     count = len(part) if most is None else min(len(part), most * batch)
     for start in range(0, count, batch):

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_eve.models.build import unwrap
 
 
-def keep_scales(chunks: Sequence[Any]) -> Callable[[], None]:
+def snapshot_fp8_state(chunks: Sequence[Any]) -> Callable[[], None]:
     """Take down the scales of FP8's delayed recipe and the maxima they come from; other recipes have none.
 
     TransformerEngine's layers note the maxima of what they quantise, in evaluation too, and gradients that are not

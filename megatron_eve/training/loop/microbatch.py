@@ -111,7 +111,7 @@ def _add_objectives(
         mine = rows.get(objective.name)
         if objective.features is None or mine is None:
             continue
-        inputs.packed.taps = mine.rows
+        inputs.packed.feature_rows = mine.rows
         if not chunk.config.variable_seq_lengths and not chunk.post_process:
             mine.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
     if not chunk.post_process or not chunk.objectives:

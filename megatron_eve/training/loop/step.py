@@ -22,7 +22,7 @@ from megatron_eve.models.model_parts import Objective
 from megatron_eve.models.shapes import schedule_shapes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
-from megatron_eve.training.loop.fp8_state import keep_scales
+from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
 from megatron_eve.training.loop.loss import LossFunction, Normalizer
 from megatron_eve.training.loop.microbatch import model_inputs
 from megatron_eve.training.loop.step_result import StepResult, Values
@@ -123,11 +123,11 @@ def train_step(
         recent, spike_factor: what makes a step bad (see `bad_step_reason`).
     """
     machine = get_rerun_state_machine()
-    put_scales_back, again = keep_scales(chunks), False
+    restore_fp8_state, again = snapshot_fp8_state(chunks), False
     # Once, or as often as the machine wants to see the step; what comes of the last time counts.
     while machine.should_run_forward_backward(None):
         if again:
-            put_scales_back()
+            restore_fp8_state()
         again = True
         for chunk in chunks:
             chunk.zero_grad_buffer()
@@ -146,7 +146,7 @@ def train_step(
         else:
             optimizer.step_with_ready_grads()
     else:
-        put_scales_back()
+        restore_fp8_state()
     return replace(result, exit_code=exit_code)
 
 

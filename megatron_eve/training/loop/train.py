@@ -17,7 +17,7 @@ from megatron.core.rerun_state_machine import (
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.saver import CheckpointSaver
-from megatron_eve.checkpoint.state import Progress, load_checkpoint, load_weights
+from megatron_eve.checkpoint.state import TrainState, load_checkpoint, load_weights
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import build_chunks
@@ -64,17 +64,19 @@ def setup(config: RunConfig) -> Trainer:
     with phase("building the optimizer"):
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)
-    progress = Progress()
+    train_state = TrainState()
     if config.checkpoint.load:
         with phase(f"loading {config.checkpoint.load}"):
-            progress = load_checkpoint(config, chunks, optimizer, data.identity, frozen)
+            train_state = load_checkpoint(config, chunks, optimizer, data.fingerprint, frozen)
     scheduler = build_scheduler(config, optimizer)
-    scheduler.step(increment=progress.consumed_samples)
+    scheduler.step(increment=train_state.consumed_samples)
     # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
     rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
-    get_rerun_state_machine().current_iteration = progress.iteration + rerun
+    get_rerun_state_machine().current_iteration = train_state.iteration + rerun
     stragglers = Stragglers() if config.logging.log_straggler else None
-    return Trainer(config, chunks, optimizer, scheduler, loader, data, progress, models, frozen, stragglers)
+    return Trainer(
+        config, chunks, optimizer, scheduler, loader, data, train_state, models, frozen, stragglers
+    )
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
@@ -93,7 +95,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
     Returns:
         What came of the step; with a bad one that the policy skips, the state has moved on without its update.
     """
-    config, done, stragglers = trainer.config, trainer.progress, trainer.stragglers
+    config, done, stragglers = trainer.config, trainer.train_state, trainer.stragglers
     count = min(config.training.global_batch_size, config.total_samples - done.consumed_samples)
     if monitor:
         monitor.start()
@@ -118,10 +120,10 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
     if result.exit_code:
         return result
     trainer.scheduler.step(increment=count)
-    trainer.progress = done.after(count, result.values, skipped=result.bad is not None)
+    trainer.train_state = done.after(count, result.values, skipped=result.bad is not None)
     if monitor and monitor.active:
-        progress, flops = trainer.progress, _flops(trainer, step)
-        monitor.report(progress.iteration, progress.consumed_samples, step, result, rate, flops)
+        train_state, flops = trainer.train_state, _flops(trainer, step)
+        monitor.report(train_state.iteration, train_state.consumed_samples, step, result, rate, flops)
     return result
 
 
@@ -147,12 +149,12 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
             be written.
     """
     trainer = setup(config)
-    settings, start = config.training, trainer.progress.iteration
+    settings, start = config.training, trainer.train_state.iteration
     total, trained = count_parameters(trainer.chunks)
     print_startup_report(trainer, total, trained)
     if torch.distributed.get_rank() == 0:
         with phase("hashing the weights that the run starts from"):
-            messages = list(startup_messages(config, start, trainer.progress.consumed_samples))
+            messages = list(startup_messages(config, start, trainer.train_state.consumed_samples))
         print("\n".join(messages), flush=True)
     saver = CheckpointSaver(config) if config.checkpoint.save else None
     if saver:
@@ -161,7 +163,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     leave, status = signals.received(), 0
     # Stacks are shown before collectives time out and take the process with them.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
-    while trainer.progress.consumed_samples < config.total_samples and not leave:
+    while trainer.train_state.consumed_samples < config.total_samples and not leave:
         result = train_one(trainer, monitor)
         watchdog.feed()
         if result.exit_code:
@@ -169,8 +171,8 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
             with watchdog.paused():
                 _stop(trainer, result, saver, start)
             break
-        iteration = trainer.progress.iteration
-        done = trainer.progress.consumed_samples >= config.total_samples
+        iteration = trainer.train_state.iteration
+        done = trainer.train_state.consumed_samples >= config.total_samples
         leave = _reason_to_leave(config, iteration, signals)
         if trainer.stragglers and monitor.is_due(iteration):
             print_rank_0(trainer.stragglers.report())
@@ -190,18 +192,18 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     report_damaged(trainer)
     if leave:
         _leave(trainer, leave)
-    if saver and trainer.progress.iteration not in (start, saver.last):
+    if saver and trainer.train_state.iteration not in (start, saver.last):
         raise CheckpointError(
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
-    if trainer.progress.consumed_samples >= config.total_samples:
+    if trainer.train_state.consumed_samples >= config.total_samples:
         _tell_launcher(config, "done")
     return status
 
 
 def _leave(trainer: Trainer, reason: str) -> None:
     """Say that a run ends before its time, and whether it is to be started again."""
-    iteration = trainer.progress.iteration
+    iteration = trainer.train_state.iteration
     print_rank_0(f"exiting at iteration {iteration} ({reason})")
     if reason != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
         _tell_launcher(trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on")
@@ -209,7 +211,7 @@ def _leave(trainer: Trainer, reason: str) -> None:
 
 def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
     """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective."""
-    machine, iteration = get_rerun_state_machine(), trainer.progress.iteration
+    machine, iteration = get_rerun_state_machine(), trainer.train_state.iteration
     why = exit_message(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
@@ -244,9 +246,9 @@ def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) ->
 
 def report_damaged(trainer: Trainer) -> None:
     """Say once how many images could not be decoded in this process's part of the run, and which. Collective."""
-    everyone: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, trainer.loader.damaged)
-    damaged = {image: reason for some in everyone for image, reason in some.items()}
+    gathered: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, trainer.loader.damaged)
+    damaged = {image: reason for some in gathered for image, reason in some.items()}
     if damaged:
         named = ", ".join(trainer.data.dataset.image_name(image) for image in sorted(damaged))
         print_rank_0(
@@ -260,14 +262,14 @@ def _evaluate(trainer: Trainer, monitor: Monitor) -> None:
         trainer.config, trainer.chunks, trainer.loader, trainer.data.held_out, trainer.target_models
     )
     for name, losses in results.items():
-        monitor.report_held_out(trainer.progress.iteration, name, losses)
+        monitor.report_held_out(trainer.train_state.iteration, name, losses)
 
 
 def _save(trainer: Trainer, saver: CheckpointSaver) -> None:
     saver.save(
-        trainer.progress,
+        trainer.train_state,
         trainer.chunks,
         trainer.optimizer,
-        trainer.data.identity,
+        trainer.data.fingerprint,
         trainer.frozen,
     )

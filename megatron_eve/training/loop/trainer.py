@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_eve.checkpoint.state import Progress
+from megatron_eve.checkpoint.state import TrainState
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import StepLoader
 from megatron_eve.training.loop.data import RunData
@@ -32,7 +32,7 @@ class Trainer:
     scheduler: Any
     loader: StepLoader
     data: RunData
-    progress: Progress
+    train_state: TrainState
     target_models: TargetModels
     frozen: dict[str, Any] | None = None
     stragglers: Stragglers | None = None

@@ -54,7 +54,7 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"{describe_kernels(config)}\n"
         f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
-        f"{config.total_iterations:,} iterations; starting at iteration {trainer.progress.iteration}"
+        f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
     )
     if trainer.frozen:
         print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())

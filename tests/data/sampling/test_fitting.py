@@ -82,8 +82,8 @@ def test_a_part_without_some_rows_keeps_the_order_of_the_others(
 def test_where_all_fit_nothing_changes(prefix: str) -> None:
     data = open_data(config_of(prefix, max_images_per_pack=6))
     assert data.dropped == ()
-    assert data.identity["dropped samples"] == []
-    assert (data.identity["templates"], data.identity["apply_exif"]) == (["plain"], False)
+    assert data.fingerprint["dropped samples"] == []
+    assert (data.fingerprint["templates"], data.fingerprint["apply_exif"]) == (["plain"], False)
     order = sample_order(np.arange(30), 7, TrainingConfig().seed)
     assert data.order(np.arange(30)).tolist() == order.tolist()
 
@@ -160,19 +160,19 @@ def test_a_dataset_of_which_nothing_fits_is_refused(prefix: str, tmp_path: Path)
 
 def test_a_resumed_run_leaves_out_the_same_samples(prefix: str) -> None:
     whole, less = config_of(prefix), config_of(prefix, max_images_per_pack=3)
-    identities = open_data(whole).identity, open_data(less).identity
-    older = {name: value for name, value in identities[0].items() if name != "dropped samples"}
-    for before in (identities[0], older):
+    fingerprints = open_data(whole).fingerprint, open_data(less).fingerprint
+    older = {name: value for name, value in fingerprints[0].items() if name != "dropped samples"}
+    for before in (fingerprints[0], older):
         saved = {"config": whole.to_dict(), "dataset": before}
-        check_data(Path("iter"), saved, whole, identities[0])
+        check_data(Path("iter"), saved, whole, fingerprints[0])
         with pytest.raises(CheckpointError, match=r"whose dropped samples are \[\], .*--max-images-per-pack"):
-            check_data(Path("iter"), saved, less, identities[1])
-    saved = {"config": less.to_dict(), "dataset": identities[1]}
-    check_data(Path("iter"), saved, less, identities[1])
+            check_data(Path("iter"), saved, less, fingerprints[1])
+    saved = {"config": less.to_dict(), "dataset": fingerprints[1]}
+    check_data(Path("iter"), saved, less, fingerprints[1])
     # Another limit that leaves out the same samples keeps the order.
-    check_data(Path("iter"), saved, less, open_data(config_of(prefix, max_images_per_pack=4)).identity)
+    check_data(Path("iter"), saved, less, open_data(config_of(prefix, max_images_per_pack=4)).fingerprint)
     with pytest.raises(CheckpointError, match="--seq-length"):
-        check_data(Path("iter"), saved, whole, identities[0])
+        check_data(Path("iter"), saved, whole, fingerprints[0])
 
 
 def test_text_alone_takes_the_image_size_of_the_run(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from megatron_eve.data import batch as batch_module
-from megatron_eve.data.batch import FILLER_SAMPLE_ID, PackedBatch
+from megatron_eve.data.batch import PADDING_SAMPLE_ID, PackedBatch
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.sampling.loader import Step, StepLoader
-from megatron_eve.data.sampling.orders import Part, ShuffledOrder
+from megatron_eve.data.sampling.orders import DatasetSlice, ShuffledOrder
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from tests.data.helpers import planner
@@ -26,7 +26,7 @@ def dataset() -> MockDataset:
 
 def make(dataset: MockDataset, rank: int = 0, ranks: int = 1, **options: Any) -> StepLoader:
     settings: dict[str, Any] = {"global_batch_size": 12, "seq_length": SEQ_LENGTH, "views": []}
-    part = Part("mock", 0, len(dataset), 0, len(dataset))
+    part = DatasetSlice("mock", 0, len(dataset), 0, len(dataset))
     order = ShuffledOrder([part], options.pop("seed", 3), options.pop("shuffle", True))
     return StepLoader(
         dataset, order, data_parallel_rank=rank, data_parallel_size=ranks, **(settings | options)
@@ -34,7 +34,7 @@ def make(dataset: MockDataset, rank: int = 0, ranks: int = 1, **options: Any) ->
 
 
 def samples_of(batches: Any) -> list[int]:
-    return [index for batch in batches for index in batch.sample_ids.tolist() if index != FILLER_SAMPLE_ID]
+    return [index for batch in batches for index in batch.sample_ids.tolist() if index != PADDING_SAMPLE_ID]
 
 
 def assert_equal_batches(left: PackedBatch, right: PackedBatch) -> None:
@@ -55,13 +55,13 @@ def test_the_ranks_share_the_samples_of_the_step(
     labels = sum(int((batch.labels != IGNORE_INDEX).sum()) for step in steps for batch in step.batches)
     images = sum(len(batch.image_grids) for step in steps for batch in step.batches)
     tokens = sum(int(batch.cu_seqlens[-1]) for step in steps for batch in step.batches)
-    fillers = sum(
-        int((batch.sample_ids == FILLER_SAMPLE_ID).sum()) for step in steps for batch in step.batches
+    padding = sum(
+        int((batch.sample_ids == PADDING_SAMPLE_ID).sum()) for step in steps for batch in step.batches
     )
     packs = sum(step.num_microbatches for step in steps)
     for step in steps:
         assert step.sample_ids.tolist() == expected.tolist()
-        assert (step.num_labels, step.num_images, step.num_tokens) == (labels, images, tokens - fillers)
+        assert (step.num_labels, step.num_images, step.num_tokens) == (labels, images, tokens - padding)
         assert step.num_microbatches == len(step.batches) == packs // ranks
         assert step.num_microbatches % pack_multiple == 0
         assert step.capacity_fraction == pytest.approx(step.num_tokens / (packs * SEQ_LENGTH))

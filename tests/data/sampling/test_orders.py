@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from megatron_eve.data.sampling.orders import (
     BLEND_PERIOD,
     BlendedOrder,
+    DatasetSlice,
     GroupedOrder,
     Order,
-    Part,
     ShuffledOrder,
     by_modality,
     split_dataset,
@@ -23,7 +23,7 @@ from megatron_eve.data.sampling.permutation import sample_order
 RECORD = np.dtype([("num_images", np.int32)])
 
 
-def parts_of(sizes: list[int], held_out: float = 0.0) -> tuple[list[Part], list[Part]]:
+def parts_of(sizes: list[int], held_out: float = 0.0) -> tuple[list[DatasetSlice], list[DatasetSlice]]:
     """What is trained on and what is held out of datasets of these sizes."""
     firsts = np.cumsum([0, *sizes]).tolist()
     divided = [split_dataset(f"set{i}", firsts[i], size, held_out) for i, size in enumerate(sizes)]

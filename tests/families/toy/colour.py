@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_eve.models.decoder.depth_taps import mark_sequence_parallel
+from megatron_eve.models.decoder.intermediate_features import mark_sequence_parallel
 from megatron_eve.models.decoder.pack_rows import rows_on_rank
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.sharing import shared_features

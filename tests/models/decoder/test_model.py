@@ -124,7 +124,7 @@ def text_only_sample(some: RunConfig) -> int:
 
 
 @parametrize(ONE, TP2, TP2_SP)
-@pytest.mark.parametrize("empty", [False, True], ids=["text", "filler"])
+@pytest.mark.parametrize("empty", [False, True], ids=["text", "padding"])
 def test_a_pack_without_images_or_samples(ranks: RankPool, layout: Layout, empty: bool) -> None:
     """Every parameter still gets a gradient (zero for the front end), so no reduction waits for it."""
     some = config(layout.parallel)

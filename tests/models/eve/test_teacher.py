@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import EVEConfig
-from megatron_eve.models.eve.teacher import Teacher, teacher_identity
+from megatron_eve.models.eve.teacher import Teacher, teacher_fingerprint
 from tests.checkpoint.hf.test_tables import Code
 from tests.golden_dir import find_golden
 
@@ -158,7 +158,7 @@ def test_no_code_of_a_folder_runs_without_the_flag(
     assert not note.exists()
     assert load(clip, teacher_trust_remote_code=True)(pictures()).shape == (2, 64, 48)
     assert note.exists()
-    assert "tower.py" in teacher_identity(str(clip))["sha256"]
+    assert "tower.py" in teacher_fingerprint(str(clip))["sha256"]
 
 
 def test_code_of_a_folder_is_loaded_by_one_process_at_a_time(clip: Path) -> None:
@@ -189,9 +189,9 @@ def test_no_code_of_a_pickle_runs_ever(clip: Path, tmp_path: Path, trusted: bool
     assert not (tmp_path / "ran").exists()
 
 
-def test_identity(clip: Path) -> None:
-    identity = teacher_identity(str(clip))
-    assert identity["path"] == str(clip)
-    assert set(identity["sha256"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+def test_fingerprint(clip: Path) -> None:
+    fingerprint = teacher_fingerprint(str(clip))
+    assert fingerprint["path"] == str(clip)
+    assert set(fingerprint["sha256"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     expected = hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()
-    assert identity["sha256"]["model.safetensors"] == expected
+    assert fingerprint["sha256"]["model.safetensors"] == expected

@@ -224,17 +224,17 @@ def without_rate(config: RunConfig) -> None:
     with model_parallel(config):
         trainer = train.setup(config)
         monitor = Monitor(config, holds_losses(), 0)
-        while trainer.progress.iteration < BAD + 1:
+        while trainer.train_state.iteration < BAD + 1:
             rate = trainer.optimizer.param_groups[0]["lr"]
             for group in trainer.optimizer.param_groups:
-                group["lr"] = 0.0 if trainer.progress.iteration == BAD - 1 else rate
+                group["lr"] = 0.0 if trainer.train_state.iteration == BAD - 1 else rate
             with parameters_gathered(config, trainer.chunks):
                 before = [p.detach().clone() for chunk in trainer.chunks for p in chunk.parameters()]
             train.train_one(trainer, monitor)
             with parameters_gathered(config, trainer.chunks):
                 after = [p.detach() for chunk in trainer.chunks for p in chunk.parameters()]
             same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            assert same == (trainer.progress.iteration == BAD or rate == 0)
+            assert same == (trainer.train_state.iteration == BAD or rate == 0)
         monitor.close()
         trainer.loader.close()
 

@@ -13,7 +13,7 @@ from megatron_eve.config import RunConfig
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.model_parts import SampleCounts
 from megatron_eve.training.loop import evaluation, step
-from megatron_eve.training.loop.fp8_state import keep_scales
+from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
 from megatron_eve.training.loop.loss import Normalizer
 
 
@@ -53,9 +53,9 @@ class Chunk(torch.nn.Module):
 
 def test_scales_are_put_back_as_often_as_wanted() -> None:
     chunk = Chunk()
-    first = keep_scales([chunk])
+    first = snapshot_fp8_state([chunk])
     chunk.see(2.0)
-    second = keep_scales([SimpleNamespace(module=chunk)])  # as DDP wraps it
+    second = snapshot_fp8_state([SimpleNamespace(module=chunk)])  # as DDP wraps it
     chunk.see(7.0)
     for put_back, expected in ((second, 2.0), (second, 2.0), (first, 0.0)):
         chunk.see(9.0)
@@ -65,7 +65,7 @@ def test_scales_are_put_back_as_often_as_wanted() -> None:
 
 @pytest.mark.parametrize("chunk", [Chunk(None), Chunk(recipe="tensorwise")], ids=["bfloat16", "tensorwise"])
 def test_what_has_no_scales_is_left_alone(chunk: Chunk) -> None:
-    put_back = keep_scales([chunk])
+    put_back = snapshot_fp8_state([chunk])
     chunk.see(2.0)
     put_back()
     assert chunk.seen == 2.0

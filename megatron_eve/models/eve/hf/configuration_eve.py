@@ -10,8 +10,8 @@ class EVEConfig(LlamaConfig):
 
     Attributes:
         mm_hidden_size: C, width of the patch embedding layer.
-        image_token_index: stands for one row of an image in `input_ids`, a CLS, cell or row-end token; it has no
-            embedding. None means the first id behind the vocabulary.
+        image_token_index: stands for one row of an image in `input_ids`, a CLS, merged-patch or row-end token; it has
+            no embedding. None means the first id behind the vocabulary.
         qkv_bias: the decoder's query, key and value maps have biases (Qwen2), which the published models lack.
     """
 

@@ -135,9 +135,9 @@ class EVEFormat(HFFormat):
         """See `HFFormat.import_fingerprint`: the teacher's."""
         if not flags["teacher_model"]:
             return None
-        from megatron_eve.models.eve.teacher import teacher_identity
+        from megatron_eve.models.eve.teacher import teacher_fingerprint
 
-        return teacher_identity(flags["teacher_model"])
+        return teacher_fingerprint(flags["teacher_model"])
 
     # --- export ---
 

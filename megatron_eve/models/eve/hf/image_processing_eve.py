@@ -38,7 +38,7 @@ class EVEImageProcessor(BaseImageProcessor):
         image_size: pixels of the resized picture's long side, 672 or 1344.
         image_size_clip: pixels of the teacher's picture, whose patches give the grid.
         patch_stride, patch_stride_clip: pixels of a patch, of the model and of the teacher.
-        conv_stride: patches of a cell's side.
+        conv_stride: patches of a merged patch's side.
         image_mean, image_std: of the three colours, on a scale from 0 to 1.
     """
 
@@ -62,12 +62,12 @@ class EVEImageProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of cells of a picture: the short side reaches up to the next patch of the teacher."""
+        """Rows and columns of merged patches; a picture's short side reaches up to the next patch of the teacher."""
         longest = self.image_size_clip // self.patch_stride_clip
         shortest = -(-longest * min(width, height) // max(width, height))
         rows, columns = (shortest, longest) if width > height else (longest, shortest)
-        cells = self.image_size // (longest * self.patch_stride * self.conv_stride)
-        return rows * cells, columns * cells
+        each = self.image_size // (longest * self.patch_stride * self.conv_stride)
+        return rows * each, columns * each
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """
@@ -78,7 +78,7 @@ class EVEImageProcessor(BaseImageProcessor):
 
         Returns:
             pixel_values: float32 [B, N, 588], patches of a sample's pictures one after another, zeros behind them.
-            image_grids: int64 [B, M, 2], rows and columns of cells, zeros for pictures a sample lacks.
+            image_grids: int64 [B, M, 2], rows and columns of merged patches, zeros for pictures a sample lacks.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' is supported")
@@ -102,16 +102,16 @@ class EVEImageProcessor(BaseImageProcessor):
         return 3 * self.patch_stride**2
 
     def _patches(self, image: Any) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Float32 [P, 588]: cells row by row, in a cell its patches row by row, in a patch (channel, y, x)."""
+        """Float32 [P, 588]: merged patches row by row, in each its patches row by row, in a patch (channel, y, x)."""
         picture = _upright_rgb(_opened(image))
         rows, columns = self.grid(*picture.size)
-        cell = self.conv_stride * self.patch_stride
-        width, height = columns * cell, rows * cell
+        side = self.conv_stride * self.patch_stride
+        width, height = columns * side, rows * side
         # Rows first, then columns, as every Pillow before 13 does by itself.
         resized = torch.from_numpy(np.array(picture.resize((width, picture.height)).resize((width, height))))
         stride, patch = self.conv_stride, self.patch_stride
-        cells = resized.view(rows, stride, patch, columns, stride, patch, 3)
-        patches = cells.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch).float()
+        grid = resized.view(rows, stride, patch, columns, stride, patch, 3)
+        patches = grid.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch * patch).float()
         mean, std = (torch.tensor(values)[:, None] for values in (self.image_mean, self.image_std))
         return patches.div(255).sub(mean).div(std).flatten(1), (rows, columns)
 

@@ -44,7 +44,7 @@ class EVEPatchAttention(nn.Module):
 
 
 class EVEVisionTower(nn.Module):
-    """The patch embedding layer: patches to a CLS vector and rows of cells, each with its row-end vector."""
+    """The patch embedding layer: patches to a CLS vector and rows of merged patches, each with its row-end vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class EVEVisionTower(nn.Module):
     def forward(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """
         Args:
-            patches: [P, 588], cell by cell, four patches each, in a patch (channel, y, x).
-            grids: rows and columns of cells of each image.
+            patches: [P, 588], merged patch by merged patch, four patches each, in a patch (channel, y, x).
+            grids: rows and columns of merged patches of each image.
 
         Returns:
             [V, C]; 1 + rows * (columns + 1) vectors an image.
@@ -67,10 +67,10 @@ class EVEVisionTower(nn.Module):
         local = self.local_attention(embedded.mean(1), embedded)
         rows_out = []
         sizes = [rows * columns for rows, columns in grids]
-        for cells, (rows, columns) in zip(local.split(sizes), grids):  # noqa: B905
+        for merged, (rows, columns) in zip(local.split(sizes), grids):  # noqa: B905
             ends = self.split_embedding.expand(rows, 1, -1)
-            image = torch.cat([cells.unflatten(0, (rows, columns)), ends], 1)
-            rows_out += [self.global_attention(self.class_embedding[None], cells[None]), image.flatten(0, 1)]
+            image = torch.cat([merged.unflatten(0, (rows, columns)), ends], 1)
+            rows_out += [self.global_attention(self.class_embedding[None], merged[None]), image.flatten(0, 1)]
         return torch.cat(rows_out)
 
 
@@ -105,7 +105,7 @@ class EVEModel(LlamaModel):
         Args:
             input_ids: [B, L], `image_token_id` for every image row.
             pixel_values: [B, N, 588] normalised patches, unused ones at the end of a sample.
-            image_grids: int64 [B, M, 2], rows and columns of cells, zeros for images a sample lacks.
+            image_grids: int64 [B, M, 2], rows and columns of merged patches, zeros for images a sample lacks.
 
         Raises:
             ValueError: image rows in `input_ids` and images that do not belong together.

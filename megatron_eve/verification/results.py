@@ -15,7 +15,7 @@ SMALLEST_NORM = 1e-4
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """One comparison."""
 
     name: str
@@ -31,22 +31,22 @@ class Row:
         return f"{self.name:<76s} {self.error:9.2e} {self.tolerance:9.1e}  {'ok' if self.ok else 'MISS'}"
 
 
-def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> Row:
+def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> CheckResult:
     """Relative L2 distance of two tensors of one shape; another shape is a miss."""
     if ours.shape != golden.shape:
-        return Row(
+        return CheckResult(
             f"{name} (shape {tuple(ours.shape)}, golden {tuple(golden.shape)})", float("inf"), tolerance
         )
     ours, golden = ours.cpu().double(), golden.double()
     scale = max(golden.norm().item(), SMALLEST_NORM)
-    return Row(name, ((ours - golden).norm() / scale).item(), tolerance)
+    return CheckResult(name, ((ours - golden).norm() / scale).item(), tolerance)
 
 
-def absolute(name: str, ours: float, golden: float, tolerance: float) -> Row:
+def absolute(name: str, ours: float, golden: float, tolerance: float) -> CheckResult:
     """Distance of two numbers."""
-    return Row(name, abs(ours - golden), tolerance)
+    return CheckResult(name, abs(ours - golden), tolerance)
 
 
-def equal(name: str, differences: int) -> Row:
+def equal(name: str, differences: int) -> CheckResult:
     """A comparison that must be exact: how many entries differ."""
-    return Row(name, float(differences), 0.0)
+    return CheckResult(name, float(differences), 0.0)

@@ -5,13 +5,13 @@ layer of such a depth projects its own image rows (D -> K values each) and passe
 the hidden states, as megatron-core's `context` (which a decoder-only layer passes through unread), and to the next
 stage as further rows of the one tensor that stages exchange::
 
-    [ hidden states: n rows of D | taps so far: J * R * K values, as ceil(J * R * K / D) rows of D ]
+    [ hidden states: n rows of D | features so far: J * R * K values, as ceil(J * R * K / D) rows of D ]
 
 Nothing in megatron-core's schedules changes. Projection inside the layer's own forward is what makes it right
 under recomputation: a forward hook would run on detached tensors and lose its gradient without a word.
 
-Shapes: n = rows of hidden states on this rank, D = decoder width, K = feature width, R = tapped rows on this rank,
-J = taps taken so far, c = visual tokens on this rank, r = pooling.
+Shapes: n = rows of hidden states on this rank, D = decoder width, K = feature width, R = rows on this rank that become
+features, J = depths so far, c = visual tokens on this rank, r = pooling.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _EPSILON = 1e-5
 
 
 @dataclass
-class TapRows:
-    """Which rows of this rank's hidden states are tapped, and what becomes of them.
+class FeatureRows:
+    """Which rows of this rank's hidden states become intermediate features, and how.
 
-    Without pooling a rank taps the visual tokens among its own rows. With pooling a feature
+    Without pooling a rank takes the visual tokens among its own rows. With pooling a feature
     covers r x r tokens, which may lie on several ranks: all ranks that share the pack sum what they hold of every
     patch, and each gets an equal share of the sums.
 
@@ -57,7 +57,7 @@ class TapRows:
     stream_rows: int | None = None
 
     def take(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The tapped rows of hidden states [n, 1, D]: [R, D], averaged over r x r tokens with pooling.
+        """The chosen rows of hidden states [n, 1, D]: [R, D], averaged over r x r tokens with pooling.
 
         With pooling this is a collective of `group`, unless the pack holds no image.
         """
@@ -65,16 +65,16 @@ class TapRows:
         if self.slots is None or not self.count:
             return tokens
         shares = self.group.size() if self.group is not None else 1
-        cells = self.pooling**2
+        pooled = self.pooling**2
         # Each token has a slot of its own, so sums have a fixed order (an index_add on a GPU would not).
-        slots = tokens.new_zeros(shares * self.count * cells, tokens.shape[1])
-        sums = slots.index_copy(0, self.slots, tokens).unflatten(0, (-1, cells)).sum(1) / cells
+        slots = tokens.new_zeros(shares * self.count * pooled, tokens.shape[1])
+        sums = slots.index_copy(0, self.slots, tokens).unflatten(0, (-1, pooled)).sum(1) / pooled
         if self.group is None:
             return sums
         return reduce_scatter_to_sequence_parallel_region(sums, group=self.group)
 
 
-class DepthTap(torch.nn.Module):
+class FeatureProjection(torch.nn.Module):
     """LayerNorm and projection of one depth (`vision_tower_compressor.norm_layer.*` of the published model)."""
 
     def __init__(self, config: TransformerConfig, width: int) -> None:
@@ -99,21 +99,28 @@ def mark_sequence_parallel(module: torch.nn.Module, config: TransformerConfig) -
         parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
-class TappedLayer(TransformerLayer):
-    """megatron-core's layer that projects its output where its depth is tapped.
+class FeatureLayer(TransformerLayer):
+    """megatron-core's layer that projects its output where an objective wants its depth.
 
     Args:
-        tap_depths: depths that are tapped; this layer's output has depth `layer_number`.
-        tap_width: K.
-        closes_chunk: True for the last layer of a model chunk, which makes one stream of hidden states and taps.
+        feature_depths: depths that become features; this layer's output has depth `layer_number`.
+        feature_width: K.
+        closes_chunk: True for the last layer of a model chunk, which makes one stream of hidden states and features.
     """
 
     def __init__(
-        self, *args: Any, tap_depths: Collection[int], tap_width: int, closes_chunk: bool, **kwargs: Any
+        self,
+        *args: Any,
+        feature_depths: Collection[int],
+        feature_width: int,
+        closes_chunk: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.closes_chunk = closes_chunk
-        self.tap = DepthTap(self.config, tap_width) if self.layer_number in tap_depths else None
+        self.tap = (
+            FeatureProjection(self.config, feature_width) if self.layer_number in feature_depths else None
+        )
 
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, packed_seq_params: Any, **kwargs: Any
@@ -122,61 +129,62 @@ class TappedLayer(TransformerLayer):
 
         Args:
             hidden_states: [n, 1, D].
-            context: [J, R, K], taps so far.
-            packed_seq_params: `PackedParams` with taps.
+            context: [J, R, K], features so far.
+            packed_seq_params: `PackedParams` with `feature_rows`.
 
         Returns:
-            Hidden states and taps; from the last layer of a chunk their stream [n + rows of taps, 1, D] and None.
+            Hidden states and features; from the last layer of a chunk their stream [n + rows of features, 1, D]
+            and None.
         """
         hidden_states, _ = super().forward(
             hidden_states=hidden_states, packed_seq_params=packed_seq_params, **kwargs
         )
         if self.tap is not None:
-            context = torch.cat([context, self.tap(packed_seq_params.taps.take(hidden_states))[None]])
+            context = torch.cat([context, self.tap(packed_seq_params.feature_rows.take(hidden_states))[None]])
         if self.closes_chunk:
-            return join_stream(hidden_states, context, packed_seq_params.taps.stream_rows), None
+            return join_stream(hidden_states, context, packed_seq_params.feature_rows.stream_rows), None
         return hidden_states, context
 
 
-def join_stream(hidden: torch.Tensor, taps: torch.Tensor, rows: int | None = None) -> torch.Tensor:
-    """Hidden states [n, 1, D] and taps [J, R, K] as one tensor [rows, 1, D]; rows are n + ceil(J * R * K / D), or more.
+def join_stream(hidden: torch.Tensor, features: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+    """Hidden states [n, 1, D] and features [J, R, K] as one tensor [rows, 1, D].
 
-    What is left of the rows is zero.
+    Without `rows` there are n + ceil(J * R * K / D). What is left of the rows is zero.
     """
     width = hidden.shape[-1]
-    flat = taps.flatten()
+    flat = features.flatten()
     rest = -len(flat) % width if rows is None else (rows - len(hidden)) * width - len(flat)
     return torch.cat([hidden, functional.pad(flat, (0, rest)).view(-1, 1, width)])
 
 
-def stream_rows(hidden_rows: int, taps: int, tap_width: int, width: int, pooling: int) -> int:
-    """Rows of a stream whatever the pack holds: room for taps of all its rows, as if all were visual tokens.
+def stream_rows(hidden_rows: int, depths: int, feature_width: int, width: int, pooling: int) -> int:
+    """Rows of a stream whatever the pack holds: room for features of all its rows, as if all were visual tokens.
 
     Args:
         hidden_rows: n.
-        taps: J.
-        tap_width, width: K and D.
+        depths: J.
+        feature_width, width: K and D.
         pooling: r.
     """
     most = -(-hidden_rows // pooling**2)
-    return hidden_rows + -(-taps * most * tap_width // width)
+    return hidden_rows + -(-depths * most * feature_width // width)
 
 
 def split_stream(
-    stream: torch.Tensor, rows: TapRows, taps: int, width: int
+    stream: torch.Tensor, rows: FeatureRows, depths: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reverse of `join_stream`: hidden states [n, 1, D] and taps [J, R, K], as views.
+    """The reverse of `join_stream`: hidden states [n, 1, D] and features [J, R, K], as views.
 
     Args:
         stream: from the chunk before.
         rows: of this pack.
-        taps: J, tapped depths up to here.
+        depths: J, depths of features up to here.
         width: K.
     """
     hidden, rest = stream[: rows.hidden_rows], stream[rows.hidden_rows :]
-    return hidden, rest.flatten()[: taps * rows.count * width].view(taps, rows.count, width)
+    return hidden, rest.flatten()[: depths * rows.count * width].view(depths, rows.count, width)
 
 
-def taps_before(depth: int, tap_depths: Collection[int]) -> int:
-    """How many tapped depths lie before the layer whose output has this depth; the input has depth 0."""
-    return sum(tapped < depth for tapped in tap_depths)
+def features_before(depth: int, feature_depths: Collection[int]) -> int:
+    """How many depths of features lie before the layer whose output has this depth; the input has depth 0."""
+    return sum(earlier < depth for earlier in feature_depths)

@@ -12,7 +12,7 @@ _FP8_WIDTH = 16
 _BLOCK = 128
 
 
-def kernel_complaints(config: RunConfig) -> Iterator[str]:
+def kernel_errors(config: RunConfig) -> Iterator[str]:
     """What is wrong with precision and kernels, a line each, flag and remedy named."""
     training = config.training
     if config.parallel.tp_comm_overlap:
