@@ -1,3 +1,3 @@
-"""megatron_eve: pretraining of encoder-free vision-language models (EVE) on megatron-core."""
+"""megatron_eve: pretraining of vision-language models on megatron-core."""
 
 __version__ = "0.1.0"

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from megatron_eve.models.registry import DEFAULT_FAMILY
 from megatron_eve.runtime.errors import UserError, run_command
 from megatron_eve.verification.example import Example, read_example
 from megatron_eve.verification.losses import compare, read_losses
@@ -42,7 +43,7 @@ examples:
   python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = Path("examples/eve_tiny")
+EXAMPLE = Path("examples") / f"{DEFAULT_FAMILY}_tiny"
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp1": (1, ()),
     "tp2-sp": (2, ("--tensor-model-parallel-size", "2", "--sequence-parallel")),

@@ -315,9 +315,8 @@ class ModelFamily(Protocol):
         ...
 
 
-# Parts, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images, and the layer
-# that trains with a teacher. A family need not have both.
-FRONT_END, ALIGNING_LAYER = "front end", "aligning layer"
+# A part, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images.
+FRONT_END = "front end"
 
 
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
 
 Flags = Mapping[str, Any]
-"""Values of the flags of tools/convert_checkpoint.py by name (`teacher_model`), the family's own among them."""
+"""Values of the flags of tools/convert_checkpoint.py by name (`dtype`), the family's own among them."""
 
 JSONFiles = dict[str, dict[str, Any]]
 """What files of a folder hold, by file name."""
@@ -32,7 +32,7 @@ class CopiedTensors(NamedTuple):
         folder: where they are.
         keys: matches the keys that are copied, whole.
         prefix: in front of their keys in the export.
-        origin: for the summary, such as "the teacher".
+        origin: for the summary, such as "the vision tower".
         none: what is wrong with a folder that has no such keys, for a message, with the remedy.
     """
 

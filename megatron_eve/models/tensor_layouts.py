@@ -55,7 +55,7 @@ class Layout:
 
 
 class Replicated(Layout):
-    """Norms, the patch embedding layer, biases of row-parallel matrices."""
+    """Norms, the front end's embeddings, biases of row-parallel matrices."""
 
 
 class Column(Layout):

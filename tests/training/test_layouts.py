@@ -149,8 +149,8 @@ def two_steps(config: RunConfig) -> Moved:
 
 def test_stage_1_spends_nothing_on_the_frozen_decoder(ranks: RankPool) -> None:
     """No gradient buffer (so no reduction), no optimizer state, no movement: in names, elements and bytes."""
-    from megatron_eve.models.eve.parameters import PARTS
-    from megatron_eve.models.family import ALIGNING_LAYER, matches
+    from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS
+    from megatron_eve.models.family import matches
 
     frozen = ranks.run(1, two_steps, run_config(ONE.parallel, stage=1))[0]
     assert frozen.changed == set(frozen.trained)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # The length at which causal attention costs as much as the matrix products of the same tokens, 12 x hidden size
-# (24 h^2 against 2 h s FLOP for each token and layer): hidden size 4096, that of EVE-7B. The balance
-# does not need the exact value, only that long samples cost a little more than their length.
+# (24 h^2 against 2 h s FLOP for each token and layer): hidden size 4096, that of a 7B model. The
+# balance does not need the exact value, only that long samples cost a little more than their length.
 _ATTENTION_LENGTH = 49_152.0
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.eve.config import TRAINING_SETTINGS, EVEConfig
-from megatron_eve.models.family import ALIGNING_LAYER, size_differences
+from megatron_eve.models.eve.parameters import ALIGNING_LAYER
+from megatron_eve.models.family import size_differences
 
 # Sizes that change no weight: the HD model starts from 672-pixel weights.
 _SHAPELESS = ("image_size", "teacher_size")

@@ -15,11 +15,10 @@ from megatron_eve.models.eve.config import OTHER_NAMES, TRAINING_SETTINGS, EVECo
 from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
 from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
-from megatron_eve.models.eve.parameters import PARTS
+from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS
 from megatron_eve.models.eve.presets import PRESETS
 from megatron_eve.models.eve.sizes import parameter_counts
 from megatron_eve.models.family import (
-    ALIGNING_LAYER,
     FRONT_END,
     ImagePlanner,
     ModelFamily,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_eve.models.family import ALIGNING_LAYER, FRONT_END
+from megatron_eve.models.family import FRONT_END
+
+# A part that a folder of weights may lack: the layer that trains with the teacher.
+ALIGNING_LAYER = "aligning layer"
 
 # The front end is the patch embedding and the projector; the projections of intermediate features belong to the
 # aligning layer.

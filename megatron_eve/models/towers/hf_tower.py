@@ -1,4 +1,4 @@
-"""A vision tower from a folder in Hugging Face layout, loaded by transformers: CLIP, SigLIP, DINOv2 and others."""
+"""A vision tower from a folder in Hugging Face layout, loaded by transformers."""
 
 from __future__ import annotations
 

@@ -47,9 +47,8 @@ class Normalizer:
         num_packs: packs of the step that hold a sample.
         num_microbatches: M, packs of this rank, with those that only fill up the layout's number.
         data_parallel_size: D.
-        kind: "global", or "microbatch" for the published mean of per-microbatch means
-            (EVEv1/eve/model/language_model/eve_llama.py: a mean over tokens, and over images, on each device, then
-            DDP's mean).
+        kind: "global", or "microbatch" for the mean of per-microbatch means, as published runs of the
+            families have it (a mean over tokens, and over images, on each device, then DDP's mean).
     """
 
     objectives: tuple[Objective, ...]

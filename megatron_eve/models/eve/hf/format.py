@@ -20,8 +20,8 @@ from megatron_eve.models.eve.hf.config import (
     teacher_size_of,
     transformers_files,
 )
+from megatron_eve.models.eve.parameters import ALIGNING_LAYER
 from megatron_eve.models.eve.published import ALIGNING_HF_KEYS, IGNORED_KEYS, PUBLISHED_TAP_INTERVAL
-from megatron_eve.models.family import ALIGNING_LAYER
 from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFiles
 
 if TYPE_CHECKING:
