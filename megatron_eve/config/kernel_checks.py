@@ -1,4 +1,4 @@
-"""Judge precision and kernels as far as the configuration alone tells; `models/kernels.py` asks the machine."""
+"""Errors of precision and kernels, as far as the configuration alone tells; `models/kernels.py` asks the machine."""
 
 from __future__ import annotations
 
