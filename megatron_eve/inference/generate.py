@@ -46,7 +46,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     """Of a run's configuration what generation needs: the sizes of the model, and its precision.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
-    torch layers, whose attention keeps the cache, without FP8 and the aligning layer; the checkpoint does not mind.
+    torch layers, whose attention keeps the cache, without FP8 and what only training needs; any checkpoint will do.
     Nothing of the run's data or schedule, which a checkpoint that was converted does not have.
     """
     # Ranks may wait for the next question for as long as somebody thinks; torchrun ends them when one is lost.
