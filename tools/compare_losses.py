@@ -22,14 +22,16 @@ from typing import Any
 import psutil
 
 from megatron_eve.runtime.errors import UserError, run_command
+from megatron_eve.verification.comparison_example import ComparisonExample
 from megatron_eve.verification.losses import compare, read_losses
 
 DESCRIPTION = """\
 Compare the losses of two commits bit for bit: for changes that must not move numbers.
 
-Every stage of examples/eve_tiny is trained for some steps by A and by B, under every layout, on the CPU. Data, teacher
-and the checkpoint that all runs start from are made once, by A. Each loss, gradient norm and choice of samples must be
-the same at every iteration. A commit is checked out into a temporary git worktree; both use the Python of this command.
+Every stage of a toy model is trained for some steps by A and by B, under every layout, on the CPU. Data, whatever else
+the runs read, and the checkpoint that all of them start from are made once, by A. Each loss, gradient norm and choice
+of samples must be the same at every iteration. A commit is checked out into a temporary git worktree; both use the
+Python of this command.
 
 A line a stage and layout says: equal, or the first iteration that differs. The exit status is 0 if all are equal (or
 within --tolerance), 1 if one differs or fails, and 2 for a mistake in the usage.
@@ -40,7 +42,7 @@ examples:
   python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = (1, 2, 3)
+EXAMPLE = Path("examples/eve_tiny")
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp1": (1, ()),
     "tp2-sp": (2, ("--tensor-model-parallel-size", "2", "--sequence-parallel")),
@@ -139,12 +141,14 @@ class Inputs:
 
     Attributes:
         folder: holds it all.
+        example: the model.
     """
 
     folder: Path
+    example: ComparisonExample
 
     def make(self, tree: Tree) -> None:
-        """Write tokenizer, datasets, teacher and the starting checkpoint.
+        """Write tokenizer, datasets, what the example prepares, and the starting checkpoint.
 
         Raises:
             RunFailed: a command of this tree did not end well.
@@ -164,20 +168,24 @@ class Inputs:
             tree.run(
                 self.folder / "preprocess.log", "tools/preprocess_data.py", "--input", source,
                 "--image-root", self.folder / "images", "--tokenizer-model", self.folder / "tokenizer.model",
-                "--output-prefix", self.folder / template, "--template", template, "--image-size", 224,
-                "--teacher-size", 112, "--workers", 1,
+                "--output-prefix", self.folder / template, "--template", template, *self.example.preprocess,
+                "--workers", 1,
             )  # fmt: skip
-        tree.run(self.folder / "teacher.log", "examples/toy_teacher.py", self.folder / "teacher")
+        for words in self.example.prepare:
+            tree.run(self.folder / "prepare.log", *self._filled(words))
         start = ("--train-iters", 1, "--save", self.folder / "start")
-        tree.pretrain(self.folder / "start.log", 1, *self.flags(2), *start)
+        tree.pretrain(self.folder / "start.log", 1, *self.flags(self.example.start), *start)
 
     def flags(self, stage: int) -> tuple[object, ...]:
         """Flags of a run of a stage, apart from the layout and how long it takes."""
-        data = self.folder / ("vicuna_v1" if stage == 3 else "plain")
+        example = self.example
         return (
-            "--config", f"examples/eve_tiny/stage{stage}.yaml", "--data-path", data, "--tokenizer-model",
-            self.folder / "tokenizer.model", "--teacher-model", self.folder / "teacher",
+            "--config", example.folder / f"stage{stage}.yaml", "--data-path", self.folder / example.templates[stage],
+            "--tokenizer-model", self.folder / "tokenizer.model", *self._filled(example.run),
         )  # fmt: skip
+
+    def _filled(self, words: Sequence[str]) -> list[str]:
+        return [word.replace("{inputs}", str(self.folder)) for word in words]
 
 
 def as_conversations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,13 +213,14 @@ def as_conversations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def compare_trees(
     trees: Sequence[Tree],
     folder: Path,
+    example: ComparisonExample,
     stages: Sequence[int],
     layouts: Sequence[str],
     steps: int,
     tolerance: float,
 ) -> int:
     """Run every stage under every layout in both trees and print a line for each; returns how many are wrong."""
-    inputs = Inputs(folder / "inputs")
+    inputs = Inputs(folder / "inputs", example)
     inputs.folder.mkdir()
     try:
         for tree in trees:
@@ -302,7 +311,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("a", metavar="A", help="a commit, branch or tag")
     parser.add_argument("b", metavar="B", nargs="?", help="another (default: the files as they are now)")
     parser.add_argument(
-        "--stages", nargs="+", type=int, choices=STAGES, default=STAGES, help="(default: all of them)"
+        "--example",
+        type=Path,
+        default=EXAMPLE,
+        metavar="DIR",
+        help="folder with the recipes of the toy model and its compare_losses.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stages", nargs="+", type=int, metavar="N", help="(default: all that the example has)"
     )
     parser.add_argument(
         "--layouts", nargs="+", choices=LAYOUTS, default=tuple(LAYOUTS), help="(default: all of them)"
@@ -336,23 +352,33 @@ def _tolerance(word: str) -> float:
     return value
 
 
-def compare_commits(flags: argparse.Namespace) -> int:
+def compare_commits(flags: argparse.Namespace, example: ComparisonExample, stages: Sequence[int]) -> int:
     """What the flags ask for; returns the exit status."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="compare_losses_") as name, contextlib.ExitStack() as stack:
         folder = Path(name).resolve()
         trees = [stack.enter_context(checked_out(n, c, folder)) for n, c in (("A", flags.a), ("B", flags.b))]
-        wrong = compare_trees(trees, folder, flags.stages, flags.layouts, flags.steps, flags.tolerance)
-    total = len(flags.stages) * len(flags.layouts)
+        wrong = compare_trees(trees, folder, example, stages, flags.layouts, flags.steps, flags.tolerance)
+    total = len(stages) * len(flags.layouts)
     print(f"{total - wrong} of {total} as wanted, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = build_parser().parse_args(argv)
+    parser = build_parser()
+    flags = parser.parse_args(argv)
     try:
-        return run_command(lambda: compare_commits(flags))
+        # Of this tree: other commits may lack the file.
+        example = ComparisonExample.read(ROOT, flags.example)
+    except UserError as error:
+        parser.error(str(error))
+    stages = flags.stages or list(example.templates)
+    for stage in set(stages) - set(example.templates):
+        known = ", ".join(map(str, example.templates))
+        parser.error(f"--stages {stage}: {flags.example} has no such stage; choose from {known}")
+    try:
+        return run_command(lambda: compare_commits(flags, example, stages))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
