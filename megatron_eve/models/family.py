@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_eve.config.schema import ModelConfig, RunConfig
+    from megatron_eve.models.golden_format import GoldenFormat
     from megatron_eve.models.hf_format import HFFormat
 
 
@@ -311,6 +312,12 @@ class ModelFamily(Protocol):
 
     def hugging_face(self) -> HFFormat:
         """Its folders in Hugging Face layout: names of tensors, configuration files, flags of conversions."""
+        ...
+
+    # --- verification ---
+
+    def golden(self) -> GoldenFormat:
+        """What its golden cases hold (`tools/verify_golden.py`)."""
         ...
 
 
