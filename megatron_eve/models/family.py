@@ -318,7 +318,9 @@ class ModelFamily(Protocol):
 
     def golden(self) -> GoldenFormat:
         """What its golden cases hold (`tools/verify_golden.py`)."""
-        ...
+        from megatron_eve.models.golden_format import LanguageGolden
+
+        return LanguageGolden()
 
 
 # Parts, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images, and the layer
