@@ -31,12 +31,6 @@ EXCEPTIONS = {
         "image_size": "transformers' name in the config.json of a vision tower",
     },
 }
-# Being rewritten; each leaves this list with its last mention.
-PENDING = {
-    "megatron_eve/verification/case_run.py",
-    "megatron_eve/verification/cases.py",
-    "megatron_eve/verification/model.py",
-}
 
 
 def patterns() -> list[re.Pattern[str]]:
@@ -67,7 +61,7 @@ def mentions(root: Path) -> list[str]:
     found, sought = [], patterns()
     for path in files(root):
         name = path.relative_to(root).as_posix()
-        if name.startswith(MAY_NAME) or name in PENDING:
+        if name.startswith(MAY_NAME):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             matched = {match.group() for pattern in sought for match in pattern.finditer(line)}
@@ -134,10 +128,6 @@ def test_what_is_no_mention_passes(tmp_path: Path, line: str) -> None:
 
 
 def test_no_exception_is_left_over() -> None:
-    """Every exception still has its mention, and every pending file one that it waits for."""
     for name, reasons in EXCEPTIONS.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert all(what in text for what in reasons), f"{name}: an exception is left over, of {reasons}"
-    for name in PENDING:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert any(pattern.search(text) for pattern in patterns()), f"{name} names no family any more"

@@ -33,6 +33,7 @@ LEVEL = {folder: number for number, folders in enumerate(LEVELS) for folder in f
 COUNTS_AS = dict.fromkeys(
     (
         "models.family",
+        "models.golden_format",
         "models.hf_format",
         "models.model_parts",
         "models.name_rules",

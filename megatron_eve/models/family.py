@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_eve.config.schema import ModelConfig, RunConfig
+    from megatron_eve.models.golden_format import GoldenFormat
     from megatron_eve.models.hf_format import HFFormat
 
 
@@ -313,6 +314,14 @@ class ModelFamily(Protocol):
     def hugging_face(self) -> HFFormat:
         """Its folders in Hugging Face layout: names of tensors, configuration files, flags of conversions."""
         ...
+
+    # --- verification ---
+
+    def golden(self) -> GoldenFormat:
+        """What its golden cases hold (`tools/verify_golden.py`)."""
+        from megatron_eve.models.golden_format import LanguageGolden
+
+        return LanguageGolden()
 
 
 # A part, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images.

@@ -25,7 +25,7 @@ class CaseDataset:
     def __init__(self, case: ModelCase) -> None:
         self._case = case
         self.info = MockInfo(case.model.vocab_size, apply_exif=False)
-        self.planner = image_planner(RunConfig(model=case.model, vision=case.vision))
+        self.planner = image_planner(RunConfig(family=case.family, model=case.model, vision=case.vision))
         self._files = [path for path in case.images if path is not None]
         masks = case.inputs["attention_mask"]
         self._texts = [
@@ -85,6 +85,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
     multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
     longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
     return RunConfig(
+        family=case.family,
         model=case.model,
         # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False, variable_seq_lengths=True),
@@ -97,11 +98,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
             recompute_method="uniform" if recompute else None,
             recompute_num_layers=1 if recompute else None,
         ),
-        vision=replace(
-            case.vision,
-            patch_aligning=case.teacher is not None,
-            teacher_model=str(case.teacher) if case.teacher else None,
-        ),
+        vision=case.vision,
         data=DataConfig(
             seq_length=-(-longest // multiple) * multiple,
             shuffle=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,12 @@ from safetensors.torch import load_file
 
 from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.config import ModelConfig, RunConfig
-from megatron_eve.data.images import padded_square, resize, view_of
+from megatron_eve.data.images import view_of
 from megatron_eve.data.text.conversation import ConversationError, encode_conversation, encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
-from megatron_eve.models.family import ImagePlan
-from megatron_eve.models.registry import find_family, image_planner
+from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.verification.results import CheckResult, equal
-
-TEACHER_SIZE = 336
-# The published configuration's name of the teacher's folder, beside that of the weights in the cases.
-_TEACHER = "mm_vision_tower_clip"
 
 
 def linked(folder: Path, name: str) -> Path:
@@ -43,9 +39,9 @@ class ModelCase:
         meta: meta.json.
         inputs, outputs: tensors by name.
         hf: folder of the weights.
-        teacher: folder of the teacher, None where the case has no aligning loss or the folder is not there.
+        family: of the model.
         model: sizes of the decoder.
-        vision: those of the patch embedding and of the aligning layer.
+        vision: settings of the family.
         images: for each sample, its picture file, or None where the text has no image.
     """
 
@@ -54,10 +50,15 @@ class ModelCase:
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
     hf: Path
-    teacher: Path | None
+    family: str
     model: ModelConfig
     vision: Any
     images: list[Path | None]
+
+
+def case_family(meta: Mapping[str, Any]) -> ModelFamily:
+    """The family that a case names in its JSON file; the default one where it names none."""
+    return find_family(meta.get("family", DEFAULT_FAMILY))
 
 
 def read_model_case(folder: Path) -> ModelCase:
@@ -68,70 +69,56 @@ def read_model_case(folder: Path) -> ModelCase:
     raw = {path.name.split("_", 1)[0]: path for path in (folder / "raw").glob("*.png")}
     images = [raw[str(i)] if (row == -200).any() else None for i, row in enumerate(inputs["input_ids"])]
     outputs = load_file(folder / "outputs.safetensors")
-    teacher = hf.resolve().parent / json.loads((hf / "config.json").read_text(encoding="utf-8"))[_TEACHER]
-    aligned = "clip_loss" in outputs and (teacher / "config.json").is_file()
-    sizes = {"image_size": meta["image_size"], "teacher_size": meta["image_size_clip"]}
-    if aligned:
-        fields = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
-        sizes["teacher_hidden_size"] = fields["hidden_size"]
-    settings = settings_of(hf, **sizes)
+    family = case_family(meta)
+    settings = settings_of(hf, **family.golden().settings(meta, hf, outputs))
     return ModelCase(
         folder=folder,
         meta=meta,
         inputs=inputs,
         outputs=outputs,
         hf=hf,
-        teacher=teacher if aligned else None,
+        family=family.name,
         model=settings.model,
         vision=settings.vision,
         images=images,
     )
 
 
-def canvases(
-    path: Path, plan: ImagePlan, image_size: int, teacher_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both published canvases of a picture file: the model's and the teacher's."""
-    with Image.open(path) as picture:
-        image = picture.convert("RGB")
-    view = plan.views["patches"]
-    resized = resize(image, view.width, view.height)
-    eve = padded_square(resized, image_size, view.patch_size * image_size // teacher_size, view.pad_colour)
-    return eve, view_of(image, plan.views["teacher"])
-
-
-def check_pictures(case: ModelCase) -> Iterator[CheckResult]:
+def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
     """Our resized pictures against those that entered the published model: equal in every byte."""
+    sizes = find_family(case.family).image_sizes(config)
     for i, path in enumerate(case.images):
         if path is None:
             continue
         with Image.open(path) as picture:
-            plan = image_planner(RunConfig(model=case.model, vision=case.vision))(*picture.size)
-        ours = canvases(path, plan, case.vision.image_size, case.vision.teacher_size)
-        for canvas, kind in zip(ours, ("eve", "clip"), strict=True):
+            image = picture.convert("RGB")
+        plan = find_family(case.family).image_planner(sizes)(*image.size)
+        for kind, view in find_family(case.family).golden().pictures(plan, sizes).items():
             golden = np.asarray(Image.open(case.folder / "proc" / f"{i}_{kind}.png"))
-            yield equal(f"pixels.{i}.{kind}", int((canvas != golden).sum()))
+            yield equal(f"pixels.{i}.{kind}", int((view_of(image, view) != golden).sum()))
 
 
 def check_preprocess(folder: Path) -> Iterator[CheckResult]:
     """`preprocess/`: sizes, grids, token counts and, where the raw picture is there, its sha256 after resizing."""
-    for entry in json.loads((folder / "sizes.json").read_text(encoding="utf-8"))["geometry"]:
+    content = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    family = case_family(content)
+    for entry in content["geometry"]:
         width, height = entry["width"], entry["height"]
         path = folder / "raw" / f"{width}x{height}.png"
-        for image_size in (672, 1344):
-            golden = entry[str(image_size)]
-            sizes = {"image_size": image_size, "teacher_size": TEACHER_SIZE}
-            plan = find_family("eve").image_planner(sizes)(width, height)
+        for name, sizes in family.golden().sizes.items():
+            golden = entry[name]
+            plan = family.image_planner(sizes)(width, height)
             ours = [*plan.grid, plan.rows]
             expected = [*golden["token_hw"], golden["n_image_tokens"]]
             wrong = sum(a != b for a, b in zip(ours, expected, strict=True))
-            yield equal(f"{width}x{height} at {image_size}: rows, columns, tokens", wrong)
+            yield equal(f"{width}x{height} at {name}: rows, columns, tokens", wrong)
             if path.exists():
-                pair = canvases(path, plan, image_size, TEACHER_SIZE)
-                for canvas, kind in zip(pair, ("eve", "clip"), strict=True):
-                    sha256 = hashlib.sha256(canvas.tobytes()).hexdigest()
+                with Image.open(path) as picture:
+                    image = picture.convert("RGB")
+                for kind, view in family.golden().pictures(plan, sizes).items():
+                    sha256 = hashlib.sha256(view_of(image, view).tobytes()).hexdigest()
                     yield equal(
-                        f"{path.name} at {image_size}: sha256 {kind}", sha256 != golden[f"sha256_u8_{kind}"]
+                        f"{path.name} at {name}: sha256 {kind}", sha256 != golden[f"sha256_u8_{kind}"]
                     )
 
 

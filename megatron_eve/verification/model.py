@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_eve.checkpoint.hf.config import family_of, settings_of
+from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights
 from megatron_eve.checkpoint.hf.rules import optional_part, to_hf
 from megatron_eve.config import (
@@ -24,8 +25,10 @@ from megatron_eve.data.batch import PADDING_SAMPLE_ID, PackedBatch
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
+from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.process_groups import model_parallel
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
 from megatron_eve.training.loop.data import build_loader, data_in_memory
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
@@ -34,7 +37,7 @@ from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
-from megatron_eve.verification.cases import ModelCase, check_pictures, linked, read_model_case
+from megatron_eve.verification.cases import ModelCase, case_family, check_pictures, linked, read_model_case
 from megatron_eve.verification.results import (
     ACTIVATIONS,
     GRADIENTS,
@@ -62,37 +65,44 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
     models = build_target_models(config)
     loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
     step = loader.step(0)
-    rows = list(check_pictures(case))
+    rows = list(check_pictures(case, config))
     rows += _gathered(_check_embeddings(case, bare[0], step.batches))
-    outputs = _forward(chunks, step.batches, models)
+    outputs = _forward(case, chunks, step.batches, models)
+    objectives = {objective.name for objective in find_family(case.family).objectives(config)}
     for sample in range(len(case.images)):
         rows += _compare_logits(case, sample, outputs["logits", sample][:, : case.model.vocab_size])
-        for name in (f"pal_pred.{sample}", f"pal_teacher.{sample}"):
-            # Samples without an image are aligned with nothing; the published code runs them for the graph alone.
-            if case.teacher is not None and case.images[sample] is not None and name in case.outputs:
-                ours = outputs[name.split(".")[0], sample]
-                rows.append(relative(name, ours, case.outputs[name], ACTIVATIONS))
+        for kind in (
+            kind
+            for objective in objectives
+            for kind in find_family(case.family).golden().heads.get(objective, ())
+        ):
+            name = f"{kind}.{sample}"
+            # Samples without an image have no rows; the published code runs them for the graph alone.
+            if case.images[sample] is not None and name in case.outputs:
+                rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = forward_backward(chunks, step, normalizer, models)
-    rows += _gathered(_check_losses(case, losses))
-    rows += _check_gradients(case, whole_gradients(bare, case))
+    rows += _gathered(_check_losses(case, objectives, losses))
+    rows += _check_gradients(case, objectives, whole_gradients(bare, case))
     loader.close()
     return rows
 
 
-def _check_losses(case: ModelCase, losses: dict[str, torch.Tensor]) -> list[CheckResult]:
-    """Both losses and their sum, on the last stage."""
+def _check_losses(
+    case: ModelCase, objectives: Collection[str], losses: dict[str, torch.Tensor]
+) -> list[CheckResult]:
+    """All losses and, where the run has objectives of the family, their sum; on the last stage."""
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return []
-    names = {"llm_loss": "lm loss", "clip_loss": "align loss"}
+    names = {"llm_loss": NextToken.name, **find_family(case.family).golden().losses}
     rows = [
         absolute(theirs, float(losses[ours]), float(case.outputs[theirs]), LOSSES)
         for theirs, ours in names.items()
         if ours in losses
     ]
-    if case.teacher is not None:
+    if objectives:
         total = float(sum(losses.values()))
         rows.append(absolute("total_loss", total, float(case.outputs["total_loss"]), LOSSES))
     return rows
@@ -121,7 +131,7 @@ def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
 def _check_embeddings(
     case: ModelCase, first: VisionLanguageModel, batches: Sequence[PackedBatch]
 ) -> list[CheckResult]:
-    """Patch embedding layer and decoder input, on the first stage."""
+    """Outputs inside the front end, and the decoder's input, on the first stage."""
     if not first.pre_process:
         return []
     rows = []
@@ -129,28 +139,19 @@ def _check_embeddings(
         inputs = model_inputs(batch, first)
         hidden = first.embed(inputs)[:, 0]
         assert inputs.visual is not None
-        embedding: Any = first.vision_model.patch_embedding
-        patch_rows = embedding(inputs.visual.pixels["patches"], inputs.visual.grids)
-        images = iter(zip(batch.image_grids.tolist(), _split_images(batch, patch_rows), strict=True))
+        inside = find_family(case.family).golden().front_end_outputs(first.vision_model, inputs.visual)
+        image = 0
         for sample, place in _samples(batch):
             golden = case.outputs["inputs_embeds"][sample, : place.stop - place.start]
             rows.append(relative(f"inputs_embeds.{sample}", hidden[place], golden, ACTIVATIONS))
-            if case.images[sample] is not None and f"pel_local.{sample}" in case.outputs:
-                (height, width), vectors = next(images)
-                cells = vectors[1:].reshape(height, width + 1, -1)[:, :width].flatten(0, 1)
-                outputs = case.outputs
-                rows.append(
-                    relative(f"pel_class.{sample}", vectors[:1], outputs[f"pel_class.{sample}"], ACTIVATIONS)
-                )
-                rows.append(
-                    relative(f"pel_local.{sample}", cells, outputs[f"pel_local.{sample}"], ACTIVATIONS)
-                )
+            if case.images[sample] is None:
+                continue
+            for kind, images in inside.items():
+                name = f"{kind}.{sample}"
+                if name in case.outputs:
+                    rows.append(relative(name, images[image], case.outputs[name], ACTIVATIONS))
+            image += 1
     return rows
-
-
-def _split_images(batch: PackedBatch, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    grids = batch.image_grids
-    return rows.split((1 + grids[:, 0] * (grids[:, 1] + 1)).tolist())
 
 
 # A part of an output on one rank: name and sample, which of its rows, and the rows.
@@ -159,24 +160,25 @@ _Piece = tuple[tuple[str, int], torch.Tensor, torch.Tensor]
 
 @torch.no_grad()
 def _forward(
-    chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch], models: TargetModels
+    case: ModelCase, chunks: Sequence[torch.nn.Module], batches: Sequence[PackedBatch], models: TargetModels
 ) -> dict[tuple[str, int], torch.Tensor]:
-    """Logits of every real row, predictions and targets of the aligning layer, through the schedule. Collective.
+    """Logits of every real row, predictions and targets of the objectives' heads, through the schedule. Collective.
 
     Returns:
-        On every rank, by ("logits" | "pal_pred" | "pal_teacher", sample).
+        On every rank, by ("logits" or a name of `GoldenFormat.heads`, sample).
     """
-    predicted: list[torch.Tensor] = []
+    golden = find_family(case.family).golden()
+    predicted: dict[str, list[torch.Tensor]] = {}
     last = unwrap(chunks[-1])
-    hook = None
-    if last.post_process and last.objectives:
-        layer = last.aligning_layer
+    hooks = []
 
-        def predict(_: torch.nn.Module, given: Any, __: torch.Tensor) -> None:
-            hidden, features, rows, _ = given
-            predicted.append(layer.predict(rows.take(hidden), features))
+    def predict(name: str, head: torch.nn.Module, given: tuple[Any, ...], _: torch.Tensor) -> None:
+        predicted.setdefault(name, []).append(golden.predictions(head, given))
 
-        hook = layer.register_forward_hook(predict)
+    for objective in last.objectives if last.post_process else ():
+        if objective.module is not None:
+            head = last.get_submodule(objective.module)
+            hooks.append(head.register_forward_hook(partial(predict, objective.name)))
 
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         chunk, batch = unwrap(model), next(iterator)
@@ -190,9 +192,11 @@ def _forward(
             for objective in chunk.objectives:
                 if objective.name not in inputs.heads:
                     continue
-                cells: Any = objective.rows(batch, chunk.config.sequence_parallel)
-                pieces += _aligning_pieces(batch, cells, "pal_pred", predicted.pop())
-                pieces += _aligning_pieces(batch, cells, "pal_teacher", inputs.heads[objective.name].targets)
+                rows = objective.rows(batch, chunk.config.sequence_parallel)
+                places = golden.row_places(rows)
+                predictions, targets = golden.heads[objective.name]
+                pieces += _head_pieces(batch, places, predictions, predicted[objective.name].pop())
+                pieces += _head_pieces(batch, places, targets, inputs.heads[objective.name].targets)
             return logits.new_zeros(()), pieces
 
         return model(inputs), collect
@@ -207,7 +211,7 @@ def _forward(
         micro_batch_size=1,
         forward_only=True,
     )
-    if hook is not None:
+    for hook in hooks:
         hook.remove()
     gathered: list[list[_Piece]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, [piece for result in results for piece in result])
@@ -230,13 +234,15 @@ def _logit_pieces(batch: PackedBatch, mine: torch.Tensor, logits: torch.Tensor) 
         yield ("logits", sample), mine[here] - place.start, logits[here.to(logits.device)].cpu()
 
 
-def _aligning_pieces(batch: PackedBatch, cells: Any, name: str, values: torch.Tensor) -> Iterator[_Piece]:
-    """Rows of the aligning layer, counted over the teacher patches of their image."""
+def _head_pieces(
+    batch: PackedBatch, places: tuple[torch.Tensor, torch.Tensor], name: str, values: torch.Tensor
+) -> Iterator[_Piece]:
+    """Rows of an objective's head, numbered within their image."""
     owners = torch.bucketize(batch.image_starts, batch.cu_seqlens_padded[1:].long(), right=True)
+    images, numbers = places
     for image, owner in enumerate(owners.tolist()):
-        here = cells.images == image
-        patch = cells.patches[here, 0] * cells.grids[image, 1] + cells.patches[here, 1]
-        yield (name, int(batch.sample_ids[owner])), patch, values[here.to(values.device)].cpu()
+        here = images == image
+        yield (name, int(batch.sample_ids[owner])), numbers[here], values[here.to(values.device)].cpu()
 
 
 def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[CheckResult]:
@@ -277,22 +283,28 @@ def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> d
     return {name: gradient for some in gathered for name, gradient in some.items()}
 
 
-def _check_gradients(case: ModelCase, gradients: dict[str, torch.Tensor]) -> list[CheckResult]:
-    """`grad.*` is of the total loss. Where there is no teacher to align with, only gradients of the language loss can
-    be compared: those whose aligning part is given apart, and lm_head's, which gets none of it."""
-    outputs, rows = case.outputs, []
-    total = case.teacher is not None or float(outputs.get("clip_loss", torch.zeros(()))) == 0.0
+def _check_gradients(
+    case: ModelCase, objectives: Collection[str], gradients: dict[str, torch.Tensor]
+) -> list[CheckResult]:
+    """`grad.*` is of the total loss. Where the run lacks an objective of it, only gradients of the language loss can be
+    compared: those whose other parts are given apart, and lm_head's, which gets none of them."""
+    outputs, rows, golden_cases = case.outputs, list[CheckResult](), find_family(case.family).golden()
+    apart = [
+        golden_cases.gradients[loss]
+        for loss, objective in golden_cases.losses.items()
+        if objective not in objectives and float(outputs.get(loss, torch.zeros(()))) != 0.0
+    ]
     for key, golden in outputs.items():
         if not key.startswith("grad."):
             continue
         name = key.removeprefix("grad.")
-        if total:
+        if not apart:
             if name in gradients:
                 rows.append(relative(key, gradients[name], golden, GRADIENTS))
-            elif not optional_part(family_of(case), name):  # a batch without any image needs no teacher
+            elif not optional_part(find_family(case.family), name):  # a batch without any image needs none
                 rows.append(equal(f"{key} is missing", 1))
-        elif f"grad_clip.{name}" in outputs:
-            language = golden - outputs[f"grad_clip.{name}"]
+        elif all(f"{prefix}{name}" in outputs for prefix in apart):
+            language = golden - sum(outputs[f"{prefix}{name}"] for prefix in apart)
             rows.append(relative(f"language {key}", gradients[name], language, GRADIENTS))
         elif name == "lm_head.weight":
             rows.append(relative(f"language {key}", gradients[name], golden, GRADIENTS))
@@ -318,9 +330,15 @@ def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: Parallel
     """Greedy tokens for prompts of one case, all in one pack."""
     meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
     hf = linked(case, "hf")
-    sizes = settings_of(hf, image_size=meta["image_size"], teacher_size=meta["image_size_clip"])
+    family = case_family(meta)
+    sizes = settings_of(hf, **family.golden().settings(meta, hf, ()))
     config = generation_config(
-        RunConfig(model=sizes.model, vision=sizes.vision, training=TrainingConfig(transformer_impl="local")),
+        RunConfig(
+            family=family.name,
+            model=sizes.model,
+            vision=sizes.vision,
+            training=TrainingConfig(transformer_impl="local"),
+        ),
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
     )

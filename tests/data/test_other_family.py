@@ -21,11 +21,19 @@ from tests.data.preprocessing.test_preprocess_command import flags, load_tool
 
 # Each picture is a square of one size, without patches, and one of half that size with margins: 5 tokens in 1 row.
 FAMILY = """
-from megatron_eve.models.family import ImagePlan, SizeFlag, View
+from dataclasses import dataclass
+
+from megatron_eve.models.family import ImagePlan, ModelFamily, SizeFlag, View
 
 
-class Family:
+@dataclass(frozen=True)
+class Config:
+    pass
+
+
+class Family(ModelFamily):
     name = "toy"
+    Config = Config
     presets = stages = parts = {}
     image_flags = {"side": SizeFlag(40, "side of a picture"), "icon_side": SizeFlag(10, "side of its icon", True)}
 

@@ -77,6 +77,9 @@ class Family:
     def hugging_face(self):
         return None
 
+    def golden(self):
+        return None
+
     def objectives(self, config):
         return ()
 

@@ -28,6 +28,7 @@ from megatron_eve.models.family import (
     Stage,
     ViewUse,
 )
+from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
@@ -148,6 +149,14 @@ class EVEFamily(ModelFamily):
         from megatron_eve.models.eve.hf.format import EVEFormat
 
         return EVEFormat()
+
+    # --- verification ---
+
+    def golden(self) -> GoldenFormat:
+        """See `ModelFamily.golden`."""
+        from megatron_eve.models.eve.golden import EVEGolden
+
+        return EVEGolden()
 
 
 FAMILY: ModelFamily = EVEFamily()
