@@ -2,13 +2,13 @@
 
     python benchmarks/gpu_published_way.py [--layers 4] [--samples 48] [--out FOLDER] [--toy]
 
-Forward and backward of the same samples by the same decoder layers, without optimizer, teacher and aligning layer. The
-published way: transformers' Llama with the fastest attention that is installed (padding stands at the end, so causal
-attention needs no mask, which would rule flash kernels out), samples padded to the longest of a micro-batch of 16 as
-published, pictures embedded one at a time on a padded square, logits of every row, all hidden states kept; once as it
-is, and once with every layer recomputed, which the published runs do. Ours: packs, all pictures at once, logits where
-there are labels, nothing recomputed. Both with weights in bfloat16 (float32 for the toy on a CPU); ours adds gradients
-up in float32 as in training. Pixels are on the device before, for both.
+Forward and backward of the same samples by the same decoder layers, without optimizer, teacher and aligning layer.
+The published way: transformers' Llama with the fastest attention that is installed (padding stands at the end, so
+causal attention needs no mask, which would rule flash kernels out), samples padded to the longest of a micro-batch of
+16 as published, pictures embedded one at a time (without the padded square, which costs it less), logits of every
+row, all hidden states kept; once as it is, and once with every layer recomputed, which the published runs do. Ours:
+packs, all pictures at once, logits where there are labels, nothing recomputed. Both with weights in bfloat16 (float32
+for the toy on a CPU); ours adds gradients up in float32 as in training. Pixels are on the device before, for both.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gpu_common import (
     sizes,
     time_each,
 )
-from patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from tables import Table, leave
 
 from megatron_eve.config import ModelConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.runtime.accelerator import accelerator
 
@@ -52,7 +52,6 @@ class PublishedWay(torch.nn.Module):
         if accelerator().name == "cuda" and importlib.util.find_spec("flash_attn"):
             attention = "flash_attention_2"
         self.attention = attention
-        self.side = model.image_size
         config = LlamaConfig(
             vocab_size=model.vocab_size,
             hidden_size=model.hidden_size,
@@ -63,7 +62,7 @@ class PublishedWay(torch.nn.Module):
             attn_implementation=attention,
         )
         self.llama = LlamaForCausalLM(config)
-        self.patch_embedding = PlainPatchEmbedding(model.patch_embedding_size, model.patch_embedding_heads)
+        self.patch_embedding = EVEVisionTower(model.patch_embedding_size)
         self.projector = torch.nn.Sequential(
             torch.nn.Linear(model.patch_embedding_size, model.hidden_size),
             torch.nn.GELU(),
@@ -88,9 +87,7 @@ class PublishedWay(torch.nn.Module):
             ):
                 count = 4 * rows * columns
                 picture = sample.patches[start : start + count]
-                values = normalise(picture, torch.float32)[:, : picture.shape[1]]
-                canvas = canvas_from_patches(values, rows, columns, self.side)
-                visual = self.projector(self.patch_embedding(canvas[None].to(dtype)))
+                visual = self.projector(self.patch_embedding(normalise(picture, dtype), [(rows, columns)]))
                 embedded[i, first : first + len(visual)] = visual
                 start += count
         out = self.llama(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
