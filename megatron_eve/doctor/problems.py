@@ -174,11 +174,7 @@ def _optional(machine: Machine, packages: Packages) -> Iterator[Problem]:
             breaks=False,
         )
     if packages.triton.version is None:
-        yield Problem(
-            "no Triton: torch normalises the bytes of pictures, and compiles nothing",
-            _GPU_INSTALL,
-            breaks=False,
-        )
+        yield Problem("no Triton: torch compiles nothing", _GPU_INSTALL, breaks=False)
 
 
 def _apex(machine: Machine, packages: Packages) -> Iterator[Problem]:

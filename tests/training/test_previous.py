@@ -27,7 +27,7 @@ PP2_VPP2 = layout("PP2xVPP2", 2, pp=2, num_layers_per_virtual_pipeline_stage=1)
 TOKENIZER = Path(__file__).parents[1] / "golden" / "tokenize" / "tokenizer.model"
 MOST_BYTES = 2_000_000
 ELSEWHERE = 1e-6
-"""Relative difference of a loss that another kind of CPU, or another torch, may make."""
+"""Relative difference of a loss that another kind of CPU, another torch, or the patch embedding's new rounding make."""
 
 
 def machine() -> dict[str, str]:
@@ -62,10 +62,9 @@ def test_the_next_losses_are_those_it_would_have_had(ranks: RankPool, layout: La
     config = config_of(layout, load=str(PREVIOUS / "checkpoint"))
     trace = ranks.run(layout.world_size, run, config)[-1]
     for name, found in (("lm_loss", trace.losses), ("align_loss", trace.aligning)):
+        assert found == pytest.approx([record[name] for record in records], rel=ELSEWHERE, abs=0), name
         if machine() == json.loads((PREVIOUS / "machine.json").read_text(encoding="utf-8")):
             assert [loss.hex() for loss in found] == [record[f"{name}_hex"] for record in records], name
-        else:  # other kernels add in another order
-            assert found == pytest.approx([record[name] for record in records], rel=ELSEWHERE, abs=0), name
 
 
 def test_the_dataset_opens() -> None:

@@ -1,11 +1,8 @@
-"""The vectorised patch embedding against the plain, literal one, and against the published model's numbers."""
+"""The patch embedding against that of exported folders, which is written as published, and against golden numbers."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.patch_embedding import PlainPatchEmbedding, canvas_from_patches
 from megatron_eve.data.images import cut_patches
-from megatron_eve.models.eve import normalise as normalise_module
 from megatron_eve.models.eve import patch_embedding
 from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.eve.hf import modeling_eve
+from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_layout
 from tests.golden_dir import find_golden
@@ -34,25 +31,15 @@ def images(grids: list[tuple[int, int]], dtype: torch.dtype = torch.float64) -> 
     return torch.randn(4 * int(sizes.prod(dim=1).sum()), 588, dtype=dtype), sizes
 
 
-def pair(width: int = 32, heads: int = 8) -> tuple[PatchEmbedding, PlainPatchEmbedding]:
+def pair(width: int = 32, heads: int = 8) -> tuple[PatchEmbedding, EVEVisionTower]:
     """Both implementations with equal weights, norms included, that are not what they start from."""
     torch.manual_seed(2)
-    ours, plain = PatchEmbedding(width, heads).double(), PlainPatchEmbedding(width, heads).double()
+    ours, plain = PatchEmbedding(width, heads).double(), EVEVisionTower(width).double()
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     plain.load_state_dict(ours.state_dict())
     return ours, plain
-
-
-def canvases(patches: Tensor, grids: Tensor, side: int) -> Tensor:
-    parts = patches.split((4 * grids.prod(dim=1)).tolist())
-    return torch.stack(
-        [
-            canvas_from_patches(part, rows, columns, side)
-            for part, (rows, columns) in zip(parts, grids.tolist(), strict=True)
-        ]
-    )
 
 
 def gradients(layer: torch.nn.Module) -> dict[str, Tensor]:
@@ -70,9 +57,10 @@ def test_values_and_gradients_equal_the_plain_layer(
     width: int, heads: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patch_embedding, "_CPU_BLOCK", block)
+    monkeypatch.setattr(modeling_eve, "_HEADS", heads)  # published folders have 8
     ours, plain = pair(width, heads)
     patches, grids = images(GRIDS)
-    rows, expected = ours(patches, grids), plain(canvases(patches, grids, side=280))
+    rows, expected = ours(patches, grids), plain(patches, GRIDS)
     assert rows.shape == expected.shape == (sum(1 + r * (c + 1) for r, c in GRIDS), width)
     assert relative(rows, expected) < 1e-12
     weight = torch.randn_like(rows)
@@ -115,12 +103,12 @@ def test_an_image_does_not_see_its_neighbours() -> None:
         torch.testing.assert_close(ours(alone, grids[index : index + 1]), rows, rtol=0, atol=1e-12)
 
 
-def test_rows_are_cls_then_cells_with_a_row_end() -> None:
+def test_rows_are_cls_then_merged_patches_with_a_row_end() -> None:
     layout = row_layout(torch.tensor([(2, 3), (1, 1), (3, 1)]))
     assert layout.cls_rows.tolist() == [0, 9, 12]
-    assert layout.cell_rows.tolist() == [1, 2, 3, 5, 6, 7, 10, 13, 15, 17]
+    assert layout.merged_rows.tolist() == [1, 2, 3, 5, 6, 7, 10, 13, 15, 17]
     assert layout.split_rows.tolist() == [4, 8, 11, 14, 16, 18]
-    assert layout.cell_images.tolist() == [0] * 6 + [1] + [2] * 3
+    assert layout.images.tolist() == [0] * 6 + [1] + [2] * 3
     ours, _ = pair()
     patches, grids = images([(2, 3), (1, 1), (3, 1)])
     rows = ours(patches, grids)
@@ -173,60 +161,6 @@ def test_bytes_and_normalised_floats_give_the_same_rows() -> None:
     assert torch.equal(layer(patches, grids), layer(normalise(patches, torch.float32), grids))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_table_holds_what_the_formula_gives(dtype: torch.dtype) -> None:
-    """What the GPU's kernel looks up, and what it would write."""
-    table = normalise_module._table(dtype, torch.device("cpu"))
-    patches = torch.randint(0, 256, (7, 588), dtype=torch.uint8)
-    looked_up = table[torch.arange(588) // 196, patches.long()]
-    assert torch.equal(looked_up, normalise(patches, dtype))
-
-
-def test_wider_rows_of_pixels_change_nothing() -> None:
-    """The GPU's kernel fills rows up with zeros."""
-    layer, _ = pair(64)
-    patches, grids = images(GRIDS)
-    patches = patches.detach()
-    outputs, gradients = [], []
-    for pixels in (patches, F.pad(patches, (0, 4))):
-        layer.zero_grad()
-        outputs.append(layer(pixels, grids))
-        outputs[-1].square().sum().backward()
-        gradients.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
-    torch.testing.assert_close(outputs[1], outputs[0])
-    for padded, plain in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(padded, plain)
-
-
-def test_the_kernel_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton", reason="torch brings Triton on GPU machines only")
-    script = """
-import torch
-from megatron_eve.models.eve import normalise
-from megatron_eve.models.eve.normalise_kernel import look_up
-for dtype in (torch.float32, torch.bfloat16):
-    for count in (0, 1, 5):
-        patches = torch.randint(0, 256, (count, 588), dtype=torch.uint8)
-        found = look_up(patches, normalise._table(dtype, patches.device), 16)
-        assert found.shape == (count, 592) and not found[:, 588:].any()
-        assert torch.equal(found[:, :588], normalise.normalise(patches, dtype))
-"""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and Triton")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [0, 1, 300])
-def test_the_kernel_gives_what_torch_gives(dtype: torch.dtype, count: int) -> None:
-    pytest.importorskip("triton")
-    patches = torch.randint(0, 256, (count, 588), dtype=torch.uint8)
-    found = normalise(patches.cuda(), dtype)
-    assert found.shape == (count, 592) and not found[:, 588:].any()
-    assert torch.equal(found[:, :588].cpu(), normalise(patches, dtype))
-
-
 def test_bfloat16_stays_close_to_float32() -> None:
     layer, _ = pair(64)
     patches, grids = images(GRIDS)
@@ -248,7 +182,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         PatchEmbedding(30)
     with pytest.raises(ValueError, match="conv_stride 3"):
         PatchEmbedding(32, conv_stride=3)
-    with pytest.raises(ValueError, match="5 patches came with grids of 2 cells"):
+    with pytest.raises(ValueError, match="5 patches came with grids of 2 merged patches"):
         PatchEmbedding(32)(torch.zeros(5, 588), torch.tensor([(1, 2)]))
 
 

@@ -19,6 +19,7 @@ from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.flops import TeacherSizes, eve_flops
+from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.family import Preset
 from megatron_eve.models.model_parts import Work
 from megatron_eve.training.monitoring.flops import decoder_flops, step_work
@@ -146,44 +147,6 @@ def rows(count: int, width: int) -> Tensor:
     return torch.randn(count, width, requires_grad=True)
 
 
-class CrossAttention(nn.Module):
-    """The published attention of the patch embedding layer: all keys and values are projected."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width, bias=False))
-        self.kv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width, bias=False))
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, query: Tensor, others: Tensor) -> Tensor:
-        """[n, C] queries, each with its own m others [n, m, C] -> [n, C]."""
-        n, m, width = others.shape
-        q = self.q(query).view(n, self.heads, 1, -1)
-        k, v = self.kv(others).view(n, m, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (n, H, m, d) each
-        weights = (q @ k.transpose(2, 3) * width**-0.5).softmax(-1)
-        return query + self.proj((weights @ v).reshape(n, width))
-
-
-class PublishedPatchEmbedding(nn.Module):
-    """The layer as the paper and its code have it, image by image."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(1, width))
-        self.convolution = nn.Conv2d(3, width, 14, stride=14, bias=False)
-        self.local_attention = CrossAttention(width, heads)
-        self.global_attention = CrossAttention(width, heads)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[3, 28 h, 28 w] -> [1 + h w, C], without the row ends, which cost nothing."""
-        x = self.convolution(image[None])  # (1, C, 2h, 2w)
-        query = functional.avg_pool2d(x, 2)[0].flatten(1).T  # (h w, C)
-        patches = functional.unfold(x, 2, stride=2)[0].T.unflatten(1, (-1, 4)).transpose(1, 2)  # (h w, 4, C)
-        local = self.local_attention(query, patches)
-        return torch.cat([self.global_attention(self.class_embedding, local[None]), local])
-
-
 class Layer(nn.Module):
     """A Llama layer whose every token asks exactly the tokens up to itself: slow, and no pair too many."""
 
@@ -232,9 +195,10 @@ class PublishedAligning(nn.Module):
 
 
 def test_patch_embedding_against_the_counter() -> None:
-    layer = PublishedPatchEmbedding(VISION.patch_embedding_size, VISION.patch_embedding_heads)
-    images = [torch.randn(3, 28 * h, 28 * w) for h, w in GRIDS]
-    assert counted(lambda: torch.cat([layer(image) for image in images])) == flops("patch_embedding")
+    """The published form, as exported folders have it."""
+    layer = EVEVisionTower(VISION.patch_embedding_size)
+    patches = torch.randn(sum(4 * h * w for h, w in GRIDS), 3 * 14 * 14)
+    assert counted(lambda: layer(patches, GRIDS)) == flops("patch_embedding")
 
 
 def test_projector_against_the_counter() -> None:

@@ -39,7 +39,9 @@ class EVEPatchAttention(nn.Module):
         heads = self.q(query).unflatten(-1, (_HEADS, -1))
         keys, values = self.kv(context).unflatten(-1, (2, _HEADS, -1)).unbind(-3)
         logits = torch.einsum("nhd,nkhd->nhk", heads, keys) * query.shape[-1] ** -0.5
-        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
+        # In float32 at least, under bfloat16 too.
+        wide = torch.promote_types(torch.float32, logits.dtype)
+        weights = torch.softmax(logits, dim=-1, dtype=wide).to(values.dtype)
         return query + self.proj(torch.einsum("nhk,nkhd->nhd", weights, values).flatten(1))
 
 
