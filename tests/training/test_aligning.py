@@ -110,6 +110,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
 
     from megatron_eve.checkpoint.hf import load
     from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.eve.hf import format as eve_format
     from megatron_eve.models.eve.teacher import Teacher, TeacherTargets
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.data import build_loader, data_in_memory
@@ -124,9 +125,10 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     with model_parallel(config):
         bare = build_chunks(config)
         # Weights are wanted, the same under every layout, also for features at depths that nobody published.
-        published, load.PUBLISHED_TAP_INTERVAL = load.PUBLISHED_TAP_INTERVAL, config.vision.tap_interval
+        interval = config.vision.tap_interval
+        published, eve_format.PUBLISHED_TAP_INTERVAL = eve_format.PUBLISHED_TAP_INTERVAL, interval
         load.load_hf_weights(case.hf, bare, case)
-        load.PUBLISHED_TAP_INTERVAL = published
+        eve_format.PUBLISHED_TAP_INTERVAL = published
         for chunk in bare:
             chunk.double()
             chunk.config.params_dtype = chunk.config.pipeline_dtype = torch.float64
