@@ -24,6 +24,7 @@ FAMILY = """
 from dataclasses import dataclass
 
 from megatron_eve.models.family import ImagePlan, ModelFamily, SizeFlag, View
+from megatron_eve.models.hf_format import HFFormat
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,18 @@ class Config:
     pass
 
 
+class Format(HFFormat):
+    title = "another"
+    model_types = ("another",)
+
+
 class Family(ModelFamily):
     name = "toy"
     Config = Config
+
+    def hugging_face(self):
+        return Format()
+
     presets = stages = parts = {}
     image_flags = {"side": SizeFlag(40, "side of a picture"), "icon_side": SizeFlag(10, "side of its icon", True)}
 

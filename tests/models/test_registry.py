@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import PartCounts, Preset, Stage
+from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops
 
 
@@ -75,7 +76,11 @@ class Family:
         return None
 
     def hugging_face(self):
-        return None
+        class Format(HFFormat):
+            title = "{name}"
+            model_types = ("{name}",)
+
+        return Format()
 
     def golden(self):
         return None
