@@ -95,6 +95,7 @@ def run_state(
         frozen: the fingerprint of the frozen models (see `ModelFamily.fingerprint`).
     """
     make_moments(optimizer)
+    model = _model_state(chunks)
     return {
         "checkpoint_version": 3.0,
         **asdict(train_state),
@@ -102,12 +103,10 @@ def run_state(
         "dataset": dataset,
         "frozen": frozen,
         **rerun_state_to_save(),
-        **_model_state(chunks),
+        **model,
         **_scales(chunks, config.to_dict()),
         "rng_state": _rng_state(),
-        "optimizer": optimizer.sharded_state_dict(
-            _model_state(chunks), is_loading=False, metadata=dict(CONTENT)
-        ),
+        "optimizer": optimizer.sharded_state_dict(model, is_loading=False, metadata=dict(CONTENT)),
     }
 
 

@@ -172,7 +172,7 @@ def test_a_folder_whose_parts_do_not_belong_together_is_refused_in_a_sentence(
         (
             "config.json",
             b'{"model_type": "llama"}',
-            "holds a model of type 'llama', none of those that are known here (EVE v1)",
+            "holds a model of type 'llama', none of those that are known here (EVE v1",
         ),
     ):
         folder = tmp_path / name
