@@ -105,7 +105,7 @@ def test_a_run_that_ends_before_the_other_differs() -> None:
         (("HEAD", "--steps", "0"), "--steps: 0: must be 1 or more"),
         (("HEAD", "--tolerance", "2"), "--tolerance: 2: must be 0 or more and below 1"),
         (("HEAD", "--tolerance", "little"), "--tolerance: little: must be a number"),
-        (("HEAD", "--stages", "4"), "--stages 4: examples/eve_tiny has no such stage; choose from 1, 2, 3"),
+        (("HEAD", "--stages", "4"), "--stages: invalid choice: 4 (choose from 1, 2, 3)"),
         (("HEAD", "--layouts", "tp9"), "--layouts: invalid choice: 'tp9'"),
     ],
 )
