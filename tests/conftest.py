@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from megatron_eve.models import registry
 from tests.ranks import RankPool
 
 # A shell without job control starts what stands in the background with SIGINT ignored, and so would be every command
@@ -20,3 +21,11 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def families_of_one_file() -> Iterator[None]:
+    """Families that a file of tests names by their modules are known to it alone."""
+    yield
+    registry._NAMED.clear()
+    registry.find_family.cache_clear()
