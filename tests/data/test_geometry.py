@@ -131,7 +131,9 @@ def test_geometry_imports_only_the_standard_library() -> None:
 
 def test_text_modules_load_without_torch_or_megatron() -> None:
     code = (
-        "import sys; from megatron_eve.data import geometry, tokenizer, conversation, preprocess, images, indexed; "
+        "import sys; from megatron_eve.data import geometry, images; "
+        "from megatron_eve.data.text import conversation, tokenizer; "
+        "from megatron_eve.data.preprocessing import preprocess; from megatron_eve.data.format import indexed; "
         "sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
     )
     root = Path(geometry.__file__).resolve().parents[2]
