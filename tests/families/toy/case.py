@@ -7,9 +7,11 @@ from dataclasses import replace
 from megatron_eve.config import ParallelConfig, RunConfig
 from megatron_eve.config.recipe import parse
 from tests.families.suite import FamilyCase
-from tests.layouts import CP2, DP2, ONE, PP2_VPP2, TP2_PP2, TP2_SP, TP2_SP_CP2
+from tests.layouts import CP2, DP2, ONE, TP2_PP2, TP2_SP, TP2_SP_CP2, layout
 
 FAMILY = "tests.families.toy.family"
+# Of four layers.
+PP2_VPP2 = layout("PP2xVPP2", 2, pp=2, num_layers_per_virtual_pipeline_stage=1)
 
 
 def run_config(parallel: ParallelConfig, iterations: int = 20) -> RunConfig:
