@@ -35,8 +35,8 @@ from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
 from megatron_eve.data.images.patches import resize
 from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.data.images.storage import ImageStore, StorageSettings
-from megatron_eve.data.pixels import ImageShare
 from megatron_eve.models.family import View
+from megatron_eve.models.model_parts import ImageShare
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.dali import dali_is_installed
 

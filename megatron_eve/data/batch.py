@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images.interface import ImageDecoder
-from megatron_eve.data.pixels import ImageShare, decode_pixels, pack_shapes
+from megatron_eve.data.pixels import decode_pixels, pack_shapes
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.model_parts import ImageShare
 
 PADDING_SAMPLE_ID = -1
 # Padding is cut into samples of this many tokens: attention over one long one would cost its square.

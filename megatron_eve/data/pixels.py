@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -14,24 +13,7 @@ from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, Ima
 from megatron_eve.data.images.patches import from_stored
 from megatron_eve.data.images.pillow import PillowDecoder
 from megatron_eve.models.family import ImagePlan, ImagePlanner, View
-
-
-@dataclass(frozen=True)
-class ImageShare:
-    """Which images of a pack a rank decodes where ranks share them: equal contiguous shares, the last may be short."""
-
-    rank: int
-    ranks: int
-    """Ranks that share the images of a pack."""
-
-    def images(self, count: int) -> range:
-        """Positions of this rank's images among the ``count`` of a pack."""
-        each = self.each(count)
-        return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
-
-    def each(self, count: int) -> int:
-        """Images that every rank has room for."""
-        return -(-count // self.ranks)
+from megatron_eve.models.model_parts import ImageShare
 
 
 def decode_settings(dataset: VisionDataset) -> DecodeSettings:

@@ -14,7 +14,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_eve.checkpoint.hf.config import family_of
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
@@ -22,7 +21,7 @@ from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
-from megatron_eve.models.family import ImagePlan, ModelSettings
+from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.loop.microbatch import decoded_views, model_inputs
@@ -71,7 +70,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
 def generate(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
-    settings: ModelSettings,
+    config: RunConfig,
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
@@ -88,7 +87,7 @@ def generate(
     for found in generation_steps(
         model,
         prompts,
-        settings,
+        config,
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,
         apply_exif=apply_exif,
@@ -102,7 +101,7 @@ def generate(
 def generation_steps(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
-    settings: ModelSettings,
+    config: RunConfig,
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
@@ -113,7 +112,7 @@ def generation_steps(
     Args:
         model: this rank's stage, bare, built under `generation_config`.
         prompts: what to continue.
-        settings: sizes; image sizes set how pictures are resized.
+        config: its model and family, which says what pictures become.
         max_new_tokens: stop after so many.
         stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
@@ -125,7 +124,7 @@ def generation_steps(
         return
     model.eval()
     cache = KeyValueCache()
-    batch = _prompt_batch(prompts, settings, apply_exif)
+    batch = _prompt_batch(prompts, config, apply_exif)
     positions = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
     inputs = model_inputs(batch, model)
@@ -195,13 +194,13 @@ def _step_inputs(
 class _Prompts:
     """Prompts with the interface of a dataset, so that they are packed by the loader's own code."""
 
-    def __init__(self, prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> None:
+    def __init__(self, prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool) -> None:
         self.info = MockInfo(
-            settings.model.vocab_size,
+            config.model.vocab_size,
             apply_exif=apply_exif,
             max_pixels=DEFAULT_MAX_PIXELS,
         )
-        self.planner = image_planner(_run_config(settings))
+        self.planner = image_planner(config)
         self._prompts = prompts
         self._images = [data for prompt in prompts for data in prompt.images]
         counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)
@@ -242,14 +241,10 @@ class _Prompts:
         return self.planner(*picture.size)
 
 
-def _run_config(settings: ModelSettings) -> RunConfig:
-    return RunConfig(family=family_of(settings).name, model=settings.model, vision=settings.vision)
-
-
-def _prompt_batch(prompts: Sequence[Prompt], settings: ModelSettings, apply_exif: bool) -> PackedBatch:
-    views, _ = decoded_views(_run_config(settings))
+def _prompt_batch(prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool) -> PackedBatch:
+    views, _ = decoded_views(config)
     return build_batch(
-        _Prompts(prompts, settings, apply_exif),
+        _Prompts(prompts, config, apply_exif),
         range(len(prompts)),
         tensor_parallel=1,
         context_parallel=1,

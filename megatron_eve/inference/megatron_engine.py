@@ -18,7 +18,6 @@ from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.models.decoder.model import VisionLanguageModel
-from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.registry import image_planner
 
 
@@ -37,7 +36,7 @@ class MegatronEngine:
     def __init__(
         self,
         model: VisionLanguageModel,
-        config: ModelSettings,
+        config: RunConfig,
         tokenizer: Tokenizer,
         conv_mode: str,
         apply_exif: bool = True,
@@ -57,7 +56,7 @@ class MegatronEngine:
         """See `Engine.prepare`."""
         tokens = encode_text(text, self._tokenizer)
         length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
-        planner = image_planner(RunConfig(model=self._config.model, vision=self._config.vision))
+        planner = image_planner(self._config)
         for data in images:
             picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
             length += planner(*picture.size).rows

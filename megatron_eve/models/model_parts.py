@@ -53,6 +53,24 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ImageShare:
+    """Which images of a pack a rank decodes where ranks share them: equal contiguous shares, the last may be short."""
+
+    rank: int
+    ranks: int
+    """Ranks that share the images of a pack."""
+
+    def images(self, count: int) -> range:
+        """Positions of this rank's images among the ``count`` of a pack."""
+        each = self.each(count)
+        return range(min(self.rank * each, count), min((self.rank + 1) * each, count))
+
+    def each(self, count: int) -> int:
+        """Images that every rank has room for."""
+        return -(-count // self.ranks)
+
+
 class Pack(Protocol):
     """What a family sees of a pack on the host (`data.batch.PackedBatch`). I = images, T = tokens with padding.
 

@@ -350,7 +350,7 @@ def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: Parallel
         (chunk,) = build_chunks(config, freeze=False)
         load_hf_weights(hf, [chunk], sizes)
         count = max(len(entry["new_tokens"]) for entry in entries)
-        answers = generate(chunk, prompts, sizes, max_new_tokens=count, stop_ids=(), apply_exif=False)
+        answers = generate(chunk, prompts, config, max_new_tokens=count, stop_ids=(), apply_exif=False)
     rows = []
     for entry, ours in zip(entries, answers, strict=True):
         golden, margins = entry["new_tokens"], entry["top1_minus_top2_logit"]

@@ -19,9 +19,9 @@ from megatron_eve.data.format.indexed import (
     IndexedVisionDataset,
     StoredImage,
 )
-from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_eve.models.family import ImagePlanner
+from megatron_eve.models.model_parts import ImageShare
 from megatron_eve.models.registry import find_family
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from megatron_eve.data.batch import (
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import decode_image, view_of
 from megatron_eve.data.mock import MockInfo
-from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.model_parts import ImageShare
 from tests.data.helpers import ALL_VIEWS, encoded, picture, planner
 
 IMG, NO = IMAGE_TOKEN_ID, IGNORE_INDEX

@@ -24,9 +24,9 @@ from megatron_eve.data.batch import PackedBatch, build_batch, padded_lengths, pa
 from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.images.interface import ImageDecoder
-from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.sampling.orders import Order
 from megatron_eve.data.sampling.packing import assign_packs, pack_step
+from megatron_eve.models.model_parts import ImageShare
 
 _MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
 # Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.

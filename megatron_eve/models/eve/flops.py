@@ -9,14 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.geometry import MERGE, PATCH_SIZE, PATCH_VALUES
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.flops import FORWARD, FROM_PIXELS, TRAINED, attention, matrix
 from megatron_eve.models.model_parts import FamilyFlops, Work
-
-_PATCH_SIZE = 14
-_PATCH_VALUES = 3 * _PATCH_SIZE**2
-# Patches of a merged patch.
-_MERGED = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class TeacherSizes:
     """Inner width of its MLP of two matrices; for a gated one (three) say 1.5 times its inner width."""
     tokens: int
     """Tokens of an image, of which one is CLS and the others are patches: 577 for CLIP ViT-L/14-336."""
-    patch_values: int = _PATCH_VALUES
+    patch_values: int = PATCH_VALUES
     """Values of a patch: 3 * 14 * 14."""
 
 
@@ -45,7 +41,7 @@ def teacher_sizes(vision: EVEConfig) -> TeacherSizes | None:
         layers=vision.teacher_hidden_state % (tower.num_layers + 1),
         hidden_size=tower.hidden_size,
         ffn_hidden_size=tower.ffn_hidden_size,
-        tokens=(vision.teacher_size // _PATCH_SIZE) ** 2 + 1,
+        tokens=(vision.teacher_size // PATCH_SIZE) ** 2 + 1,
         patch_values=3 * tower.patch_size**2,
     )
 
@@ -80,8 +76,8 @@ def eve_flops(settings: ModelSettings, work: Work, teacher: TeacherSizes | None)
 
 def _patch_embedding(width: int, work: Work) -> int:
     """Section 3.1 in its published form: every patch is embedded, normed and projected to a key and a value."""
-    patches = _MERGED * work.merged_patches
-    convolution = patches * matrix(_PATCH_VALUES, width)
+    patches = MERGE**2 * work.merged_patches
+    convolution = patches * matrix(PATCH_VALUES, width)
     query = output = matrix(width, width)
     keys_values = matrix(width, 2 * width)
     # A merged patch asks its four patches; then the class embedding, once for each image, asks all of the image's.

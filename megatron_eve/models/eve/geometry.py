@@ -16,6 +16,9 @@ from megatron_eve.models.family import ImagePlan, ImagePlanner, SizeFlag, View
 PATCH_SIZE = 14
 """Side of a patch in pixels, for the model and for the teacher."""
 
+PATCH_VALUES = 3 * PATCH_SIZE**2
+"""Numbers of a patch: its pixels in three colours."""
+
 MERGE = 2
 """Patches along each side of a merged patch, which becomes one token."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.model_parts import IntermediateFeatures, Pack, SampleCounts
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from megatron_eve.models.eve.aligned_rows import AlignedRows
     from megatron_eve.models.eve.patch_aligning import AligningInputs, PatchAligningLayer
     from megatron_eve.models.eve.teacher import TeacherTargets
-
-# Pixels along each side of the patches that `--teacher-size` is counted in.
-_PATCH_SIZE = 14
 
 
 @dataclass(frozen=True)
@@ -86,5 +84,5 @@ class Aligning:
         from megatron_eve.runtime.transfer import to_device
 
         device = accelerator().device
-        index = to_device(rows.teacher_index(self.config.vision.teacher_size // _PATCH_SIZE), device)
+        index = to_device(rows.teacher_index(self.config.vision.teacher_size // PATCH_SIZE), device)
         return AligningInputs(targets[index], to_device(rows.weights(), device))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.geometry import PATCH_VALUES
 from megatron_eve.models.family import PartCounts
-
-_PATCH_VALUES = 3 * 14 * 14
 
 
 def parameter_counts(model: ModelConfig, vision: EVEConfig) -> PartCounts:
@@ -17,7 +16,7 @@ def parameter_counts(model: ModelConfig, vision: EVEConfig) -> PartCounts:
     """
     width, patches, teacher = model.hidden_size, vision.patch_embedding_size, vision.teacher_hidden_size
     attention = 4 * patches**2 + 5 * patches  # queries, keys and values, output and its bias, two LayerNorms
-    front_end = _PATCH_VALUES * patches + 2 * patches + 2 * attention
+    front_end = PATCH_VALUES * patches + 2 * patches + 2 * attention
     front_end += patches * width + width + width**2 + width
     depths = len(vision.tap_depths(model.num_layers))
     aligning = depths * (2 * width + width * teacher) + (width + 1) * teacher + (teacher + 1) * teacher

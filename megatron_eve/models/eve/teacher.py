@@ -18,13 +18,11 @@ import torch
 from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
 from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.hf_tower import load_tower, weight_files
 from megatron_eve.models.towers.sharing import shared_features
 from megatron_eve.runtime.digests import file_digest
-
-# The grid of the model's own geometry is made of patches of this size.
-_GEOMETRY_PATCH = 14
 
 
 def teacher_fingerprint(folder: str) -> dict[str, Any]:
@@ -57,7 +55,7 @@ class Teacher:
         assert vision.teacher_model is not None
         self.folder = Path(vision.teacher_model)
         self.patch_size = vision.tower().patch_size
-        self.grid = vision.teacher_size // _GEOMETRY_PATCH
+        self.grid = vision.teacher_size // PATCH_SIZE
         self.hidden_state = vision.teacher_hidden_state
         self.width = vision.teacher_hidden_size
         self.dtype = dtype
@@ -116,7 +114,7 @@ class Teacher:
         ) as error:  # whatever a tower raises on a picture of another size than it was made for
             raise ConfigError(
                 f"--teacher-model {self.folder}: does not take pictures of {self.side} x {self.side} pixels, which "
-                f"--teacher-size {self.grid * _GEOMETRY_PATCH} asks for ({type(error).__name__}: {error})"
+                f"--teacher-size {self.grid * PATCH_SIZE} asks for ({type(error).__name__}: {error})"
             ) from error
 
 

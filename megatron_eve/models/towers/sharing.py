@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from megatron.core import parallel_state
 
+from megatron_eve.models.model_parts import ImageShare
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 
@@ -41,7 +42,7 @@ def shared_features(tower: Tower, pictures: torch.Tensor, count: int) -> torch.T
 
     Args:
         tower: the same on all of these ranks.
-        pictures: uint8 [i, S, S, 3], this rank's share (`data.pixels.ImageShare`).
+        pictures: uint8 [i, S, S, 3], this rank's share (`ImageShare`).
         count: images of the pack.
 
     Returns:
@@ -49,7 +50,7 @@ def shared_features(tower: Tower, pictures: torch.Tensor, count: int) -> torch.T
     """
     device = accelerator().device
     ranks = parallel_state.get_tensor_and_context_parallel_world_size()
-    each = -(-count // ranks)
+    each = ImageShare(parallel_state.get_tensor_and_context_parallel_rank(), ranks).each(count)
     features = torch.zeros(each, tower.patches, tower.width, dtype=tower.dtype, device=device)
     if len(pictures):
         features[: len(pictures)] = tower(to_device(pictures, device))

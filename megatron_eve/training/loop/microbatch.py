@@ -12,13 +12,12 @@ from megatron.core import parallel_state
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.batch import PackedBatch
-from megatron_eve.data.pixels import ImageShare
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.decoder.packed import packed_params
-from megatron_eve.models.model_parts import VisualInputs
+from megatron_eve.models.model_parts import ImageShare, VisualInputs
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.shapes import rows_sent
 from megatron_eve.runtime.accelerator import accelerator
