@@ -173,7 +173,10 @@ def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
     yield from at_least_one(data, "seq_length", "num_workers", "max_images_per_pack")
     if data.image_decoder == "dali" and not dali_is_installed():
-        yield "--image-decoder dali: DALI is not installed here; see README (Installing), or use threads"
+        yield (
+            "--image-decoder dali: DALI is not installed here: make install-dev brings it for CPUs, make install-gpu "
+            "for GPUs; or use threads"
+        )
     if data.mock_data and data.data_path:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:

@@ -130,8 +130,8 @@ class PreprocessConfig:
                 importlib.import_module("nvidia.dali")
             except ImportError as error:
                 raise DataError(
-                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}); see README (Installing), or use "
-                    "threads"
+                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}): make install-dev brings it for "
+                    "CPUs and make install-gpu for GPUs; or use threads"
                 ) from error
 
     def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
