@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.family_types import adapter, command_line_of, plain
+from megatron_eve.config.family_types import FLAG_RULES, adapter, command_line_of, plain
 from megatron_eve.config.flag_suggestions import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
@@ -52,6 +52,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
                 prog=prog,
                 args=argv,
                 default=defaults,
+                registry=FLAG_RULES,
             )
     except SystemExit as ended:
         if ended.code in (0, None):  # --help
