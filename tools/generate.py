@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
+from megatron_eve.data.text.conversation import PROMPT_TEMPLATES
 from megatron_eve.inference.answering import Tally, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
+    chat_template,
     check_model_flags,
     global_rank,
     run_with_engine,
@@ -96,10 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--conv-mode",
         type=_conv_mode,
-        choices=("vicuna_v1", "plain"),
-        default="vicuna_v1",
-        help="template that the model was trained on: vicuna_v1 after stage 3; plain, which captions, after stages 1 "
-        "and 2 (default: %(default)s)",
+        choices=sorted(PROMPT_TEMPLATES),
+        help="template that the model was trained on; plain, which captions, before the stage that trains on "
+        "conversations (default: that of the last stage of the model's family)",
     )
     answers.add_argument(
         "--max-new-tokens",
@@ -121,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _conv_mode(text: str) -> str:
     if text == "document":
         raise argparse.ArgumentTypeError(
-            "data of the template document is text without questions, which no prompt fits: use plain or vicuna_v1, "
-            "whichever the model was trained on since"
+            "data of the template document is text without questions, which no prompt fits: use "
+            f"{' or '.join(sorted(PROMPT_TEMPLATES))}, whichever the model was trained on since"
         )
     return text
 
@@ -221,6 +222,7 @@ def answer(flags: argparse.Namespace) -> int:
     check_model_flags(flags)
     if not flags.image_folder.is_dir():
         raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
+    flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
     found = read_questions(flags.question_file, flags.conv_mode)
     if global_rank():
         return run_with_engine(flags, flags.conv_mode, work=None)

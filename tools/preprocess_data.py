@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary, preprocess
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.models.family import SizeFlag
@@ -49,7 +50,9 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     """
     sizes = find_family(family).image_flags
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter, allow_abbrev=False
+    )
     _add_input(parser)
     _add_text(parser)
     _add_images(parser, family, sizes)
@@ -208,18 +211,11 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
     _add_sizes(storage, sizes, pixels_alone=True)
 
 
-def _named_family(argv: Sequence[str] | None) -> str:
-    """The family that the command line names: it is read first, since the flags of sizes are its own."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--family", default=DEFAULT_FAMILY)
-    return str(parser.parse_known_args(argv)[0].family)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def work() -> int:
-        family = _named_family(argv)
+        family = flag_value(argv, "--family") or DEFAULT_FAMILY  # which has flags of its own
         flags = vars(build_parser(family).parse_args(argv))
         sizes = {name: flags.pop(name) for name in find_family(family).image_flags}
         upright = not flags.pop("ignore_exif_orientation")

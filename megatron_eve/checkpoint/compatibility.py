@@ -287,9 +287,9 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
     stages = find_family(family_of(saved)).stages
     templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
     if conv_mode not in templates:
-        kinds = {"plain": "captions", "document": "documents", "vicuna_v1": "conversations"}
-        kind = " and ".join(kinds[template] for template in templates)
-        if "vicuna_v1" not in templates:
+        kinds = {"plain": "captions", "document": "documents"}
+        kind = " and ".join(kinds.get(template, "conversations") for template in templates)
+        if kinds.keys() >= set(templates):
             kind += ", and taught no conversation"
         asked = [
             template for template in templates if template != "document"

@@ -7,14 +7,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import TypeAdapter
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.schema import RunConfig, TrainingConfig
 from megatron_eve.models.family import ModelFamily
+
+# How tyro reads flags, for `tyro.cli`.
+FLAG_RULES = ConstructorRegistry()
+_ANSWERS = {"true": True, "false": False}
+
+
+@FLAG_RULES.primitive_rule
+def _optional_flag(hint: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool | None] | None:
+    """A flag that alone means yes, and that may be left to the machine: a setting of the type `bool | None`."""
+    if set(get_args(hint.type)) != {bool, NoneType}:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[true|false]",
+        instance_from_str=lambda words: _ANSWERS[words[0].lower()] if words else True,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=tuple(_ANSWERS),
+    )
 
 
 @dataclass(frozen=True)

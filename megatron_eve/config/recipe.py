@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import tyro
 import yaml
 from pydantic import ValidationError
 
+from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.family_types import adapter, command_line_of, plain
+from megatron_eve.config.family_types import FLAG_RULES, adapter, command_line_of, plain
 from megatron_eve.config.flag_suggestions import OTHER_NAMES, flag_hint, nearest
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
@@ -38,9 +39,8 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
         FamilyError: an unknown family.
     """
     argv = sys.argv[1:] if argv is None else argv
-    recipes, presets, named = (_values_of(argv, flag) for flag in ("--config", "--preset", "--family"))
-    preset = presets[0] if presets else None
-    base = load_recipe(*map(Path, recipes), preset=preset, family=named[0] if named else None)
+    recipes, preset = flag_values(argv, "--config"), flag_value(argv, "--preset")
+    base = load_recipe(*map(Path, recipes), preset=preset, family=flag_value(argv, "--family"))
     _check_flags(argv, base.family)
     defaults = command_line_of(find_family(base.family), base, recipes, preset)
     said = io.StringIO()
@@ -52,6 +52,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
                 prog=prog,
                 args=argv,
                 default=defaults,
+                registry=FLAG_RULES,
             )
     except SystemExit as ended:
         if ended.code in (0, None):  # --help
@@ -117,7 +118,7 @@ _REWORDED = (
 def _without_box(text: str) -> str:
     """An error message of tyro as one sentence."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
+    sentence = " ".join(takewhile(lambda line: not line.startswith("─"), lines))
     for pattern, words in _REWORDED:
         if re.fullmatch(pattern, sentence):
             said = re.sub(pattern, words, sentence)
@@ -293,18 +294,3 @@ def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path, line_of: Li
             )
         tree[section] = {**tree.get(section, {}), **values}
     return tree
-
-
-def _values_of(argv: list[str], flag: str) -> tuple[str, ...]:
-    """The values of a flag that decides the defaults of all others, so it is read before the parser runs."""
-    values: tuple[str, ...] = ()
-    for i, word in enumerate(argv):
-        if word == flag:
-            values = tuple(itertools.takewhile(lambda value: not value.startswith("-"), argv[i + 1 :]))
-        elif word.startswith(flag + "="):
-            values = (word[len(flag) + 1 :],)
-        else:
-            continue
-        if not values:
-            raise ConfigError(f"{flag}: names nothing; give it a value or leave it out")
-    return values

@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
-from tyro.constructors import PrimitiveConstructorSpec
-
 
 @dataclass
 class FamilyDefaults:
@@ -35,31 +32,29 @@ family_defaults = FamilyDefaults("", str)
 _STRICT = {"extra": "forbid"}
 
 
-def _words(value: Any) -> Any:
-    """A recipe may leave the brackets of a single word out, and write a weight as a number."""
-    if value is None:
-        return []
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple):
-        return words
-    return [str(word) if isinstance(word, int | float) else word for word in words]
+class _Words:
+    """Annotates words of which a recipe may leave the brackets of a single one out, and write a weight as a number.
+
+    Asked by pydantic, which is not imported here: a process that reads no recipe starts without it.
+    """
+
+    @staticmethod
+    def as_words(value: Any) -> Any:
+        """What the recipe holds, as words where it is words or numbers."""
+        if value is None:
+            return []
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple):
+            return words
+        return [str(word) if isinstance(word, int | float) else word for word in words]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.as_words, handler(source))
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-
-# A flag that alone means yes, and that may be left to the machine.
-_ANSWERS = {"true": True, "false": False}
-OptionalFlag = Annotated[
-    bool | None,
-    PrimitiveConstructorSpec(
-        nargs=(0, 1),
-        metavar="[true|false]",
-        instance_from_str=lambda words: _ANSWERS[words[0].lower()] if words else True,
-        is_instance=lambda value: value is None or isinstance(value, bool),
-        str_from_instance=lambda value: [str(value).lower()],
-        choices=tuple(_ANSWERS),
-    ),
-]
+Words = Annotated[tuple[str, ...], _Words()]
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class ParallelConfig:
     families, more."""
     context_parallel_size: int = 1
     """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
-    variable_seq_lengths: OptionalFlag = None
+    variable_seq_lengths: bool | None = None
     """Leave packs as long as they are; pipeline stages then tell each other shapes, which makes a GPU wait. false pads
     the packs of a step to one length, and what stages send to fixed shapes. Without it: false on GPUs, true on CPUs."""
     tp_comm_overlap: bool = False

@@ -25,9 +25,6 @@ _READABLE = {
     "image_damaged": "The picture is damaged, or cut off.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
-CHAT_TEMPLATE = "vicuna_v1"
-"""Template of conversations with a model (see `data.text.conversation`)."""
-
 _LOOK_SECONDS = 0.25  # how soon an end is noticed
 _PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
 
@@ -99,7 +96,7 @@ class Asked:
         """
         self.check(limits)
         try:
-            text = prompt_text(self.question.strip(), CHAT_TEMPLATE, len(self.images), self.earlier)
+            text = prompt_text(self.question.strip(), engine.conv_mode, len(self.images), self.earlier)
             return engine.prepare(text, self.images, limits.new_tokens)
         except SkipRow as error:
             raise Refused(_READABLE.get(error.reason, _PLACEHOLDER).format(detail=error.detail)) from error

@@ -51,6 +51,10 @@ class Engine(Protocol):
     """Greedy answers. One call at a time, all from one thread."""
 
     @property
+    def conv_mode(self) -> str:
+        """The template of the prompts."""
+
+    @property
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
 

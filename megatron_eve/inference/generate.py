@@ -24,7 +24,7 @@ from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import decoded_views, model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, model_inputs
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
@@ -127,7 +127,7 @@ def generation_steps(
     batch = _prompt_batch(prompts, config, apply_exif)
     positions = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
-    inputs = model_inputs(batch, model)
+    inputs = model_inputs(DevicePack(batch), model)
     inputs.packed.cache, inputs.packed.samples = cache, active
     inputs.labels = None
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)

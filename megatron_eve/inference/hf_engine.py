@@ -48,6 +48,7 @@ class HFEngine:
         self._model = model.to(accelerator().device).eval()
         self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
         self._stop_ids = [self._processor.tokenizer.eos_token_id]
+        self.conv_mode = conv_mode
         if conv_mode == "plain":
             self._stop_ids.append(self._ids("\n")[-1])
 

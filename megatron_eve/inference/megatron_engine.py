@@ -43,6 +43,7 @@ class MegatronEngine:
     ) -> None:
         self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
         self._stop_ids = {tokenizer.eos_id}
+        self.conv_mode = conv_mode
         if conv_mode == "plain":
             self._stop_ids.add(tokenizer.encode("\n")[-1])
         self._alone = torch.distributed.get_world_size() == 1

@@ -26,13 +26,12 @@ from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
 from megatron_eve.training.loop.data import build_loader, data_in_memory
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
-from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, model_inputs, pack_iterators
 from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
@@ -136,7 +135,7 @@ def _check_embeddings(
         return []
     rows = []
     for batch in batches:
-        inputs = model_inputs(batch, first)
+        inputs = model_inputs(DevicePack(batch), first)
         hidden = first.embed(inputs)[:, 0]
         assert inputs.visual is not None
         inside = find_family(case.family).golden().front_end_outputs(first.vision_model, inputs.visual)
@@ -180,11 +179,10 @@ def _forward(
             head = last.get_submodule(objective.module)
             hooks.append(head.register_forward_hook(partial(predict, objective.name)))
 
-    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        chunk, batch = unwrap(model), next(iterator)
-        inputs = model_inputs(batch, chunk, models)
-        mine = context_rows(batch)
-        mine = torch.arange(len(batch.tokens)) if mine is None else mine
+    def forward_step(packs: Iterator[DevicePack], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        chunk, pack = unwrap(model), next(packs)
+        batch, inputs = pack.batch, model_inputs(pack, chunk, models)
+        mine = torch.arange(len(batch.tokens)) if pack.rank_rows is None else pack.rank_rows
         inputs.labels, inputs.output_rows = None, torch.arange(len(mine))
 
         def collect(logits: torch.Tensor) -> tuple[torch.Tensor, list[_Piece]]:
@@ -201,10 +199,10 @@ def _forward(
 
         return model(inputs), collect
 
-    interleaved = len(chunks) > 1
+    interleaved, iterators = len(chunks) > 1, pack_iterators(map(DevicePack, batches), len(chunks))
     results = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=[iter(batches) for _ in chunks] if interleaved else iter(batches),
+        data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=len(batches),
         seq_length=1,

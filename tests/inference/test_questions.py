@@ -29,7 +29,7 @@ class Killed(Exception):
 class Echo:
     """An engine that says how long its prompt is; it is killed when it has answered `patience` batches."""
 
-    max_length = 1000
+    max_length, conv_mode = 1000, "vicuna_v1"
 
     def __init__(self, patience: int = 1000) -> None:
         self.patience, self.batches = patience, []

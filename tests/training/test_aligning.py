@@ -363,7 +363,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     from megatron_eve.models.process_groups import distributed
     from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.loop.data import build_loader, open_data
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
     from megatron_eve.training.loop.targets import build_target_models
 
     accelerator()
@@ -388,7 +388,8 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
             (chunk,) = build_chunks(config)
             chunk.bfloat16()
             loader = build_loader(config, open_data(config))
-            losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_target_models(config)))
+            pack = DevicePack(loader.step(0).batches[0])
+            losses = chunk(model_inputs(pack, chunk, build_target_models(config)))
             (losses["lm loss"].mean() + losses["align loss"]).backward()
             loader.close()
             projections = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}

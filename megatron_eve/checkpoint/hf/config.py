@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,15 @@ class HFConfig:
         fields: as it stands there.
         source: its path, for messages.
         family: whose folder it is; None for a language model alone.
+        folders: in which its weights lie (`HFFormat.folders`).
+        language: what the language model's config.json holds: the same file, unless that has a folder of its own.
     """
 
     fields: dict[str, Any]
     source: Path
-    family: ModelFamily | None = None
+    family: ModelFamily | None
+    folders: Mapping[str, str]
+    language: dict[str, Any]
 
     @staticmethod
     def read(folder: Path) -> HFConfig:
@@ -66,65 +71,49 @@ class HFConfig:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
         """
         path = folder / "config.json"
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}; name a model folder in Hugging Face layout"
-            ) from None
-        except ValueError as error:
-            other = wrong_content(path)
-            problem = f"; it {other}" if other else f" ({error}); copy the folder again"
-            raise ConfigError(f"{path}: not JSON{problem}") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
+        fields = _read_fields(path)
         family = _family_of(fields, path)
-        for name, (allowed, meaning) in _MUST_BE.items():
-            if fields.get(name) not in allowed:
-                raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
-        kinds = fields.get("layer_types") or []
-        windowed = (
-            {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
-        )
-        if windowed:
-            raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
-        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name), name)]
-        optional = (*_OPTIONAL, *(family.hugging_face().fields if family else ()))
-        missing += [name for name in optional if fields.get(name) and not _is_positive(fields[name], name)]
-        if missing:
-            raise ConfigError(
-                f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
-            )
-        head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
-        if head * fields["num_attention_heads"] != fields["hidden_size"]:
-            raise ConfigError(
-                f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
-            )
-        found = HFConfig(fields, path, family)
-        _check_rope(fields, found)
+        folders = family.hugging_face().folders(fields) if family else {".": ""}
+        found = HFConfig(fields, path, family, folders, fields)
+        language = found.language_folder / "config.json"
+        if language != path:
+            found = replace(found, language=_read_fields(language))
+            kind = found.language.get("model_type")
+            if kind not in _LANGUAGE_MODELS:
+                known = " and ".join(_LANGUAGE_MODELS.values())
+                raise ConfigError(f"{language}: model_type is {kind!r}, and {known} are known here")
+        _check_language(found.language, language)
+        _check_sizes(fields, path, optional=family.hugging_face().fields if family else ())
+        _check_rope(found, language)
         return found
+
+    @property
+    def language_folder(self) -> Path:
+        """Where the language model lies, with its tokenizer."""
+        return self.source.parent / next(iter(self.folders))
 
     @property
     def has_qkv_bias(self) -> bool:
         """Have query, key and value biases? All of Qwen2's, and those of a family's model that says so (`qkv_bias`)."""
-        return bool(self.fields["model_type"] == "qwen2" or (self.family and self.fields.get("qkv_bias")))
+        fields = self.language
+        return bool(fields["model_type"] == "qwen2" or (self.family and fields.get("qkv_bias")))
 
     @property
     def is_tied(self) -> bool:
         """Are the embedding and the output layer one matrix? No, where the file does not say."""
-        return bool(self.fields.get("tie_word_embeddings"))
+        return bool(self.language.get("tie_word_embeddings"))
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary embedding, which transformers 5 keeps beside the kind of scaling."""
-        stated = [some.get("rope_theta") for _, some in _rope_settings(self.fields)]
+        stated = [some.get("rope_theta") for _, some in _rope_settings(self.language)]
         return next((theta for theta in stated if theta), None) or (
-            self.fields.get("rope_theta") or ModelConfig.rotary_base
+            self.language.get("rope_theta") or ModelConfig.rotary_base
         )
 
     def model_config(self) -> ModelConfig:
         """Sizes of our decoder."""
-        fields = self.fields
+        fields = self.language
         values = {ours: fields[theirs] for theirs, ours in LANGUAGE_FIELDS.items()}
         groups = fields.get("num_key_value_heads") or fields["num_attention_heads"]
         return ModelConfig(
@@ -220,6 +209,54 @@ def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
     raise ConfigError(f"{path}: model_type is {kind!r}, and {meanings.get(str(kind), meaning)}")
 
 
+def _read_fields(path: Path) -> dict[str, Any]:
+    """What a config.json holds.
+
+    Raises:
+        ConfigError: it is not there, or holds no settings by name.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a model folder in Hugging Face layout") from None
+    except ValueError as error:
+        other = wrong_content(path)
+        problem = f"; it {other}" if other else f" ({error}); copy the folder again"
+        raise ConfigError(f"{path}: not JSON{problem}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
+    return fields
+
+
+def _check_language(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuse a language model that the decoder cannot compute, but for its rotary embedding."""
+    for name, (allowed, meaning) in _MUST_BE.items():
+        if fields.get(name) not in allowed:
+            raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
+    kinds = fields.get("layer_types") or []
+    windowed = {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
+    if windowed:
+        raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
+    _check_sizes(fields, path, LANGUAGE_FIELDS, _OPTIONAL)
+    head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    if head * fields["num_attention_heads"] != fields["hidden_size"]:
+        raise ConfigError(
+            f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
+        )
+
+
+def _check_sizes(
+    fields: Mapping[str, Any], path: Path, wanted: Collection[str] = (), optional: Collection[str] = ()
+) -> None:
+    """Refuse a configuration that lacks a size, or states an optional one that is none."""
+    missing = [name for name in wanted if not _is_positive(fields.get(name), name)]
+    missing += [name for name in optional if fields.get(name) and not _is_positive(fields[name], name)]
+    if missing:
+        raise ConfigError(
+            f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
+        )
+
+
 def _is_positive(value: object, name: str) -> bool:
     kinds = int | float if name == "rms_norm_eps" else int
     return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
@@ -234,20 +271,18 @@ def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _check_rope(fields: dict[str, Any], found: HFConfig) -> None:
+def _check_rope(found: HFConfig, path: Path) -> None:
     """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
-    for name, some in _rope_settings(fields):
+    for name, some in _rope_settings(found.language):
         if not isinstance(some, dict):
-            raise ConfigError(
-                f"{found.source}: {name} is {some!r}, not settings by name; copy the folder again"
-            )
+            raise ConfigError(f"{path}: {name} is {some!r}, not settings by name; copy the folder again")
         kind = some.get("rope_type") or some.get("type") or "default"
         nothing = kind == "default" or (kind in _NONE_AT_FACTOR_1 and some.get("factor") == 1)
         if not nothing or some.get("partial_rotary_factor") not in (None, 1):
-            raise ConfigError(f"{found.source}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
+            raise ConfigError(f"{path}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
     theta = found.rope_theta
     if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
-        raise ConfigError(f"{found.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
+        raise ConfigError(f"{path}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:

@@ -25,35 +25,49 @@ _DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values
 # Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+_ALL_IN_ONE: Mapping[str, str] = {".": ""}
+
 
 class HFFolder:
     """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
 
     Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
 
+    Args:
+        folder: of the model.
+        folders: in it, where the weights lie, each with what is put in front of its keys (`HFFormat.folders`).
+
     Raises:
         ConfigError: no shards, one that cannot be read, or an index that names a shard which is not there or tensors
             that their shard lacks.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, folders: Mapping[str, str] = _ALL_IN_ONE) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
+        # The shard of each tensor, and its key there.
+        self._places: dict[str, tuple[Path, str]] = {}
+        for name, prefix in folders.items():
+            for key, path in self._shards(folder / name).items():
+                self._places[f"{prefix}{key}"] = path, key
+
+    def _shards(self, folder: Path) -> dict[str, Path]:
+        """The shard of each tensor of a folder, by its key there."""
         whole, index = _weights_of(folder)
         if whole is not None:
-            self._places = dict.fromkeys(self._tensors(whole).keys(), whole)
-            return
+            return dict.fromkeys(self._tensors(whole).keys(), whole)
         assert index is not None
-        self._places = _places(index)
-        for path in sorted(set(self._places.values())):
+        places = _places(index)
+        for path in sorted(set(places.values())):
             if not path.exists():
                 raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
-            lacking = {key for key, place in self._places.items() if place == path}
+            lacking = {key for key, place in places.items() if place == path}
             lacking -= set(self._tensors(path).keys())
             if lacking:
                 raise ConfigError(
                     f"{path}: holds no {min(lacking)}, which {index.name} says it does; copy the folder again"
                 )
+        return places
 
     def keys(self) -> Iterator[str]:
         """Names of all tensors."""
@@ -66,15 +80,16 @@ class HFFolder:
             ConfigError: the folder has none of that name, or it is not of floating-point numbers (quantised weights are
                 not).
         """
-        tensors = self._tensors(self._place(key))
+        path, name = self._place(key)
+        tensors = self._tensors(path)
         if isinstance(tensors, dict):
-            shape, dtype = tensors[key].shape, str(tensors[key].dtype).removeprefix("torch.")
+            shape, dtype = tensors[name].shape, str(tensors[name].dtype).removeprefix("torch.")
         else:
-            part = tensors.get_slice(key)
+            part = tensors.get_slice(name)
             shape, dtype = torch.Size(part.get_shape()), part.get_dtype()
         if dtype not in _DTYPES:
             raise ConfigError(
-                f"{self._places[key]}: {key} is {dtype}; quantised weights cannot be trained, take the original ones"
+                f"{path}: {name} is {dtype}; quantised weights cannot be trained, take the original ones"
             )
         return shape, _DTYPES[dtype]
 
@@ -84,11 +99,12 @@ class HFFolder:
         Raises:
             ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
-        tensors = self._tensors(self._place(key))
-        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+        path, name = self._place(key)
+        tensors = self._tensors(path)
+        return tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
 
-    def _place(self, key: str) -> Path:
-        """The shard that holds a tensor."""
+    def _place(self, key: str) -> tuple[Path, str]:
+        """The shard that holds a tensor, and its key there."""
         if key not in self._places:
             raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
         return self._places[key]

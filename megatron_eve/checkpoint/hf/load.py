@@ -32,7 +32,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
             one that no rule knows, or one of other numbers than floating-point ones. Nothing is changed by then.
     """
     found = check_config(folder, settings)
-    family, source = family_of(settings), HFFolder(folder)
+    family, source = family_of(settings), HFFolder(folder, found.folders)
     keys = list(source.keys())
     planned: list[_Planned] = []
     size = 0

@@ -15,7 +15,6 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
-from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import unwrap
 from megatron_eve.models.model_parts import Objective
@@ -24,28 +23,25 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
 from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
 from megatron_eve.training.loop.loss import LossFunction, Normalizer
-from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, model_inputs, pack_iterators
 from megatron_eve.training.loop.step_result import StepResult, Values
-from megatron_eve.training.loop.targets import TargetModels, Targets, prefetch_targets
+from megatron_eve.training.loop.targets import TargetModels, prefetch_targets
 from megatron_eve.training.monitoring.stragglers import Stragglers
 
 
 def forward_step(
-    batches: Iterator[tuple[PackedBatch, Targets | None]],
+    packs: Iterator[DevicePack],
     model: torch.nn.Module,
     *,
     normalizer: Normalizer,
     models: TargetModels | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
-    """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
-
-    Packs come with the targets of objectives where target models have seen them already.
-    """
-    batch, targets = next(batches)
+    """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
+    pack = next(packs)
     with stragglers.forward() if stragglers else nullcontext():
-        outputs = model(model_inputs(batch, unwrap(model), models, targets))
-    return outputs, normalizer.loss_function(batch)
+        outputs = model(model_inputs(pack, unwrap(model), models))
+    return outputs, normalizer.loss_function(pack.batch)
 
 
 def forward_backward(
@@ -73,7 +69,8 @@ def forward_backward(
     """
     interleaved = len(chunks) > 1
     early = prefetch_targets(models or {}, step.batches)
-    iterators = [zip(step.batches, chain(early, repeat(None)), strict=False) for _ in chunks]
+    packs = map(DevicePack, step.batches, chain(early, repeat(None)))
+    iterators = pack_iterators(packs, len(chunks))
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
         forward_step_func=partial(forward_step, normalizer=normalizer, models=models, stragglers=stragglers),
         data_iterator=iterators if interleaved else iterators[0],
