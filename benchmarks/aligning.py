@@ -13,7 +13,6 @@ text tokens each.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from megatron_eve.config import (
 from megatron_eve.models.decoder.intermediate_features import features_before
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.geometry import image_geometry
+from megatron_eve.runtime.command_line import command_parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -179,9 +179,7 @@ def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     """Measure, compute and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument(
         "--steps", type=int, default=7, help="steps of each kind, after one that is not counted"
     )

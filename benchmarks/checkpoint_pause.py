@@ -13,7 +13,6 @@ Needs 16 bytes per parameter and checkpoint in FOLDER (default: a temporary one)
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_eve.runtime.command_line import command_parser_of
 from tests.training.killed_runs import Run
 
 WORDS = (
@@ -127,9 +127,7 @@ def row(name: str, timing: Timing) -> tuple[str, ...]:
 
 def main() -> None:
     """Measure both modes and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--saves", type=int, default=4, help="checkpoints of each kind")
     parser.add_argument("--layers", type=int, default=8, help="of the decoder, 12.6 M parameters each")
     parser.add_argument("--interval", type=int, default=6, help="steps from one checkpoint to the next")

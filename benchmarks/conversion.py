@@ -10,7 +10,6 @@ at 32 layers.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -23,6 +22,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
+from megatron_eve.runtime.command_line import command_parser_of
 
 ROOT = Path(__file__).parents[1]
 # The plain script: loads all tensors, then writes them.
@@ -106,9 +107,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Make the model, convert it both ways, compare, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=32)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="conversion_") as name:

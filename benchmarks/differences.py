@@ -10,7 +10,6 @@ of values that differ by more than 2 levels.
 
 from __future__ import annotations
 
-import argparse
 import io
 from typing import Any
 
@@ -23,6 +22,7 @@ from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask
 from megatron_eve.data.images.patches import picture_of
 from megatron_eve.models.eve.geometry import planner
+from megatron_eve.runtime.command_line import command_parser_of
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336
 SETTINGS = DecodeSettings(apply_exif=False, max_pixels=1 << 26)
@@ -77,9 +77,7 @@ def levels(task: ImageTask, found: Any, expected: Any) -> torch.Tensor:
 
 def main() -> None:
     """Compare the decoders and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--sizes", type=int, default=60, help="sizes, the same for every kind")
     arguments = parser.parse_args()
     shapes = sizes(arguments.sizes, np.random.default_rng(0))

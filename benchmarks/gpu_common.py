@@ -32,6 +32,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.models.family import Preset
 from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.command_line import command_parser_of
 
 # TransformerEngine compiles kernels with CUDA's headers, which are not always where it looks.
 if "CUDA_HOME" not in os.environ and (compiler := shutil.which("nvcc")):
@@ -53,7 +54,7 @@ _PEAK = (
 
 def parser(text: str | None) -> argparse.ArgumentParser:
     """Argument parser with the options that all GPU benchmarks share."""
-    found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = command_parser_of(text)
     found.add_argument("--toy", action="store_true", help="tiny sizes, to check that it runs; works on a CPU")
     found.add_argument("--out", type=Path, help="folder to write the tables to")
     found.add_argument("--steps", type=int, default=5, help="timed steps")

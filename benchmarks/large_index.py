@@ -13,7 +13,6 @@ reclaims them when memory is needed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import os
@@ -33,6 +32,7 @@ from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.pixels import decode_settings
 from megatron_eve.data.sampling.loader import StepLoader
 from megatron_eve.data.sampling.orders import GroupedOrder, ShuffledOrder, by_modality, split_dataset
+from megatron_eve.runtime.command_line import command_parser_of
 
 SMALL_ROWS = 2000
 SHAPES = ((640, 480), (480, 640), (640, 427), (640, 360), (512, 512))
@@ -170,9 +170,7 @@ def read(prefix: str, steps: int) -> None:
 
 def main() -> None:
     """Write the dataset and read it in a new process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=33_000_000, help="rows, rounded to whole repetitions")
     parser.add_argument(
         "--steps", type=int, default=100, help=f"steps of {GLOBAL_BATCH_SIZE} samples that are read"

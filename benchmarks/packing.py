@@ -12,7 +12,6 @@ landscape, some wide, some square), captions log-normal with a median of 130 tok
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -23,6 +22,7 @@ from megatron_eve.data.batch import padded_lengths, padding_multiples
 from megatron_eve.data.sampling.packing import assign_packs, pack_step, sample_work
 from megatron_eve.data.sampling.permutation import sample_order
 from megatron_eve.models.eve.geometry import image_geometry
+from megatron_eve.runtime.command_line import command_parser_of
 
 # Width, height, share.
 SHAPES = [
@@ -103,9 +103,7 @@ def show_spread(steps: int, seq_length: int, random: np.random.Generator) -> Non
 
 def main() -> None:
     """Measure some steps and print a table of medians."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--seq-length", type=int, default=8192, help="tokens that a pack may hold")
     parser.add_argument("--steps", type=int, default=20, help=f"steps of {GLOBAL_BATCH_SIZE} samples")
     arguments = parser.parse_args()

@@ -9,7 +9,6 @@ value for every patch, one image after another. The tests use that class as thei
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch import nn
 from megatron_eve.models.eve.geometry import PATCH_SIZE, image_geometry
 from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding
+from megatron_eve.runtime.command_line import command_parser_of
 
 # Width and height in pixels of 16 photos, in about the proportions of web photos and SA-1B: 3:2 and 4:3, landscape
 # and portrait, some wide, some square.
@@ -56,9 +56,7 @@ def forward_backward(layer: nn.Module, *inputs: Any) -> None:
 
 def main() -> None:
     """Time both on the same images and weights, compare their outputs, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--width", type=int, default=1024, help="width of the patch embedding")
     parser.add_argument("--repeats", type=int, default=7, help="timed passes; the median is reported")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -17,7 +17,6 @@ machine. The exit status is 0 only if all checks passed; otherwise the folder of
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import re
@@ -38,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_eve.checkpoint.files import damaged_part, missing_part
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.runtime.command_line import command_parser_of
 from tests.training.killed_runs import Run, Runs, lines_of, resumes_at
 
 RANKS = 2
@@ -315,9 +315,7 @@ def main() -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -8,11 +8,11 @@ ViT-L/14-336. What it teaches means nothing, but it is a function of the picture
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from megatron_eve.config import PRESETS
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.runtime.command_line import command_parser_of
 
 
 def save_toy_teacher(folder: Path, vision: EVEConfig) -> Path:
@@ -36,9 +36,7 @@ def save_toy_teacher(folder: Path, vision: EVEConfig) -> Path:
 
 def main() -> None:
     """Read the command line and save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="where to put config.json and model.safetensors")
     parser.add_argument("--preset", default="eve_tiny", choices=PRESETS, help="model it has to fit")
     arguments = parser.parse_args()

@@ -22,6 +22,7 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
+from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
 
 if TYPE_CHECKING:
@@ -37,21 +38,21 @@ only captions, which tools/generate.py --conv-mode plain does.
 
 The exit status is 0 if every question was answered, and 1 if one was refused, which stderr explains.
 """
-EPILOG = """\
-examples:
-  python tools/chat.py --model-path runs/stage3 --tokenizer-model vicuna-7b/tokenizer.model --image photo.jpg
-  echo "What is it?" | python tools/chat.py --model-path runs/stage3 \\
-      --tokenizer-model vicuna-7b/tokenizer.model --image photo.jpg
-  python tools/chat.py --model-path runs/stage3 --tokenizer-model vicuna-7b/tokenizer.model --web
+EXAMPLES = """\
+python tools/chat.py --model-path runs/stage3 \\
+    --tokenizer-model vicuna-7b/tokenizer.model --image photo.jpg
+echo "What is it?" | python tools/chat.py --model-path runs/stage3 \\
+    --tokenizer-model vicuna-7b/tokenizer.model --image photo.jpg
+python tools/chat.py --model-path runs/stage3 \\
+    --tokenizer-model vicuna-7b/tokenizer.model --web
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     add_model_flags(parser)
-    talk = parser.add_argument_group("the conversation")
+    talk = parser.add_argument_group("conversation", "What is talked about, and where.")
     where = talk.add_mutually_exclusive_group()
     where.add_argument(
         "--image",
@@ -59,22 +60,26 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="picture to talk about in the terminal; repeat it for several",
+        help="image to talk about in the terminal; repeat the flag for several (default: no image)",
     )
-    where.add_argument("--web", action="store_true", help="serve a page instead, to this machine alone")
+    where.add_argument(
+        "--web",
+        action="store_true",
+        help="serve a web page to this machine (127.0.0.1) instead of reading the terminal",
+    )
     talk.add_argument(
         "--port",
-        type=int,
+        type=whole_number(0),
         default=7860,
-        metavar="N",
-        help="of the page that --web serves; 0 takes a free one (default: %(default)s)",
+        metavar="PORT",
+        help="TCP port of the page that --web serves; 0 takes a free one",
     )
     talk.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=whole_number(1),
         default=Limits.new_tokens,
         metavar="N",
-        help="tokens of one answer at most (default: %(default)s)",
+        help="longest answer, in tokens",
     )
     return parser
 
@@ -155,11 +160,8 @@ def in_page(engine: Engine, page: ChatPage) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the flags, open the model, talk; returns the exit status."""
-    parser = build_parser()
-    flags = parser.parse_args(argv)
+    flags = build_parser().parse_args(argv)
     show_any_text()
-    if flags.max_new_tokens < 1:
-        parser.error(f"--max-new-tokens {flags.max_new_tokens}: at least 1")
     limits = Limits(new_tokens=flags.max_new_tokens)
     return run_command(lambda: talk(flags, limits))
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from megatron_eve.models.registry import DEFAULT_FAMILY
+from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import UserError, run_command
 from megatron_eve.verification.example import Example, read_example
 from megatron_eve.verification.losses import compare, read_losses
@@ -37,10 +38,9 @@ are each commit's own; what else they need is in the example's comparison.yaml, 
 A line a stage and layout says: equal, or the first iteration that differs. The exit status is 0 if all are equal (or
 within --tolerance), 1 if one differs or fails, and 2 for a mistake in the usage.
 """
-EPILOG = """\
-examples:
-  python tools/compare_losses.py HEAD                        the last commit and the files as they are now
-  python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
+EXAMPLES = """\
+python tools/compare_losses.py HEAD
+python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = Path("examples") / f"{DEFAULT_FAMILY}_tiny"
@@ -308,26 +308,39 @@ def checked_out(name: str, commit: str | None, folder: Path) -> Iterator[Tree]:
 
 def build_parser(stages: Sequence[int]) -> argparse.ArgumentParser:
     """The flags, for an example with these stages."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
-    parser.add_argument("a", metavar="A", help="a commit, branch or tag")
-    parser.add_argument("b", metavar="B", nargs="?", help="another (default: the files as they are now)")
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
+    parser.add_argument("a", metavar="A", help="commit, branch or tag")
+    parser.add_argument(
+        "b",
+        metavar="B",
+        nargs="?",
+        help="commit, branch or tag to compare A with (default: the files as they are now)",
+    )
     _add_example(parser)
     parser.add_argument(
-        "--stages", nargs="+", type=int, choices=stages, default=stages, help="(default: all of them)"
+        "--stages",
+        nargs="+",
+        type=int,
+        choices=stages,
+        default=stages,
+        help="training stages to run (default: all)",
     )
     parser.add_argument(
-        "--layouts", nargs="+", choices=LAYOUTS, default=tuple(LAYOUTS), help="(default: all of them)"
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        default=tuple(LAYOUTS),
+        help="parallel layouts to run each stage under (default: all)",
     )
     parser.add_argument(
-        "--steps", type=_positive, default=20, metavar="N", help="of each run (default: %(default)s)"
+        "--steps", type=whole_number(1), default=20, metavar="N", help="optimizer steps of each run"
     )
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
         default=0.0,
         metavar="X",
-        help="largest relative difference of a loss or gradient norm that is accepted (default: 0, bit for bit)",
+        help="largest accepted relative difference of a loss or gradient norm (default: 0, equal bit for bit)",
     )
     return parser
 
@@ -338,8 +351,8 @@ def _add_example(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EXAMPLE,
         metavar="DIR",
-        help="recipes to train, stage1.yaml and so on, with a comparison.yaml beside them; relative to the root of the "
-        "repository, in which both commits have them (default: %(default)s)",
+        help="folder of the recipes to train (stage1.yaml ...) and their comparison.yaml, relative to the root of the "
+        "repository; both commits need it",
     )
 
 
@@ -348,12 +361,6 @@ def _example_flag(argv: Sequence[str] | None) -> Path:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_example(parser)
     return Path(parser.parse_known_args(argv)[0].example)
-
-
-def _positive(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word}: must be 1 or more")
-    return int(word)
 
 
 def _tolerance(word: str) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
 
 if TYPE_CHECKING:
@@ -22,74 +23,103 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Weights from Hugging Face folders to checkpoints of this project, and back.
 
-  import    a language model (Vicuna, Llama, Qwen2) -> a start for stage 1
-            a model in its published layout         -> a checkpoint to go on from, or to ask
-  export    a checkpoint of any layout              -> the published layout, or a folder for transformers
+One tensor is held in memory at a time (on export, one file), on the CPU and in one process. Runs of any parallel layout
+can read what is written. A folder gets its name when it is whole. The summary accounts for every tensor.
 
-One tensor passes at a time (on export, one shard), on the CPU and in one process; any layout reads what is written. A
-folder gets its name when it is whole. Every tensor is accounted for in the summary.
+The flags of each: import --help, export --help.
 """
-EPILOG = """\
-examples:
-  python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 --target runs/vicuna --dtype bfloat16
-  python tools/convert_checkpoint.py export --source runs/stage3 --target model-7b --tokenizer vicuna-7b-v1.5
-  python tools/convert_checkpoint.py export --source runs/stage3 --target model-7b-hf --tokenizer vicuna-7b-v1.5 \\
-      --format transformers
+IMPORT_DESCRIPTION = """\
+Make a checkpoint of a folder in Hugging Face layout: of a language model (Vicuna, Llama, Qwen2), for stage 1 to start
+from, or of a model in its published layout, to train on or to ask.
 """
+EXPORT_DESCRIPTION = """\
+Make a folder in Hugging Face layout of a checkpoint, whatever parallel layout it was saved under: the published one, or
+one for transformers.
+"""
+IMPORT_EXAMPLES = """\
+python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 \\
+    --target runs/vicuna --dtype bfloat16
+"""
+EXPORT_EXAMPLES = """\
+python tools/convert_checkpoint.py export --source runs/stage3 \\
+    --target model-7b --tokenizer vicuna-7b-v1.5
+python tools/convert_checkpoint.py export --source runs/stage3 \\
+    --target model-7b-hf --tokenizer vicuna-7b-v1.5 --format transformers
+"""
+EXAMPLES = IMPORT_EXAMPLES + EXPORT_EXAMPLES
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
 def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
     """The two commands and their flags, those of the family among them."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter, allow_abbrev=False
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="{import,export}", prog=parser.prog
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{import,export}")
-    incoming = commands.add_parser("import", help="a Hugging Face folder -> a checkpoint", allow_abbrev=False)
+    incoming = commands.add_parser(
+        "import",
+        help="a Hugging Face folder -> a checkpoint",
+        description=IMPORT_DESCRIPTION,
+        examples=IMPORT_EXAMPLES,
+    )
     outgoing = commands.add_parser(
-        "export", help="a checkpoint -> a folder in Hugging Face layout", allow_abbrev=False
+        "export",
+        help="a checkpoint -> a folder in Hugging Face layout",
+        description=EXPORT_DESCRIPTION,
+        examples=EXPORT_EXAMPLES,
     )
     for one, source, target in (
         (
             incoming,
-            "folder in Hugging Face layout",
-            "new folder, for --pretrained-checkpoint and --model-path",
+            "folder to read, in Hugging Face layout",
+            "folder to write, for --pretrained-checkpoint of a run and --model-path of chat.py and generate.py",
         ),
-        (outgoing, "folder that --save of a run or an import wrote", "new folder in Hugging Face layout"),
+        (
+            outgoing,
+            "folder to read: what --save of a run or an import wrote",
+            "folder to write, which must not exist",
+        ),
     ):
         one.add_argument("--source", required=True, type=Path, metavar="DIR", help=source)
         one.add_argument("--target", required=True, type=Path, metavar="DIR", help=target)
-        one.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as they are)")
+        one.add_argument(
+            "--dtype", choices=_DTYPES, help="data type of the written weights (default: as they are)"
+        )
         one.add_argument(
             "--family",
             default=family.name,
             metavar="NAME",
-            help=f"the model family, which has flags of its own (default: that of --source, or else {DEFAULT_FAMILY})",
+            help=f"model family, which has flags of its own (default: that of --source, or {DEFAULT_FAMILY})",
         )
-        one.add_argument("--dry-run", action="store_true", help="print the plan, and write nothing")
+        one.add_argument(
+            "--dry-run", action="store_true", help="print what would be written, and write nothing"
+        )
     incoming.add_argument(
-        "--seed", type=int, default=1234, help="of weights that begin at random (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=1234,
+        metavar="N",
+        help="seed of weights that the folder does not have, which get random values",
     )
     outgoing.add_argument(
         "--format",
         choices=("published", "transformers"),
         default="published",
-        help="published: for the public code of the family. transformers: for transformers 4.57 and 5, with "
-        "trust_remote_code=True, or after `import megatron_eve.hf` without it (default: %(default)s)",
+        help="published: the layout of the published model, for its own code; transformers: for transformers 4.57 and "
+        "5, with trust_remote_code=True or after `import megatron_eve.hf`",
     )
     outgoing.add_argument(
         "--tokenizer",
         type=Path,
-        metavar="DIR",
-        help="the folder of the tokenizer.model that the data was made with, or the file itself; --format transformers "
-        "needs it",
+        metavar="PATH",
+        help="tokenizer.model that the data was made with, or its folder; it is copied, and required with --format "
+        "transformers (default: no tokenizer is written)",
     )
     outgoing.add_argument(
         "--max-shard-size",
         default="2GB",
         metavar="SIZE",
-        help="of one file, and of what is held in memory (default: 2GB)",
+        help="largest file of weights, which is also what is held in memory",
     )
     family.hugging_face().add_import_flags(incoming)
     family.hugging_face().add_export_flags(outgoing)

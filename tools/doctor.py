@@ -9,7 +9,6 @@ something that it needs is missing, or something installed is broken or wrong.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Examine, and print the report; returns the exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036  what this command is there to say
         print(f"error: Python {sys.version.split()[0]}: this project wants 3.11 to 3.13", file=sys.stderr)
         return 1
     # Also where this package has not been installed yet.
     sys.path.insert(0, str(ROOT))
+    from megatron_eve.runtime.command_line import command_parser_of
+
+    command_parser_of(__doc__).parse_args()
     from megatron_eve.doctor.machine_report import examine
 
     report, sound = examine(ROOT / "pyproject.toml")

@@ -22,6 +22,7 @@ from megatron_eve.inference.opening import (
 )
 from megatron_eve.inference.origin import AnswerOrigin, model_fingerprint
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
 
@@ -33,6 +34,7 @@ Each line of --question-file is an object with
   "image"        a file name under --image-folder, or a list of them, or absent
   "text"         the question; images go in front of it, unless <image> in it says where they stand
 With --conv-mode plain, which captions, "image" must be there, and "text" is not looked at.
+
 Each line of --answers-file, in the same order, is
   {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
 Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came
@@ -45,13 +47,14 @@ text and says why in metadata.error; remove the row to have it asked again. A li
 left out. The exit status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left
 out, and 2 if the run could not be done.
 """
-EPILOG = """\
-examples:
-  python tools/generate.py --model-path runs/stage3 --tokenizer-model vicuna-7b/tokenizer.model \\
-      --question-file pope.jsonl --image-folder coco/val2014 --answers-file answers/pope.jsonl --batch-size 16
-  torchrun --nproc-per-node 2 tools/generate.py --tensor-model-parallel-size 2 --model-path runs/stage2 \\
-      --tokenizer-model vicuna-7b/tokenizer.model --conv-mode plain \\
-      --question-file photos.jsonl --image-folder photos --answers-file captions.jsonl
+EXAMPLES = """\
+python tools/generate.py --model-path runs/stage3 \\
+    --tokenizer-model vicuna-7b/tokenizer.model --question-file pope.jsonl \\
+    --image-folder coco/val2014 --answers-file answers/pope.jsonl
+torchrun --nproc-per-node 2 tools/generate.py --tensor-model-parallel-size 2 \\
+    --model-path runs/stage2 --tokenizer-model vicuna-7b/tokenizer.model \\
+    --conv-mode plain --question-file photos.jsonl --image-folder photos \\
+    --answers-file captions.jsonl
 """
 SOME_SKIPPED = 3
 MOST_WARNINGS = 5
@@ -59,62 +62,65 @@ MOST_WARNINGS = 5
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags; the published names where there are some."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     add_model_flags(parser)
-    files = parser.add_argument_group("questions and answers")
+    files = parser.add_argument_group("files", "The questions, their images, and where the answers go.")
     files.add_argument(
-        "--question-file", required=True, type=Path, metavar="FILE", help="one question a line"
+        "--question-file",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="questions, one JSON object a line (above)",
     )
     files.add_argument(
         "--image-folder",
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="image names are relative to it (default: this folder)",
+        help="folder that image names are relative to (default: the current folder)",
     )
     files.add_argument(
         "--answers-file",
         required=True,
         type=Path,
         metavar="FILE",
-        help="gets the answers; may hold some of the same model already, to go on with",
+        help="file that gets the answers; if it holds some already, the missing ones are added",
     )
     files.add_argument(
         "--num-chunks",
-        type=_positive,
+        type=whole_number(1),
         default=1,
         metavar="N",
-        help="cut the questions into N shards, all of one length but the last",
+        help="cut the questions into N shards of equal length, for N processes (the last may be shorter)",
     )
     files.add_argument(
         "--chunk-idx",
-        type=int,
+        type=whole_number(0),
         default=0,
         metavar="I",
-        help="which shard to answer, from 0; each has an answers file of its own, and `cat` joins them",
+        help="shard to answer, from 0 to N - 1, into an answers file of its own; `cat` joins the files",
     )
-    answers = parser.add_argument_group("answers")
+    answers = parser.add_argument_group("answers", "How questions are asked, and how long answers may be.")
     answers.add_argument(
         "--conv-mode",
         type=_conv_mode,
         choices=sorted(PROMPT_TEMPLATES),
-        help="template that the model was trained on; plain, which captions, before the stage that trains on "
-        "conversations (default: that of the last stage of the model's family)",
+        help="prompt template, the one that the model was trained with: plain (captions only) before the stage that "
+        "trains on conversations (default: that of the last stage of the model's family)",
     )
     answers.add_argument(
         "--max-new-tokens",
-        type=_positive,
+        type=whole_number(1),
         default=128,
         metavar="N",
-        help="tokens of one answer at most (default: %(default)s)",
+        help="longest answer, in tokens",
     )
     answers.add_argument(
         "--batch-size",
-        type=_positive,
+        type=whole_number(1),
         default=8,
         metavar="N",
-        help="questions answered together, of any lengths; it changes no answer (default: %(default)s)",
+        help="questions answered together; it changes the speed, not the answers",
     )
     return parser
 
@@ -126,12 +132,6 @@ def _conv_mode(text: str) -> str:
             f"{' or '.join(sorted(PROMPT_TEMPLATES))}, whichever the model was trained on since"
         )
     return text
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
 
 
 def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused: Sequence[str]) -> int:

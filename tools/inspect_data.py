@@ -20,6 +20,7 @@ from megatron_eve.data.inspecting.checking import Tally, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import UserError, run_command
 
 DESCRIPTION = """\
@@ -32,38 +33,43 @@ A dataset holds no tokenizer: without --tokenizer-model the rows show token ids.
 content. What is damaged is listed by row on standard output. The exit status is 0 if all is whole, 1 if something is
 damaged, and 2 if the dataset cannot be opened. With --output-dir the page is written too.
 """
-EPILOG = """\
-examples:
-  python tools/inspect_data.py data/captions --tokenizer-model vicuna-7b/tokenizer.model --output-dir look
-  python tools/inspect_data.py data/captions --check --workers 16
+EXAMPLES = """\
+python tools/inspect_data.py data/captions \\
+    --tokenizer-model vicuna-7b/tokenizer.model --output-dir look
+python tools/inspect_data.py data/captions --check --workers 16
 """
 SOME_DAMAGED = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument(
-        "dataset", metavar="PREFIX", help="the dataset's --output-prefix, or its PREFIX_dataset.json"
+        "dataset", metavar="PREFIX", help="the dataset: its --output-prefix, or the file PREFIX_dataset.json"
     )
-    parser.add_argument("--tokenizer-model", metavar="FILE", help="the tokenizer that it was made with")
-    parser.add_argument(
+    page = parser.add_argument_group("page", "The page that shows the dataset.")
+    page.add_argument(
+        "--tokenizer-model",
+        metavar="FILE",
+        help="tokenizer.model that the dataset was made with (default: rows show token ids instead of text)",
+    )
+    page.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="where the page goes (default: inspect_NAME in the current folder, NAME as the dataset is called)",
+        help="folder of the page (default: inspect_NAME, for a dataset .../NAME)",
     )
-    parser.add_argument(
-        "--sample", type=int, default=8, metavar="N", help="rows to draw (default: %(default)s)"
+    page.add_argument("--sample", type=whole_number(0), default=8, metavar="N", help="rows to show")
+    page.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="seed that chooses the rows to show"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="which rows (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="read all of it and list what is damaged")
-    parser.add_argument(
+    check = parser.add_argument_group("check", "Reading all of the dataset, instead of making the page.")
+    check.add_argument("--check", action="store_true", help="read all of it and list what is damaged")
+    check.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(1),
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="threads that decode pictures for --check (default: the machine's cores, at most 8: %(default)s)",
+        help="threads that decode images for --check (default: one for each CPU core, at most 8; here %(default)s)",
     )
     return parser
 
@@ -80,13 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def inspect(flags: argparse.Namespace) -> int:
     """What the flags ask for; returns the exit status."""
-    for flag, value, least in (
-        ("--sample", flags.sample, 0),
-        ("--seed", flags.seed, 0),
-        ("--workers", flags.workers, 1),
-    ):
-        if value < least:
-            raise UserError(f"{flag} {value}: must be {least} or more")
     prefix = flags.dataset.removesuffix(MANIFEST)
     dataset = open_dataset(prefix)
     tokenizer = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_eve.data.format.manifest import MANIFEST, PARTIAL
 from megatron_eve.data.format.merging import merge_datasets
+from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
@@ -18,27 +19,27 @@ Make one dataset of several, without copying any data.
 OUT_dataset.json, the only file that is written, names the datasets, which stay where they are. A run takes OUT as one
 dataset: --data-path OUT.
 """
-EPILOG = """\
-example, the parts of a Slurm array (slurm/preprocess_data.sh):
-  python tools/merge_datasets.py --output-prefix data/all data/captions/*_dataset.json
+EXAMPLES = """\
+python tools/merge_datasets.py --output-prefix data/all \\
+    data/captions/*_dataset.json
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument(
         "--output-prefix",
         required=True,
         metavar="OUT",
-        help="writes OUT_dataset.json; parts are named relative to it",
+        help="prefix of the new dataset: OUT_dataset.json is written, and names its parts relative to its folder",
     )
     parser.add_argument(
         "datasets",
         nargs="+",
         metavar="PREFIX",
-        help="a dataset's --output-prefix, or its PREFIX_dataset.json; samples keep the order of these",
+        help="datasets to merge, in the order in which their samples follow: each its --output-prefix, or the file "
+        "PREFIX_dataset.json",
     )
     return parser
 

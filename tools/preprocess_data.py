@@ -13,6 +13,7 @@ from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.models.family import SizeFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
@@ -33,12 +34,11 @@ Rows that cannot be used are left out, counted by reason in the summary and list
 says of a row beside its text and pictures goes to OUT_meta.parquet. The exit status is 0 if any row was kept. Nothing
 is extracted or downloaded.
 """
-EPILOG = """\
-examples:
-  python tools/preprocess_data.py --input captions.json --image-root photos \\
-      --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/captions --workers 8
-  python tools/preprocess_data.py --input 'laion/*.tar' \\
-      --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/laion --workers 8
+EXAMPLES = """\
+python tools/preprocess_data.py --input captions.json --image-root photos \\
+    --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/captions
+python tools/preprocess_data.py --input 'laion/*.tar' \\
+    --tokenizer-model vicuna-7b/tokenizer.model --output-prefix data/laion
 """
 
 
@@ -49,10 +49,7 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
         FamilyError: there is no such family.
     """
     sizes = find_family(family).image_flags
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     _add_input(parser)
     _add_text(parser)
     _add_images(parser, family, sizes)
@@ -62,72 +59,81 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
         type=int,
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="processes that tokenise and decode (default: the machine's cores, at most 8: %(default)s)",
+        help="processes that tokenize and decode (default: one for each CPU core, at most 8; here %(default)s)",
     )
     return parser
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
     """Flags of what is read and written."""
-    needed = parser.add_argument_group("what to read and write")
+    needed = parser.add_argument_group(
+        "input and output", "What is read, what is left out, and where the dataset goes."
+    )
     needed.add_argument(
         "--input",
         required=True,
         nargs="+",
         metavar="FILE",
-        help="one or more files of one layout, or patterns in quotation marks; those of a pattern are sorted by name",
+        help="input files, all of one layout, or patterns in quotation marks, whose files are sorted by name",
     )
     needed.add_argument(
-        "--input-format", choices=tuple(FORMATS), help="their layout, where it is not recognised (see above)"
+        "--input-format", choices=tuple(FORMATS), help="layout of the input (default: recognised, see above)"
     )
     needed.add_argument(
         "--image-root",
         metavar="DIR",
-        help="names of images and videos are relative to it; not needed where the input holds them (webdataset, "
-        "parquet, video)",
+        help="folder that names of images and videos are relative to; not needed for webdataset, parquet and video, "
+        "which hold them",
     )
-    needed.add_argument("--tokenizer-model", required=True, metavar="FILE", help="Llama's tokenizer.model")
+    needed.add_argument(
+        "--tokenizer-model",
+        required=True,
+        metavar="FILE",
+        help="sentencepiece tokenizer.model of the language model",
+    )
     needed.add_argument(
         "--output-prefix",
         required=True,
         metavar="OUT",
-        help="writes OUT_text.bin, OUT_image.bin, OUT_dataset.json ...",
+        help="prefix of the dataset: OUT_text.bin, OUT_image.bin, OUT_dataset.json ... are written",
     )
     needed.add_argument(
         "--follow-links",
         action="store_true",
-        help="take images that are links to files outside DIR, as in Hugging Face's cache (snapshots/, blobs/)",
+        help="read images that are links to files outside --image-root, as in Hugging Face's cache; otherwise their "
+        "rows are left out",
     )
     needed.add_argument(
         "--drop-license",
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="leave out rows whose license matches, such as '*-nc-*' (case does not matter); rows without one are kept",
+        help="leave out rows whose license matches a pattern, such as '*-nc-*' (case is ignored); rows without a "
+        "license are kept",
     )
     needed.add_argument(
         "--opt-out",
         metavar="FILE",
-        help="leave out rows whose id, URL or picture (sha256 of its file) stands in this file, one a line",
+        help="file of ids, URLs and image sha256 digests, one a line, whose rows are left out",
     )
 
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     """Flags of texts."""
-    text = parser.add_argument_group("text")
+    text = parser.add_argument_group("text", "How texts become tokens and labels.")
     text.add_argument(
         "--template",
         choices=("plain", "vicuna_v1", "document"),
         default=PreprocessConfig.template,
-        help="plain: captions; vicuna_v1: conversations; document: all of a text trains, with pictures in it or "
-        "without (MMC4, pairs, text) (default: %(default)s)",
+        help="what a sample is made of. plain: an image and its caption; vicuna_v1: a conversation, whose answers "
+        "train; document: a text, all of which trains, with or without images in it (mmc4, text)",
     )
     text.add_argument(
         "--model-max-length",
         type=int,
         default=PreprocessConfig.model_max_length,
         metavar="N",
-        help="cut texts at N tokens, an image being one (default: %(default)s)",
+        help="cut texts at N tokens, an image counting as one",
     )
 
 
@@ -144,36 +150,38 @@ def _add_sizes(group: argparse._ArgumentGroup, sizes: Mapping[str, SizeFlag], pi
                 type=int,
                 default=size.default,
                 metavar="PX",
-                help=f"{size.help} (default: %(default)s)",
+                help=size.help,
             )
 
 
 def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str, SizeFlag]) -> None:
     """Flags of pictures."""
-    images = parser.add_argument_group("images")
+    images = parser.add_argument_group("images", "Which model the images are for, and how they are read.")
     images.add_argument(
-        "--family", default=family, help="model family that the dataset is for (default: %(default)s)"
+        "--family",
+        default=family,
+        metavar="NAME",
+        help="model family that the dataset is for, which has image sizes of its own",
     )
     _add_sizes(images, sizes, pixels_alone=False)
     images.add_argument(
         "--ignore-exif-orientation",
         action="store_true",
-        help="take pictures as they are stored, as the published model did, rather than upright",
+        help="do not rotate images as their EXIF data says (the published model did not)",
     )
     images.add_argument(
         "--max-image-pixels",
         type=int,
         default=PreprocessConfig.max_image_pixels,
         metavar="N",
-        help="leave out larger pictures, width x height, before decoding them (default: %(default)s)",
+        help="leave out rows with an image of more than N pixels (width x height), before it is decoded",
     )
     images.add_argument(
         "--video-frames",
         type=int,
         default=PreprocessConfig.video_frames,
         metavar="N",
-        help="pictures that a video becomes: N frames from its first to its last, evenly spaced in time (default: "
-        "%(default)s)",
+        help="images that a video becomes: N frames from its first to its last, evenly spaced in time",
     )
 
 
@@ -181,32 +189,32 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
     """Flags of how pictures are stored."""
     *others, last = map(_flag, sizes)
     every = f"{', '.join(others)} and {last}" if others else last
-    storage = parser.add_argument_group("how images are stored")
+    storage = parser.add_argument_group("storage", "How images are stored in the dataset.")
     storage.add_argument(
         "--image-storage",
         choices=("encoded", "jpeg", "pixels"),
         default=PreprocessConfig.image_storage,
-        help="encoded: the files as they are; jpeg: JPEG files at the model's size where that is smaller; pixels: "
-        f"decoded, for {every} alone (default: %(default)s)",
+        help="format of stored images. encoded: files as they are; jpeg: JPEG at the model's size, where that is "
+        f"smaller; pixels: decoded, for this {every} only",
     )
     storage.add_argument(
         "--image-decoder",
         choices=("auto", "dali", "threads", "pillow"),
         default=PreprocessConfig.image_decoder,
-        help="for jpeg and pixels; auto: DALI where there is a GPU, else threads (default: %(default)s)",
+        help="decoder for --image-storage jpeg and pixels; auto: DALI where there is a GPU, threads elsewhere",
     )
     storage.add_argument(
         "--jpeg-quality",
         type=int,
         default=PreprocessConfig.jpeg_quality,
-        metavar="Q",
-        help="of jpeg, 1 to 100 (default: %(default)s)",
+        metavar="N",
+        help="quality for --image-storage jpeg, 1 to 100",
     )
     storage.add_argument(
         "--jpeg-subsampling",
         choices=("420", "444"),
         default=PreprocessConfig.jpeg_subsampling,
-        help="of jpeg's colours: 420 halves their width and height, 444 keeps them (default: %(default)s)",
+        help="color resolution for --image-storage jpeg: 420 halves it in width and height, 444 keeps it",
     )
     _add_sizes(storage, sizes, pixels_alone=True)
 

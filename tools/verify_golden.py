@@ -1,53 +1,66 @@
 #!/usr/bin/env python3
-"""Hold this code against golden cases: a row for each tensor (error, tolerance, verdict), exit status 1 on any miss.
+"""Compare this code with golden cases: a row for each tensor, with its error and tolerance.
 
-    python tools/verify_golden.py tests/golden/mini224_mixed --tensor-model-parallel-size 2 --sequence-parallel
+    python tools/verify_golden.py tests/golden
+    python tools/verify_golden.py tests/golden/mini224_mixed \\
+        --tensor-model-parallel-size 2 --sequence-parallel
 
-A folder may be a model case (meta.json, inputs, outputs), `preprocess`, `tokenize` or `generate`. Layouts of
-several ranks start their ranks by themselves.
+A folder may be a model case (meta.json, inputs, outputs), `preprocess`, `tokenize` or `generate`. A layout of several
+ranks starts its ranks by itself. The exit status is 0 if all rows are within tolerance, and 1 if one is not.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from megatron_eve.config import ConfigError
+from megatron_eve.runtime.command_line import command_parser_of, whole_number
 from megatron_eve.runtime.errors import show_error
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Compare golden cases with this code; print a row a tensor; exit 1 on any miss."""
-
-    folders: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Case folders, or a folder that holds them."""
-    tensor_model_parallel_size: int = 1
-    """Ranks that share each layer's matrices."""
-    sequence_parallel: bool = False
-    """Split activations over the tensor-parallel ranks too."""
-    pipeline_model_parallel_size: int = 1
-    """Pipeline stages."""
-    num_layers_per_virtual_pipeline_stage: int | None = None
-    """Layers of one chunk of the interleaved schedule."""
-    context_parallel_size: int = 1
-    """Ranks that share one pack's tokens."""
-    recompute: bool = False
-    """Run with full recomputation (every layer)."""
-    misses_only: bool = False
-    """Print only the rows that miss."""
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = command_parser_of(__doc__)
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folder of a case, or a folder that holds such folders",
+    )
+    parser.add_argument(
+        "--misses-only", action="store_true", help="print only the rows that are out of tolerance"
+    )
+    layout = parser.add_argument_group(
+        "layout", "The parallel layout that the cases are run under, as in a training run."
+    )
+    for name, what in (
+        ("tensor-model-parallel-size", "tensor-parallel ranks"),
+        ("pipeline-model-parallel-size", "pipeline stages"),
+        ("context-parallel-size", "ranks that share the tokens of one pack"),
+    ):
+        layout.add_argument(f"--{name}", type=whole_number(1), default=1, metavar="N", help=what)
+    layout.add_argument(
+        "--num-layers-per-virtual-pipeline-stage",
+        type=whole_number(1),
+        metavar="N",
+        help="decoder layers of one chunk of the interleaved pipeline schedule (default: the plain 1F1B schedule)",
+    )
+    layout.add_argument(
+        "--sequence-parallel",
+        action="store_true",
+        help="split activations over the tensor-parallel ranks, too",
+    )
+    layout.add_argument("--recompute", action="store_true", help="recompute every layer in the backward pass")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Start the ranks that the layout needs, then check."""
-    arguments = tyro.cli(tyro.conf.FlagCreatePairsOff[Arguments], prog="verify_golden.py")
-    if not arguments.folders:
-        sys.exit(show_error(ConfigError("name at least one DIR, such as tests/golden")))
+    arguments = parse()
     try:
         folders = case_folders(arguments.folders)
     except ConfigError as error:
@@ -83,7 +96,7 @@ def case_folders(paths: list[Path]) -> list[Path]:
     return found
 
 
-def check(arguments: Arguments, folders: list[Path]) -> None:
+def check(arguments: argparse.Namespace, folders: list[Path]) -> None:
     """Check every folder on this rank; exit 1 on any miss."""
     from megatron_eve.runtime.accelerator import accelerator
 

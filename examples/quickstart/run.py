@@ -9,7 +9,6 @@ lets the model caption three of the photos: it has learnt them by heart, so the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -24,6 +23,7 @@ from report import Console, Outcome, plot, table
 
 from megatron_eve.config.recipe import load_recipe
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.runtime.command_line import command_parser_of
 
 RANKS = 4
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2, "--sequence-parallel")
@@ -274,9 +274,7 @@ def shown(word: object) -> str:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser_of(__doc__)
     parser.add_argument(
         "--output", type=Path, default=ROOT / "quickstart", help="folder (default: quickstart)"
     )

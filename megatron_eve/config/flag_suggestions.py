@@ -1,13 +1,10 @@
-"""What to say to a flag or a recipe's key that does not exist: the nearest name, or what it is called here.
+"""What flags of other programs are called here.
 
 `OTHER_NAMES` holds flags of Megatron-LM (its megatron/training/arguments.py) and arguments of Hugging Face's trainer
 that have another name here, or need none.
 """
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable, Mapping
 
 _LLAMA = "the decoder is Llama's (RMSNorm, SwiGLU, rotary positions), so nothing is to be said of it"
 _ONE_FORMAT = "every checkpoint has megatron-core's format torch_dist, which loads under any layout"
@@ -122,32 +119,3 @@ OTHER_NAMES: dict[str, str] = {
     "--report-to": _NO_TRACKER,
     "--deepspeed": "use --use-distributed-optimizer and the parallel sizes",
 }
-
-
-def flag_hint(flag: str, known: Iterable[str], others: Mapping[str, str] = OTHER_NAMES) -> str:
-    """What to do about a flag that does not exist.
-
-    Args:
-        flag: as it was written, without a value.
-        known: all flags that exist.
-        others: what flags of other programs are called here.
-
-    Returns:
-        A clause that follows "no such flag; ".
-    """
-    plain = flag.lower().replace("_", "-")
-    other = others.get(plain)
-    if other is None and plain.startswith("--no-"):
-        other = others.get(f"--{plain[5:]}")
-    return other or nearest(plain, known) or "--help lists them all"
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A clause that names the nearest of the known words, or None where none is near."""
-    words = sorted(known)
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    # Part of a name, such as --tensor-parallel, is farther from it than its spelling suggests.
-    parts = set(word.strip("-").replace("_", "-").split("-"))
-    whole = [name for name in words if parts <= set(name.strip("-").replace("_", "-").split("-"))]
-    found = near or whole[:1] or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"did you mean {found[0]}?" if found else None

@@ -24,11 +24,12 @@ from pydantic import ValidationError
 from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.family_types import FLAG_RULES, adapter, command_line_of, plain
-from megatron_eve.config.flag_suggestions import OTHER_NAMES, flag_hint, nearest
+from megatron_eve.config.flag_suggestions import OTHER_NAMES
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.runtime.command_line import flag_hint, nearest
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:

@@ -14,6 +14,7 @@ from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.usage import family_of_source
 from megatron_eve.inference.engine import Engine
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.runtime.command_line import whole_number
 from megatron_eve.runtime.errors import UserError, show_error
 
 # Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
@@ -22,31 +23,35 @@ _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_con
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which model answers, and under which layout."""
-    model = parser.add_argument_group("the model")
+    model = parser.add_argument_group("model", "Which model answers, and on how many processes.")
     model.add_argument(
         "--model-path",
         required=True,
         type=Path,
         metavar="DIR",
-        help="a checkpoint (the folder that --save of a run or an import wrote), or a folder that "
-        "tools/convert_checkpoint.py export --format transformers wrote, or that transformers saved again (model and "
-        "processor)",
+        help="folder of the model: a checkpoint (what --save of a run or an import wrote), or a folder for "
+        "transformers (what tools/convert_checkpoint.py export --format transformers, or save_pretrained of model and "
+        "processor, wrote)",
     )
     model.add_argument(
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="the tokenizer.model that a checkpoint was trained with, which it needs; leave this out with a folder of "
-        "export, which has its own",
+        help="tokenizer.model that the checkpoint was trained with; needed with a checkpoint, left out with a folder "
+        "for transformers, which has its own",
     )
     model.add_argument(
         "--ignore-exif-orientation",
         action="store_true",
-        help="take pictures as they are stored, if the model's dataset was made so",
+        help="do not rotate images as their EXIF data says; for models whose dataset was made with the same flag",
     )
-    for name, what in (("tensor", "ranks that share each layer's matrices"), ("pipeline", "pipeline stages")):
+    for name, what in (("tensor", "tensor-parallel ranks"), ("pipeline", "pipeline stages")):
         model.add_argument(
-            f"--{name}-model-parallel-size", type=int, default=1, metavar="N", help=f"{what} (under torchrun)"
+            f"--{name}-model-parallel-size",
+            type=whole_number(1),
+            default=1,
+            metavar="N",
+            help=f"{what}; more than 1 needs torchrun",
         )
 
 

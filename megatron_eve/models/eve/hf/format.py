@@ -81,27 +81,28 @@ class EVEFormat(HFFormat):
         parser.add_argument(
             "--teacher-model",
             metavar="DIR",
-            help="CLIP's folder, whose sizes the aligning layer gets and whose hashes are recorded; it is not copied. "
-            "Without it the checkpoint has no aligning layer, which a run with --patch-aligning then begins at random",
+            help="folder of the teacher (CLIP), for a checkpoint with a patch aligning layer: its sizes and hashes are "
+            "recorded, its weights are not copied (default: no aligning layer, and a run with --patch-aligning gives "
+            "it random weights)",
         )
         parser.add_argument(
             "--trust-remote-code",
             action="store_true",
-            help="let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP); "
-            "no other code of a folder ever runs",
+            help="run Python files of the teacher's folder, for towers that transformers does not know (EVA-CLIP); no "
+            "other code of a folder is ever run",
         )
         parser.add_argument(
             "--image-size",
             type=int,
             metavar="PX",
-            help="672, or 1344 for the HD model (default: as the folder says, or 672)",
+            help="long side of an image: 672, or 1344 for the HD model (default: as the folder says, or 672)",
         )
         parser.add_argument(
             "--patch-embedding-size",
             type=int,
             default=1024,
-            metavar="C",
-            help="width of the patch embedding that a language model gets (default: %(default)s)",
+            metavar="N",
+            help="width of the patch embedding layer that a language model gets",
         )
 
     def check_import_flags(self, flags: Flags) -> Iterator[str]:
@@ -147,8 +148,8 @@ class EVEFormat(HFFormat):
             "--teacher-model",
             type=Path,
             metavar="DIR",
-            help="CLIP's folder: write it and the aligning layer, too, as the published folders have them, for "
-            "training on with the public code; asking needs neither",
+            help="folder of the teacher (CLIP): export it and the patch aligning layer, too, for training on with the "
+            "published code (default: neither is exported; inference does not need them)",
         )
 
     def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
