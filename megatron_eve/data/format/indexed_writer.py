@@ -26,6 +26,7 @@ from megatron_eve.data.format.manifest import (
     DatasetInfo,
     DatasetSettings,
     publish,
+    sync,
 )
 from megatron_eve.data.format.megatron_index import IndexWriter
 from megatron_eve.data.format.metadata import META, MetaWriter, SampleMeta
@@ -62,9 +63,7 @@ class DatasetWriter:
         self._made_with = dict(made_with or {})
         as_pixels = settings.image_storage == PIXELS
         self._part = PIXELS if as_pixels else "image"
-        self._image_parts, self._stale_parts = (
-            (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
-        )
+        self._image_parts = PIXEL_PARTS if as_pixels else IMAGE_PARTS
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
         self._lock = WriteLock(self.prefix)
         self._remove_partial()
@@ -151,6 +150,8 @@ class DatasetWriter:
     ) -> DatasetInfo:
         """Put everything in place, the manifest last and atomically.
 
+        A dataset that is there opens until all of this one is on the disk; then files are only renamed.
+
         Args:
             num_rows: rows of the input that were read; the number of samples if not given.
             skipped, skipped_first: see DatasetInfo.
@@ -188,23 +189,21 @@ class DatasetWriter:
             self._samples.close, self._images.close,
         ):  # fmt: skip
             close()
-        Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
-        for part in TEXT_PARTS:
-            publish(self.prefix + part)
         if self._meta:
             self._meta.close()
-            publish(self.prefix + META)
-        else:
-            Path(self.prefix + META).unlink(missing_ok=True)
-        for part in self._stale_parts:  # of a dataset that stored its images otherwise
-            Path(self.prefix + part).unlink(missing_ok=True)
-        for part in self._image_parts:
-            if info.num_images:
-                publish(self.prefix + part)
-            else:  # megatron-core cannot map an empty file
-                Path(self.prefix + part + PARTIAL).unlink()
-                Path(self.prefix + part).unlink(missing_ok=True)
         Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
+        images = self._image_parts if info.num_images else ()
+        parts = [*TEXT_PARTS, *([META] if self._meta else []), *images]
+        for part in (*parts, MANIFEST):  # takes long where much was written; the old dataset still opens
+            sync(self.prefix + part + PARTIAL)
+        Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
+        for part in parts:
+            publish(self.prefix + part)
+        if not images:  # megatron-core cannot map an empty file
+            for part in self._image_parts:
+                Path(self.prefix + part + PARTIAL).unlink()
+        for part in {META, *IMAGE_PARTS, *PIXEL_PARTS}.difference(parts):  # of the old dataset
+            Path(self.prefix + part).unlink(missing_ok=True)
         publish(self.prefix + MANIFEST)
         self._lock.release()
         return info

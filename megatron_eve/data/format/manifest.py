@@ -64,6 +64,8 @@ TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
 IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
 PIXEL_PARTS = ("_pixels.bin", "_pixels.idx", "_images.npy")
 MANIFEST = "_dataset.json"
+SKIPPED = "_skipped.jsonl"
+"""Ends the name of the list of rows that preprocessing left out, one a line."""
 PARTIAL = ".partial"
 """Ends the name of a file that is not finished."""
 
@@ -208,10 +210,15 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     return {**others, "family": DEFAULT_FAMILY, "image_sizes": sizes}
 
 
+def sync(path: str) -> None:
+    """Return once a file is on the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def publish(path: str) -> None:
     """Give a finished file its name, once it is on the disk; until then it is called `path` and ".partial"."""
-    with open(path + PARTIAL, "rb") as stream:
-        os.fsync(stream.fileno())
+    sync(path + PARTIAL)
     os.replace(path + PARTIAL, path)
 
 

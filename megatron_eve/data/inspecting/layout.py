@@ -171,8 +171,7 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
     if template == "vicuna_v1":
         starts = np.cumsum([0, *(len(text) for text, _, _, _ in pieces)]).tolist()
         whole = "".join(text for text, _, _, _ in pieces)
-        system = whole.find(VICUNA_SYSTEM)
-        end = system + len(VICUNA_SYSTEM) if system >= 0 else 0
+        end = _system_end(whole)
         begin = 0
         while begin < len(pieces):  # stretches that train and that do not
             stop = begin
@@ -193,3 +192,11 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
         Piece(text, role, trains, image, tokens)
         for (text, trains, image, tokens), role in zip(pieces, roles, strict=True)
     ]
+
+
+def _system_end(text: str) -> int:
+    """Where the system prompt of a row ends: that of the published training, or the row's own, up to its question."""
+    published, question = text.find(VICUNA_SYSTEM), text.find("USER:")
+    if published >= 0 and not 0 <= question < published:
+        return published + len(VICUNA_SYSTEM)
+    return max(question, 0)

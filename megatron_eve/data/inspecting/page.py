@@ -160,9 +160,13 @@ def _skipped(dataset: AnyDataset) -> str:
     if not skipped:
         return "<p>None.</p>"
     return _counted(
-        (f"{reason}: {REASONS.get(reason, '')}", count)
-        for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
+        (_reason(reason), count) for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
     )
+
+
+def _reason(reason: str) -> str:
+    known = REASONS.get(reason)  # a later version may have others
+    return reason if known is None else f"{reason}: {known.what}. To do: {known.remedy}."
 
 
 def _licences(statistics: Statistics) -> str:
