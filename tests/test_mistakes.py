@@ -105,7 +105,7 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --family", "--family: names nothing; give it a value"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {set}", "{set} is named 2 times"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {root}/x", "{root}/x_dataset.json is missing"),
-    Mistake("merge_datasets", "--output-prefix {set} {set}", "is a dataset with files of its own"),
+    Mistake("merge_datasets", "--output-prefix {set} {set}", "{set} is one of the datasets to merge: choose another"),
     Mistake("merge_datasets", "{set} --output-prefix", "--output-prefix: a value is missing behind it"),
     Mistake("merge_datasets", "{set} --output {root}/all", "--output: no such flag; did you mean --output-prefix?"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
