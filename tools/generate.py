@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
-from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
@@ -177,7 +177,7 @@ def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
     )
 
 
-def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
+def summary(tally: AnswerCounts, answers: AnswersFile, path: Path) -> str:
     """An account for people."""
     skipped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(tally.skipped.items()))
     before = f", {answers.damaged:,} of them with an error" if answers.damaged else ""

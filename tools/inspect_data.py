@@ -16,7 +16,7 @@ from tqdm import tqdm
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, open_dataset
 from megatron_eve.data.format.manifest import MANIFEST
-from megatron_eve.data.inspecting.checking import Tally, check_dataset, parts_of
+from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
     """Check a dataset, list what is damaged and say what was read; returns how many things are damaged."""
     with contextlib.suppress(DataError):
         dataset.text(0)  # loads megatron-core, which takes seconds that are not the check's
-    tally, started = Tally(), time.monotonic()
+    tally, started = CheckCounts(), time.monotonic()
     interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file is not for redrawing
     total = sum(part.info.text_bytes + part.info.stored_bytes for part in parts_of(dataset))
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", mininterval=interval) as bar:

@@ -222,8 +222,8 @@ def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
     (`--mock-data`) have no tokenizer.
     """
     dataset = saved.get("dataset") or {}
-    found = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
-    return None if found in (None, "mock") else str(found)
+    digest = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if digest in (None, "mock") else str(digest)
 
 
 def check_tokenizer(
@@ -254,15 +254,15 @@ def check_tokenizer(
         )
     pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
     if pieces != rows:
-        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
-        told += "trained with"
+        message = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        message += "trained with"
         # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
         if not saved.get("dataset") and pieces < rows:
-            told += (
+            message += (
                 "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
                 "weights and import them again"
             )
-        raise CheckpointError(told)
+        raise CheckpointError(message)
     return (
         f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
         f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
@@ -282,7 +282,7 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
     dataset = saved.get("dataset") or {}
     if dataset.get("tokenizer_sha256") in (None, "mock"):
         return []
-    found = []
+    warnings = []
     stage = saved["config"]["training"].get("stage")
     stages = find_family(family_of(saved)).stages
     templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
@@ -297,11 +297,11 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
         remedy = "train it on captions or conversations before it is asked"
         if asked:
             remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"
-        found.append(
+        warnings.append(
             f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
             f"the template {conv_mode}, so answers may make no sense; {remedy}"
         )
     if dataset.get("apply_exif", apply_exif) != apply_exif:
         were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
-        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
-    return found
+        warnings.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return warnings

@@ -55,7 +55,7 @@ def read_common(folder: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(folder / "common.pt") as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             with archive.open(name) as stream:
-                found = _PlainUnpickler(stream).load()
+                values = _PlainUnpickler(stream).load()
     except Exception:  # a damaged pickle raises nearly anything
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None

@@ -104,7 +104,7 @@ def run_state(
         "frozen": frozen,
         **rerun_state_to_save(),
         **model,
-        **_scales(chunks, config.to_dict()),
+        **_fp8_state(chunks, config.to_dict()),
         "rng_state": _rng_state(),
         "optimizer": optimizer.sharded_state_dict(model, is_loading=False, metadata=dict(CONTENT)),
     }
@@ -144,8 +144,8 @@ def load_checkpoint(
     if same_layout:
         request["rng_state"] = _rng_state()
     request |= rerun_request(saved, config)
-    if _scales_fit(saved["config"], config.to_dict()):
-        request |= _scales(chunks, config.to_dict())
+    if _fp8_state_fits(saved["config"], config.to_dict()):
+        request |= _fp8_state(chunks, config.to_dict())
     loaded = read_tensors(request, folder)
     _load_model(chunks, loaded)
     for i, chunk in enumerate(chunks):
@@ -233,17 +233,17 @@ def _latest_folder(folder: str) -> Path:
 
 def _best_checkpoint(store: CheckpointStore) -> Path | None:
     """The newest checkpoint that is whole; None where there is none at all. Collective."""
-    told: list[list[int]] = [[]]
+    candidates: list[list[int]] = [[]]
     if torch.distributed.get_rank() == 0:
         store.recover()
-        told = [store.candidates()]
-        if told[0] and store.chosen is None and not (store.root / TRACKER).exists():
+        candidates = [store.candidates()]
+        if candidates[0] and store.chosen is None and not (store.root / TRACKER).exists():
             print_rank_0(
                 f"warning: {store.root} has no {TRACKER}; going on from the newest whole checkpoint there"
             )
-    torch.distributed.broadcast_object_list(told, src=0)
+    torch.distributed.broadcast_object_list(candidates, src=0)
     problems: list[str] = []
-    for iteration in told[0]:
+    for iteration in candidates[0]:
         folder = store.folder(iteration)
         problem = _problem(folder, optimizer=True)
         if problem is None:
@@ -267,10 +267,10 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
         optimizer: its optimizer state is wanted too.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    verdict: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(verdict, src=0)
-    if verdict[0]:
-        return verdict[0]
+    missing: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(missing, src=0)
+    if missing[0]:
+        return missing[0]
     work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
     rounds: list[tuple[bool, str | None]] = [(False, None)] * ranks
     size = checked_bytes(folder, rank, ranks, optimizer=optimizer)
@@ -288,17 +288,17 @@ def _work_for(
 ) -> tuple[bool, str | None]:
     """Do some of a work that yields its bytes and problems; was that all of it, and what is the first problem?"""
     deadline = time.monotonic() + seconds
-    for told in work:
-        if isinstance(told, str):
-            return True, told
-        done(told)
+    for item in work:
+        if isinstance(item, str):
+            return True, item
+        done(item)
         if time.monotonic() > deadline:
             return False, None
     return True, None
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
-    """Sharded weights. TransformerEngine's extra state (see `_scales`) stays out, so both layer specs read it."""
+    """Sharded weights. TransformerEngine's extra state (see `_fp8_state`) stays out, so both layer specs read it."""
     states = {}
     for i, chunk in enumerate(chunks):
         state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
@@ -312,7 +312,7 @@ def _has_fp8_state(config: dict[str, Any]) -> bool:
     return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
 
 
-def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+def _fp8_state_fits(saved: dict[str, Any], config: dict[str, Any]) -> bool:
     """May a run of a configuration take up the scales of a checkpoint?
 
     Not those of another format: its largest gradients are 128 times as large, and with the scales TransformerEngine's
@@ -328,7 +328,7 @@ def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
     return bool(before == now)
 
 
-def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
+def _fp8_state(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
     """What FP8's delayed recipe has seen of each tensor, which TransformerEngine keeps as the layers' extra state.
 
     A run that resumes without it would take a scale of 1 in its first step, at which gradients vanish in FP8. It is the

@@ -111,17 +111,17 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     family = find_family(config.family)
     parts, decoder_trains = family.parameter_counts(config), family.stages[training.stage].decoder_trains
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
-    found = []
+    needed = []
     for stage, layers in enumerate(config.stage_layers):
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
         others = parts.first_stage * first + parts.last_stage * last
         trained = others + decoder * decoder_trains
-        found.append(
+        needed.append(
             RankMemory(
                 weights=(decoder + others) * (2 if training.bf16 else 4),
                 gradients=trained * _GRADIENT,
                 optimizer=trained * (_MOMENTS + _MASTER * training.bf16) // shards,
             )
         )
-    return max(found, key=lambda memory: memory.total)
+    return max(needed, key=lambda memory: memory.total)

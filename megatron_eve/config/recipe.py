@@ -43,10 +43,10 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     base = load_recipe(*map(Path, recipes), preset=preset, family=named[0] if named else None)
     _check_flags(argv, base.family)
     defaults = command_line_of(find_family(base.family), base, recipes, preset)
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
         # tyro draws a box around what is wrong, over the width of the terminal.
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             command_line = tyro.cli(
                 tyro.conf.OmitArgPrefixes[type(defaults)],  # type: ignore[misc]
                 prog=prog,
@@ -56,7 +56,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     except SystemExit as ended:
         if ended.code in (0, None):  # --help
             raise
-        raise ConfigError(_without_box(said.getvalue())) from None
+        raise ConfigError(_without_box(errors.getvalue())) from None
     return plain(command_line.run)
 
 
@@ -120,8 +120,8 @@ def _without_box(text: str) -> str:
     sentence = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
     for pattern, words in _REWORDED:
         if re.fullmatch(pattern, sentence):
-            said = re.sub(pattern, words, sentence)
-            return said.replace("'", "").rstrip(",") if "must be one of" in words else said
+            message = re.sub(pattern, words, sentence)
+            return message.replace("'", "").rstrip(",") if "must be one of" in words else message
     return sentence or " ".join(text.split())
 
 
@@ -225,8 +225,8 @@ def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None
             moved = [(*one["loc"], key) for key in inside if key in settings]
             for place in moved or [one["loc"]]:
                 where = f"{source}, line {line_of(place)}" if line_of else source
-                said = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
-                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {said}")
+                message = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
+                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {message}")
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -59,7 +59,7 @@ class MetaModel:
         family, config = find_family(self._config.family), self._config
         heads = {objective.module: objective for objective in family.objectives(config)}
         width = next((some.features.width for some in heads.values() if some.features), 0)
-        found = {}
+        weights = {}
         for path, module in self._model.named_modules():
             new: Any
             if path == "vision_model":
@@ -71,8 +71,8 @@ class MetaModel:
             else:
                 continue
             for name, parameter in new.named_parameters():
-                found[f"{path}.{name}"] = parameter.detach()
-        return found
+                weights[f"{path}.{name}"] = parameter.detach()
+        return weights
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from megatron_eve.inference.questions import AnswerRow, AnswersFile, Question, r
 
 
 @dataclass
-class Tally:
+class AnswerCounts:
     """What became of the questions of a run.
 
     Attributes:
@@ -38,7 +38,7 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     done: Callable[[int], object],
-) -> Tally:
+) -> AnswerCounts:
     """Answer what is missing, in order.
 
     A question that cannot be asked, whose picture cannot be read or whose prompt is too long gets a row that says so,
@@ -52,7 +52,7 @@ def answer_questions(
         max_new_tokens: of one answer.
         done: is told after each batch how many questions it dealt with.
     """
-    tally, began = Tally(0, {}, 0, 0.0), time.monotonic()
+    tally, began = AnswerCounts(0, {}, 0, 0.0), time.monotonic()
     for questions in batches(answers.missing, batch_size):
         prepared: list[Query | SkipRow] = [
             _prepare(engine, question, image_folder, max_new_tokens) for question in questions

@@ -53,8 +53,8 @@ class HFEngine:
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of a text, without BOS."""
-        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        token_ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
 
     @property
     def max_length(self) -> int:
@@ -73,8 +73,8 @@ class HFEngine:
     def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """See `Engine.answers`."""
         inputs = self._inputs(queries)
-        found = self._generate(inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
-        return [self._answer(row) for row in found.tolist()]
+        generated = self._generate(inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+        return [self._answer(row) for row in generated.tolist()]
 
     def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
@@ -94,10 +94,10 @@ class HFEngine:
 
     def _generate(self, inputs: Any, max_new_tokens: int, **more: Any) -> torch.Tensor:
         """Token ids [B, prompt and answer]; an answer that ends before the others is filled up behind its end."""
-        found: torch.Tensor = self._model.generate(
+        sequences: torch.Tensor = self._model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, **more
         )
-        return found
+        return sequences
 
     def _inputs(self, queries: Sequence[Query]) -> Any:
         pictures = [[self._picture(data) for data in query.images] for query in queries]
@@ -135,21 +135,21 @@ def _open(folder: Path) -> tuple[Any, Any]:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
-        model, found = opened
+        model, loading = opened
     except ConfigError:
         raise
     except (
         Exception
     ) as error:  # transformers, tokenizers and safetensors raise nearly anything on a damaged file
-        told = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ConfigError(
-            f"--model-path {folder}: transformers cannot open it ({type(error).__name__}: {told[:200]}); copy or "
+            f"--model-path {folder}: transformers cannot open it ({type(error).__name__}: {reason[:200]}); copy or "
             "export the folder again"
         ) from error
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         raise ConfigError(
-            f"--model-path {folder}: {len(found['missing_keys'])} weights are missing, such as "
-            f"{min(found['missing_keys'])}; copy or export the folder again"
+            f"--model-path {folder}: {len(loading['missing_keys'])} weights are missing, such as "
+            f"{min(loading['missing_keys'])}; copy or export the folder again"
         )
     return processor, model
 

@@ -232,7 +232,7 @@ class AnswersFile:
             content += b"\n"
             whole = len(content)
         known = {question.key: question for question in questions}
-        found: set[tuple[Any, Any]] = set()
+        answered: set[tuple[Any, Any]] = set()
         self.damaged = 0
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
@@ -255,7 +255,7 @@ class AnswersFile:
                 raise DataError(
                     f"{path}, line {number}: this answer {problem}; {remedy}give this run another --answers-file"
                 )
-            found.add(key)
+            answered.add(key)
         if torn := content[whole:]:
             if not (torn.startswith(_ROW_BEGINS) or _ROW_BEGINS.startswith(torn) or not torn.strip(b"\0")):
                 raise DataError(
@@ -264,8 +264,8 @@ class AnswersFile:
             self._file.truncate(whole)  # cut off in the middle of a write
         elif size < whole:
             self._file.write(b"\n")
-        self.missing = [question for question in questions if question.key not in found]
-        self.resumed = len(found)
+        self.missing = [question for question in questions if question.key not in answered]
+        self.resumed = len(answered)
 
     def _other_picture(self, question: Question, metadata: dict[str, Any]) -> str | None:
         """In what an answer was to other pictures than its question now names; None if to the same."""

@@ -246,10 +246,13 @@ def _theme() -> gradio.Theme:
 
 def _middleware() -> list[Any]:
     """Headers for every answer, and no answer to other names of this host (which another site's page could use)."""
-    return [Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
+    return [
+        Middleware(_HeaderMiddleware),
+        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+    ]
 
 
-class _Headers:
+class _HeaderMiddleware:
     """Adds `_HEADERS` to every answer."""
 
     def __init__(self, app: Any) -> None:

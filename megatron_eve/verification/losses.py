@@ -39,19 +39,19 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
     Args:
         a, b: as `read_losses` gives them.
     """
-    first, told, largest = None, "", 0.0
+    first, message, largest = None, "", 0.0
     for i in range(max(len(a), len(b))):
         if i >= min(len(a), len(b)):
             difference, text = math.inf, f"one run has {len(a)} iterations, the other {len(b)}"
         else:
             difference, text = _compare_iteration(a[i], b[i])
         if text and first is None:
-            first, told = i + 1, text
+            first, message = i + 1, text
         largest = max(largest, difference)
     if first is None:
         return Comparison(f"equal at all {len(a)} iterations", None, 0.0)
     return Comparison(
-        f"differs at iteration {first}: {told}; largest relative difference {largest:.1e}", first, largest
+        f"differs at iteration {first}: {message}; largest relative difference {largest:.1e}", first, largest
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows of a verification table: one for each tensor or case, with its error, its tolerance and the verdict."""
+"""Rows of a verification table: one for each tensor or case, with its error, its tolerance and whether it passes."""
 
 from __future__ import annotations
 

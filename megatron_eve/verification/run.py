@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_eve.config import ParallelConfig
 from megatron_eve.verification.cases import check_preprocess, check_tokenize
-from megatron_eve.verification.model import check_greedy, check_model_case
+from megatron_eve.verification.model_cases import check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
 
 

@@ -100,9 +100,9 @@ class HFConfig:
             raise ConfigError(
                 f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
             )
-        found = HFConfig(fields, path, family)
-        _check_rope(fields, found)
-        return found
+        config = HFConfig(fields, path, family)
+        _check_rope(fields, config)
+        return config
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -153,12 +153,12 @@ def settings_of(folder: Path, **vision: Any) -> Preset:
     Raises:
         ConfigError: see `HFConfig.read`.
     """
-    found = HFConfig.read(folder)
-    family = found.family or find_family(DEFAULT_FAMILY)
+    config = HFConfig.read(folder)
+    family = config.family or find_family(DEFAULT_FAMILY)
     for name, ours in family.hugging_face().fields.items():
-        if name in found.fields:
-            vision[ours] = found.fields[name]
-    return Preset(found.model_config(), family.Config(**vision))
+        if name in config.fields:
+            vision[ours] = config.fields[name]
+    return Preset(config.model_config(), family.Config(**vision))
 
 
 def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
@@ -167,14 +167,14 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
     Raises:
         ConfigError: it cannot be read, is of another family, or has other sizes.
     """
-    found = HFConfig.read(folder)
+    config = HFConfig.read(folder)
     family = family_of(settings)
-    if found.family not in (None, family):
+    if config.family not in (None, family):
         raise ConfigError(
-            f"{found.source}: it is of {found.family.hugging_face().title}, and this run trains the family "
-            f"{family.name}; use a folder of that, or --family {found.family.name}"
+            f"{config.source}: it is of {config.family.hugging_face().title}, and this run trains the family "
+            f"{family.name}; use a folder of that, or --family {config.family.name}"
         )
-    theirs, model = found.model_config(), settings.model
+    theirs, model = config.model_config(), settings.model
     names = {**LANGUAGE_FIELDS, "rope_theta": "rotary_base", "qkv_bias": "add_qkv_bias"}
     # How long samples may be is the run's to say.
     pairs = {
@@ -182,22 +182,22 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
         for name, ours in names.items()
         if ours != "max_position_embeddings"
     }
-    for name, ours in (found.family.hugging_face().fields if found.family else {}).items():
-        if name in found.fields:
-            pairs[name] = ours, found.fields[name], getattr(settings.vision, ours)
+    for name, ours in (config.family.hugging_face().fields if config.family else {}).items():
+        if name in config.fields:
+            pairs[name] = ours, config.fields[name], getattr(settings.vision, ours)
     for name, (ours, there, here) in pairs.items():
         if there != here:
             raise ConfigError(
-                f"{found.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset or "
-                "recipe of that model"
+                f"{config.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset "
+                "or recipe of that model"
             )
     here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
     if here != there:
         raise ConfigError(
-            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            f"{config.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
             "or recipe of that model"
         )
-    return found
+    return config
 
 
 def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
@@ -227,27 +227,28 @@ def _is_positive(value: object, name: str) -> bool:
 
 def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
     """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
-    found = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    entries = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
     # transformers 5 has one for each kind of layer where they differ.
     return [
-        (name, some.get("full_attention") or some if isinstance(some, dict) else some) for name, some in found
+        (name, some.get("full_attention") or some if isinstance(some, dict) else some)
+        for name, some in entries
     ]
 
 
-def _check_rope(fields: dict[str, Any], found: HFConfig) -> None:
+def _check_rope(fields: dict[str, Any], config: HFConfig) -> None:
     """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
     for name, some in _rope_settings(fields):
         if not isinstance(some, dict):
             raise ConfigError(
-                f"{found.source}: {name} is {some!r}, not settings by name; copy the folder again"
+                f"{config.source}: {name} is {some!r}, not settings by name; copy the folder again"
             )
         kind = some.get("rope_type") or some.get("type") or "default"
         nothing = kind == "default" or (kind in _NONE_AT_FACTOR_1 and some.get("factor") == 1)
         if not nothing or some.get("partial_rotary_factor") not in (None, 1):
-            raise ConfigError(f"{found.source}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
-    theta = found.rope_theta
+            raise ConfigError(f"{config.source}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
+    theta = config.rope_theta
     if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
-        raise ConfigError(f"{found.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
+        raise ConfigError(f"{config.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:

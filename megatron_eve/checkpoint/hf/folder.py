@@ -150,8 +150,8 @@ def _error_text(path: Path, error: Exception) -> str:
         return f"asks for {code[1]}, and no code of a model folder runs; take weights that are safetensors"
     # torch's own words on a pickle advise to run its code.
     pickled = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
-    told = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
-    return f"cannot be read ({told}); copy the folder again"
+    reason = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
+    return f"cannot be read ({reason}); copy the folder again"
 
 
 def _check_pickle(path: Path, content: object) -> None:

@@ -133,14 +133,16 @@ class Exclusions:
         Raises:
             SkipRow: it is to be left out.
         """
-        told = license_of(record.meta)
-        if told is not None and any(fnmatchcase(told.lower(), pattern) for pattern in self._licenses):
-            raise SkipRow("license_dropped", told)
+        license_text = license_of(record.meta)
+        if license_text is not None and any(
+            fnmatchcase(license_text.lower(), pattern) for pattern in self._licenses
+        ):
+            raise SkipRow("license_dropped", license_text)
         if not self._out:
             return
-        for said in (record.id, *_texts(record.meta), *(image.sha256 for image in record.images)):
-            if said is not None and (said in self._out or said.lower() in self._digests):
-                raise SkipRow("opted_out", said)
+        for value in (record.id, *_texts(record.meta), *(image.sha256 for image in record.images)):
+            if value is not None and (value in self._out or value.lower() in self._digests):
+                raise SkipRow("opted_out", value)
 
     def check_file(self, data: bytes) -> None:
         """Refuse a picture by the sha256 of its file.

@@ -67,9 +67,9 @@ class WriteLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            told = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+            holder = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
             raise DataError(
-                f"{prefix} is being written by {told or 'another run'}: wait until it has ended, or choose another "
+                f"{prefix} is being written by {holder or 'another run'}: wait until it has ended, or choose another "
                 "--output-prefix"
             ) from None
         except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
+from megatron_eve.data.images.decode import ORIENTATIONS, ImageError, Orientation, read_header
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
 from megatron_eve.data.images.patches import square_margin
 from megatron_eve.data.images.pillow import prepare_with_pillow
@@ -23,7 +23,7 @@ from megatron_eve.models.family import View
 _BATCH = 64
 # Of one run, all of which are held decoded: 0.4 GB, where 64 pictures at the cap on pixels would take 17.
 _BATCH_PIXELS = 1 << 27
-_UPRIGHT = Turn(transpose=False, flip_x=False, flip_y=False)
+_UPRIGHT = Orientation(transpose=False, flip_x=False, flip_y=False)
 
 
 class _Kind(NamedTuple):
@@ -58,7 +58,7 @@ class DaliDecoder:
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
         """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
         results: list[Views | ImageError | None] = [None] * len(tasks)
-        turns: list[Turn] = [_UPRIGHT] * len(tasks)
+        turns: list[Orientation] = [_UPRIGHT] * len(tasks)
         pixels = [0] * len(tasks)
         groups: dict[_Kind, list[int]] = {}
         for number, task in enumerate(tasks):
@@ -72,7 +72,7 @@ class DaliDecoder:
                 continue
             pixels[number] = header.width * header.height
             if self._settings.apply_exif:
-                turns[number] = TURNS.get(header.orientation, _UPRIGHT)
+                turns[number] = ORIENTATIONS.get(header.orientation, _UPRIGHT)
             turn = turns[number]
             kind = _Kind(_without_sizes(task.views), turn != _UPRIGHT, turn.transpose)
             groups.setdefault(kind, []).append(number)
@@ -88,7 +88,7 @@ class DaliDecoder:
         self._pipelines.clear()
 
     def _run(
-        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
+        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
     ) -> list[Views | ImageError]:
         try:
             pipeline = self._pipelines.get(kind) or self._build(kind)
@@ -102,7 +102,7 @@ class DaliDecoder:
         return [dict(zip(names, tensors, strict=True)) for tensors in zip(*outputs, strict=True)]
 
     def _outputs(
-        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
+        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
     ) -> list[list[Any]]:
         """Feed the files and their sizes, run once: for each view, the tensors of all tasks."""
         files = [without_texts(task.data) for task in tasks]  # which libpng would unpack, however long

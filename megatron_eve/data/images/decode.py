@@ -45,7 +45,7 @@ _UPRIGHT = {
 }
 
 
-class Turn(NamedTuple):
+class Orientation(NamedTuple):
     """How a stored picture becomes upright: rows and columns are exchanged first, then it is mirrored."""
 
     transpose: bool
@@ -53,14 +53,14 @@ class Turn(NamedTuple):
     flip_y: bool
 
 
-TURNS = {
-    2: Turn(transpose=False, flip_x=True, flip_y=False),
-    3: Turn(transpose=False, flip_x=True, flip_y=True),
-    4: Turn(transpose=False, flip_x=False, flip_y=True),
-    5: Turn(transpose=True, flip_x=False, flip_y=False),
-    6: Turn(transpose=True, flip_x=True, flip_y=False),
-    7: Turn(transpose=True, flip_x=True, flip_y=True),
-    8: Turn(transpose=True, flip_x=False, flip_y=True),
+ORIENTATIONS = {
+    2: Orientation(transpose=False, flip_x=True, flip_y=False),
+    3: Orientation(transpose=False, flip_x=True, flip_y=True),
+    4: Orientation(transpose=False, flip_x=False, flip_y=True),
+    5: Orientation(transpose=True, flip_x=False, flip_y=False),
+    6: Orientation(transpose=True, flip_x=True, flip_y=False),
+    7: Orientation(transpose=True, flip_x=True, flip_y=True),
+    8: Orientation(transpose=True, flip_x=False, flip_y=True),
 }
 """By EXIF orientation, for decoders that cannot take Pillow's own (`_UPRIGHT`)."""
 
@@ -84,7 +84,7 @@ class ImageHeader:
 
     def upright_size(self, apply_exif: bool) -> tuple[int, int]:
         """Width and height in pixels of a plain file as it will be decoded."""
-        turn = TURNS.get(self.orientation) if apply_exif else None
+        turn = ORIENTATIONS.get(self.orientation) if apply_exif else None
         return (self.height, self.width) if turn is not None and turn.transpose else (self.width, self.height)
 
 
@@ -136,7 +136,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn uint8 [H, W, 3] as an EXIF orientation says; the same as Pillow's transpositions."""
-    turn = TURNS.get(orientation)
+    turn = ORIENTATIONS.get(orientation)
     if turn is None:
         return pixels
     if turn.transpose:

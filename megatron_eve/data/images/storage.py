@@ -55,10 +55,13 @@ class StorageSettings:
 
     def made_with(self) -> dict[str, Any]:
         """What the manifest says of the stored images."""
-        said: dict[str, Any] = {"image_decoder": self.backend}
+        manifest_entry: dict[str, Any] = {"image_decoder": self.backend}
         if self.image_storage == "jpeg":
-            return said | {"jpeg_quality": self.jpeg_quality, "jpeg_subsampling": self.jpeg_subsampling}
-        return said | dict(self.image_sizes)
+            return manifest_entry | {
+                "jpeg_quality": self.jpeg_quality,
+                "jpeg_subsampling": self.jpeg_subsampling,
+            }
+        return manifest_entry | dict(self.image_sizes)
 
     def notice(self) -> str | None:
         """A sentence where DALI runs without a GPU, else None."""

@@ -44,7 +44,7 @@ class Damage:
 
 
 @dataclass
-class Tally:
+class CheckCounts:
     """What a check has read so far.
 
     Attributes:
@@ -69,7 +69,7 @@ def parts_of(dataset: AnyDataset) -> list[IndexedVisionDataset]:
 
 
 def check_dataset(
-    dataset: AnyDataset, tally: Tally, *, workers: int, advance: Callable[[int], Any]
+    dataset: AnyDataset, tally: CheckCounts, *, workers: int, advance: Callable[[int], Any]
 ) -> Iterator[Damage]:
     """Read all of a dataset and yield what is damaged, as it is found.
 
@@ -88,7 +88,7 @@ def check_dataset(
 
 def _check_part(
     part: IndexedVisionDataset,
-    tally: Tally,
+    tally: CheckCounts,
     pool: ThreadPoolExecutor,
     workers: int,
     advance: Callable[[int], Any],
@@ -109,9 +109,9 @@ def _check_part(
 
     def decoded() -> list[Damage]:
         future, num_bytes = pending.popleft()
-        found = future.result()
+        damages = future.result()
         count(num_bytes)
-        return found
+        return damages
 
     for start in range(0, samples, _CHUNK):
         stop = min(start + _CHUNK, samples)
@@ -122,12 +122,12 @@ def _check_part(
             pending.append((pool.submit(_check_images, part, first, last), num_bytes))
         records = part.samples[start:stop]
         for index in range(start, stop):
-            found = _check_sample(part, index, next_image, digest)
+            damage = _check_sample(part, index, next_image, digest)
             record = records[index - start]
             next_image = int(record["first_image"]) + int(record["num_images"])
-            if found:
+            if damage:
                 digest = next_image = None
-                yield found
+                yield damage
         for name, column in (
             ("num_tokens", "length"),
             ("num_text_tokens", "text_length"),
@@ -181,7 +181,7 @@ def _check_sample(
 
 def _check_images(part: IndexedVisionDataset, first: int, last: int) -> list[Damage]:
     """Decode images `first` to `last` - 1."""
-    found = []
+    damages = []
     for image in range(first, last):
         record = part.images[image]
         width, height = int(record["width"]), int(record["height"])
@@ -196,8 +196,8 @@ def _check_images(part: IndexedVisionDataset, first: int, last: int) -> list[Dam
             reason = f"it has {size[0]} x {size[1]} pixels and its record says {width} x {height}"
         # A search in the mapped records: a column of all of them would be a copy.
         row = max(bisect_right(part.samples, image, key=lambda sample: int(sample["first_image"])) - 1, 0)
-        found.append(Damage(f"{part.sample_name(row)}, image {image}", reason))
-    return found
+        damages.append(Damage(f"{part.sample_name(row)}, image {image}", reason))
+    return damages
 
 
 def _share(num_bytes: int, first: int, last: int, rows: int) -> int:
@@ -205,8 +205,8 @@ def _share(num_bytes: int, first: int, last: int, rows: int) -> int:
     return num_bytes * last // rows - num_bytes * first // rows
 
 
-def _check_manifest(part: IndexedVisionDataset, found: dict[str, int]) -> Iterator[Damage]:
-    for name, value in found.items():
-        said = getattr(part.info, name)
-        if said != value:
-            yield Damage(part.prefix + MANIFEST, f"{name} is {said} and the records have {value}")
+def _check_manifest(part: IndexedVisionDataset, values: dict[str, int]) -> Iterator[Damage]:
+    for name, value in values.items():
+        recorded = getattr(part.info, name)
+        if recorded != value:
+            yield Damage(part.prefix + MANIFEST, f"{name} is {recorded} and the records have {value}")

@@ -12,7 +12,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.drawing import MOST_PICTURES, draw_row
 from megatron_eve.data.inspecting.layout import RowLayout, row_layout
-from megatron_eve.data.inspecting.page import Sample, dataset_page
+from megatron_eve.data.inspecting.page import ShownRow, dataset_page
 from megatron_eve.data.inspecting.pictures import read_picture
 from megatron_eve.data.inspecting.statistics import read_statistics
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -52,12 +52,12 @@ def write_inspection(
         try:
             layout = row_layout(dataset, row, tokenizer)
         except DataError as error:
-            samples.append(Sample(row, problem=str(error)))
+            samples.append(ShownRow(row, problem=str(error)))
             continue
         stream = BytesIO()
         draw_row(layout, read_pictures(dataset, layout)).save(stream, "PNG", optimize=True)
         (folder / f"row_{row}.png").write_bytes(stream.getvalue())
-        samples.append(Sample(row, layout, stream.getvalue()))
+        samples.append(ShownRow(row, layout, stream.getvalue()))
     page = folder / PAGE
     text = dataset_page(dataset, prefix, read_statistics(dataset), samples, ids_only=tokenizer is None)
     page.write_text(text, encoding="utf-8")

@@ -179,9 +179,9 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
             while stop < len(pieces) and pieces[stop][1] == pieces[begin][1]:
                 stop += 1
             if not pieces[begin][1]:
-                said = whole[starts[begin] : starts[stop]]
-                for found in _EMPTY_ANSWER.finditer(said.rstrip()):
-                    low, high = starts[begin] + found.start(), starts[begin] + found.end()
+                text = whole[starts[begin] : starts[stop]]
+                for match in _EMPTY_ANSWER.finditer(text.rstrip()):
+                    low, high = starts[begin] + match.start(), starts[begin] + match.end()
                     for number in range(begin, stop):
                         if low < starts[number + 1] and starts[number] < high:
                             roles[number] = "assistant"

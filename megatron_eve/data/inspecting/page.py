@@ -31,7 +31,7 @@ details { padding: 6px 12px; } .text { white-space: pre-wrap; overflow-wrap: any
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownRow:
     """One row of the page.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sample:
 
 
 def dataset_page(
-    dataset: AnyDataset, prefix: str, statistics: Statistics, samples: Sequence[Sample], *, ids_only: bool
+    dataset: AnyDataset, prefix: str, statistics: Statistics, samples: Sequence[ShownRow], *, ids_only: bool
 ) -> str:
     """The text of the HTML file.
 
@@ -171,7 +171,7 @@ def _licences(statistics: Statistics) -> str:
     return f"<h2>Licences</h2>{_counted(statistics.licences.most_common())}"
 
 
-def _sample(sample: Sample) -> str:
+def _sample(sample: ShownRow) -> str:
     if sample.layout is None:
         return f'<p class="wrong">Row {sample.row}: {escape(sample.problem)}</p>'
     drawn = base64.b64encode(sample.png).decode()

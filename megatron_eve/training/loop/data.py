@@ -121,13 +121,13 @@ def _order(
 
 def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[DatasetSlice]) -> str:
     """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for dataset, part in zip(datasets, parts, strict=True):
         for path in dataset.sample_files:
             status = path.stat()
-            told.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
-        told.update(f"{part}{part.dropped_fingerprint()}\n".encode())
-    return f"modalities-{told.hexdigest()[:32]}"
+            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
+        digest.update(f"{part}{part.dropped_fingerprint()}\n".encode())
+    return f"modalities-{digest.hexdigest()[:32]}"
 
 
 def build_loader(config: RunConfig, data: RunData) -> StepLoader:

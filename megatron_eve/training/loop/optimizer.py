@@ -66,7 +66,7 @@ def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage:
     if not patterns:
         return
     # 0 for a glob that matches nothing, 1 for one that matches what is frozen, 2 for one that matches what trains.
-    found = torch.tensor(
+    matches = torch.tensor(
         [
             max((1 + one for name, one in trains.items() if fnmatch(name, glob)), default=0)
             for glob in patterns
@@ -74,8 +74,8 @@ def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage:
         dtype=torch.int32,
         device=accelerator().device,
     )
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    matched = dict(zip(patterns, found.tolist(), strict=True))
+    torch.distributed.all_reduce(matches, op=torch.distributed.ReduceOp.MAX)
+    matched = dict(zip(patterns, matches.tolist(), strict=True))
     for pattern in [pattern for pattern, one in matched.items() if one == 1]:
         print_rank_0(
             f"warning: --lr-overrides {pattern}: matches only parameters that stage {stage} does not train, so it has "

@@ -157,9 +157,9 @@ def holds_losses() -> bool:
 
 def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
     """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
-    told = torch.stack(
+    values = torch.stack(
         [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
     )
-    torch.distributed.broadcast(told, src=torch.distributed.get_world_size() - 1)
-    *shared, grad_norm = told.tolist()
+    torch.distributed.broadcast(values, src=torch.distributed.get_world_size() - 1)
+    *shared, grad_norm = values.tolist()
     return dict(zip(losses, shared, strict=True)), grad_norm
