@@ -1,4 +1,4 @@
-"""Configuration: the dataclass tree, presets, recipes and flags, and the judge of combinations."""
+"""Configuration: the dataclass tree, presets, recipes and flags, and the checks of combinations."""
 
 from megatron_eve.config.blend import Blend, parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError

@@ -1,4 +1,4 @@
-"""What to say to a flag or a recipe's key that does not exist: the nearest name, or what it is called here.
+"""Suggestions for an unknown flag or recipe key: the nearest name, or its name in this program.
 
 `OTHER_NAMES` holds flags of Megatron-LM (its megatron/training/arguments.py) and arguments of Hugging Face's trainer
 that have another name here, or need none.
@@ -125,12 +125,12 @@ OTHER_NAMES: dict[str, str] = {
 
 
 def flag_hint(flag: str, known: Iterable[str], others: Mapping[str, str] = OTHER_NAMES) -> str:
-    """What to do about a flag that does not exist.
+    """Suggestion for a flag that does not exist.
 
     Args:
-        flag: as it was written, without a value.
+        flag: as given, without its value.
         known: all flags that exist.
-        others: what flags of other programs are called here.
+        others: flags of other programs, with their names here.
 
     Returns:
         A clause that follows "no such flag; ".
@@ -143,10 +143,10 @@ def flag_hint(flag: str, known: Iterable[str], others: Mapping[str, str] = OTHER
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A clause that names the nearest of the known words, or None where none is near."""
+    """A clause that names the most similar known word, or None."""
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    # Part of a name, such as --tensor-parallel, is farther from it than its spelling suggests.
+    # Checked first, since difflib ranks a part of a name, such as --tensor-parallel, low.
     parts = set(word.strip("-").replace("_", "-").split("-"))
     whole = [name for name in words if parts <= set(name.strip("-").replace("_", "-").split("-"))]
     found = near or whole[:1] or difflib.get_close_matches(word, words, n=1, cutoff=0.6)

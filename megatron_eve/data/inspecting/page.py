@@ -1,4 +1,4 @@
-"""The page about a dataset: one HTML file that holds all it shows and asks nothing of a network."""
+"""The page about a dataset: one self-contained HTML file without network access."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ShownRow:
 
     Attributes:
         row: its number.
-        layout: what it shows, and
+        layout: its contents, and
         png: the file of its drawing; or, of a damaged row,
         problem: why it cannot be shown.
     """
@@ -54,7 +54,7 @@ def dataset_page(
 
     Args:
         dataset: an open dataset.
-        prefix: as it is called.
+        prefix: of the dataset, for the page.
         statistics: of its records.
         samples: rows to show.
         ids_only: the rows were laid out without a tokenizer.
@@ -182,7 +182,7 @@ def _sample(sample: ShownRow) -> str:
 
 
 def _text(row: RowLayout) -> str:
-    """The pieces as text, in which a browser finds a font for every script; equal neighbours are put together."""
+    """The pieces as HTML text, so that the browser finds fonts for every script; like neighbours are joined."""
     parts: list[str] = []
     role, kind, text = None, "", ""
 

@@ -38,9 +38,9 @@ def forward_step(
     models: TargetModels | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
-    """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
+    """The forward step that the schedule calls: one pack through one model chunk.
 
-    Packs come with the targets of objectives where target models have seen them already.
+    A pack may come with targets that are already computed.
     """
     batch, targets = next(batches)
     with stragglers.forward() if stragglers else nullcontext():
@@ -65,7 +65,7 @@ def forward_backward(
         normalizer: what the losses are divided by.
         models: target models by objective, on the last stage (see `build_target_models`).
         forward_only: losses without gradients.
-        stragglers: takes the times of forward passes.
+        stragglers: records the times of forward passes.
 
     Returns:
         Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
@@ -124,7 +124,7 @@ def train_step(
     """
     machine = get_rerun_state_machine()
     restore_fp8_state, again = snapshot_fp8_state(chunks), False
-    # Once, or as often as the machine wants to see the step; what comes of the last time counts.
+    # Once, or as often as the rerun state machine repeats the step; the last result counts.
     while machine.should_run_forward_backward(None):
         if again:
             restore_fp8_state()
@@ -140,7 +140,7 @@ def train_step(
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:
-        # The gradients are ready, and their norm, for which a GPU is waited for, is wanted again by clipping alone.
+        # The gradients are ready. Only clipping needs their norm again, and computing it waits for the GPU.
         if optimizer.config.clip_grad > 0:
             optimizer.step()
         else:
@@ -151,12 +151,12 @@ def train_step(
 
 
 def holds_losses() -> bool:
-    """Is this the rank that reports for all? The last one, which is in the last pipeline stage."""
+    """True on the rank that reports: the last one, which is in the last pipeline stage."""
     return torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
 
 
 def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
-    """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
+    """The last rank's losses and gradient norm on every rank, so that all take the same decision. Collective."""
     values = torch.stack(
         [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
     )
