@@ -19,7 +19,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the losses of two runs compare.
+    """The result of comparing the losses of two runs.
 
     Attributes:
         text: for the table.
@@ -56,7 +56,7 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
 
 
 def _compare_iteration(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, str]:
-    """The largest relative difference of an iteration's values, and a sentence on the first that differs, if any."""
+    """The largest relative difference of an iteration's values, and a message about the first that differs (or "")."""
     if a.get(SAMPLES) != b.get(SAMPLES):
         return math.inf, "the samples are not the same"
     mine, theirs = _values(a), _values(b)
@@ -75,7 +75,7 @@ def _compare_iteration(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, str
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:
-    """Losses and gradient norm of a record by name; null, which stands for what is not finite, as NaN."""
+    """Losses and gradient norm of a record by name; null (written for values that are not finite) becomes NaN."""
     names = [name.removesuffix("_hex") for name in record if name.endswith("_hex")]
     values = {name.replace("_", " "): float.fromhex(record[f"{name}_hex"]) for name in names}
     norm = record["grad_norm"]

@@ -1,4 +1,4 @@
-"""Which check a golden folder gets."""
+"""Selects the check for a golden folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_eve.verification.results import CheckResult
 
 
 def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
-    """All rows of one golden folder under a layout; the process group of all ranks exists. Collective.
+    """All rows of one golden folder under a layout; the process group must exist. Collective.
 
     Args:
         folder: the case.

@@ -1,4 +1,4 @@
-"""`config.json` of the model folders that are read: what it says of the decoder, and whose folder it is."""
+"""`config.json` of a model folder in Hugging Face layout: sizes of the decoder, and the model family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FULL = "attention has no sliding window here; take a model with full attention 
 _UNSCALED = "rotary embeddings are not scaled here"
 # Kinds of scaling (transformers' `rope_type`) that compute the same as none when their factor is 1.
 _NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
-# What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
+# Fields that must have certain values for the decoder to compute the same: field, allowed values, error message.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
     "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
@@ -49,9 +49,9 @@ class HFConfig:
     """A folder's config.json.
 
     Attributes:
-        fields: as it stands there.
+        fields: its contents.
         source: its path, for messages.
-        family: whose folder it is; None for a language model alone.
+        family: of the model; None for a language model alone.
     """
 
     fields: dict[str, Any]
@@ -60,7 +60,7 @@ class HFConfig:
 
     @staticmethod
     def read(folder: Path) -> HFConfig:
-        """Read and judge it.
+        """Read and check it.
 
         Raises:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
@@ -106,12 +106,12 @@ class HFConfig:
 
     @property
     def has_qkv_bias(self) -> bool:
-        """Have query, key and value biases? All of Qwen2's, and those of a family's model that says so (`qkv_bias`)."""
+        """True if query, key and value have biases: Qwen2's do, and a family's model with `qkv_bias`."""
         return bool(self.fields["model_type"] == "qwen2" or (self.family and self.fields.get("qkv_bias")))
 
     @property
     def is_tied(self) -> bool:
-        """Are the embedding and the output layer one matrix? No, where the file does not say."""
+        """True if the embedding and the output layer share one matrix; False if the file does not say."""
         return bool(self.fields.get("tie_word_embeddings"))
 
     @property
@@ -136,7 +136,7 @@ class HFConfig:
 
 
 def family_of(settings: ModelSettings) -> ModelFamily:
-    """The family of these settings: that which a run names, or else that whose settings they are."""
+    """The family of these settings: the named one, or the one that their class belongs to."""
     name = getattr(settings, "family", None)
     if name is not None:
         return find_family(name)
@@ -176,7 +176,7 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
         )
     theirs, model = config.model_config(), settings.model
     names = {**LANGUAGE_FIELDS, "rope_theta": "rotary_base", "qkv_bias": "add_qkv_bias"}
-    # How long samples may be is the run's to say.
+    # The run decides how long samples may be.
     pairs = {
         name: (ours, getattr(theirs, ours), getattr(model, ours))
         for name, ours in names.items()
@@ -201,7 +201,7 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
 
 
 def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
-    """Whose folder this config.json is of; None for a language model alone.
+    """The family of the model that config.json describes; None for a language model alone.
 
     Raises:
         ConfigError: neither a family's nor that of a known language model.
@@ -236,7 +236,7 @@ def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _check_rope(fields: dict[str, Any], config: HFConfig) -> None:
-    """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
+    """Raise ConfigError for scaled rotary embeddings; a kind of scaling with no effect is accepted."""
     for name, some in _rope_settings(fields):
         if not isinstance(some, dict):
             raise ConfigError(
@@ -258,5 +258,5 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.unk_id,  # which pads in Llama's tokenizers
+        "pad_token_id": tokenizer.unk_id,  # the padding token of Llama's tokenizers
     }
