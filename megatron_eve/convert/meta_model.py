@@ -1,4 +1,4 @@
-"""What a model's tensors are called and how large they are, from the model itself, built without data."""
+"""Names and shapes of a model's tensors, from the model itself, built on torch's meta device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         name: global name of the parameter, which the rules of `checkpoint/hf/rules.py` know.
-        key: what a checkpoint calls it.
+        key: its key in a checkpoint.
         shape: of the whole tensor.
     """
 
@@ -54,7 +54,7 @@ class MetaModel:
         ]
 
     def initial(self, seed: int) -> dict[str, torch.Tensor]:
-        """Initial weights, by name, of what no language model has: the modules that the family adds."""
+        """Initial weights, by name, of the modules that the family adds to the language model."""
         torch.manual_seed(seed)
         family, config = find_family(self._config.family), self._config
         heads = {objective.module: objective for objective in family.objectives(config)}

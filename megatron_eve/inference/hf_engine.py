@@ -1,6 +1,6 @@
 """Answers from a folder that tools/convert_checkpoint.py export --format transformers wrote, by transformers itself.
 
-So does a folder that transformers saved again (`save_pretrained` of model and processor). The classes are those of
+A folder that transformers saved again works too (`save_pretrained` of model and processor). The classes are those of
 `megatron_eve.hf`: no code of the folder runs.
 """
 
@@ -93,7 +93,7 @@ class HFEngine:
             yield piece
 
     def _generate(self, inputs: Any, max_new_tokens: int, **more: Any) -> torch.Tensor:
-        """Token ids [B, prompt and answer]; an answer that ends before the others is filled up behind its end."""
+        """Token ids [B, prompt and answer]; shorter answers are padded at the end."""
         sequences: torch.Tensor = self._model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, **more
         )
@@ -164,7 +164,7 @@ def _check_type(folder: Path, config: Any) -> None:
 
 
 def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
-    """Refuse a tokenizer of another model, by the id of `<image>` and what becomes of a text."""
+    """Raise ConfigError for a tokenizer of another model, by the id of `<image>` and the tokens of a text."""
     image = config.vocab_size if config.image_token_index is None else config.image_token_index
     ids = processor.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     if processor.image_token_id != image or PieceText(processor.tokenizer).decode(ids) != _PROBE:
@@ -175,9 +175,9 @@ def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
 
 
 class PieceText:
-    """Text of token ids by the pieces of a tokenizer.json, to the letter as sentencepiece makes it.
+    """Decodes token ids with the pieces of a tokenizer.json, exactly as sentencepiece does.
 
-    The `tokenizers` library itself loses a whole run of bytes where one of them belongs to no character.
+    The `tokenizers` library drops a whole run of byte tokens if one of them is not part of a character.
 
     Args:
         tokenizer: of transformers, with Llama's pieces.
@@ -221,7 +221,7 @@ class _Tokens(BaseStreamer, StoppingCriteria):
         self._prompt_came = False
 
     def run(self, generate: Any, inputs: Any, max_new_tokens: int) -> None:
-        """Generate; an error goes to the one who listens."""
+        """Generate; an error is passed to the reader of the stream."""
         try:
             generate(inputs, max_new_tokens, streamer=self, stopping_criteria=[self])
         except Exception as error:
