@@ -45,7 +45,7 @@ class CheckpointSaver:
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing: tuple[Path, TrainState] | None = None
-        self._told: set[str] = set()  # messages about folders that could not be removed
+        self._reported: set[str] = set()  # messages about folders that could not be removed
         self._paused = 0.0  # seconds for which training waited for the current checkpoint
         self.last: int | None = None
         _start_helper()
@@ -142,9 +142,9 @@ class CheckpointSaver:
         except (OSError, CheckpointError) as error:
             problems = [f"older checkpoints could not be removed ({error})"]
         for problem in problems:
-            if problem not in self._told:
+            if problem not in self._reported:
                 print_rank_0(f"{problem}: remove it by hand")
-        self._told.update(problems)
+        self._reported.update(problems)
 
     def _give_up(self, train_state: TrainState, reason: str) -> None:
         if self._writing and self._main:

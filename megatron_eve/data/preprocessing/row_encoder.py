@@ -199,7 +199,7 @@ class RowEncoder:
         self.settings = config.dataset_settings(self._tokenizer)
         self._root = None if config.image_root is None else os.path.realpath(config.image_root)
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
-        self._judges = True  # pictures are decoded where they are read
+        self._decodes = True  # pictures are decoded where they are read
         self._store: ImageStore | None = None
         if (storage := config.storage()) is not None:
             from megatron_eve.data.images.storage import ImageStore
@@ -214,9 +214,9 @@ class RowEncoder:
         """
         if self._store is None:
             return [self.encode(row) for row in rows]
-        self._judges = False
+        self._decodes = False
         results = [self.encode(row) for row in rows]
-        self._judges = True
+        self._decodes = True
         for number, (row, result) in enumerate(zip(rows, results, strict=True)):
             # Pictures that were cut off with their text are not stored, but checked like the others.
             if isinstance(result, SkippedRow) or result.cut:
@@ -300,7 +300,7 @@ class RowEncoder:
 
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
         data = self._read(image, row)
-        if not self._judges:
+        if not self._decodes:
             read_header(
                 data, self._config.max_image_pixels
             )  # what is no picture is not held for the whole chunk

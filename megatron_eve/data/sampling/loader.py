@@ -28,7 +28,7 @@ from megatron_eve.data.sampling.orders import Order
 from megatron_eve.data.sampling.packing import assign_packs, pack_step
 from megatron_eve.models.model_parts import ImageShare
 
-_MOST_SAID = 20  # damaged images that a rank reports one by one; all are counted at the end of the run
+_MOST_REPORTED = 20  # damaged images that a rank reports one by one; all are counted at the end of the run
 # Packs of one length are rounded up to a multiple of this, so that there are few different lengths and the allocator
 # can reuse memory.
 _LENGTH_STEP = 256
@@ -304,7 +304,7 @@ class StepLoader:
         """One batch; a damaged image is recorded, and reported once."""
         batch = self._build(indices, length=length)
         for image, reason in batch.damaged.items():
-            if image not in self.damaged and len(self.damaged) < _MOST_SAID:
+            if image not in self.damaged and len(self.damaged) < _MOST_REPORTED:
                 print(f"{reason}; a grey one takes its place", file=sys.stderr)
             self.damaged[image] = reason
         if self._upload is None:

@@ -197,7 +197,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
     if trainer.train_state.consumed_samples >= config.total_samples:
-        _tell_launcher(config, "done")
+        _write_exit_reason(config, "done")
     return status
 
 
@@ -206,7 +206,9 @@ def _leave(trainer: Trainer, reason: str) -> None:
     iteration = trainer.train_state.iteration
     print_rank_0(f"exiting at iteration {iteration} ({reason})")
     if reason != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
-        _tell_launcher(trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on")
+        _write_exit_reason(
+            trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on"
+        )
 
 
 def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
@@ -217,7 +219,7 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
     if saver is None:
         return
     if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
-        _tell_launcher(trainer.config, why)
+        _write_exit_reason(trainer.config, why)
     saver.finish()
     # Also replaces the checkpoint that this run resumed from, if its rerun state is out of date.
     reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
@@ -226,7 +228,7 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
         _save(trainer, saver)
 
 
-def _tell_launcher(config: RunConfig, why: str) -> None:
+def _write_exit_reason(config: RunConfig, why: str) -> None:
     if torch.distributed.get_rank() == 0:
         write_exit_reason(config.checkpoint.save, why)
 
