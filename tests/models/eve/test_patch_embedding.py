@@ -224,9 +224,9 @@ def test_golden_rows_of_the_published_model() -> None:
             for part in parts
         ]
     for index, (rows, columns) in enumerate(grids):
-        cells = parts[index][1:].view(rows, columns + 1, 32)[:, :columns].reshape(-1, 32)
+        merged = parts[index][1:].view(rows, columns + 1, 32)[:, :columns].reshape(-1, 32)
         assert relative(parts[index][:1], outputs[f"pel_class.{index}"]) < GOLDEN_TOLERANCE
-        assert relative(cells, outputs[f"pel_local.{index}"]) < GOLDEN_TOLERANCE
+        assert relative(merged, outputs[f"pel_local.{index}"]) < GOLDEN_TOLERANCE
         where = outputs["expanded_is_image"][index]
         if where.any():
             assert relative(projected[index], outputs["inputs_embeds"][index][where]) < GOLDEN_TOLERANCE
