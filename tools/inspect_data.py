@@ -104,11 +104,11 @@ def inspect(flags: argparse.Namespace) -> int:
 
 
 def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
-    """Check a dataset, list what is damaged and say what was read; returns how many things are damaged."""
+    """Check a dataset, list damage and print what was read; returns the number of damaged things."""
     with contextlib.suppress(DataError):
-        dataset.text(0)  # loads megatron-core, which takes seconds that are not the check's
+        dataset.text(0)  # loads megatron-core first: these seconds should not count as the check's
     tally, started = CheckCounts(), time.monotonic()
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file is not for redrawing
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file cannot be redrawn
     total = sum(part.info.text_bytes + part.info.stored_bytes for part in parts_of(dataset))
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", mininterval=interval) as bar:
         for damage in check_dataset(dataset, tally, workers=workers, advance=bar.update):

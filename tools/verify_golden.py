@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold this code against golden cases: a row for each tensor (error, tolerance), exit status 1 on any miss.
+"""Compare this code with golden cases: a row for each tensor (error, tolerance), exit status 1 on any miss.
 
     python tools/verify_golden.py tests/golden/mini224_mixed --tensor-model-parallel-size 2 --sequence-parallel
 

@@ -49,7 +49,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
     torch layers, whose attention keeps the cache, without FP8 and without the parts that only training needs; the same
     checkpoints load. The run's data and schedule are left out, since a converted checkpoint has none.
     """
-    # No timeout: ranks may wait long for the next question, and torchrun ends them if one is lost.
+    # A long timeout: ranks may wait for the next question, and torchrun ends them if one is lost.
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor_parallel,
         pipeline_model_parallel_size=pipeline_parallel,
