@@ -138,9 +138,9 @@ def _folders(config: RunConfig) -> Iterator[str]:
 def _in_use(config: RunConfig) -> Iterator[str]:
     from megatron_eve.checkpoint.save_lock import in_use
 
-    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
-    if told:
-        yield told
+    message = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if message:
+        yield message
 
 
 @check("datasets and tokenizer")

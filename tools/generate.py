@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_eve.config import ConfigError
 from megatron_eve.data.text.conversation import PROMPT_TEMPLATES
-from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
@@ -140,8 +140,8 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
     Args:
         engine: the model.
         flags: of this command.
-        answers: what is to be answered, and where.
-        refused: lines of the question file that are no question.
+        answers: the answers file, which knows the unanswered questions.
+        refused: messages about lines of the question file that are not questions.
     """
     from tqdm import tqdm
 
@@ -165,7 +165,7 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
 
 
 def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
-    """What the answers of this run come from; of a large folder for transformers it takes seconds."""
+    """The origin of this run's answers; takes seconds for a large transformers folder."""
     iteration, sha256 = model_fingerprint(flags.model_path)
     return AnswerOrigin(
         model_path=str(flags.model_path.resolve()),
@@ -178,8 +178,8 @@ def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
     )
 
 
-def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
-    """An account for people."""
+def summary(tally: AnswerCounts, answers: AnswersFile, path: Path) -> str:
+    """The summary as text."""
     skipped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(tally.skipped.items()))
     before = f", {answers.damaged:,} of them with an error" if answers.damaged else ""
     rate = tally.tokens / tally.seconds if tally.seconds else 0.0
@@ -194,7 +194,7 @@ def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
 
 
 def warn_of(refused: Sequence[str]) -> None:
-    """Name the first lines that are no question, and count the others."""
+    """Warn about lines that are not questions: the first ones by name, the others counted."""
     for line in refused[:MOST_WARNINGS]:
         print(f"warning: {line}; this line is left out", file=sys.stderr)
     if len(refused) > MOST_WARNINGS:

@@ -207,13 +207,13 @@ class Quickstart:
         self._announce("python tools/generate.py", arguments)
         with Command([sys.executable, "tools/generate.py", *arguments], self._log("generate")) as running:
             running.wait()
-        told = {row["question_id"]: row["text"] for row in read_records(answers)}
+        given = {row["question_id"]: row["text"] for row in read_records(answers)}
         right = 0
         for name in ASKED:
             expected = rows[name]["conversations"][-1]["value"]
-            right += told[name] == expected
-            verdict = "word for word" if told[name] == expected else f"but it was trained on: {expected}"
-            self.console.say(f"{rows[name]['image']}: {told[name]}", f"    {verdict}")
+            right += given[name] == expected
+            comparison = "word for word" if given[name] == expected else f"but it was trained on: {expected}"
+            self.console.say(f"{rows[name]['image']}: {given[name]}", f"    {comparison}")
         return right
 
     def _kill_point(self) -> int:

@@ -1,4 +1,4 @@
-"""Configuration: the dataclass tree, presets, recipes and flags, and the judge of combinations."""
+"""Configuration: the dataclass tree, presets, recipes and flags, and the checks of combinations."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -59,14 +59,14 @@ def adapter(family: ModelFamily) -> TypeAdapter[RunConfig]:
 
 
 def plain(typed: RunConfig) -> RunConfig:
-    """What a parser made, as a `RunConfig` itself, so that runs of all families have one class."""
+    """Convert a parser's result to a `RunConfig`, so that runs of all families have one class."""
     return RunConfig(**{**vars(typed), "training": TrainingConfig(**vars(typed.training))})
 
 
 def command_line_of(
     family: ModelFamily, run: RunConfig, config: tuple[str, ...], preset: str | None
 ) -> CommandLine:
-    """The defaults of the flags, an instance of the class that tyro makes its parser from.
+    """The defaults of the flags: an instance of the class from which tyro builds its parser.
 
     Args:
         family: whose flags there are.

@@ -1,4 +1,4 @@
-"""From YAML recipes and flags to one `RunConfig`.
+"""Builds the `RunConfig` from YAML recipes and flags.
 
 pydantic checks the recipe (types, unknown keys; `4e-5`, a string in YAML 1.1, becomes a number) and tyro turns
 the same dataclasses into flags, so there is one place where a setting is named. YAML goes through the safe
@@ -44,10 +44,10 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     base = load_recipe(*map(Path, recipes), preset=preset, family=flag_value(argv, "--family"))
     _check_flags(argv, base.family)
     defaults = command_line_of(find_family(base.family), base, recipes, preset)
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        # tyro draws a box around what is wrong, over the width of the terminal.
-        with contextlib.redirect_stderr(said):
+        # tyro prints errors in a box as wide as the terminal.
+        with contextlib.redirect_stderr(errors):
             command_line = tyro.cli(
                 tyro.conf.OmitArgPrefixes[type(defaults)],  # type: ignore[misc]
                 prog=prog,
@@ -58,12 +58,12 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     except SystemExit as ended:
         if ended.code in (0, None):  # --help
             raise
-        raise ConfigError(_without_box(said.getvalue())) from None
+        raise ConfigError(_without_box(errors.getvalue())) from None
     return plain(command_line.run)
 
 
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections of a tree of settings, without what stands beside them (`family`)."""
+    """The sections of a configuration as dictionaries, without `family`."""
     return {name: part for name, part in tree.items() if isinstance(part, dict)}
 
 
@@ -80,12 +80,12 @@ def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
 
 
 def other_names(family: str) -> dict[str, str]:
-    """What flags of other programs are called here, for a model of this family."""
+    """Flags of other programs with their names here, for a model of this family."""
     return {**OTHER_NAMES, **find_family(family).other_names}
 
 
 def _check_flags(argv: Sequence[str], family: str) -> None:
-    """Refuse words that look like flags and are none, each with what it may have meant.
+    """Raise ConfigError for unknown flags, each with a suggestion.
 
     Raises:
         ConfigError: a line for each.
@@ -105,7 +105,7 @@ def _dashed(flag: str) -> str:
     return flag.replace("_", "-")
 
 
-# What tyro passes on from Python and argparse, in words that need no Python.
+# tyro's messages from Python and argparse, reworded for users.
 _REWORDED = (
     (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 \2: must be a number"),
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'", r"\1 \2: must be a whole number"),
@@ -117,13 +117,13 @@ _REWORDED = (
 
 
 def _without_box(text: str) -> str:
-    """An error message of tyro as one sentence."""
+    """One sentence from an error message of tyro."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     sentence = " ".join(takewhile(lambda line: not line.startswith("─"), lines))
     for pattern, words in _REWORDED:
         if re.fullmatch(pattern, sentence):
-            said = re.sub(pattern, words, sentence)
-            return said.replace("'", "").rstrip(",") if "must be one of" in words else said
+            message = re.sub(pattern, words, sentence)
+            return message.replace("'", "").rstrip(",") if "must be one of" in words else message
     return sentence or " ".join(text.split())
 
 
@@ -157,14 +157,14 @@ def load_recipe(*paths: Path, preset: str | None = None, family: str | None = No
     if preset:
         sizes = find_family(family).presets[preset]
         config = replace(config, model=sizes.model, vision=sizes.vision)
-    for path, read, lines in recipes:  # one by one, so that a mistake is laid to the file that makes it
+    for path, read, lines in recipes:  # one by one, so that an error names the file that causes it
         recipe, line_of = upgrade_recipe(read, family, lines)
         config = from_dict(_merge(config.to_dict(), recipe, path, line_of), source=str(path), line_of=line_of)
     return config
 
 
 def _known_preset(preset: object, source: str, family: str | None) -> None:
-    """Refuse a preset that the family does not have, or none has where no family is named."""
+    """Raise ConfigError for a preset that the family (or, if none is named, any family) does not have."""
     known = PRESETS if family is None else find_family(family).presets
     if preset is None or (isinstance(preset, str) and preset in known):
         return
@@ -183,8 +183,8 @@ def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | No
         source: what messages call the checkpoint.
 
     Returns:
-        The configuration, and a sentence that names the settings of it that are not known here, which are left out;
-        None where all are known.
+        The configuration, and a message that names settings unknown to this version, which are left out; None if all
+        are known.
 
     Raises:
         ConfigError: a value that this version cannot take.
@@ -222,18 +222,18 @@ def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None
         lines, settings = [], asdict(find_family(family).Config())
         for one in error.errors():
             known, section = one["type"] != "unexpected_keyword_argument", values.get(str(one["loc"][0]))
-            # Settings of the family may stand in a section that older versions had, and in today's too.
+            # Settings of the family may be in a section of older versions, or in the current one.
             inside = section if not known and len(one["loc"]) == 1 and isinstance(section, dict) else {}
             moved = [(*one["loc"], key) for key in inside if key in settings]
             for place in moved or [one["loc"]]:
                 where = f"{source}, line {line_of(place)}" if line_of else source
-                said = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
-                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {said}")
+                message = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
+                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {message}")
         raise ConfigError("\n".join(lines)) from None
 
 
 def _key_hint(keys: tuple[Any, ...], family: str) -> str:
-    """What to do about a key of a recipe that does not exist."""
+    """Suggestion for a recipe key that does not exist."""
     tree = RunConfig(family=family).to_dict()
     key = str(keys[-1])
     sections = [name for name, section in sections_of(tree).items() if key in section]

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
-from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Answer, PromptError, Query
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import AnswersFile, Question, chunk, read_questions
@@ -87,7 +87,7 @@ def answer(
     target: str = "answers.jsonl",
     origin: AnswerOrigin = ORIGIN,
     images: Path | None = None,
-) -> Tally:
+) -> AnswerCounts:
     folder = images or file.parent
     with AnswersFile(file.parent / target, questions_of(file), origin, folder) as answers:
         return answer_questions(

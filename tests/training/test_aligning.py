@@ -119,7 +119,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import whole_gradients
+    from megatron_eve.verification.model_cases import whole_gradients
 
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model, vision=config.vision)
     with model_parallel(config):

@@ -1,4 +1,4 @@
-"""`config.json` of the model folders that are read: what it says of the decoder, and whose folder it is."""
+"""`config.json` of a model folder in Hugging Face layout: sizes of the decoder, and the model family."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FULL = "attention has no sliding window here; take a model with full attention 
 _UNSCALED = "rotary embeddings are not scaled here"
 # Kinds of scaling (transformers' `rope_type`) that compute the same as none when their factor is 1.
 _NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
-# What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
+# Fields that must have certain values for the decoder to compute the same: field, allowed values, error message.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
     "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
@@ -50,7 +50,7 @@ class HFConfig:
     """A folder's config.json.
 
     Attributes:
-        fields: as it stands there.
+        fields: its contents.
         source: its path, for messages.
         family: whose folder it is; None for a language model alone.
         folders: in which its weights lie (`HFFormat.folders`).
@@ -65,7 +65,7 @@ class HFConfig:
 
     @staticmethod
     def read(folder: Path) -> HFConfig:
-        """Read and judge it.
+        """Read and check it.
 
         Raises:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
@@ -125,7 +125,7 @@ class HFConfig:
 
 
 def family_of(settings: ModelSettings) -> ModelFamily:
-    """The family of these settings: that which a run names, or else that whose settings they are."""
+    """The family of these settings: the named one, or the one that their class belongs to."""
     name = getattr(settings, "family", None)
     if name is not None:
         return find_family(name)
@@ -142,12 +142,12 @@ def settings_of(folder: Path, **vision: Any) -> Preset:
     Raises:
         ConfigError: see `HFConfig.read`.
     """
-    found = HFConfig.read(folder)
-    family = found.family or find_family(DEFAULT_FAMILY)
+    config = HFConfig.read(folder)
+    family = config.family or find_family(DEFAULT_FAMILY)
     for name, ours in family.hugging_face().fields.items():
-        if name in found.fields:
-            vision[ours] = found.fields[name]
-    return Preset(found.model_config(), family.Config(**vision))
+        if name in config.fields:
+            vision[ours] = config.fields[name]
+    return Preset(config.model_config(), family.Config(**vision))
 
 
 def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
@@ -156,41 +156,41 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
     Raises:
         ConfigError: it cannot be read, is of another family, or has other sizes.
     """
-    found = HFConfig.read(folder)
+    config = HFConfig.read(folder)
     family = family_of(settings)
-    if found.family not in (None, family):
+    if config.family not in (None, family):
         raise ConfigError(
-            f"{found.source}: it is of {found.family.hugging_face().title}, and this run trains the family "
-            f"{family.name}; use a folder of that, or --family {found.family.name}"
+            f"{config.source}: it is of {config.family.hugging_face().title}, and this run trains the family "
+            f"{family.name}; use a folder of that, or --family {config.family.name}"
         )
-    theirs, model = found.model_config(), settings.model
+    theirs, model = config.model_config(), settings.model
     names = {**LANGUAGE_FIELDS, "rope_theta": "rotary_base", "qkv_bias": "add_qkv_bias"}
-    # How long samples may be is the run's to say.
+    # The run decides how long samples may be.
     pairs = {
         name: (ours, getattr(theirs, ours), getattr(model, ours))
         for name, ours in names.items()
         if ours != "max_position_embeddings"
     }
-    for name, ours in (found.family.hugging_face().fields if found.family else {}).items():
-        if name in found.fields:
-            pairs[name] = ours, found.fields[name], getattr(settings.vision, ours)
+    for name, ours in (config.family.hugging_face().fields if config.family else {}).items():
+        if name in config.fields:
+            pairs[name] = ours, config.fields[name], getattr(settings.vision, ours)
     for name, (ours, there, here) in pairs.items():
         if there != here:
             raise ConfigError(
-                f"{found.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset or "
-                "recipe of that model"
+                f"{config.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset "
+                "or recipe of that model"
             )
     here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
     if here != there:
         raise ConfigError(
-            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            f"{config.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
             "or recipe of that model"
         )
-    return found
+    return config
 
 
 def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
-    """Whose folder this config.json is of; None for a language model alone.
+    """The family of the model that config.json describes; None for a language model alone.
 
     Raises:
         ConfigError: neither a family's nor that of a known language model.
@@ -264,10 +264,11 @@ def _is_positive(value: object, name: str) -> bool:
 
 def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
     """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
-    found = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    entries = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
     # transformers 5 has one for each kind of layer where they differ.
     return [
-        (name, some.get("full_attention") or some if isinstance(some, dict) else some) for name, some in found
+        (name, some.get("full_attention") or some if isinstance(some, dict) else some)
+        for name, some in entries
     ]
 
 
@@ -292,5 +293,5 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.unk_id,  # which pads in Llama's tokenizers
+        "pad_token_id": tokenizer.unk_id,  # the padding token of Llama's tokenizers
     }

@@ -35,24 +35,24 @@ from megatron_eve.data.format.write_lock import WriteLock
 
 
 class DatasetWriter:
-    """Writes a dataset in flat memory; nothing can be opened before `finalise`.
+    """Writes a dataset with constant memory; it cannot be opened before `finalise`.
 
     Everything goes to files named `*.partial`. As a context manager it removes them unless finalised.
 
     Args:
-        prefix: where the dataset goes; see `manifest` for what is put behind it. A dataset that is
-            there already stays whole until `finalise` replaces it. What a run that was killed left is removed.
+        prefix: path of the dataset; see `manifest` for the suffixes. An existing dataset stays intact until `finalise`
+            replaces it. Partial files of a killed run are removed.
         settings: recorded in the manifest; token counts follow from its sizes.
-        made_with: of the images, recorded in the manifest's `parts`; "pixels" needs all
-            sizes of the family's `image_flags`.
+        made_with: how the images were made, recorded in the manifest's `parts`; "pixels" needs all sizes of the
+            family's `image_flags`.
 
     Attributes:
-        image_path: the .bin of the images under its temporary name; see `add_block`.
+        image_path: temporary path of the images' .bin file; see `add_block`.
         num_samples: samples added so far.
         image_bytes: bytes of images added so far.
 
     Raises:
-        DataError: another run writes there.
+        DataError: another run is writing to this prefix.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class DatasetWriter:
         self._image_file.write([image.data for image in images], self.add_block(block))
 
     def add_block(self, block: SampleBlock) -> int:
-        """Append samples, but for the bytes of their images.
+        """Append samples without the bytes of their images.
 
         Returns:
-            The offset in `image_path` from which on these have to be written (`ImageBytes`), before `finalise`.
+            The offset in `image_path` at which the caller must write those bytes (`ImageBytes`) before `finalise`.
         """
         samples, offset = block.samples.copy(), self.image_bytes
         samples["first_image"] += self._images.rows
@@ -220,7 +220,7 @@ class DatasetWriter:
             self._text.close, self._image_file.close, self._text_index.discard, self._image_index.discard,
             self._samples.discard, self._images.discard, *([self._meta.discard] if self._meta else []),
         ):  # fmt: skip
-            with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted
+            with contextlib.suppress(OSError):  # closing flushes, which fails on a full disk
                 close()
         self._remove_partial()
         Path(self.prefix + MANIFEST + PARTIAL).unlink(missing_ok=True)
@@ -240,7 +240,7 @@ class DatasetWriter:
 
 
 class _RecordWriter:
-    """A structured .npy file written piece by piece, under its partial name."""
+    """A structured .npy file, written in pieces under its temporary name."""
 
     def __init__(self, path: str, dtype: np.dtype[Any]) -> None:
         self.rows = 0

@@ -1,4 +1,4 @@
-"""Several datasets that are one: a manifest that names them, and nothing else on disk.
+"""Merged datasets: a manifest that names several datasets, and no other file.
 
 To a run a merged dataset is one dataset, with one share of a blend, one split and one line of held-out losses.
 `joined.MergedDataset` opens it.
@@ -32,13 +32,13 @@ from megatron_eve.data.format.metadata import META
 from megatron_eve.data.format.output import check_output
 from megatron_eve.data.format.write_lock import WriteLock
 
-_FIRST_SKIPPED = 5  # rows that a manifest names for each reason
+_FIRST_SKIPPED = 5  # skipped rows that a manifest lists for each reason
 _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
     "vocab_size": "preprocess all with the same --tokenizer-model",
 }
-# Settings that datasets of text alone need not share; nor need they share image sizes.
+# Settings in which a text-only dataset may differ from the others, as in image sizes.
 _REMEDIES_OF_IMAGES = {
     "family": "preprocess all with the same --family",
     "apply_exif": "preprocess all with or without --ignore-exif-orientation",
@@ -48,8 +48,8 @@ _REMEDIES_OF_IMAGES = {
 def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = False) -> DatasetInfo:
     """Write the manifest of a dataset that holds all samples of others, which stay where they are.
 
-    Merged datasets among them give their parts. The manifest names the parts relative to its own folder, so that all
-    may be moved together.
+    A merged dataset among them is replaced by its parts. Paths in the manifest are relative to its folder, so that the
+    whole tree can be moved.
 
     Args:
         prefix: of the merged dataset.
@@ -57,8 +57,8 @@ def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = Fa
         overwrite: replace a dataset that `prefix` has already, and remove the files of its own that it has.
 
     Raises:
-        DataError: a dataset does not open, is named twice or does not go with the others, or `prefix` is that of one of
-            them or, without `overwrite`, of another dataset.
+        DataError: a dataset does not open, is named twice or is incompatible with the others, or `prefix` is that of
+            one of them or, without `overwrite`, of another dataset.
     """
     parts = [part for one in prefixes for part in _parts(one)]
     if os.path.realpath(prefix) in map(os.path.realpath, parts):
@@ -96,7 +96,7 @@ def _parts(prefix: str) -> Iterator[str]:
 
 
 def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
-    """Refuse datasets that differ where one dataset cannot; gives a manifest with the settings of all."""
+    """Check that the datasets agree where they must (else DataError); return a manifest with their settings."""
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
     first = infos[with_images[0]]
     of_sizes = {

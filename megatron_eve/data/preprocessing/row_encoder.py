@@ -199,7 +199,7 @@ class RowEncoder:
         self.settings = config.dataset_settings(self._tokenizer)
         self._root = config.image_root
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
-        self._judges = True  # pictures are decoded where they are read
+        self._decodes = True  # pictures are decoded where they are read
         self._store: ImageStore | None = None
         if (storage := config.storage()) is not None:
             from megatron_eve.data.images.storage import ImageStore
@@ -214,15 +214,15 @@ class RowEncoder:
         """
         if self._store is None:
             return [self.encode(row) for row in rows]
-        self._judges = False
+        self._decodes = False
         results = [self.encode(row) for row in rows]
-        self._judges = True
+        self._decodes = True
         for number, (row, result) in enumerate(zip(rows, results, strict=True)):
-            # Pictures that were cut off with their text are not stored, but judged like the others.
+            # Pictures that were cut off with their text are not stored, but checked like the others.
             if isinstance(result, SkippedRow) or result.cut:
-                judged = self.encode(row)
-                if isinstance(judged, SkippedRow):
-                    results[number] = judged
+                encoded = self.encode(row)
+                if isinstance(encoded, SkippedRow):
+                    results[number] = encoded
         kept = [(number, result) for number, result in enumerate(results) if isinstance(result, Sample)]
         stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
         for number, result in kept:
@@ -231,11 +231,11 @@ class RowEncoder:
             if len(whole) == len(images):
                 results[number] = result._replace(images=whole)
                 continue
-            judged = self.encode(rows[number])
-            if isinstance(judged, Sample):  # Pillow decides whether a picture can be used
+            encoded = self.encode(rows[number])
+            if isinstance(encoded, Sample):  # Pillow decides whether a picture can be used
                 again = [self._store.with_pillow(one.data) for one in result.images]
-                judged = result._replace(images=again)
-            results[number] = judged
+                encoded = result._replace(images=again)
+            results[number] = encoded
         return results
 
     def encode(self, row: RawRow) -> Sample | SkippedRow:
@@ -300,7 +300,7 @@ class RowEncoder:
 
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
         data = self._read(image, row)
-        if not self._judges:
+        if not self._decodes:
             read_header(
                 data, self._config.max_image_pixels
             )  # what is no picture is not held for the whole chunk

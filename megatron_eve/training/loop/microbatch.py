@@ -1,8 +1,8 @@
 """From a `PackedBatch` of the loader to the model's inputs on this rank.
 
 Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
-its pictures and sends the pixels to the others, or each decodes its share; so it is on the last stage for what target
-models see (`ModelFamily.views`). Pixels never travel between stages.
+its pictures and sends the pixels to the others, or each decodes its share; the last stage does the same for the
+pictures of target models (`ModelFamily.views`). Pixels never travel between stages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def image_share() -> ImageShare:
-    """This rank's share of the images of a pack, where the ranks of a stage share them."""
+    """This rank's share of the images of a pack, if the ranks of a stage share them."""
     return ImageShare(
         parallel_state.get_tensor_and_context_parallel_rank(),
         parallel_state.get_tensor_and_context_parallel_world_size(),
@@ -124,12 +124,12 @@ def model_inputs(
 ) -> ModelInputs:
     """What a model chunk needs of a pack, on the device.
 
-    Rows with labels are picked here, on the host, so that the device is never asked for a count.
+    Rows with labels are selected here, on the host, so that the host never waits for a count from the device.
 
     Args:
         pack: shared by the model chunks of this rank.
-        chunk: which inputs are wanted follows from its place in the pipeline.
-        models: target models by objective; an objective that lacks its own is not computed.
+        chunk: its position in the pipeline decides which inputs it needs.
+        models: target models by objective; an objective without its target model is not computed.
     """
     device, batch = accelerator().device, pack.batch
     inputs = ModelInputs(
@@ -144,7 +144,7 @@ def model_inputs(
         }
         inputs.visual = VisualInputs(
             pixels, batch.image_grids
-        )  # grids stay on the host: sizes follow from them
+        )  # grids stay on the host, which needs them for sizes
         inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
         labels = batch.labels if pack.rank_rows is None else batch.labels[pack.rank_rows]
@@ -157,7 +157,7 @@ def model_inputs(
 def _add_objectives(
     inputs: ModelInputs, pack: DevicePack, chunk: VisionLanguageModel, models: TargetModels
 ) -> None:
-    """Add what objectives need of a pack: rows of intermediate features, and on the last stage what heads are given."""
+    """Add the inputs of objectives: rows of intermediate features and, on the last stage, the inputs of the heads."""
     batch, sequence_parallel = pack.batch, chunk.config.sequence_parallel
     for objective in chunk.objectives:
         rows = pack.rows(objective, sequence_parallel) if objective.features is not None else None
@@ -186,7 +186,7 @@ def image_rows(image_starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor
     Returns:
         int64 [V], V = sum of `counts`.
     """
-    # Position in the concatenation of all images, moved by how far each image lies from its place there.
+    # Position in the concatenation of all images, shifted by each image's offset in the pack.
     offsets = image_starts - (counts.cumsum(0) - counts)
     return torch.arange(int(counts.sum())) + offsets.repeat_interleave(counts)
 

@@ -37,7 +37,7 @@ def forward_step(
     models: TargetModels | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
-    """What the schedule runs for each microbatch and model chunk: one pack through one chunk."""
+    """The forward step that the schedule calls: one pack through one model chunk."""
     pack = next(packs)
     with stragglers.forward() if stragglers else nullcontext():
         outputs = model(model_inputs(pack, unwrap(model), models))
@@ -61,7 +61,7 @@ def forward_backward(
         normalizer: what the losses are divided by.
         models: target models by objective, on the last stage (see `build_target_models`).
         forward_only: losses without gradients.
-        stragglers: takes the times of forward passes.
+        stragglers: records the times of forward passes.
 
     Returns:
         Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
@@ -121,7 +121,7 @@ def train_step(
     """
     machine = get_rerun_state_machine()
     restore_fp8_state, again = snapshot_fp8_state(chunks), False
-    # Once, or as often as the machine wants to see the step; what comes of the last time counts.
+    # Once, or as often as the rerun state machine repeats the step; the last result counts.
     while machine.should_run_forward_backward(None):
         if again:
             restore_fp8_state()
@@ -137,7 +137,7 @@ def train_step(
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:
-        # The gradients are ready, and their norm, for which a GPU is waited for, is wanted again by clipping alone.
+        # The gradients are ready. Only clipping needs their norm again, and computing it waits for the GPU.
         if optimizer.config.clip_grad > 0:
             optimizer.step()
         else:
@@ -148,15 +148,15 @@ def train_step(
 
 
 def holds_losses() -> bool:
-    """Is this the rank that reports for all? The last one, which is in the last pipeline stage."""
+    """True on the rank that reports: the last one, which is in the last pipeline stage."""
     return torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
 
 
 def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
-    """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
-    told = torch.stack(
+    """The last rank's losses and gradient norm on every rank, so that all take the same decision. Collective."""
+    values = torch.stack(
         [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
     )
-    torch.distributed.broadcast(told, src=torch.distributed.get_world_size() - 1)
-    *shared, grad_norm = told.tolist()
+    torch.distributed.broadcast(values, src=torch.distributed.get_world_size() - 1)
+    *shared, grad_norm = values.tolist()
     return dict(zip(losses, shared, strict=True)), grad_norm

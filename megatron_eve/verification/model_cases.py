@@ -49,7 +49,7 @@ from megatron_eve.verification.results import (
 
 
 def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
-    """Run one case under a layout, in the process group that exists. Collective; every rank has all rows."""
+    """Run one case under a layout, in the existing process group. Collective; every rank gets all rows."""
     case = read_model_case(folder)
     config = case_config(case, parallel, recompute)
     validate(config, torch.distributed.get_world_size())
@@ -76,7 +76,8 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
             for kind in find_family(case.family).golden().heads.get(objective, ())
         ):
             name = f"{kind}.{sample}"
-            # Samples without an image have no rows; the published code runs them for the graph alone.
+            # Samples without an image have no rows here; the published code runs the layer on them without using the
+            # result.
             if case.images[sample] is not None and name in case.outputs:
                 rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
@@ -92,7 +93,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
 def _check_losses(
     case: ModelCase, objectives: Collection[str], losses: dict[str, torch.Tensor]
 ) -> list[CheckResult]:
-    """All losses and, where the run has objectives of the family, their sum; on the last stage."""
+    """All losses and, if the run has objectives of the family, their sum; on the last stage."""
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return []
     names = {"llm_loss": NextToken.name, **find_family(case.family).golden().losses}
@@ -108,7 +109,7 @@ def _check_losses(
 
 
 def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
-    """Rows found on any rank; of a row found on several (tensor- and data-parallel ranks) the worst."""
+    """Rows of all ranks; of a row on several ranks (tensor- and data-parallel) the one with the largest error."""
     gathered: list[list[CheckResult]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, rows)
     worst: dict[str, CheckResult] = {}
@@ -119,7 +120,7 @@ def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
 
 
 def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
-    """The samples of a pack and the rows each of them takes, padding left out."""
+    """The samples of a pack and the rows of each, without padding."""
     starts, lengths = batch.cu_seqlens_padded.tolist(), batch.cu_seqlens.diff().tolist()
     for sample, start, length in zip(batch.sample_ids.tolist(), starts, lengths, strict=False):
         if sample != PADDING_SAMPLE_ID:
@@ -153,7 +154,7 @@ def _check_embeddings(
     return rows
 
 
-# A part of an output on one rank: name and sample, which of its rows, and the rows.
+# A part of an output on one rank: name and sample, indices of the rows, and the rows.
 _Piece = tuple[tuple[str, int], torch.Tensor, torch.Tensor]
 
 
@@ -249,7 +250,7 @@ def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[
     picked = outputs["logits_index"][:, 0] == sample
     positions = outputs["logits_index"][picked, 1]
     top = logits.topk(2).values
-    clear = top[:, 0] - top[:, 1] > 1e-4  # nearer than this, rounding may choose the other
+    clear = top[:, 0] - top[:, 1] > 1e-4  # with a smaller margin, rounding may change the chosen token
     same = logits.argmax(-1) == outputs["logits_argmax"][sample, :length]
     return [
         relative(f"logits_rows.{sample}", logits[positions], outputs["logits_rows"][picked], ACTIVATIONS),
