@@ -96,7 +96,7 @@ def measure(steps: int) -> list[tuple[str, ...]]:
 
     rows: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder, distributed(toy_config(2, None, False)):
-        teacher = save_toy_teacher(Path(folder), TOY)
+        teacher = save_toy_teacher(Path(folder), TOY_VISION)
         for stage in (1, 2):
             for recompute in (False, True):
                 trainers = {

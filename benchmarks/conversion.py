@@ -102,7 +102,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
     source = HFFolder(folder)
     for key in sorted(source.keys()):
         if not key.endswith("inv_freq"):
-            yield key, hashlib.sha256(source.tensor(key).view(torch.uint8).numpy()).hexdigest()
+            yield key, hashlib.sha256(source.tensor(key).view(torch.uint8).numpy().data).hexdigest()
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def normalised(pixels: NDArray[np.uint8], size: int, unit: int) -> torch.Tensor:
     """float32 [4, S, S]: three normalised colours on the grey square, and the mask."""
     square = padded_square(pixels, size, unit, PAD_COLOUR)
     canvas = np.zeros((4, size, size), dtype=np.float32)
-    scaled = (square * np.float32(1 / 255) - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    scaled = (square * np.float32(1 / 255) - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
     canvas[:3] = scaled.transpose(2, 0, 1)
     height, width, _ = pixels.shape
     top, left = (((size - side) // unit) // 2 * unit for side in (height, width))

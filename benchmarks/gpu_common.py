@@ -137,7 +137,7 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     mock = MockDataset(
         samples,
         vocab_size=model.model.vocab_size,
-        planner=image_planner(model),
+        planner=image_planner(RunConfig(model=model.model, vision=model.vision)),
         seq_length=16384,
         seed=0,
     )
@@ -190,7 +190,7 @@ def save_teacher(folder: Path, model: Preset, toy: bool) -> Path:
         patch_size=14,
     )
     with accelerator().device:  # drawing the weights takes seconds on a CPU
-        CLIPVisionModel(tower).to(torch.bfloat16).save_pretrained(folder)
+        CLIPVisionModel(tower).bfloat16().save_pretrained(folder)
     return folder
 
 

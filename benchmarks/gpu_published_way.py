@@ -60,8 +60,8 @@ class PublishedWay(torch.nn.Module):
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_attention_heads,
             max_position_embeddings=16384,
-            attn_implementation=attention,
         )
+        config._attn_implementation = attention
         self.llama = LlamaForCausalLM(config)
         self.patch_embedding = EVEVisionTower(vision.patch_embedding_size)
         self.projector = torch.nn.Sequential(

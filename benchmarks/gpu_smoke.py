@@ -53,9 +53,9 @@ def attention_error(config: Any) -> float:
     pieces = zip(*(x.float().split(LENGTHS) for x in (query, key, value)), strict=True)
     expected = [
         torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(0, 1) for x in piece), is_causal=True
+            q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=True
         ).transpose(0, 1)
-        for piece in pieces
+        for q, k, v in pieces
     ]
     return float((found.float().view(shape) - torch.cat(expected)).abs().max())
 
@@ -87,7 +87,7 @@ def main() -> None:
             "bfloat16": {},
             "FP8": {"fp8_format": "hybrid", "fp8_recipe": "tensorwise"},
         }
-        table.add("loss of guessing", f"{math.log(model.vocab_size):.3f}")
+        table.add("loss of guessing", f"{math.log(model.model.vocab_size):.3f}")
         for name, settings in precisions.items():
             config = run_config(model, samples=4, seq_length=length, teacher=teacher, **settings)
             try:

@@ -62,7 +62,9 @@ def main() -> None:
                 stage=stage,
             )
             with table.attempt(title):
-                table.add(title, preset, model.num_layers, *step_columns(measure(config, arguments.steps)))
+                table.add(
+                    title, preset, model.model.num_layers, *step_columns(measure(config, arguments.steps))
+                )
     table.note(f"Images are decoded by {chosen_backend('auto', on_gpu=accelerator().name == 'cuda')}.")
     exit_if_failed(table.close())
 

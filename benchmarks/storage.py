@@ -204,7 +204,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         table.note("No GPU here: DALI decoded on the CPU, and GPU rows are missing.")
     table.close()
-    header = (
+    columns = (
         "picture, model",
         "storage",
         "decoder",
@@ -212,7 +212,7 @@ def main() -> None:
         "of it encoding JPEG",
         "bytes over PCIe a picture",
     )
-    making = Table("storage, making", header, arguments.out)
+    making = Table("storage, making", columns, arguments.out)
     for row in rows:
         making.add(*row)
     making.close()

@@ -33,7 +33,7 @@ WAYS = (
     ("H.264, a key frame every 30", "libx264", ".mp4", 30),
     ("VP9, a key frame every 128", "libvpx-vp9", ".webm", 128),
 )
-OPTIONS = {"libx264": {}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
+OPTIONS: dict[str, dict[str, object]] = {"libx264": {}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
 
 
 def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes:
@@ -43,6 +43,7 @@ def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes
     path = folder / f"clip{suffix}"
     with av.open(str(path), "w") as out:
         stream = out.add_stream(encoder, rate=RATE)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.options, stream.codec_context.gop_size = OPTIONS[encoder], gop
         for number in range(count):
@@ -55,7 +56,7 @@ def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes
 
 def decoded(data: bytes, wanted: set[int]) -> list[NDArray[np.uint8]]:
     """Decode all frames in one thread; returns the pixels of the wanted ones."""
-    with av.open(BytesIO(data)) as container:
+    with av.open(BytesIO(data), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         return [
             np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
