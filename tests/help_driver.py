@@ -49,6 +49,7 @@ def run(command: Sequence[str]) -> int | str | None:
             sys.path.insert(0, str(script.parent))
             runpy.run_path(str(script), run_name="__main__")
         else:
+            sys.modules.pop(name, None)  # runpy warns of a module that another command imported
             runpy.run_module(name, run_name="__main__")
     except SystemExit as ended:
         return ended.code

@@ -88,7 +88,9 @@ def check_pages(commands: list[list[str]], torch: bool) -> None:
     examples: list[list[str]] = []
     for (command, columns), page in zip(pages, found, strict=True):
         said = problems_of(page["out"], columns)
-        if page["status"] not in (0, None) or page["err"]:
+        if page["status"] not in (0, None) or (
+            page["err"] and not torch
+        ):  # megatron-core warns when it is imported
             said.append(f"status {page['status']}: {page['err']}")
         if page["torch"] and not torch:
             said.append("torch was loaded")

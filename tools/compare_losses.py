@@ -40,7 +40,8 @@ within --tolerance), 1 if one differs or fails, and 2 for a mistake in the usage
 """
 EXAMPLES = """\
 python tools/compare_losses.py HEAD
-python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
+python tools/compare_losses.py main my-branch --stages 2 \\
+    --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = Path("examples") / f"{DEFAULT_FAMILY}_tiny"

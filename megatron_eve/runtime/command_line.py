@@ -188,6 +188,9 @@ class HelpPage(argparse.HelpFormatter):
         kept = " ".join(text.split()).replace("(default: ", f"(default:{_KEPT}")
         return [line.replace(_KEPT, " ") for line in _wrap(kept, width)]
 
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
