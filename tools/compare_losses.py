@@ -359,7 +359,7 @@ def _add_example(parser: argparse.ArgumentParser) -> None:
 
 def _example_flag(argv: Sequence[str] | None) -> Path:
     """What `--example` names, read before the other flags: it says which stages there are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False)
     _add_example(parser)
     return Path(parser.parse_known_args(argv)[0].example)
 

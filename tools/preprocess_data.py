@@ -220,7 +220,7 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
 
 def _named_family(argv: Sequence[str] | None) -> str:
     """The family that the command line names: it is read first, since the flags of sizes are its own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = CommandParser(add_help=False)
     parser.add_argument("--family", default=DEFAULT_FAMILY)
     return str(parser.parse_known_args(argv)[0].family)
 

@@ -133,7 +133,7 @@ class TrainingConfig:
     """With --fp8-format, how scaling factors are found: from the last 1024 microbatches (delayed), for each tensor
     (tensorwise), or for each block of 128 values (blockwise; needs Hopper or newer and CUDA 12.9)."""
     cross_entropy_loss_fusion: bool = False
-    """Fuse the language loss, which saves a float32 copy of the logits with --bf16."""
+    """Fuse the language loss, so that no float32 copy of the logits is kept (with --bf16)."""
     cross_entropy_fusion_impl: Literal["native", "te"] = "native"
     """With --cross-entropy-loss-fusion, the implementation: native is megatron-core's, compiled by torch; te is
     TransformerEngine's kernel, which works in place."""
@@ -158,7 +158,7 @@ class TrainingConfig:
     """With --recompute-granularity selective, the parts of each layer to recompute: core_attn, mlp, or both;
     TransformerEngine's attention always recomputes core_attn."""
     deterministic_mode: bool = False
-    """Use only kernels that give the same bits each time, which is slower on GPUs, and always so on CPUs."""
+    """Use only kernels that give the same bits each time, which is slower on GPUs; on CPUs all kernels do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
     """Denominator of the loss: global divides by the labels of the whole step, microbatch is the mean of the means of
     microbatches, as the published runs have it."""

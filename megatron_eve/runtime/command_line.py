@@ -261,13 +261,13 @@ def _wrap(text: str, width: int, first: str = "", others: str = "") -> list[str]
 # What argparse says, in words that need no Python. `--x: 0: must be 1 or more` comes of a type that names the value.
 _REWORDED = (
     (r"argument \{.*\}: invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1: no such command; choose one of \2"),
-    (r"argument (?:\S+/)?(\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1 \2: must be one of \3"),
-    (r"argument (?:\S+/)?(\S+): invalid int value: '(.*)'", r"\1 \2: must be a whole number"),
-    (r"argument (?:\S+/)?(\S+): invalid float value: '(.*)'", r"\1 \2: must be a number"),
-    (r"argument (?:\S+/)?(\S+): expected .* arguments?", r"\1: a value is missing behind it"),
-    (r"argument (?:\S+/)?(\S+): ignored explicit argument '(.*)'", r"\1 \2: this flag takes no value"),
-    (r"argument (?:\S+/)?(\S+): not allowed with argument (\S+)", r"\1: cannot be given together with \2"),
-    (r"argument (?:\S+/)?(\S+): (.*)", r"\1 \2"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1 \2: must be one of \3"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid int value: '(.*)'", r"\1 \2: must be a whole number"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid float value: '(.*)'", r"\1 \2: must be a number"),
+    (r"argument ([^\s/:]+)[^\s:]*: expected .* arguments?", r"\1: a value is missing behind it"),
+    (r"argument ([^\s/:]+)[^\s:]*: ignored explicit argument '(.*)'", r"\1 \2: this flag takes no value"),
+    (r"argument ([^\s/:]+)[^\s:]*: not allowed with argument (\S+)", r"\1: cannot be given together with \2"),
+    (r"argument ([^\s/:]+)[^\s:]*: (.*)", r"\1 \2"),
     (r"unrecognized arguments: (.*)", r"\1: no flag, nor a value of the flag before it; --help lists the flags"),
     (r"the following arguments are required: (.*)", r"required: \1; see --help"),
 )  # fmt: skip
