@@ -189,7 +189,9 @@ class HelpPage(argparse.HelpFormatter):
         return [line.replace(_KEPT, " ") for line in _wrap(kept, width)]
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
+        if action.type in (int, float):
+            return "N" if action.type is int else "X"
+        return super()._get_default_metavar_for_optional(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
