@@ -90,7 +90,7 @@ def measure(steps: int) -> list[tuple[str, ...]]:
 
     from megatron_eve.models.build import unwrap
     from megatron_eve.models.process_groups import distributed
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
     from megatron_eve.training.loop.train import setup, train_one
     from megatron_eve.training.monitoring.memory import training_bytes
 
@@ -113,7 +113,7 @@ def measure(steps: int) -> list[tuple[str, ...]]:
                 for aligned, trainer in trainers.items():
                     chunk = unwrap(trainer.chunks[0])
                     batch = trainer.loader.step(0).batches[0]
-                    inputs = model_inputs(batch, chunk, trainer.target_models)
+                    inputs = model_inputs(DevicePack(batch), chunk, trainer.target_models)
                     with held_bytes() as held:
                         losses = chunk(inputs)
                     weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}

@@ -109,7 +109,7 @@ def _update_memory(pid: int, cost: CommandCost) -> None:
 
 def preprocess_command(settings: Mapping[str, Any]) -> list[str]:
     """Command line of tools/preprocess_data.py for these fields of `PreprocessConfig`."""
-    command = [*PREPROCESS]
+    command = [*PREPROCESS, "--overwrite"]  # of rounds, each of which writes the same
     for name, value in settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     return command

@@ -120,7 +120,7 @@ def published(
 def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[[], None]:
     """A function that runs one pass over the packs, with gradients in megatron-core's float32 buffers."""
     from megatron_eve.models.build import build_chunks, unwrap
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
     from megatron_eve.training.loop.wrap import wrap_for_training
 
     (chunk,) = wrap_for_training(config, build_chunks(config))
@@ -129,7 +129,7 @@ def ours(dataset: Any, packs: Sequence[Sequence[int]], config: Any) -> Callable[
     def step() -> None:
         chunk.zero_grad_buffer()
         for batch in batches:
-            chunk(model_inputs(batch, unwrap(chunk)))["lm loss"].sum().backward()
+            chunk(model_inputs(DevicePack(batch), unwrap(chunk)))["lm loss"].sum().backward()
 
     return step
 

@@ -24,7 +24,7 @@ def of_preprocess(settings: dict[str, Any]) -> float:
     """CPU seconds of this process while two workers encode."""
     began = time.process_time()
     try:
-        preprocess(PreprocessConfig(**settings), progress=False)
+        preprocess(PreprocessConfig(**settings, overwrite=True), progress=False)
     except DataError as error:  # OpenImages has no captions, so all rows are skipped
         if "can be used" not in str(error):
             raise

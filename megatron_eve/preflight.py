@@ -96,14 +96,15 @@ def _warnings(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.format.manifest import read_info
 
     stage = config.training.stage
-    if find_family(config.family).stages[stage].template == "vicuna_v1":
+    wanted = find_family(config.family).stages[stage].template
+    samples = {"plain": "captions without a question", "document": "documents without a question"}
+    if wanted not in samples:
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
-            samples = {"plain": "captions without a question", "document": "documents without a question"}
             if template in samples:
                 yield (
                     f"{prefix} was made with --template {template}, whose samples are {samples[template]}; "
-                    f"stage {stage} trains on conversations (tools/preprocess_data.py --template vicuna_v1)"
+                    f"stage {stage} trains on conversations (tools/preprocess_data.py --template {wanted})"
                 )
 
 
@@ -152,9 +153,9 @@ def _folders(config: RunConfig) -> Iterator[str]:
 def _in_use(config: RunConfig) -> Iterator[str]:
     from megatron_eve.checkpoint.save_lock import in_use
 
-    told = in_use(config.checkpoint.save) if config.checkpoint.save else None
-    if told:
-        yield told
+    message = in_use(config.checkpoint.save) if config.checkpoint.save else None
+    if message:
+        yield message
 
 
 @check("datasets and tokenizer")

@@ -4,7 +4,7 @@ A second opinion, so it takes nothing from megatron_eve. The language model and 
 called per sample without padding; the patch embedding layer (PEL), the projector and the patch aligning layer (PAL)
 are loops over images that follow the public model (baaivision/EVE). tests/test_reference_eve.py holds it against the
 golden tensors of that model. Letters: S side of the padded square in pixels, C width of the PEL, D of the language
-model, K of the teacher, h x w the cells (2 x 2 patches) that the picture covers, T rows of a sample with its image.
+model, K of the teacher, h x w the merged patches (2 x 2) that the picture covers, T rows of a sample with its image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IMAGE_TOKEN = -200
 IGNORED = -100
 PATCH = 14  # pixels a side, for the model and for the teacher
 HEADS = 8  # of the PEL and of the PAL
-TAP_STEP = 4  # the PAL reads every 4th layer, from the last one down
+DEPTH_STEP = 4  # the PAL reads every 4th layer, from the last one down
 GREY = (122, 116, 104)  # int(255 * mean)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -131,7 +131,9 @@ class ReferenceEVE:
         if image_size % (2 * teacher_size) or teacher_size % PATCH:
             raise ValueError(f"image_size {image_size} is no even multiple of a teacher's {teacher_size}")
         self.image_size, self.teacher_size, self.dtype = image_size, teacher_size, dtype
-        self.pooling = image_size // (2 * teacher_size)  # cells of the PEL per teacher patch and side
+        self.pooling = image_size // (
+            2 * teacher_size
+        )  # merged patches of the PEL per teacher patch and side
         stored = load_file(hf_folder / "model.safetensors")
         ours: dict[str, Tensor] = {}
         language: dict[str, Tensor] = {}
@@ -142,7 +144,7 @@ class ReferenceEVE:
             part[key] = weight.to(dtype)
         config = json.loads((hf_folder / "config.json").read_text(encoding="utf-8"))
         self.llama = build_llama(config, language, dtype)
-        self.taps = range(config["num_hidden_layers"], -1, -TAP_STEP)  # 8 layers: 8, 4, 0
+        self.depths = range(config["num_hidden_layers"], -1, -DEPTH_STEP)  # 8 layers: 8, 4, 0
         loaded: Any = CLIPVisionModel.from_pretrained(
             teacher_folder,
             dtype=dtype,
@@ -167,7 +169,7 @@ class ReferenceEVE:
         summed, labels = torch.zeros((), dtype=self.dtype), 0
         result = ReferenceResult(summed, summed, [], [], [])
         for sample in samples:
-            rows, targets, start, cells = self._splice(sample)
+            rows, targets, start, grid = self._splice(sample)
             output = self.llama(inputs_embeds=rows[None], output_hidden_states=True, use_cache=False)
             summed = summed + F.cross_entropy(
                 output.logits[0, :-1], targets[1:], ignore_index=IGNORED, reduction="sum"
@@ -175,7 +177,7 @@ class ReferenceEVE:
             labels += int((targets[1:] != IGNORED).sum())
             prediction = target = loss = None
             if sample.image is not None:
-                prediction = self._align([state[0] for state in output.hidden_states], start, cells)
+                prediction = self._align([state[0] for state in output.hidden_states], start, grid)
                 target = self._teach(sample.image)
                 loss = 1 - F.cosine_similarity(prediction, target, dim=-1, eps=1e-8).mean()
             result.predictions.append(prediction)
@@ -196,14 +198,14 @@ class ReferenceEVE:
         if sample.image is None:
             return F.embedding(ids, embedding), targets, -1, (0, 0)
         start = sample.input_ids.index(IMAGE_TOKEN)
-        image, cells = self._embed(sample.image)
+        image, grid = self._embed(sample.image)
         before, after = F.embedding(ids[:start], embedding), F.embedding(ids[start + 1 :], embedding)
         ignored = torch.full((len(image),), IGNORED)
         spliced = torch.cat([targets[:start], ignored, targets[start + 1 :]])
-        return torch.cat([before, image, after]), spliced, start, cells
+        return torch.cat([before, image, after]), spliced, start, grid
 
     def _embed(self, image: Image.Image) -> tuple[Tensor, tuple[int, int]]:
-        """PEL and projector: [1 + h * (w + 1), D], a CLS row and the cells with a split row at each line's end."""
+        """PEL and projector: [1 + h * (w + 1), D], CLS and merged patches with a split row at each line's end."""
         own = self.parameters
         pixels, down, across = padded_square(image, self.image_size, self.teacher_size)
         kernel = own["model.vision_tower.patch_embedding.weight"]
@@ -228,19 +230,21 @@ class ReferenceEVE:
         mixed = attend(self._normed_linear(f"{name}.q", query), key, value)
         return query + self._linear(f"{name}.proj", mixed)
 
-    def _align(self, states: list[Tensor], start: int, cells: tuple[int, int]) -> Tensor:
+    def _align(self, states: list[Tensor], start: int, grid: tuple[int, int]) -> Tensor:
         """PAL: hidden states [T, D] of all layers (0: the embeddings, last: after the norm) to [patches, K]."""
-        h, w = cells
+        h, w = grid
         name = "model.vision_tower_compressor"
-        taps = []
-        for layer in self.taps:
+        features = []
+        for layer in self.depths:
             lines = states[layer][start + 1 : start + 1 + h * (w + 1)].reshape(h, w + 1, -1)  # without CLS
-            grid = lines[:, :-1].permute(2, 0, 1)  # [D, h, w], without split rows
-            taps.append(F.avg_pool2d(grid, self.pooling).flatten(1).T)  # [patches, D]
-        fused, *rest = [self._normed_linear(f"{name}.norm_layer.{j}", tap) for j, tap in enumerate(taps)]
-        below = torch.stack(rest, dim=1)  # [patches, taps - 1, K], keys and values alike
+            states_2d = lines[:, :-1].permute(2, 0, 1)  # [D, h, w], without split rows
+            features.append(F.avg_pool2d(states_2d, self.pooling).flatten(1).T)  # [patches, D]
+        fused, *rest = [
+            self._normed_linear(f"{name}.norm_layer.{j}", feature) for j, feature in enumerate(features)
+        ]
+        below = torch.stack(rest, dim=1)  # [patches, depths - 1, K], keys and values alike
         output = self._linear(f"{name}.output_layer", attend(fused, below, below))
-        return self._linear(f"{name}.input_layer", taps[0]) + output
+        return self._linear(f"{name}.input_layer", features[0]) + output
 
     @torch.no_grad()
     def _teach(self, image: Image.Image) -> Tensor:

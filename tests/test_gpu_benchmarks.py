@@ -47,7 +47,7 @@ def test_a_benchmark_runs_as_a_toy(command: str, tmp_path: Path) -> None:
 
 
 def test_all_of_them_are_run_and_a_failure_is_told(tmp_path: Path) -> None:
-    """By a stand-in for the interpreter, which writes down what it is asked for and fails at one of them."""
+    """By a placeholder for the interpreter, which writes down what it is asked for and fails at one of them."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$1" in *profile*) exit 3;; esac\n')
     python.chmod(0o755)

@@ -137,8 +137,35 @@ class TestMake:
     def test_help_is_the_default_and_lists_every_command(self) -> None:
         plain = self.make()
         assert plain.returncode == 0 and plain.stdout == self.make("help").stdout
-        for command in ("install", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean"):
+        for command in (
+            "install",
+            "install-dev",
+            "install-gpu",
+            "quickstart",
+            "test",
+            "test-slow",
+            "lint",
+            "clean",
+        ):
             assert re.search(rf"^  make {command} +\w", plain.stdout, re.MULTILINE), command
+
+    def test_clean_leaves_what_make_did_not_make(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(str(QUICKSTART))
+        run = importlib.import_module("run")
+        shutil.copy(ROOT / "Makefile", tmp_path)
+        foreign, made = tmp_path / "venv", tmp_path / "quickstart"
+        foreign.mkdir()
+        found = subprocess.run(["make", "clean", "VENV=venv"], cwd=tmp_path, capture_output=True, text=True)
+        assert found.returncode and "venv was not made by make install" in found.stderr and foreign.exists()
+        (foreign / "installed").touch()
+        for name in ("notes.txt", *run.MADE, run.MARKER):
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).touch()
+        found = subprocess.run(["make", "clean", "VENV=venv"], cwd=tmp_path, capture_output=True, text=True)
+        assert not found.returncode and "did not make: they stay" in found.stdout, found.stderr
+        assert not foreign.exists() and [path.name for path in made.iterdir()] == ["notes.txt"]
 
     def test_a_python_that_is_not_there(self) -> None:
         found = self.make("install", "PYTHON=no-such-python", "VENV=no-such-folder")

@@ -90,11 +90,28 @@ def test_only_a_folder_of_its_own_is_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
+def test_what_the_quickstart_did_not_make_stays(run: ModuleType, tmp_path: Path) -> None:
+    quickstart = run.Quickstart(tmp_path / "quickstart", tmp_path / "recipe.yaml", None, None)
+    quickstart.clean()
+    for name in (
+        "data/photos_text.bin",
+        "reference/losses.jsonl",
+        "loss.png",
+        "my_run/losses.jsonl",
+        "notes.txt",
+    ):
+        (quickstart.output / name).parent.mkdir(exist_ok=True)
+        (quickstart.output / name).write_text("")
+    quickstart.clean()
+    left = {path.name for path in quickstart.output.iterdir()}
+    assert left == {run.MARKER, "my_run", "notes.txt"}
+    assert (quickstart.output / "my_run" / "losses.jsonl").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(1200)
-def test_the_whole_quickstart(tmp_path: Path) -> None:
-    pytest.importorskip("skimage")
+def test_the_whole_quickstart(run: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "quickstart"
     command = [sys.executable, str(QUICKSTART / "run.py"), "--output", str(output)]
     found = subprocess.run(command, capture_output=True, text=True)
@@ -104,4 +121,5 @@ def test_the_whole_quickstart(tmp_path: Path) -> None:
     reference = [
         json.loads(line) for line in (output / "reference" / "losses.jsonl").read_text().splitlines()
     ]
+    assert {path.name for path in output.iterdir()} == {run.MARKER, *run.MADE}
     assert reference[-1]["lm_loss"] < 0.1 * reference[0]["lm_loss"]

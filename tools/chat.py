@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TextIO
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.inference.chat import CHAT_TEMPLATE, Asked, Limits, Refused
+from megatron_eve.inference.chat import Asked, Limits, Refused
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
+    chat_template,
     check_model_flags,
     global_rank,
     run_with_engine,
@@ -32,8 +33,8 @@ Talk with a model about a picture, in the terminal or in a web page.
 
 In the terminal, each line of stdin is a question, and the answer streams to stdout; a question is asked with those
 before it in mind. With --web, a page on this machine's loopback address does the same: drop a picture there, and ask.
-The model is one after stage 3 (template vicuna_v1). After stages 1 and 2 a model only captions, which
-tools/generate.py --conv-mode plain does.
+The model is one that was trained on conversations, as the last stage of its family does. After earlier stages a model
+only captions, which tools/generate.py --conv-mode plain does.
 
 The exit status is 0 if every question was answered, and 1 if one was refused, which stderr explains.
 """
@@ -173,16 +174,19 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     """
     check_model_flags(flags)
     pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
+    template = chat_template(flags.model_path)
     if global_rank():
-        return run_with_engine(flags, CHAT_TEMPLATE, work=None)
+        return run_with_engine(flags, template, work=None)
     if not flags.web:
-        return run_with_engine(flags, CHAT_TEMPLATE, lambda engine: in_terminal(engine, pictures, limits))
+        return run_with_engine(flags, template, lambda engine: in_terminal(engine, pictures, limits))
     try:
         from megatron_eve.inference.web import ChatPage
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
+        raise ConfigError(
+            f"--web: {error.name} is not installed: pip install '.[chat]', or make install-dev"
+        ) from None
     with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
-        return run_with_engine(flags, CHAT_TEMPLATE, lambda engine: in_page(engine, page))
+        return run_with_engine(flags, template, lambda engine: in_page(engine, page))
 
 
 if __name__ == "__main__":

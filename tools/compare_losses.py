@@ -56,7 +56,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 class RunFailed(Exception):
-    """A command ended with another status than 0; the message says which and shows the end of its output."""
+    """A command failed; the message names it and shows the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Tree:
                 _kill(process)
         if status != 0:
             output = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            # What torchrun reports of its ranks says nothing of the cause.
+            # torchrun's own report about its ranks does not show the cause.
             end = next(
                 (i for i, line in enumerate(output) if "torch/distributed/elastic" in line), len(output)
             )
@@ -105,16 +105,16 @@ class Tree:
         """Run `megatron_eve.pretrain` on some ranks.
 
         Raises:
-            RunFailed: it did not end well.
+            RunFailed: its exit status was not 0.
         """
         torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
         self.run(log, *(torchrun if ranks > 1 else ()), "-m", "megatron_eve.pretrain", *flags)
 
     def check(self, log: Path) -> None:
-        """Make sure that commands in this tree import its own package and none that is installed.
+        """Check that commands in this tree import its own package, not an installed one.
 
         Raises:
-            UserError: they do not.
+            UserError: they import another one.
         """
         self.run(log, "-c", "import megatron_eve; print(megatron_eve.__file__)")
         found = Path(log.read_text(encoding="utf-8").splitlines()[-1]).resolve()
@@ -123,7 +123,7 @@ class Tree:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a command that still runs, and the ranks that it started, each by its id."""
+    """End a command that still runs, and the ranks that it started, by process id."""
     if process.poll() is not None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -139,10 +139,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the runs of both trees read, made by one of them.
+    """The inputs of all runs, made by one tree.
 
     Attributes:
-        folder: holds it all.
+        folder: with these inputs.
         recipes: the folder of the recipes, relative to the root of a tree.
         example: what they need.
     """
@@ -155,7 +155,7 @@ class Inputs:
         """Write tokenizer, datasets, what the example's own commands make, and the starting checkpoint.
 
         Raises:
-            RunFailed: a command of this tree did not end well.
+            RunFailed: a command of this tree failed.
             UserError: scikit-image, whose pictures are the data, is missing.
         """
         sys.path.insert(0, str(tree.root / "examples" / "quickstart"))
@@ -181,7 +181,7 @@ class Inputs:
         tree.pretrain(self.folder / "start.log", 1, *self.flags(self.example.starts_with), *start)
 
     def flags(self, stage: int) -> tuple[object, ...]:
-        """Flags of a run of a stage, apart from the layout and how long it takes."""
+        """Flags of a run of a stage, except layout and length."""
         return (
             "--config", self.recipes / f"stage{stage}.yaml", "--data-path", self.folder / self.example.templates[stage],
             "--tokenizer-model", self.folder / "tokenizer.model", *self._filled(self.example.flags),
@@ -243,7 +243,7 @@ def compare_trees(
 def _compare_runs(
     trees: Sequence[Tree], inputs: Inputs, stage: int, layout: str, steps: int, tolerance: float
 ) -> tuple[bool, str]:
-    """One stage under one layout in both trees: whether the losses are as wanted, and what to say of them."""
+    """One stage under one layout in both trees; returns whether the losses are as expected, and a text about them."""
     folder = inputs.folder.parent
     ranks, flags = LAYOUTS[layout]
     records = []
@@ -302,7 +302,7 @@ def checked_out(name: str, commit: str | None, folder: Path) -> Iterator[Tree]:
         _git("worktree", "add", "--quiet", "--detach", str(root), found)
         yield Tree(name, root.resolve())
     finally:
-        # Twice --force: also one that git was stopped in making.
+        # --force twice also removes a worktree that was interrupted while git made it.
         remove = ("git", "worktree", "remove", "--force", "--force", str(root))
         subprocess.run(remove, cwd=ROOT, capture_output=True, check=False)
 
@@ -358,7 +358,7 @@ def _add_example(parser: argparse.ArgumentParser) -> None:
 
 
 def _example_flag(argv: Sequence[str] | None) -> Path:
-    """What `--example` names, read before the other flags: it says which stages there are."""
+    """The value of `--example`, read before the other flags, since it decides which stages there are."""
     parser = CommandParser(add_help=False)
     _add_example(parser)
     return Path(parser.parse_known_args(argv)[0].example)
@@ -402,6 +402,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Worktrees are removed then, too.
+    # Worktrees are removed in that case, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

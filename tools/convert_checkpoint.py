@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_eve.config.early_flags import flag_value
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
@@ -129,17 +130,10 @@ def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
     """The family that --family names, or --source is of; without either the default one."""
     from megatron_eve.convert.usage import family_of_source
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--family")
-    parser.add_argument("--source", type=Path)
-    try:
-        flags, _ = parser.parse_known_args(argv)
-    except argparse.ArgumentError:  # a flag without its value, which the whole parser judges
-        return find_family(DEFAULT_FAMILY)
-    if flags.family is not None:
-        return find_family(flags.family)
-    stated = family_of_source(flags.source) if flags.source is not None else None
-    return find_family(stated or DEFAULT_FAMILY)
+    named, source = flag_value(argv, "--family"), flag_value(argv, "--source")
+    if named is None and source is not None:
+        named = family_of_source(Path(source))
+    return find_family(named or DEFAULT_FAMILY)
 
 
 def run_import(flags: argparse.Namespace) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_eve.config import ConfigError
-from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.data.text.conversation import PROMPT_TEMPLATES
+from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
+    chat_template,
     check_model_flags,
     global_rank,
     run_with_engine,
@@ -102,10 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--conv-mode",
         type=_conv_mode,
-        choices=("vicuna_v1", "plain"),
-        default="vicuna_v1",
-        help="prompt template, the one that the model was trained with: vicuna_v1 after stage 3, plain (captions "
-        "only) after stages 1 and 2",
+        choices=sorted(PROMPT_TEMPLATES),
+        help="prompt template, the one that the model was trained with: plain (captions only) before the stage that "
+        "trains on conversations (default: that of the last stage of the model's family)",
     )
     answers.add_argument(
         "--max-new-tokens",
@@ -127,8 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _conv_mode(text: str) -> str:
     if text == "document":
         raise argparse.ArgumentTypeError(
-            "data of the template document is text without questions, which no prompt fits: use plain or vicuna_v1, "
-            "whichever the model was trained on since"
+            "data of the template document is text without questions, which no prompt fits: use "
+            f"{' or '.join(sorted(PROMPT_TEMPLATES))}, whichever the model was trained on since"
         )
     return text
 
@@ -139,8 +140,8 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
     Args:
         engine: the model.
         flags: of this command.
-        answers: what is to be answered, and where.
-        refused: lines of the question file that are no question.
+        answers: the answers file, which knows the unanswered questions.
+        refused: messages about lines of the question file that are not questions.
     """
     from tqdm import tqdm
 
@@ -164,7 +165,7 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
 
 
 def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
-    """What the answers of this run come from; of a large folder for transformers it takes seconds."""
+    """The origin of this run's answers; takes seconds for a large transformers folder."""
     iteration, sha256 = model_fingerprint(flags.model_path)
     return AnswerOrigin(
         model_path=str(flags.model_path.resolve()),
@@ -177,8 +178,8 @@ def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
     )
 
 
-def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
-    """An account for people."""
+def summary(tally: AnswerCounts, answers: AnswersFile, path: Path) -> str:
+    """The summary as text."""
     skipped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(tally.skipped.items()))
     before = f", {answers.damaged:,} of them with an error" if answers.damaged else ""
     rate = tally.tokens / tally.seconds if tally.seconds else 0.0
@@ -193,7 +194,7 @@ def summary(tally: Tally, answers: AnswersFile, path: Path) -> str:
 
 
 def warn_of(refused: Sequence[str]) -> None:
-    """Name the first lines that are no question, and count the others."""
+    """Warn about lines that are not questions: the first ones by name, the others counted."""
     for line in refused[:MOST_WARNINGS]:
         print(f"warning: {line}; this line is left out", file=sys.stderr)
     if len(refused) > MOST_WARNINGS:
@@ -221,6 +222,7 @@ def answer(flags: argparse.Namespace) -> int:
     check_model_flags(flags)
     if not flags.image_folder.is_dir():
         raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
+    flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
     found = read_questions(flags.question_file, flags.conv_mode)
     if global_rank():
         return run_with_engine(flags, flags.conv_mode, work=None)

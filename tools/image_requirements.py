@@ -10,8 +10,8 @@ TransformerEngine is not one that megatron-core works with, and otherwise writes
     FOLDER/tested.txt         versions of constraints/cu13.txt for packages that the image lacks
     FOLDER/requirements.txt   this package's dependencies, without torch
 
-torch is left out since an image's own build of it is a pre-release by its version (2.10.0a0+...), which no
-`torch>=2.10` takes; pip would ask for another.
+torch is left out: an image's own build has a pre-release version (2.10.0a0+...), which does not satisfy `torch>=2.10`,
+so pip would install another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEPT = re.compile(
 
 
 def normalised(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """A package's normalised name, as package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

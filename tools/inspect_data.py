@@ -16,7 +16,7 @@ from tqdm import tqdm
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, open_dataset
 from megatron_eve.data.format.manifest import MANIFEST
-from megatron_eve.data.inspecting.checking import Tally, check_dataset, parts_of
+from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -103,11 +103,11 @@ def inspect(flags: argparse.Namespace) -> int:
 
 
 def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
-    """Check a dataset, list what is damaged and say what was read; returns how many things are damaged."""
+    """Check a dataset, list damage and print what was read; returns the number of damaged things."""
     with contextlib.suppress(DataError):
-        dataset.text(0)  # loads megatron-core, which takes seconds that are not the check's
-    tally, started = Tally(), time.monotonic()
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file is not for redrawing
+        dataset.text(0)  # loads megatron-core first: these seconds should not count as the check's
+    tally, started = CheckCounts(), time.monotonic()
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # a log file cannot be redrawn
     total = sum(part.info.text_bytes + part.info.stored_bytes for part in parts_of(dataset))
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", mininterval=interval) as bar:
         for damage in check_dataset(dataset, tally, workers=workers, advance=bar.update):

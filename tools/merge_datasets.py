@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="prefix of the new dataset: OUT_dataset.json is written, and names its parts relative to its folder",
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the dataset that OUT is already; its own files, if it has any, are removed",
+    )
+    parser.add_argument(
         "datasets",
         nargs="+",
         metavar="PREFIX",
@@ -52,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = merge_datasets(
             flags.output_prefix.removesuffix(MANIFEST),
             [name.removesuffix(MANIFEST) for name in flags.datasets],
+            overwrite=flags.overwrite,
         )
         for folder in sorted({Path(name).parent for name in flags.datasets}):
             for path in sorted(folder.glob(f"*{MANIFEST}{PARTIAL}")):

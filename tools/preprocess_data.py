@@ -6,9 +6,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
-from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary, preprocess
+from megatron_eve.config.early_flags import flag_value
+from megatron_eve.data.format.manifest import MANIFEST
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
+from megatron_eve.data.preprocessing.summary import format_next, format_summary
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.models.family import SizeFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
@@ -20,10 +24,11 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
 
   llava        .json, .jsonl, .ndjson: an array, or a line each, of {"id", "image": a file name, a list or absent,
                "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, with one
-               <image> in the text for each image; or "video": a file name, in place of "image"
+               <image> in the text for each image; or "video": a file name, in place of "image"; or "messages":
+               [{"role": "user", "content": text, or a list of text and image parts}, ...], with "images"
   webdataset   .tar: shards of img2dataset (LAION, COYO) and of video2dataset (WebVid), and SA-1B's
-  parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations; and
-               shards of records (docs/data.md)
+  parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations or
+               messages; and shards of records (docs/data.md)
   mmc4         .jsonl: documents with pictures between their sentences
   text         .jsonl: {"text"}, or {"inputs", "targets"}
   open_images  .csv: OpenImages' list of pictures
@@ -95,6 +100,11 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="OUT",
         help="prefix of the dataset: OUT_text.bin, OUT_image.bin, OUT_dataset.json ... are written",
+    )
+    needed.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a dataset that OUT is already, which opens until the new one is complete",
     )
     needed.add_argument(
         "--follow-links",
@@ -218,23 +228,20 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
     _add_sizes(storage, sizes, pixels_alone=True)
 
 
-def _named_family(argv: Sequence[str] | None) -> str:
-    """The family that the command line names: it is read first, since the flags of sizes are its own."""
-    parser = CommandParser(add_help=False)
-    parser.add_argument("--family", default=DEFAULT_FAMILY)
-    return str(parser.parse_known_args(argv)[0].family)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def work() -> int:
-        family = _named_family(argv)
+        family = flag_value(argv, "--family") or DEFAULT_FAMILY  # which has flags of its own
         flags = vars(build_parser(family).parse_args(argv))
         sizes = {name: flags.pop(name) for name in find_family(family).image_flags}
         upright = not flags.pop("ignore_exif_orientation")
-        config = PreprocessConfig(apply_exif=upright, image_sizes=sizes, **flags)
-        print(format_summary(preprocess(config), config.output_prefix))
+        prefix = flags.pop("output_prefix").removesuffix(MANIFEST)
+        config = PreprocessConfig(apply_exif=upright, image_sizes=sizes, output_prefix=prefix, **flags)
+        started = time.monotonic()
+        info = preprocess(config)
+        print(format_summary(info, prefix))
+        print(format_next(info, prefix, config.tokenizer_model, time.monotonic() - started))
         return 0
 
     try:

@@ -86,14 +86,14 @@ def case_folders(paths: list[Path]) -> list[Path]:
         ConfigError: there are none.
     """
     marks = ("meta.json", "sizes.json", "cases.json", "greedy.json")
-    found = []
+    folders: list[Path] = []
     for path in paths:
         inside = sorted(child for child in path.glob("*") if child.is_dir()) if path.is_dir() else []
         cases = [folder for folder in [path, *inside] if any((folder / mark).is_file() for mark in marks)]
         if not cases:
             raise ConfigError(f"{path}: no golden case there (a case holds one of {', '.join(marks)})")
-        found += cases
-    return found
+        folders += cases
+    return folders
 
 
 def check(arguments: argparse.Namespace, folders: list[Path]) -> None:
@@ -116,17 +116,17 @@ def check(arguments: argparse.Namespace, folders: list[Path]) -> None:
     )
     misses = total = 0
     with process_group(parallel):
-        speaks = torch.distributed.get_rank() == 0
+        prints = torch.distributed.get_rank() == 0
         for folder in folders:
             rows = check_folder(folder, parallel, arguments.recompute)
             total += len(rows)
             misses += sum(not row.ok for row in rows)
-            if speaks:
+            if prints:
                 print(f"{folder}\n{'tensor':<76s} {'error':>9s} {'tolerance':>9s}")
                 for row in rows:
                     if not (row.ok and arguments.misses_only):
                         print(row)
-        if speaks:
+        if prints:
             print(
                 f"{total - misses} of {total} rows within tolerance"
                 + ("" if total else ": nothing was compared")

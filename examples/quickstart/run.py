@@ -31,7 +31,9 @@ LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2
 ASKED = ("chelsea", "coffee", "rocket")
 """The photos that the model captions at the end."""
 MARKER = ".megatron_eve_quickstart"
-"""Left in the output folder: only a folder that holds it is ever deleted."""
+"""File in the output folder: only in a folder that has it is anything deleted."""
+MADE = ("data", "teacher", "reference", "interrupted", "logs", "questions.jsonl", "answers.jsonl", "loss.png")
+"""What the quickstart makes in the output folder, and deletes when it starts again; everything else stays."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,20 @@ class Quickstart:
             raise StepFailed("a caption is not the one that the model was trained on")
 
     def clean(self) -> None:
-        """Start with an empty folder, deleting none but the quickstart's own."""
-        if self.output.exists() and any(self.output.iterdir()):
-            if not (self.output / MARKER).exists():
-                raise StepFailed(f"{self.output} holds other files: choose another folder with --output")
-            shutil.rmtree(self.output)
+        """Delete what an earlier quickstart made in the output folder, and nothing else.
+
+        Raises:
+            StepFailed: the folder holds files and no quickstart made it.
+        """
+        if self.output.exists() and any(self.output.iterdir()) and not (self.output / MARKER).exists():
+            raise StepFailed(f"{self.output} holds other files: choose another folder with --output")
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / MARKER).touch()
+        for path in (self.output / name for name in MADE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def make_dataset(self) -> None:
         """Steps 1 to 3: pictures and captions, a tokenizer, the indexed dataset that training reads."""
@@ -199,13 +208,13 @@ class Quickstart:
         self._announce("python tools/generate.py", arguments)
         with Command([sys.executable, "tools/generate.py", *arguments], self._log("generate")) as running:
             running.wait()
-        told = {row["question_id"]: row["text"] for row in read_records(answers)}
+        given = {row["question_id"]: row["text"] for row in read_records(answers)}
         right = 0
         for name in ASKED:
             expected = rows[name]["conversations"][-1]["value"]
-            right += told[name] == expected
-            verdict = "word for word" if told[name] == expected else f"but it was trained on: {expected}"
-            self.console.say(f"{rows[name]['image']}: {told[name]}", f"    {verdict}")
+            right += given[name] == expected
+            comparison = "word for word" if given[name] == expected else f"but it was trained on: {expected}"
+            self.console.say(f"{rows[name]['image']}: {given[name]}", f"    {comparison}")
         return right
 
     def _kill_point(self) -> int:

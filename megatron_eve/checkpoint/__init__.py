@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, how they are written so that a kill costs nothing, and who may resume from them."""
+"""Checkpoints: contents, writing that survives a kill at any time, and checks before a run resumes."""

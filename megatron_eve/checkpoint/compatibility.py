@@ -1,4 +1,4 @@
-"""May a run go on from this checkpoint, and may it answer or be exported with this tokenizer?
+"""Checks whether a run may resume from a checkpoint, and which tokenizer fits it.
 
 Model, data, frozen models and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
 """
@@ -42,13 +42,13 @@ def check_resume(
     dataset: dict[str, Any] | None,
     frozen: dict[str, Any] | None,
 ) -> None:
-    """Refuse to go on from a checkpoint of another family or model, other data, another length, stage or frozen model.
+    """Raise CheckpointError if a run cannot resume: other family, model, data, length, stage or frozen models.
 
     Args:
         folder: of the checkpoint.
         saved: what its `common.pt` holds.
         config: of the run.
-        dataset: the fingerprint of the run's data; None where it is not known yet, which leaves it unchecked.
+        dataset: the fingerprint of the run's data; None if it is not known yet, which skips the check.
         frozen: the fingerprint of the run's frozen models (see `ModelFamily.fingerprint`); likewise.
 
     Raises:
@@ -71,16 +71,16 @@ def check_resume(
 
 
 def with_upgraded_config(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's `common.pt` holds, its configuration in today's form.
+    """The contents of a checkpoint's `common.pt`, with the configuration in its current form.
 
     Raises:
-        FamilyError: the checkpoint is of a family that is not here.
+        FamilyError: the checkpoint is of a family that is not installed.
     """
     return {**saved, "config": upgrade_saved(saved["config"])}
 
 
 def family_of(saved: dict[str, Any]) -> str:
-    """The model family of a checkpoint, by name; those from before there were several are of the first.
+    """The name of a checkpoint's model family; checkpoints of older versions without one are of the default family.
 
     Args:
         saved: what its `common.pt` holds.
@@ -89,7 +89,7 @@ def family_of(saved: dict[str, Any]) -> str:
 
 
 def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
-    """Refuse a checkpoint of another model family than the run's."""
+    """Raise CheckpointError if the checkpoint is of another model family."""
     family = family_of(saved)
     if family != config.family:
         raise CheckpointError(
@@ -99,13 +99,13 @@ def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
 
 
 def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
-    """Refuse a checkpoint of other sizes than the model's, but for those in `ignore`."""
+    """Raise CheckpointError if sizes differ from the model's, except those in `ignore`."""
     for sentence in size_differences(saved, model, ignore):
         raise CheckpointError(f"{folder}: {sentence}")
 
 
 def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
-    """The order of samples is a function of seed and count: with others, "the next sample" means nothing."""
+    """Raise CheckpointError if seed or number of samples differ, since they decide the order of samples."""
     mine, before = _order(config.to_dict()), _order(saved["config"])
     for flag, value in before.items():
         if mine.get(flag) != value:
@@ -113,7 +113,7 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
                 f"{folder}: was made with {flag} {value}, this run has {mine.get(flag)}; resume with the same "
                 "order, or start anew from its weights with --pretrained-checkpoint"
             )
-    # Checkpoints of versions that dropped no samples say nothing of them.
+    # Checkpoints of versions that dropped no samples lack this entry.
     for name, value in {DROPPED: [], **saved["dataset"]}.items():
         if name == _CONTENT:
             _check_content(folder, value, dataset.get(name, []))
@@ -130,7 +130,7 @@ def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: 
 
 
 def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
-    """Refuse datasets with other samples, or the same in another order; those of older versions have no digest."""
+    """Raise CheckpointError if the samples or their order differ; datasets of older versions have no digest."""
     for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
         if one and other and one != other:
             raise CheckpointError(
@@ -141,7 +141,7 @@ def _check_content(folder: Path, before: list[str], now: list[str]) -> None:
 
 
 def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
-    """Refuse another batch size in a run whose length is counted in iterations.
+    """Raise CheckpointError for another batch size if the run's length is given in iterations.
 
     The run ends when --train-iters times --global-batch-size samples are consumed, and the learning rate follows them.
     After iterations of another size that is not at iteration --train-iters.
@@ -159,7 +159,7 @@ def check_length(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
 
 
 def check_parameter_groups(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
-    """Refuse another stage or other globs with a rate of their own: the optimizer's state is kept by these groups.
+    """Raise CheckpointError for another stage or other globs of `--lr-overrides`: they decide the optimizer's groups.
 
     Other rates for the same globs are fine.
     """
@@ -191,7 +191,7 @@ _LAYOUT = (
 
 
 def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides which rank holds which part of the model; the other settings of `parallel` move nothing.
+    """The settings of `parallel` that decide which rank holds which part of the model.
 
     Args:
         config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
@@ -201,7 +201,7 @@ def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
-    """What the order of samples depends on beside the data, by flag; defaults where an older version wrote nothing."""
+    """Settings that the order of samples depends on, by flag; defaults if an older version did not write them."""
     data = {**asdict(DataConfig()), **config["data"]}
     held_out = 100 * parse_split(data["split"])
     order = {
@@ -216,20 +216,20 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
-    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None where it does not say.
+    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None if it is not recorded.
 
     A run records that of its dataset. An import has no dataset, and records that of its source folder. Random tokens
     (`--mock-data`) have no tokenizer.
     """
     dataset = saved.get("dataset") or {}
-    found = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
-    return None if found in (None, "mock") else str(found)
+    digest = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if digest in (None, "mock") else str(digest)
 
 
 def check_tokenizer(
     folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
 ) -> str | None:
-    """Refuse another tokenizer than the one that a checkpoint's text was made with.
+    """Raise CheckpointError if the tokenizer is not the one that a checkpoint was trained with.
 
     Args:
         folder: of the checkpoint, for messages.
@@ -238,7 +238,7 @@ def check_tokenizer(
         flag: it was given with.
 
     Returns:
-        A sentence to warn with, where the checkpoint does not say which tokenizer is right; else None.
+        A warning if the checkpoint does not record its tokenizer; else None.
 
     Raises:
         CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
@@ -254,15 +254,15 @@ def check_tokenizer(
         )
     pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
     if pieces != rows:
-        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
-        told += "trained with"
+        message = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        message += "trained with"
         # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
         if not saved.get("dataset") and pieces < rows:
-            told += (
+            message += (
                 "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
                 "weights and import them again"
             )
-        raise CheckpointError(told)
+        raise CheckpointError(message)
     return (
         f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
         f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
@@ -270,26 +270,26 @@ def check_tokenizer(
 
 
 def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:
-    """Sentences to warn with where a checkpoint is asked in another way than its data was made.
+    """Warnings if prompts differ from a checkpoint's training data in template or image orientation.
 
     Args:
         folder: of the checkpoint, for messages.
-        saved: what its `common.pt` holds. An import and random tokens (`--mock-data`) say nothing of their data; of an
-            older version's checkpoint the stage stands for the template.
+        saved: what its `common.pt` holds. Imports and runs on `--mock-data` have no record of their data; for
+            checkpoints of older versions, the template follows from the stage.
         conv_mode: the template of the prompts.
         apply_exif: pictures are turned upright.
     """
     dataset = saved.get("dataset") or {}
     if dataset.get("tokenizer_sha256") in (None, "mock"):
         return []
-    found = []
+    warnings = []
     stage = saved["config"]["training"].get("stage")
     stages = find_family(family_of(saved)).stages
     templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
     if conv_mode not in templates:
-        kinds = {"plain": "captions", "document": "documents", "vicuna_v1": "conversations"}
-        kind = " and ".join(kinds[template] for template in templates)
-        if "vicuna_v1" not in templates:
+        kinds = {"plain": "captions", "document": "documents"}
+        kind = " and ".join(kinds.get(template, "conversations") for template in templates)
+        if kinds.keys() >= set(templates):
             kind += ", and taught no conversation"
         asked = [
             template for template in templates if template != "document"
@@ -297,11 +297,11 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
         remedy = "train it on captions or conversations before it is asked"
         if asked:
             remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"
-        found.append(
+        warnings.append(
             f"{folder} was trained on {kind} (template {', '.join(templates)}, stage {stage}), and is asked here with "
             f"the template {conv_mode}, so answers may make no sense; {remedy}"
         )
     if dataset.get("apply_exif", apply_exif) != apply_exif:
         were, remedy = ("as they are stored", "add") if apply_exif else ("turned upright", "leave out")
-        found.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
-    return found
+        warnings.append(f"{folder} was trained on pictures {were}; {remedy} --ignore-exif-orientation")
+    return warnings

@@ -73,11 +73,11 @@ def compare_checksums(folder: Path, rank: int, ranks: int, *, optimizer: bool = 
     """
     for name, expected in _share(folder, rank, ranks, optimizer):
         try:
-            found = yield from file_digest_in_pieces(folder / name)
+            digest = yield from file_digest_in_pieces(folder / name)
         except OSError as error:
             yield f"{name} cannot be read ({error.strerror})"
             continue
-        if found != expected:
+        if digest != expected:
             yield f"{name} is damaged (its sha256 is another than when it was written)"
 
 

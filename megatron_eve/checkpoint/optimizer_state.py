@@ -22,7 +22,7 @@ def make_moments(optimizer: MegatronOptimizer) -> None:
         for group in inner.param_groups:
             group.update(lr=0.0, weight_decay=0.0)
             for parameter in group["params"]:
-                if parameter.numel():  # TransformerEngine's optimizer takes no empty tensor
+                if parameter.numel():  # TransformerEngine's optimizer does not accept empty tensors
                     parameter.grad = torch.zeros_like(parameter)
         inner.step()
         inner.zero_grad()

@@ -145,11 +145,11 @@ class SaveLock:
         if _link(own, self._path):
             return True
         now = own.stat().st_mtime  # by the file server's clock, which also dates the lock
-        found = _read(self._path)
-        if found is None:
+        lock_file = _read(self._path)
+        if lock_file is None:
             return False
-        if found.is_alive(now):
-            raise FolderInUseError(found.in_use_message(self._folder, now))
+        if lock_file.is_alive(now):
+            raise FolderInUseError(lock_file.in_use_message(self._folder, now))
         # Only the holder of this second lock may replace a stale lock, so that one of two processes wins.
         takeover = self._path.with_name(f"{LOCK}.takeover")
         if not _link(own, takeover):
@@ -161,7 +161,7 @@ class SaveLock:
             return False
         try:
             again = _read(self._path)
-            if again is None or again.text != found.text or again.is_alive(now):
+            if again is None or again.text != lock_file.text or again.is_alive(now):
                 return False
             own.replace(self._path)
             return True
@@ -227,15 +227,15 @@ def in_use(folder: str | Path) -> str | None:
     Processes of this Slurm job do not count. A lock that cannot be read counts as none; `save_lock` checks again.
     """
     try:
-        found = _read(Path(folder) / LOCK)
+        lock_file = _read(Path(folder) / LOCK)
     except OSError:
         return None
     now = time.time()
-    if found is None or not found.is_alive(now):
+    if lock_file is None or not lock_file.is_alive(now):
         return None
-    if found.holder and (found.holder.is_of_this_job or found.is_of_this_process):
+    if lock_file.holder and (lock_file.holder.is_of_this_job or lock_file.is_of_this_process):
         return None
-    return found.in_use_message(Path(folder), now)
+    return lock_file.in_use_message(Path(folder), now)
 
 
 def _read(path: Path) -> _LockFile | None:

@@ -1,7 +1,7 @@
-"""What a checkpoint's `common.pt` holds of plain values, read without torch.
+"""Reads the plain values of a checkpoint's `common.pt` without torch.
 
-`torch.save` writes a zip archive whose `data.pkl` is a pickle. Nothing that it names is imported or called here: of
-tensors and classes a placeholder is left, and what a run is compared by (configuration, data, frozen models) is plain.
+`torch.save` writes a zip archive whose `data.pkl` is a pickle. Nothing that it names is imported or called: tensors and
+classes become placeholders. The values that a run is compared by (configuration, data, frozen models) are plain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 
 class _Placeholder:
-    """Stands for any object of a class, whatever it is made from."""
+    """Placeholder for an object of any class."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -49,13 +49,13 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_common(folder: Path) -> dict[str, Any] | None:
     """The plain values in the `common.pt` of a checkpoint's folder; None if it is missing or cannot be read.
 
-    Whether the checkpoint is whole is for the load itself to find.
+    Whether the checkpoint is complete is checked when it is loaded.
     """
     try:
         with zipfile.ZipFile(folder / "common.pt") as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             with archive.open(name) as stream:
-                found = _PlainUnpickler(stream).load()
+                values = _PlainUnpickler(stream).load()
     except Exception:  # a damaged pickle raises nearly anything
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None

@@ -1,8 +1,8 @@
 """Writing checkpoints: in the foreground or, with `--async-save`, in the background while training goes on.
 
 megatron-core plans the writing, has each rank's tensors written by forked processes, and puts the index behind them
-when all ranks have finished. Only then does the folder get its name (`CheckpointStore.publish`). A checkpoint that
-cannot be written, because the disk is full, say, is given up on all ranks alike; the one before it stays the latest.
+when all ranks have finished. Only then does the folder get its name (`CheckpointStore.publish`). If a checkpoint cannot
+be written (a full disk, for example), all ranks give it up, and the one before it stays the latest.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class CheckpointSaver:
         self._main = torch.distributed.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing: tuple[Path, TrainState] | None = None
-        self._told: set[str] = set()  # what could not be removed
-        self._paused = 0.0  # seconds for which training stood still for the checkpoint at hand
+        self._reported: set[str] = set()  # messages about folders that could not be removed
+        self._paused = 0.0  # seconds for which training waited for the current checkpoint
         self.last: int | None = None
         _start_helper()
-        # A folder that cannot be cleared up will be heard of in saving.
+        # A folder that cannot be cleaned up gives an error when saving.
         with contextlib.suppress(CheckpointError):
             on_rank_0(self._store.clear)
 
     def check_space(self, size: int) -> None:
-        """Refuse a disk without room for one checkpoint of `size` bytes more than are kept.
+        """Raise CheckpointError if the disk cannot hold one checkpoint of `size` bytes more than are kept.
 
         Raises:
             CheckpointError: there is no room.
@@ -113,7 +113,7 @@ class CheckpointSaver:
             self._conclude(lambda: bool(self._queue.maybe_finalize_async_calls(blocking=True)))
 
     def _conclude(self, finished: Callable[[], bool]) -> None:
-        """Publish what is written, as soon as `finished` says so; give it up where it failed."""
+        """Publish the checkpoint when `finished` reports that it is written; remove it if writing failed."""
         assert self._writing is not None
         folder, train_state = self._writing
         try:
@@ -131,7 +131,7 @@ class CheckpointSaver:
         )
 
     def _publish(self, folder: Path, train_state: TrainState) -> None:
-        """Runs on the first rank: the last files, the name, and what need not be kept any more."""
+        """On the first rank: write the last files, rename the folder, and remove old checkpoints."""
         settings = self._config.checkpoint
         write_config(folder, self._config)
         self._store.publish(folder, train_state.iteration)
@@ -142,9 +142,9 @@ class CheckpointSaver:
         except (OSError, CheckpointError) as error:
             problems = [f"older checkpoints could not be removed ({error})"]
         for problem in problems:
-            if problem not in self._told:
+            if problem not in self._reported:
                 print_rank_0(f"{problem}: remove it by hand")
-        self._told.update(problems)
+        self._reported.update(problems)
 
     def _give_up(self, train_state: TrainState, reason: str) -> None:
         if self._writing and self._main:
@@ -164,9 +164,9 @@ class CheckpointSaver:
 
 
 def _start_helper() -> None:
-    """Start the process through which writers report to their rank, unless it is there.
+    """Start the process through which writers report to their rank, unless it runs already.
 
-    megatron-core would start one itself, which heard signals to the whole job and outlived a rank that is killed.
+    megatron-core's own would receive signals that are sent to the whole job, and outlive a killed rank.
     """
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how a run takes it up: the latest one that is whole, under any layout.
+"""The contents of a checkpoint, and loading: the latest complete checkpoint, under any parallel layout.
 
 The format is megatron-core's distributed one (`torch_dist`). `saver.py` writes it, `store.py` knows the run's folder,
 `files.py` the files of one checkpoint.
@@ -41,13 +41,13 @@ from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
 
-# Layers may differ from each other in what a family adds to them; and optimizer state must load under any layout.
-# Handed out as copies: megatron-core adds process groups to what it is given.
+# A family may add parameters to some layers only, and optimizer state must load under any layout.
+# Pass copies of this: megatron-core adds process groups to the dictionary.
 CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
 _EXTRA = "_extra_state"
 # A resumed run follows its own flags in these, not those the checkpoint was written under.
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")
-# Ranks that read a checkpoint meet so often: a slow disk may keep one of them longer than a collective waits.
+# Ranks that read a checkpoint synchronise this often, since a slow disk may take longer than a collective waits.
 _ROUND_SECONDS = 10.0
 # Steps whose losses and gradient norms are kept, for finding spikes.
 _RECENT_STEPS = 100
@@ -55,7 +55,7 @@ _RECENT_STEPS = 100
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands.
+    """The train state: position and recent losses of a run.
 
     Attributes:
         iteration: optimizer steps done.
@@ -104,7 +104,7 @@ def run_state(
         "frozen": frozen,
         **rerun_state_to_save(),
         **model,
-        **_scales(chunks, config.to_dict()),
+        **_fp8_state(chunks, config.to_dict()),
         "rng_state": _rng_state(),
         "optimizer": optimizer.sharded_state_dict(model, is_loading=False, metadata=dict(CONTENT)),
     }
@@ -119,10 +119,10 @@ def load_checkpoint(
 ) -> TrainState:
     """Resume from `--load`, under any layout. Collective.
 
-    The latest checkpoint is taken; where that is damaged, the newest one before it that is not, which is said.
+    Loads the latest checkpoint; if it is damaged, the newest older one that is not, with a message.
 
     Returns:
-        Where the run stood; `TrainState()` if the folder has no checkpoint yet.
+        The saved train state; `TrainState()` if the folder has no checkpoint yet.
 
     Raises:
         CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
@@ -144,8 +144,8 @@ def load_checkpoint(
     if same_layout:
         request["rng_state"] = _rng_state()
     request |= rerun_request(saved, config)
-    if _scales_fit(saved["config"], config.to_dict()):
-        request |= _scales(chunks, config.to_dict())
+    if _fp8_state_fits(saved["config"], config.to_dict()):
+        request |= _fp8_state(chunks, config.to_dict())
     loaded = read_tensors(request, folder)
     _load_model(chunks, loaded)
     for i, chunk in enumerate(chunks):
@@ -156,7 +156,7 @@ def load_checkpoint(
     if same_layout:
         _restore_rng(loaded["rng_state"])
     restore_rerun_state(loaded)
-    # Some of it is younger than the oldest checkpoints.
+    # Some of these entries are missing in checkpoints of older versions.
     return TrainState(**{name: saved[name] for name in asdict(TrainState()) if name in saved})
 
 
@@ -166,7 +166,7 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     A part of the model that the checkpoint lacks keeps its initial weights; one that the model lacks is not read.
 
     Raises:
-        CheckpointError: no checkpoint, one that is half there, or another model size.
+        CheckpointError: no checkpoint, an incomplete one, or another model size.
     """
     path = _latest_folder(folder)
     problem = _problem(path)
@@ -221,7 +221,7 @@ _REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or res
 
 
 def _latest_folder(folder: str) -> Path:
-    """The folder of a run's latest checkpoint, or of the one that is named, which must be there."""
+    """The folder of a run's latest checkpoint, or of the named one; it must exist."""
     store = CheckpointStore(folder)
     iteration = store.latest()
     if iteration is None:
@@ -232,18 +232,18 @@ def _latest_folder(folder: str) -> Path:
 
 
 def _best_checkpoint(store: CheckpointStore) -> Path | None:
-    """The newest checkpoint that is whole; None where there is none at all. Collective."""
-    told: list[list[int]] = [[]]
+    """The newest complete checkpoint; None if there is no checkpoint. Collective."""
+    candidates: list[list[int]] = [[]]
     if torch.distributed.get_rank() == 0:
         store.recover()
-        told = [store.candidates()]
-        if told[0] and store.chosen is None and not (store.root / TRACKER).exists():
+        candidates = [store.candidates()]
+        if candidates[0] and store.chosen is None and not (store.root / TRACKER).exists():
             print_rank_0(
                 f"warning: {store.root} has no {TRACKER}; going on from the newest whole checkpoint there"
             )
-    torch.distributed.broadcast_object_list(told, src=0)
+    torch.distributed.broadcast_object_list(candidates, src=0)
     problems: list[str] = []
-    for iteration in told[0]:
+    for iteration in candidates[0]:
         folder = store.folder(iteration)
         problem = _problem(folder, optimizer=True)
         if problem is None:
@@ -260,17 +260,17 @@ def _best_checkpoint(store: CheckpointStore) -> Path | None:
 
 
 def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
-    """What a checkpoint lacks or which file of it is damaged, the same on every rank. Collective.
+    """The missing part or damaged file of a checkpoint, as a message, the same on every rank. Collective.
 
     Args:
         folder: of the checkpoint.
-        optimizer: its optimizer state is wanted too.
+        optimizer: also check the optimizer state.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    verdict: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(verdict, src=0)
-    if verdict[0]:
-        return verdict[0]
+    missing: list[str | None] = [missing_part(folder, optimizer=optimizer) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(missing, src=0)
+    if missing[0]:
+        return missing[0]
     work = compare_checksums(folder, rank, ranks, optimizer=optimizer)
     rounds: list[tuple[bool, str | None]] = [(False, None)] * ranks
     size = checked_bytes(folder, rank, ranks, optimizer=optimizer)
@@ -286,19 +286,19 @@ def _problem(folder: Path, *, optimizer: bool = False) -> str | None:
 def _work_for(
     seconds: float, work: Iterator[int | str], done: Callable[[int], None]
 ) -> tuple[bool, str | None]:
-    """Do some of a work that yields its bytes and problems; was that all of it, and what is the first problem?"""
+    """Consume `work` (bytes done, or a problem) for some seconds; returns whether it ended, and the first problem."""
     deadline = time.monotonic() + seconds
-    for told in work:
-        if isinstance(told, str):
-            return True, told
-        done(told)
+    for item in work:
+        if isinstance(item, str):
+            return True, item
+        done(item)
         if time.monotonic() > deadline:
             return False, None
     return True, None
 
 
 def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
-    """Sharded weights. TransformerEngine's extra state (see `_scales`) stays out, so both layer specs read it."""
+    """Sharded weights. TransformerEngine's extra state (see `_fp8_state`) stays out, so both layer specs read it."""
     states = {}
     for i, chunk in enumerate(chunks):
         state = unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
@@ -307,16 +307,16 @@ def _model_state(chunks: Sequence[Any]) -> dict[str, Any]:
 
 
 def _has_fp8_state(config: dict[str, Any]) -> bool:
-    """Did, or does, a run of this configuration (as a dictionary) carry scales from step to step?"""
+    """True if a run of this configuration (a dictionary) has FP8 state that is kept between steps."""
     training = config["training"]
     return training.get("fp8_format") is not None and training.get("fp8_recipe") == "delayed"
 
 
-def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
-    """May a run of a configuration take up the scales of a checkpoint?
+def _fp8_state_fits(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+    """True if a run can load the FP8 state of a checkpoint.
 
-    Not those of another format: its largest gradients are 128 times as large, and with the scales TransformerEngine's
-    layers take up the format that they are of, while new scales are made for the run's own.
+    State of another format does not fit: its largest gradients are 128 times as large, and TransformerEngine's layers
+    would load that format together with the scales, while new scales are computed for the run's own.
     """
     if not (_has_fp8_state(saved) and _has_fp8_state(config)):
         return False
@@ -328,11 +328,11 @@ def _scales_fit(saved: dict[str, Any], config: dict[str, Any]) -> bool:
     return bool(before == now)
 
 
-def _scales(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
-    """What FP8's delayed recipe has seen of each tensor, which TransformerEngine keeps as the layers' extra state.
+def _fp8_state(chunks: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The state of FP8's delayed recipe (scales and maxima), which TransformerEngine keeps as the layers' extra state.
 
     A run that resumes without it would take a scale of 1 in its first step, at which gradients vanish in FP8. It is the
-    same on all ranks that hold a layer, so that it fits any layout. Other recipes carry nothing.
+    same on all ranks that hold a layer, so that it fits any layout. Other recipes have no state.
     """
     if not _has_fp8_state(config):
         return {}
@@ -354,7 +354,7 @@ def _load_model(
 
 
 def _rng_state() -> ShardedObject:
-    """Random states of this rank's place in the tensor and pipeline grid; data-parallel ranks share them."""
+    """Random states of this rank's tensor and pipeline position; data-parallel ranks share them."""
     states = {
         "random": random.getstate(),
         "numpy": np.random.get_state(),
@@ -377,7 +377,7 @@ def _rng_state() -> ShardedObject:
 
 def _restore_rng(states: dict[str, Any]) -> None:
     if ("cuda" in states) != torch.cuda.is_available():
-        return  # written on the other accelerator, whose generators have other states
+        return  # written on another kind of device (CPU or GPU), whose generator states differ
     random.setstate(states["random"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])

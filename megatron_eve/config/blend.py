@@ -9,13 +9,13 @@ from pathlib import Path
 
 from megatron_eve.config.errors import ConfigError
 
-# Positions after which a blend begins again (`data/sampling/orders.py`): no share may be smaller than one of them.
+# Period of a blend in samples (`data/sampling/orders.py`): the smallest share is one sample of a period.
 BLEND_PERIOD = 1 << 16
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Datasets of a run, and how much of it each one is.
+    """The datasets of a run and their weights.
 
     Attributes:
         prefixes: of the datasets.
@@ -27,7 +27,7 @@ class Blend:
 
 
 def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
-    """Read prefixes, or weights and prefixes in turns.
+    """Parse prefixes, or alternating weights and prefixes.
 
     Raises:
         ConfigError: a weight without a prefix, one that is not positive or too small, or a prefix that comes twice.
@@ -60,10 +60,10 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
 
 
 def parse_split(text: str) -> float:
-    """Read `99,1`, the shares of training and of held-out samples.
+    """Parse `99,1`, the shares of training and held-out samples.
 
     Returns:
-        What part of the samples is held out, 0 .. 1.
+        The held-out fraction of the samples, 0 .. 1.
 
     Raises:
         ConfigError: not two numbers of which the first is positive and the second is not negative.

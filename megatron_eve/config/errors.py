@@ -6,4 +6,4 @@ from megatron_eve.runtime.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
-    """A wrong flag, recipe or combination; the message names it and says what to do."""
+    """A wrong flag, recipe or combination; the message names it and the remedy."""

@@ -22,7 +22,7 @@ def adapter(family: ModelFamily) -> TypeAdapter[RunConfig]:
 
 
 def plain(typed: RunConfig) -> RunConfig:
-    """What a parser made, as a `RunConfig` itself, so that runs of all families have one class."""
+    """Convert a parser's result to a `RunConfig`, so that runs of all families have one class."""
     return RunConfig(**{**vars(typed), "training": TrainingConfig(**vars(typed.training))})
 
 

@@ -1,4 +1,4 @@
-"""Errors of precision and kernels, as far as the configuration alone tells; `models/kernels.py` asks the machine."""
+"""Errors of precision and kernel settings that need no GPU to find; `models/kernels.py` checks the machine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from megatron_eve.config.schema import RunConfig
 
-# TransformerEngine's matrix products in FP8 want the last dimension of both operands to be a multiple of this.
+# TransformerEngine's matrix products in FP8 need the last dimension of both operands to be a multiple of this.
 _FP8_WIDTH = 16
-# Values of a block of its blockwise recipe.
+# Size of a block in its blockwise recipe.
 _BLOCK = 128
 
 
 def kernel_errors(config: RunConfig) -> Iterator[str]:
-    """What is wrong with precision and kernels, a line each, flag and remedy named."""
+    """Errors of precision and kernel settings, one line each, with flag and remedy."""
     training = config.training
     if config.parallel.tp_comm_overlap:
         yield from _overlap(config)
@@ -54,7 +54,7 @@ def _fp8(config: RunConfig) -> Iterator[str]:
         yield f"{flag}: what is not in FP8 is in bfloat16; add --bf16"
     tensor = config.parallel.tensor_model_parallel_size
     if min(tensor, model.num_attention_heads, model.num_query_groups or 1) < 1:
-        return  # said elsewhere
+        return  # reported by another check
     head = model.hidden_size // model.num_attention_heads
     groups = model.num_query_groups or model.num_attention_heads
     widths = {

@@ -1,7 +1,7 @@
 """The memory that a rank needs before its first step, from the configuration alone: no torch, no model.
 
-Counted are weights, gradient buffers and optimizer state. Activations, frozen models beside the
-decoder and communication buffers come on top, so what does not fit by this count cannot run.
+Counted are weights, gradient buffers and optimizer state. Activations, frozen models and communication buffers are not
+counted, so a run that does not fit by this count cannot run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes that the fullest rank holds before its first step."""
+    """Memory in bytes of the rank that needs most, before its first step."""
 
     weights: int
     gradients: int
@@ -42,7 +42,7 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer
 
     def __str__(self) -> str:
@@ -56,17 +56,17 @@ class RankMemory:
 
 
 def in_units(size: float) -> str:
-    """Bytes for people: in GiB, or in MiB where they are less than one."""
+    """Bytes as text: in GiB, or in MiB below 1 GiB."""
     return f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / 2**20:,.2f} MiB"
 
 
 def memory_error(needed: RankMemory, available: float, what: str) -> str | None:
-    """Why a run cannot fit into a rank's memory, and what helps; None where it may.
+    """The error if a run cannot fit into a rank's memory, with remedies; None if it may fit.
 
     Args:
         needed: by `rank_memory`.
         available: GiB that a rank has.
-        what: has them, in words.
+        what: name of the memory, for the message.
     """
     if needed.total <= available * _GIB:
         return None
@@ -99,7 +99,7 @@ def count_parameters(model: ModelConfig, tensor_parallel: int = 1) -> ParameterC
 
 
 def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
-    """What the fullest rank holds before its first step.
+    """Memory of the rank that needs most, before its first step.
 
     Args:
         config: of the run, valid on `world_size` ranks.
@@ -111,17 +111,17 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     family = find_family(config.family)
     parts, decoder_trains = family.parameter_counts(config), family.stages[training.stage].decoder_trains
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
-    found = []
+    needed = []
     for stage, layers in enumerate(config.stage_layers):
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
         others = parts.first_stage * first + parts.last_stage * last
         trained = others + decoder * decoder_trains
-        found.append(
+        needed.append(
             RankMemory(
                 weights=(decoder + others) * (2 if training.bf16 else 4),
                 gradients=trained * _GRADIENT,
                 optimizer=trained * (_MOMENTS + _MASTER * training.bf16) // shards,
             )
         )
-    return max(found, key=lambda memory: memory.total)
+    return max(needed, key=lambda memory: memory.total)

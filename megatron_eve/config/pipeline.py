@@ -1,4 +1,4 @@
-"""Judge how the layers are cut into pipeline stages and chunks."""
+"""Checks how the layers are divided into pipeline stages and chunks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from megatron_eve.config.schema import RunConfig
 
 
 def pipeline_errors(config: RunConfig) -> Iterator[str]:
-    """What is wrong with the pipeline, a line each, flag and remedy named."""
+    """Errors of the pipeline settings, one line each, with flag and remedy."""
     parallel, layers = config.parallel, config.model.num_layers
     pipeline, chunk = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
     first, last = parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers
     if pipeline < 1:
-        return  # said elsewhere
+        return  # reported by another check
     if first is not None or last is not None:
         yield from _uneven(config)
     elif layers % pipeline:

@@ -18,7 +18,7 @@ schema.family_defaults = schema.FamilyDefaults(DEFAULT_FAMILY, _default_settings
 
 
 class _Presets(Mapping[str, Preset]):
-    """What the families name. Asked when it is read: a family imports this package, so not before."""
+    """Presets of all families, looked up on access: families import this package, so not at import time."""
 
     def __getitem__(self, name: str) -> Preset:
         for family in families():
@@ -34,7 +34,7 @@ class _Presets(Mapping[str, Preset]):
 
 
 def family_of_preset(preset: str) -> str:
-    """The name of the family that a preset's model is of.
+    """The name of a preset's model family.
 
     Raises:
         KeyError: no family has such a preset.

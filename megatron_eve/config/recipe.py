@@ -1,4 +1,4 @@
-"""From YAML recipes and flags to one `RunConfig`.
+"""Builds the `RunConfig` from YAML recipes and flags.
 
 pydantic checks the recipe (types, unknown keys; `4e-5`, a string in YAML 1.1, becomes a number) and `flags.py` makes
 flags of the same dataclasses, so there is one place where a setting is named. YAML goes through the safe
@@ -7,7 +7,6 @@ loader: no value can name a Python object.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.family_types import adapter, plain, typed
 from megatron_eve.config.flag_suggestions import OTHER_NAMES
@@ -35,9 +35,8 @@ def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
         FamilyError: an unknown family.
     """
     argv = sys.argv[1:] if argv is None else argv
-    recipes, presets, named = (_values_of(argv, flag) for flag in ("--config", "--preset", "--family"))
-    preset = presets[0] if presets else None
-    base = load_recipe(*map(Path, recipes), preset=preset, family=named[0] if named else None)
+    recipes, preset = flag_values(argv, "--config"), flag_value(argv, "--preset")
+    base = load_recipe(*map(Path, recipes), preset=preset, family=flag_value(argv, "--family"))
     parser = _parser(base, prog)
     tree = base.to_dict()
     for name, value in vars(parser.parse_args(argv)).items():
@@ -52,7 +51,7 @@ def _parser(base: RunConfig, prog: str) -> FlagParser:
 
 
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections of a tree of settings, without what stands beside them (`family`)."""
+    """The sections of a configuration as dictionaries, without `family`."""
     return {name: part for name, part in tree.items() if isinstance(part, dict)}
 
 
@@ -62,7 +61,7 @@ def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
 
 
 def other_names(family: str) -> dict[str, str]:
-    """What flags of other programs are called here, for a model of this family."""
+    """Flags of other programs with their names here, for a model of this family."""
     return {**OTHER_NAMES, **find_family(family).other_names}
 
 
@@ -100,14 +99,14 @@ def load_recipe(*paths: Path, preset: str | None = None, family: str | None = No
     if preset:
         sizes = find_family(family).presets[preset]
         config = replace(config, model=sizes.model, vision=sizes.vision)
-    for path, read, lines in recipes:  # one by one, so that a mistake is laid to the file that makes it
+    for path, read, lines in recipes:  # one by one, so that an error names the file that causes it
         recipe, line_of = upgrade_recipe(read, family, lines)
         config = from_dict(_merge(config.to_dict(), recipe, path, line_of), source=str(path), line_of=line_of)
     return config
 
 
 def _known_preset(preset: object, source: str, family: str | None) -> None:
-    """Refuse a preset that the family does not have, or none has where no family is named."""
+    """Raise ConfigError for a preset that the family (or, if none is named, any family) does not have."""
     known = PRESETS if family is None else find_family(family).presets
     if preset is None or (isinstance(preset, str) and preset in known):
         return
@@ -126,8 +125,8 @@ def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | No
         source: what messages call the checkpoint.
 
     Returns:
-        The configuration, and a sentence that names the settings of it that are not known here, which are left out;
-        None where all are known.
+        The configuration, and a message that names settings unknown to this version, which are left out; None if all
+        are known.
 
     Raises:
         ConfigError: a value that this version cannot take.
@@ -165,18 +164,18 @@ def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None
         lines, settings = [], asdict(find_family(family).Config())
         for one in error.errors():
             known, section = one["type"] != "unexpected_keyword_argument", values.get(str(one["loc"][0]))
-            # Settings of the family may stand in a section that older versions had, and in today's too.
+            # Settings of the family may be in a section of older versions, or in the current one.
             inside = section if not known and len(one["loc"]) == 1 and isinstance(section, dict) else {}
             moved = [(*one["loc"], key) for key in inside if key in settings]
             for place in moved or [one["loc"]]:
                 where = f"{source}, line {line_of(place)}" if line_of else source
-                said = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
-                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {said}")
+                message = one["msg"] if known else f"no such setting; {_key_hint(place, family)}"
+                lines.append(f"{where}: {'.'.join(str(part) for part in place)}: {message}")
         raise ConfigError("\n".join(lines)) from None
 
 
 def _key_hint(keys: tuple[Any, ...], family: str) -> str:
-    """What to do about a key of a recipe that does not exist."""
+    """Suggestion for a recipe key that does not exist."""
     tree = RunConfig(family=family).to_dict()
     key = str(keys[-1])
     sections = [name for name, section in sections_of(tree).items() if key in section]
@@ -238,18 +237,3 @@ def _merge(tree: dict[str, Any], recipe: dict[str, Any], path: Path, line_of: Li
             )
         tree[section] = {**tree.get(section, {}), **values}
     return tree
-
-
-def _values_of(argv: list[str], flag: str) -> tuple[str, ...]:
-    """The values of a flag that decides the defaults of all others, so it is read before the parser runs."""
-    values: tuple[str, ...] = ()
-    for i, word in enumerate(argv):
-        if word == flag:
-            values = tuple(itertools.takewhile(lambda value: not value.startswith("-"), argv[i + 1 :]))
-        elif word.startswith(flag + "="):
-            values = (word[len(flag) + 1 :],)
-        else:
-            continue
-        if not values:
-            raise ConfigError(f"{flag}: names nothing; give it a value or leave it out")
-    return values

@@ -16,10 +16,10 @@ from megatron_eve.config.flag_types import Flag, Words
 
 @dataclass
 class FamilyDefaults:
-    """What a `RunConfig` asks of the families.
+    """The families' part of a `RunConfig`: its default family and their default settings.
 
     Attributes:
-        name: of the family of a run that names none.
+        name: of the default family.
         settings: the default settings of a family, given its name.
     """
 
@@ -27,7 +27,7 @@ class FamilyDefaults:
     settings: Callable[[str], Any]
 
 
-# Set by `presets.py`: this file cannot ask the registry of families itself, which imports the types that stand here.
+# Set by `presets.py`: this file cannot import the registry of families, which imports the types of this file.
 family_defaults = FamilyDefaults("", str)
 
 # Unknown keys in a recipe are errors, never silently dropped (read by pydantic in recipe.py).
@@ -314,7 +314,7 @@ class RunConfig:
             object.__setattr__(self, "vision", family_defaults.settings(self.family))
 
     def to_dict(self) -> dict[str, Any]:
-        """The tree as nested plain dictionaries, ready for YAML or JSON."""
+        """The tree as nested plain dictionaries, for YAML or JSON."""
         return asdict(self)
 
     @property
@@ -339,7 +339,7 @@ class RunConfig:
 
     @property
     def row_multiple(self) -> int:
-        """What the rows of a pack on each rank must be a multiple of, for its matrix products in FP8."""
+        """Required multiple of a pack's rows on each rank, for matrix products in FP8."""
         if self.training.fp8_format is None:
             return 1
         # TransformerEngine's assert_dim_for_fp8_exec, and a block's side: a sequence-parallel rank quantises its rows

@@ -1,7 +1,7 @@
-"""Trees of settings that older versions wrote, brought into today's form.
+"""Converts configurations of older versions to the current form.
 
 Recipes of users, `config.yaml` and the configuration in `common.pt` of checkpoints are nested dictionaries of sections.
-Which keys have moved is the family's to know; what concerns every family stands here.
+The family knows which of its keys have moved; this file handles what concerns every family.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 LineOf = Callable[[tuple[Any, ...]], int]
-"""Keys, outermost first, to the line of a file that they stand on."""
+"""Maps a key's path, outermost first, to its line in a file."""
 
 
 def upgrade_saved(tree: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a checkpoint in today's form; the tree itself is not changed.
+    """The configuration of a checkpoint in the current form; `tree` is not changed.
 
     Args:
         tree: as an older version or this one wrote it. One without a family is from before there were several.
 
     Raises:
-        FamilyError: a family that is not here.
+        FamilyError: a family that is not installed.
     """
     named = {"family": DEFAULT_FAMILY, **tree}
     return find_family(named["family"]).upgrade(_copy(named))
 
 
 def upgrade_recipe(recipe: dict[str, Any], family: str, line_of: LineOf) -> tuple[dict[str, Any], LineOf]:
-    """A recipe in today's form, and the lines on which its keys stand.
+    """A recipe in the current form, and the lines of its keys.
 
-    A key that stands both where it stood and where it stands now is left in the old place, for the parser to refuse.
+    A key that is in both its old and its new place stays in the old one, so that the parser reports it.
 
     Args:
         recipe: as it was read, without its family.

@@ -1,4 +1,4 @@
-"""Judge a configuration before any process group exists: every refusal names the flag and the remedy."""
+"""Checks a configuration before any process group exists; each error names the flag and the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECOMPUTE_MODULES = ("core_attn", "mlp")
 
 
 def validate(config: RunConfig, world_size: int) -> None:
-    """Refuse what cannot run on `world_size` ranks.
+    """Raise ConfigError if a configuration cannot run on `world_size` ranks.
 
     Raises:
         ConfigError: all errors at once, a line each.
@@ -42,7 +42,7 @@ def validate(config: RunConfig, world_size: int) -> None:
 
 
 def validate_sizes(config: RunConfig) -> None:
-    """Refuse sizes of the model that none can have, in whatever run.
+    """Raise ConfigError for model sizes that are invalid in any run.
 
     Raises:
         ConfigError: all errors at once, a line each.
@@ -173,7 +173,10 @@ def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
     yield from at_least_one(data, "seq_length", "num_workers", "max_images_per_pack")
     if data.image_decoder == "dali" and not dali_is_installed():
-        yield "--image-decoder dali: DALI is not installed here; see README (Installing), or use threads"
+        yield (
+            "--image-decoder dali: DALI is not installed here: make install-dev brings it for CPUs, make install-gpu "
+            "for GPUs; or use threads"
+        )
     if data.mock_data and data.data_path:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:
@@ -250,12 +253,12 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
 
 
 def same_folder(one: str | None, other: str | None) -> bool:
-    """Do two paths name one folder, however they are spelled?"""
+    """True if two paths name the same folder."""
     return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def _holds_checkpoints(folder: str) -> bool:
-    """A tracker file, or checkpoints whose tracker was lost."""
+    """True if a folder has checkpoints: a tracker file, or iter_ folders whose tracker is missing."""
     root = Path(folder)
     return (root / TRACKER).exists() or any(
         re.fullmatch(r"iter_\d+", path.name) and (path / "metadata.json").exists()

@@ -1,1 +1,1 @@
-"""Between Hugging Face layouts and this model: one declarative table, read in both directions."""
+"""Conversion between Hugging Face folders and checkpoints, by one table of names for both directions."""

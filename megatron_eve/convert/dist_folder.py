@@ -1,7 +1,7 @@
 """Weights in megatron-core's distributed checkpoint format (`torch_dist`), without a model: one tensor at a time.
 
-torch's own planner asks for each tensor when it is about to write it, and reads those alone that are asked for; so a 7B
-model passes through a few hundred megabytes.
+torch's planner requests each tensor when it is about to write it, and only requested tensors are read, so converting a
+7B model takes a few hundred megabytes of memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """What went wrong, instead of torch's account of which ranks it went wrong on."""
+    """The underlying error, instead of torch's list of the ranks that failed."""
     try:
         yield
     except CheckpointException as error:
@@ -87,7 +87,7 @@ class DistFolder:
 
 
 class _StreamPlanner(DefaultSavePlanner):
-    """Plans with tensors that have no data, and makes each when it is its turn to be written."""
+    """Plans with tensors without data, and makes the data of each when it is written."""
 
     def __init__(self, tensors: Mapping[str, LazyTensor], done: Callable[[int], None]) -> None:
         super().__init__(flatten_state_dict=False)
@@ -112,7 +112,7 @@ def write_dist_folder(
         done: called with the bytes of each tensor that was made.
 
     Raises:
-        OSError: the disk is full, or worse.
+        OSError: the disk is full, or another error in writing.
     """
     # A file a tensor: torch's writer holds all tensors of a file until the file is whole.
     writer = FileSystemWriter(folder, single_file_per_rank=False, thread_count=1)
@@ -126,6 +126,6 @@ def write_dist_folder(
     path = folder / "common.pt"
     try:
         torch.save(common, path)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # the error that torch raises on a full disk
         raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))

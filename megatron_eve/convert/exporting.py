@@ -250,9 +250,9 @@ def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer 
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); copy the file again, or take it away") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no settings by name; copy the file again, or take it away")
-    return found
+    return values

@@ -64,13 +64,13 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     Raises:
         ConfigError: tensors that are missing, of another shape, or that no rule knows.
     """
-    folder, plan = HFFolder(source), ImportPlan(config)
-    if (tokenizer := source / "tokenizer.model").is_file():
+    found = HFConfig.read(source)
+    folder, plan = HFFolder(source, found.folders), ImportPlan(config)
+    if (tokenizer := found.language_folder / "tokenizer.model").is_file():
         if other := wrong_content(tokenizer):  # its digest would shut out the right one later
             raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
         plan.tokenizer_sha256 = file_digest(tokenizer)
     keys = set(folder.keys())
-    found = HFConfig.read(source)
     rules, family = rules_of(config), find_family(config.family)
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
@@ -157,7 +157,7 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
     Raises:
         ConfigError: one holds NaN or infinity.
     """
-    folder = HFFolder(source)
+    folder = HFFolder(source, HFConfig.read(source).folders)
     for names in plan.mapped.values():
         for name in names:
             tensor = folder.tensor(name)

@@ -1,4 +1,4 @@
-"""What a model's tensors are called and how large they are, from the model itself, built without data."""
+"""Names and shapes of a model's tensors, from the model itself, built on torch's meta device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         name: global name of the parameter, which the rules of `checkpoint/hf/rules.py` know.
-        key: what a checkpoint calls it.
+        key: its key in a checkpoint.
         shape: of the whole tensor.
     """
 
@@ -54,12 +54,12 @@ class MetaModel:
         ]
 
     def initial(self, seed: int) -> dict[str, torch.Tensor]:
-        """Initial weights, by name, of what no language model has: the modules that the family adds."""
+        """Initial weights, by name, of the modules that the family adds to the language model."""
         torch.manual_seed(seed)
         family, config = find_family(self._config.family), self._config
         heads = {objective.module: objective for objective in family.objectives(config)}
         width = next((some.features.width for some in heads.values() if some.features), 0)
-        found = {}
+        weights = {}
         for path, module in self._model.named_modules():
             new: Any
             if path == "vision_model":
@@ -71,8 +71,8 @@ class MetaModel:
             else:
                 continue
             for name, parameter in new.named_parameters():
-                found[f"{path}.{name}"] = parameter.detach()
-        return found
+                weights[f"{path}.{name}"] = parameter.detach()
+        return weights
 
 
 @contextmanager

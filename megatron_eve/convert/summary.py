@@ -1,4 +1,4 @@
-"""What a conversion says of itself: an account of every tensor."""
+"""The summary of a conversion: what happened to every tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FIRST = 3  # names that the summary gives of each reason
 
 
 def size_of(tensors: Mapping[str, LazyTensor]) -> int:
-    """Bytes of tensors, which are not made for it."""
+    """Bytes of tensors, without reading or computing them."""
     return sum(lazy.shape.numel() * lazy.dtype.itemsize for lazy in tensors.values())
 
 
@@ -21,13 +21,13 @@ def summary(
     others: Mapping[str, Mapping[str, str]],
     every: bool,
 ) -> str:
-    """An account for people.
+    """The summary as text.
 
     Args:
         tensors: what is written.
         mapped: Hugging Face keys by key of the checkpoint.
-        others: what became of tensors that are not mapped: a word such as "dropped", and the reason of each by its key.
-        every: list every tensor, not only how many there are.
+        others: tensors that are not mapped: a word such as "dropped" -> key -> reason.
+        every: list every tensor, not only their number.
     """
     lines = []
     if every:

@@ -17,8 +17,9 @@ from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ModelSettings
 
-# vicuna_v1, as `data/text/conversation.py` writes it: a message's only image goes to its front.
-CHAT_TEMPLATE = """\
+# By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
+_CHAT_TEMPLATES = {
+    "vicuna_v1": """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}
         {{- content -}}
@@ -50,7 +51,8 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}
     {{- 'ASSISTANT:' -}}
 {%- endif -%}
-""".replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'"))
+""".replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'")),
+}
 
 # What a tokenizer may do to a text before it looks for pieces; Llama's does nothing.
 _PROBES = (
@@ -75,18 +77,21 @@ def write_transformers_files(folder: Path, settings: ModelSettings, dtype: str, 
     Raises:
         ConfigError: a tokenizer that is not Llama's.
     """
-    family = family_of(settings).hugging_face()
+    family = family_of(settings)
+    hf_format = family.hugging_face()
     fast, image_token_id = fast_tokenizer(Path(tokenizer.path))
     fast.save(str(folder / "tokenizer.json"))
     shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model, family.processor_class))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model, hf_format.processor_class))
+    chat_template = _CHAT_TEMPLATES.get(family.chat_template())
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
     ids = token_ids(tokenizer)
-    files = family.transformers_files(settings.model, settings.vision, dtype, ids, image_token_id)
+    files = hf_format.transformers_files(settings.model, settings.vision, dtype, ids, image_token_id)
     for name, content in files.items():
         write_json(folder / name, content)
-    for module in family.code:
+    for module in hf_format.code:
         shutil.copyfile(module, folder / module.name)
 
 

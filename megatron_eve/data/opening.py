@@ -106,7 +106,7 @@ def _divide(
     """
     share, limits = parse_split(config.data.split), pack_limits(config)
     names = [Path(prefix).name for prefix in prefixes]
-    training, held_out, said, first = [], [], [], 0
+    training, held_out, notes, first = [], [], [], 0
     for number, (prefix, dataset) in enumerate(zip(prefixes, datasets, strict=True)):
         name = names[number] if names.count(names[number]) == 1 else prefix
         kept, out = split_dataset(name, first, len(dataset), share if number < trained else 1.0)
@@ -115,13 +115,13 @@ def _divide(
             check_split(config, prefix, kept, out)
         rows = limits.oversized(dataset.samples, dataset.info.longest_length)
         if len(rows):
-            said.append(limits.describe(dataset.samples, rows, dataset.sample_name))
-            kept, out = (_without(part, rows, prefix, said[-1]) for part in (kept, out))
+            notes.append(limits.describe(dataset.samples, rows, dataset.sample_name))
+            kept, out = (_without(part, rows, prefix, notes[-1]) for part in (kept, out))
         if number < trained:
             training.append(kept)
         if len(out):
             held_out.append(out)
-    return training, held_out, said
+    return training, held_out, notes
 
 
 def _without(part: DatasetSlice, rows: NDArray[np.int64], prefix: str, message: str) -> DatasetSlice:

@@ -1,58 +1,178 @@
-"""Reasons for which preprocessing skips a row of the input."""
+"""Reasons for which preprocessing skips a row of the input, and what to do about each."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """Why rows are skipped.
+
+    Attributes:
+        what: what is wrong with such a row.
+        remedy: what its owner can do, in one clause.
+    """
+
+    what: str
+    remedy: str
+
+
+_FIX = "correct the rows, or leave them out"
+_DOWNLOAD_AGAIN = "copy or download the file again"
+
 REASONS = {
-    "broken_json": "the row is not JSON (a file that holds an array must not be named .jsonl or .ndjson)",
-    "not_an_object": "the row is not a JSON object",
-    "no_conversation": "'conversations' is not a list of turns, or is empty",
-    "unknown_role": "a turn is from neither 'human' nor 'gpt'",
-    "value_not_text": "a turn's value is not a string",
-    "text_not_unicode": "a turn's text is not valid Unicode",
-    "text_too_long": "a row's texts have more than 4 million characters: split them",
-    "role_order": "turns do not alternate between 'human' and 'gpt'",
-    "kind_template": "--template does not take rows of this kind: plain takes captions, vicuna_v1 conversations, "
-    "document interleaved documents, pairs and texts",
-    "document_turns": "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
-    "plain_turns": "the plain template takes two turns, a question and a caption",
-    "plain_without_image": "the plain template takes captions, and there is no image",
-    "image_in_caption": "the plain template takes <image> in the question only",
-    "image_without_placeholder": "the row has an image, but its text no <image>",
-    "placeholder_without_image": "the text has <image>, but the row no image",
-    "image_count": "not as many <image> as images",
-    "other_placeholder": "the text has a placeholder such as <image1> or <video> instead of <image>",
-    "other_media": "the row has audio and no image",
-    "nothing_to_train": "no token trains: answers are empty or white space, or were cut off by --model-max-length",
-    "image_field": "'image' (or 'images') is not a file name or a list of them, or the images are under another key",
-    "image_outside_root": "an absolute path, or a path or link that leaves --image-root (--follow-links allows links)",
-    "image_missing": "no such file under --image-root",
-    "image_not_a_file": "a directory, or another entry that is not a regular file",
-    "image_unreadable": "the file cannot be read",
-    "image_file_too_large": "the file has 2 GiB or more",
-    "image_empty": "the file is empty",
-    "image_lfs_pointer": "a git-lfs pointer, not the image itself: run git lfs pull in --image-root",
-    "image_format": "not an image in an accepted format",
-    "image_too_large": "more pixels than --max-image-pixels",
-    "image_damaged": "the image is truncated or corrupt",
-    "video_field": "'video' (or 'videos') is not the name of one file",
-    "video_format": "not a video in an accepted container (mp4, mov, webm, mkv, avi, MPEG-TS) and codec",
-    "video_no_frames": "the file has no video stream, or one without frames",
-    "video_damaged": "the video is truncated or corrupt",
-    "video_too_long": "the video has more than 1,000,000 frames, or more than 1,000 have to be decoded for one frame",
-    "key_without_picture": "no image or video among the members of a key (the name up to its first dot); members of a "
-    "key must be adjacent in the shard: make it again with tar --sort=name",
-    "key_twice": "two images, videos, captions or JSON files with the same key",
-    "member_not_a_file": "a tar member that is a link or a device; links are not followed",
-    "member_outside": "a tar member with an absolute path, or with .. in its name",
-    "member_too_large": "a caption, or the JSON file of an image, has more than 16 MiB",
-    "document_layout": "not an MMC4 document: text_list, image_info or similarity_matrix is missing or of a wrong size",
-    "matched_text_index": "an image of a document is matched to a sentence that does not exist",
-    "text_field": "a row of text has neither 'text' nor 'inputs' and 'targets'",
-    "csv_fields": "a row of the CSV has another number of fields than its header line",
-    "parquet_row": "a row of parquet: an image is null or not bytes, a column has the wrong type, or its kind is none "
-    "of those in docs/data.md",
-    "license_dropped": "its license matches --drop-license",
-    "opted_out": "its id, a URL or the sha256 of one of its images is listed in --opt-out",
-    "download_failed": "img2dataset could not download the image: its status is not success",
+    "broken_json": Reason(
+        "the row is not JSON",
+        "correct the line; a file that holds one array must not be named .jsonl or .ndjson",
+    ),
+    "not_an_object": Reason("the row is not a JSON object", "write each row as {...}"),
+    "no_conversation": Reason(
+        "'conversations' (or 'messages') is not a list of turns, or has none beside a system turn",
+        "give the row a list of turns under that key; for other layouts see --input-format",
+    ),
+    "two_conversations": Reason(
+        "the row has both 'conversations' and 'messages'", "remove one of the two keys"
+    ),
+    "unknown_role": Reason(
+        "a turn is from neither 'human' ('user'), 'gpt' ('assistant') nor 'system'",
+        "rename the role, or remove the turns of tools",
+    ),
+    "message_part": Reason(
+        "a part of a message is neither text nor an image",
+        "write videos as the row's 'video', or remove the part",
+    ),
+    "value_not_text": Reason("the value or content of a turn is not text", "write it as a string"),
+    "text_not_unicode": Reason(
+        "a text is not valid Unicode, such as an emoji cut in two", "write the file again as UTF-8"
+    ),
+    "text_too_long": Reason("the texts of a row have more than 4 million characters", "split the row"),
+    "role_order": Reason(
+        "turns do not alternate between 'human' and 'gpt'",
+        "join turns of one role that follow each other; a system turn comes first",
+    ),
+    "kind_template": Reason(
+        "--template does not take rows of this kind",
+        "choose plain for captions, vicuna_v1 for conversations, document for interleaved documents, pairs and texts",
+    ),
+    "document_turns": Reason(
+        "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
+        "write it as one turn from 'gpt'",
+    ),
+    "plain_turns": Reason(
+        "--template plain takes two turns, a question and a caption", "use --template vicuna_v1"
+    ),
+    "plain_without_image": Reason(
+        "--template plain takes captions, and there is no image",
+        "use --template vicuna_v1 for conversations, document for texts",
+    ),
+    "image_in_caption": Reason(
+        "--template plain takes <image> in the question only", "move <image> from the caption to the question"
+    ),
+    "image_in_system": Reason("a system turn has an image", "move it to the first question"),
+    "image_without_placeholder": Reason(
+        "the row has an image, but its text no <image>", "write <image> in the question, once for each image"
+    ),
+    "placeholder_without_image": Reason(
+        "the text has <image>, but the row no image",
+        "name the file under 'image' or 'images', or remove <image>",
+    ),
+    "image_count": Reason(
+        "not as many <image> (or image parts) as images", "write <image> once for each image"
+    ),
+    "other_placeholder": Reason(
+        "the text has a placeholder such as <image1> or <video> instead of <image>", "write it as <image>"
+    ),
+    "other_media": Reason("the row has audio and no image", "leave the row out: no model here takes sound"),
+    "nothing_to_train": Reason(
+        "no token trains: answers are empty or white space, or were cut off",
+        "raise --model-max-length if answers were cut off; else fill the answers in, or leave the rows out",
+    ),
+    "image_field": Reason(
+        "'image' (or 'images') is not a file name or a list of them, or the images are under another key",
+        "name the files under 'image' or 'images', as text",
+    ),
+    "image_remote": Reason(
+        "the image is a URL, and nothing is downloaded",
+        "download the images (img2dataset) and name their files",
+    ),
+    "image_data_uri": Reason(
+        "a data: URI without an image in base64", "write it as data:image/jpeg;base64,..."
+    ),
+    "image_outside_root": Reason(
+        "a path or link that leaves --image-root",
+        "name a folder further up as --image-root; for links add --follow-links",
+    ),
+    "image_missing": Reason(
+        "no such file under --image-root",
+        "check that --image-root is the folder that the names are relative to, and that all images were unpacked",
+    ),
+    "image_not_a_file": Reason("a folder, a pipe or a device", "name the image file itself"),
+    "image_unreadable": Reason("the file cannot be read", "check its permissions, and the disk"),
+    "image_file_too_large": Reason("the file has 2 GiB or more", "write it smaller"),
+    "image_empty": Reason("the file is empty", _DOWNLOAD_AGAIN),
+    "image_lfs_pointer": Reason(
+        "a git-lfs pointer, not the image itself", "run git lfs pull in --image-root"
+    ),
+    "image_format": Reason(
+        "not an image in an accepted format",
+        "open one of them: it may be a web page; write others as JPEG or PNG",
+    ),
+    "image_too_large": Reason(
+        "more pixels than --max-image-pixels", "raise --max-image-pixels, or write the image smaller"
+    ),
+    "image_damaged": Reason("the image is truncated or corrupt", _DOWNLOAD_AGAIN),
+    "video_field": Reason(
+        "'video' (or 'videos') is not the name of one file", "name one file; make a row of each video"
+    ),
+    "video_format": Reason(
+        "not a video in an accepted container (mp4, mov, webm, mkv, avi, MPEG-TS) and codec",
+        "write it as H.264 in mp4, with ffmpeg say",
+    ),
+    "video_no_frames": Reason("the file has no video stream, or one without frames", _DOWNLOAD_AGAIN),
+    "video_damaged": Reason("the video is truncated or corrupt", _DOWNLOAD_AGAIN),
+    "video_too_long": Reason(
+        "the video has more than 1,000,000 frames, or more than 1,000 have to be decoded for one frame",
+        "cut it into clips, or write it with more key frames (ffmpeg -g 250)",
+    ),
+    "key_without_picture": Reason(
+        "no image or video among the members of a key (the name up to its first dot)",
+        "make the shard again with tar --sort=name: members of a key must be adjacent",
+    ),
+    "key_twice": Reason(
+        "two images, videos, captions or JSON files with the same key", "give each row a key of its own"
+    ),
+    "member_not_a_file": Reason(
+        "a tar member that is a link or a device, which are not followed",
+        "make the archive with tar --dereference",
+    ),
+    "member_outside": Reason(
+        "a tar member with an absolute path, or with .. in its name", "make the archive with relative names"
+    ),
+    "member_too_large": Reason(
+        "a caption, or the JSON file of an image, has more than 16 MiB", "shorten it, or leave the row out"
+    ),
+    "document_layout": Reason(
+        "not an MMC4 document: text_list, image_info or similarity_matrix is missing or of a wrong size", _FIX
+    ),
+    "matched_text_index": Reason("an image of a document is matched to a sentence that does not exist", _FIX),
+    "text_field": Reason(
+        "a row of text has neither 'text' nor 'inputs' and 'targets'", "rename its key to 'text'"
+    ),
+    "csv_fields": Reason(
+        "a row of the CSV has another number of fields than its header line",
+        "put fields with commas in quotation marks",
+    ),
+    "parquet_row": Reason(
+        "an image is null or not bytes, a column has the wrong type, or 'kind' is unknown",
+        "correct the column that is named; docs/data.md lists them",
+    ),
+    "license_dropped": Reason("its license matches --drop-license", "nothing, it was asked for"),
+    "opted_out": Reason(
+        "its id, a URL or the sha256 of one of its images is listed in --opt-out", "nothing, it was asked for"
+    ),
+    "download_failed": Reason(
+        "img2dataset or video2dataset could not download the file: its status is not success",
+        "nothing if they are few; else run it again for the rows that failed",
+    ),
 }
-"""{key under which skipped rows are counted: what it means}."""
+"""{key under which skipped rows are counted: what it means and what to do}."""

@@ -159,15 +159,15 @@ def _whose_apex() -> str | None:
 
 def _split(requirement: str) -> tuple[str, str]:
     """Name and versions of a requirement in pip's format, without extras and markers."""
-    found = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)", requirement)
-    assert found is not None
-    return found[1].lower(), found[2].replace(" ", "").strip("()")
+    match = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)", requirement)
+    assert match is not None
+    return match[1].lower(), match[2].replace(" ", "").strip("()")
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """The release numbers of a version, without trailing zeros: (2, 10) for "2.10.0a0+local"."""
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    parts = [int(part) for part in found[0].split(".")] if found else []
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    parts = [int(part) for part in match[0].split(".")] if match else []
     while parts and parts[-1] == 0:
         parts.pop()
     return tuple(parts)

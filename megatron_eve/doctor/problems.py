@@ -109,11 +109,11 @@ def has_kernels(gpu: Gpu, architectures: tuple[str, ...]) -> bool:
     all newer ones, too; with a letter at the end both run on the same major version only.
     """
     for architecture in architectures:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture)
-        if found is None:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture)
+        if match is None:
             return True
-        built = (int(found[2]), int(found[3]))
-        anywhere = found[1] == "compute" and not found[4]
+        built = (int(match[2]), int(match[3]))
+        anywhere = match[1] == "compute" and not match[4]
         if gpu.capability >= built and (anywhere or gpu.capability[0] == built[0]):
             return True
     return not architectures

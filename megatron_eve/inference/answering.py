@@ -14,12 +14,12 @@ from megatron_eve.inference.questions import AnswerRow, AnswersFile, Question, r
 
 
 @dataclass
-class Tally:
-    """What became of the questions of a run.
+class AnswerCounts:
+    """Counts of a run's questions and answers.
 
     Attributes:
         answered: by this run.
-        skipped: reason -> questions whose row holds an error in place of an answer.
+        skipped: number of questions by reason whose row holds an error instead of an answer.
         tokens: generated.
         seconds: from the first batch to the last.
     """
@@ -38,21 +38,21 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     done: Callable[[int], object],
-) -> Tally:
-    """Answer what is missing, in order.
+) -> AnswerCounts:
+    """Answer the questions that have no answer yet, in order.
 
-    A question that cannot be asked, whose picture cannot be read or whose prompt is too long gets a row that says so,
-    and the run goes on.
+    An invalid question, an unreadable picture or a prompt that is too long gives a row with an error, and the run goes
+    on.
 
     Args:
         engine: whose `prepare` and `answers` are called.
-        answers: says what is missing, and gets each batch before the next begins.
+        answers: knows which answers are missing; each batch is written to it before the next begins.
         image_folder: picture names are relative to it.
-        batch_size: prompts that are answered together.
+        batch_size: number of prompts that are answered together.
         max_new_tokens: of one answer.
-        done: is told after each batch how many questions it dealt with.
+        done: called after each batch with its number of questions.
     """
-    tally, began = Tally(0, {}, 0, 0.0), time.monotonic()
+    tally, began = AnswerCounts(0, {}, 0, 0.0), time.monotonic()
     for questions in batches(answers.missing, batch_size):
         prepared: list[Query | SkipRow] = [
             _prepare(engine, question, image_folder, max_new_tokens) for question in questions
@@ -77,7 +77,7 @@ def answer_questions(
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    """Runs of `size` questions in their order. Packs have no padding, so sorting them by length would gain nothing."""
+    """Batches of `size` questions, in order. Packs have no padding, so sorting by length would not help."""
     for start in range(0, len(questions), size):
         yield questions[start : start + size]
 

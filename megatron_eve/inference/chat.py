@@ -1,4 +1,4 @@
-"""A conversation about a picture: what may be asked, in which words it is refused, and whose turn it is.
+"""Conversations about a picture: limits, error messages for the user, and the request queue.
 
 `RequestQueue` answers the questions of many threads one at a time, in the thread that owns the engine: a CUDA context
 and the ranks of a layout take calls from one thread only.
@@ -25,27 +25,24 @@ _READABLE = {
     "image_damaged": "The picture is damaged, or cut off.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
-CHAT_TEMPLATE = "vicuna_v1"
-"""Template of conversations with a model (see `data.text.conversation`)."""
-
-_LOOK_SECONDS = 0.25  # how soon an end is noticed
+_LOOK_SECONDS = 0.25  # seconds between checks whether to stop
 _PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
 
 
 class Refused(Exception):
-    """A question that is not answered; the message is for the one who asked."""
+    """A question that is not answered; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one who asks may take.
+    """Limits for one user.
 
     Attributes:
         new_tokens: of one answer.
         questions: of one conversation.
-        characters: of a conversation's questions and answers together; its tokens are counted beside them.
-        upload_bytes: of a picture's file. Its pixels are limited by what is ever decoded.
-        waiting: questions that wait while one is answered.
+        characters: of a conversation's questions and answers together; its tokens are limited separately.
+        upload_bytes: of a picture's file. Its pixels are limited by the decoder.
+        waiting: number of questions that may wait while one is answered.
     """
 
     new_tokens: int = 256
@@ -57,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, and what came before it.
+    """A question with the conversation before it.
 
     Attributes:
         question: its text.
@@ -70,10 +67,10 @@ class Asked:
     images: tuple[bytes, ...] = ()
 
     def check(self, limits: Limits) -> None:
-        """Refuse what can be refused without the model.
+        """Raise Refused for what can be checked without the model.
 
         Raises:
-            Refused: says in words for the one who asked why not.
+            Refused: with the reason, in words for the user.
         """
         if not self.question.strip():
             raise Refused("Ask something.")
@@ -99,7 +96,7 @@ class Asked:
         """
         self.check(limits)
         try:
-            text = prompt_text(self.question.strip(), CHAT_TEMPLATE, len(self.images), self.earlier)
+            text = prompt_text(self.question.strip(), engine.conv_mode, len(self.images), self.earlier)
             return engine.prepare(text, self.images, limits.new_tokens)
         except SkipRow as error:
             raise Refused(_READABLE.get(error.reason, _PLACEHOLDER).format(detail=error.detail)) from error
@@ -112,7 +109,7 @@ class Request:
     Attributes:
         asked: the question.
         events: ("text", piece) and, at the end, ("done", "") or ("error", message).
-        cancelled: set it when nobody wants the answer any more.
+        cancelled: set it when the answer is no longer needed.
     """
 
     asked: Asked
@@ -123,7 +120,7 @@ class Request:
         """The answer's text, as it comes.
 
         Raises:
-            Refused: no answer, or not all of it; says why.
+            Refused: no answer, or an incomplete one, with the reason.
         """
         while (event := self.events.get())[0] == "text":
             yield event[1]
@@ -132,7 +129,7 @@ class Request:
 
 
 class RequestQueue:
-    """Questions of any thread, answered one at a time in the order in which they came."""
+    """A queue of questions from any thread, answered one at a time, first come, first served."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[Request] = queue.Queue()

@@ -1,4 +1,4 @@
-"""What answers questions, whatever model stands behind it: prompts in, text out, all at once or as it comes."""
+"""The interface of models that answer questions: prompts in, text out, at once or streamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPLACEMENT = "\ufffd"
 
 
 class PromptError(SkipRow):
-    """A prompt that the model cannot take; `reason` is such as "prompt_too_long"."""
+    """A prompt that the model cannot take; `reason` is, for example, "prompt_too_long"."""
 
 
 class EngineLost(RuntimeError):
@@ -36,7 +36,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated.
+    """A generated answer.
 
     Attributes:
         tokens: new token ids, without the one that ended the answer.
@@ -49,6 +49,10 @@ class Answer:
 
 class Engine(Protocol):
     """Greedy answers. One call at a time, all from one thread."""
+
+    @property
+    def conv_mode(self) -> str:
+        """The template of the prompts."""
 
     @property
     def max_length(self) -> int:
@@ -66,11 +70,11 @@ class Engine(Protocol):
         """Answer prompts of any lengths as one batch; each answer is the one that it would get alone."""
 
     def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
-        """Answer one prompt; the pieces, joined, are `Answer.text`. Closing it ends the generation."""
+        """Answer one prompt in pieces of `Answer.text`, as they come. Closing the iterator ends the generation."""
 
 
 class TextPieces:
-    """Text of a growing list of tokens, in pieces that never have to be taken back.
+    """Text of a growing list of tokens, in final pieces.
 
     A character may be spread over several tokens, each a byte of it, and white space at the end belongs to the answer
     only if something follows: both are held back.
@@ -85,12 +89,12 @@ class TextPieces:
         self._given = ""
 
     def add(self, token: int) -> str:
-        """Text that has become certain with this token, perhaps none."""
+        """Text that is final with this token; may be empty."""
         self._tokens.append(token)
         return self._piece(self._decode(self._tokens).rstrip(REPLACEMENT))
 
     def rest(self) -> str:
-        """What was held back, once no token follows."""
+        """The text that was held back, when no token follows."""
         return self._piece(self._decode(self._tokens))
 
     def _piece(self, text: str) -> str:

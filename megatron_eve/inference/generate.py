@@ -24,14 +24,14 @@ from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import decoded_views, model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, model_inputs
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
 
 @dataclass
 class Prompt:
-    """What to continue.
+    """A prompt to continue.
 
     Attributes:
         tokens: ids with IMAGE_TOKEN_ID once for each image (see `encode_prompt`).
@@ -43,13 +43,13 @@ class Prompt:
 
 
 def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel: int) -> RunConfig:
-    """Of a run's configuration what generation needs: the sizes of the model, and its precision.
+    """The configuration for generation, from that of a run: sizes of the model, and its precision.
 
     No sequence parallelism (a step of one token has nothing to split), no interleaving, no recomputation, and the
     torch layers, whose attention keeps the cache, without FP8 and without the parts that only training needs; the same
-    checkpoints load. Nothing of the run's data or schedule, which a checkpoint that was converted does not have.
+    checkpoints load. The run's data and schedule are left out, since a converted checkpoint has none.
     """
-    # Ranks may wait for the next question for as long as somebody thinks; torchrun ends them when one is lost.
+    # A long timeout: ranks may wait for the next question, and torchrun ends them if one is lost.
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor_parallel,
         pipeline_model_parallel_size=pipeline_parallel,
@@ -112,7 +112,7 @@ def generation_steps(
     Args:
         model: this rank's stage, bare, built under `generation_config`.
         prompts: what to continue.
-        config: its model and family, which says what pictures become.
+        config: its model, and its family, which plans the images.
         max_new_tokens: stop after so many.
         stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
@@ -127,7 +127,7 @@ def generation_steps(
     batch = _prompt_batch(prompts, config, apply_exif)
     positions = batch.cu_seqlens.diff().tolist()
     active = list(range(len(prompts)))
-    inputs = model_inputs(batch, model)
+    inputs = model_inputs(DevicePack(batch), model)
     inputs.packed.cache, inputs.packed.samples = cache, active
     inputs.labels = None
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
@@ -147,7 +147,7 @@ def generation_steps(
 
 
 def _next_tokens(model: VisionLanguageModel, inputs: ModelInputs, count: int) -> list[int]:
-    """Run one pack through all stages and tell every rank the most likely next token of each sample."""
+    """Run one pack through all stages; returns the most likely next token of each sample on every rank."""
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
         def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,7 +192,7 @@ def _step_inputs(
 
 
 class _Prompts:
-    """Prompts with the interface of a dataset, so that they are packed by the loader's own code."""
+    """Prompts with the interface of a dataset, so that the loader's code packs them."""
 
     def __init__(self, prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool) -> None:
         self.info = MockInfo(
@@ -218,21 +218,21 @@ class _Prompts:
         return np.array([len(self._prompts[i].tokens) for i in indices], dtype=np.int64)
 
     def stored_pixels(self, image: int) -> None:
-        """Pictures are files here."""
+        """Always None: pictures are files here."""
 
     def image_bytes(self, image: int) -> bytes:
         return self._images[image]
 
     def sample_name(self, index: int) -> str:
-        """What a message calls a sample."""
+        """Name of a sample in messages."""
         return f"prompt {index}"
 
     def image_name(self, image: int) -> str:
-        """What a message calls an image."""
+        """Name of an image in messages."""
         return f"image {image} of the prompts"
 
     def will_need(self, indices: np.ndarray) -> None:
-        """All of it is in memory."""
+        """Does nothing: all data is in memory."""
 
     def image_plan(self, image: int) -> ImagePlan:
         picture = decode_image(

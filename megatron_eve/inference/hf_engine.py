@@ -1,6 +1,6 @@
 """Answers from a folder that tools/convert_checkpoint.py export --format transformers wrote, by transformers itself.
 
-So does a folder that transformers saved again (`save_pretrained` of model and processor). The classes are those of
+A folder that transformers saved again works too (`save_pretrained` of model and processor). The classes are those of
 `megatron_eve.hf`: no code of the folder runs.
 """
 
@@ -48,13 +48,14 @@ class HFEngine:
         self._model = model.to(accelerator().device).eval()
         self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
         self._stop_ids = [self._processor.tokenizer.eos_token_id]
+        self.conv_mode = conv_mode
         if conv_mode == "plain":
             self._stop_ids.append(self._ids("\n")[-1])
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of a text, without BOS."""
-        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        token_ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
 
     @property
     def max_length(self) -> int:
@@ -73,8 +74,8 @@ class HFEngine:
     def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """See `Engine.answers`."""
         inputs = self._inputs(queries)
-        found = self._generate(inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
-        return [self._answer(row) for row in found.tolist()]
+        generated = self._generate(inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+        return [self._answer(row) for row in generated.tolist()]
 
     def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
@@ -93,11 +94,11 @@ class HFEngine:
             yield piece
 
     def _generate(self, inputs: Any, max_new_tokens: int, **more: Any) -> torch.Tensor:
-        """Token ids [B, prompt and answer]; an answer that ends before the others is filled up behind its end."""
-        found: torch.Tensor = self._model.generate(
+        """Token ids [B, prompt and answer]; shorter answers are padded at the end."""
+        sequences: torch.Tensor = self._model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, **more
         )
-        return found
+        return sequences
 
     def _inputs(self, queries: Sequence[Query]) -> Any:
         pictures = [[self._picture(data) for data in query.images] for query in queries]
@@ -135,21 +136,21 @@ def _open(folder: Path) -> tuple[Any, Any]:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
-        model, found = opened
+        model, loading = opened
     except ConfigError:
         raise
     except (
         Exception
     ) as error:  # transformers, tokenizers and safetensors raise nearly anything on a damaged file
-        told = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ConfigError(
-            f"--model-path {folder}: transformers cannot open it ({type(error).__name__}: {told[:200]}); copy or "
+            f"--model-path {folder}: transformers cannot open it ({type(error).__name__}: {reason[:200]}); copy or "
             "export the folder again"
         ) from error
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         raise ConfigError(
-            f"--model-path {folder}: {len(found['missing_keys'])} weights are missing, such as "
-            f"{min(found['missing_keys'])}; copy or export the folder again"
+            f"--model-path {folder}: {len(loading['missing_keys'])} weights are missing, such as "
+            f"{min(loading['missing_keys'])}; copy or export the folder again"
         )
     return processor, model
 
@@ -164,7 +165,7 @@ def _check_type(folder: Path, config: Any) -> None:
 
 
 def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
-    """Refuse a tokenizer of another model, by the id of `<image>` and what becomes of a text."""
+    """Raise ConfigError for a tokenizer of another model, by the id of `<image>` and the tokens of a text."""
     image = config.vocab_size if config.image_token_index is None else config.image_token_index
     ids = processor.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     if processor.image_token_id != image or PieceText(processor.tokenizer).decode(ids) != _PROBE:
@@ -175,9 +176,9 @@ def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
 
 
 class PieceText:
-    """Text of token ids by the pieces of a tokenizer.json, to the letter as sentencepiece makes it.
+    """Decodes token ids with the pieces of a tokenizer.json, exactly as sentencepiece does.
 
-    The `tokenizers` library itself loses a whole run of bytes where one of them belongs to no character.
+    The `tokenizers` library drops a whole run of byte tokens if one of them is not part of a character.
 
     Args:
         tokenizer: of transformers, with Llama's pieces.
@@ -221,7 +222,7 @@ class _Tokens(BaseStreamer, StoppingCriteria):
         self._prompt_came = False
 
     def run(self, generate: Any, inputs: Any, max_new_tokens: int) -> None:
-        """Generate; an error goes to the one who listens."""
+        """Generate; an error is passed to the reader of the stream."""
         try:
             generate(inputs, max_new_tokens, streamer=self, stopping_criteria=[self])
         except Exception as error:

@@ -1,7 +1,7 @@
 """Answers from a checkpoint of any layout, by one rank or by several that share the model.
 
-Rank 0 has the questions. It sends each batch to the others, which do nothing else than follow it, so that files,
-terminals and web pages are its business alone.
+Rank 0 has the questions and sends each batch to the other ranks, which only take part in the computation. Files,
+terminals and web pages are handled on rank 0 alone.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class MegatronEngine:
     ) -> None:
         self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
         self._stop_ids = {tokenizer.eos_id}
+        self.conv_mode = conv_mode
         if conv_mode == "plain":
             self._stop_ids.add(tokenizer.encode("\n")[-1])
         self._alone = torch.distributed.get_world_size() == 1
@@ -85,11 +86,11 @@ class MegatronEngine:
             yield piece
 
     def _text(self, tokens: list[int]) -> str:
-        """Text of an answer. The rows that an embedding was padded with have no piece, and so no text."""
+        """Text of an answer. Padding rows of the embedding have no piece, and so no text."""
         return self._tokenizer.decode([token for token in tokens if token < self._tokenizer.vocab_size])
 
     def follow(self) -> None:
-        """Take part in what rank 0 does, until it calls `dismiss`."""
+        """Take part in the steps of rank 0, until it calls `dismiss`."""
         while (work := _shared(None)) is not None:
             prompts, max_new_tokens = work
             for _ in self._steps(prompts, max_new_tokens):
@@ -97,7 +98,7 @@ class MegatronEngine:
                     break
 
     def dismiss(self) -> None:
-        """Let the other ranks go; the last thing that rank 0 does."""
+        """End `follow` on the other ranks; the last call on rank 0."""
         if not self._alone:
             _shared(None)
 
@@ -139,7 +140,7 @@ def _next_of(steps: Iterator[list[tuple[int, int]]]) -> list[tuple[int, int]] | 
 
 
 def _shared(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Broadcast rank 0's value to every rank."""
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.convert.usage import family_of_source
 from megatron_eve.inference.engine import Engine
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import whole_number
 from megatron_eve.runtime.errors import UserError, show_error
 
@@ -65,6 +67,11 @@ def _lacking(folder: Path) -> str | None:
         if not any((folder / name).is_file() for name in names):
             return names[0]
     return None
+
+
+def chat_template(folder: Path) -> str:
+    """Template of conversations with the model of a folder: its family's. Imports no torch."""
+    return find_family(family_of_source(folder) or DEFAULT_FAMILY).chat_template()
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""What an answer came from: the model, its tokenizer and the settings. Each row of an answers file holds it.
+"""The origin of an answer: model, tokenizer and settings. Each row of an answers file records it.
 
-A run that goes on with an answers file compares it, so that no answer is taken for one of another model or made
-otherwise. Nothing here imports torch.
+A run that continues an answers file compares it, so that answers of another model or other settings are not mixed in.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_eve.training.monitoring.weight_origin import folder_fingerprint
 
 @dataclass(frozen=True)
 class AnswerOrigin:
-    """What an answer depends on, beside its question and pictures.
+    """What an answer depends on, apart from its question and pictures.
 
     Attributes:
         model_path: the model's folder, absolute.
@@ -26,7 +26,7 @@ class AnswerOrigin:
         model_sha256: one digest of the weights, and of the tokenizer where the folder has its own.
         tokenizer_sha256: of `--tokenizer-model`; None where the folder has its own.
         conv_mode: the template of the prompts.
-        max_new_tokens: an answer was cut there at the latest.
+        max_new_tokens: limit of an answer's tokens.
         apply_exif: pictures were turned upright.
     """
 
@@ -40,23 +40,23 @@ class AnswerOrigin:
 
     @property
     def model_id(self) -> str:
-        """What the published layout calls the model: the name of its folder."""
+        """The `model_id` of the published layout: the name of the model's folder."""
         return Path(self.model_path).name
 
     @property
     def model(self) -> str:
-        """The model, for people."""
+        """The model's name for messages."""
         place = (
             self.model_path if self.iteration is None else f"{self.model_path}, iteration {self.iteration}"
         )
         return f"{place} (sha256 {self.model_sha256[:12]}...)"
 
     def to_metadata(self) -> dict[str, Any]:
-        """As it stands in a row's `metadata`."""
+        """The entries of a row's `metadata`."""
         return asdict(self)
 
     def difference(self, metadata: dict[str, Any]) -> str | None:
-        """In what an answer's `metadata` says that it came from something else; None if from the same.
+        """The difference to the origin in an answer's `metadata`, for a message; None if it is the same.
 
         The same weights in another folder are the same model.
         """

@@ -1,8 +1,8 @@
 """Questions and answers as the published evaluations keep them: one JSON object a line.
 
 A question is `{"question_id", "image", "text"}`, an answer `{"question_id", "prompt", "text", "answer_id", "model_id",
-"metadata"}`. Answers are only ever appended, so a run that was killed goes on where its file ends. What an answer came
-from stands in its `metadata`, which scorers do not read: model, settings, and name and sha256 of each picture.
+"metadata"}`. Answers are only ever appended, so a run that was killed goes on where its file ends. The origin of an
+answer is in its `metadata`, which scorers do not read: model, settings, and name and sha256 of each picture.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Question:
     Attributes:
         id: `question_id`; the two questions that MME asks about each picture share one.
         images: file names, none for a question without a picture.
-        text: the question as it stands in the file.
+        text: the question as in the file.
         prompt: what the model is to continue, with an `<image>` for each picture.
-        problem: why it cannot be asked; its row says so.
+        problem: why it is invalid, for its row; None if it is valid.
     """
 
     id: str | int
@@ -46,17 +46,17 @@ class Question:
 
     @property
     def key(self) -> tuple[str | int, str]:
-        """What an answer repeats of its question, and is found by."""
+        """The fields that an answer repeats from its question, by which they are matched."""
         return self.id, self.text
 
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """What a question file holds.
+    """The contents of a question file.
 
     Attributes:
-        questions: in their order; those that cannot be asked (`Question.problem`) among them.
-        refused: why other lines are no question, each with file and line. No answer can name them.
+        questions: in order, with the invalid ones (`Question.problem`).
+        refused: a message for each other line, with file and line: it has no id, so no answer can refer to it.
     """
 
     questions: list[Question]
@@ -64,10 +64,10 @@ class QuestionFile:
 
 
 def read_questions(path: Path, conv_mode: str) -> QuestionFile:
-    """Read a question file whole and make its prompts. A line that is no question does not stop the others.
+    """Read a question file whole and make its prompts. Lines that are not questions are skipped.
 
     Raises:
-        DataError: none of its lines is a question; says why of the first.
+        DataError: none of its lines is a question; names the reason for the first.
     """
     questions: list[Question] = []
     refused: list[str] = []
@@ -99,7 +99,7 @@ def read_questions(path: Path, conv_mode: str) -> QuestionFile:
 
 
 def _question(line: bytes, conv_mode: str) -> Question:
-    """The question of a line.
+    """Parse a line as a question.
 
     Raises:
         ValueError: no answer could name it: not UTF-8, not JSON, or no `question_id`.
@@ -126,7 +126,7 @@ def _question(line: bytes, conv_mode: str) -> Question:
 
 
 def _asked(images: object, text: object, conv_mode: str) -> tuple[tuple[str, ...], str]:
-    """Image names and text of a question, or a ValueError that says why they are none."""
+    """Image names and text of a question; ValueError with the reason if they are invalid."""
     if images is None:
         images = []
     elif isinstance(images, str):
@@ -155,7 +155,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_text(value: str | int) -> bool:
-    """Can it be written as UTF-8? JSON's escapes can spell half of a surrogate pair."""
+    """True if it can be written as UTF-8: JSON's escapes allow half of a surrogate pair, which cannot."""
     try:
         str(value).encode()
     except UnicodeEncodeError:
@@ -171,12 +171,12 @@ def chunk(questions: Sequence[Question], count: int, index: int) -> Sequence[Que
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """What is written of a question.
+    """The row that is written for a question.
 
     Attributes:
         question: it.
         text: the answer; empty with an error.
-        image_digests: the sha256 of each picture's file; None for one that was not read.
+        image_digests: sha256 of each picture's file; None if it was not read.
         error: why there is no answer.
     """
 
@@ -198,8 +198,8 @@ class AnswersFile:
 
     Attributes:
         missing: questions without an answer, in their order.
-        resumed: answers that were there.
-        damaged: those among them that hold an error in place of an answer.
+        resumed: number of answers that the file had already.
+        damaged: number of those that hold an error instead of an answer.
 
     Raises:
         DataError: another process writes it, a line that is no answer, or one to another question, to another picture,
@@ -232,7 +232,7 @@ class AnswersFile:
             content += b"\n"
             whole = len(content)
         known = {question.key: question for question in questions}
-        found: set[tuple[Any, Any]] = set()
+        answered: set[tuple[Any, Any]] = set()
         self.damaged = 0
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
@@ -255,7 +255,7 @@ class AnswersFile:
                 raise DataError(
                     f"{path}, line {number}: this answer {problem}; {remedy}give this run another --answers-file"
                 )
-            found.add(key)
+            answered.add(key)
         if torn := content[whole:]:
             if not (torn.startswith(_ROW_BEGINS) or _ROW_BEGINS.startswith(torn) or not torn.strip(b"\0")):
                 raise DataError(
@@ -264,11 +264,11 @@ class AnswersFile:
             self._file.truncate(whole)  # cut off in the middle of a write
         elif size < whole:
             self._file.write(b"\n")
-        self.missing = [question for question in questions if question.key not in found]
-        self.resumed = len(found)
+        self.missing = [question for question in questions if question.key not in answered]
+        self.resumed = len(answered)
 
     def _other_picture(self, question: Question, metadata: dict[str, Any]) -> str | None:
-        """In what an answer was to other pictures than its question now names; None if to the same."""
+        """A message if an answer's pictures are not those of its question any more; else None."""
         names = [image["name"] for image in metadata["images"]]
         if names != list(question.images):
             return f"is about {', '.join(names) or 'no picture'}, not {', '.join(question.images) or 'no picture'}"
@@ -279,7 +279,7 @@ class AnswersFile:
         return None
 
     def _digest(self, name: str) -> str | None:
-        """Of a picture's file; None of one that cannot be read, which contradicts nothing."""
+        """The sha256 of a picture's file; None if it cannot be read, which counts as equal."""
         if name not in self._digests:
             try:
                 self._digests[name] = hashlib.sha256(read_picture(self._image_folder, name)).hexdigest()
@@ -294,7 +294,7 @@ class AnswersFile:
         self._file.close()
 
     def append(self, answered: Iterable[AnswerRow]) -> None:
-        """Add rows, on disk before this returns."""
+        """Append rows, and flush them to disk."""
         lines = [json.dumps(self._row(one), ensure_ascii=False) + "\n" for one in answered]
         self._file.write("".join(lines).encode())
         self._file.flush()
@@ -322,7 +322,7 @@ def read_picture(folder: Path, name: str) -> bytes:
     """A picture's file.
 
     Raises:
-        SkipRow: it is not there, is no file, or cannot be read.
+        SkipRow: it is missing, not a file, or cannot be read.
     """
     path = folder / name
     try:

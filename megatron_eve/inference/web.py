@@ -1,8 +1,7 @@
-"""The chat as a web page for one machine: Gradio on the loopback address, asking nothing of any other host.
+"""The chat as a web page: Gradio on the loopback address, without requests to other hosts.
 
-What is particular here is what the page may not do: its content security policy keeps the browser on this host, other
-names of the host are refused, nothing is reported or shared, files are limited while they arrive, and every text is
-shown as text.
+The page is restricted: its content security policy limits the browser to this host, other host names are rejected,
+analytics and sharing are off, upload sizes are limited, and all text is shown as plain text.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class ChatPage:
     """Takes questions on the loopback address and passes them to the thread that owns the engine.
 
     Args:
-        limits: what one who asks may take.
+        limits: for one user.
         name: of the model, for the page.
         port: 0 takes a free one.
 
@@ -58,7 +57,7 @@ class ChatPage:
         self._pending: dict[str | None, Request] = {}  # by the browser's session
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=self._files.name)
         self._interface = self._make()
-        # One question is answered at a time; so many more may wait.
+        # One question is answered at a time; this many more may wait.
         self._interface.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
         _, self.url, _ = self._interface.launch(
             server_name=HOST,
@@ -87,7 +86,7 @@ class ChatPage:
             chat = gradio.Chatbot(
                 label=self.name,
                 placeholder="Drop a picture below, and ask.",
-                render_markdown=False,  # a text is what it says, not what it could mean to a browser
+                render_markdown=False,  # show text as it is, never as HTML
                 buttons=[],
                 scale=1,
             )
@@ -140,7 +139,7 @@ class ChatPage:
         self._files.cleanup()
 
     def _leave(self, request: gradio.Request) -> None:
-        """Nobody waits for this session's answer any more. Gradio itself would let the generator run on."""
+        """Cancel this session's answer. Gradio itself would let the generator run on."""
         if pending := self._pending.pop(request.session_hash, None):
             pending.cancelled.set()
 
@@ -179,13 +178,13 @@ class ChatPage:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A question as it stands on the page.
+    """A question and its answer on the page.
 
     Attributes:
         question: its text.
         files: pictures that came with it.
-        answer: as far as it got.
-        refusal: why there is none.
+        answer: as far as it was generated.
+        refusal: why there is no answer.
     """
 
     question: str
@@ -194,7 +193,7 @@ class _Turn:
     refusal: str | None = None
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """For Gradio's chatbot, which would take a text for HTML."""
+        """Escaped for Gradio's chatbot, which would read a text as HTML."""
         for path in self.files:
             yield {"role": "user", "content": {"path": path}}
         yield {"role": "user", "content": _text(self.question)}
@@ -206,7 +205,7 @@ class _Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said on a page so far. The pictures all belong to the first question, as `Asked` has it."""
+    """The conversation on a page so far. The pictures all belong to the first question, as `Asked` has it."""
 
     turns: tuple[_Turn, ...] = ()
 
@@ -245,12 +244,15 @@ def _theme() -> gradio.Theme:
 
 
 def _middleware() -> list[Any]:
-    """Headers for every answer, and no answer to other names of this host (which another site's page could use)."""
-    return [Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
+    """Adds headers to every response, and rejects other host names (which another site's page could use)."""
+    return [
+        Middleware(_HeaderMiddleware),
+        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+    ]
 
 
-class _Headers:
-    """Adds `_HEADERS` to every answer."""
+class _HeaderMiddleware:
+    """Adds `_HEADERS` to every response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -220,6 +220,10 @@ class ModelFamily(Protocol):
         """Errors in the family's other settings for a training run; likewise."""
         return iter(())
 
+    def chat_template(self) -> str:
+        """Template of conversations with a trained model (`data/text/conversation.py`): that of its last stage."""
+        return self.stages[max(self.stages)].template
+
     # --- configuration ---
 
     def upgrade(self, tree: dict[str, Any]) -> dict[str, Any]:

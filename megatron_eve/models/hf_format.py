@@ -78,6 +78,18 @@ class HFFormat(Protocol):
         """See above."""
         return ()
 
+    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
+        """The folders in which a model lies: each has a config.json and weights.
+
+        Args:
+            fields: of the config.json of the model's folder itself.
+
+        Returns:
+            Their names, relative to the model's folder, each with what stands in front of its keys in `rules`; the
+            first holds the language model, with its tokenizer. By default all is in the model's folder.
+        """
+        return {".": ""}
+
     # --- weights ---
 
     def rules(self, model: ModelConfig, vision: Any) -> Sequence[Rule]:

@@ -85,13 +85,13 @@ def fp8_lack(recipe: str, machine: Accelerator) -> str | None:
     if not machine.transformer_engine:
         return engine_lack(machine)
     assert machine.capability is not None and machine.cuda is not None
-    found = f"this GPU has {machine.capability[0]}.{machine.capability[1]}"
+    capability = f"this GPU has {machine.capability[0]}.{machine.capability[1]}"
     if machine.capability < _FP8_CAPABILITY:
-        return f"needs compute capability 8.9 (Ada, Hopper or newer), {found}"
+        return f"needs compute capability 8.9 (Ada, Hopper or newer), {capability}"
     blockwise = machine.capability >= _BLOCKWISE_CAPABILITY and machine.cuda >= _BLOCKWISE_CUDA
     if recipe == "blockwise" and not blockwise:
         return (
-            f"needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {found} and torch CUDA "
+            f"needs compute capability 9.0 (Hopper or newer) and CUDA 12.9, {capability} and torch CUDA "
             f"{machine.cuda[0]}.{machine.cuda[1]}"
         )
     return None

@@ -213,13 +213,15 @@ def _inspect_torch() -> TorchBuild | None:
     except (RuntimeError, AssertionError) as error:
         return TorchBuild(**known, refusal=str(error).splitlines()[0])
     devices = range(torch.cuda.device_count())
-    found = [torch.cuda.get_device_properties(device) for device in devices]
+    properties = [torch.cuda.get_device_properties(device) for device in devices]
     pairs = itertools.permutations(devices, 2)
     return TorchBuild(
         **known,
         architectures=tuple(torch.cuda.get_arch_list()),
-        gpus=tuple(Gpu(one.name, one.total_memory / _GIB, (one.major, one.minor)) for one in found),
-        peers=all(torch.cuda.can_device_access_peer(*pair) for pair in pairs) if len(found) > 1 else None,
+        gpus=tuple(Gpu(one.name, one.total_memory / _GIB, (one.major, one.minor)) for one in properties),
+        peers=all(torch.cuda.can_device_access_peer(*pair) for pair in pairs)
+        if len(properties) > 1
+        else None,
     )
 
 

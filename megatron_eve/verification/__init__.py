@@ -1,1 +1,1 @@
-"""Hold this model against golden tensors of the published one (tools/verify_golden.py), and runs against each other."""
+"""Compares this model with golden tensors of the published one (tools/verify_golden.py), and runs with each other."""

@@ -1,4 +1,4 @@
-"""A golden case as a run: its samples as a dataset, and a configuration that runs them."""
+"""Runs a golden case: its samples as a dataset, and a configuration for them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CaseDataset:
         return len(self._texts)
 
     def text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The case's own ids and labels, its padding left out."""
+        """The case's ids and labels, without padding."""
         return self._texts[index]
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ class CaseDataset:
         return text - 1 + self.image_plan(sample["first_image"]).rows if sample["num_images"] else text
 
     def sample_name(self, index: int) -> str:
-        """What a message calls a sample."""
+        """Name of a sample in messages."""
         return f"sample {index} of the case"
 
     def image_name(self, image: int) -> str:
@@ -64,14 +64,14 @@ class CaseDataset:
         return str(self._files[image])
 
     def stored_pixels(self, image: int) -> None:
-        """Pictures are files here."""
+        """Always None: pictures are files here."""
 
     def image_bytes(self, image: int) -> bytes:
         """The raw picture file."""
         return self._files[image].read_bytes()
 
     def will_need(self, indices: np.ndarray) -> None:
-        """Small files, read when needed."""
+        """Does nothing: the files are small."""
 
     def image_plan(self, image: int) -> ImagePlan:
         """From the picture's own size."""
@@ -80,14 +80,14 @@ class CaseDataset:
 
 
 def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> RunConfig:
-    """A configuration that runs a case: packs as small as its longest sample, so that there are several."""
+    """A configuration for a case; packs are as long as its longest sample, so that there are several."""
     context = parallel.context_parallel_size
     multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
     longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
     return RunConfig(
         family=case.family,
         model=case.model,
-        # Whole gradients are wanted on every rank, so nothing is sharded over data-parallel ranks.
+        # Every rank needs whole gradients, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False, variable_seq_lengths=True),
         training=TrainingConfig(
             stage=3 if "lm_head.weight" in case.meta.get("trainable", ["lm_head.weight"]) else 1,

@@ -25,7 +25,7 @@ from megatron_eve.verification.results import CheckResult, equal
 
 
 def linked(folder: Path, name: str) -> Path:
-    """A link inside a case, which some copies hold as a text file with the target."""
+    """The target of a link inside a case; some copies hold it as a text file with the path."""
     path = folder / name
     return path if path.is_dir() else folder / path.read_text(encoding="utf-8").strip()
 
@@ -35,7 +35,7 @@ class ModelCase:
     """A case with weights, inputs and outputs.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         meta: meta.json.
         inputs, outputs: tensors by name.
         hf: folder of the weights.
@@ -57,7 +57,7 @@ class ModelCase:
 
 
 def case_family(meta: Mapping[str, Any]) -> ModelFamily:
-    """The family that a case names in its JSON file; the default one where it names none."""
+    """The family that a case names in its JSON file; the default one if it names none."""
     return find_family(meta.get("family", DEFAULT_FAMILY))
 
 
@@ -85,7 +85,7 @@ def read_model_case(folder: Path) -> ModelCase:
 
 
 def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
-    """Our resized pictures against those that entered the published model: equal in every byte."""
+    """Compare our resized pictures with the inputs of the published model: every byte must be equal."""
     sizes = find_family(case.family).image_sizes(config)
     for i, path in enumerate(case.images):
         if path is None:
@@ -123,7 +123,7 @@ def check_preprocess(folder: Path) -> Iterator[CheckResult]:
 
 
 def check_tokenize(folder: Path) -> Iterator[CheckResult]:
-    """`tokenize/`: ids and labels of both templates, truncation, evaluation prompts, rows that must be refused."""
+    """`tokenize/`: ids and labels of both templates, truncation, evaluation prompts, rows that must be rejected."""
     tokenizer = Tokenizer(folder / "tokenizer.model")
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["legacy_true"]
     for group, entries in cases.items():

@@ -19,7 +19,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the losses of two runs compare.
+    """The result of comparing the losses of two runs.
 
     Attributes:
         text: for the table.
@@ -39,24 +39,24 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Comparison:
     Args:
         a, b: as `read_losses` gives them.
     """
-    first, told, largest = None, "", 0.0
+    first, message, largest = None, "", 0.0
     for i in range(max(len(a), len(b))):
         if i >= min(len(a), len(b)):
             difference, text = math.inf, f"one run has {len(a)} iterations, the other {len(b)}"
         else:
             difference, text = _compare_iteration(a[i], b[i])
         if text and first is None:
-            first, told = i + 1, text
+            first, message = i + 1, text
         largest = max(largest, difference)
     if first is None:
         return Comparison(f"equal at all {len(a)} iterations", None, 0.0)
     return Comparison(
-        f"differs at iteration {first}: {told}; largest relative difference {largest:.1e}", first, largest
+        f"differs at iteration {first}: {message}; largest relative difference {largest:.1e}", first, largest
     )
 
 
 def _compare_iteration(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, str]:
-    """The largest relative difference of an iteration's values, and a sentence on the first that differs, if any."""
+    """The largest relative difference of an iteration's values, and a message about the first that differs (or "")."""
     if a.get(SAMPLES) != b.get(SAMPLES):
         return math.inf, "the samples are not the same"
     mine, theirs = _values(a), _values(b)
@@ -75,7 +75,7 @@ def _compare_iteration(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, str
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:
-    """Losses and gradient norm of a record by name; null, which stands for what is not finite, as NaN."""
+    """Losses and gradient norm of a record by name; null (written for values that are not finite) becomes NaN."""
     names = [name.removesuffix("_hex") for name in record if name.endswith("_hex")]
     values = {name.replace("_", " "): float.fromhex(record[f"{name}_hex"]) for name in names}
     norm = record["grad_norm"]

@@ -1,4 +1,4 @@
-"""Rows of a verification table: one for each tensor or case, with its error, its tolerance and the verdict."""
+"""Rows of a verification table: one for each tensor or case, with its error, its tolerance and whether it passes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-# Float32 tolerances that tell right from nearly right (relative L2; losses absolute).
+# Float32 tolerances (relative L2; absolute for losses).
 ACTIVATIONS = 5e-6
 LOSSES = 1e-5
 GRADIENTS = 5e-5
-# A gradient this small is rounding noise of the reference itself: its error is measured against the floor.
+# A gradient below this is rounding noise of the reference: its error is divided by this floor instead of its norm.
 SMALLEST_NORM = 1e-4
 
 
@@ -24,7 +24,7 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Within tolerance; an error that is not a number never is."""
+        """True if the error is within tolerance; False if it is not a number."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: flo
 
 
 def absolute(name: str, ours: float, golden: float, tolerance: float) -> CheckResult:
-    """Distance of two numbers."""
+    """Absolute difference of two numbers."""
     return CheckResult(name, abs(ours - golden), tolerance)
 
 

@@ -1,4 +1,4 @@
-"""Which check a golden folder gets."""
+"""Selects the check for a golden folder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from megatron_eve.config import ParallelConfig
 from megatron_eve.verification.cases import check_preprocess, check_tokenize
-from megatron_eve.verification.model import check_greedy, check_model_case
+from megatron_eve.verification.model_cases import check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
 
 
 def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
-    """All rows of one golden folder under a layout; the process group of all ranks exists. Collective.
+    """All rows of one golden folder under a layout; the process group must exist. Collective.
 
     Args:
         folder: the case.

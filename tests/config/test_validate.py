@@ -267,7 +267,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     validate(config(checkpoint={"save": save, "load": save}), 1)
 
 
-def test_all_complaints_at_once() -> None:
+def test_all_errors_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         validate(config(training={"train_iters": None}, optimizer={"clip_grad": -1.0}), 1)
     assert len(str(caught.value).split("\n")) == 2

@@ -13,7 +13,7 @@ import torch
 from megatron_eve.data.batch import build_batch
 from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.images import decode_image, resize
-from megatron_eve.data.inspecting.checking import Tally, check_dataset
+from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset
 from megatron_eve.data.inspecting.inspection import write_inspection
 from tests.data.helpers import MakeConfig, caption_row, encoded, picture, text_row
 from tests.data.images.test_decoders import photo
@@ -110,7 +110,7 @@ def test_a_dataset_of_another_family(
         3,
     )
     dataset = open_dataset(config.output_prefix)
-    assert list(check_dataset(dataset, Tally(), workers=1, advance=lambda num_bytes: None)) == []
+    assert list(check_dataset(dataset, CheckCounts(), workers=1, advance=lambda num_bytes: None)) == []
     write_inspection(dataset, "set", tmp_path / "look", [0, 1, 2], None)
     assert "side 32" in (tmp_path / "look" / "index.html").read_text()
 

@@ -47,13 +47,13 @@ def logits(config: RunConfig, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     from megatron_eve.inference.generate import _prompt_batch
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)
         load_hf_weights(find_golden("_shared/hf_mini224"), [model], config)
         batch = _prompt_batch(prompts, config, apply_exif=True)
-        inputs = model_inputs(batch, model)
+        inputs = model_inputs(DevicePack(batch), model)
         inputs.labels, inputs.output_rows = None, torch.arange(len(batch.tokens))
         bounds = batch.cu_seqlens.tolist()
         rows = model(inputs)

@@ -20,7 +20,7 @@ class ScriptedEngine:
     once more; "fail" and "lose" raise; anything else counts pictures and questions.
     """
 
-    max_length = 2000
+    max_length, conv_mode = 2000, "vicuna_v1"
 
     def __init__(self) -> None:
         self.queries: list[Query] = []

@@ -54,11 +54,11 @@ class Person:
         self.url, self.context = url, browser.new_context(viewport={"width": 1000, "height": 800})
         self.page = self.context.new_page()
         self.asked: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("dialog", lambda dialog: self.complaints.append("a dialog"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("dialog", lambda dialog: self.errors.append("a dialog"))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda message: self.errors.append(message.text))
         self.page.goto(url)
         expect(self.box).to_be_visible()
 
@@ -93,7 +93,7 @@ class Person:
             self.url, "blob:", "data:",
         }  # fmt: skip
         # The browser itself reports answers such as 413.
-        assert [text for text in self.complaints if "Failed to load resource" not in text] == []
+        assert [text for text in self.errors if "Failed to load resource" not in text] == []
 
 
 LIMITS = Limits(new_tokens=50, questions=3, characters=1500, upload_bytes=100_000, waiting=1)

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
-from megatron_eve.inference.answering import Tally, answer_questions
+from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Answer, PromptError, Query
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import AnswersFile, Question, chunk, read_questions
@@ -29,7 +29,7 @@ class Killed(Exception):
 class Echo:
     """An engine that says how long its prompt is; it is killed when it has answered `patience` batches."""
 
-    max_length = 1000
+    max_length, conv_mode = 1000, "vicuna_v1"
 
     def __init__(self, patience: int = 1000) -> None:
         self.patience, self.batches = patience, []
@@ -87,7 +87,7 @@ def answer(
     target: str = "answers.jsonl",
     origin: AnswerOrigin = ORIGIN,
     images: Path | None = None,
-) -> Tally:
+) -> AnswerCounts:
     folder = images or file.parent
     with AnswersFile(file.parent / target, questions_of(file), origin, folder) as answers:
         return answer_questions(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from megatron_eve.config import ConfigError
 from megatron_eve.inference.chat import Limits
+from megatron_eve.inference.opening import chat_template
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 from tests.inference.scripted import ScriptedEngine
@@ -192,3 +193,18 @@ def test_a_tokenizer_of_another_model_is_told(
         == 2
     )
     assert f"--tokenizer-model {other}: has 350 pieces, and the model 384" in capsys.readouterr().err
+
+
+def test_the_family_says_how_a_model_is_talked_with(tmp_path: Path) -> None:
+    """Of a checkpoint and of a folder for transformers; one from before there were families is of the first."""
+    for family, template in (
+        ("tests.families.toy.family", "plain"),
+        ("eve", "vicuna_v1"),
+        (None, "vicuna_v1"),
+    ):
+        run = tmp_path / str(family)
+        (run / "iter_0000001").mkdir(parents=True)
+        (run / "latest_checkpointed_iteration.txt").write_text("1")
+        (run / "iter_0000001" / "config.yaml").write_text(f"family: {family}\n" if family else "model: {}\n")
+        assert chat_template(run) == template
+    assert chat_template(find_golden("_shared/hf_mini224")) == "vicuna_v1"

@@ -257,14 +257,14 @@ class LayerWithScales(torch.nn.Module):
 
 @pytest.mark.parametrize(("recipe", "kept"), [("delayed", True), ("tensorwise", False)])
 def test_what_delayed_scaling_has_seen_goes_into_a_checkpoint(recipe: str, kept: bool) -> None:
-    from megatron_eve.checkpoint.state import _model_state, _scales
+    from megatron_eve.checkpoint.state import _fp8_state, _model_state
 
     training = TrainingConfig(train_iters=1, bf16=True, fp8_format="hybrid", fp8_recipe=recipe)  # type: ignore[arg-type]
     config, layer = RunConfig(training=training).to_dict(), LayerWithScales(7)
-    saved = _scales([layer], config)
+    saved = _fp8_state([layer], config)
     assert saved == ({"scales0": {"_extra_state": layer.seen}} if kept else {})
     assert list(_model_state([layer])["model0"]) == ["weight"]
-    assert _scales([layer], RunConfig().to_dict()) == {}
+    assert _fp8_state([layer], RunConfig().to_dict()) == {}
     other = LayerWithScales(0)
     other.load_state_dict(saved.get("scales0", {}), strict=False)
     assert int(other.seen) == (7 if kept else 0)
@@ -291,7 +291,7 @@ def test_scales_are_taken_up_by_a_run_of_their_format(before: Any, now: Any, fit
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "print_rank_0", told.append)
-        assert checkpoint._scales_fit(config(before), config(now)) is fit
+        assert checkpoint._fp8_state_fits(config(before), config(now)) is fit
     assert len(told) == (before == ("e4m3", "delayed"))
 
 

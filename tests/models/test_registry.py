@@ -146,6 +146,19 @@ def test_no_family_loads_torch() -> None:
     assert (found.stdout, found.stderr) == ("[]\n", "")
 
 
+def test_a_preprocessing_worker_loads_no_parsers() -> None:
+    """Each of its processes imports its encoder and the family: the parsers of recipes and flags take as long again."""
+    program = (
+        "import sys\n"
+        "import megatron_eve.data.preprocessing.encoders\n"
+        "from megatron_eve.models.registry import find_family\n"
+        "assert find_family('eve').image_planner({})(640, 480).rows == 55\n"
+        "print(sorted({'torch', 'tyro', 'pydantic', 'yaml'} & {name.split('.')[0] for name in sys.modules}))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (found.stdout, found.stderr) == ("[]\n", "")
+
+
 def test_each_may_be_imported_first() -> None:
     """The families import the configuration, which asks the registry: none may have to come before another."""
     for module in ("config", "models.registry", "models.family", "models.eve.family", "models.eve.checks"):

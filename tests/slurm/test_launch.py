@@ -1,4 +1,4 @@
-"""What `slurm/launch.sh` refuses, hands to srun and does with the outcome, with stand-ins for Slurm's programs."""
+"""What `slurm/launch.sh` refuses, passes to srun and does with the outcome, with placeholder programs for Slurm's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROGRAMS = {
 
 
 class Launch:
-    """A batch script run by hand, with stand-ins for the programs that it calls."""
+    """A batch script run by hand, with placeholders for the programs that it calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

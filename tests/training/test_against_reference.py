@@ -172,7 +172,7 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
     from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset, case_config
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import whole_gradients
+    from megatron_eve.verification.model_cases import whole_gradients
 
     case = read_model_case(find_golden("eve672_square_wide_tall"))
     case = replace(case, vision=replace(case.vision, image_size=1344))

@@ -119,7 +119,7 @@ def one_step(config: RunConfig, first: int, unmarked: str | None = None) -> Outc
     from megatron_eve.training.loop.wrap import wrap_for_training
     from megatron_eve.verification.case_run import CaseDataset
     from megatron_eve.verification.cases import read_model_case
-    from megatron_eve.verification.model import whole_gradients
+    from megatron_eve.verification.model_cases import whole_gradients
 
     case = replace(read_model_case(find_golden("mini224_mixed")), model=config.model, vision=config.vision)
     with model_parallel(config):
@@ -363,7 +363,7 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
     from megatron_eve.models.process_groups import distributed
     from megatron_eve.runtime.accelerator import accelerator
     from megatron_eve.training.loop.data import build_loader, open_data
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
     from megatron_eve.training.loop.targets import build_target_models
 
     accelerator()
@@ -388,7 +388,8 @@ def test_transformer_engine_aligns_as_torch_does(image_size: int) -> None:
             (chunk,) = build_chunks(config)
             chunk.bfloat16()
             loader = build_loader(config, open_data(config))
-            losses = chunk(model_inputs(loader.step(0).batches[0], chunk, build_target_models(config)))
+            pack = DevicePack(loader.step(0).batches[0])
+            losses = chunk(model_inputs(pack, chunk, build_target_models(config)))
             (losses["lm loss"].mean() + losses["align loss"]).backward()
             loader.close()
             projections = {name: p.grad.float() for name, p in chunk.named_parameters() if ".tap." in name}

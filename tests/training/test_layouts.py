@@ -171,7 +171,7 @@ def test_stage_1_spends_nothing_on_the_frozen_decoder(ranks: RankPool) -> None:
 
 
 def test_stage_1_on_two_stages(ranks: RankPool) -> None:
-    """Each pipeline stage holds state for its taps alone, sharded over data-parallel ranks where there are some."""
+    """Each pipeline stage holds state for its own projections alone, sharded over data-parallel ranks if any."""
     first, last = ranks.run(2, two_steps, run_config(PP2.parallel, stage=1))
     assert {name.split(".")[0] for name in first.trained} == {"vision_model", "input_tap", "decoder"}
     assert {name.split(".")[0] for name in last.trained} == {"aligning_layer"}

@@ -76,7 +76,7 @@ def inputs_of(some: RunConfig, chunk: Any, pack: Sequence[int], length: int | No
     """A pack of mock samples on the GPU, as the model takes it."""
     from megatron_eve.data.batch import build_batch
     from megatron_eve.training.loop.data import open_data
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
 
     batch = build_batch(
         open_data(some).dataset,
@@ -87,7 +87,7 @@ def inputs_of(some: RunConfig, chunk: Any, pack: Sequence[int], length: int | No
         length=length,
         views=["patches"],
     )
-    return model_inputs(batch, chunk)
+    return model_inputs(DevicePack(batch), chunk)
 
 
 def gradients_of(chunk: Any) -> dict[str, torch.Tensor]:

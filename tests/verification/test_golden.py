@@ -56,7 +56,7 @@ def test_mini_case(ranks: RankPool, layout: Layout, recompute: bool) -> None:
     assert {"pal_teacher.0", "grad.lm_head.weight", "grad.model.vision_tower.patch_embedding.weight"} <= names
     assert (
         "grad.model.vision_tower_compressor.norm_layer.2.1.weight" in names
-    )  # the tap of the decoder's input
+    )  # the projection of the decoder's input
     assert "pal_pred.1" not in names  # a sample without an image is aligned with nothing
     assert len(rows) == 80
 

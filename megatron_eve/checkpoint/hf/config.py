@@ -1,9 +1,10 @@
-"""`config.json` of the model folders that are read: what it says of the decoder, and whose folder it is."""
+"""`config.json` of a model folder in Hugging Face layout: sizes of the decoder, and the model family."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ _FULL = "attention has no sliding window here; take a model with full attention 
 _UNSCALED = "rotary embeddings are not scaled here"
 # Kinds of scaling (transformers' `rope_type`) that compute the same as none when their factor is 1.
 _NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
-# What must be so for the decoder to compute the same: field, the values that will do, and what it means otherwise.
+# Fields that must have certain values for the decoder to compute the same: field, allowed values, error message.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
     "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
@@ -49,82 +50,70 @@ class HFConfig:
     """A folder's config.json.
 
     Attributes:
-        fields: as it stands there.
+        fields: its contents.
         source: its path, for messages.
         family: whose folder it is; None for a language model alone.
+        folders: in which its weights lie (`HFFormat.folders`).
+        language: what the language model's config.json holds: the same file, unless that has a folder of its own.
     """
 
     fields: dict[str, Any]
     source: Path
-    family: ModelFamily | None = None
+    family: ModelFamily | None
+    folders: Mapping[str, str]
+    language: dict[str, Any]
 
     @staticmethod
     def read(folder: Path) -> HFConfig:
-        """Read and judge it.
+        """Read and check it.
 
         Raises:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
         """
         path = folder / "config.json"
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}; name a model folder in Hugging Face layout"
-            ) from None
-        except ValueError as error:
-            other = wrong_content(path)
-            problem = f"; it {other}" if other else f" ({error}); copy the folder again"
-            raise ConfigError(f"{path}: not JSON{problem}") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
+        fields = _read_fields(path)
         family = _family_of(fields, path)
-        for name, (allowed, meaning) in _MUST_BE.items():
-            if fields.get(name) not in allowed:
-                raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
-        kinds = fields.get("layer_types") or []
-        windowed = (
-            {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
-        )
-        if windowed:
-            raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
-        missing = [name for name in LANGUAGE_FIELDS if not _is_positive(fields.get(name), name)]
-        optional = (*_OPTIONAL, *(family.hugging_face().fields if family else ()))
-        missing += [name for name in optional if fields.get(name) and not _is_positive(fields[name], name)]
-        if missing:
-            raise ConfigError(
-                f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
-            )
-        head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
-        if head * fields["num_attention_heads"] != fields["hidden_size"]:
-            raise ConfigError(
-                f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
-            )
-        found = HFConfig(fields, path, family)
-        _check_rope(fields, found)
+        folders = family.hugging_face().folders(fields) if family else {".": ""}
+        found = HFConfig(fields, path, family, folders, fields)
+        language = found.language_folder / "config.json"
+        if language != path:
+            found = replace(found, language=_read_fields(language))
+            kind = found.language.get("model_type")
+            if kind not in _LANGUAGE_MODELS:
+                known = " and ".join(_LANGUAGE_MODELS.values())
+                raise ConfigError(f"{language}: model_type is {kind!r}, and {known} are known here")
+        _check_language(found.language, language)
+        _check_sizes(fields, path, optional=family.hugging_face().fields if family else ())
+        _check_rope(found, language)
         return found
+
+    @property
+    def language_folder(self) -> Path:
+        """Where the language model lies, with its tokenizer."""
+        return self.source.parent / next(iter(self.folders))
 
     @property
     def has_qkv_bias(self) -> bool:
         """Have query, key and value biases? All of Qwen2's, and those of a family's model that says so (`qkv_bias`)."""
-        return bool(self.fields["model_type"] == "qwen2" or (self.family and self.fields.get("qkv_bias")))
+        fields = self.language
+        return bool(fields["model_type"] == "qwen2" or (self.family and fields.get("qkv_bias")))
 
     @property
     def is_tied(self) -> bool:
         """Are the embedding and the output layer one matrix? No, where the file does not say."""
-        return bool(self.fields.get("tie_word_embeddings"))
+        return bool(self.language.get("tie_word_embeddings"))
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary embedding, which transformers 5 keeps beside the kind of scaling."""
-        stated = [some.get("rope_theta") for _, some in _rope_settings(self.fields)]
+        stated = [some.get("rope_theta") for _, some in _rope_settings(self.language)]
         return next((theta for theta in stated if theta), None) or (
-            self.fields.get("rope_theta") or ModelConfig.rotary_base
+            self.language.get("rope_theta") or ModelConfig.rotary_base
         )
 
     def model_config(self) -> ModelConfig:
         """Sizes of our decoder."""
-        fields = self.fields
+        fields = self.language
         values = {ours: fields[theirs] for theirs, ours in LANGUAGE_FIELDS.items()}
         groups = fields.get("num_key_value_heads") or fields["num_attention_heads"]
         return ModelConfig(
@@ -136,7 +125,7 @@ class HFConfig:
 
 
 def family_of(settings: ModelSettings) -> ModelFamily:
-    """The family of these settings: that which a run names, or else that whose settings they are."""
+    """The family of these settings: the named one, or the one that their class belongs to."""
     name = getattr(settings, "family", None)
     if name is not None:
         return find_family(name)
@@ -153,12 +142,12 @@ def settings_of(folder: Path, **vision: Any) -> Preset:
     Raises:
         ConfigError: see `HFConfig.read`.
     """
-    found = HFConfig.read(folder)
-    family = found.family or find_family(DEFAULT_FAMILY)
+    config = HFConfig.read(folder)
+    family = config.family or find_family(DEFAULT_FAMILY)
     for name, ours in family.hugging_face().fields.items():
-        if name in found.fields:
-            vision[ours] = found.fields[name]
-    return Preset(found.model_config(), family.Config(**vision))
+        if name in config.fields:
+            vision[ours] = config.fields[name]
+    return Preset(config.model_config(), family.Config(**vision))
 
 
 def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
@@ -167,41 +156,41 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
     Raises:
         ConfigError: it cannot be read, is of another family, or has other sizes.
     """
-    found = HFConfig.read(folder)
+    config = HFConfig.read(folder)
     family = family_of(settings)
-    if found.family not in (None, family):
+    if config.family not in (None, family):
         raise ConfigError(
-            f"{found.source}: it is of {found.family.hugging_face().title}, and this run trains the family "
-            f"{family.name}; use a folder of that, or --family {found.family.name}"
+            f"{config.source}: it is of {config.family.hugging_face().title}, and this run trains the family "
+            f"{family.name}; use a folder of that, or --family {config.family.name}"
         )
-    theirs, model = found.model_config(), settings.model
+    theirs, model = config.model_config(), settings.model
     names = {**LANGUAGE_FIELDS, "rope_theta": "rotary_base", "qkv_bias": "add_qkv_bias"}
-    # How long samples may be is the run's to say.
+    # The run decides how long samples may be.
     pairs = {
         name: (ours, getattr(theirs, ours), getattr(model, ours))
         for name, ours in names.items()
         if ours != "max_position_embeddings"
     }
-    for name, ours in (found.family.hugging_face().fields if found.family else {}).items():
-        if name in found.fields:
-            pairs[name] = ours, found.fields[name], getattr(settings.vision, ours)
+    for name, ours in (config.family.hugging_face().fields if config.family else {}).items():
+        if name in config.fields:
+            pairs[name] = ours, config.fields[name], getattr(settings.vision, ours)
     for name, (ours, there, here) in pairs.items():
         if there != here:
             raise ConfigError(
-                f"{found.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset or "
-                "recipe of that model"
+                f"{config.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset "
+                "or recipe of that model"
             )
     here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
     if here != there:
         raise ConfigError(
-            f"{found.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
+            f"{config.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
             "or recipe of that model"
         )
-    return found
+    return config
 
 
 def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
-    """Whose folder this config.json is of; None for a language model alone.
+    """The family of the model that config.json describes; None for a language model alone.
 
     Raises:
         ConfigError: neither a family's nor that of a known language model.
@@ -220,6 +209,54 @@ def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
     raise ConfigError(f"{path}: model_type is {kind!r}, and {meanings.get(str(kind), meaning)}")
 
 
+def _read_fields(path: Path) -> dict[str, Any]:
+    """What a config.json holds.
+
+    Raises:
+        ConfigError: it is not there, or holds no settings by name.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a model folder in Hugging Face layout") from None
+    except ValueError as error:
+        other = wrong_content(path)
+        problem = f"; it {other}" if other else f" ({error}); copy the folder again"
+        raise ConfigError(f"{path}: not JSON{problem}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: holds no settings by name; copy the folder again")
+    return fields
+
+
+def _check_language(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuse a language model that the decoder cannot compute, but for its rotary embedding."""
+    for name, (allowed, meaning) in _MUST_BE.items():
+        if fields.get(name) not in allowed:
+            raise ConfigError(f"{path}: {name} is {fields.get(name)!r}, and {meaning}")
+    kinds = fields.get("layer_types") or []
+    windowed = {str(kind) for kind in kinds} - {"full_attention"} if isinstance(kinds, list) else {str(kinds)}
+    if windowed:
+        raise ConfigError(f"{path}: layer_types has {', '.join(sorted(windowed))!r}, and {_FULL}")
+    _check_sizes(fields, path, LANGUAGE_FIELDS, _OPTIONAL)
+    head = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    if head * fields["num_attention_heads"] != fields["hidden_size"]:
+        raise ConfigError(
+            f"{path}: head_dim is {head}, and heads are hidden_size / num_attention_heads wide here"
+        )
+
+
+def _check_sizes(
+    fields: Mapping[str, Any], path: Path, wanted: Collection[str] = (), optional: Collection[str] = ()
+) -> None:
+    """Refuse a configuration that lacks a size, or states an optional one that is none."""
+    missing = [name for name in wanted if not _is_positive(fields.get(name), name)]
+    missing += [name for name in optional if fields.get(name) and not _is_positive(fields[name], name)]
+    if missing:
+        raise ConfigError(
+            f"{path}: has no {', '.join(missing)} above 0; this is not a whole model's configuration"
+        )
+
+
 def _is_positive(value: object, name: str) -> bool:
     kinds = int | float if name == "rms_norm_eps" else int
     return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
@@ -227,27 +264,26 @@ def _is_positive(value: object, name: str) -> bool:
 
 def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
     """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
-    found = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    entries = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
     # transformers 5 has one for each kind of layer where they differ.
     return [
-        (name, some.get("full_attention") or some if isinstance(some, dict) else some) for name, some in found
+        (name, some.get("full_attention") or some if isinstance(some, dict) else some)
+        for name, some in entries
     ]
 
 
-def _check_rope(fields: dict[str, Any], found: HFConfig) -> None:
+def _check_rope(found: HFConfig, path: Path) -> None:
     """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
-    for name, some in _rope_settings(fields):
+    for name, some in _rope_settings(found.language):
         if not isinstance(some, dict):
-            raise ConfigError(
-                f"{found.source}: {name} is {some!r}, not settings by name; copy the folder again"
-            )
+            raise ConfigError(f"{path}: {name} is {some!r}, not settings by name; copy the folder again")
         kind = some.get("rope_type") or some.get("type") or "default"
         nothing = kind == "default" or (kind in _NONE_AT_FACTOR_1 and some.get("factor") == 1)
         if not nothing or some.get("partial_rotary_factor") not in (None, 1):
-            raise ConfigError(f"{found.source}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
+            raise ConfigError(f"{path}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
     theta = found.rope_theta
     if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
-        raise ConfigError(f"{found.source}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
+        raise ConfigError(f"{path}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
@@ -257,5 +293,5 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.unk_id,  # which pads in Llama's tokenizers
+        "pad_token_id": tokenizer.unk_id,  # the padding token of Llama's tokenizers
     }

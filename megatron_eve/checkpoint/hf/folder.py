@@ -25,56 +25,71 @@ _DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values
 # Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+_ALL_IN_ONE: Mapping[str, str] = {".": ""}
+
 
 class HFFolder:
     """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
 
-    Of a pickle only tensors are read (torch's `weights_only`): no code in it runs.
+    From a pickle only tensors are read (torch's `weights_only`): no code in it runs.
+
+    Args:
+        folder: of the model.
+        folders: in it, where the weights lie, each with what is put in front of its keys (`HFFormat.folders`).
 
     Raises:
         ConfigError: no shards, one that cannot be read, or an index that names a shard which is not there or tensors
             that their shard lacks.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, folders: Mapping[str, str] = _ALL_IN_ONE) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
+        # The shard of each tensor, and its key there.
+        self._places: dict[str, tuple[Path, str]] = {}
+        for name, prefix in folders.items():
+            for key, path in self._shards(folder / name).items():
+                self._places[f"{prefix}{key}"] = path, key
+
+    def _shards(self, folder: Path) -> dict[str, Path]:
+        """The shard of each tensor of a folder, by its key there."""
         whole, index = _weights_of(folder)
         if whole is not None:
-            self._places = dict.fromkeys(self._tensors(whole).keys(), whole)
-            return
+            return dict.fromkeys(self._tensors(whole).keys(), whole)
         assert index is not None
-        self._places = _places(index)
-        for path in sorted(set(self._places.values())):
+        places = _places(index)
+        for path in sorted(set(places.values())):
             if not path.exists():
                 raise ConfigError(f"{path}: named by {index.name} and missing; copy the folder again")
-            lacking = {key for key, place in self._places.items() if place == path}
+            lacking = {key for key, place in places.items() if place == path}
             lacking -= set(self._tensors(path).keys())
             if lacking:
                 raise ConfigError(
                     f"{path}: holds no {min(lacking)}, which {index.name} says it does; copy the folder again"
                 )
+        return places
 
     def keys(self) -> Iterator[str]:
         """Names of all tensors."""
         return iter(self._places)
 
     def describe(self, key: str) -> tuple[torch.Size, torch.dtype]:
-        """Shape and dtype of a tensor, which is not read for it.
+        """Shape and dtype of a tensor, without reading the tensor.
 
         Raises:
             ConfigError: the folder has none of that name, or it is not of floating-point numbers (quantised weights are
                 not).
         """
-        tensors = self._tensors(self._place(key))
+        path, name = self._place(key)
+        tensors = self._tensors(path)
         if isinstance(tensors, dict):
-            shape, dtype = tensors[key].shape, str(tensors[key].dtype).removeprefix("torch.")
+            shape, dtype = tensors[name].shape, str(tensors[name].dtype).removeprefix("torch.")
         else:
-            part = tensors.get_slice(key)
+            part = tensors.get_slice(name)
             shape, dtype = torch.Size(part.get_shape()), part.get_dtype()
         if dtype not in _DTYPES:
             raise ConfigError(
-                f"{self._places[key]}: {key} is {dtype}; quantised weights cannot be trained, take the original ones"
+                f"{path}: {name} is {dtype}; quantised weights cannot be trained, take the original ones"
             )
         return shape, _DTYPES[dtype]
 
@@ -84,17 +99,18 @@ class HFFolder:
         Raises:
             ConfigError: if the folder has none of that name, or it lies in a file that cannot be read.
         """
-        tensors = self._tensors(self._place(key))
-        return tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key)
+        path, name = self._place(key)
+        tensors = self._tensors(path)
+        return tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
 
-    def _place(self, key: str) -> Path:
-        """The shard that holds a tensor."""
+    def _place(self, key: str) -> tuple[Path, str]:
+        """The shard that holds a tensor, and its key there."""
         if key not in self._places:
             raise ConfigError(f"{self.folder}: has no tensor {key}; this is not a whole model, copy it again")
         return self._places[key]
 
     def _tensors(self, path: Path) -> Any:
-        """A shard that is open: of safetensors its reader, of a pickle its dictionary, mapped into memory."""
+        """An open shard: the reader of a safetensors file, or the memory-mapped dictionary of a pickle."""
         if path not in self._open:
             try:
                 if path.suffix == ".safetensors":
@@ -110,9 +126,9 @@ class HFFolder:
 
 
 def _weights_of(folder: Path) -> tuple[Path | None, Path | None]:
-    """What of a folder is read, in the order of transformers: one whole file, or else the index of shards.
+    """The files to read, in the order of transformers: a single file, or else the index of shards.
 
-    An index beside a whole file may be one that was left from other weights, so the file counts.
+    An index beside a single file may be left over from other weights, so the file is used.
     """
     for name in _WEIGHTS:
         whole, index = folder / name, folder / f"{name}.index.json"
@@ -142,16 +158,16 @@ def _places(index: Path) -> dict[str, Path]:
 
 
 def _error_text(path: Path, error: Exception) -> str:
-    """What is wrong with a shard that cannot be opened, and what to do about it."""
+    """Error text for a shard that cannot be opened, with the remedy."""
     if other := wrong_content(path):
         return f"cannot be read: it {other}"
-    code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names what it did not look up
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names the class that it refused to load
     if isinstance(error, pickle.UnpicklingError) and code:
         return f"asks for {code[1]}, and no code of a model folder runs; take weights that are safetensors"
-    # torch's own words on a pickle advise to run its code.
+    # torch's own message about a pickle advises to run its code.
     pickled = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
-    told = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
-    return f"cannot be read ({told}); copy the folder again"
+    reason = "no file that torch saved, or a damaged one" if pickled else str(error).split("\n")[0]
+    return f"cannot be read ({reason}); copy the folder again"
 
 
 def _check_pickle(path: Path, content: object) -> None:
@@ -164,7 +180,7 @@ def _check_pickle(path: Path, content: object) -> None:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is made when it is wanted.
+    """A tensor that is read or computed when it is needed.
 
     Attributes:
         shape: of the tensor.
@@ -177,7 +193,7 @@ class LazyTensor:
     make: Callable[[], torch.Tensor]
 
     def empty(self) -> torch.Tensor:
-        """A tensor of this shape and dtype without data, for those who plan."""
+        """A tensor of this shape and dtype without data (on the meta device), for planning."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def tensor(self) -> torch.Tensor:
@@ -194,7 +210,7 @@ def write_shards(
 
     Args:
         folder: an existing one.
-        tensors: in the order in which they are shared out.
+        tensors: in the order in which they are put into shards.
         max_shard_size: in bytes.
         done: called with the bytes of each tensor that was made.
 
@@ -213,11 +229,11 @@ def write_shards(
             done(shard[key].nbytes)
         try:
             save_file(shard, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, for one
+        except SafetensorError as error:  # for example a full disk
             raise OSError(
                 f"{folder / name}: cannot be written ({error}); nothing is left of the folder"
             ) from None
-        (folder / name).chmod(0o644)  # safetensors lets nobody else read
+        (folder / name).chmod(0o644)  # safetensors makes files that only their owner can read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"

@@ -24,15 +24,15 @@ from megatron_eve.runtime.ranks import print_rank_0
 def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings) -> None:
     """Fill bare model chunks from a folder of the run's family, or of a plain language model, under this run's layout.
 
-    A part that the folder may lack, and lacks altogether, keeps its initial weights; one that the model lacks is not
-    read. A plain language model (Vicuna, Llama, Qwen2) fills the decoder, and all else keeps its initial weights.
+    An optional part that is missing in the folder keeps its initial weights; a part that the model lacks is not read. A
+    plain language model (Vicuna, Llama, Qwen2) fills the decoder, and all else keeps its initial weights.
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
-            one that no rule knows, or one of other numbers than floating-point ones. Nothing is changed by then.
+            one that no rule knows, or one of other numbers than floating-point ones. The model is unchanged then.
     """
     found = check_config(folder, settings)
-    family, source = family_of(settings), HFFolder(folder)
+    family, source = family_of(settings), HFFolder(folder, found.folders)
     keys = list(source.keys())
     planned: list[_Planned] = []
     size = 0
@@ -73,7 +73,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
 
 @dataclass(frozen=True)
 class _Planned:
-    """A parameter, and the tensors of the folder of which this rank's part is made."""
+    """A parameter, and the folder's tensors that this rank's part of it is made from."""
 
     parameter: torch.nn.Parameter
     keys: tuple[str, ...]
@@ -89,7 +89,7 @@ class _Planned:
         )
 
     def shape(self, shapes: Sequence[torch.Size]) -> torch.Size:
-        """Of this rank's part, where the tensors have these; empty where they do not go together."""
+        """Shape of this rank's part for tensors of these shapes; empty if they do not fit together."""
         try:
             return self.shard([torch.empty(shape, device="meta") for shape in shapes]).shape
         except (RuntimeError, IndexError):

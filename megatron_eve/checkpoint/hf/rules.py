@@ -1,4 +1,4 @@
-"""All rules of a model, the decoder's and its family's, and what they make of its tensors and of a folder's keys."""
+"""The name rules of a model (the decoder's and its family's), applied to its tensors and to a folder's keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_hf(
 
 
 def lacking_parts(family: ModelFamily, keys: Collection[str], language_model: bool) -> tuple[str, ...]:
-    """Parts of the model, as `ModelFamily.parts` names them, that a folder does not hold.
+    """Parts of the model (names of `ModelFamily.parts`) that are missing in a folder.
 
     Args:
         family: of the model.
@@ -49,13 +49,13 @@ def lacking_parts(family: ModelFamily, keys: Collection[str], language_model: bo
 
 
 def optional_part(family: ModelFamily, key: str) -> str | None:
-    """The part, of those that a folder may lack, to which a key of it belongs."""
+    """The optional part to which a key of a folder belongs; None if it belongs to none."""
     found = family.hugging_face().optional_parts.items()
     return next((part for part, keys in found if keys.fullmatch(key)), None)
 
 
 def ignored_because(family: ModelFamily, key: str) -> str | None:
-    """Why nothing is made of this key of a folder; None if that is not intended."""
+    """The reason why a key of a folder is ignored; None if it must not be ignored."""
     for pattern, reason in (IGNORED_KEYS | dict(family.hugging_face().ignored_keys)).items():
         if re.fullmatch(pattern, key):
             return reason

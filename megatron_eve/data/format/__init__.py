@@ -1,1 +1,1 @@
-"""Datasets on disk: the manifest, the reader, the writer, several as one."""
+"""Datasets on disk: manifest, reader, writer, merged datasets."""

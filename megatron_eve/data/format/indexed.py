@@ -1,7 +1,7 @@
 """Open datasets: megatron-core indexed datasets of token ids and image files, joined by a manifest.
 
-`manifest` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is
-read, since that takes seconds: whether a run can take a dataset is known without it.
+`manifest` lists the files, `indexed_writer` writes them. megatron-core is imported only when the first row is read,
+since the import takes seconds; the check whether a run can train on a dataset does not need it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from megatron_eve.models.registry import find_family
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
 
 
-# Plans that are kept, by the size of the picture: under a kilobyte each.
+# Image plans kept in memory, one for each picture size: under a kilobyte each.
 _KEPT_PLANS = 1 << 14
 
 
@@ -56,7 +56,7 @@ class IndexedVisionDataset:
         info: the manifest.
         samples: SAMPLE_DTYPE [samples], mapped.
         images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
-        planner: what pictures become, by width and height; see `use_image_sizes`.
+        planner: gives the image plan of a width and height; see `use_image_sizes`.
 
     Raises:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
@@ -77,10 +77,10 @@ class IndexedVisionDataset:
         self.use_image_sizes(info.family, {})
 
     def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
-        """Plan images for a run of this family and these sizes, in pixels by name.
+        """Plan images for a run of this family and these image sizes (pixels by name).
 
-        Sizes that the dataset was made for stay as they are. One without images was made for whatever sizes; of one
-        that holds image files, sizes that change decoded pixels alone are the run's.
+        The sizes recorded in the dataset are kept. A dataset without images fits any sizes. If it holds image files,
+        sizes that change only the decoded pixels are taken from the run.
 
         Raises:
             DataError: the sizes do not go together.
@@ -102,7 +102,7 @@ class IndexedVisionDataset:
 
     @property
     def _image_part(self) -> str:
-        """What ends the names of the files that hold the images."""
+        """Suffix of the files that hold the images."""
         return "_pixels" if self.info.image_storage == PIXELS else "_image"
 
     def _megatron_dataset(self, part: str) -> Any:
@@ -141,7 +141,7 @@ class IndexedVisionDataset:
         return tokens, labels
 
     def _check_record(self, index: int, labels: NDArray[np.int64]) -> None:
-        """Steps were packed and losses are divided by what the record says: it must be so."""
+        """Packs and loss denominators were computed from the record, so the text must agree with it."""
         sample = self.samples[index]
         first, count = int(sample["first_image"]), int(sample["num_images"])
         if not 0 <= first <= len(self.images) - count:
@@ -158,7 +158,7 @@ class IndexedVisionDataset:
         raise DataError(f"record {index} of {self.prefix}_samples.npy says {problem}; {AGAIN}")
 
     def image_bytes(self, image: int) -> bytes:
-        """The file of image `image`, as it is stored.
+        """The bytes of the file of image `image`, as stored.
 
         Raises:
             IndexError: no such image.
@@ -176,7 +176,7 @@ class IndexedVisionDataset:
         """Image `image` as it was decoded when the dataset was made; None where the dataset holds files.
 
         Returns:
-            Each view by name: uint8 of its `stored_shape`, that is without the margins of a square.
+            Each view by name: uint8 of its `stored_shape`, which has no padding to a square.
 
         Raises:
             IndexError: no such image.
@@ -198,19 +198,19 @@ class IndexedVisionDataset:
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def sample_name(self, index: int) -> str:
-        """What a message calls a sample."""
+        """Name of a sample in messages."""
         return f"row {index} of {self.prefix}"
 
     def image_name(self, image: int) -> str:
-        """What a message calls an image."""
+        """Name of an image in messages."""
         return f"image {image} of {self.prefix}"
 
     def image_plan(self, image: int) -> ImagePlan:
-        """What image `image` becomes, from its recorded size alone.
+        """The plan of image `image` (its views and tokens), from its recorded size alone.
 
         Raises:
             IndexError: no such image.
-            DataError: a record of a picture without area.
+            DataError: the record has a width or height of 0.
         """
         record = self.images[_checked_index(image, len(self.images))]
         width, height = int(record["width"]), int(record["height"])
@@ -221,7 +221,7 @@ class IndexedVisionDataset:
         return self.planner(width, height)
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
-        """Ask the kernel to read the images of these samples ahead; says nothing where the files are not mapped."""
+        """Ask the operating system to read the images of these samples ahead, if the files are mapped."""
         reader = getattr(self._image, "bin_reader", None)
         mapped = getattr(getattr(reader, "_bin_buffer_mmap", None), "_mmap", None)
         if mapped is None:
@@ -230,8 +230,8 @@ class IndexedVisionDataset:
         for sample in self.samples[indices]:
             first, count = int(sample["first_image"]), int(sample["num_images"])
             if not (count > 0 and 0 <= first <= len(self.images) - count):
-                continue  # no image, or a damaged record, which is said when the sample is read
-            # A sample's images lie one behind the other; madvise wants the start of a page.
+                continue  # no image, or a damaged record, which is reported when the sample is read
+            # The images of a sample are stored one after another; madvise needs the start of a page.
             start = int(self._image.index[first][0])
             end = start + int(self.images["num_bytes"][first : first + count].astype(np.int64).sum())
             start -= start % mmap.PAGESIZE
@@ -250,14 +250,14 @@ class IndexedVisionDataset:
 
         Args:
             tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
-            vocab_size: of the run's model, without what megatron-core pads; a few rows more than the tokenizer has
-                pieces will do (`MAX_PADDING_ROWS`), as published embeddings have them.
+            vocab_size: of the run's model, without megatron-core's padding. It may be up to `MAX_PADDING_ROWS` larger
+                than the tokenizer, as published embeddings are.
             family: of the run; a dataset of text alone fits any.
             image_sizes: of the run's model, in pixels by name (`ModelFamily.image_sizes`); a dataset of text alone fits
-                any, and one that it was not made for is not looked at.
+                any, and sizes that the dataset does not record are not checked.
 
         Raises:
-            DataError: it cannot; the message names the file, what differs and the remedy.
+            DataError: the run cannot train on it; the message names the file, what differs and the remedy.
         """
         info, path = self.info, self.prefix + MANIFEST
         if tokenizer_sha256 is not None and tokenizer_sha256 != info.tokenizer_sha256:
@@ -297,7 +297,7 @@ class IndexedVisionDataset:
             )
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
-        """A copy of one row: an array that megatron-core returns is a view that dies with its dataset."""
+        """A copy of one row: the array that megatron-core returns is a view into its dataset's memory map."""
         pointer, length, _ = indexed.index[int(row)]
         itemsize = np.dtype(indexed.index.dtype).itemsize
         size = self.info.text_bytes if part == "_text" else self.info.stored_bytes

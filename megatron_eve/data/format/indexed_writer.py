@@ -26,6 +26,7 @@ from megatron_eve.data.format.manifest import (
     DatasetInfo,
     DatasetSettings,
     publish,
+    sync,
 )
 from megatron_eve.data.format.megatron_index import IndexWriter
 from megatron_eve.data.format.metadata import META, MetaWriter, SampleMeta
@@ -34,24 +35,24 @@ from megatron_eve.data.format.write_lock import WriteLock
 
 
 class DatasetWriter:
-    """Writes a dataset in flat memory; nothing can be opened before `finalise`.
+    """Writes a dataset with constant memory; it cannot be opened before `finalise`.
 
     Everything goes to files named `*.partial`. As a context manager it removes them unless finalised.
 
     Args:
-        prefix: where the dataset goes; see `manifest` for what is put behind it. A dataset that is
-            there already stays whole until `finalise` replaces it. What a run that was killed left is removed.
+        prefix: path of the dataset; see `manifest` for the suffixes. An existing dataset stays intact until `finalise`
+            replaces it. Partial files of a killed run are removed.
         settings: recorded in the manifest; token counts follow from its sizes.
-        made_with: of the images, recorded in the manifest's `parts`; "pixels" needs all
-            sizes of the family's `image_flags`.
+        made_with: how the images were made, recorded in the manifest's `parts`; "pixels" needs all sizes of the
+            family's `image_flags`.
 
     Attributes:
-        image_path: the .bin of the images under its temporary name; see `add_block`.
+        image_path: temporary path of the images' .bin file; see `add_block`.
         num_samples: samples added so far.
         image_bytes: bytes of images added so far.
 
     Raises:
-        DataError: another run writes there.
+        DataError: another run is writing to this prefix.
     """
 
     def __init__(
@@ -62,9 +63,7 @@ class DatasetWriter:
         self._made_with = dict(made_with or {})
         as_pixels = settings.image_storage == PIXELS
         self._part = PIXELS if as_pixels else "image"
-        self._image_parts, self._stale_parts = (
-            (PIXEL_PARTS, IMAGE_PARTS[:2]) if as_pixels else (IMAGE_PARTS, PIXEL_PARTS[:2])
-        )
+        self._image_parts = PIXEL_PARTS if as_pixels else IMAGE_PARTS
         Path(self.prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
         self._lock = WriteLock(self.prefix)
         self._remove_partial()
@@ -114,10 +113,10 @@ class DatasetWriter:
         self._image_file.write([image.data for image in images], self.add_block(block))
 
     def add_block(self, block: SampleBlock) -> int:
-        """Append samples, but for the bytes of their images.
+        """Append samples without the bytes of their images.
 
         Returns:
-            The offset in `image_path` from which on these have to be written (`ImageBytes`), before `finalise`.
+            The offset in `image_path` at which the caller must write those bytes (`ImageBytes`) before `finalise`.
         """
         samples, offset = block.samples.copy(), self.image_bytes
         samples["first_image"] += self._images.rows
@@ -150,6 +149,8 @@ class DatasetWriter:
         skipped_first: Mapping[str, list[dict[str, Any]]] | None = None,
     ) -> DatasetInfo:
         """Put everything in place, the manifest last and atomically.
+
+        A dataset that is there opens until all of this one is on the disk; then files are only renamed.
 
         Args:
             num_rows: rows of the input that were read; the number of samples if not given.
@@ -188,23 +189,21 @@ class DatasetWriter:
             self._samples.close, self._images.close,
         ):  # fmt: skip
             close()
-        Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
-        for part in TEXT_PARTS:
-            publish(self.prefix + part)
         if self._meta:
             self._meta.close()
-            publish(self.prefix + META)
-        else:
-            Path(self.prefix + META).unlink(missing_ok=True)
-        for part in self._stale_parts:  # of a dataset that stored its images otherwise
-            Path(self.prefix + part).unlink(missing_ok=True)
-        for part in self._image_parts:
-            if info.num_images:
-                publish(self.prefix + part)
-            else:  # megatron-core cannot map an empty file
-                Path(self.prefix + part + PARTIAL).unlink()
-                Path(self.prefix + part).unlink(missing_ok=True)
         Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
+        images = self._image_parts if info.num_images else ()
+        parts = [*TEXT_PARTS, *([META] if self._meta else []), *images]
+        for part in (*parts, MANIFEST):  # takes long where much was written; the old dataset still opens
+            sync(self.prefix + part + PARTIAL)
+        Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
+        for part in parts:
+            publish(self.prefix + part)
+        if not images:  # megatron-core cannot map an empty file
+            for part in self._image_parts:
+                Path(self.prefix + part + PARTIAL).unlink()
+        for part in {META, *IMAGE_PARTS, *PIXEL_PARTS}.difference(parts):  # of the old dataset
+            Path(self.prefix + part).unlink(missing_ok=True)
         publish(self.prefix + MANIFEST)
         self._lock.release()
         return info
@@ -221,7 +220,7 @@ class DatasetWriter:
             self._text.close, self._image_file.close, self._text_index.discard, self._image_index.discard,
             self._samples.discard, self._images.discard, *([self._meta.discard] if self._meta else []),
         ):  # fmt: skip
-            with contextlib.suppress(OSError):  # what a full disk has not taken is not wanted
+            with contextlib.suppress(OSError):  # closing flushes, which fails on a full disk
                 close()
         self._remove_partial()
         Path(self.prefix + MANIFEST + PARTIAL).unlink(missing_ok=True)
@@ -241,7 +240,7 @@ class DatasetWriter:
 
 
 class _RecordWriter:
-    """A structured .npy file written piece by piece, under its partial name."""
+    """A structured .npy file, written in pieces under its temporary name."""
 
     def __init__(self, path: str, dtype: np.dtype[Any]) -> None:
         self.rows = 0

@@ -1,7 +1,7 @@
-"""Several datasets with the interface of one: samples and images are counted through, dataset after dataset.
+"""Several datasets with the interface of one: their samples and images are numbered consecutively.
 
-A run joins those that it was given (`JoinedDataset`); a merged dataset (`data/format/merging.py`) is joined by its
-manifest.
+`JoinedDataset` joins the datasets of a run; `MergedDataset` joins those that a manifest names
+(`data/format/merging.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_eve.models.family import ImagePlan, ImagePlanner
 
 
 class JoinedSamples:
-    """The samples of several datasets, indexed as one structured array; copies what is asked for, nothing else."""
+    """The sample records of several datasets, indexed as one structured array; copies only requested records."""
 
     def __init__(self, datasets: Sequence[AnyDataset], first_images: NDArray[np.int64]) -> None:
         self._samples = [dataset.samples for dataset in datasets]
@@ -35,7 +35,7 @@ class JoinedSamples:
     def __getitem__(self, indices: Any) -> Any:
         """Records at an index or an array of them: SAMPLE_DTYPE, ``first_image`` counted over all datasets.
 
-        A field's name gives that field of all samples, as it stands in each dataset.
+        A field's name gives that field of all samples, unchanged (`first_image` counts within each dataset then).
         """
         if isinstance(indices, str):
             return np.concatenate([samples[indices] for samples in self._samples])
@@ -112,27 +112,27 @@ class JoinedDataset:
         return dataset.stored_pixels(row)
 
     def sample_name(self, index: int) -> str:
-        """What a message calls a sample."""
+        """Name of a sample in messages."""
         dataset, row = self._locate(self._sample_bounds, index)
         return dataset.sample_name(row)
 
     def image_name(self, image: int) -> str:
-        """What a message calls an image."""
+        """Name of an image in messages."""
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_name(row)
 
     @property
     def planner(self) -> ImagePlanner:
-        """What pictures become; where there are images, that of the first dataset with some."""
+        """Gives image plans: that of the first dataset with images, if there is one."""
         return next((one for one in self._datasets if one.info.num_images), self._datasets[0]).planner
 
     def image_plan(self, image: int) -> ImagePlan:
-        """What an image becomes (see `IndexedVisionDataset.image_plan`)."""
+        """The plan of an image (see `IndexedVisionDataset.image_plan`)."""
         dataset, row = self._locate(self._image_bounds, image)
         return dataset.image_plan(row)
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
-        """Ask the kernel to read the images of these samples ahead."""
+        """Ask the operating system to read the images of these samples ahead."""
         which = np.searchsorted(self._sample_bounds, indices, side="right")
         for number in np.unique(which):
             dataset = self._datasets[number]
@@ -146,7 +146,7 @@ class JoinedDataset:
 
 
 class MergedDataset(JoinedDataset):
-    """A dataset whose samples lie in others, in the order in which its manifest names them.
+    """A merged dataset: its manifest names other datasets, which hold its samples in this order.
 
     Args:
         prefix: of its manifest.
@@ -157,7 +157,7 @@ class MergedDataset(JoinedDataset):
         info: its manifest.
 
     Raises:
-        DataError: a part cannot be opened, or is not the one that was merged.
+        DataError: a part cannot be opened, or was changed since it was merged.
     """
 
     def __init__(self, prefix: str | Path, *, mmap_bin_files: bool = True) -> None:
@@ -177,7 +177,7 @@ class MergedDataset(JoinedDataset):
 
     @property
     def parts(self) -> list[AnyDataset]:
-        """The datasets that hold its samples, in their order."""
+        """The merged datasets, in the order of the manifest."""
         return list(self._datasets)
 
     def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
@@ -197,11 +197,11 @@ class MergedDataset(JoinedDataset):
 
 
 AnyDataset = IndexedVisionDataset | MergedDataset
-"""What a prefix can name."""
+"""A dataset of its own files, or a merged one."""
 
 
 def open_dataset(prefix: str | Path, *, mmap_bin_files: bool = True) -> AnyDataset:
-    """The dataset at a prefix, merged or not.
+    """Open the dataset at a prefix, merged or not.
 
     Args:
         prefix: the --output-prefix it was written to.

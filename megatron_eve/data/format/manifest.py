@@ -1,4 +1,4 @@
-"""The parts of a dataset on disk, and the manifest that joins them.
+"""The files of a dataset on disk, and the manifest that lists them.
 
 A dataset is a prefix, OUT, and these files:
 
@@ -7,13 +7,13 @@ A dataset is a prefix, OUT, and these files:
     OUT_pixels.bin, .idx  the same, in place of OUT_image: row j is image j decoded, see `IMAGE_STORAGES`
     OUT_samples.npy       SAMPLE_DTYPE [samples]
     OUT_images.npy        IMAGE_DTYPE [images]
-    OUT_meta.parquet      where each sample comes from (`data/format/metadata.py`), where that is known; no run reads it
+    OUT_meta.parquet      source of each sample (`data/format/metadata.py`), if known; training does not read it
     OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
 
 The image parts are absent when no sample has an image.
 
-The manifest's `parts` names the indexed datasets OUT_<name>.bin and .idx beside the text, and says what each was made
-with. A part that this version does not know is left alone, so a later version may add one.
+The manifest's `parts` names the indexed datasets OUT_<name>.bin and .idx beside the text, and records how each was
+made. Unknown parts are ignored, so that later versions may add some.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
 
 - encoded: the files as they were, in OUT_image.
 - jpeg: JPEG files at the model's size where that is smaller, else the files as they were, in OUT_image.
-- pixels: decoded, in OUT_pixels: the views of the picture's plan one behind the other, uint8 of the `stored_shape` of
-  each, that is without the margins of a square.
+- pixels: decoded, in OUT_pixels: the views of the picture's plan one after another, each uint8 of its `stored_shape`
+  (without the padding to a square).
 """
 PIXELS = "pixels"
 
@@ -64,23 +64,25 @@ TEXT_PARTS = ("_text.bin", "_text.idx", "_samples.npy")
 IMAGE_PARTS = ("_image.bin", "_image.idx", "_images.npy")
 PIXEL_PARTS = ("_pixels.bin", "_pixels.idx", "_images.npy")
 MANIFEST = "_dataset.json"
+SKIPPED = "_skipped.jsonl"
+"""Ends the name of the list of rows that preprocessing left out, one a line."""
 PARTIAL = ".partial"
-"""Ends the name of a file that is not finished."""
+"""Suffix of a file that is still being written."""
 
-# Rows that an embedding may have beyond its tokenizer's pieces: an added token, and filling up to a multiple of 64
-# (transformers' `resize_token_embeddings`). More of them speak of another tokenizer.
+# Rows that an embedding may have beyond its tokenizer's pieces: added tokens, and padding to a multiple of 64
+# (transformers' `resize_token_embeddings`). More of them mean that the model belongs to another tokenizer.
 MAX_PADDING_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """What a dataset was made with. Lengths in tokens, an image being one.
+    """The settings that a dataset was made with. Lengths are in tokens, with an image counted as one.
 
     Attributes:
-        family: of the model that it was made for, as `find_family` finds it.
-        image_sizes: that pictures were planned for, in pixels by name: those of the family's `image_flags` that the
-            number of their tokens depends on.
-        image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ in it.
+        family: name of the model family (see `find_family`).
+        image_sizes: pixels by name, for those of the family's `image_flags` that decide the number of tokens of an
+            image.
+        image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ.
     """
 
     template: str
@@ -96,7 +98,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo(DatasetSettings):
-    """The manifest: settings, counts, and which rows of the input were left out.
+    """The manifest: settings, counts, and the input rows that were left out.
 
     Attributes:
         num_tokens: tokens of all samples once images are expanded.
@@ -104,16 +106,16 @@ class DatasetInfo(DatasetSettings):
         num_labels: labels that train, after the shift.
         num_cut: samples cut at `model_max_length`.
         text_bytes, image_bytes: sizes of OUT_text.bin and OUT_image.bin.
-        parts: by its name, what each indexed dataset beside the text was made with, its `dtype` and its `bytes`.
-        longest_sample, longest_length: the sample with most expanded tokens, and how many.
+        parts: for each indexed dataset other than the text, by name: how it was made, its `dtype` and its `bytes`.
+        longest_sample, longest_length: index of the sample with the most expanded tokens, and their number.
         num_rows: rows of the input that were read.
         skipped: rows left out, by reason.
-        skipped_first: the first few of them by reason: row (counted from 1), id, image, detail.
-        num_missing_images: that documents name and that were not there; the documents were kept without them.
+        skipped_first: the first few of these rows by reason: row (counted from 1), id, image, detail.
+        num_missing_images: images that documents name but that were missing; the documents were kept without them.
         content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
-        licenses: samples by what OUT_meta.parquet has as their license; those without are not counted.
-        datasets: of a merged dataset, which has no files but this one: for each of its parts `prefix`, relative to the
-            manifest's folder, `num_samples` and `content_sha256`.
+        licenses: number of samples by their license in OUT_meta.parquet; samples without a license are not counted.
+        datasets: only in a merged dataset, which has no other files: for each part its `prefix` (relative to the
+            manifest's folder), `num_samples` and `content_sha256`.
     """
 
     num_samples: int
@@ -145,7 +147,7 @@ class DatasetInfo(DatasetSettings):
 
     @property
     def made_for(self) -> dict[str, int]:
-        """Sizes that what is stored depends on, in pixels: `image_sizes`, and those that stored pixels are made for."""
+        """Image sizes that the stored data depends on, in pixels by name: `image_sizes`, and those of stored pixels."""
         of_pixels = self.parts.get(PIXELS, {}) if self.image_storage == PIXELS else {}
         names = find_family(self.family).image_flags
         return {**{name: of_pixels[name] for name in names if name in of_pixels}, **self.image_sizes}
@@ -159,8 +161,8 @@ def read_info(prefix: str) -> DatasetInfo:
     """Read the manifest of the dataset at `prefix`.
 
     Raises:
-        DataError: missing, not JSON, of another format version, or with other fields than this version has.
-        FamilyError: it was made for a family that is not here.
+        DataError: missing, not JSON, of another format version, or with unknown or missing fields.
+        FamilyError: it was made for a family that is not installed.
     """
     path = Path(prefix + MANIFEST)
     try:
@@ -199,7 +201,7 @@ def read_info(prefix: str) -> DatasetInfo:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a manifest of any version, as this version has them."""
+    """Convert the fields of a manifest of any version to those of this version."""
     if content["format_version"] >= 3:
         return content
     flags = find_family(DEFAULT_FAMILY).image_flags
@@ -208,10 +210,15 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     return {**others, "family": DEFAULT_FAMILY, "image_sizes": sizes}
 
 
-def publish(path: str) -> None:
-    """Give a finished file its name, once it is on the disk; until then it is called `path` and ".partial"."""
-    with open(path + PARTIAL, "rb") as stream:
+def sync(path: str) -> None:
+    """Return once a file is on the disk."""
+    with open(path, "rb") as stream:
         os.fsync(stream.fileno())
+
+
+def publish(path: str) -> None:
+    """Flush a finished file to disk and rename it from `path` + ".partial" to `path`."""
+    sync(path + PARTIAL)
     os.replace(path + PARTIAL, path)
 
 
@@ -252,7 +259,7 @@ def row_problem(
 
 
 def megatron_datasets(module: str) -> Any:
-    """A module of megatron.core.datasets, imported when it is wanted and without its warnings (about optimizers)."""
+    """Import a module of megatron.core.datasets on first use, without its warnings (about optimizers)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(f"megatron.core.datasets.{module}")

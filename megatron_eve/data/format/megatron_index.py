@@ -1,7 +1,7 @@
 """Megatron's .idx file beside a .bin: written without megatron-core, and checked without loading it.
 
 megatron-core's `IndexedDatasetBuilder` writes the same bytes (a test compares them), and keeps 12 bytes a row in
-memory; importing it takes seconds, which every task of an array would spend.
+memory; importing it takes seconds, in each task of a Slurm array.
 
     9 bytes  magic            8 bytes   version 1 (uint64)      1 byte  code of the .bin's dtype
     8 bytes  sequences n      8 bytes   documents + 1           4 n     lengths (int32)
@@ -29,10 +29,10 @@ _ROWS_AT_A_TIME = 1 << 16
 
 
 class IndexWriter:
-    """Writes a .idx in flat memory; all rows are one document, as nothing reads document bounds.
+    """Writes a .idx with constant memory; all rows form one document, since nothing reads document bounds.
 
     Args:
-        path: of the file, under its temporary name.
+        path: temporary path of the file.
         dtype: what the .bin holds.
     """
 
@@ -66,7 +66,7 @@ class IndexWriter:
         self._file.close()
 
     def discard(self) -> None:
-        """Close the file, whose rows are not wanted."""
+        """Close the file without finishing it."""
         self._file.close()
 
     def _write_header(self) -> None:

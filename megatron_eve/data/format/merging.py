@@ -1,4 +1,4 @@
-"""Several datasets that are one: a manifest that names them, and nothing else on disk.
+"""Merged datasets: a manifest that names several datasets, and no other file.
 
 To a run a merged dataset is one dataset, with one share of a blend, one split and one line of held-out losses.
 `joined.MergedDataset` opens it.
@@ -17,46 +17,53 @@ from typing import Any
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import (
+    IMAGE_PARTS,
     MANIFEST,
     PARTIAL,
+    PIXEL_PARTS,
+    SKIPPED,
     TEXT_PARTS,
     DatasetInfo,
     DatasetSettings,
     publish,
     read_info,
 )
+from megatron_eve.data.format.metadata import META
+from megatron_eve.data.format.output import check_output
 from megatron_eve.data.format.write_lock import WriteLock
 
-_FIRST_SKIPPED = 5  # rows that a manifest names for each reason
+_FIRST_SKIPPED = 5  # skipped rows that a manifest lists for each reason
 _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
     "vocab_size": "preprocess all with the same --tokenizer-model",
 }
-# Settings that datasets of text alone need not share; nor need they share image sizes.
+# Settings in which a text-only dataset may differ from the others, as in image sizes.
 _REMEDIES_OF_IMAGES = {
     "family": "preprocess all with the same --family",
     "apply_exif": "preprocess all with or without --ignore-exif-orientation",
 }
 
 
-def merge_datasets(prefix: str, prefixes: Sequence[str]) -> DatasetInfo:
+def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = False) -> DatasetInfo:
     """Write the manifest of a dataset that holds all samples of others, which stay where they are.
 
-    Merged datasets among them give their parts. The manifest names the parts relative to its own folder, so that all
-    may be moved together.
+    A merged dataset among them is replaced by its parts. Paths in the manifest are relative to its folder, so that the
+    whole tree can be moved.
 
     Args:
         prefix: of the merged dataset.
         prefixes: of at least one dataset, in the order of their samples.
+        overwrite: replace a dataset that `prefix` has already, and remove the files of its own that it has.
 
     Raises:
-        DataError: a dataset does not open, is named twice or does not go with the others, or `prefix` is that of a
-            dataset with files of its own.
+        DataError: a dataset does not open, is named twice or is incompatible with the others, or `prefix` is that of
+            one of them or, without `overwrite`, of another dataset.
     """
-    if any(Path(prefix + part).exists() for part in TEXT_PARTS):
-        raise DataError(f"{prefix} is a dataset with files of its own: choose another --output-prefix")
     parts = [part for one in prefixes for part in _parts(one)]
+    if os.path.realpath(prefix) in map(os.path.realpath, parts):
+        raise DataError(f"{prefix} is one of the datasets to merge: choose another --output-prefix")
+    check_output(prefix, overwrite)
     for part, count in Counter(os.path.realpath(part) for part in parts).items():
         if count > 1:
             raise DataError(f"{part} is named {count} times: its samples would stand twice in {prefix}")
@@ -68,6 +75,14 @@ def merge_datasets(prefix: str, prefixes: Sequence[str]) -> DatasetInfo:
     with WriteLock(prefix):
         Path(prefix + MANIFEST + PARTIAL).write_text(merged.to_json(), encoding="utf-8")
         publish(prefix + MANIFEST)
+        for part in {
+            *TEXT_PARTS,
+            *IMAGE_PARTS,
+            *PIXEL_PARTS,
+            META,
+            SKIPPED,
+        }:  # of a dataset that was replaced
+            Path(prefix + part).unlink(missing_ok=True)
     return merged
 
 
@@ -81,7 +96,7 @@ def _parts(prefix: str) -> Iterator[str]:
 
 
 def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> DatasetInfo:
-    """Refuse datasets that differ where one dataset cannot; gives a manifest with the settings of all."""
+    """Check that the datasets agree where they must (else DataError); return a manifest with their settings."""
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
     first = infos[with_images[0]]
     of_sizes = {

@@ -1,11 +1,11 @@
-"""Where the samples of a dataset come from: OUT_meta.parquet, a row for each sample, in their order.
+"""The source of each sample: OUT_meta.parquet has one row for each sample, in the order of the samples.
 
     id       string   as the source calls the row
     source   string   a data set, a shard
-    license  string   as the source says it, where it does
-    meta     string   a JSON object: what else the source says, such as URL, author, scores
+    license  string   as the source gives it; null if it gives none
+    meta     string   a JSON object with the other fields of the source, such as URL, author, scores
 
-A merged dataset has no such table of its own: those of its parts stand one behind the other.
+A merged dataset has no table of its own; its rows are those of its parts, in order.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from megatron_eve.data.format.manifest import PARTIAL
 from megatron_eve.data.schema import Record
 
 META = "_meta.parquet"
-"""Ends the name of the table."""
+"""Suffix of the table."""
 META_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "source", "license", "meta")])
 
 _ROWS = 10_000  # of a row group, at most
 _BYTES = 1 << 20  # of text in a row group, and one row more
-_MOST_LICENSES = 1000  # that a manifest tells apart
+_MOST_LICENSES = 1000  # different licenses that a manifest counts
 _LICENSE_KEYS = frozenset({"license", "licence", "licenses", "licences"})
 
 
@@ -45,15 +45,15 @@ class SampleMeta(NamedTuple):
 
 
 def sample_meta(record: Record) -> SampleMeta:
-    """What is kept of a record beside its sample."""
+    """The row of the table for a record."""
     text = json.dumps(dict(record.meta), default=str)
-    # Half of a surrogate pair is no text that a table could hold.
+    # A table cannot hold half of a surrogate pair.
     name = None if record.id is None else record.id.encode("utf-8", "replace").decode()
     return SampleMeta(name, record.source, license_of(record.meta), text)
 
 
 def license_of(meta: Mapping[str, Any]) -> str | None:
-    """What the metadata of a row calls its license, if it does."""
+    """The license in a row's metadata; None if there is none."""
     for key, value in meta.items():
         if key.lower() in _LICENSE_KEYS and isinstance(value, str) and value.strip():
             return value.strip().encode("utf-8", "replace").decode()
@@ -61,13 +61,13 @@ def license_of(meta: Mapping[str, Any]) -> str | None:
 
 
 class MetaWriter:
-    """Writes OUT_meta.parquet under its temporary name, in flat memory.
+    """Writes OUT_meta.parquet under its temporary name, with constant memory.
 
     Args:
         prefix: of the dataset.
 
     Attributes:
-        licenses: samples by license; what is rare among more than 1,000 counts as "other".
+        licenses: number of samples by license; after 1,000 different ones, further ones count as "other".
     """
 
     def __init__(self, prefix: str) -> None:
@@ -92,7 +92,7 @@ class MetaWriter:
         self._writer.close()
 
     def discard(self) -> None:
-        """Close the file, whose rows are not wanted."""
+        """Close the file without finishing it."""
         self._writer.close()
 
     def _flush(self) -> None:
@@ -102,12 +102,12 @@ class MetaWriter:
 
 
 class Exclusions:
-    """Rows that are left out for their license, or since somebody asked for it.
+    """Filters rows by license (`licenses`) and by an opt-out list (`opt_out`).
 
     Args:
-        licenses: patterns such as `*nc*` (of a shell, in any case of letters). A row without a license is kept.
-        opt_out: a file with an id, a URL or the sha256 of a picture's file a line; blank lines and those that begin
-            with # are passed over.
+        licenses: shell patterns such as `*nc*`, matched without regard to case. A row without a license is kept.
+        opt_out: a text file; each line is an id, a URL or the sha256 of an image file. Blank lines and lines that begin
+            with # are ignored.
 
     Raises:
         DataError: the file cannot be read.
@@ -128,25 +128,27 @@ class Exclusions:
         self._digests = frozenset(line.lower() for line in self._out if _is_digest(line))
 
     def check(self, record: Record) -> None:
-        """Refuse a record by its license, its id, or a URL or sha256 in its metadata.
+        """Raise SkipRow if a record's license, its id, or a URL or sha256 in its metadata is excluded.
 
         Raises:
-            SkipRow: it is to be left out.
+            SkipRow: the row must be left out.
         """
-        told = license_of(record.meta)
-        if told is not None and any(fnmatchcase(told.lower(), pattern) for pattern in self._licenses):
-            raise SkipRow("license_dropped", told)
+        license_text = license_of(record.meta)
+        if license_text is not None and any(
+            fnmatchcase(license_text.lower(), pattern) for pattern in self._licenses
+        ):
+            raise SkipRow("license_dropped", license_text)
         if not self._out:
             return
-        for said in (record.id, *_texts(record.meta), *(image.sha256 for image in record.images)):
-            if said is not None and (said in self._out or said.lower() in self._digests):
-                raise SkipRow("opted_out", said)
+        for value in (record.id, *_texts(record.meta), *(image.sha256 for image in record.images)):
+            if value is not None and (value in self._out or value.lower() in self._digests):
+                raise SkipRow("opted_out", value)
 
     def check_file(self, data: bytes) -> None:
-        """Refuse a picture by the sha256 of its file.
+        """Raise SkipRow if the sha256 of an image file is excluded.
 
         Raises:
-            SkipRow: its row is to be left out.
+            SkipRow: the row of the image must be left out.
         """
         if self._digests and (digest := hashlib.sha256(data).hexdigest()) in self._digests:
             raise SkipRow("opted_out", digest)
@@ -157,7 +159,7 @@ def _is_digest(line: str) -> bool:
 
 
 def _texts(value: object) -> list[str]:
-    """The strings in metadata, in lists and objects too; however deep they stand."""
+    """All strings in metadata, also in nested lists and objects."""
     found, left = [], [value]
     while left:
         one = left.pop()

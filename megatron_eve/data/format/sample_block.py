@@ -1,7 +1,7 @@
 """Consecutive samples as the bytes that go into a dataset's files: a worker makes them, the writer appends them.
 
-The bytes of images stay with the process that made them, which writes them itself where the writer says: they never
-pass through the one process that all workers wait for.
+Image bytes are written by the worker that read them, at the offset that the writer assigns, so that they do not pass
+through the single writer process.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Sample(NamedTuple):
     """One sample.
 
     Attributes:
-        tokens: n ids, an image counted as one IMAGE_TOKEN_ID.
+        tokens: n ids; each image is one IMAGE_TOKEN_ID.
         labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
-        images: as many as there are placeholders, in their order.
+        images: one for each IMAGE_TOKEN_ID, in order.
         cut: the text was longer than `model_max_length`.
-        meta: where the sample comes from, of all samples of a dataset or of none.
-        num_missing: images that its source names and that were not there.
+        meta: the source of the sample. Either all samples of a dataset have it or none has.
+        num_missing: images that its source names but that were missing.
     """
 
     tokens: ArrayLike
@@ -67,7 +67,7 @@ class SampleBlock(NamedTuple):
         images: IMAGE_DTYPE [images].
         digest_input: their part of what `ContentDigest` hashes.
         num_cut: samples that were cut.
-        num_missing: images that were not there.
+        num_missing: missing images.
         meta: of each sample, or empty.
     """
 
@@ -127,10 +127,10 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
 
 
 class ImageBytes:
-    """The .bin of a dataset's images, into which each process writes its own part.
+    """The .bin file of a dataset's images; each process writes its own part of it.
 
     Args:
-        path: of the file, which is there already.
+        path: of the file, which must exist.
     """
 
     def __init__(self, path: str) -> None:
@@ -138,7 +138,7 @@ class ImageBytes:
         self._file: int | None = None
 
     def write(self, images: Sequence[bytes], offset: int) -> None:
-        """Write images one behind the other from byte `offset` on.
+        """Write images one after another, beginning at byte `offset`.
 
         Raises:
             OSError: such as a full disk; it names the file.

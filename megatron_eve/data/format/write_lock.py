@@ -1,8 +1,8 @@
-"""A lock on a dataset that is being written: two runs that write to one prefix would mix their bytes in one file.
+"""A lock on a dataset that is being written: two runs that write to one prefix would corrupt each other's files.
 
-It is an flock on OUT_dataset.json.partial, which says who holds it. The kernel lets go of it when the process ends,
-however it ends, so a run that was killed is in nobody's way. Between nodes it holds where the shared file system keeps
-flocks for all of them: NFS and GPFS do, Lustre where it is mounted with `flock`.
+It is an flock on OUT_dataset.json.partial, which holds the name of the owner. The operating system releases it when the
+process ends, also when it is killed. It works between nodes if the shared file system supports flock across nodes: NFS
+and GPFS do, and Lustre does if mounted with `flock`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from megatron_eve.data.format.manifest import MANIFEST, PARTIAL
 
 
 class WriteLock:
-    """Held by this process from when it is made until `release`. A file system without flocks gives a warning.
+    """Held by this process from construction until `release`. On a file system without flock it only prints a warning.
 
     Args:
-        prefix: of the dataset; its folder is there.
+        prefix: of the dataset; its folder must exist.
 
     Raises:
         DataError: another run writes the dataset.
@@ -33,7 +33,7 @@ class WriteLock:
     def __init__(self, prefix: str) -> None:
         self._path = Path(prefix + MANIFEST + PARTIAL)
         file = self._open(prefix)
-        while not self._is_at_path(file):  # the other run ended in between, and the file went with it
+        while not self._is_at_path(file):  # the other run ended in between and removed the file
             file.close()
             file = self._open(prefix)
         job = f" (Slurm job {os.environ['SLURM_JOB_ID']})" if "SLURM_JOB_ID" in os.environ else ""
@@ -45,11 +45,11 @@ class WriteLock:
 
     @property
     def held(self) -> bool:
-        """Whether `release` has yet to be called."""
+        """True until `release` is called."""
         return not self._file.closed
 
     def release(self) -> None:
-        """Let others write the dataset."""
+        """Release the lock."""
         self._file.close()
 
     def __enter__(self) -> WriteLock:
@@ -61,15 +61,15 @@ class WriteLock:
         self.release()
 
     def _open(self, prefix: str) -> IO[str]:
-        """The file, locked unless its file system cannot do that."""
+        """Open the file and lock it, if its file system supports locks."""
         file = self._path.open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            told = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+            holder = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
             raise DataError(
-                f"{prefix} is being written by {told or 'another run'}: wait until it has ended, or choose another "
+                f"{prefix} is being written by {holder or 'another run'}: wait until it has ended, or choose another "
                 "--output-prefix"
             ) from None
         except OSError as error:

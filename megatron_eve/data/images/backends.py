@@ -6,8 +6,8 @@ Three backends give the same, to a few 8-bit levels:
 - ``threads``: a fast JPEG decoder and torch's antialiased resize of bytes, in threads; the default without a GPU;
 - ``dali``: one DALI pipeline, on the GPU ("mixed", nvJPEG) or on the CPU; the default with a GPU.
 
-What a backend cannot take goes to Pillow by itself. A picture that cannot be decoded is an answer (`ImageError`), never
-the end of the others.
+Pictures that a backend cannot decode go to Pillow. A picture that cannot be decoded at all gives an `ImageError` as its
+result; the others are not affected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BackendName = Literal["auto", "dali", "threads", "pillow"]
 def placeholder_image(view: View) -> torch.Tensor:
     """A view of the placeholder image, which replaces a picture that cannot be decoded: all of it is the pad colour.
 
-    It depends on nothing but the view, so both ends of a pipeline replace a picture by the same.
+    It depends on the view alone, so the first and the last pipeline stage use the same placeholder.
 
     Returns:
         uint8 of `view.shape`, expanded from a few values.
@@ -39,7 +39,7 @@ def placeholder_image(view: View) -> torch.Tensor:
 
 
 def chosen_backend(name: BackendName, *, on_gpu: bool) -> BackendName:
-    """The backend that a name stands for: "auto" takes DALI on a GPU where it is installed, else threads."""
+    """The backend of a name: "auto" is DALI on a GPU if it is installed, else threads."""
     if name != "auto":
         return name
     return "dali" if on_gpu and dali_is_installed() else "threads"
@@ -53,11 +53,11 @@ def open_decoder(
     Args:
         name: which, see `chosen_backend`.
         settings: of the dataset and rank.
-        threads: that decode (DALI on a GPU: that feed it).
+        threads: number of decoding threads (DALI on a GPU: of threads that feed it).
         gpu: index of the device that DALI decodes on, None without one.
 
     Raises:
-        ImportError: ``dali`` where it is not installed.
+        ImportError: ``dali`` is not installed.
     """
     name = chosen_backend(name, on_gpu=gpu is not None)
     if name == "dali":

@@ -1,7 +1,7 @@
 """Decoding with NVIDIA DALI: one pipeline, on the GPU (nvJPEG) or on the CPU.
 
-Read, decode, resize to the size of each view, cut into patches: all inside DALI, so that on a GPU nothing but the
-files' bytes crosses from host to device, and the patches are already where they are used.
+Read, decode, resize to the size of each view, cut into patches: all inside DALI. On a GPU only the files' bytes are
+copied to the device, and the patches are made there.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from megatron_eve.data.images.decode import TURNS, ImageError, Turn, read_header
+from megatron_eve.data.images.decode import ORIENTATIONS, ImageError, Orientation, read_header
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
 from megatron_eve.data.images.patches import square_margin
 from megatron_eve.data.images.pillow import prepare_with_pillow
 from megatron_eve.data.images.png import without_texts
 from megatron_eve.models.family import View
 
-# Pictures of one run of the pipeline; a pack with more takes several.
+# Most pictures of one run of the pipeline; a pack with more takes several runs.
 _BATCH = 64
-# Of one run, all of which are held decoded: 0.4 GB, where 64 pictures at the cap on pixels would take 17.
+# Most pixels of one run, since all its pictures are in memory decoded (0.4 GB; 64 of the largest would take 17).
 _BATCH_PIXELS = 1 << 27
-_UPRIGHT = Turn(transpose=False, flip_x=False, flip_y=False)
+_UPRIGHT = Orientation(transpose=False, flip_x=False, flip_y=False)
 
 
 class _Kind(NamedTuple):
-    """What a pipeline does: pictures of which the same is wanted go through the same one."""
+    """The kind of a pipeline: pictures that need the same operations share one."""
 
     views: tuple[tuple[str, View], ...]
-    """The views that are wanted, by name; their width and height are 0, since they differ from picture to picture."""
+    """The requested views by name, with width and height 0, since these differ from picture to picture."""
     turned: bool
     """The pictures are turned upright."""
     transpose: bool
-    """Rows and columns are exchanged for it."""
+    """Rows and columns are exchanged to turn them upright."""
 
 
 class DaliDecoder:
@@ -56,9 +56,9 @@ class DaliDecoder:
         self._pipelines: dict[_Kind, Any] = {}
 
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
-        """See `ImageDecoder`. A picture that breaks the pipeline is found by Pillow, and the others of its run too."""
+        """See `ImageDecoder`. If a picture breaks the pipeline, all pictures of its run are decoded with Pillow."""
         results: list[Views | ImageError | None] = [None] * len(tasks)
-        turns: list[Turn] = [_UPRIGHT] * len(tasks)
+        turns: list[Orientation] = [_UPRIGHT] * len(tasks)
         pixels = [0] * len(tasks)
         groups: dict[_Kind, list[int]] = {}
         for number, task in enumerate(tasks):
@@ -72,7 +72,7 @@ class DaliDecoder:
                 continue
             pixels[number] = header.width * header.height
             if self._settings.apply_exif:
-                turns[number] = TURNS.get(header.orientation, _UPRIGHT)
+                turns[number] = ORIENTATIONS.get(header.orientation, _UPRIGHT)
             turn = turns[number]
             kind = _Kind(_without_sizes(task.views), turn != _UPRIGHT, turn.transpose)
             groups.setdefault(kind, []).append(number)
@@ -88,24 +88,25 @@ class DaliDecoder:
         self._pipelines.clear()
 
     def _run(
-        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
+        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
     ) -> list[Views | ImageError]:
         try:
             pipeline = self._pipelines.get(kind) or self._build(kind)
             self._pipelines[kind] = pipeline
             outputs = self._outputs(pipeline, kind, tasks, turns)
         except RuntimeError:
-            # After an error DALI calls its pipeline invalid: Pillow judges these pictures, the next ones get a new one.
+            # A DALI pipeline is invalid after an error: Pillow decodes these pictures, the next ones get a new
+            # pipeline.
             self._pipelines.pop(kind, None)
             return [prepare_with_pillow(task, self._settings) for task in tasks]
         names = [name for name, _ in kind.views]
         return [dict(zip(names, tensors, strict=True)) for tensors in zip(*outputs, strict=True)]
 
     def _outputs(
-        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Turn]
+        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
     ) -> list[list[Any]]:
         """Feed the files and their sizes, run once: for each view, the tensors of all tasks."""
-        files = [without_texts(task.data) for task in tasks]  # which libpng would unpack, however long
+        files = [without_texts(task.data) for task in tasks]  # libpng would unpack these texts, however long
         pipeline.feed_input("files", [np.frombuffer(data, dtype=np.uint8) for data in files])
         if kind.turned:
             pipeline.feed_input("flip_x", [np.array(turn.flip_x, np.int32) for turn in turns])
@@ -141,10 +142,10 @@ class DaliDecoder:
             )
 
     def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
-        """What a run gave, copied, since the next run writes over it."""
+        """The outputs of a run, copied, since the next run overwrites them."""
         if self._stream is None:
             return [torch.from_numpy(np.array(batch[i])) for i in range(count)]
-        # Not on the default stream, where copies would stand behind the kernels of a step while DALI goes on.
+        # Not on the default stream, where copies would wait behind the kernels of a step.
         with torch.cuda.stream(self._stream):
             copies = [torch.from_dlpack(batch[i]).clone() for i in range(count)]
         self._stream.synchronize()
@@ -160,7 +161,7 @@ class DaliDecoder:
         types: Any = dali.types
 
         def finished(image: Any, name: str, view: View) -> Any:
-            """What `patches.finished` does, and the resize before it."""
+            """Resize, then do what `patches.finished` does, in DALI's operators."""
             wish = fn.external_source(name=f"{name}_size", dtype=types.FLOAT, ndim=1)
             pixels = fn.resize(
                 image, size=wish, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
@@ -177,7 +178,7 @@ class DaliDecoder:
                 pixels = fn.reshape(grid, shape=[-1, 3 * view.patch_size**2])
             return pixels
 
-        # Nothing is run ahead: the loader's own thread decides what is decoded next.
+        # No prefetching: the loader's own thread decides what is decoded next.
         pipeline = dali.Pipeline(
             batch_size=_BATCH, num_threads=self._threads, device_id=self._gpu, prefetch_queue_depth=1,
             exec_pipelined=False, exec_async=False,
@@ -188,9 +189,10 @@ class DaliDecoder:
                 files,
                 device="cpu" if self._gpu is None else "mixed",
                 output_type=types.RGB,
-                # Pillow decides: DALI knows fewer places of it, and version 2.4 crashes on damaged EXIF data.
+                # Pillow reads the orientation: DALI finds it in fewer places, and version 2.4 crashes on damaged EXIF
+                # data.
                 adjust_orientation=False,
-                # The GPU's decoding engine and its CUDA kernels differ by a level now and then: only the latter.
+                # Only CUDA kernels: the GPU's decoding engine sometimes gives values that differ by 1.
                 **({} if self._gpu is None else {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True}),
             )
             if kind.transpose:

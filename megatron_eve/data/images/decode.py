@@ -1,7 +1,7 @@
-"""Bytes of an image file -> an RGB picture, with every way to fail turned into a reason that can be counted.
+"""Decode the bytes of an image file to an RGB picture; each failure has a reason, which is counted.
 
-This is the reference: what it sees in a file, upright and in which colours, the fast decoders and the exported
-processors (in `hf/`, which has a copy of the rules) see too.
+This is the reference for orientation and colours: the fast decoders and the exported image processors (which have a
+copy of the rules) give the same.
 
 What Pillow would do by itself and is not wanted here: try every format it knows (EPS starts Ghostscript),
 clip 16-bit gray to white instead of scaling it, decode pictures of any size, and refuse whole ones for a long text
@@ -45,7 +45,7 @@ _UPRIGHT = {
 }
 
 
-class Turn(NamedTuple):
+class Orientation(NamedTuple):
     """How a stored picture becomes upright: rows and columns are exchanged first, then it is mirrored."""
 
     transpose: bool
@@ -53,26 +53,26 @@ class Turn(NamedTuple):
     flip_y: bool
 
 
-TURNS = {
-    2: Turn(transpose=False, flip_x=True, flip_y=False),
-    3: Turn(transpose=False, flip_x=True, flip_y=True),
-    4: Turn(transpose=False, flip_x=False, flip_y=True),
-    5: Turn(transpose=True, flip_x=False, flip_y=False),
-    6: Turn(transpose=True, flip_x=True, flip_y=False),
-    7: Turn(transpose=True, flip_x=True, flip_y=True),
-    8: Turn(transpose=True, flip_x=False, flip_y=True),
+ORIENTATIONS = {
+    2: Orientation(transpose=False, flip_x=True, flip_y=False),
+    3: Orientation(transpose=False, flip_x=True, flip_y=True),
+    4: Orientation(transpose=False, flip_x=False, flip_y=True),
+    5: Orientation(transpose=True, flip_x=False, flip_y=False),
+    6: Orientation(transpose=True, flip_x=True, flip_y=False),
+    7: Orientation(transpose=True, flip_x=True, flip_y=True),
+    8: Orientation(transpose=True, flip_x=False, flip_y=True),
 }
-"""By EXIF orientation, for decoders that cannot take Pillow's own (`_UPRIGHT`)."""
+"""By EXIF orientation; the same as Pillow's transpositions (`_UPRIGHT`), for other decoders."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the head of an image file says.
+    """The contents of an image file's header.
 
     Attributes:
         format: Pillow's name of it, one of ACCEPTED_FORMATS.
-        plain: every decoder gives the same stored pixels, see `is_plain`; other files are Pillow's.
-        orientation: by which a plain file is turned upright; 1 is upright already.
+        plain: every decoder gives the same stored pixels (see `is_plain`); other files are decoded by Pillow.
+        orientation: EXIF orientation of a plain file; 1 is upright.
         width, height: as stored, in pixels.
     """
 
@@ -84,7 +84,7 @@ class ImageHeader:
 
     def upright_size(self, apply_exif: bool) -> tuple[int, int]:
         """Width and height in pixels of a plain file as it will be decoded."""
-        turn = TURNS.get(self.orientation) if apply_exif else None
+        turn = ORIENTATIONS.get(self.orientation) if apply_exif else None
         return (self.height, self.width) if turn is not None and turn.transpose else (self.width, self.height)
 
 
@@ -112,7 +112,7 @@ def decode_image(data: bytes, *, apply_exif: bool, max_pixels: int) -> Image.Ima
     """
     image = _open(data, max_pixels)
     # Pillow's plugins raise nearly anything on damaged input: OSError, SyntaxError, struct.error, IndexError.
-    # Whatever it is, this file cannot be decoded, and that is the answer wanted here.
+    # Whatever it is, the result is that this file cannot be decoded.
     try:
         rgb = _to_rgb(image)  # decodes the whole file
     except Exception as error:
@@ -122,10 +122,10 @@ def decode_image(data: bytes, *, apply_exif: bool, max_pixels: int) -> Image.Ima
 
 
 def read_header(data: bytes, max_pixels: int) -> ImageHeader:
-    """Read the head of an image file without decoding a pixel.
+    """Read the header of an image file without decoding a pixel.
 
     Raises:
-        ImageError: empty, not in an accepted format, too large, or a head that cannot be read.
+        ImageError: empty, not in an accepted format, too large, or the header cannot be read.
     """
     image = _open(data, max_pixels)
     plain = is_plain(image, data)
@@ -136,7 +136,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn uint8 [H, W, 3] as an EXIF orientation says; the same as Pillow's transpositions."""
-    turn = TURNS.get(orientation)
+    turn = ORIENTATIONS.get(orientation)
     if turn is None:
         return pixels
     if turn.transpose:

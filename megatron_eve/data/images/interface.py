@@ -1,4 +1,4 @@
-"""One interface to decode pictures: what is asked of a backend, and what it answers.
+"""The interface of image decoding backends: their input and output.
 
 A pack's pictures are decoded together; what each becomes, and at which size, is known from its plan.
 """
@@ -17,7 +17,7 @@ from megatron_eve.models.family import View
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What is the same for all pictures of a dataset.
+    """Settings for all pictures of a dataset.
 
     Attributes:
         apply_exif: turn pictures upright as their EXIF orientation says.
@@ -30,11 +30,11 @@ class DecodeSettings:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One picture.
+    """One picture to decode.
 
     Attributes:
         data: the file.
-        views: what is wanted of it, by name.
+        views: the requested views, by name.
     """
 
     data: bytes
@@ -42,18 +42,18 @@ class ImageTask:
 
 
 Views = dict[str, torch.Tensor]
-"""What a picture became, by the names of its views: uint8 of each view's shape."""
+"""The views of a decoded picture, by name: uint8 of each view's shape."""
 
 
 class ImageDecoder(Protocol):
     """A backend. One thread at a time may use it."""
 
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
-        """Decode pictures and make of each the views that are wanted.
+        """Decode pictures and make the requested views of each.
 
         Returns:
-            For each task, in order, its views or why they cannot be had.
+            For each task, in order, its views, or the error if the picture cannot be used.
         """
 
     def close(self) -> None:
-        """Let go of threads and memory."""
+        """Release threads and memory."""

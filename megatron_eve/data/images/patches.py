@@ -65,7 +65,7 @@ def square_margin(square: int, side: int, unit: int) -> int:
     Args:
         square: side of the square in pixels.
         side: of the picture, in pixels.
-        unit: the margin is a whole multiple of this; an odd rest goes to the other side.
+        unit: the margin is a whole multiple of this; an odd remainder goes to the other side.
     """
     return (square - side) // unit // 2 * unit
 
@@ -93,7 +93,7 @@ def view_of(image: Image.Image, view: View) -> Pixels:
 
 
 def finished(pixels: Pixels, view: View) -> Pixels:
-    """What remains to be done to a resized picture: uint8 [view.height, view.width, 3] -> uint8 of `view.shape`."""
+    """Turn a resized picture into its view: uint8 [view.height, view.width, 3] -> uint8 of `view.shape`."""
     if view.square:
         pixels = padded_square(pixels, view.square, view.margin_unit, view.pad_colour)
     return cut_patches(pixels, view.patch_size, view.merge) if view.patch_size else pixels
@@ -111,7 +111,7 @@ def picture_of(pixels: Pixels, view: View) -> Pixels:
 
 
 def stored_shape(view: View) -> tuple[int, ...]:
-    """Shape in which a dataset stores a view: without the margins of its square, which hold nothing."""
+    """Shape in which a dataset stores a view: without the padding to a square."""
     return (view.height, view.width, 3) if view.square else view.shape
 
 

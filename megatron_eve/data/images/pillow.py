@@ -1,4 +1,4 @@
-"""Decoding with Pillow alone: the plain reference, which also takes what the faster backends cannot."""
+"""Decoding with Pillow alone: the reference, and the fallback for files that the faster backends cannot decode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PillowDecoder:
         return [prepare_with_pillow(task, self._settings) for task in tasks]
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing."""
 
 
 def prepare_with_pillow(task: ImageTask, settings: DecodeSettings) -> Views | ImageError:

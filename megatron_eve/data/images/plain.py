@@ -1,8 +1,8 @@
-"""Which files the fast decoders read as Pillow does, told from the head of the file.
+"""Decides from the header of a file whether the fast decoders give the same pixels as Pillow.
 
-Pillow's view of a picture is the one that counts (`decode_image`). Another decoder may take another colour space, bit
-depth or frame of an unusual file for granted, and differs between a CPU and a GPU in what. So only what is usual, and
-thus the same to all, is left to the fast decoders; everything else Pillow decodes.
+Pillow is the reference (`decode_image`). Other decoders may assume another colour space, bit depth or frame for an
+unusual file, and differ between CPU and GPU. So the fast decoders get common files only, on which all agree; Pillow
+decodes the others.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def is_plain(image: Image.Image, data: bytes) -> bool:
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """Gray or YCbCr, said without contradiction; whole, as far as its end tells.
+    """True for a JPEG file that is gray or YCbCr without contradictory markers, and that has its end marker.
 
-    CMYK and YCCK are not: whether they are inverted is said by Adobe's marker alone, and not all decoders go by it.
+    CMYK and YCCK are excluded: only Adobe's marker tells whether they are inverted, and not all decoders read it.
     """
     components: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
     if not data.endswith(_END_OF_JPEG):
@@ -52,7 +52,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> bool:
 
 
 def _plain_png(image: Image.Image, data: bytes) -> bool:
-    """8 bits a channel, one frame, no transparent colour or palette entry, nothing that may say it is turned."""
+    """True for a PNG file of 8 bits a channel with one frame, no transparency and no chunk for an orientation."""
     kinds = [tile[3] for tile in getattr(image, "tile", [])]
     return (
         image.mode in ("RGB", "L", "RGBA", "P")

@@ -1,8 +1,8 @@
-"""The chunks of a PNG file that say nothing about its pixels, and how they are kept away from the decoders.
+"""Removes the text and colour profile chunks of a PNG file before it is decoded.
 
-Pillow unpacks every text beside the pixels and refuses the whole picture when one is long (an editor's history, a
-workflow, a colour profile), since a small file can hold gigabytes of text. Nothing of it is wanted here but the
-orientation, so the texts are left out before Pillow sees the file.
+Pillow unpacks every text chunk and refuses the whole picture if one is long (an editor's history, a workflow, a colour
+profile), since a small file can hold gigabytes of text. Only the orientation is needed, so the other texts are removed
+before Pillow reads the file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterator
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# The texts in which Pillow looks for an orientation.
+# Keywords of the texts in which Pillow looks for an orientation.
 _ORIENTED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-# Bytes of such texts, unpacked, that are read of one file.
+# Most bytes of such texts, unpacked, that are read from one file.
 _TEXT_LIMIT = 16 << 20
 
 
 def without_texts(data: bytes) -> bytes:
     """A file without its texts and colour profile, none of which changes a pixel.
 
-    The texts that may tell the orientation stay, unpacked, up to 16 MiB of them in all; none behind one that is longer
-    or damaged.
+    Texts that may hold the orientation are kept, unpacked, up to 16 MiB in all; after one that is longer or damaged,
+    none is kept.
 
     Args:
         data: a file of any format.
@@ -69,7 +69,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _unpacked(kind: bytes, content: bytes, room: int) -> bytes:
-    """A text of at most `room` bytes as an uncompressed chunk; nothing of one that is longer or damaged."""
+    """A text of at most `room` bytes as an uncompressed chunk; empty if it is longer or damaged."""
     keyword, _, rest = content.partition(b"\0")
     packed = None
     if kind == b"zTXt":

@@ -1,7 +1,7 @@
-"""Image files to what a dataset stores of them: JPEG files at the model's size, or pixels.
+"""Convert image files to the form that a dataset stores: JPEG files at the model's size, or pixels.
 
-Image storage "encoded" needs nothing of this: files are kept as they are. The others decode several pictures at a time
-with one of training's own decoders (`images/backends.py`), so that DALI gets batches.
+Not used by image storage "encoded", which keeps the files. Several pictures are decoded at a time by one of training's
+decoders (`images/backends.py`), so that DALI gets batches.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class StorageSettings:
     Attributes:
         image_storage: "jpeg" or "pixels".
         image_decoder: see `images/backends.py`.
-        family: whose model they are for.
+        family: name of the model family.
         image_sizes: of the model, in pixels by name (`ModelFamily.image_flags`).
-        decode: what is the same for all pictures.
+        decode: settings of the decoder.
         jpeg_quality: 1 to 100.
         jpeg_subsampling: "420" or "444".
     """
@@ -50,29 +50,32 @@ class StorageSettings:
 
     @property
     def backend(self) -> BackendName:
-        """The decoder that `image_decoder` stands for on this machine."""
+        """The backend that `image_decoder` selects on this machine."""
         return chosen_backend(self.image_decoder, on_gpu=torch.cuda.is_available())
 
     def made_with(self) -> dict[str, Any]:
-        """What the manifest says of the stored images."""
-        said: dict[str, Any] = {"image_decoder": self.backend}
+        """The manifest's entry for the stored images."""
+        manifest_entry: dict[str, Any] = {"image_decoder": self.backend}
         if self.image_storage == "jpeg":
-            return said | {"jpeg_quality": self.jpeg_quality, "jpeg_subsampling": self.jpeg_subsampling}
-        return said | dict(self.image_sizes)
+            return manifest_entry | {
+                "jpeg_quality": self.jpeg_quality,
+                "jpeg_subsampling": self.jpeg_subsampling,
+            }
+        return manifest_entry | dict(self.image_sizes)
 
     def notice(self) -> str | None:
-        """A sentence where DALI runs without a GPU, else None."""
+        """A warning if DALI runs without a GPU, else None."""
         if self.backend != "dali" or torch.cuda.is_available():
             return None
         return "DALI decodes on the CPU: no GPU is seen here"
 
 
 class ImageStore:
-    """Turns image files into what is stored of them; one for each process.
+    """Converts image files to the stored form; one for each process.
 
     Args:
         settings: of the dataset.
-        workers: processes that share the machine's cores.
+        workers: number of processes that share the machine's cores.
     """
 
     def __init__(self, settings: StorageSettings, *, workers: int) -> None:
@@ -86,7 +89,7 @@ class ImageStore:
         )
 
     def store(self, files: Sequence[bytes]) -> list[StoredImage | ImageError]:
-        """What is stored of each file, in order, or why it cannot be used."""
+        """The stored form of each file, in order, or the error if it cannot be used."""
         results: list[StoredImage | ImageError | None] = [None] * len(files)
         tasks: dict[int, ImageTask] = {}
         sizes: dict[int, tuple[int, int]] = {}
@@ -110,7 +113,7 @@ class ImageStore:
         return [result for result in results if result is not None]
 
     def close(self) -> None:
-        """Let go of the decoder."""
+        """Close the decoder."""
         self._decoder.close()
 
     @property
@@ -118,12 +121,12 @@ class ImageStore:
         return self._settings.image_storage == "jpeg"
 
     def _views(self, size: tuple[int, int]) -> Mapping[str, View]:
-        """What is stored of a picture of this size: all views, or the first as a JPEG file."""
+        """The views that are stored for a picture of this size: all of them, or the first as a JPEG file."""
         views = self._planner(*size).views
         return dict(list(views.items())[:1]) if self._as_jpeg else views
 
     def _shrinks(self, size: tuple[int, int]) -> bool:
-        """Whether the model's size is nowhere above the picture's own: nothing is enlarged to be stored."""
+        """True if the view is not larger than the picture: pictures are not enlarged for storage."""
         view = next(iter(self._views(size).values()))
         return view.width <= size[0] and view.height <= size[1]
 
@@ -133,7 +136,7 @@ class ImageStore:
         return header.upright_size(self._settings.decode.apply_exif) if header.plain else None
 
     def with_pillow(self, data: bytes) -> StoredImage:
-        """A file that no other decoder takes, or that stays as it is once Pillow has judged it."""
+        """Decode with Pillow a file that no other decoder can read, or check one that is stored unchanged."""
         decode = self._settings.decode
         image = decode_image(data, apply_exif=decode.apply_exif, max_pixels=decode.max_pixels)
         if self._as_jpeg and not self._shrinks(image.size):

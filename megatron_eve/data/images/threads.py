@@ -1,6 +1,6 @@
 """The fast way to decode on CPUs: simplejpeg (libjpeg-turbo) and torch's antialiased resize of bytes, in threads.
 
-Threads, not processes: both libraries let go of Python's lock, and no pixel has to be copied between processes.
+Threads, not processes: both libraries release Python's interpreter lock, and no pixels are copied between processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_eve.data.images.patches import finished
 
 
 class ThreadsDecoder:
-    """A pool of threads, each of which takes one picture from its file to its views."""
+    """A pool of threads; each decodes one picture and makes its views."""
 
     def __init__(self, settings: DecodeSettings, *, threads: int) -> None:
         self._settings = settings
@@ -39,7 +39,7 @@ class ThreadsDecoder:
             pixels = _decode(task.data, self._settings)
         except ImageError as error:
             return error
-        # A view with channels first in the order but last in memory, which the resize of bytes is fastest on.
+        # Channels first in shape but last in memory: the fastest layout for torch's resize of bytes.
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
         return {
             name: torch.from_numpy(finished(_resize(image, view.height, view.width), view))
@@ -48,7 +48,7 @@ class ThreadsDecoder:
 
 
 def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]. What the fast decoder does not take, and what it stumbles over, Pillow decides."""
+    """uint8 [H, W, 3]. Files that the fast decoder does not support or fails on are decoded by Pillow."""
     header = read_header(data, settings.max_pixels)
     if header.format == "JPEG" and header.plain:
         try:

@@ -1,1 +1,1 @@
-"""Look at a dataset: rows as pictures, its figures on a page, and a check of every byte. See tools/inspect_data.py."""
+"""Inspect a dataset: drawings of rows, a page of statistics, and a full check. See tools/inspect_data.py."""

@@ -1,4 +1,4 @@
-"""Plain charts as SVG for a page that needs nothing else. A text shows the count of what the pointer is on."""
+"""Charts as plain SVG, without a library. A tooltip shows the count under the pointer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def bar_chart(
     Args:
         edges: [n + 1].
         counts: [n].
-        axis: what lies along the x axis, with its unit.
-        label: how an edge is written.
+        axis: label of the x axis, with its unit.
+        label: formats an edge.
         centred: each bar stands for one whole number, its left edge, written beneath its middle.
         used_only: leave out the empty bars at both ends.
     """
@@ -77,7 +77,7 @@ def size_chart(sides: NDArray[np.float64], counts: NDArray[np.int64]) -> str:
         for y in range(number):
             count = int(counts[low + x, low + y])
             if count:
-                # The eye sees a factor, not a difference: one picture must show beside a million.
+                # Logarithmic shades, so that one picture is visible beside a million.
                 shade = 0.15 + 0.85 * np.log1p(count) / np.log1p(most)
                 spans = [f"{sides[low + at]:,.0f} to {sides[low + at + 1]:,.0f}" for at in (x, y)]
                 parts.append(
@@ -98,7 +98,7 @@ def size_chart(sides: NDArray[np.float64], counts: NDArray[np.int64]) -> str:
 
 
 def _used(counts: NDArray[np.int64]) -> tuple[int, int]:
-    """The first box, and the one behind the last, that hold something or lie beside one that does."""
+    """Range of the boxes that are not empty, with one more at each end."""
     used = np.flatnonzero(counts)
     if not len(used):
         return 0, len(counts)

@@ -29,7 +29,7 @@ _CHUNKS_AHEAD = 2  # for each thread
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong.
+    """One damaged row, image or file.
 
     Attributes:
         where: the row, image or file.
@@ -44,13 +44,13 @@ class Damage:
 
 
 @dataclass
-class Tally:
-    """What a check has read so far.
+class CheckCounts:
+    """Counts of a check so far.
 
     Attributes:
         samples, images: how many.
-        num_bytes: of their texts and files.
-        damaged: things found wrong.
+        num_bytes: bytes of their texts and files.
+        damaged: number of damaged things.
         without_digest: prefixes of datasets whose manifest has no digest of the content.
     """
 
@@ -62,20 +62,20 @@ class Tally:
 
 
 def parts_of(dataset: AnyDataset) -> list[IndexedVisionDataset]:
-    """The datasets with files of their own that a dataset consists of, in the order of their samples."""
+    """The datasets that hold the samples: the parts of a merged dataset, in order, or the dataset itself."""
     if isinstance(dataset, MergedDataset):
         return [part for one in dataset.parts for part in parts_of(one)]
     return [dataset]
 
 
 def check_dataset(
-    dataset: AnyDataset, tally: Tally, *, workers: int, advance: Callable[[int], Any]
+    dataset: AnyDataset, tally: CheckCounts, *, workers: int, advance: Callable[[int], Any]
 ) -> Iterator[Damage]:
     """Read all of a dataset and yield what is damaged, as it is found.
 
     Args:
-        dataset: to be checked, merged or not.
-        tally: is counted up.
+        dataset: the dataset to check, merged or not.
+        tally: updated while the check runs.
         workers: threads that decode pictures.
         advance: called with the bytes that were checked since the last call.
     """
@@ -88,7 +88,7 @@ def check_dataset(
 
 def _check_part(
     part: IndexedVisionDataset,
-    tally: Tally,
+    tally: CheckCounts,
     pool: ThreadPoolExecutor,
     workers: int,
     advance: Callable[[int], Any],
@@ -97,7 +97,7 @@ def _check_part(
     digest: ContentDigest | None = ContentDigest()
     totals = dict.fromkeys(("num_tokens", "num_text_tokens", "num_labels", "num_images"), 0)
     longest = 0
-    next_image: int | None = 0  # None behind a damaged row, whose record may be what is wrong
+    next_image: int | None = 0  # None after a damaged row, whose record may be wrong
     pending: deque[tuple[Future[list[Damage]], int]] = deque()
     if images:
         with contextlib.suppress(DataError):
@@ -109,25 +109,25 @@ def _check_part(
 
     def decoded() -> list[Damage]:
         future, num_bytes = pending.popleft()
-        found = future.result()
+        damages = future.result()
         count(num_bytes)
-        return found
+        return damages
 
     for start in range(0, samples, _CHUNK):
         stop = min(start + _CHUNK, samples)
-        # By numbers alone, so that a damaged record keeps no picture from being checked.
+        # Divided by number, not by record, so that pictures are checked even if a record is damaged.
         first, last = start * images // samples, stop * images // samples
         if last > first:
             num_bytes = _share(part.info.stored_bytes, first, last, images)
             pending.append((pool.submit(_check_images, part, first, last), num_bytes))
         records = part.samples[start:stop]
         for index in range(start, stop):
-            found = _check_sample(part, index, next_image, digest)
+            damage = _check_sample(part, index, next_image, digest)
             record = records[index - start]
             next_image = int(record["first_image"]) + int(record["num_images"])
-            if found:
+            if damage:
                 digest = next_image = None
-                yield found
+                yield damage
         for name, column in (
             ("num_tokens", "length"),
             ("num_text_tokens", "text_length"),
@@ -181,7 +181,7 @@ def _check_sample(
 
 def _check_images(part: IndexedVisionDataset, first: int, last: int) -> list[Damage]:
     """Decode images `first` to `last` - 1."""
-    found = []
+    damages = []
     for image in range(first, last):
         record = part.images[image]
         width, height = int(record["width"]), int(record["height"])
@@ -194,19 +194,19 @@ def _check_images(part: IndexedVisionDataset, first: int, last: int) -> list[Dam
             if size in expected:
                 continue
             reason = f"it has {size[0]} x {size[1]} pixels and its record says {width} x {height}"
-        # A search in the mapped records: a column of all of them would be a copy.
+        # A search in the mapped records; reading a whole column would copy it.
         row = max(bisect_right(part.samples, image, key=lambda sample: int(sample["first_image"])) - 1, 0)
-        found.append(Damage(f"{part.sample_name(row)}, image {image}", reason))
-    return found
+        damages.append(Damage(f"{part.sample_name(row)}, image {image}", reason))
+    return damages
 
 
 def _share(num_bytes: int, first: int, last: int, rows: int) -> int:
-    """The share of rows `first` to `last` - 1 in a file's bytes; what their records say may be damaged."""
+    """Bytes of rows `first` to `last` - 1 of a file, estimated, since their records may be damaged."""
     return num_bytes * last // rows - num_bytes * first // rows
 
 
-def _check_manifest(part: IndexedVisionDataset, found: dict[str, int]) -> Iterator[Damage]:
-    for name, value in found.items():
-        said = getattr(part.info, name)
-        if said != value:
-            yield Damage(part.prefix + MANIFEST, f"{name} is {said} and the records have {value}")
+def _check_manifest(part: IndexedVisionDataset, values: dict[str, int]) -> Iterator[Damage]:
+    for name, value in values.items():
+        recorded = getattr(part.info, name)
+        if recorded != value:
+            yield Damage(part.prefix + MANIFEST, f"{name} is {recorded} and the records have {value}")

@@ -1,4 +1,4 @@
-"""Draw a row of a dataset: its pictures, then its text with each token on a ground of its own.
+"""Draw a row of a dataset: its pictures, then its text with a background for each token.
 
 Pillow draws it: megatron_eve needs it anyway, while matplotlib is needed by the quickstart alone.
 """
@@ -88,7 +88,7 @@ def _begins_a_word(row: RowLayout, number: int) -> bool:
 
 
 def _word(row: RowLayout, number: int) -> Iterator[str]:
-    """Texts of the pieces of the word that begins with a piece, which a line should not part."""
+    """Texts of the pieces of the word that begins with a piece; a line break should not split it."""
     yield row.pieces[number].text
     for after in range(number + 1, min(number + _LONGEST_WORD, len(row.pieces))):
         if _begins_a_word(row, after) or row.pieces[after].image is not None:
@@ -97,7 +97,7 @@ def _word(row: RowLayout, number: int) -> Iterator[str]:
 
 
 def _fitting(text: str, width: float, font: Font) -> int:
-    """How many characters of a text have room."""
+    """How many characters of a text fit."""
     if font.getlength(text) <= width:
         return len(text)
     low, high = 0, len(text) - 1
@@ -111,12 +111,11 @@ def draw_row(row: RowLayout, pictures: list[Image.Image | str]) -> Image.Image:
     """Draw one row.
 
     Args:
-        row: what it shows.
-        pictures: of its first images, in order: decoded, or why one cannot be; at most `MOST_PICTURES` are drawn.
+        row: the row to draw.
+        pictures: its first images, in order, each decoded or a text with the error; at most `MOST_PICTURES` are drawn.
 
     Returns:
-        RGB, `WIDTH` pixels wide; the height follows from the content. Text behind `MOST_LINES` lines is cut with a
-        note.
+        RGB, `WIDTH` pixels wide; the height depends on the content. Text after `MOST_LINES` lines is cut, with a note.
     """
     font, small, title = load_font(16), load_font(13), load_font(20)
     tiles = [_tile(picture, len(row.images)) for picture in pictures[:MOST_PICTURES]]
@@ -176,7 +175,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, font: Font) -> None:
 
 
 def _tile(picture: Image.Image | str, count: int) -> Image.Image:
-    """A picture made small enough for the page, or a grey one that says why there is none."""
+    """A picture reduced to fit the page, or a grey one with the error."""
     side = 440 if count == 1 else 300 if count <= 3 else 180
     if isinstance(picture, str):
         font = load_font(13)
@@ -193,7 +192,7 @@ def _tile(picture: Image.Image | str, count: int) -> Image.Image:
 
 
 def _place_tiles(tiles: list[Image.Image], top: int) -> tuple[list[tuple[int, int]], int]:
-    """Left upper corners of pictures in rows, and where the rows end."""
+    """Upper left corners of pictures laid out in rows, and the lower end of the last row."""
     places, x, y, height = [], _MARGIN, top, 0
     for tile in tiles:
         width = max(tile.width, 150)  # its caption has to have room

@@ -8,12 +8,12 @@ from PIL import ImageFont
 
 Font = ImageFont.FreeTypeFont
 
-_NO_CHARACTER = "\U0010ffff"  # never assigned: drawn as the font's box for what it lacks
+_NO_CHARACTER = "\U0010ffff"  # not a character: drawn as the font's box for missing characters
 
 
 @lru_cache
 def load_font(size: int) -> Font:
-    """DejaVu Sans where the system has it, else the one that Pillow brings, which has ASCII and little more.
+    """DejaVu Sans if the system has it, else Pillow's own font, which has little more than ASCII.
 
     Args:
         size: in pixels.
@@ -36,7 +36,7 @@ def shown(text: str, font: Font) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _has(font: Font, character: str) -> bool:
-    """Whether a font has a character. Pillow does not say; a missing one looks like one that cannot be there."""
+    """Whether a font has a character, by comparing its drawing with that of a missing one: Pillow cannot tell."""
     if character.isspace() or character.isascii():
         return True
     drawn, missing = font.getmask(character), font.getmask(_NO_CHARACTER)

@@ -12,7 +12,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.drawing import MOST_PICTURES, draw_row
 from megatron_eve.data.inspecting.layout import RowLayout, row_layout
-from megatron_eve.data.inspecting.page import Sample, dataset_page
+from megatron_eve.data.inspecting.page import ShownRow, dataset_page
 from megatron_eve.data.inspecting.pictures import read_picture
 from megatron_eve.data.inspecting.statistics import read_statistics
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ PAGE = "index.html"
 
 
 def draw_sample(dataset: AnyDataset, size: int, seed: int) -> list[int]:
-    """Numbers of rows drawn at random without repetition, rising; all rows if there are no more than `size`."""
+    """Random row numbers without repetition, ascending; all rows if there are at most `size`."""
     size = min(size, len(dataset))
     # Not Generator.choice, which makes a permutation of all rows.
     random, rows = np.random.default_rng(seed), set[int]()
@@ -35,15 +35,15 @@ def draw_sample(dataset: AnyDataset, size: int, seed: int) -> list[int]:
 def write_inspection(
     dataset: AnyDataset, prefix: str, folder: Path, rows: list[int], tokenizer: Tokenizer | None
 ) -> Path:
-    """Write index.html and row_N.png of each row; returns the page.
+    """Write index.html and a row_N.png for each row; returns the path of the page.
 
-    A damaged row is named on the page with the reason, a damaged picture in its place.
+    The page names each damaged row with the reason; a damaged picture is replaced by the error.
 
     Args:
         dataset: an open dataset.
-        prefix: as it is called.
-        folder: is made where it is not there.
-        rows: to be drawn.
+        prefix: of the dataset, for the page.
+        folder: made if it does not exist.
+        rows: row numbers to draw.
         tokenizer: the one that the dataset was made with; None shows token ids.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,12 +52,12 @@ def write_inspection(
         try:
             layout = row_layout(dataset, row, tokenizer)
         except DataError as error:
-            samples.append(Sample(row, problem=str(error)))
+            samples.append(ShownRow(row, problem=str(error)))
             continue
         stream = BytesIO()
         draw_row(layout, read_pictures(dataset, layout)).save(stream, "PNG", optimize=True)
         (folder / f"row_{row}.png").write_bytes(stream.getvalue())
-        samples.append(Sample(row, layout, stream.getvalue()))
+        samples.append(ShownRow(row, layout, stream.getvalue()))
     page = folder / PAGE
     text = dataset_page(dataset, prefix, read_statistics(dataset), samples, ids_only=tokenizer is None)
     page.write_text(text, encoding="utf-8")
@@ -65,7 +65,7 @@ def write_inspection(
 
 
 def read_pictures(dataset: AnyDataset, row: RowLayout) -> list[Image.Image | str]:
-    """A row's first pictures, as many as are drawn; for one that is damaged, why."""
+    """The pictures of a row that are drawn, each decoded or a text with the error."""
     pictures: list[Image.Image | str] = []
     for image in row.images[:MOST_PICTURES]:
         try:

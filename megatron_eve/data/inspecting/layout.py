@@ -1,4 +1,4 @@
-"""What a row of a dataset shows: its pieces of text in their order, who says each, and whether it trains.
+"""The contents of a dataset row for display: its pieces of text, the role of each, and whether it trains.
 
 Drawing (`drawing`) and the page (`page`) both show this.
 """
@@ -27,14 +27,14 @@ _EMPTY_ANSWER = re.compile(r"ASSISTANT:(?=USER:)|ASSISTANT:$")
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, or several that together are one character.
+    """The text of one token, or of several tokens that form one character.
 
     Attributes:
-        text: what it stands for, unprintable characters as escapes such as \\u200b; a newline stays one.
-        role: who says it.
+        text: its text; unprintable characters are escaped, such as \\u200b, except newlines.
+        role: system, user or assistant.
         trains: its label is the token itself.
-        image: number of the picture within the row, from 0, that a placeholder stands for; None for text.
-        tokens: how many tokens it is.
+        image: for an image placeholder, the number of the image within the row, from 0; None for text.
+        tokens: number of its tokens.
     """
 
     text: str
@@ -46,17 +46,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What one row shows.
+    """The contents of one row.
 
     Attributes:
         row: its number in the dataset.
-        name: what messages call it.
+        name: its name in messages.
         pieces: its text.
-        images: numbers of its images in the dataset.
-        image_tokens: tokens that each of them becomes.
+        images: indices of its images in the dataset.
+        image_tokens: number of tokens of each image.
         text_length: tokens with an image counted as one.
         length: tokens once images are expanded.
-        labels: labels that train.
+        labels: number of labels that train.
     """
 
     row: int
@@ -70,7 +70,7 @@ class RowLayout:
 
 
 def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: Tokenizer) -> None:
-    """Refuse another tokenizer than the one that a dataset was made with.
+    """Raise DataError if the tokenizer is not the one that the dataset was made with.
 
     Raises:
         DataError: naming both files.
@@ -110,7 +110,7 @@ def row_layout(dataset: AnyDataset, row: int, tokenizer: Tokenizer | None) -> Ro
 
 
 def escaped(text: str) -> str:
-    """A text with the characters that show nothing, or change what stands around them, as escapes."""
+    """A text with its unprintable characters as escapes."""
     return "".join(one if one.isprintable() or one == "\n" else _escape(one) for one in text)
 
 
@@ -119,7 +119,7 @@ def _escape(character: str) -> str:
 
 
 def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Piece]:
-    """The ids themselves. Who says a token is not known without its text; what trains is the assistant's."""
+    """Pieces that show token ids. Roles need the text, so tokens that train get the role assistant, and others user."""
     pieces, image = [], 0
     for token, label in zip(tokens.tolist(), labels.tolist(), strict=True):
         trains = label != IGNORE_INDEX
@@ -166,22 +166,21 @@ def _from_bytes(data: bytes, trains: bool) -> Iterator[tuple[str, bool, int | No
 
 
 def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) -> list[Piece]:
-    """Say who says each piece. What trains is the assistant's, so a "USER:" inside an answer or a question is text."""
+    """Add the role to each piece. It follows from which tokens train; a "USER:" inside an answer is plain text."""
     roles: list[Role] = ["assistant" if trains else "user" for _, trains, _, _ in pieces]
     if template == "vicuna_v1":
         starts = np.cumsum([0, *(len(text) for text, _, _, _ in pieces)]).tolist()
         whole = "".join(text for text, _, _, _ in pieces)
-        system = whole.find(VICUNA_SYSTEM)
-        end = system + len(VICUNA_SYSTEM) if system >= 0 else 0
+        end = _system_end(whole)
         begin = 0
-        while begin < len(pieces):  # stretches that train and that do not
+        while begin < len(pieces):  # runs of pieces that all train, or all do not
             stop = begin
             while stop < len(pieces) and pieces[stop][1] == pieces[begin][1]:
                 stop += 1
             if not pieces[begin][1]:
-                said = whole[starts[begin] : starts[stop]]
-                for found in _EMPTY_ANSWER.finditer(said.rstrip()):
-                    low, high = starts[begin] + found.start(), starts[begin] + found.end()
+                text = whole[starts[begin] : starts[stop]]
+                for match in _EMPTY_ANSWER.finditer(text.rstrip()):
+                    low, high = starts[begin] + match.start(), starts[begin] + match.end()
                     for number in range(begin, stop):
                         if low < starts[number + 1] and starts[number] < high:
                             roles[number] = "assistant"
@@ -193,3 +192,11 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
         Piece(text, role, trains, image, tokens)
         for (text, trains, image, tokens), role in zip(pieces, roles, strict=True)
     ]
+
+
+def _system_end(text: str) -> int:
+    """Where the system prompt of a row ends: that of the published training, or the row's own, up to its question."""
+    published, question = text.find(VICUNA_SYSTEM), text.find("USER:")
+    if published >= 0 and not 0 <= question < published:
+        return published + len(VICUNA_SYSTEM)
+    return max(question, 0)

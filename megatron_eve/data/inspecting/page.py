@@ -1,4 +1,4 @@
-"""The page about a dataset: one HTML file that holds all it shows and asks nothing of a network."""
+"""The page about a dataset: one self-contained HTML file without network access."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ details { padding: 6px 12px; } .text { white-space: pre-wrap; overflow-wrap: any
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownRow:
     """One row of the page.
 
     Attributes:
         row: its number.
-        layout: what it shows, and
+        layout: its contents, and
         png: the file of its drawing; or, of a damaged row,
         problem: why it cannot be shown.
     """
@@ -48,13 +48,13 @@ class Sample:
 
 
 def dataset_page(
-    dataset: AnyDataset, prefix: str, statistics: Statistics, samples: Sequence[Sample], *, ids_only: bool
+    dataset: AnyDataset, prefix: str, statistics: Statistics, samples: Sequence[ShownRow], *, ids_only: bool
 ) -> str:
     """The text of the HTML file.
 
     Args:
         dataset: an open dataset.
-        prefix: as it is called.
+        prefix: of the dataset, for the page.
         statistics: of its records.
         samples: rows to show.
         ids_only: the rows were laid out without a tokenizer.
@@ -160,9 +160,13 @@ def _skipped(dataset: AnyDataset) -> str:
     if not skipped:
         return "<p>None.</p>"
     return _counted(
-        (f"{reason}: {REASONS.get(reason, '')}", count)
-        for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
+        (_reason(reason), count) for reason, count in sorted(skipped.items(), key=lambda item: -item[1])
     )
+
+
+def _reason(reason: str) -> str:
+    known = REASONS.get(reason)  # a later version may have others
+    return reason if known is None else f"{reason}: {known.what}. To do: {known.remedy}."
 
 
 def _licences(statistics: Statistics) -> str:
@@ -171,7 +175,7 @@ def _licences(statistics: Statistics) -> str:
     return f"<h2>Licences</h2>{_counted(statistics.licences.most_common())}"
 
 
-def _sample(sample: Sample) -> str:
+def _sample(sample: ShownRow) -> str:
     if sample.layout is None:
         return f'<p class="wrong">Row {sample.row}: {escape(sample.problem)}</p>'
     drawn = base64.b64encode(sample.png).decode()
@@ -182,7 +186,7 @@ def _sample(sample: Sample) -> str:
 
 
 def _text(row: RowLayout) -> str:
-    """The pieces as text, in which a browser finds a font for every script; equal neighbours are put together."""
+    """The pieces as HTML text, so that the browser finds fonts for every script; like neighbours are joined."""
     parts: list[str] = []
     role, kind, text = None, "", ""
 

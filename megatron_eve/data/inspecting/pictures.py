@@ -1,4 +1,4 @@
-"""The picture of an image row, as the model's pictures are made of it."""
+"""Reads an image of a dataset as training decodes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_picture(dataset: AnyDataset, image: int) -> Image.Image:
 
 
 def stored_bytes(dataset: AnyDataset, image: int) -> bytes:
-    """What a dataset holds of image `image`: its file, or its pixels.
+    """The stored bytes of image `image`: its file, or its pixels.
 
     Raises:
         DataError: the row does not match its record.
@@ -37,7 +37,7 @@ def stored_bytes(dataset: AnyDataset, image: int) -> bytes:
 
 
 def stored_sizes(part: IndexedVisionDataset, image: int) -> list[tuple[int, int]]:
-    """Sizes, width and height in pixels, that `read_picture` may give: the recorded one, or the model's."""
+    """The (width, height) in pixels that `read_picture` may return: the recorded size, or the model's."""
     record, view = part.images[image], next(iter(part.image_plan(image).views.values()))
     recorded, model = (int(record["width"]), int(record["height"])), (view.width, view.height)
     return {"encoded": [recorded], "jpeg": [recorded, model]}.get(part.info.image_storage, [model])

@@ -1,4 +1,4 @@
-"""Figures of a dataset, counted from its records a chunk at a time; no picture and no text is read."""
+"""Statistics of a dataset, counted from its records chunk by chunk; pictures and texts are not read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BARS = 40  # at most
 MOST_IMAGES = 16
 """Samples with more are counted together."""
 
-# Sides of pictures in half powers of two, 8 to 32,768 pixels; smaller and larger ones count in the outer boxes.
+# Bounds for picture sides: half powers of two, 8 to 32,768 pixels; other sizes count in the first or last box.
 SIDES = 2.0 ** np.arange(3, 15.5, 0.5)
 ASPECTS = 2.0 ** np.arange(-3, 3.25, 0.25)
 """Width over height, 1:8 to 8:1, in quarter powers of two."""
@@ -32,7 +32,7 @@ _LICENCE_COLUMNS = ("licence", "license")
 
 @dataclass
 class Histogram:
-    """How many values lie between each two edges; values outside count in the first or last box.
+    """A histogram: the number of values between each two edges; values outside count in the first or last box.
 
     Attributes:
         edges: [n + 1], rising.
@@ -56,7 +56,7 @@ class Histogram:
         return self.total / max(int(self.counts.sum()), 1)
 
     def add(self, values: NDArray[np.generic]) -> None:
-        """Count values of any number."""
+        """Add any number of values."""
         if not len(values):
             return
         numbers = values.astype(np.float64)
@@ -68,18 +68,18 @@ class Histogram:
 
 @dataclass
 class Statistics:
-    """What the records of a dataset say.
+    """Statistics of the records of a dataset.
 
     Attributes:
         lengths: of samples in tokens, once images are expanded.
         text_lengths: the same with an image counted as one.
-        label_shares: of samples, labels that train over expanded tokens.
-        images: of samples.
+        label_shares: of samples, number of labels that train divided by expanded tokens.
+        images: of samples, number of images.
         widths, heights: of pictures, in pixels.
         aspects: of pictures, width over height.
         sizes: int64 [24, 24], pictures by width and height (`SIDES`).
         picture_bytes: of the files.
-        licences: rows by licence, from OUT_meta.parquet; None where there is no such table or column.
+        licences: rows by licence, from OUT_meta.parquet; None if there is no such table or column.
     """
 
     lengths: Histogram
@@ -138,7 +138,7 @@ def _add_pictures(statistics: Statistics, records: NDArray[np.void]) -> None:
 
 
 def read_licences(path: Path) -> Counter[str] | None:
-    """Rows by licence of a table with a column of that name (or `license`); None where there is none."""
+    """Number of rows by licence, from the column `licence` or `license` of a table; None if there is none."""
     if not path.is_file():
         return None
     with pq.ParquetFile(path) as table:
@@ -153,7 +153,7 @@ def read_licences(path: Path) -> Counter[str] | None:
 
 
 def _whole_edges(longest: int) -> NDArray[np.float64]:
-    """Edges of bars of one round width, from 0 to more than the longest."""
+    """Edges of bars of equal, round width, from 0 to above the largest value."""
     widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
     width = next((width for width in widths if width * _BARS > longest), longest)
     return np.arange(longest // width + 2, dtype=np.float64) * width

@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,18 +21,19 @@ from tqdm import tqdm
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed_writer import DatasetWriter
-from megatron_eve.data.format.manifest import DatasetInfo
+from megatron_eve.data.format.manifest import SKIPPED, DatasetInfo
 from megatron_eve.data.format.metadata import Exclusions
+from megatron_eve.data.format.output import check_output, refuse_existing
 from megatron_eve.data.preprocessing.encoders import encode_rows
 from megatron_eve.data.preprocessing.row_encoder import PreprocessConfig, SkippedRow
-from megatron_eve.data.reasons import REASONS
+from megatron_eve.data.preprocessing.summary import format_skipped
 from megatron_eve.data.sources.recognise import open_source
 from megatron_eve.data.sources.source import Source
 from megatron_eve.data.text.tokenizer import Tokenizer
 
-__all__ = ["PreprocessConfig", "format_skipped", "format_summary", "preprocess"]
+__all__ = ["PreprocessConfig", "preprocess"]
 
-_FIRST_SKIPPED = 5  # rows that the summary names for each reason
+_FIRST_SKIPPED = 5  # rows that the manifest names for each reason
 _BAR_SECONDS = 0.2  # between two counts that the bar shows: making their text costs as much as some rows
 _ESTIMATED_FROM = 1000  # samples, after which it is known about how large the dataset will be
 
@@ -41,15 +41,16 @@ _ESTIMATED_FROM = 1000  # samples, after which it is known about how large the d
 def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInfo:
     """Make the dataset at `config.output_prefix`, and OUT_skipped.jsonl with every row that was left out.
 
-    Until the end everything has temporary names: a run that stops or is stopped leaves what was there before.
+    Until the end everything has temporary names: a run that stops or is stopped leaves what was there before. A dataset
+    that is there is refused, or, with `config.overwrite`, replaced at the end.
 
     Args:
         config: see PreprocessConfig.
         progress: draw a progress bar on stderr.
 
     Raises:
-        DataError: an input that cannot be read to its end, no row that can be kept, a worker that died, or a disk that
-            is full.
+        DataError: a dataset that is there, an input that cannot be read to its end, no row that can be kept, a worker
+            that died, or a disk that is full.
     """
     try:
         return _preprocess(config, progress)
@@ -65,6 +66,7 @@ def preprocess(config: PreprocessConfig, *, progress: bool = True) -> DatasetInf
 
 def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
     config.check()
+    check_output(config.output_prefix, config.overwrite)
     source = open_source(config.inputs, config.input_format, config.image_root)
     tokenizer = Tokenizer(config.tokenizer_model)
     if config.template == "plain":
@@ -79,6 +81,10 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
         _SkippedLog(config.output_prefix) as skipped,
         _progress_bar(source.num_bytes, progress) as bar,
     ):
+        if not config.overwrite:
+            refuse_existing(
+                config.output_prefix
+            )  # another run may have made one before this one had the lock
         room_is_checked, shown = False, 0.0
         for chunk in encode_rows(config, source, source.rows(), writer.image_path):
             for row in chunk.skipped:
@@ -102,44 +108,6 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
         return writer.finalise(
             num_rows=writer.num_samples + skipped.total, skipped=skipped.counts, skipped_first=skipped.first
         )
-
-
-def format_summary(info: DatasetInfo, prefix: str) -> str:
-    """What a person wants to know about a dataset that was just made."""
-    lines = [
-        f"rows read         {info.num_rows:,}",
-        f"rows kept         {info.num_samples:,} ({info.num_cut:,} cut at {info.model_max_length:,} tokens)",
-        f"images            {info.num_images:,}",
-        f"tokens            {info.num_tokens:,} (text alone {info.num_text_tokens:,}; longest sample "
-        f"{info.longest_length:,}, row {info.longest_sample} of the dataset)",
-        f"tokens that train {info.num_labels:,}",
-        f"bytes             {info.text_bytes + info.stored_bytes:,} "
-        f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
-        f"rows skipped      {sum(info.skipped.values()):,}",
-    ]
-    if info.num_missing_images:
-        lines.append(
-            f"images missing    {info.num_missing_images:,}, which documents that were kept go on without"
-        )
-    if info.licenses:
-        most = sorted(info.licenses.items(), key=lambda item: -item[1])
-        lines += [f"license           {count:,} {name}" for name, count in most[:_FIRST_SKIPPED]]
-    if info.skipped:
-        lines += [format_skipped(info.skipped, info.skipped_first), f"  all of them: {prefix}_skipped.jsonl"]
-    return "\n".join([*lines, f"dataset           {prefix}"])
-
-
-def format_skipped(counts: Mapping[str, int], first: Mapping[str, list[dict[str, Any]]]) -> str:
-    """The rows that were left out, by reason, most frequent first, with the first few of each."""
-    lines = []
-    for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-        lines.append(f"  {count:>8,}  {reason}: {REASONS[reason]}")
-        for skipped in first[reason]:
-            names = "".join(f", {key} {skipped[key]}" for key in ("id", "image") if skipped[key])
-            lines.append(
-                f"              row {skipped['row']} of {Path(skipped['file']).name}{names}: {skipped['detail']}"
-            )
-    return "\n".join(lines)
 
 
 def _check_disk(prefix: str, writer: DatasetWriter, source: Source) -> None:
@@ -171,7 +139,7 @@ class _SkippedLog:
     def __init__(self, prefix: str) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, list[dict[str, Any]]] = {}
-        self._path = Path(f"{prefix}_skipped.jsonl")
+        self._path = Path(prefix + SKIPPED)
         self._partial = Path(f"{self._path}.partial")
         self._file = self._partial.open("w", encoding="utf-8")
 

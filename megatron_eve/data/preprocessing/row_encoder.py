@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +13,16 @@ import numpy as np
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.format.metadata import Exclusions, sample_meta
-from megatron_eve.data.format.sample_block import MAX_ROW_BYTES, Sample, StoredImage
+from megatron_eve.data.format.sample_block import Sample, StoredImage
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
+from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import TEMPLATES
 from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
-from megatron_eve.runtime.errors import is_lfs_pointer
 
 MAX_VIDEO_FRAMES = 10_000
 """Pictures of a video: all of them are in memory at once."""
@@ -48,6 +46,7 @@ class PreprocessConfig:
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
         tokenizer_model: a Llama tokenizer.model.
         output_prefix: where the dataset goes.
+        overwrite: replace a dataset that is there already.
         template: "plain", "vicuna_v1" or "document".
         family: of the model that the dataset is for.
         image_sizes: of that model, in pixels, by the names of the family's `image_flags`; the others have their
@@ -66,6 +65,7 @@ class PreprocessConfig:
     input: str | Sequence[str]
     tokenizer_model: str
     output_prefix: str
+    overwrite: bool = False
     image_root: str | None = None
     input_format: str | None = None
     template: str = "plain"
@@ -130,8 +130,8 @@ class PreprocessConfig:
                 importlib.import_module("nvidia.dali")
             except ImportError as error:
                 raise DataError(
-                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}); see README (Installing), or use "
-                    "threads"
+                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}): make install-dev brings it for "
+                    "CPUs and make install-gpu for GPUs; or use threads"
                 ) from error
 
     def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
@@ -197,9 +197,9 @@ class RowEncoder:
         self._source = source
         self._tokenizer = Tokenizer(config.tokenizer_model)
         self.settings = config.dataset_settings(self._tokenizer)
-        self._root = None if config.image_root is None else os.path.realpath(config.image_root)
+        self._root = config.image_root
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
-        self._judges = True  # pictures are decoded where they are read
+        self._decodes = True  # pictures are decoded where they are read
         self._store: ImageStore | None = None
         if (storage := config.storage()) is not None:
             from megatron_eve.data.images.storage import ImageStore
@@ -214,15 +214,15 @@ class RowEncoder:
         """
         if self._store is None:
             return [self.encode(row) for row in rows]
-        self._judges = False
+        self._decodes = False
         results = [self.encode(row) for row in rows]
-        self._judges = True
+        self._decodes = True
         for number, (row, result) in enumerate(zip(rows, results, strict=True)):
-            # Pictures that were cut off with their text are not stored, but judged like the others.
+            # Pictures that were cut off with their text are not stored, but checked like the others.
             if isinstance(result, SkippedRow) or result.cut:
-                judged = self.encode(row)
-                if isinstance(judged, SkippedRow):
-                    results[number] = judged
+                encoded = self.encode(row)
+                if isinstance(encoded, SkippedRow):
+                    results[number] = encoded
         kept = [(number, result) for number, result in enumerate(results) if isinstance(result, Sample)]
         stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
         for number, result in kept:
@@ -231,11 +231,11 @@ class RowEncoder:
             if len(whole) == len(images):
                 results[number] = result._replace(images=whole)
                 continue
-            judged = self.encode(rows[number])
-            if isinstance(judged, Sample):  # Pillow decides whether a picture can be used
+            encoded = self.encode(rows[number])
+            if isinstance(encoded, Sample):  # Pillow decides whether a picture can be used
                 again = [self._store.with_pillow(one.data) for one in result.images]
-                judged = result._replace(images=again)
-            results[number] = judged
+                encoded = result._replace(images=again)
+            results[number] = encoded
         return results
 
     def encode(self, row: RawRow) -> Sample | SkippedRow:
@@ -300,7 +300,7 @@ class RowEncoder:
 
     def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
         data = self._read(image, row)
-        if not self._judges:
+        if not self._decodes:
             read_header(
                 data, self._config.max_image_pixels
             )  # what is no picture is not held for the whole chunk
@@ -317,45 +317,6 @@ def _names(record: Record) -> str | None:
         return record.video.path
     names = [image.path for image in record.images if image.path is not None]
     return str(names if len(names) > 1 else names[0]) if names else None
-
-
-def read_image_file(root: str, name: str, follow_links: bool = False) -> bytes:
-    """Bytes of the file `name` under `root`.
-
-    Args:
-        root: a real path (`os.path.realpath`).
-        name: relative, and below `root`.
-        follow_links: follow links wherever they lead; else as long as they stay under `root`.
-
-    Raises:
-        SkipRow: it leaves the root, is missing, is not a file, or cannot be read.
-    """
-    if "\0" in name:  # where some functions of os.path end a name
-        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name")
-    if os.path.isabs(name):
-        raise SkipRow("image_outside_root", f"{name} is an absolute path")
-    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        raise SkipRow("image_outside_root", f"{name} leads out of --image-root")
-    try:
-        path = os.path.realpath(os.path.join(root, os.path.normpath(name) if follow_links else name))
-    except ValueError:  # half of a surrogate pair
-        raise SkipRow("image_field", f"{name!r:.80} cannot be a file name") from None
-    if not follow_links and os.path.commonpath([root, path]) != root:
-        raise SkipRow("image_outside_root", f"{name} is a link to {path}, which --follow-links takes")
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise SkipRow("image_not_a_file", name)
-        if status.st_size > MAX_ROW_BYTES:
-            raise SkipRow("image_file_too_large", f"{name} has {status.st_size} bytes")
-        data = Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise SkipRow("image_missing", name) from None
-    except OSError as error:
-        raise SkipRow("image_unreadable", f"{name}: {error.strerror}") from error
-    if is_lfs_pointer(data):
-        raise SkipRow("image_lfs_pointer", name)
-    return data
 
 
 def _printable(value: object) -> str:

@@ -28,8 +28,9 @@ from megatron_eve.data.sampling.orders import Order
 from megatron_eve.data.sampling.packing import assign_packs, pack_step
 from megatron_eve.models.model_parts import ImageShare
 
-_MOST_SAID = 20  # damaged images that a rank tells of one by one; all are counted at the end of the run
-# Packs of one length are rounded up to a multiple of this, so that steps have few lengths and memory is used again.
+_MOST_REPORTED = 20  # damaged images that a rank reports one by one; all are counted at the end of the run
+# Packs of one length are rounded up to a multiple of this, so that there are few different lengths and the allocator
+# can reuse memory.
 _LENGTH_STEP = 256
 AHEAD = 2  # microbatches that are built while one runs
 
@@ -70,7 +71,7 @@ class LazyBatches(Sequence[PackedBatch]):
         return self._futures[number].result()
 
     def start(self, count: int) -> None:
-        """Begins to build the first ``count`` batches, those that exist and are not begun."""
+        """Starts building the first ``count`` batches, if they exist and are not started."""
         for builder in self._builders[len(self._futures) : count]:
             self._futures.append(self._executor.submit(builder))
 
@@ -84,7 +85,7 @@ class Step:
     num_microbatches: int
     """Microbatches of this rank, the same number on every rank."""
     num_packs: int
-    """Microbatches of all data-parallel ranks that hold a sample; the others only fill up the layout's number."""
+    """Microbatches of all data-parallel ranks that hold a sample; the others are empty and only make up the number."""
     num_labels: int
     """Rows with a label."""
     num_images: int
@@ -229,7 +230,7 @@ class StepLoader:
         return self._run_step(consumed_samples, count)
 
     def step_of(self, sample_ids: NDArray[np.int64]) -> Step:
-        """A step of any samples, beside the run: its order, and what is being prepared for it, stay as they are.
+        """A step of any samples, outside the run: the run's order and its prepared batches do not change.
 
         Args:
             sample_ids: [n] samples of the dataset, in the step's order.
@@ -240,18 +241,18 @@ class StepLoader:
         return self._plan(sample_ids, lambda: None)
 
     def close(self) -> None:
-        """Stops building batches; what has not begun is dropped."""
+        """Stops building batches; those that are not started are dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._decoder is not None:
             self._decoder.close()
 
     def _run_step(self, consumed: int, count: int) -> Step:
-        """The step at a place of the run."""
+        """The step at a position of the run."""
         ids = self._order(np.arange(consumed, consumed + count, dtype=np.int64))
         return self._plan(ids, partial(self._prepare, consumed + count, count))
 
     def _plan(self, ids: NDArray[np.int64], near_end: Callable[[], None]) -> Step:
-        """Packs and deals the samples of a step, and adds up its totals; reads no text and no image."""
+        """Packs a step's samples, assigns packs to ranks and adds up totals; reads no text and no image."""
         lengths = self._dataset.lengths(ids)
         rows = self._dataset.samples[ids]
         wrong = (lengths < 1) | (lengths > self._seq_length) | (rows["num_images"] < 0)
@@ -292,7 +293,7 @@ class StepLoader:
         )
 
     def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int | None:
-        """What all packs of a step are padded to: what the longest needs, rounded up, or ``seq_length``."""
+        """Length to which all packs of a step are padded: that of the longest, rounded up, or ``seq_length``."""
         if self._fixed_length != "step":
             return self._seq_length if self._fixed_length else None
         longest = max(int(lengths[list(pack)].sum()) for pack in packs)
@@ -300,10 +301,10 @@ class StepLoader:
         return min(-(-max(longest, 1) // step) * step, self._seq_length)
 
     def _built(self, indices: list[int], length: int | None) -> PackedBatch:
-        """One batch; an image that turns out damaged is remembered, and said once."""
+        """One batch; a damaged image is recorded, and reported once."""
         batch = self._build(indices, length=length)
         for image, reason in batch.damaged.items():
-            if image not in self.damaged and len(self.damaged) < _MOST_SAID:
+            if image not in self.damaged and len(self.damaged) < _MOST_REPORTED:
                 print(f"{reason}; a grey one takes its place", file=sys.stderr)
             self.damaged[image] = reason
         if self._upload is None:
@@ -313,8 +314,8 @@ class StepLoader:
     def _prepare(self, consumed: int, count: int) -> None:
         """Plans the step that is likely to come next and begins its first batches.
 
-        Whatever goes wrong here is not the fault of the step that runs now, whose update is good, and the run may never
-        take the next one. It goes wrong again, and is raised, when `step` is asked for that.
+        Errors here are ignored, since the current step is valid and the run may never take the next one. They are
+        raised when `step` is called for it.
         """
         if self._expected is not None and self._expected[0] == (consumed, count):
             return

@@ -39,9 +39,8 @@ class JsonSource(Source):
         try:
             return self._record(row, fields)
         except SkipRow as skip:
-            skip.id, skip.image = (
-                None if fields.get(key) is None else str(fields[key]) for key in ("id", "image")
-            )
+            name, image = fields.get("id"), fields.get("image", fields.get("images"))
+            skip.id, skip.image = (None if given is None else str(given)[:300] for given in (name, image))
             raise
 
     @abstractmethod

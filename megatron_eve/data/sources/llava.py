@@ -1,6 +1,7 @@
 """Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row.
 
-The key "video" in place of "image" names a video, as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
+`{"images", "messages"}` of OpenAI, TRL and others says the same (`conversation_rows`). The key "video" in place of
+"image" names a video, as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.schema import ImageFile, Record, VideoFile
+from megatron_eve.data.schema import Record, VideoFile
+from megatron_eve.data.sources.conversation_rows import read_conversation
 from megatron_eve.data.sources.fields import source_name
+from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
@@ -26,7 +29,7 @@ _OTHER_IMAGE_KEYS = frozenset(
 
 
 class LlavaSource(JsonSource):
-    """Conversations, each with the images of `image` (or `images`), or the video of `video` (or `videos`).
+    """Conversations, each with the images of `image`, `images` or its messages, or the video of `video` (or `videos`).
 
     All other keys of a row go into `meta`, and so does the name of the video. The video of a row that has images is
     not used. In a row with a video, `<video>` and `<image>` are removed from the questions, each with an adjacent
@@ -43,16 +46,17 @@ class LlavaSource(JsonSource):
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
         name = fields.get("id")
-        images = _image_names(fields)
-        video = None if images else _video_name(fields)
-        turns = fields.get("conversations")
-        used = ("id", "image", "images", "conversations")
+        said = read_conversation(fields, [image_file(image) for image in _image_names(fields)])
+        if not said.images:
+            _check_other_keys(fields)
+        video = None if said.images else _video_name(fields)
+        used = ("id", "image", "images", said.key)
         return Record(
             id=None if name is None else str(name),
             source=source_name(row.file),
             kind="conversation",
-            images=[ImageFile(path=name) for name in images],
-            turns=turns if video is None else _without_placeholders(turns),
+            images=said.images,
+            turns=said.turns if video is None else _without_placeholders(said.turns),
             meta={key: value for key, value in fields.items() if key not in used},
             video=None if video is None else VideoFile(None, video),
         )
@@ -62,7 +66,7 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     """Names of the image files of a row, from `image` or `images`.
 
     Raises:
-        SkipRow: the values are not names, another key holds the images, or the row has audio instead.
+        SkipRow: the values are not names, or differ.
     """
     given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
     values = [value if isinstance(value, list) else [value] for value in given.values()]
@@ -72,15 +76,18 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise SkipRow("image_field", f"{name!r:.80}")
-    if not names:
-        for key, value in row.items():
-            if not isinstance(value, (str, list, dict)) or not value:
-                continue  # an empty value, as in a table with gaps
-            if key.lower() in _SOUND_KEYS:
-                raise SkipRow("other_media", f"it has {key!r} and no image")
-            if key.lower() in _OTHER_IMAGE_KEYS:
-                raise SkipRow("image_field", f"it has {key!r} instead of 'image'")
     return [str(name) for name in names]
+
+
+def _check_other_keys(row: Mapping[str, Any]) -> None:
+    """Refuse a row without images that has them under another key, or audio instead; raises SkipRow."""
+    for key, value in row.items():
+        if not isinstance(value, (str, list, dict)) or not value:
+            continue  # an empty value, as in a table with gaps
+        if key.lower() in _SOUND_KEYS:
+            raise SkipRow("other_media", f"it has {key!r} and no image")
+        if key.lower() in _OTHER_IMAGE_KEYS:
+            raise SkipRow("image_field", f"it has {key!r} instead of 'image'")
 
 
 def _video_name(row: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from pyarrow import parquet
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
+from megatron_eve.data.sources import conversation_rows
 from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
+from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroupReader, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.conversation import IMAGE_TOKEN
@@ -83,7 +86,8 @@ class ParquetSource(Source):
     The columns decide what a row becomes:
 
     - those of ARROW_SCHEMA: a record;
-    - `conversations`, a list of `{from, value}`, with or without images: a conversation;
+    - `conversations`, a list of `{from, value}`, or `messages`, of `{role, content}`, with or without images: a
+      conversation (`conversation_rows`);
     - an image (image, images, jpg ...) and a caption (caption, text, txt ...): a pair.
 
     An image is bytes, `{bytes, path}` as on the hub, a path under `image_root`, or a list of these. Other columns of
@@ -183,10 +187,10 @@ def _columns(file: Path) -> list[str]:
     if not any(layout(schema.names) for layout, _ in _LAYOUTS):
         raise DataError(
             f"{file} has the columns {one_line(', '.join(schema.names))}: a source needs an image "
-            f"({', '.join(_PICTURES)}) and a caption ({', '.join(_CAPTIONS)}), 'conversations', or those of "
-            "docs/data.md; rename its columns"
+            f"({', '.join(_PICTURES)}) and a caption ({', '.join(_CAPTIONS)}), 'conversations', 'messages', or those "
+            "of docs/data.md; rename its columns"
         )
-    used = {*ARROW_SCHEMA.names, "conversations", *_PICTURES, *_CAPTIONS}
+    used = {*ARROW_SCHEMA.names, *conversation_rows.KEYS, *_PICTURES, *_CAPTIONS}
     return [field.name for field in schema if field.name in used or _is_metadata_column(field.type)]
 
 
@@ -213,7 +217,7 @@ def _has_record(names: Iterable[str]) -> bool:
 
 
 def _has_conversation(names: Iterable[str]) -> bool:
-    return "conversations" in names
+    return not set(names).isdisjoint(conversation_rows.KEYS)
 
 
 def _has_pair(names: Iterable[str]) -> bool:
@@ -240,16 +244,9 @@ def _record(row: RawRow, fields: dict[str, Any]) -> Record:
 def _conversation(row: RawRow, fields: dict[str, Any]) -> Record:
     name = _first(_PICTURES, fields)
     given = None if name is None else fields[name]
-    images = [] if given is None else _pictures(given)
-    used = ("conversations", name)
-    return Record(
-        _id(fields),
-        source_name(row.file),
-        "conversation",
-        images,
-        fields["conversations"],
-        _meta(fields, used),
-    )
+    said = conversation_rows.read_conversation(fields, [] if given is None else _pictures(given))
+    meta = _meta(fields, (said.key, name))
+    return Record(_id(fields), source_name(row.file), "conversation", said.images, said.turns, meta)
 
 
 def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
@@ -301,7 +298,9 @@ def _pictures(value: object) -> list[ImageFile]:
             raise SkipRow("parquet_row", f"the sha256 of an image is {type(digest).__name__}, not text")
         if data is not None and len(data) > MAX_ROW_BYTES:
             raise SkipRow("image_file_too_large", f"{path or 'an image'} has {len(data)} bytes")
-        found.append(ImageFile(data, path, digest))
+        found.append(
+            replace(image_file(str(path)), sha256=digest) if data is None else ImageFile(data, path, digest)
+        )
     return found
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.preprocessing.row_encoder import read_image_file
 from megatron_eve.data.schema import Record, VideoFile
 from megatron_eve.data.sources.fields import MAX_TEXT, caption_beside, meta_beside, parse_object, source_name
+from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.source import RawRow, Source
 
 

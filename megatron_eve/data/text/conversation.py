@@ -1,7 +1,8 @@
 """Tokenises LLaVA conversations into token ids and labels, with the published templates.
 
 `plain`: `<s>`, the images, the caption, a newline; the caption and the newline train.
-`vicuna_v1`: "SYSTEM USER: question ASSISTANT: answer</s>USER: ..."; answers and `</s>` train.
+`vicuna_v1`: "SYSTEM USER: question ASSISTANT: answer</s>USER: ..."; answers and `</s>` train. SYSTEM is the system turn
+of the row if it has one, else the prompt of the published training.
 
 Labels come from the character range of each answer. The published code tokenises parts again and compares lengths,
 and drops a whole conversation when these do not match.
@@ -38,6 +39,7 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+SYSTEM_ROLE = "system"
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
 IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
 """Splits a text at its placeholders; `split` keeps them."""
@@ -93,7 +95,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: role "human" or "gpt", and a text of valid Unicode."""
+    """One turn: role "human", "gpt" or "system", and a text of valid Unicode."""
 
     role: str
     text: str
@@ -106,7 +108,8 @@ def encode_conversation(
 
     Args:
         turns: `[{"from": "human" | "gpt", "value": text}, ...]`. With `vicuna_v1`, a first turn from "gpt"
-            is dropped, as published.
+            is dropped, as published. In front of them may be one from "system", which takes the place of
+            `VICUNA_SYSTEM` unless it is blank; `plain` has no system prompt and ignores it.
         template: "plain" or "vicuna_v1".
         num_images: images of the row; the text must hold as many `<image>`.
 
@@ -117,9 +120,10 @@ def encode_conversation(
     _check_template(template)
     checked = checked_turns(turns)
     _check_placeholders(checked)
+    system, checked = _split_system(checked)
     if template == "plain":
         return _encode_plain(checked, tokenizer, num_images)
-    if checked[0].role == "gpt":
+    if checked and checked[0].role == "gpt":
         checked = checked[1:]
     for number, turn in enumerate(checked):
         expected = ("human", "gpt")[number % 2]
@@ -129,10 +133,11 @@ def encode_conversation(
             )
     if not checked:
         raise ConversationError(
-            "no_conversation", "a single turn, from 'gpt', which is dropped when it is first"
+            "no_conversation",
+            "no turn but one from 'system', or from 'gpt', which is dropped when it is first",
         )
     check_image_count(sum(turn.text.count(IMAGE_TOKEN) for turn in checked), num_images)
-    return _encode_marked(_vicuna_parts(checked), tokenizer)
+    return _encode_marked(_vicuna_parts(system, checked), tokenizer)
 
 
 def prompt_text(
@@ -218,8 +223,10 @@ def checked_turns(turns: object) -> list[Turn]:
         if not isinstance(turn, Mapping):
             raise ConversationError("no_conversation", f"turn {number} is not an object")
         role, text = turn.get("from"), turn.get("value")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise ConversationError("unknown_role", f"turn {number} is from {role!r}, not 'human' or 'gpt'")
+        if not isinstance(role, str) or role not in (*_ROLES, SYSTEM_ROLE):
+            raise ConversationError(
+                "unknown_role", f"turn {number} is from {role!r:.80}, not 'human', 'gpt' or 'system'"
+            )
         if not isinstance(text, str):
             raise ConversationError("value_not_text", f"the value of turn {number} is {type(text).__name__}")
         characters += len(text)
@@ -277,6 +284,15 @@ def _encode_plain(turns: list[Turn], tokenizer: Tokenizer, num_images: int) -> E
     return Encoded(head + caption_ids, [IGNORE_INDEX] * len(head) + caption_ids)
 
 
+def _split_system(turns: list[Turn]) -> tuple[str, list[Turn]]:
+    """The system prompt of a conversation, and its other turns."""
+    if turns[0].role != SYSTEM_ROLE:
+        return VICUNA_SYSTEM, turns
+    if IMAGE_TOKEN in turns[0].text:
+        raise ConversationError("image_in_system", f"the system turn holds {IMAGE_TOKEN}")
+    return VICUNA_SYSTEM if is_blank(turns[0].text) else turns[0].text, turns[1:]
+
+
 def _place_image(text: str) -> str:
     """Move the only image of a turn to its front, as published; several images stay where they are."""
     if text.count(IMAGE_TOKEN) != 1:
@@ -284,13 +300,13 @@ def _place_image(text: str) -> str:
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
 
 
-def _vicuna_parts(turns: list[Turn]) -> list[tuple[str, bool]]:
+def _vicuna_parts(system: str, turns: list[Turn]) -> list[tuple[str, bool]]:
     """The conversation as (text segment, whether it trains) pairs.
 
     An answer's segment begins with the space after "ASSISTANT:", since sentencepiece keeps the space in front of a
     word in its piece. A turn without text is only its role and a colon, as published; an empty answer trains nothing.
     """
-    parts = [(VICUNA_SYSTEM + " ", False)]
+    parts = [(f"{system} ", False)]
     for turn in turns:
         text = _place_image(turn.text)
         parts.append((f"{_ROLES[turn.role]}:", False))

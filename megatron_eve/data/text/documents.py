@@ -42,7 +42,7 @@ def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encode
         template: "plain", "vicuna_v1" or "document".
 
     Raises:
-        SkipRow: the template takes no record of this kind, or the text does not fit it.
+        SkipRow: the template does not accept records of this kind, or the text does not fit it.
         ValueError: an unknown template.
     """
     if template not in _KINDS:

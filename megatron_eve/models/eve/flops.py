@@ -55,9 +55,9 @@ def eve_flops(settings: ModelSettings, work: Work, teacher: TeacherSizes | None)
         teacher: sizes of the teacher; None trains without the patch aligning layer.
 
     Returns:
-        Of the front end "patch_embedding" with both its attentions, and "projector"; of the objective "taps" (one
-        projection for each aligned depth, the query's among them), "aligning" (attention over depths, input and output
-        layer) and "teacher", 0 without one.
+        Of the front end "patch_embedding" with both its attentions, and "projector"; of the objective
+        "intermediate_features" (one projection for each aligned depth, the query's among them), "aligning" (attention
+        over depths, input and output layer) and "teacher", 0 without one.
 
     Raises:
         ValueError: with a teacher, merged patches that do not pool to whole teacher patches: the work was counted for
@@ -68,7 +68,7 @@ def eve_flops(settings: ModelSettings, work: Work, teacher: TeacherSizes | None)
         "patch_embedding": _patch_embedding(width, work),
         "projector": TRAINED * work.image_rows * (matrix(width, hidden) + matrix(hidden, hidden)),
     }
-    objectives = {"taps": 0, "aligning": 0, "teacher": 0}
+    objectives = {"intermediate_features": 0, "aligning": 0, "teacher": 0}
     if teacher is not None:
         objectives = _alignment(settings, work) | {"teacher": work.images * _teacher(teacher)}
     return FamilyFlops(front_end, objectives)
@@ -105,7 +105,7 @@ def _alignment(settings: ModelSettings, work: Work) -> dict[str, int]:
     depths, width = len(vision.tap_depths(model.num_layers)), vision.teacher_hidden_size
     project = matrix(model.hidden_size, width)
     return {
-        "taps": TRAINED * rows * depths * project,
+        "intermediate_features": TRAINED * rows * depths * project,
         # The last depth asks the others.
         "aligning": TRAINED
         * (rows * (project + matrix(width, width)) + attention(rows * (depths - 1), width)),

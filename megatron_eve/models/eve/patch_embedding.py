@@ -29,7 +29,7 @@ from megatron_eve.runtime.transfer import to_device
 _CPU_BLOCK = 512
 
 
-class RowLayout(NamedTuple):
+class RowIndices(NamedTuple):
     """Where the rows of a microbatch's images lie among its V visual rows. All int64."""
 
     images: Tensor
@@ -42,7 +42,7 @@ class RowLayout(NamedTuple):
     """[N] row of each merged patch."""
 
 
-def row_layout(image_grids: Tensor) -> RowLayout:
+def row_indices(image_grids: Tensor) -> RowIndices:
     """Builds the layout of the visual rows from the grid sizes alone, on the device that holds them.
 
     Args:
@@ -59,7 +59,7 @@ def row_layout(image_grids: Tensor) -> RowLayout:
     place = torch.arange(len(images), device=image_grids.device) - (counts.cumsum(0) - counts)[images]
     row_images = numbers.repeat_interleave(rows)
     row = torch.arange(len(row_images), device=image_grids.device) - (rows.cumsum(0) - rows)[row_images]
-    return RowLayout(
+    return RowIndices(
         images=images,
         cls_rows=starts,
         split_rows=starts[row_images] + (row + 1) * (columns[row_images] + 1),
@@ -180,7 +180,7 @@ class PatchEmbedding(nn.Module):
                 f"{patches.shape[0]} patches came with grids of {merged} merged patches of four each"
             )
         weight = self.patch_embedding.weight
-        layout = RowLayout(*(to_device(index, weight.device) for index in row_layout(image_grids)))
+        layout = RowIndices(*(to_device(index, weight.device) for index in row_indices(image_grids)))
         pixels = (
             normalise(patches, weight.dtype) if patches.dtype == torch.uint8 else patches.to(weight.dtype)
         )

@@ -20,11 +20,11 @@ def weight_files(folder: Path, flag: str) -> list[Path]:
     Raises:
         ConfigError: a file that is something else (a pointer of git-lfs).
     """
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in found:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for file in files:
         if other := wrong_content(file):
             raise ConfigError(f"{flag} {folder}: {file.name} cannot be read: it {other}")
-    return found
+    return files
 
 
 def load_tower(folder: Path, trust_remote_code: bool, flag: str) -> Any:
@@ -57,10 +57,10 @@ def load_tower(folder: Path, trust_remote_code: bool, flag: str) -> Any:
                 folder, config=vision if known else config, output_loading_info=True, **common
             )
     except Exception as error:  # transformers raises nearly anything on a folder it cannot read
-        told = " ".join(str(error).split())
-        if "weights_only" in told:  # torch's advice to run the code of a pickle
-            told = "its weights are no file that torch saved, or a damaged one; copy the folder again"
-        raise ConfigError(f"{flag} {folder}: cannot be loaded: {told}") from error
+        reason = " ".join(str(error).split())
+        if "weights_only" in reason:  # torch's advice to run the code of a pickle
+            reason = "its weights are no file that torch saved, or a damaged one; copy the folder again"
+        raise ConfigError(f"{flag} {folder}: cannot be loaded: {reason}") from error
     finally:
         quiet.set_verbosity(verbosity)
     # transformers fills what is missing with random numbers.

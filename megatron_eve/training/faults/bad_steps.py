@@ -132,25 +132,25 @@ def exit_code(faults: FaultConfig, result: StepResult, skipped_in_a_row: int) ->
 def exit_message(faults: FaultConfig, iteration: int, result: StepResult) -> str:
     """The message for a run that ends at a step: what was wrong, the likely cause, and what to do. Collective."""
     state, where = get_rerun_state_machine().state, suspect_ranks()
-    found = f"iteration {iteration}: {result.bad or 'a check failed'}"
+    problem = f"iteration {iteration}: {result.bad or 'a check failed'}"
     samples = "its samples are listed in bad_steps.jsonl"
     if result.exit_code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
         return (
-            f"{found}; the same twice here ({where}). It is run again when the job is restarted, on other GPUs if it "
+            f"{problem}; the same twice here ({where}). It is run again when the job is restarted, on other GPUs if it "
             "gets some; --bad-step-policy skip goes on without it"
         )
     hardware = f"so the hardware is in doubt: {where}. Leave those nodes out (sbatch --exclude)"
     if state is RerunState.RERUNNING_IN_PLACE:
-        return f"{found}; run again it gave another result, {hardware}"
+        return f"{problem}; run again it gave another result, {hardware}"
     if state is RerunState.RERUNNING_FROM_CHECKPOINT and result.bad is None:
-        return f"{found}; the step was bad before the restart and is not on these GPUs, {hardware}"
+        return f"{problem}; the step was bad before the restart and is not on these GPUs, {hardware}"
     elsewhere = "; other GPUs gave the same" if state is RerunState.RERUNNING_FROM_CHECKPOINT else ""
     if faults.bad_step_policy == "skip":
         return (
-            f"{found}; {MAX_CONSECUTIVE_SKIPS} bad steps in a row are not the batches' doing: go back to an older "
+            f"{problem}; {MAX_CONSECUTIVE_SKIPS} bad steps in a row are not the batches' doing: go back to an older "
             f"checkpoint, and lower --lr; {samples}"
         )
-    return f"{found}{elsewhere}; its update was not made, and {samples}. --bad-step-policy skip goes on without them"
+    return f"{problem}{elsewhere}; its update was not made, and {samples}. --bad-step-policy skip goes on without them"
 
 
 def suspect_ranks() -> str:

@@ -41,15 +41,15 @@ MOCK_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains and is judged on.
+    """The data of a run: what it trains on, and what it is evaluated on.
 
     Attributes:
-        dataset: all samples, those of several datasets counted through.
-        order: which of them stands at which position of the run.
-        training: what is trained on of each dataset.
-        held_out: what losses are measured on, of each dataset that has such samples.
-        fingerprint: what must stay the same for a checkpoint's place in the order to mean anything.
-        dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
+        dataset: all samples; those of several datasets are numbered consecutively.
+        order: gives the sample at each position of the run.
+        training: the part of each dataset that is trained on.
+        held_out: the held-out part of each dataset that has one, for evaluation.
+        fingerprint: properties of the data and its order that must be the same when a run resumes.
+        dropped: a message for each dataset with samples that are too large for a pack; these are left out.
     """
 
     dataset: VisionDataset
@@ -61,11 +61,11 @@ class RunData:
 
 
 def open_data(config: RunConfig) -> RunData:
-    """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and refuse what this run cannot take.
+    """Open `--data-path` and `--valid-data-path` (or make `--mock-data`), and check that this run can train on them.
 
     Raises:
         DataError: damaged files; another tokenizer, vocabulary or image size; a split, or samples that no pack can
-            hold, leave nothing of a dataset; datasets that do not go together.
+            hold, leave nothing of a dataset; incompatible datasets.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -91,7 +91,7 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def data_in_memory(config: RunConfig, dataset: VisionDataset) -> RunData:
-    """A dataset that has no files, split and ordered as the configuration says."""
+    """Data of a run on a dataset without files (`--mock-data`), split and ordered by the configuration."""
     training, held_out = split_dataset("mock", 0, len(dataset), parse_split(config.data.split))
     check_split(config, "the mock dataset", training, held_out)
     fingerprint = {
@@ -110,7 +110,7 @@ def _order(
     weights: Sequence[float] | None,
     modalities: Callable[[], NDArray[np.int64]],
 ) -> Order:
-    """The order that the flags ask for; `modalities` computes what `GroupedOrder` wants to know."""
+    """The sample order that the flags select; `modalities` computes the input of `GroupedOrder`."""
     seed, shuffle = config.training.seed, config.data.shuffle
     if config.data.group_by_modality:
         return GroupedOrder(parts, modalities(), config.training.global_batch_size, seed)
@@ -120,14 +120,14 @@ def _order(
 
 
 def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[DatasetSlice]) -> str:
-    """A name for what is computed from the manifests of these parts; another copy of a dataset is another one."""
-    told = hashlib.sha256()
+    """Cache name for data computed from these parts; a copy of a dataset in another place gets another name."""
+    digest = hashlib.sha256()
     for dataset, part in zip(datasets, parts, strict=True):
         for path in dataset.sample_files:
             status = path.stat()
-            told.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
-        told.update(f"{part}{part.dropped_fingerprint()}\n".encode())
-    return f"modalities-{told.hexdigest()[:32]}"
+            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} ".encode())
+        digest.update(f"{part}{part.dropped_fingerprint()}\n".encode())
+    return f"modalities-{digest.hexdigest()[:32]}"
 
 
 def build_loader(config: RunConfig, data: RunData) -> StepLoader:

@@ -27,7 +27,7 @@ def evaluate(
     held_out: Sequence[DatasetSlice],
     models: TargetModels | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure the losses on every dataset's held-out samples, without a trace in the run. Collective.
+    """Measure the losses on every dataset's held-out samples; the state of the run does not change. Collective.
 
     Always the same samples: those of `--eval-iters` batches of each dataset, or all. Means are over labels and over
     images, so they do not depend on packing, on the layout or, without `--eval-iters`, on the batch size.
@@ -35,8 +35,8 @@ def evaluate(
     Args:
         config: of the run.
         chunks: this rank's model chunks, in DDP.
-        loader: of the run, whose place in the order stays as it is.
-        held_out: what to measure on.
+        loader: of the run; its position in the order does not change.
+        held_out: held-out part of each dataset.
         models: target models by objective, on the last stage.
 
     Returns:
@@ -60,7 +60,7 @@ def _steps(config: RunConfig, loader: StepLoader, part: DatasetSlice) -> Iterato
     batch, most = config.training.global_batch_size, config.training.eval_iters
     count = len(part) if most is None else min(len(part), most * batch)
     for start in range(0, count, batch):
-        # In a random order, the same each time: the first batches speak for all of a dataset that is sorted.
+        # In a fixed random order, so that the first batches represent all of a dataset, even if it is sorted.
         ranks = sample_order(np.arange(start, min(start + batch, count)), len(part), seed=0)
         yield loader.step_of(part.samples(ranks))
 
@@ -71,7 +71,7 @@ def _losses(
     objectives: tuple[Objective, ...],
     models: TargetModels | None,
 ) -> dict[str, float]:
-    """Means of every objective over all steps; none without a step."""
+    """Mean loss of each objective over all steps; empty if there is no step."""
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for step in steps:

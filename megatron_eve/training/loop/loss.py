@@ -28,24 +28,24 @@ LossFunction = Callable[[ModelLosses], tuple[torch.Tensor, dict[str, torch.Tenso
 
 
 def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
-    """What a run trains: the next token, then what its family adds. All sums are taken in this order."""
+    """The objectives of a run: the next token, then those of its family. All sums are taken in this order."""
     return (NextToken(), *find_family(config.family).objectives(config))
 
 
 def counts_of(step: Step) -> SampleCounts:
-    """What a step holds, over all data-parallel ranks."""
+    """Counts of a step, over all data-parallel ranks."""
     return SampleCounts(step.num_labels, step.num_images)
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """What a step's losses are divided by.
+    """The denominators of a step's losses.
 
     Attributes:
         objectives: the losses.
         counts: of the whole step, over all data-parallel ranks.
         num_packs: packs of the step that hold a sample.
-        num_microbatches: M, packs of this rank, with those that only fill up the layout's number.
+        num_microbatches: M, packs of this rank, empty ones included.
         data_parallel_size: D.
         kind: "global", or "microbatch" for the mean of per-microbatch means, as published runs of the
             families have it (a mean over tokens, and over images, on each device, then DDP's mean).
@@ -65,7 +65,7 @@ class Normalizer:
         objectives: tuple[Objective, ...],
         kind: Literal["global", "microbatch"] = "global",
     ) -> Normalizer:
-        """The normaliser of a step under the layout that is set up."""
+        """The normaliser of a step under the current layout."""
         return cls(
             objectives=objectives,
             counts=counts_of(step),
@@ -76,7 +76,7 @@ class Normalizer:
         )
 
     def loss_function(self, batch: PackedBatch) -> LossFunction:
-        """The function megatron-core's schedule calls on what the last stage computed from a pack.
+        """The loss function that megatron-core's schedule calls with the output of the last stage for a pack.
 
         It returns the loss to differentiate and what to report by objective: this pack's (and context-parallel
         rank's) shares of the step's means, so that summing over packs and ranks gives the means themselves.

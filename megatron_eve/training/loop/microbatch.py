@@ -1,11 +1,16 @@
 """From a `PackedBatch` of the loader to the model's inputs on this rank.
 
 Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
-its pictures and sends the pixels to the others, or each decodes its share; so it is on the last stage for what target
-models see (`ModelFamily.views`). Pixels never travel between stages.
+its pictures and sends the pixels to the others, or each decodes its share; the last stage does the same for the
+pictures of target models (`ModelFamily.views`). Pixels never travel between stages.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from megatron.core import parallel_state
@@ -16,8 +21,8 @@ from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.pack_rows import context_rows
-from megatron_eve.models.decoder.packed import packed_params
-from megatron_eve.models.model_parts import ImageShare, VisualInputs
+from megatron_eve.models.decoder.packed import PackedParams, packed_params
+from megatron_eve.models.model_parts import FamilyObjective, ImageShare, PackRows, VisualInputs
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.shapes import rows_sent
 from megatron_eve.runtime.accelerator import accelerator
@@ -40,41 +45,97 @@ def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def image_share() -> ImageShare:
-    """This rank's share of the images of a pack, where the ranks of a stage share them."""
+    """This rank's share of the images of a pack, if the ranks of a stage share them."""
     return ImageShare(
         parallel_state.get_tensor_and_context_parallel_rank(),
         parallel_state.get_tensor_and_context_parallel_world_size(),
     )
 
 
-def model_inputs(
-    batch: PackedBatch,
-    chunk: VisionLanguageModel,
-    models: TargetModels | None = None,
-    targets: Targets | None = None,
-) -> ModelInputs:
-    """Move what a model chunk needs of a pack to the device.
+class DevicePack:
+    """A pack, and what all model chunks of a rank need of it: computed and moved to the device once, when first used.
 
-    Rows with labels are picked here, on the host, so that the device is never asked for a count.
+    What one chunk alone needs (tokens and pixels on the first stage, labels and targets on the last) is not kept here.
+    """
+
+    def __init__(self, batch: PackedBatch, targets: Targets | None = None) -> None:
+        """A pack on the host, and its targets if the target models have seen it already (see `prefetch_targets`)."""
+        self.batch = batch
+        self.targets = targets
+        self._rows: dict[str, PackRows | None] = {}
+
+    @cached_property
+    def packed(self) -> PackedParams:
+        """Where samples begin and end; without `feature_rows`, which a chunk adds to a copy."""
+        batch, device = self.batch, accelerator().device
+        lengths = batch.cu_seqlens_padded.diff().tolist()
+        packed = packed_params(to_device(batch.cu_seqlens_padded, device), lengths)
+        if self.rank_rows is not None:
+            size = parallel_state.get_context_parallel_world_size()
+            packed.gathered_order = to_device(gathered_order(lengths, size), device)
+        return packed
+
+    @cached_property
+    def position_ids(self) -> torch.Tensor:
+        """int64 [T], on the device."""
+        return to_device(self.batch.position_ids, accelerator().device)
+
+    @cached_property
+    def rank_rows(self) -> torch.Tensor | None:
+        """int64 [T / cp], rows of the pack on this context-parallel rank, on the host; None where it has all."""
+        return context_rows(self.batch)
+
+    @cached_property
+    def context_rows(self) -> torch.Tensor | None:
+        """The same on the device."""
+        return None if self.rank_rows is None else to_device(self.rank_rows, accelerator().device)
+
+    def rows(self, objective: FamilyObjective, sequence_parallel: bool) -> PackRows | None:
+        """What `FamilyObjective.rows` gives for the pack."""
+        if objective.name not in self._rows:
+            self._rows[objective.name] = objective.rows(self.batch, sequence_parallel)
+        return self._rows[objective.name]
+
+
+def pack_iterators(packs: Iterator[DevicePack], chunks: int) -> list[Iterator[DevicePack]]:
+    """An iterator for each model chunk of a rank, all over the same packs.
+
+    The interleaved schedule asks the iterator of the chunk that it runs. A pack is taken from `packs` when the first
+    chunk asks for it, and let go when the last one has it (`itertools.tee` would keep dozens).
+    """
+    waiting: list[deque[DevicePack]] = [deque() for _ in range(chunks)]
+
+    def take() -> bool:
+        for pack in packs:
+            for queue in waiting:
+                queue.append(pack)
+            return True
+        return False
+
+    def packs_of(queue: deque[DevicePack]) -> Iterator[DevicePack]:
+        while queue or take():
+            yield queue.popleft()
+
+    return [packs_of(queue) for queue in waiting]
+
+
+def model_inputs(
+    pack: DevicePack, chunk: VisionLanguageModel, models: TargetModels | None = None
+) -> ModelInputs:
+    """What a model chunk needs of a pack, on the device.
+
+    Rows with labels are selected here, on the host, so that the host never waits for a count from the device.
 
     Args:
-        batch: the pack, on the host.
-        chunk: which inputs are wanted follows from its place in the pipeline.
-        models: target models by objective; an objective that lacks its own is not computed.
-        targets: of this pack, if the models have seen it already (see `prefetch_targets`).
+        pack: shared by the model chunks of this rank.
+        chunk: its position in the pipeline decides which inputs it needs.
+        models: target models by objective; an objective without its target model is not computed.
     """
-    device = accelerator().device
-    lengths = batch.cu_seqlens_padded.diff().tolist()
+    device, batch = accelerator().device, pack.batch
     inputs = ModelInputs(
-        packed=packed_params(to_device(batch.cu_seqlens_padded, device), lengths),
-        position_ids=to_device(batch.position_ids, device),
+        packed=replace(pack.packed), position_ids=pack.position_ids, context_rows=pack.context_rows
     )
-    mine = context_rows(batch)
-    if mine is not None:
-        size = parallel_state.get_context_parallel_world_size()
-        inputs.packed.gathered_order = to_device(gathered_order(lengths, size), device)
-        inputs.context_rows = to_device(mine, device)
-    _add_objectives(inputs, batch, chunk, models or {}, targets)
+    _add_objectives(inputs, pack, chunk, models or {})
     if chunk.pre_process:
         inputs.tokens = to_device(batch.tokens, device)
         pixels = {
@@ -83,10 +144,10 @@ def model_inputs(
         }
         inputs.visual = VisualInputs(
             pixels, batch.image_grids
-        )  # grids stay on the host: sizes follow from them
+        )  # grids stay on the host, which needs them for sizes
         inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
-        labels = batch.labels if mine is None else batch.labels[mine]
+        labels = batch.labels if pack.rank_rows is None else batch.labels[pack.rank_rows]
         rows = (labels != IGNORE_INDEX).nonzero()[:, 0]
         inputs.output_rows = to_device(rows, device)
         inputs.labels = to_device(labels[rows], device)
@@ -94,31 +155,23 @@ def model_inputs(
 
 
 def _add_objectives(
-    inputs: ModelInputs,
-    batch: PackedBatch,
-    chunk: VisionLanguageModel,
-    models: TargetModels,
-    targets: Targets | None,
+    inputs: ModelInputs, pack: DevicePack, chunk: VisionLanguageModel, models: TargetModels
 ) -> None:
-    """Add what objectives need of a pack: rows of intermediate features, and on the last stage what heads are given."""
-    rows = {
-        objective.name: objective.rows(batch, chunk.config.sequence_parallel)
-        for objective in chunk.objectives
-        if objective.features is not None or chunk.post_process
-    }
+    """Add the inputs of objectives: rows of intermediate features and, on the last stage, the inputs of the heads."""
+    batch, sequence_parallel = pack.batch, chunk.config.sequence_parallel
     for objective in chunk.objectives:
-        mine = rows.get(objective.name)
-        if objective.features is None or mine is None:
+        rows = pack.rows(objective, sequence_parallel) if objective.features is not None else None
+        if rows is None:
             continue
-        inputs.packed.feature_rows = mine.rows
+        # A copy: the last chunk's stream is as long as it has to be, that of chunks before it may be of a fixed length.
+        inputs.packed.feature_rows = feature_rows = replace(rows.rows)
         if not chunk.config.variable_seq_lengths and not chunk.post_process:
-            mine.rows.stream_rows = rows_sent(chunk, len(batch.tokens))
+            feature_rows.stream_rows = rows_sent(chunk, len(batch.tokens))
     if not chunk.post_process or not chunk.objectives:
         return
-    if targets is None:
-        targets = pack_targets(models, batch)
+    targets = pack_targets(models, batch) if pack.targets is None else pack.targets
     for objective in chunk.objectives:
-        given = objective.inputs(batch, rows[objective.name], targets.get(objective.name))
+        given = objective.inputs(batch, pack.rows(objective, sequence_parallel), targets.get(objective.name))
         if given is not None:
             inputs.heads[objective.name] = given
 
@@ -133,7 +186,7 @@ def image_rows(image_starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor
     Returns:
         int64 [V], V = sum of `counts`.
     """
-    # Position in the concatenation of all images, moved by how far each image lies from its place there.
+    # Position in the concatenation of all images, shifted by each image's offset in the pack.
     offsets = image_starts - (counts.cumsum(0) - counts)
     return torch.arange(int(counts.sum())) + offsets.repeat_interleave(counts)
 

@@ -1,4 +1,4 @@
-"""megatron-core's optimizer and schedule, set up as the published recipes have them."""
+"""megatron-core's optimizer and learning rate schedule, configured as in the published recipes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_eve.runtime.ranks import print_rank_0
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
-    """AdamW over what is not frozen, with a rate of its own for names that match `--lr-overrides`. Collective.
+    """AdamW over the parameters that train, with separate learning rates from `--lr-overrides`. Collective.
 
     Raises:
         ConfigError: one of `--lr-overrides` matches no parameter, on all ranks alike.
@@ -54,19 +54,19 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
 
 
 def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage: int) -> None:
-    """Refuse globs that match no parameter of the whole model, which may lie on another pipeline stage. Collective.
+    """Raise ConfigError for globs that match no parameter of the model, on all pipeline stages. Collective.
 
-    One that matches frozen parameters alone has no effect, which is said.
+    A glob that matches only frozen parameters has no effect; a warning says so.
 
     Args:
         patterns: of `--lr-overrides`, the same on every rank.
-        trains: this rank's parameters by name, with layers numbered over all stages: does it train?
+        trains: this rank's parameters by name (layers numbered over all stages); True if the parameter trains.
         stage: of the training.
     """
     if not patterns:
         return
-    # 0 for a glob that matches nothing, 1 for one that matches what is frozen, 2 for one that matches what trains.
-    found = torch.tensor(
+    # For each glob: 0 if it matches nothing, 1 if only frozen parameters, 2 if parameters that train.
+    matches = torch.tensor(
         [
             max((1 + one for name, one in trains.items() if fnmatch(name, glob)), default=0)
             for glob in patterns
@@ -74,8 +74,8 @@ def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage:
         dtype=torch.int32,
         device=accelerator().device,
     )
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    matched = dict(zip(patterns, found.tolist(), strict=True))
+    torch.distributed.all_reduce(matches, op=torch.distributed.ReduceOp.MAX)
+    matched = dict(zip(patterns, matches.tolist(), strict=True))
     for pattern in [pattern for pattern, one in matched.items() if one == 1]:
         print_rank_0(
             f"warning: --lr-overrides {pattern}: matches only parameters that stage {stage} does not train, so it has "
@@ -91,7 +91,7 @@ def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage:
 
 
 def _no_match(pattern: str, names: Iterable[str]) -> str:
-    """What to say of a glob that matches none of the names: those that come near to it."""
+    """Hint for a glob that matches no name: the most similar names."""
     known = set(names)
     for name in names:
         parts = name.split(".")
@@ -114,7 +114,7 @@ def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> Optimize
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        # megatron-core wants some decay after the warm-up; a run of one or two steps may have none.
+        # megatron-core requires a decay after the warm-up; a run of one or two steps may have none.
         lr_warmup_steps=min(warmup_samples, config.total_samples - 1),
         lr_decay_steps=max(config.total_samples, 1),
         lr_decay_style=settings.lr_decay_style,

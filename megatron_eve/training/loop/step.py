@@ -15,7 +15,6 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
-from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import unwrap
 from megatron_eve.models.model_parts import Objective
@@ -24,28 +23,25 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
 from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
 from megatron_eve.training.loop.loss import LossFunction, Normalizer
-from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, model_inputs, pack_iterators
 from megatron_eve.training.loop.step_result import StepResult, Values
-from megatron_eve.training.loop.targets import TargetModels, Targets, prefetch_targets
+from megatron_eve.training.loop.targets import TargetModels, prefetch_targets
 from megatron_eve.training.monitoring.stragglers import Stragglers
 
 
 def forward_step(
-    batches: Iterator[tuple[PackedBatch, Targets | None]],
+    packs: Iterator[DevicePack],
     model: torch.nn.Module,
     *,
     normalizer: Normalizer,
     models: TargetModels | None,
     stragglers: Stragglers | None,
 ) -> tuple[Any, LossFunction]:
-    """What the schedule runs for each microbatch and model chunk: one pack through one chunk.
-
-    Packs come with the targets of objectives where target models have seen them already.
-    """
-    batch, targets = next(batches)
+    """The forward step that the schedule calls: one pack through one model chunk."""
+    pack = next(packs)
     with stragglers.forward() if stragglers else nullcontext():
-        outputs = model(model_inputs(batch, unwrap(model), models, targets))
-    return outputs, normalizer.loss_function(batch)
+        outputs = model(model_inputs(pack, unwrap(model), models))
+    return outputs, normalizer.loss_function(pack.batch)
 
 
 def forward_backward(
@@ -65,7 +61,7 @@ def forward_backward(
         normalizer: what the losses are divided by.
         models: target models by objective, on the last stage (see `build_target_models`).
         forward_only: losses without gradients.
-        stragglers: takes the times of forward passes.
+        stragglers: records the times of forward passes.
 
     Returns:
         Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
@@ -73,7 +69,8 @@ def forward_backward(
     """
     interleaved = len(chunks) > 1
     early = prefetch_targets(models or {}, step.batches)
-    iterators = [zip(step.batches, chain(early, repeat(None)), strict=False) for _ in chunks]
+    packs = map(DevicePack, step.batches, chain(early, repeat(None)))
+    iterators = pack_iterators(packs, len(chunks))
     results: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
         forward_step_func=partial(forward_step, normalizer=normalizer, models=models, stragglers=stragglers),
         data_iterator=iterators if interleaved else iterators[0],
@@ -124,7 +121,7 @@ def train_step(
     """
     machine = get_rerun_state_machine()
     restore_fp8_state, again = snapshot_fp8_state(chunks), False
-    # Once, or as often as the machine wants to see the step; what comes of the last time counts.
+    # Once, or as often as the rerun state machine repeats the step; the last result counts.
     while machine.should_run_forward_backward(None):
         if again:
             restore_fp8_state()
@@ -140,7 +137,7 @@ def train_step(
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
     if result.bad is None and not leaves:
-        # The gradients are ready, and their norm, for which a GPU is waited for, is wanted again by clipping alone.
+        # The gradients are ready. Only clipping needs their norm again, and computing it waits for the GPU.
         if optimizer.config.clip_grad > 0:
             optimizer.step()
         else:
@@ -151,15 +148,15 @@ def train_step(
 
 
 def holds_losses() -> bool:
-    """Is this the rank that reports for all? The last one, which is in the last pipeline stage."""
+    """True on the rank that reports: the last one, which is in the last pipeline stage."""
     return torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
 
 
 def _share(losses: dict[str, torch.Tensor], grad_norm: float) -> tuple[Values, float]:
-    """The last rank's losses and gradient norm on every rank, so that all judge alike. Collective."""
-    told = torch.stack(
+    """The last rank's losses and gradient norm on every rank, so that all take the same decision. Collective."""
+    values = torch.stack(
         [*losses.values(), torch.as_tensor(grad_norm, dtype=torch.float64, device=accelerator().device)]
     )
-    torch.distributed.broadcast(told, src=torch.distributed.get_world_size() - 1)
-    *shared, grad_norm = told.tolist()
+    torch.distributed.broadcast(values, src=torch.distributed.get_world_size() - 1)
+    *shared, grad_norm = values.tolist()
     return dict(zip(losses, shared, strict=True)), grad_norm

@@ -1,4 +1,4 @@
-"""What a training step gives: losses, gradient norm, and whether they can be trusted."""
+"""The result of a training step: losses, gradient norm, and whether the step was bad."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step, the same on every rank.
+    """The result of a step, the same on every rank.
 
     Attributes:
         losses: by the name of the objective.
         grad_norm: before any clipping.
-        bad: what is wrong with it; None if nothing is, and only then was an update made.
+        bad: why the step is bad; None if it is good. Only a good step updates the weights.
         exit_code: nonzero if the run must end here, without an update.
     """
 

@@ -1,4 +1,4 @@
-"""Frozen models that compute what objectives train towards: on the last stage only, by the name of the objective."""
+"""Target models: frozen models that compute the targets of objectives, on the last pipeline stage only."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def prefetch_targets(models: TargetModels, batches: Sequence[PackedBatch]) -> li
 
 
 def shared_fingerprint(config: RunConfig) -> dict[str, Any] | None:
-    """What identifies the frozen models (`ModelFamily.fingerprint`), read once and sent to every rank. Collective."""
-    found: list[dict[str, Any] | None] = [None]
+    """The fingerprint of the frozen models (`ModelFamily.fingerprint`), read on rank 0 for all ranks. Collective."""
+    fingerprint: list[dict[str, Any] | None] = [None]
     if torch.distributed.get_rank() == 0:
-        found[0] = find_family(config.family).fingerprint(config)
-    torch.distributed.broadcast_object_list(found, src=0)
-    return found[0]
+        fingerprint[0] = find_family(config.family).fingerprint(config)
+    torch.distributed.broadcast_object_list(fingerprint, src=0)
+    return fingerprint[0]

@@ -46,7 +46,7 @@ from megatron_eve.training.monitoring.weight_origin import startup_messages
 def setup(config: RunConfig) -> Trainer:
     """Build model, optimizer, schedule and data, and load what `--load` or `--pretrained-checkpoint` name.
 
-    The process groups exist already. Data is opened first: it is the cheapest thing that can be wrong.
+    The process groups exist already. Data is opened first, since mistakes there are found fastest.
     """
     start_rerun_machine(config.faults)
     with phase("opening the data"):
@@ -70,7 +70,7 @@ def setup(config: RunConfig) -> Trainer:
             train_state = load_checkpoint(config, chunks, optimizer, data.fingerprint, frozen)
     scheduler = build_scheduler(config, optimizer)
     scheduler.step(increment=train_state.consumed_samples)
-    # For its messages; it moves on when it begins a step, and is at it already if the step is run again.
+    # For its messages: the machine counts a step when it begins, and has already counted one that is run again.
     rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     get_rerun_state_machine().current_iteration = train_state.iteration + rerun
     stragglers = Stragglers() if config.logging.log_straggler else None
@@ -80,7 +80,7 @@ def setup(config: RunConfig) -> Trainer:
 
 
 def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
-    """Weights alone, from a folder of ours or from one in the published Hugging Face layout."""
+    """Load weights alone, from a checkpoint folder or from one in the published Hugging Face layout."""
     if (Path(folder) / "config.json").exists():
         from megatron_eve.checkpoint.hf.load import load_hf_weights
 
@@ -90,10 +90,10 @@ def load_pretrained(folder: str, chunks: list[Any], config: RunConfig) -> None:
 
 
 def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
-    """One iteration: take the next samples, step, and move the run's state on, unless the run ends at this step.
+    """One iteration: take the next samples, make a step, and advance the train state unless the run ends here.
 
     Returns:
-        What came of the step; with a bad one that the policy skips, the state has moved on without its update.
+        The result of the step. After a bad step that the policy skips, the state is advanced without an update.
     """
     config, done, stragglers = trainer.config, trainer.train_state, trainer.stragglers
     count = min(config.training.global_batch_size, config.total_samples - done.consumed_samples)
@@ -134,11 +134,11 @@ def _flops(trainer: Trainer, step: Step) -> float:
 
 
 def train(config: RunConfig, signals: ExitSignals) -> int:
-    """Run until the samples are used up, or there is a reason to leave before; saves on the way. Collective.
+    """Train until the samples are used up or there is a reason to stop earlier; saves checkpoints. Collective.
 
     Args:
         config: of the run.
-        signals: caught since the process began.
+        signals: the handler of signals, active since the process began.
 
     Returns:
         The exit status: 0, or megatron-core's for a step that must be run again after a restart (16) or that ends the
@@ -161,7 +161,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
     monitor = Monitor(config, active=holds_losses(), start=start)
     leave, status = signals.received(), 0
-    # Stacks are shown before collectives time out and take the process with them.
+    # Prints stack traces before collectives time out and end the process.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
     while trainer.train_state.consumed_samples < config.total_samples and not leave:
         result = train_one(trainer, monitor)
@@ -177,7 +177,7 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
         if trainer.stragglers and monitor.is_due(iteration):
             print_rank_0(trainer.stragglers.report())
         with watchdog.paused():
-            # Before the save, so that a kill in between is made good by a resume.
+            # Before the save: if the run is killed in between, a resumed run repeats it.
             if settings.eval_interval and not leave and _is_due(settings.eval_interval, iteration, done):
                 _evaluate(trainer, monitor)
             if saver:
@@ -197,36 +197,38 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
     if trainer.train_state.consumed_samples >= config.total_samples:
-        _tell_launcher(config, "done")
+        _write_exit_reason(config, "done")
     return status
 
 
 def _leave(trainer: Trainer, reason: str) -> None:
-    """Say that a run ends before its time, and whether it is to be started again."""
+    """Print that a run ends early, and whether it should be started again."""
     iteration = trainer.train_state.iteration
     print_rank_0(f"exiting at iteration {iteration} ({reason})")
     if reason != signal.SIGTERM.name:  # which comes when Slurm decides what becomes of the job
-        _tell_launcher(trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on")
+        _write_exit_reason(
+            trainer.config, f"left at iteration {iteration} ({reason}); submit it again to go on"
+        )
 
 
 def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
-    """End a run at a step that its policy or the rerun state machine stops at: save what was before it. Collective."""
+    """End a run at a bad step: save the state before it. Collective."""
     machine, iteration = get_rerun_state_machine(), trainer.train_state.iteration
     why = exit_message(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
     if saver is None:
         return
     if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
-        _tell_launcher(trainer.config, why)
+        _write_exit_reason(trainer.config, why)
     saver.finish()
-    # Also over the checkpoint that this start began with, if what it holds of the machine is out of date.
+    # Also replaces the checkpoint that this run resumed from, if its rerun state is out of date.
     reruns = machine.state is RerunState.WILL_RERUN_FROM_CHECKPOINT
     rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
     if reruns or rerun or iteration not in (start, saver.last):
         _save(trainer, saver)
 
 
-def _tell_launcher(config: RunConfig, why: str) -> None:
+def _write_exit_reason(config: RunConfig, why: str) -> None:
     if torch.distributed.get_rank() == 0:
         write_exit_reason(config.checkpoint.save, why)
 
@@ -236,7 +238,7 @@ def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
 
 
 def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) -> str | None:
-    """Why the run ends after this iteration, if it does. Collective."""
+    """The reason why the run ends after this iteration; None if it goes on. Collective."""
     caught = signals.received()
     if caught:
         return caught
@@ -245,7 +247,7 @@ def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) ->
 
 
 def report_damaged(trainer: Trainer) -> None:
-    """Say once how many images could not be decoded in this process's part of the run, and which. Collective."""
+    """Print how many images could not be decoded since this process began, and which. Collective."""
     gathered: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, trainer.loader.damaged)
     damaged = {image: reason for some in gathered for image, reason in some.items()}

@@ -1,4 +1,4 @@
-"""What a run is made of, ready for its next step."""
+"""The parts of a run: model, optimizer, schedule, data and train state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from megatron_eve.training.monitoring.stragglers import Stragglers
 
 @dataclass
 class Trainer:
-    """What a run is made of, on this rank, ready for its next step.
+    """The parts of a run on this rank, ready for its next step.
 
     Attributes:
-        data: samples, their order, and what is held out.
+        data: samples, their order, and the held-out ones.
         target_models: by objective, on ranks of the last stage.
-        frozen: what identifies frozen models in a checkpoint (`ModelFamily.fingerprint`).
+        frozen: the fingerprint of frozen models in a checkpoint (`ModelFamily.fingerprint`).
         stragglers: with `--log-straggler`.
     """
 

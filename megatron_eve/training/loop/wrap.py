@@ -1,4 +1,4 @@
-"""Half precision and megatron-core's DDP around model chunks, and weight gradients added where DDP keeps them."""
+"""Wraps model chunks for half precision and in megatron-core's DDP, and sets up fused weight gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_eve.models.kernels import uses_transformer_engine
 def wrap_for_training(
     config: RunConfig, chunks: Sequence[VisionLanguageModel]
 ) -> list[DistributedDataParallel]:
-    """Half precision and megatron-core's DDP around bare chunks, with weights equal over data-parallel ranks."""
+    """Wrap bare chunks for half precision and in megatron-core's DDP; broadcasts weights over data-parallel ranks."""
     parallel = config.parallel
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=parallel.use_distributed_optimizer,

@@ -1,6 +1,6 @@
 """Model FLOPs of one optimizer step, for TFLOP/s/GPU and MFU: the whole model, at true lengths.
 
-What is counted is what the published model has to compute, whatever the code, the layout or the packing does about it.
+Counted is what the published model computes, independent of the code, the layout and the packing.
 The decoder is counted here, what a family adds to it in its folder, under the same conventions:
 
 - Matrix products and attention products, a multiply-add as 2. Norms, softmax, activations, biases, poolings
@@ -11,7 +11,7 @@ The decoder is counted here, what a family adds to it in its folder, under the s
   counted.
 - Tokens of samples, not of packs: no padding. Causal attention has the pairs that exist, ``n (n + 1) / 2`` for a
   sample of n tokens. The output layer has the rows with a label, and the tokenizer's own vocabulary.
-- Modules in their published form: an identity that saves work must not lower the figure.
+- Modules in their published form: an equivalent computation that saves work does not lower the figure.
 - Where the decoder is frozen, the gradient passes through it at every token, as in a pack that holds an image.
 """
 
@@ -32,7 +32,7 @@ from megatron_eve.models.stages import stage_of
 
 
 def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int64]) -> Work:
-    """Count what the given samples hold, from the manifest alone: no text and no image is read.
+    """Count tokens, labels and images of samples from their records alone; no text and no image is read.
 
     Args:
         dataset: where the samples lie.

@@ -28,7 +28,7 @@ class TrainingBytes:
 
 
 def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf16: bool) -> TrainingBytes:
-    """Memory of this rank. Works before the first step, in which the optimizer allocates its state, too.
+    """Memory of this rank. Works also before the first step, in which the optimizer allocates its state.
 
     Args:
         chunks: this rank's model chunks, in DDP.

@@ -91,8 +91,8 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def _digest_of(paths: Iterable[Path]) -> str:
-    found = sorted(path for path in paths if path.is_file())
+    files = sorted(path for path in paths if path.is_file())
     with ThreadPoolExecutor(4) as threads:  # hashing releases the GIL
-        digests = list(threads.map(file_digest, found))
-    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, found, strict=True))
+        digests = list(threads.map(file_digest, files))
+    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

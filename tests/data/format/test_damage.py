@@ -16,7 +16,7 @@ from megatron_eve.data.format.indexed import DatasetWriter, IndexedVisionDataset
 from megatron_eve.data.format.manifest import IMAGE_PARTS, MANIFEST, TEXT_PARTS
 from megatron_eve.data.images import ImageError
 from megatron_eve.data.images.decode import decode_image
-from megatron_eve.data.inspecting.checking import Tally, check_dataset
+from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset
 from megatron_eve.data.inspecting.inspection import write_inspection
 from megatron_eve.data.sampling.loader import StepLoader
 from tests.data.helpers import MINI_SETTINGS, encoded, picture
@@ -139,7 +139,7 @@ def test_a_look_at_a_damaged_dataset_comes_to_its_end(
             dataset = IndexedVisionDataset(copy)
         except DataError:
             return
-        tally = Tally()
+        tally = CheckCounts()
         damages = list(check_dataset(dataset, tally, workers=2, advance=lambda num_bytes: None))
         assert tally.damaged == len(damages) and all(folder in str(damage) for damage in damages)
         assert write_inspection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -181,12 +182,32 @@ def test_the_command(tmp_path: Path, prefixes: list[str], capsys: pytest.Capture
         ([prefixes[0], f"{tmp_path}/parts/../parts/a"], "is named 2 times: its samples would stand twice"),
         ([f"{tmp_path}/none"], f"{tmp_path}/none_dataset.json is missing"),
     ):
-        assert main(["--output-prefix", str(out), *wrong]) == 2
+        assert main(["--output-prefix", str(tmp_path / "other"), *wrong]) == 2
         assert message in capsys.readouterr().err
     Path(f"{prefixes[2]}_dataset.json").rename(f"{prefixes[2]}_dataset.json.partial")
     assert main(["--output-prefix", str(tmp_path / "two"), *prefixes[:2]]) == 0
     assert capsys.readouterr().err == f"warning: {prefixes[2]} is not finished, so it is left out\n"
-    assert main(["--output-prefix", prefixes[0], *prefixes[1:]]) == 2
-    assert "is a dataset with files of its own: choose another --output-prefix" in capsys.readouterr().err
     assert len(json.loads(Path(f"{out}_dataset.json").read_text())["datasets"]) == 3
+
+
+def test_a_dataset_is_replaced_only_if_that_is_asked_for(
+    tmp_path: Path, prefixes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "all")
+    assert main(["--output-prefix", out, *prefixes]) == 0
+    before = Path(f"{out}_dataset.json").read_bytes()
+    capsys.readouterr()
+    for there, samples in ((out, 9), (prefixes[0], 3)):
+        assert main(["--output-prefix", there, *prefixes[1:]]) == 2
+        told = rf"error: {there} is a dataset already \(made 20\S+, {samples} samples\): add --overwrite to replace it,"
+        assert re.match(told + " or choose another --output-prefix\n$", capsys.readouterr().err)
+    assert Path(f"{out}_dataset.json").read_bytes() == before
     assert read_info(prefixes[0]).datasets == []
+    for flags in ([], ["--overwrite"]):
+        assert main(["--output-prefix", prefixes[0], *prefixes, *flags]) == 2
+        assert "a is one of the datasets to merge: choose another" in capsys.readouterr().err
+    assert main(["--output-prefix", out, *prefixes[:2], "--overwrite"]) == 0
+    assert len(open_dataset(out)) == 5
+    assert main(["--output-prefix", prefixes[0], *prefixes[1:], "--overwrite"]) == 0
+    assert [path.name for path in (tmp_path / "parts").glob("a_*")] == ["a_dataset.json"]
+    assert len(open_dataset(prefixes[0])) == 6

@@ -15,7 +15,7 @@ from megatron_eve.data.format import metadata
 from megatron_eve.data.format.manifest import read_info
 from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.data.format.metadata import META, META_SCHEMA
-from megatron_eve.data.preprocessing.preprocess import format_summary
+from megatron_eve.data.preprocessing.summary import format_summary
 from tests.data.helpers import MakeConfig, caption_row, run, skipped_rows
 
 LICENSES = ["CC-BY-NC-4.0", "CC0", None, " cc0 ", "CC-BY-SA"]

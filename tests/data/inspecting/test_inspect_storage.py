@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from megatron_eve.data.images.patches import cut_patches, uncut_patches
-from megatron_eve.data.inspecting.checking import Tally, check_dataset
+from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset
 from megatron_eve.data.inspecting.inspection import write_inspection
 from tests.data.helpers import MakeConfig, opened, picture, planner, run, turns
 
@@ -26,7 +26,7 @@ def test_a_look_and_a_check(make_config: MakeConfig, tmp_path: Path, storage: st
     config = make_config([row], template="vicuna_v1", image_storage=storage, workers=1)
     run(config)
     dataset = opened(config)
-    tally = Tally()
+    tally = CheckCounts()
     assert list(check_dataset(dataset, tally, workers=1, advance=lambda num_bytes: None)) == []
     assert tally.num_bytes == dataset.info.text_bytes + dataset.info.stored_bytes
     write_inspection(dataset, "set", tmp_path / "look", [0], None)
@@ -46,5 +46,5 @@ def test_changed_bytes_are_found(make_config: MakeConfig, storage: str) -> None:
     content = bytearray(path.read_bytes())
     content[0] ^= 0xFF
     path.write_bytes(content)
-    damages = list(check_dataset(opened(config), Tally(), workers=1, advance=lambda num_bytes: None))
+    damages = list(check_dataset(opened(config), CheckCounts(), workers=1, advance=lambda num_bytes: None))
     assert damages and any("content_sha256" in str(damage) or "row 0" in str(damage) for damage in damages)

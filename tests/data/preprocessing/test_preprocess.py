@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,13 @@ def test_a_failed_run_keeps_the_dataset_that_was_there(make_config: MakeConfig) 
     config = make_config([caption_row(1, "ok.jpg"), caption_row(2, "no.jpg")])
     run(config)
     before = {path: path.read_bytes() for path in Path(config.output_prefix).parent.iterdir()}
+    again = replace(config, overwrite=True)
     Path(config.input).write_text("[")
-    with pytest.raises(DataError):
-        run(config)
+    with pytest.raises(DataError, match=r"data\.json, row 1"):
+        run(again)
     Path(config.input).write_text(json.dumps([caption_row(1, "no.jpg")]))
-    with pytest.raises(DataError):
-        run(config)
+    with pytest.raises(DataError, match="no row of"):
+        run(again)
     assert {path: path.read_bytes() for path in Path(config.output_prefix).parent.iterdir()} == before
 
 
@@ -222,7 +224,7 @@ print(info.num_images, [name for name in ("torch", "megatron") if name in sys.mo
 
 
 def test_memory_does_not_grow_with_the_array(make_config: MakeConfig) -> None:
-    config = make_config([text_row()], template="vicuna_v1")
+    config = make_config([text_row()], template="vicuna_v1", overwrite=True)
     run(config)  # so that imports do not count
     row = json.dumps({**text_row("?", "Yes."), "notes": "x" * 20_000})
     with Path(config.input).open("w") as stream:
@@ -290,7 +292,7 @@ def test_what_the_disk_has_no_room_for_is_refused_early(
     monkeypatch.setattr(preprocess, "_ESTIMATED_FROM", 20)
     monkeypatch.setattr(json_reader, "_CHUNK", 1000)  # or all of so small a file is read before its first row
     made = [caption_row(n, "ok.jpg") for n in range(300)]
-    config = make_config(made)
+    config = make_config(made, overwrite=True)
     size = run(config)
     whole = size.text_bytes + size.image_bytes
     usage = shutil.disk_usage(config.output_prefix[:-4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from megatron_eve.data.format.indexed_writer import DatasetWriter
-from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
+from megatron_eve.data.preprocessing.summary import format_summary
 from megatron_eve.models.registry import find_family
 from tests.data.helpers import (
     ROOT,
@@ -48,17 +50,23 @@ def test_the_command_from_a_shell(make_config: MakeConfig) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     info = opened(config).info
-    assert done.stdout.strip() == format_summary(info, config.output_prefix)
+    assert done.stdout.startswith(format_summary(info, config.output_prefix) + "\n")
     for line in (
         "rows read         14",
         "rows kept         7 (0 cut at 2,048 tokens)",
         "images            7",
         f"tokens that train {info.num_labels:,}",
-        "         7  image_missing: no such file under --image-root",
+        "rows skipped      7 (50.0%)",
+        "         7  image_missing: no such file under --image-root\n            to do: check that --image-root is",
         "              row 2 of data.json, id id1, image no.jpg: no.jpg",
     ):
         assert line in done.stdout, done.stdout
-    assert done.stdout.count("image no.jpg") == 5  # the first few; the file has them all
+    assert done.stdout.count("image no.jpg") == 2  # the first ones; the file has them all
+    assert len(info.skipped_first["image_missing"]) == 5
+    *_, time, look, train = done.stdout.splitlines()
+    assert re.fullmatch(r"time              [0-9.]+ s \([0-9,]+ rows/s\)", time)
+    assert f"python tools/inspect_data.py {config.output_prefix} --tokenizer-model " in look
+    assert f"--data-path {config.output_prefix} --tokenizer-model {config.tokenizer_model}" in train
     assert len(skipped_rows(config)) == 7
     assert "100%" in done.stderr
     assert "Warning" not in done.stderr

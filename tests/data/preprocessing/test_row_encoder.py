@@ -12,7 +12,7 @@ from PIL import Image
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import decode_image
-from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, format_summary
+from megatron_eve.data.preprocessing.summary import format_summary
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.text.conversation import encode_conversation
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -68,6 +68,14 @@ def bad_files(photos: Path) -> None:
         ("../secret.jpg", "image_outside_root"),
         ("../photos2/ok.jpg", "image_outside_root"),
         ("/etc/hostname", "image_outside_root"),
+        ("file:///etc/hostname", "image_outside_root"),
+        ("http://example.org/ok.jpg", "image_remote"),
+        ("s3://bucket/ok.jpg", "image_remote"),
+        ("file://host/ok.jpg", "image_remote"),
+        ("data:image/png,ok", "image_data_uri"),
+        ("data:image/png;base64,a?b", "image_data_uri"),
+        ("data:image/png;base64,", "image_empty"),
+        ("data:image/png;base64,aGVsbG8=", "image_format"),
         ("nul\0.jpg", "image_field"),
         ("half\ud83d.jpg", "image_field"),
         ("", "image_field"),
@@ -89,7 +97,7 @@ def test_images_that_cannot_be_used(make_config: MakeConfig, image: object, reas
     (record,) = skipped_rows(config)
     assert (record["row"], record["reason"], record["id"]) == (1, reason, "id1")
     assert info.skipped_first == {reason: [record]}
-    assert REASONS[reason]
+    assert REASONS[reason].remedy
 
 
 def test_links_and_detours_that_stay_inside_are_followed(make_config: MakeConfig) -> None:
@@ -101,14 +109,30 @@ def test_links_and_detours_that_stay_inside_are_followed(make_config: MakeConfig
     (photos / "link.jpg").symlink_to("ok.jpg")
     (photos.parent / "root").symlink_to(photos)
     assert run(config).num_samples == 3
-    through_link = PreprocessConfig(**vars(config) | {"image_root": str(photos.parent / "root")})
+    through_link = replace(config, image_root=str(photos.parent / "root"), overwrite=True)
     assert run(through_link).num_samples == 3
 
 
-def test_an_absolute_path_is_refused_also_inside_the_root(make_config: MakeConfig) -> None:
-    inside = str(Path(make_config([]).image_root) / "ok.jpg")
-    config = make_config([caption_row(1, inside), caption_row(2, "ok.jpg")])
-    assert run(config).skipped == {"image_outside_root": 1}
+def test_absolute_paths_inside_the_root(make_config: MakeConfig, tmp_path: Path) -> None:
+    photos, linked = tmp_path / "photos", tmp_path / "linked"
+    linked.symlink_to(photos)
+    (tmp_path / "photos2").mkdir()
+    (tmp_path / "photos2" / "ok.jpg").write_bytes((photos / "ok.jpg").read_bytes())
+    (photos / "out.jpg").symlink_to(tmp_path / "photos2" / "ok.jpg")
+    inside = [photos / "ok.jpg", linked / "ok.jpg", f"file://{photos}/a%20b.jpg", f"{photos}/a b.jpg"]
+    outside = [tmp_path / "photos2" / "ok.jpg", f"{photos}/../photos2/ok.jpg", photos / "out.jpg"]
+    (photos / "a b.jpg").write_bytes((photos / "ok.jpg").read_bytes())
+    rows = [caption_row(n, str(name)) for n, name in enumerate([*inside, *outside, photos])]
+    for root in (photos, linked):
+        config = make_config(rows, image_root=str(root), output_prefix=str(tmp_path / f"of_{root.name}"))
+        info = run(config)
+        assert info.num_samples == 4
+        assert info.skipped == {"image_outside_root": 3, "image_not_a_file": 1}
+        config = replace(config, follow_links=True, overwrite=True)
+        named = [one["detail"] for one in skipped_rows(config)]
+        assert named[0] == f"{outside[0]} is not inside --image-root {root}"
+        info = run(config)  # which takes the link
+        assert info.skipped == {"image_outside_root": 2, "image_not_a_file": 1}
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
@@ -144,7 +168,7 @@ def test_pictures_of_every_kind_are_kept(make_config: MakeConfig, image_format: 
         (text_row("x", ""), "vicuna_v1", "nothing_to_train"),
         (caption_row(1, "ok.jpg", ""), "plain", "nothing_to_train"),
         (caption_row(1, "ok.jpg", 5), "plain", "value_not_text"),  # type: ignore[arg-type]
-        ({"conversations": [{"from": "user", "value": "x"}]}, "vicuna_v1", "unknown_role"),
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "vicuna_v1", "unknown_role"),
         (caption_row(1, "ok.jpg", " \n"), "plain", "nothing_to_train"),
         (caption_row(1, "ok.jpg", "\u200b"), "plain", "nothing_to_train"),
         (text_row("x", "\u200b\n"), "vicuna_v1", "nothing_to_train"),
@@ -211,7 +235,7 @@ def test_images_that_are_links_into_a_cache(make_config: MakeConfig) -> None:
     assert details[0] == f"a.jpg is a link to {blobs / 'x'}, which --follow-links takes"
     assert "--follow-links" in format_summary(info, config.output_prefix)
 
-    info = run(replace(config, follow_links=True))
+    info = run(replace(config, follow_links=True, overwrite=True))
     assert info.skipped == {"image_outside_root": 1, "image_field": 1, "image_missing": 1}
     assert info.num_samples == 5
 
@@ -256,7 +280,7 @@ def test_what_is_cut_off_is_not_part_of_the_sample(make_config: MakeConfig) -> N
     assert (info.num_samples, info.num_images, info.num_cut) == (1, 0, 1)
     assert (opened(config).text(0)[0] >= 0).all()
     before_the_answer = make_config(
-        [row, text_row("", "x")], template="vicuna_v1", model_max_length=length - 30
+        [row, text_row("", "x")], template="vicuna_v1", model_max_length=length - 30, overwrite=True
     )
     with pytest.raises(DataError, match="nothing_to_train"):
         run(before_the_answer)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.merging import merge_datasets
-from megatron_eve.data.preprocessing.preprocess import format_summary
+from megatron_eve.data.preprocessing.summary import format_summary
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.json_source import JsonSource

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.preprocessing.row_encoder import read_image_file
 from megatron_eve.data.reasons import REASONS
 from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.open_images import OpenImagesSource
 from tests.data.helpers import encoded, picture
 

@@ -297,7 +297,12 @@ def test_frames_and_the_cut_at_model_max_length(
     (tmp_path / "clip.txt").write_text("Eight white bars count up on black.")
     for template in ("plain", "document"):
         config = make_config(
-            [], input=str(tmp_path / "clip.mp4"), image_root=None, model_max_length=length, template=template
+            [],
+            input=str(tmp_path / "clip.mp4"),
+            image_root=None,
+            model_max_length=length,
+            template=template,
+            overwrite=True,
         )
         if not kept:
             with pytest.raises(DataError, match="nothing_to_train"):

@@ -180,7 +180,8 @@ def test_an_image_in_an_answer_does_not_train(tokenizer: Tokenizer) -> None:
         ([], 0, "no_conversation"),
         ("text", 0, "no_conversation"),
         (["text", "text"], 0, "no_conversation"),
-        ([{"from": "system", "value": "x"}, {"from": "gpt", "value": "y"}], 0, "unknown_role"),
+        ([{"from": "tool", "value": "x"}, {"from": "gpt", "value": "y"}], 0, "unknown_role"),
+        ([{"from": "system", "value": "<image>"}, *turns("x", "y")], 1, "image_in_system"),
         ([{"value": "x"}, {"from": "gpt", "value": "y"}], 0, "unknown_role"),
         ([{"from": ["human"], "value": "x"}, {"from": "gpt", "value": "y"}], 0, "unknown_role"),
         (turns("<image>", 7), 1, "value_not_text"),
@@ -203,6 +204,31 @@ def test_conversations_that_cannot_be_used(
     assert str(error.value).startswith(f"{reason}: ")
 
 
+def test_a_system_turn_takes_the_place_of_the_published_prompt(tokenizer: Tokenizer) -> None:
+    said = turns("<image>\nWhat is it?", "A cat.")
+    own = encode_conversation([{"from": "system", "value": "Be brief."}, *said], tokenizer, "vicuna_v1", 1)
+    usual = encode_conversation(said, tokenizer, "vicuna_v1", 1)
+    begin = encode_prompt("<image>\nWhat is it?", tokenizer, "vicuna_v1", 1, system="Be brief.")
+    assert own.tokens[: len(begin)] == begin
+    assert trained(own, tokenizer) == trained(usual, tokenizer) == "A cat.|"
+    for blank in ("", " \n"):
+        assert (
+            encode_conversation([{"from": "system", "value": blank}, *said], tokenizer, "vicuna_v1", 1)
+            == usual
+        )
+    only = [{"from": "system", "value": "Be brief."}]
+    with pytest.raises(ConversationError, match="no_conversation"):
+        encode_conversation(only, tokenizer, "vicuna_v1", 0)
+
+
+def test_plain_has_no_system_prompt(tokenizer: Tokenizer) -> None:
+    said = turns("<image>", "A cat.")
+    with_system = [{"from": "system", "value": "Be brief."}, *said]
+    assert encode_conversation(with_system, tokenizer, "plain", 1) == encode_conversation(
+        said, tokenizer, "plain", 1
+    )
+
+
 def test_order_of_roles(tokenizer: Tokenizer) -> None:
     def reason(template: str, *roles: str) -> str:
         conversation = [{"from": role, "value": "x"} for role in roles]
@@ -211,6 +237,8 @@ def test_order_of_roles(tokenizer: Tokenizer) -> None:
         return error.value.reason
 
     assert reason("vicuna_v1", "human", "human", "gpt") == "role_order"
+    assert reason("vicuna_v1", "human", "gpt", "system", "human") == "role_order"
+    assert reason("vicuna_v1", "system", "system", "human", "gpt") == "role_order"
     assert reason("vicuna_v1", "human", "gpt", "gpt") == "role_order"
     assert reason("vicuna_v1", "gpt", "gpt", "human") == "role_order"
     assert reason("vicuna_v1", "gpt") == "no_conversation"
@@ -333,6 +361,7 @@ def test_any_conversation_is_encoded_or_refused_with_a_reason(
     except ConversationError as error:
         assert str(error).startswith(f"{error.reason}: ")
         return
+    conversation = conversation[conversation[0]["from"] == "system" :]
     roles = [turn["from"] for turn in conversation]
     answers = [turn["value"] for turn in conversation[roles[0] == "gpt" :] if turn["from"] == "gpt"]
     expected = ["human", "gpt"] * len(roles)

@@ -41,7 +41,7 @@ def pack_logits(
     """
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
 
     with model_parallel(some), torch.no_grad():
         (model,) = build_chunks(some)
@@ -51,7 +51,7 @@ def pack_logits(
             ends = (batch.cu_seqlens_padded[:-1] + batch.cu_seqlens.diff()).tolist()
             if edit in pack:
                 batch.tokens[ends[list(pack).index(edit)] - 1] = 7
-            inputs = model_inputs(batch, model)
+            inputs = model_inputs(DevicePack(batch), model)
             inputs.labels = None
             inputs.output_rows = torch.arange(len(batch.tokens))
             logits = model(inputs)
@@ -94,11 +94,11 @@ def losses_and_gradients(some: RunConfig, pack: Sequence[int]) -> tuple[torch.Te
     """Runs on each rank: summed loss of a pack, and the norm of each gradient."""
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.microbatch import model_inputs
+    from megatron_eve.training.loop.microbatch import DevicePack, model_inputs
 
     with model_parallel(some):
         (model,) = build_chunks(some)
-        losses = model(model_inputs(mock_batch(some, pack), model))["lm loss"]
+        losses = model(model_inputs(DevicePack(mock_batch(some, pack)), model))["lm loss"]
         losses.sum().backward()
         norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
         assert len(norms) == len(list(model.parameters())), "a parameter got no gradient"

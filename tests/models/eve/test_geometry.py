@@ -66,18 +66,18 @@ def test_against_a_grid_that_is_drawn(width: int, height: int, sizes: tuple[int,
     while covered < min(width, height):
         covered, short = covered + patch, short + 1
     columns, rows = (longest, short) if width > height else (short, longest)
-    cells = [
+    merged = [
         (y, x)
         for y in range(rows * image_size // 28 // longest)
         for x in range(columns * image_size // 28 // longest)
     ]
-    ends = len({y for y, _ in cells})
+    ends = len({y for y, _ in merged})
 
     found = image_geometry(width, height, image_size, teacher_size)
     assert (found.teacher_width, found.teacher_height) == (14 * columns, 14 * rows)
-    assert (found.rows, found.columns) == (max(cells)[0] + 1, max(cells)[1] + 1)
-    assert found.tokens == 1 + len(cells) + ends
-    assert found.patches == 4 * len(cells)
+    assert (found.rows, found.columns) == (max(merged)[0] + 1, max(merged)[1] + 1)
+    assert found.tokens == 1 + len(merged) + ends
+    assert found.patches == 4 * len(merged)
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([8, 14, 16, 32]))

@@ -18,7 +18,7 @@ from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.eve.hf import modeling_eve
 from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.eve.normalise import normalise
-from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_layout
+from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_indices
 from tests.golden_dir import find_golden
 
 GRIDS = [(3, 4), (1, 5), (4, 1), (1, 1), (2, 2), (5, 3)]
@@ -104,7 +104,7 @@ def test_an_image_does_not_see_its_neighbours() -> None:
 
 
 def test_rows_are_cls_then_merged_patches_with_a_row_end() -> None:
-    layout = row_layout(torch.tensor([(2, 3), (1, 1), (3, 1)]))
+    layout = row_indices(torch.tensor([(2, 3), (1, 1), (3, 1)]))
     assert layout.cls_rows.tolist() == [0, 9, 12]
     assert layout.merged_rows.tolist() == [1, 2, 3, 5, 6, 7, 10, 13, 15, 17]
     assert layout.split_rows.tolist() == [4, 8, 11, 14, 16, 18]
@@ -224,9 +224,9 @@ def test_golden_rows_of_the_published_model() -> None:
             for part in parts
         ]
     for index, (rows, columns) in enumerate(grids):
-        cells = parts[index][1:].view(rows, columns + 1, 32)[:, :columns].reshape(-1, 32)
+        merged = parts[index][1:].view(rows, columns + 1, 32)[:, :columns].reshape(-1, 32)
         assert relative(parts[index][:1], outputs[f"pel_class.{index}"]) < GOLDEN_TOLERANCE
-        assert relative(cells, outputs[f"pel_local.{index}"]) < GOLDEN_TOLERANCE
+        assert relative(merged, outputs[f"pel_local.{index}"]) < GOLDEN_TOLERANCE
         where = outputs["expanded_is_image"][index]
         if where.any():
             assert relative(projected[index], outputs["inputs_embeds"][index][where]) < GOLDEN_TOLERANCE

@@ -1,4 +1,4 @@
-"""Scales of FP8's delayed recipe are put back where a forward pass is to leave no trace; layers here are stand-ins."""
+"""FP8's delayed state is restored after a forward pass that must not change it; layers here are placeholders."""
 
 from __future__ import annotations
 

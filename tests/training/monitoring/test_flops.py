@@ -47,7 +47,7 @@ HAND_SIZES = Preset(
         aligning_heads=1, tap_interval=1,
     ),
 )  # fmt: skip
-# An image of 2 x 2 cells takes 1 + 2 * 3 = 7 rows. One sample is that and 3 words, another 3 words alone:
+# An image of 2 x 2 merged patches takes 1 + 2 * 3 = 7 rows. One sample is that and 3 words, another 3 words alone:
 # 10 + 3 tokens, 55 + 6 pairs; two of each sample's words are labels.
 HAND_WORK = Work(tokens=13, attended=61, labels=4, images=1, merged_patches=4, image_rows=7)
 HAND_TEACHER = TeacherSizes(layers=2, hidden_size=3, ffn_hidden_size=6, tokens=5)
@@ -68,7 +68,7 @@ HAND_PARTS = {
     # 4 rows of 4 -> 5 (40): 160; * 3.
     "output_layer": 480,
     # Depths 2, 1 and 0 of 4 rows through 4 -> 3 (24): 288; * 3.
-    "taps": 864,
+    "intermediate_features": 864,
     # 4 rows: 2 keys for 6 + 6 each, 4 -> 3 (24), 3 -> 3 (18): 66; * 4 = 264; * 3.
     "aligning": 792,
     # 4 patches of 588 values to 3: 14112. A layer: 5 tokens through four 3 -> 3 (18 each), 3 -> 6 and 6 -> 3 (36 each),
@@ -95,23 +95,23 @@ def test_a_frozen_decoder_by_hand() -> None:
 
 
 def test_without_a_teacher_nothing_is_aligned() -> None:
-    wanted = HAND_PARTS | {"taps": 0, "aligning": 0, "teacher": 0}
+    wanted = HAND_PARTS | {"intermediate_features": 0, "aligning": 0, "teacher": 0}
     assert model_flops(HAND_SIZES, HAND_WORK, decoder_trains=True, teacher=None) == wanted
 
 
 def test_pooling_by_hand() -> None:
-    # At twice the image size the four cells are one teacher patch: one row for taps and aligning, not four.
+    # At twice the image size the four merged patches are one teacher patch: one row is aligned, not four.
     sizes = HAND_SIZES._replace(vision=replace(HAND_SIZES.vision, image_size=56))
-    wanted = HAND_PARTS | {"taps": 216, "aligning": 198}
+    wanted = HAND_PARTS | {"intermediate_features": 216, "aligning": 198}
     assert model_flops(sizes, HAND_WORK, decoder_trains=True, teacher=HAND_TEACHER) == wanted
 
 
-def test_cells_of_another_image_size() -> None:
+def test_merged_patches_of_another_image_size() -> None:
     sizes = HAND_SIZES._replace(vision=replace(HAND_SIZES.vision, image_size=56))
     work = replace(HAND_WORK, merged_patches=6)
     with pytest.raises(ValueError, match="6 merged patches do not pool 2 x 2"):
         model_flops(sizes, work, decoder_trains=True, teacher=HAND_TEACHER)
-    assert model_flops(sizes, work, decoder_trains=True, teacher=None)["taps"] == 0
+    assert model_flops(sizes, work, decoder_trains=True, teacher=None)["intermediate_features"] == 0
 
 
 # --- against torch's counter -----------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ VISION = EVEConfig(
     aligning_heads=4, tap_interval=2,
 )  # fmt: skip
 SIZES = Preset(MODEL, VISION)
-GRIDS = [(2, 3), (3, 1)]  # rows and columns of cells
+GRIDS = [(2, 3), (3, 1)]  # rows and columns of merged patches
 LENGTHS = [14, 11, 2]
 WORK = Work(tokens=27, attended=105 + 66 + 3, labels=8, images=2, merged_patches=6 + 3, image_rows=9 + 7)
 
@@ -178,7 +178,7 @@ class PublishedAligning(nn.Module):
         super().__init__()
         width, out = model.hidden_size, vision.teacher_hidden_size
         self.heads = vision.aligning_heads
-        self.taps = nn.ModuleList(
+        self.projections = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out, bias=False))
             for _ in vision.tap_depths(model.num_layers)
         )
@@ -187,7 +187,8 @@ class PublishedAligning(nn.Module):
     def forward(self, hidden: list[Tensor]) -> Tensor:
         """[n, D] of each depth, last first -> [n, K]."""
         query, *others = [
-            tap(x).unflatten(1, (self.heads, -1)) for tap, x in zip(self.taps, hidden, strict=True)
+            project(x).unflatten(1, (self.heads, -1))
+            for project, x in zip(self.projections, hidden, strict=True)
         ]
         keys = torch.stack(others, dim=2)  # (n, H, depths, d)
         weights = (query[:, :, None] @ keys.transpose(2, 3)).softmax(-1)
@@ -241,7 +242,7 @@ def test_aligning_against_the_counter(pooling: int) -> None:
         return layer([functional.avg_pool2d(grid, pooling).flatten(1).T for grid in grids])
 
     work = replace(WORK, merged_patches=h * w)
-    assert counted(run) == flops("taps", work, Preset(MODEL, vision)) + flops(
+    assert counted(run) == flops("intermediate_features", work, Preset(MODEL, vision)) + flops(
         "aligning", work, Preset(MODEL, vision)
     )
 
@@ -296,7 +297,7 @@ def test_work_of_a_step_against_its_expanded_samples() -> None:
     ids = [*range(0, 40, 2), *range(1, 35, 2), pair, pair]
     assert 0 in samples["num_images"][ids]
 
-    tokens = attended = labels = images = cells = visual = 0
+    tokens = attended = labels = images = merged = visual = 0
     for index in ids:
         first, count = int(samples["first_image"][index]), int(samples["num_images"][index])
         plans = [dataset.image_plan(image) for image in range(first, first + count)]
@@ -305,9 +306,9 @@ def test_work_of_a_step_against_its_expanded_samples() -> None:
         attended += sum(position + 1 for position in range(len(expanded)))
         labels += int((targets != IGNORE_INDEX).sum())
         images += len(starts)
-        cells += sum(p.views["patches"].width // 28 * (p.views["patches"].height // 28) for p in plans)
+        merged += sum(p.views["patches"].width // 28 * (p.views["patches"].height // 28) for p in plans)
         visual += int((expanded == 0).sum())  # no word of the mock has the number 0
-    wanted = Work(tokens, attended, labels, images, cells, visual)
+    wanted = Work(tokens, attended, labels, images, merged, visual)
     assert step_work(dataset, np.array(ids)) == step_work(dataset, ids) == wanted
 
 
@@ -325,7 +326,7 @@ CLIP_L = TeacherSizes(layers=23, hidden_size=1024, ffn_hidden_size=4096, tokens=
 
 
 def test_eve_7b_on_two_samples() -> None:
-    # A picture of 640 x 480 has 18 x 24 cells and 1 + 18 * 25 = 451 rows; with <s> and 130 words a sample has 582.
+    # A picture of 640 x 480 has 18 x 24 merged patches and 1 + 18 * 25 = 451 rows; with <s> and 130 words it is 582.
     work = Work(tokens=1164, attended=582 * 583, labels=260, images=2, merged_patches=864, image_rows=902)
     parts = model_flops(PRESETS["eve_7b"], work, decoder_trains=True, teacher=CLIP_L)
     total = sum(parts.values())
@@ -337,9 +338,10 @@ def test_eve_7b_on_two_samples() -> None:
     assert parts["decoder"] == pytest.approx(6 * layers * 1164, rel=0.01)
     # Exactly: 32 layers of four 4096 x 4096 and three 4096 x 11008.
     assert parts["decoder"] == 6 * 6_476_005_376 * 1164  # 45.2284e12
-    # The projector has 20,971,520 weights without biases; 9 taps 37,748,736; the aligning layer's own two 5,242,880.
+    # Weights without biases: the projector 20,971,520; the projections of 9 depths 37,748,736; the aligning layer's
+    # own two 5,242,880.
     assert parts["projector"] == 6 * 20_971_520 * 902  # 0.1135e12
-    assert parts["taps"] == 6 * 37_748_736 * 864  # 0.1957e12
+    assert parts["intermediate_features"] == 6 * 37_748_736 * 864  # 0.1957e12
     assert parts["aligning"] == 6 * 5_242_880 * 864 + 3 * 2 * 2 * 864 * 8 * 1024  # 0.0273e12
     # Attention 0.5337e12, output layer 0.2045e12; patch embedding 0.0083e12 + 0.0653e12.
     # Teacher: 2 images of 0.6936e9 for patches and 23 layers of 14.5207e9 + 1.3637e9: 0.7321e12.

@@ -26,13 +26,12 @@ from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
 from megatron_eve.training.loop.data import build_loader, data_in_memory
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
-from megatron_eve.training.loop.microbatch import model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, model_inputs, pack_iterators
 from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
@@ -50,7 +49,7 @@ from megatron_eve.verification.results import (
 
 
 def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
-    """Run one case under a layout, in the process group that exists. Collective; every rank has all rows."""
+    """Run one case under a layout, in the existing process group. Collective; every rank gets all rows."""
     case = read_model_case(folder)
     config = case_config(case, parallel, recompute)
     validate(config, torch.distributed.get_world_size())
@@ -77,7 +76,8 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
             for kind in find_family(case.family).golden().heads.get(objective, ())
         ):
             name = f"{kind}.{sample}"
-            # Samples without an image have no rows; the published code runs them for the graph alone.
+            # Samples without an image have no rows here; the published code runs the layer on them without using the
+            # result.
             if case.images[sample] is not None and name in case.outputs:
                 rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
@@ -93,7 +93,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
 def _check_losses(
     case: ModelCase, objectives: Collection[str], losses: dict[str, torch.Tensor]
 ) -> list[CheckResult]:
-    """All losses and, where the run has objectives of the family, their sum; on the last stage."""
+    """All losses and, if the run has objectives of the family, their sum; on the last stage."""
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return []
     names = {"llm_loss": NextToken.name, **find_family(case.family).golden().losses}
@@ -109,7 +109,7 @@ def _check_losses(
 
 
 def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
-    """Rows found on any rank; of a row found on several (tensor- and data-parallel ranks) the worst."""
+    """Rows of all ranks; of a row on several ranks (tensor- and data-parallel) the one with the largest error."""
     gathered: list[list[CheckResult]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, rows)
     worst: dict[str, CheckResult] = {}
@@ -120,7 +120,7 @@ def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
 
 
 def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
-    """The samples of a pack and the rows each of them takes, padding left out."""
+    """The samples of a pack and the rows of each, without padding."""
     starts, lengths = batch.cu_seqlens_padded.tolist(), batch.cu_seqlens.diff().tolist()
     for sample, start, length in zip(batch.sample_ids.tolist(), starts, lengths, strict=False):
         if sample != PADDING_SAMPLE_ID:
@@ -136,7 +136,7 @@ def _check_embeddings(
         return []
     rows = []
     for batch in batches:
-        inputs = model_inputs(batch, first)
+        inputs = model_inputs(DevicePack(batch), first)
         hidden = first.embed(inputs)[:, 0]
         assert inputs.visual is not None
         inside = find_family(case.family).golden().front_end_outputs(first.vision_model, inputs.visual)
@@ -154,7 +154,7 @@ def _check_embeddings(
     return rows
 
 
-# A part of an output on one rank: name and sample, which of its rows, and the rows.
+# A part of an output on one rank: name and sample, indices of the rows, and the rows.
 _Piece = tuple[tuple[str, int], torch.Tensor, torch.Tensor]
 
 
@@ -180,11 +180,10 @@ def _forward(
             head = last.get_submodule(objective.module)
             hooks.append(head.register_forward_hook(partial(predict, objective.name)))
 
-    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        chunk, batch = unwrap(model), next(iterator)
-        inputs = model_inputs(batch, chunk, models)
-        mine = context_rows(batch)
-        mine = torch.arange(len(batch.tokens)) if mine is None else mine
+    def forward_step(packs: Iterator[DevicePack], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        chunk, pack = unwrap(model), next(packs)
+        batch, inputs = pack.batch, model_inputs(pack, chunk, models)
+        mine = torch.arange(len(batch.tokens)) if pack.rank_rows is None else pack.rank_rows
         inputs.labels, inputs.output_rows = None, torch.arange(len(mine))
 
         def collect(logits: torch.Tensor) -> tuple[torch.Tensor, list[_Piece]]:
@@ -201,10 +200,10 @@ def _forward(
 
         return model(inputs), collect
 
-    interleaved = len(chunks) > 1
+    interleaved, iterators = len(chunks) > 1, pack_iterators(map(DevicePack, batches), len(chunks))
     results = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=[iter(batches) for _ in chunks] if interleaved else iter(batches),
+        data_iterator=iterators if interleaved else iterators[0],
         model=list(chunks) if interleaved else chunks[0],
         num_microbatches=len(batches),
         seq_length=1,
@@ -251,7 +250,7 @@ def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[
     picked = outputs["logits_index"][:, 0] == sample
     positions = outputs["logits_index"][picked, 1]
     top = logits.topk(2).values
-    clear = top[:, 0] - top[:, 1] > 1e-4  # nearer than this, rounding may choose the other
+    clear = top[:, 0] - top[:, 1] > 1e-4  # with a smaller margin, rounding may change the chosen token
     same = logits.argmax(-1) == outputs["logits_argmax"][sample, :length]
     return [
         relative(f"logits_rows.{sample}", logits[positions], outputs["logits_rows"][picked], ACTIVATIONS),
