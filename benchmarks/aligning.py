@@ -1,6 +1,6 @@
 """Cost of the patch aligning layer: a step with and without it, and its communication and memory at 7B.
 
-    python benchmarks/aligning.py [--steps 7]
+    python benchmarks/aligning.py --steps 7
 
 Measured, in one process without a GPU: complete training steps (stages 1 and 2, with the optimizer) of a toy decoder on
 synthetic photos, in turns with the aligning layer (its intermediate features and a toy teacher) and without. Also the

@@ -1,6 +1,6 @@
 """How long training pauses for a checkpoint, without and with `--async-save`.
 
-    python benchmarks/checkpoint_pause.py [--saves 4] [--layers 8] [--folder FOLDER]
+    python benchmarks/checkpoint_pause.py --saves 4 --layers 8
 
 Two data-parallel gloo ranks with the distributed optimizer train a decoder of width 1024 on mock data in float32, one
 thread a rank, and save every few steps; first in the foreground, then in the background. The printed figures
@@ -131,7 +131,12 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=4, help="checkpoints of each kind")
     parser.add_argument("--layers", type=int, default=8, help="of the decoder, 12.6 M parameters each")
     parser.add_argument("--interval", type=int, default=6, help="steps from one checkpoint to the next")
-    parser.add_argument("--folder", type=Path, help="where to write, on the disk to be measured")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="folder on the disk to be measured (default: a temporary one)",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint_pause_") as folder:
         found = {

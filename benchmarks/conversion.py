@@ -108,7 +108,7 @@ def digests(folder: Path) -> Iterator[tuple[str, str]]:
 def main() -> None:
     """Make the model, convert it both ways, compare, and print the table."""
     parser = command_parser_of(__doc__)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=32, help="decoder layers of the model")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="conversion_") as name:
         folder = Path(name)

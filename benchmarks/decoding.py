@@ -1,6 +1,7 @@
 """Images/s from JPEG bytes to the input of the model: each decoder compared with the published code.
 
-    python benchmarks/decoding.py [--images 96] [--rounds 5] [--out FOLDER] [--toy]
+    python benchmarks/decoding.py --images 96 --rounds 5 --out tables
+    python benchmarks/decoding.py --toy
 
 Published: Pillow decodes, the image is resized twice (for the model at 672 pixels and for the teacher at 336), each is
 pasted on a grey square and normalised in float on the host, in worker processes of a DataLoader. Ours gives the same

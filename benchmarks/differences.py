@@ -1,6 +1,6 @@
 """Difference of the decoders from Pillow, in 8-bit levels, over many sizes and kinds of files.
 
-    python benchmarks/differences.py [--sizes 60]
+    python benchmarks/differences.py --sizes 60
 
 Photos of scikit-image, resized to random sizes (sides of 16 to 2400 pixels, ratios up to 12), saved as each kind of
 file, and decoded for the model (672 pixels) and the teacher (336). Printed for each kind: the mean absolute difference

@@ -56,7 +56,9 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     """Argument parser with the options that all GPU benchmarks share."""
     found = command_parser_of(text)
     found.add_argument("--toy", action="store_true", help="tiny sizes, to check that it runs; works on a CPU")
-    found.add_argument("--out", type=Path, help="folder to write the tables to")
+    found.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write the tables to (default: none)"
+    )
     found.add_argument("--steps", type=int, default=5, help="timed steps")
     return found
 

@@ -1,6 +1,8 @@
 """BF16 compared with FP8: time of training steps, and losses of the same 200 steps from the same weights.
 
-    python benchmarks/gpu_fp8.py [--layers 8] [--loss-layers 2] [--losses 200] [--out FOLDER] [--toy]
+    python benchmarks/gpu_fp8.py --layers 8 --loss-layers 2 --losses 200 \\
+        --out tables
+    python benchmarks/gpu_fp8.py --toy
 
 Stage 2 of `eve_7b` at full width, without the aligning layer. Timed steps have several full packs and
 many layers, since FP8 applies only to the matrix products of the decoder. Losses are compared with few layers, on 48

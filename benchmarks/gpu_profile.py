@@ -1,6 +1,7 @@
 """Time of a training step by kind of kernel (torch profiler) and by part of the model.
 
-    python benchmarks/gpu_profile.py [--layers 4] [--out FOLDER] [--toy]
+    python benchmarks/gpu_profile.py --layers 4 --out tables
+    python benchmarks/gpu_profile.py --toy
 
 Two steps of stage 2 of `eve_7b` at full width, with teacher and optimizer, after warm-up. Prints two tables and, with
 matplotlib and --out, draws a chart of both. Kernels are grouped by name: attention, matrix products, communication,

@@ -1,6 +1,8 @@
 """Forward and backward pass of the published implementation, compared with this package.
 
-    python benchmarks/gpu_published_way.py [--layers 4] [--samples 48] [--out FOLDER] [--toy]
+    python benchmarks/gpu_published_way.py --layers 4 --samples 48 \\
+        --out tables
+    python benchmarks/gpu_published_way.py --toy
 
 The same samples and decoder layers, without optimizer, teacher and aligning layer. Published: transformers' Llama
 with the fastest installed attention (padding is at the end, so causal attention needs no mask, which flash kernels do

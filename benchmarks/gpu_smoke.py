@@ -1,6 +1,7 @@
 """Smoke test of a machine, two minutes: imports, attention over one pack, training steps.
 
-    python benchmarks/gpu_smoke.py [--out FOLDER] [--toy]
+    python benchmarks/gpu_smoke.py --out tables
+    python benchmarks/gpu_smoke.py --toy
 
 Compares the attention that a run would use here (TransformerEngine's on a GPU) with float32 SDPA, sample by sample.
 Then runs steps of a four-layer model of full width with the aligning layer, in bfloat16 and, where supported, in FP8,

@@ -1,6 +1,7 @@
 """Training steps by preset: tokens/s, samples/s, TFLOP/s, MFU, wait for data and memory of one GPU.
 
-    python benchmarks/gpu_step.py [--layers 8] [--steps 5] [--out FOLDER] [--toy]
+    python benchmarks/gpu_step.py --layers 8 --steps 5 --out tables
+    python benchmarks/gpu_step.py --toy
 
 Complete steps (with data, teacher and optimizer) on a dataset of photos on disk, in one process, with packs of 8,192
 tokens (16,384 for the HD model), four to seven packs per step. Stage 1 has all layers and a frozen decoder. Stages 2
@@ -43,7 +44,7 @@ CASES = (
 def main() -> None:
     """Run the cases, print the table."""
     options = parser(__doc__)
-    options.add_argument("--layers", type=int, help="decoder layers of stages 2 and 3, instead of 12 and 10")
+    options.add_argument("--layers", type=int, help="decoder layers of stages 2 and 3 (default: 12 and 10)")
     arguments = options.parse_args()
     require_gpu(arguments.toy)
     from megatron_eve.models.process_groups import process_group

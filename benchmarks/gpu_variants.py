@@ -1,6 +1,7 @@
 """Effect of single settings on a training step: shapes, fusions, recomputation, layer implementation.
 
-    python benchmarks/gpu_variants.py [--layers 4] [--steps 5] [--out FOLDER] [--toy]
+    python benchmarks/gpu_variants.py --layers 4 --steps 5 --out tables
+    python benchmarks/gpu_variants.py --toy
 
 Stage 2 of `eve_7b` at full width without the aligning layer, about four packs of 8,192 tokens per step: first with the
 default settings, then with one flag changed at a time. Variants that this machine does not support are noted and

@@ -1,6 +1,6 @@
 """A dataset of 33 million rows: time to open it and to the first batch, and memory while it is read.
 
-    python benchmarks/large_index.py [--rows 33000000] [--steps 100] [--folder FOLDER]
+    python benchmarks/large_index.py --rows 33000000 --steps 100
 
 A small dataset is written as preprocessing writes it, and its rows are repeated until there are enough: records and
 row tables have the full size and the real format, while the repeated rows point at the same bytes of text and pictures
@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=100, help=f"steps of {GLOBAL_BATCH_SIZE} samples that are read"
     )
-    parser.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="where to write (default: the system's temporary folder)"
+    )
     parser.add_argument("--read", metavar="PREFIX", help="read this dataset, and write none")
     arguments = parser.parse_args()
     if arguments.read:

@@ -1,7 +1,8 @@
 """Preprocessing of large files: a JSON array of 4 GB, a parquet file of a million rows, a tar of 50,000 members.
 
-    python benchmarks/large_sources.py [--json-gb 4] [--parquet-rows 1000000] [--tar-members 50000] [--folder FOLDER]
-        [--toy] [--out FOLDER]
+    python benchmarks/large_sources.py --json-gb 4 --parquet-rows 1000000 \\
+        --tar-members 50000 --out tables
+    python benchmarks/large_sources.py --toy
 
 Each file is made, preprocessed by tools/preprocess_data.py with two workers, and removed with its dataset before the
 next. A file of a hundredth of its size comes first: peak memory should be the same. Needs about 10 GB of disk.
@@ -43,9 +44,18 @@ def main() -> None:
     """Preprocess all inputs and print the table."""
     options = parser(__doc__)
     options.add_argument("--json-gb", type=float, default=4.0, help="size of the JSON array, 10^9 bytes")
-    options.add_argument("--parquet-rows", type=int, default=1_000_000, help="with pictures of 2 kB")
-    options.add_argument("--tar-members", type=int, default=50_000, help="three a row, pictures of 80 kB")
-    options.add_argument("--folder", help="where to write; default: the system's folder for temporary files")
+    options.add_argument(
+        "--parquet-rows", type=int, default=1_000_000, help="rows of the parquet file, images of 2 kB"
+    )
+    options.add_argument(
+        "--tar-members",
+        type=int,
+        default=50_000,
+        help="members of the tar, images of 80 kB",
+    )
+    options.add_argument(
+        "--folder", metavar="DIR", help="where to write (default: the system's temporary folder)"
+    )
     arguments = options.parse_args()
     small = 1000 if arguments.toy else 1
     gigabytes, rows, members = (

@@ -3,7 +3,7 @@
 Packed steps are compared with samples padded to the longest of a micro-batch, and balanced packs with samples assigned
 in arrival order (rank r of R takes every R-th, as a distributed sampler does), on steps of a manifest of 33M rows.
 
-    python benchmarks/packing.py [--seq-length 8192] [--steps 20]
+    python benchmarks/packing.py --seq-length 8192 --steps 20
 
 No model and no pixels are needed: token lengths follow from image sizes and caption lengths. The samples are captioned
 photos at 672 pixels (stage 2 of EVE): shapes in about the proportions of web photos and SA-1B (3:2 and 4:3, mostly

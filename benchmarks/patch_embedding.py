@@ -1,6 +1,7 @@
 """Patch embedding: the model's, all images of a microbatch at once, and that of exported folders, image by image.
 
-    python benchmarks/patch_embedding.py [--width 1024] [--repeats 7] [--threads 2]
+    python benchmarks/patch_embedding.py --width 1024 --repeats 7 \\
+        --threads 2
 
 Forward and backward of the layer without its projector, float32 on the CPU, for 16 photos of mixed shape at 672
 pixels. It is compared with `EVEVisionTower` of exported folders: the same function as in the paper, with a key and a

@@ -1,6 +1,7 @@
 """Cost of preprocessing: sources and image storages with 1 and 2 processes, the parent process, the start-up.
 
-    python benchmarks/preprocessing.py [--rounds 5] [--rows 1152] [--out FOLDER] [--toy]
+    python benchmarks/preprocessing.py --rounds 5 --rows 1152 --out tables
+    python benchmarks/preprocessing.py --toy
 
 Rows are made in a temporary folder and preprocessed by tools/preprocess_data.py; every figure is the median of rounds
 in which all cases take turns. Images are 640x480 and about 80 kB (sources), 1600x1200 and about 500 kB (storage);
@@ -194,8 +195,8 @@ def storage_cases(given: Input) -> list[Case]:
 def main() -> None:
     """Measure all cases and print the tables."""
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
-    options.add_argument("--rows", type=int, default=1152, help="of a source with pictures")
+    options.add_argument("--rounds", type=int, default=5, help="rounds, of which medians are taken")
+    options.add_argument("--rows", type=int, default=1152, help="rows of a source with images")
     arguments = options.parse_args()
     rows = 64 if arguments.toy else arguments.rows
     with tempfile.TemporaryDirectory() as name:

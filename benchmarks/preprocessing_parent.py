@@ -1,6 +1,6 @@
 """Measures the CPU time of the parent process of preprocessing; benchmarks/preprocessing.py runs this script.
 
-    python benchmarks/preprocessing_parent.py SPECIFICATION.json
+    python benchmarks/preprocessing_parent.py specification.json
 
 The specification is `{"rounds": int, "one": settings of an input of one row, "inputs": [settings, ...]}`; settings are
 fields of PreprocessConfig. Prints `{"start": [seconds], "preprocess": [[seconds], ...], "rows": [[seconds], ...]}`:
@@ -11,7 +11,6 @@ each worker imports this file again.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,11 @@ def of_rows(settings: dict[str, Any]) -> float:
 
 def main() -> None:
     """Measure all inputs in turns, after a warm-up round."""
-    wanted = json.loads(Path(sys.argv[1]).read_text())
+    from megatron_eve.runtime.command_line import command_parser_of
+
+    parser = command_parser_of(__doc__)
+    parser.add_argument("specification", type=Path, metavar="FILE", help="what to measure, as JSON (above)")
+    wanted = json.loads(parser.parse_args().specification.read_text())
     found: dict[str, Any] = {"start": [], "preprocess": [[] for _ in wanted["inputs"]]}
     found["rows"] = [[] for _ in wanted["inputs"]]
     of_preprocess(wanted["one"])

@@ -1,6 +1,6 @@
 """Kills a run a hundred times at random moments and checks that it resumes with the same losses.
 
-    python benchmarks/random_kills.py [--kills 100] [--seed 0]
+    python benchmarks/random_kills.py --kills 100 --seed 0
 
 `eve_mini` on two data-parallel gloo ranks, a checkpoint every three steps with `--async-save --keep-last 2`. Each start
 ends with SIGKILL: to one rank, after which torchrun ends the other; to torchrun and both ranks, which leaves writer
@@ -316,8 +316,10 @@ def main() -> int:
         The exit status.
     """
     parser = command_parser_of(__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=100, help="times that the run is killed")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the moments and of the processes that are killed"
+    )
     arguments = parser.parse_args()
     folder, began = Path(tempfile.mkdtemp(prefix="random_kills_")), time.monotonic()
     killer, starts = Killer(folder, arguments.kills, arguments.seed), []

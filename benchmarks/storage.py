@@ -1,6 +1,7 @@
 """Cost of storing images as files, smaller JPEG files or pixels: bytes, time to make and read, difference.
 
-    python benchmarks/storage.py [--images 6] [--rounds 5] [--out FOLDER] [--toy]
+    python benchmarks/storage.py --images 6 --rounds 5 --out tables
+    python benchmarks/storage.py --toy
 
 Images are made (`data/images/storage.py`), written to a dataset and read with the `build_batch` of training, each with
 one thread; medians of rounds in which all cases take turns. "encoded" is made by Pillow, which validates each file. The

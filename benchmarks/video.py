@@ -1,6 +1,7 @@
 """Time to extract frames of a video, and the error of storing a frame as a JPEG file.
 
-    python benchmarks/video.py [--rounds 5] [--frames 8] [--out FOLDER] [--toy]
+    python benchmarks/video.py --rounds 5 --frames 8 --out tables
+    python benchmarks/video.py --toy
 
 A clip of 30 seconds at 30 frames a second, a window that moves over a photo with noise, is encoded by x264 and libvpx.
 `data/sources/frames.py` extracts frames; for comparison, every frame is decoded to get the same ones, as in the

@@ -3,7 +3,7 @@
 It has the shape that `--preset eve_tiny` expects of a teacher, so that a recipe can be tried without the real CLIP
 ViT-L/14-336. What it teaches means nothing, but it is a function of the picture.
 
-    python examples/toy_teacher.py FOLDER
+    python examples/toy_teacher.py teacher
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ def save_toy_teacher(folder: Path, vision: EVEConfig) -> Path:
 def main() -> None:
     """Read the command line and save."""
     parser = command_parser_of(__doc__)
-    parser.add_argument("folder", type=Path, help="where to put config.json and model.safetensors")
-    parser.add_argument("--preset", default="eve_tiny", choices=PRESETS, help="model it has to fit")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder for config.json and model.safetensors"
+    )
+    parser.add_argument(
+        "--preset", default="eve_tiny", choices=PRESETS, help="model sizes that it has to fit"
+    )
     arguments = parser.parse_args()
     print(f"-> {save_toy_teacher(arguments.folder, PRESETS[arguments.preset].vision)}")
 

@@ -20,7 +20,22 @@ from megatron_eve import __version__
 from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
 from megatron_eve.models.registry import find_family
+from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import UserError, run_command
+
+_PROG = "python -m megatron_eve.preflight"
+_DESCRIPTION = """\
+Check a training run without starting it: flags, recipes, data, checkpoint folders and memory, in a second and without
+torch. megatron_eve.pretrain checks the same when it starts.
+
+Nothing is printed if nothing is wrong. The exit status is 0 then, and 2 after an error: line for each mistake.
+
+All other flags are those of the run: python -m megatron_eve.pretrain --help
+"""
+_EXAMPLES = """\
+python -m megatron_eve.preflight --ranks 2 --mock-data --train-iters 5 \\
+    --tensor-model-parallel-size 2
+"""
 
 Check = Callable[[RunConfig], Iterator[str]]
 CHECKS: dict[str, Check] = {}
@@ -212,13 +227,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check the flags of a run; returns the exit status."""
 
     def work() -> int:
-        ranks, flags = _split_ranks(list(sys.argv[1:] if argv is None else argv))
-        config = parse(flags, prog="python -m megatron_eve.preflight")
+        words = list(sys.argv[1:] if argv is None else argv)
+        if {"-h", "--help"} & set(words):
+            _help_page().print_help()
+            return 0
+        ranks, flags = _split_ranks(words)
+        config = parse(flags)
         check_run(config, ranks)
         check_memory(config, ranks, started_here=False)
         return 0
 
     return run_command(work)
+
+
+def _help_page() -> CommandParser:
+    """The page of this command, whose other flags are on another command's."""
+    parser = CommandParser(
+        prog=_PROG,
+        usage=f"{_PROG} [--ranks N] [flags of megatron_eve.pretrain]",
+        description=_DESCRIPTION,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "--ranks", metavar="N", default=1, help="ranks that will be started, on all nodes together"
+    )
+    return parser
 
 
 def _split_ranks(words: list[str]) -> tuple[int, list[str]]:

@@ -37,7 +37,7 @@ def _main(signals: ExitSignals) -> None:
     save = None
     try:
         with quiet:
-            config = parse(prog="python -m megatron_eve.pretrain")
+            config = parse()
         save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)

@@ -40,7 +40,8 @@ within --tolerance), 1 if one differs or fails, and 2 for a mistake in the usage
 """
 EXAMPLES = """\
 python tools/compare_losses.py HEAD
-python tools/compare_losses.py main my-branch --stages 2 --layouts tp1 pp2-vpp2
+python tools/compare_losses.py main my-branch --stages 2 \\
+    --layouts tp1 pp2-vpp2
 """
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = Path("examples") / f"{DEFAULT_FAMILY}_tiny"
@@ -358,7 +359,7 @@ def _add_example(parser: argparse.ArgumentParser) -> None:
 
 def _example_flag(argv: Sequence[str] | None) -> Path:
     """The value of `--example`, read before the other flags, since it decides which stages there are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False)
     _add_example(parser)
     return Path(parser.parse_known_args(argv)[0].example)
 

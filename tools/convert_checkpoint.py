@@ -105,8 +105,8 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         "--format",
         choices=("published", "transformers"),
         default="published",
-        help="published: the layout of the published model, for its own code; transformers: for transformers 4.57 and "
-        "5, with trust_remote_code=True or after `import megatron_eve.hf`",
+        help="layout of the folder. published: that of the published model, for its own code; transformers: for "
+        "transformers 4.57 and 5, with trust_remote_code=True or after `import megatron_eve.hf`",
     )
     outgoing.add_argument(
         "--tokenizer",

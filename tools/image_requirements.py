@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What to install into a container image that brings torch and TransformerEngine, and what to leave as it is there.
 
-    python tools/image_requirements.py FOLDER
+    python tools/image_requirements.py requirements
 
 Run by the Python of the image, from the root of the checkout (the Dockerfile does so). It stops when the image's
 TransformerEngine is not one that megatron-core works with, and otherwise writes
@@ -69,11 +69,17 @@ def plan(installed: dict[str, str]) -> dict[str, list[str]]:
 
 def main() -> None:
     """Check and write."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+    # This package is not installed in the image yet.
+    sys.path.insert(0, str(ROOT))
+    from megatron_eve.runtime.command_line import command_parser_of
+
+    parser = command_parser_of(__doc__)
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder to write; it is made if it is missing"
+    )
+    folder: Path = parser.parse_args().folder
     installed = {normalised(one.metadata["Name"]): one.version for one in metadata.distributions()}
     check_transformer_engine(installed)
-    folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in plan(installed).items():
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

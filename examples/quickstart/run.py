@@ -4,7 +4,8 @@ It makes a dataset from pictures and captions, trains stage 2 on four processes 
 and kills that run halfway, resumes it, requires that every loss equals the uninterrupted run's bit for bit, and
 lets the model caption three of the photos: it has learnt them by heart, so the pixels reach the words.
 
-    python examples/quickstart/run.py            (or: make quickstart)
+    python examples/quickstart/run.py
+    make quickstart
 """
 
 from __future__ import annotations
@@ -276,13 +277,18 @@ def main() -> None:
     """Read the command line and run."""
     parser = command_parser_of(__doc__)
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "quickstart", help="folder (default: quickstart)"
+        "--output",
+        type=Path,
+        default=ROOT / "quickstart",
+        metavar="DIR",
+        help="folder for all that is made (default: quickstart)",
     )
     parser.add_argument(
         "--config",
         type=Path,
         default=ROOT / "examples/eve_tiny/stage2.yaml",
-        help="recipe of the training runs",
+        metavar="FILE",
+        help="recipe of the training runs (default: examples/eve_tiny/stage2.yaml)",
     )
     arguments = parser.parse_args()
     recipe = arguments.config.resolve()

@@ -1,38 +1,33 @@
 """Builds the `RunConfig` from YAML recipes and flags.
 
-pydantic checks the recipe (types, unknown keys; `4e-5`, a string in YAML 1.1, becomes a number) and tyro turns
-the same dataclasses into flags, so there is one place where a setting is named. YAML goes through the safe
+pydantic checks the recipe (types, unknown keys; `4e-5`, a string in YAML 1.1, becomes a number) and `flags.py` makes
+flags of the same dataclasses, so there is one place where a setting is named. YAML goes through the safe
 loader: no value can name a Python object.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 from pydantic import ValidationError
 
 from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.config.family_types import FLAG_RULES, adapter, command_line_of, plain
+from megatron_eve.config.family_types import adapter, plain, typed
 from megatron_eve.config.flag_suggestions import OTHER_NAMES
+from megatron_eve.config.flags import PROG, FlagParser, flag_parser
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
-from megatron_eve.runtime.command_line import flag_hint, nearest
+from megatron_eve.runtime.command_line import nearest
 
 
-def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
+def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
     """Read the command line (and the recipes it names) into a `RunConfig`; prints help and exits on --help.
 
     Raises:
@@ -42,24 +37,17 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     argv = sys.argv[1:] if argv is None else argv
     recipes, preset = flag_values(argv, "--config"), flag_value(argv, "--preset")
     base = load_recipe(*map(Path, recipes), preset=preset, family=flag_value(argv, "--family"))
-    _check_flags(argv, base.family)
-    defaults = command_line_of(find_family(base.family), base, recipes, preset)
-    errors = io.StringIO()
-    try:
-        # tyro prints errors in a box as wide as the terminal.
-        with contextlib.redirect_stderr(errors):
-            command_line = tyro.cli(
-                tyro.conf.OmitArgPrefixes[type(defaults)],  # type: ignore[misc]
-                prog=prog,
-                args=argv,
-                default=defaults,
-                registry=FLAG_RULES,
-            )
-    except SystemExit as ended:
-        if ended.code in (0, None):  # --help
-            raise
-        raise ConfigError(_without_box(errors.getvalue())) from None
-    return plain(command_line.run)
+    parser = _parser(base, prog)
+    tree = base.to_dict()
+    for name, value in vars(parser.parse_args(argv)).items():
+        section, dot, setting = name.partition(".")
+        if dot:  # the others were read above
+            tree[section][setting] = value
+    return from_dict(tree, source="flags")
+
+
+def _parser(base: RunConfig, prog: str) -> FlagParser:
+    return flag_parser(typed(find_family(base.family), base), prog, other_names(base.family))
 
 
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -69,14 +57,7 @@ def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
     """Every flag that `parse` takes for a model of this family, written with dashes."""
-    flags = {"--config", "--preset", "--family", "--help"}
-    for section in sections_of(RunConfig(family=family).to_dict()).values():
-        for name, value in section.items():
-            dashed = name.replace("_", "-")
-            flags.add(f"--{dashed}")
-            if isinstance(value, bool):
-                flags.add(f"--no-{dashed}")
-    return flags
+    return _parser(RunConfig(family=family), PROG).known_flags()
 
 
 def other_names(family: str) -> dict[str, str]:
@@ -84,47 +65,8 @@ def other_names(family: str) -> dict[str, str]:
     return {**OTHER_NAMES, **find_family(family).other_names}
 
 
-def _check_flags(argv: Sequence[str], family: str) -> None:
-    """Raise ConfigError for unknown flags, each with a suggestion.
-
-    Raises:
-        ConfigError: a line for each.
-    """
-    known, others = known_flags(family), other_names(family)
-    unknown = [word.split("=", 1)[0] for word in argv if word.startswith("--") and len(word) > 2]
-    errors = [
-        f"{flag}: no such flag; {flag_hint(flag, known, others)}"
-        for flag in unknown
-        if _dashed(flag) not in known
-    ]
-    if errors:
-        raise ConfigError("\n".join(errors))
-
-
 def _dashed(flag: str) -> str:
     return flag.replace("_", "-")
-
-
-# tyro's messages from Python and argparse, reworded for users.
-_REWORDED = (
-    (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 \2: must be a number"),
-    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: '(.*)'", r"\1 \2: must be a whole number"),
-    (r"Error parsing (--lr-overrides): .*", r"\1: takes globs and rates in turns, as in 'vision_model.*' 4e-4"),
-    (r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", r"\2 \1: must be one of \3"),
-    (r"Missing value for argument '(.*)'\..*", r"\1: a value is missing behind it"),
-    (r"Unrecognized options: (.*)", r"\1: no flag, nor a value of the flag before it; --help lists the flags"),
-)  # fmt: skip
-
-
-def _without_box(text: str) -> str:
-    """One sentence from an error message of tyro."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    sentence = " ".join(takewhile(lambda line: not line.startswith("─"), lines))
-    for pattern, words in _REWORDED:
-        if re.fullmatch(pattern, sentence):
-            message = re.sub(pattern, words, sentence)
-            return message.replace("'", "").rstrip(",") if "must be one of" in words else message
-    return sentence or " ".join(text.split())
 
 
 def load_recipe(*paths: Path, preset: str | None = None, family: str | None = None) -> RunConfig:

@@ -2,7 +2,7 @@
 
 A recipe (YAML) fills it, a flag overrides it (`--tensor-model-parallel-size 2` sets
 `parallel.tensor_model_parallel_size`), `validate.py` judges it before any process group exists, and a copy goes
-into every checkpoint. A docstring under a field is its line in `--help`.
+into every checkpoint. A docstring under a field is its text in `--help`, and `Flag` the rest (`flags.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
+
+from megatron_eve.config.flag_types import Flag, Words
 
 
 @dataclass
@@ -32,156 +34,139 @@ family_defaults = FamilyDefaults("", str)
 _STRICT = {"extra": "forbid"}
 
 
-class _Words:
-    """Annotates words of which a recipe may leave the brackets of a single one out, and write a weight as a number.
-
-    Asked by pydantic, which is not imported here: a process that reads no recipe starts without it.
-    """
-
-    @staticmethod
-    def as_words(value: Any) -> Any:
-        """What the recipe holds, as words where it is words or numbers."""
-        if value is None:
-            return []
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple):
-            return words
-        return [str(word) if isinstance(word, int | float) else word for word in words]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_before_validator_function(self.as_words, handler(source))
-
-
-Words = Annotated[tuple[str, ...], _Words()]
-
-
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the decoder (Llama, Qwen2). Presets fill these."""
+    """Sizes of the decoder, a Llama or Qwen2, which --preset sets together."""
 
     __pydantic_config__ = _STRICT
 
     num_layers: int = 8
     """Decoder layers."""
     hidden_size: int = 64
-    """Decoder width D."""
+    """Width of the decoder (hidden size)."""
     ffn_hidden_size: int = 160
     """Inner width of the gated MLP (SwiGLU)."""
     num_attention_heads: int = 4
-    """Query heads; the head dimension is hidden_size / num_attention_heads."""
-    num_query_groups: int | None = None
-    """Key/value heads (grouped-query attention); None means one for each query head."""
+    """Attention (query) heads of each layer; a head has --hidden-size / --num-attention-heads values."""
+    num_query_groups: Annotated[int | None, Flag(unset="one for each attention head")] = None
+    """Key/value heads of each layer (grouped-query attention)."""
     add_qkv_bias: bool = False
-    """Biases of the query, key and value matrices, as Qwen2 has them."""
+    """Add biases to the query, key and value projections, as in Qwen2."""
     vocab_size: int = 384
-    """Rows of the embedding, before padding for tensor parallelism: the tokenizer's pieces, or up to 64 more."""
+    """Rows of the token embedding, before padding for tensor parallelism: the pieces of the tokenizer, or up to 64
+    more."""
     max_position_embeddings: int = 2048
-    """Longest sample the decoder was made for, in tokens."""
+    """Longest sample, in tokens."""
     norm_epsilon: float = 1e-5
-    """Epsilon of every RMSNorm of the decoder."""
+    """Epsilon of the RMSNorm layers."""
     rotary_base: int = 10000
     """Base (theta) of the rotary position embedding."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the model and the data are spread over ranks."""
+    """How the model and the data are split over ranks."""
 
     __pydantic_config__ = _STRICT
 
     tensor_model_parallel_size: int = 1
-    """Ranks that share each layer's matrices."""
+    """Tensor-parallel ranks, over which the matrices of each layer are split."""
     sequence_parallel: bool = False
-    """Split the activations between the matrices over the tensor-parallel ranks too."""
+    """Split the activations between the matrices over the tensor-parallel ranks, too (sequence parallelism)."""
     pipeline_model_parallel_size: int = 1
-    """Pipeline stages."""
-    num_layers_per_virtual_pipeline_stage: int | None = None
-    """Layers of one chunk of the interleaved schedule; None runs the plain 1F1B schedule."""
-    decoder_first_pipeline_num_layers: int | None = None
-    """Decoder layers of the first pipeline stage, which embeds too; stages without a number share the rest equally."""
-    decoder_last_pipeline_num_layers: int | None = None
-    """Decoder layers of the last pipeline stage, which has the output layer and, with some
-    families, more."""
+    """Pipeline stages, over which the layers are split."""
+    num_layers_per_virtual_pipeline_stage: Annotated[int | None, Flag(unset="the 1F1B schedule")] = None
+    """Decoder layers of one model chunk of the interleaved pipeline schedule."""
+    decoder_first_pipeline_num_layers: Annotated[int | None, Flag(unset="an equal share")] = None
+    """Decoder layers of the first pipeline stage, which also has the embedding."""
+    decoder_last_pipeline_num_layers: Annotated[int | None, Flag(unset="an equal share")] = None
+    """Decoder layers of the last pipeline stage, which also has the output layer and, in some model families, more."""
     context_parallel_size: int = 1
-    """Ranks that share the tokens of one pack; each sample is cut zig-zag, so that all do equal work."""
-    variable_seq_lengths: bool | None = None
-    """Leave packs as long as they are; pipeline stages then tell each other shapes, which makes a GPU wait. false pads
-    the packs of a step to one length, and what stages send to fixed shapes. Without it: false on GPUs, true on CPUs."""
+    """Context-parallel ranks, over which the tokens of each pack are split; each sample is cut in a zigzag, so that the
+    ranks have equal work."""
+    variable_seq_lengths: Annotated[bool | None, Flag(unset="false on GPUs, true on CPUs")] = None
+    """Let packs differ in length, for which pipeline stages exchange shapes, and a GPU waits; with false, the packs of
+    a step are padded to one length."""
     tp_comm_overlap: bool = False
-    """Overlap what tensor-parallel ranks tell each other with their matrix products (TransformerEngine's userbuffers;
-    with --sequence-parallel, ranks of one node). Pads every pack to --seq-length, since its buffers have one size."""
+    """Overlap tensor-parallel communication with matrix products (TransformerEngine's userbuffers); needs
+    --sequence-parallel and ranks of one node, and pads each pack to --seq-length."""
     use_distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass still runs."""
     overlap_param_gather: bool = False
-    """Gather updated parameters while the next forward pass runs (needs --overlap-grad-reduce)."""
-    distributed_timeout_minutes: int = 10
-    """A collective that waits longer than this fails instead of hanging."""
+    """Gather updated parameters while the next forward pass runs; needs --overlap-grad-reduce."""
+    distributed_timeout_minutes: Annotated[int, Flag("MINUTES")] = 10
+    """Time after which a collective operation that still waits fails, in minutes."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What trains, on how many samples, in which precision."""
+    """What is trained, on how many samples, and in which precision."""
 
     __pydantic_config__ = _STRICT
 
     stage: int = 2
-    """What trains, by a number of the model family's."""
+    """Training stage, a number of the model family's."""
     global_batch_size: int = 16
     """Samples of one optimizer step, over all ranks."""
-    train_iters: int | None = None
-    """Optimizer steps of the run (give this or --train-samples)."""
-    train_samples: int | None = None
-    """Samples of the run; only its last step may be short."""
-    exit_interval: int | None = None
-    """Save and exit when the iteration is a multiple of this, leaving the schedule as it is."""
-    eval_interval: int | None = None
-    """Every so many iterations, and at the end, measure the losses on the held-out samples of each dataset (see --split
-    and --valid-data-path)."""
-    eval_iters: int | None = None
-    """Most batches of each dataset that an evaluation takes, always the same ones; None takes all held-out samples."""
+    train_iters: Annotated[int | None, Flag(unset="from --train-samples")] = None
+    """Length of the run in optimizer steps; give this or --train-samples."""
+    train_samples: Annotated[int | None, Flag(unset="from --train-iters")] = None
+    """Length of the run in samples; only the last step may have fewer than --global-batch-size."""
+    exit_interval: Annotated[int | None, Flag(unset="run to the end")] = None
+    """Save and exit at each iteration that is a multiple of N; the learning-rate schedule stays that of the whole
+    run."""
+    eval_interval: Annotated[int | None, Flag(unset="no evaluation")] = None
+    """Iterations between two evaluations on held-out samples (--split, --valid-data-path); there is one at the end,
+    too."""
+    eval_iters: Annotated[int | None, Flag(unset="all held-out samples")] = None
+    """Largest number of batches in an evaluation of one dataset, the same ones each time."""
     seed: int = 1234
-    """Seeds the initial weights and the order of the samples."""
+    """Seed of the initial weights and of the order of samples."""
     bf16: bool = False
     """Compute in bfloat16, with float32 master weights and gradient reduction."""
-    fp8_format: Literal["hybrid", "e4m3"] | None = None
-    """Multiply the decoder's matrices in FP8: "hybrid" is E4M3 forward and E5M2 for gradients. Wants TransformerEngine,
-    --bf16 and a GPU that has FP8 (Ada, Hopper or newer)."""
+    fp8_format: Annotated[Literal["hybrid", "e4m3"] | None, Flag(unset="no FP8")] = None
+    """Compute the matrix products of the decoder in FP8, where hybrid is E4M3 forward and E5M2 for gradients; needs
+    TransformerEngine, --bf16, and a GPU with FP8 (Ada, Hopper or newer)."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "delayed"
-    """With --fp8-format, where scales come from: the last 1024 microbatches (delayed), each tensor as it is
-    (tensorwise), or each block of 128 values (blockwise; Hopper or newer, CUDA 12.9)."""
+    """With --fp8-format, how scaling factors are found: from the last 1024 microbatches (delayed), for each tensor
+    (tensorwise), or for each block of 128 values (blockwise; needs Hopper or newer and CUDA 12.9)."""
     cross_entropy_loss_fusion: bool = False
     """Fuse the language loss, so that no float32 copy of the logits is kept (with --bf16)."""
     cross_entropy_fusion_impl: Literal["native", "te"] = "native"
-    """With --cross-entropy-loss-fusion, whose: megatron-core's, compiled by torch, or TransformerEngine's kernel, which
-    works in place."""
+    """With --cross-entropy-loss-fusion, the implementation: native is megatron-core's, compiled by torch; te is
+    TransformerEngine's kernel, which works in place."""
     gradient_accumulation_fusion: bool = True
-    """Where it can be, add weight gradients to the float32 buffer in the matrix product itself: TransformerEngine's
-    layers do it themselves, megatron-core's own (the output layer) where NVIDIA's apex is installed."""
+    """Add weight gradients to the float32 buffer inside the matrix product: TransformerEngine's layers always can,
+    megatron-core's output layer where NVIDIA's apex is installed."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Layer specification: torch ("local") or TransformerEngine; "auto" takes the latter with --bf16 where it runs and
-    has a fast attention over packs: cuDNN's on Hopper or newer, or flash-attn."""
-    recompute_granularity: Literal["full", "selective"] | None = None
-    """Recompute whole layers or only the core attention in the backward pass, to save memory."""
-    recompute_method: Literal["uniform", "block"] | None = None
-    """With full recompute: every layer group ("uniform") or the first ones ("block")."""
-    recompute_num_layers: int | None = None
-    """With full recompute: layers of a group (uniform), or layers recomputed on each stage (block)."""
-    recompute_modules: Words = ()
-    """With selective recompute: which parts of each layer, core_attn or mlp or both; none named is core_attn, which
-    TransformerEngine's attention recomputes anyway."""
+    """Implementation of the layers: local is torch, transformer_engine is TransformerEngine, and auto is the latter
+    with --bf16, where it runs and has a fast attention for packs (cuDNN's on Hopper or newer, or flash-attn), and torch
+    elsewhere."""
+    recompute_granularity: Annotated[Literal["full", "selective"] | None, Flag(unset="no recomputation")] = (
+        None
+    )
+    """Recompute activations in the backward pass, to save memory: full is whole layers, selective what
+    --recompute-modules names."""
+    recompute_method: Annotated[Literal["uniform", "block"] | None, Flag(unset="none; full needs one")] = None
+    """With --recompute-granularity full, which layers: uniform is each group of --recompute-num-layers, block the first
+    --recompute-num-layers of each pipeline stage."""
+    recompute_num_layers: Annotated[int | None, Flag(unset="none; full needs one")] = None
+    """With --recompute-granularity full, layers of a group (uniform), or layers of each pipeline stage (block)."""
+    recompute_modules: Annotated[Words, Flag("MODULE", "core_attn")] = ()
+    """With --recompute-granularity selective, the parts of each layer to recompute: core_attn, mlp, or both;
+    TransformerEngine's attention always recomputes core_attn."""
     deterministic_mode: bool = False
-    """Only kernels that give the same bits each time, on GPUs too: slower. CPUs always do."""
+    """Use only kernels that give the same bits each time, which is slower on GPUs; on CPUs all kernels do."""
     loss_normalization: Literal["global", "microbatch"] = "global"
-    """Divide the loss by the labels of the whole step, or take the published mean over microbatch means."""
+    """Denominator of the loss: global divides by the labels of the whole step, microbatch is the mean of the means of
+    microbatches, as the published runs have it."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule. The defaults are the published ones: no weight decay, no gradient clipping."""
+    """AdamW and its learning-rate schedule; the defaults are those of the published runs."""
 
     __pydantic_config__ = _STRICT
 
@@ -190,114 +175,117 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay after the warm-up."""
+    """Shape of the decay of the learning rate after the warm-up."""
     lr_warmup_fraction: float = 0.01
-    """Part of the steps over which the rate rises from zero."""
-    lr_overrides: dict[str, float] = field(default_factory=dict)
-    """Peak rates of parameters whose name matches a glob, such as {"vision_model.*": 4e-4}; 0 is a rate too."""
+    """Share of the optimizer steps in which the learning rate rises from 0 to its peak."""
+    lr_overrides: Annotated[dict[str, float], Flag("GLOB LR", "none")] = field(default_factory=dict)
+    """Peak learning rates of the parameters whose names match a glob, which override --lr, such as 'vision_model.*'
+    4e-4; may be 0."""
     weight_decay: float = 0.0
-    """Decoupled weight decay; never applied to biases and norms."""
+    """Decoupled weight decay, which is never applied to biases and norms."""
     adam_beta1: float = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay rate of the running mean of gradients."""
     adam_beta2: float = 0.999
-    """Decay of the squared gradient's running mean."""
+    """Decay rate of the running mean of squared gradients."""
     adam_eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Epsilon in the denominator of the update."""
     clip_grad: float = 0.0
-    """Global gradient norm to clip to; 0 does not clip, as the published runs."""
+    """Clip gradients to this global norm; 0 does not clip."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the samples come from and how they are packed."""
+    """Where the samples come from, and how they are packed."""
 
     __pydantic_config__ = _STRICT
 
-    data_path: Words = ()
-    """Prefixes of datasets made by tools/preprocess_data.py (its --output-prefix). Several are read as one, or, with a
-    weight before each (0.3 a 0.7 b), in these shares."""
-    valid_data_path: Words = ()
-    """Prefixes of held-out datasets for --eval-interval, none of whose samples is trained on."""
-    split: str = "100,0"
-    """Shares of each dataset of --data-path that are trained on and held out, drawn at random and alike in every run:
-    99,1 holds out one sample in a hundred."""
-    data_cache_path: str | None = None
-    """Folder for what takes a while to compute from a dataset; may be shared by runs. Nothing is written elsewhere."""
-    tokenizer_model: str | None = None
-    """The sentencepiece tokenizer.model; when given it must be the one the dataset was made with."""
+    data_path: Annotated[Words, Flag("PREFIX", "none; needed without --mock-data")] = ()
+    """Datasets to train on, each the --output-prefix of tools/preprocess_data.py; several are one dataset, or, with a
+    weight before each (0.3 data/a 0.7 data/b), a blend in these shares."""
+    valid_data_path: Annotated[Words, Flag("PREFIX", "none")] = ()
+    """Datasets for evaluations only (--eval-interval), each the --output-prefix of tools/preprocess_data.py."""
+    split: Annotated[str, Flag("TRAIN,VALID")] = "100,0"
+    """Shares of each dataset of --data-path to train on and to hold out for evaluations: 99,1 holds out one random
+    sample in a hundred, the same ones in every run."""
+    data_cache_path: Annotated[str | None, Flag("DIR", "nothing is written")] = None
+    """Folder for indices that take time to compute from a dataset; runs may share it."""
+    tokenizer_model: Annotated[str | None, Flag("FILE", "not checked")] = None
+    """sentencepiece tokenizer.model of the datasets; a dataset that was made with another one is refused."""
     mock_data: bool = False
     """Train on synthetic samples instead of --data-path."""
     seq_length: int = 2048
-    """Most tokens of one pack; longer samples are left out of the run, which says so at its start."""
-    max_images_per_pack: int | None = None
-    """Most images of one pack, which bounds what their activations take; None does not bound it. Samples with more are
-    left out of the run, which says so at its start."""
+    """Length of a pack, in tokens; samples that are longer are left out, and counted when the run starts."""
+    max_images_per_pack: Annotated[int | None, Flag(unset="no limit")] = None
+    """Largest number of images in a pack, which limits the memory of their activations; samples with more are left out,
+    and counted when the run starts."""
     shuffle: bool = True
-    """Visit each epoch's samples in a random order that the seed fixes; off keeps the dataset's order (what --split
-    leaves of one has a fixed random order)."""
+    """Shuffle the samples of each epoch, by --seed; without it, they keep the order of the dataset."""
     group_by_modality: bool = False
-    """Draw batches that hold samples with images or text alone, not both."""
+    """Make each batch either of samples with images or of samples of text alone."""
     image_decoder: Literal["auto", "dali", "threads", "pillow"] = "auto"
-    """Who decodes images: DALI (on the GPU where there is one), threads with fast CPU libraries, or the plain
-    reference, bit-equal to the published preprocessing. "auto" is DALI on GPUs, threads elsewhere."""
+    """Decoder of images: dali is DALI (on the GPU, where there is one), threads are fast CPU libraries, pillow is the
+    reference, equal bit for bit to the published preprocessing, and auto is dali on GPUs, threads elsewhere."""
     num_workers: int = 2
-    """Threads that decode images on each rank that needs pixels."""
+    """Threads that decode images, on each rank that needs pixels."""
     mmap_bin_files: bool = True
-    """Map the .bin files into memory; off uses plain reads."""
+    """Map the .bin files of datasets into memory; without it, they are read piece by piece."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where runs are saved and started from."""
+    """Where the run is saved, and what it starts from."""
 
     __pydantic_config__ = _STRICT
 
-    save: str | None = None
-    """Folder for checkpoints (iter_0000100/, latest_checkpointed_iteration.txt) and losses.jsonl."""
-    load: str | None = None
-    """Folder to resume from; a folder without a checkpoint starts from the beginning."""
-    save_interval: int | None = None
-    """Save every so many iterations, beside the save at the end."""
+    save: Annotated[str | None, Flag("DIR", "nothing is saved")] = None
+    """Folder of the run, for checkpoints (iter_0000100/ ...) and losses.jsonl."""
+    load: Annotated[str | None, Flag("DIR", "start from the beginning")] = None
+    """Folder of a run to resume, which goes on with its next sample; without a checkpoint there, the run starts from
+    the beginning."""
+    save_interval: Annotated[int | None, Flag(unset="only at the end")] = None
+    """Iterations between two checkpoints; there is one at the end, too."""
     async_save: bool = False
-    """Write checkpoints in the background, by forked processes, while training goes on."""
-    keep_last: int | None = None
-    """Keep only so many of the newest checkpoints; None keeps all."""
-    save_retain_interval: int | None = None
-    """With --keep-last: of the older ones, keep those at multiples of this, too."""
+    """Write checkpoints in the background, while training goes on."""
+    keep_last: Annotated[int | None, Flag(unset="all are kept")] = None
+    """Newest checkpoints to keep; older ones are deleted."""
+    save_retain_interval: Annotated[int | None, Flag(unset="none of the older ones")] = None
+    """With --keep-last, keep the older checkpoints whose iteration is a multiple of N, too."""
     retain_weights_only: bool = False
-    """Take the optimizer state out of what --save-retain-interval keeps (about six sevenths of its bytes)."""
-    pretrained_checkpoint: str | None = None
-    """Start from the weights alone: a checkpoint folder of ours, or one in the published Hugging Face layout."""
+    """Delete the optimizer state of the checkpoints that --save-retain-interval keeps, about six sevenths of their
+    bytes."""
+    pretrained_checkpoint: Annotated[str | None, Flag("DIR", "random weights")] = None
+    """Folder whose weights, and nothing else, the run starts from: a checkpoint of a run or of an import, or a model in
+    Hugging Face layout."""
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """What is done about a step whose loss or gradient norm cannot be right, and what is found out about it."""
+    """What happens after a bad step: one whose loss or gradient norm is not finite, or a spike."""
 
     __pydantic_config__ = _STRICT
 
     bad_step_policy: Literal["stop", "skip"] = "stop"
-    """A step with a loss or gradient norm that is not finite, or a spike: "stop" saves what was before it and ends the
-    run, "skip" goes on without its update. Its samples are listed in SAVE/bad_steps.jsonl."""
-    spike_factor: float | None = None
-    """A loss or gradient norm above so many times the median of the last 100 steps is a spike; None knows none."""
+    """What to do about a bad step: stop saves the state before it and ends the run, skip leaves its update out and goes
+    on; SAVE/bad_steps.jsonl lists its samples."""
+    spike_factor: Annotated[float | None, Flag(unset="no step is a spike")] = None
+    """Count a loss or gradient norm of more than X times the median of the last 100 steps as a spike."""
     rerun_mode: Literal["disabled", "validate_results"] = "disabled"
-    """Run a bad step again, to tell a fault of the hardware from a bad batch (megatron-core's rerun state machine);
-    checks each rank's gradients before they are reduced, too."""
+    """What is run again: validate_results runs a bad step again, to tell a hardware fault from a bad batch
+    (megatron-core's rerun state machine), and checks the gradients of each rank before they are reduced."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is reported."""
+    """What is logged, and where."""
 
     __pydantic_config__ = _STRICT
 
     log_interval: int = 1
     """Iterations between two log lines."""
-    tensorboard_dir: str | None = None
+    tensorboard_dir: Annotated[str | None, Flag("DIR", "no TensorBoard")] = None
     """Folder for TensorBoard event files."""
     log_straggler: bool = False
-    """With each log line, say which ranks took longest over their forward passes and their data."""
+    """Name the slowest ranks, in forward passes and in data loading, with each log line."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from megatron_eve.runtime.errors import UserError, show_error
 
 # Columns: a page is no wider than this on a wide terminal, since longer lines are hard to read.
 _WIDEST = 120
-# Columns from this width on have the longest flag beside its text; narrower ones put the text of a long flag below it.
+# Stands for a space at which a line is not to be broken.
+_KEPT = "\0"
+# Pages from this width on have most flags beside their texts; narrower ones put the text of a long flag below it.
 _WIDE, _TEXT_AT_WIDE, _TEXT_AT = 110, 44, 28
 
 
@@ -77,10 +79,13 @@ class CommandParser(argparse.ArgumentParser):
         return [group for group in self._action_groups if group is not self._optionals] + [self._optionals]
 
     def _add_usage(self, page: argparse.HelpFormatter) -> None:
+        if self.usage:
+            page.add_usage(self.usage, [], [])
+            return
         shown = [action for action in self._actions if action.required or not action.option_strings]
         if any(action not in shown and "--help" not in action.option_strings for action in self._actions):
             shown.append(argparse.Action([], "options", metavar="[options]"))
-        page.add_usage(self.usage, shown, [])
+        page.add_usage(None, shown, [])
 
     def known_flags(self) -> set[str]:
         """Every flag of this command, with dashes in front."""
@@ -92,7 +97,7 @@ class CommandParser(argparse.ArgumentParser):
         """Read the words of the command line; a word that is no flag of this command ends the process with status 2."""
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_unknown_flags(words)
-        found, rest = self.parse_known_args(words, namespace)
+        found, rest = self.parse_known_args(list(map(_dashed, words)), namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found
@@ -107,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
                     return
                 known |= chosen[0].known_flags()
         flags = [word.split("=", 1)[0] for word in words if word.startswith("--") and len(word) > 2]
-        unknown = [flag for flag in flags if flag not in known]
+        unknown = [flag for flag in flags if _dashed(flag) not in known]
         if unknown and not {"-h", "--help"} & set(words):
             self.error(
                 "\n".join(f"{flag}: no such flag; {flag_hint(flag, known, self.others)}" for flag in unknown)
@@ -116,6 +121,12 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print a mistake as one `error:` line, and exit with status 2."""
         sys.exit(show_error(UserError(reworded(message))))
+
+
+def _dashed(word: str) -> str:
+    """A flag may be written with underscores, as Hugging Face's trainer has them."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def command_parser_of(doc: str | None, **settings: Any) -> CommandParser:
@@ -157,22 +168,30 @@ class HelpPage(argparse.HelpFormatter):
         super().__init__(prog, width=width, max_help_position=_TEXT_AT_WIDE if width >= _WIDE else _TEXT_AT)
 
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
-        words = [f"usage: {usage or self._prog}"]
+        if usage:
+            return "\n".join(_wrap(f"usage: {usage}", self._width, "", " " * 4)) + "\n\n"
+        words = [f"usage: {self._prog}"]
         for action in actions:
             metavar = self._get_default_metavar_for_positional(action)
             if action.option_strings:
                 metavar = self._get_default_metavar_for_optional(action)
             words.append(" ".join([*action.option_strings[-1:], self._format_args(action, metavar)]))
         # A flag and its value stay on one line.
-        lines = _wrap(" ".join(word.replace(" ", "\0") for word in words), self._width, "", " " * 4)
-        return "\n".join(lines).replace("\0", " ") + "\n\n"
+        lines = _wrap(" ".join(word.replace(" ", _KEPT) for word in words), self._width, "", " " * 4)
+        return "\n".join(lines).replace(_KEPT, " ") + "\n\n"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks = textwrap.dedent(text).strip("\n").split("\n\n")
         return "\n\n".join("\n".join(_filled(block.splitlines(), width, indent)) for block in blocks)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return _wrap(" ".join(text.split()), width)
+        kept = " ".join(text.split()).replace("(default: ", f"(default:{_KEPT}")
+        return [line.replace(_KEPT, " ") for line in _wrap(kept, width)]
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.type in (int, float):
+            return "N" if action.type is int else "X"
+        return super()._get_default_metavar_for_optional(action)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -244,13 +263,13 @@ def _wrap(text: str, width: int, first: str = "", others: str = "") -> list[str]
 # What argparse says, in words that need no Python. `--x: 0: must be 1 or more` comes of a type that names the value.
 _REWORDED = (
     (r"argument \{.*\}: invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1: no such command; choose one of \2"),
-    (r"argument (?:\S+/)?(\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1 \2: must be one of \3"),
-    (r"argument (?:\S+/)?(\S+): invalid int value: '(.*)'", r"\1 \2: must be a whole number"),
-    (r"argument (?:\S+/)?(\S+): invalid float value: '(.*)'", r"\1 \2: must be a number"),
-    (r"argument (?:\S+/)?(\S+): expected .* arguments?", r"\1: a value is missing behind it"),
-    (r"argument (?:\S+/)?(\S+): ignored explicit argument '(.*)'", r"\1 \2: this flag takes no value"),
-    (r"argument (?:\S+/)?(\S+): not allowed with argument (\S+)", r"\1: cannot be given together with \2"),
-    (r"argument (?:\S+/)?(\S+): (.*)", r"\1 \2"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid choice: '?(.*?)'? \(choose from (.*)\)", r"\1 \2: must be one of \3"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid int value: '(.*)'", r"\1 \2: must be a whole number"),
+    (r"argument ([^\s/:]+)[^\s:]*: invalid float value: '(.*)'", r"\1 \2: must be a number"),
+    (r"argument ([^\s/:]+)[^\s:]*: expected .* arguments?", r"\1: a value is missing behind it"),
+    (r"argument ([^\s/:]+)[^\s:]*: ignored explicit argument '(.*)'", r"\1 \2: this flag takes no value"),
+    (r"argument ([^\s/:]+)[^\s:]*: not allowed with argument (\S+)", r"\1: cannot be given together with \2"),
+    (r"argument ([^\s/:]+)[^\s:]*: (.*)", r"\1 \2"),
     (r"unrecognized arguments: (.*)", r"\1: no flag, nor a value of the flag before it; --help lists the flags"),
     (r"the following arguments are required: (.*)", r"required: \1; see --help"),
 )  # fmt: skip

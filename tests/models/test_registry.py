@@ -271,7 +271,7 @@ def test_help_and_settings_are_those_of_the_family(
         parse(["--family", module, "--help"])
     told = capsys.readouterr().out
     assert "--colours" in told and "--stage {2}" in told and "--image-size" not in told
-    assert "What trains: 2 all of it." in told and "--seq-length" in told
+    assert "what trains: 2 all of it" in told and "--seq-length" in told
     assert RunConfig(family=module).vision == find_family(module).Config()
     recipe = elsewhere / "recipe.yaml"
     recipe.write_text(f"family: {module}\nvision:\n  colours: 2\n  image_size: 224\n")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from megatron_eve.config.flag_types import Flag
 from megatron_eve.models.towers.sizes import TowerFlags, TowerSizes, tower_sizes
 
 TEACHER_FLAGS = TowerFlags(
@@ -16,37 +17,35 @@ TEACHER_FLAGS = TowerFlags(
 
 @dataclass(frozen=True)
 class EVEConfig:
-    """Patch embedding, image size, and the patch aligning layer, which distils a frozen vision tower (CLIP).
-
-    Presets fill the sizes.
-    """
+    """The patch embedding layer, and the patch aligning layer, which distils a frozen vision tower (the teacher)."""
 
     # Unknown keys in a recipe are errors (read by pydantic in config/recipe.py).
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     patch_embedding_size: int = 32
-    """Width C of the patch embedding layer (`mm_hidden_size` of the published configuration)."""
+    """Width of the patch embedding layer (mm_hidden_size of the published configuration)."""
     patch_embedding_heads: int = 8
-    """Heads of the local and global cross-attention of the patch embedding layer."""
-    image_size: int = 224
-    """Pixels of an image's long side as the model sees it: 672, or 1344 for the HD model."""
-    teacher_size: int = 112
-    """The teacher's square image in 14-pixel patches times 14 (336 for CLIP ViT-L/14-336); sets the grid that shapes
-    are rounded to."""
+    """Attention heads of the patch embedding layer."""
+    image_size: Annotated[int, Flag("PX")] = 224
+    """Long side of an image, in pixels: 672, or 1344 for the HD model."""
+    teacher_size: Annotated[int, Flag("PX")] = 112
+    """Side of the teacher's image, counted as its patches times 14 pixels (336 for CLIP ViT-L/14-336); the shapes of
+    images are rounded to its patch grid."""
     teacher_hidden_size: int = 48
-    """Width K of the teacher and so of the aligning layer (1024 for CLIP ViT-L/14-336)."""
+    """Width of the teacher, and so of the patch aligning layer (1024 for CLIP ViT-L/14-336)."""
     aligning_heads: int = 8
-    """Heads with which the aligning layer attends over depths."""
+    """Attention heads of the patch aligning layer."""
     tap_interval: int = 4
-    """Every so many layers, counted down from the last, a depth of the decoder goes to the aligning layer."""
+    """Decoder layers between two depths whose hidden states go to the patch aligning layer, counted down from the last
+    layer."""
     patch_aligning: bool = False
-    """Train with the patch aligning layer; it needs --teacher-model. Off, neither is built."""
-    teacher_model: str | None = None
+    """Train with the patch aligning layer; needs --teacher-model."""
+    teacher_model: Annotated[str | None, Flag("DIR", "no teacher")] = None
     """Folder of the teacher in Hugging Face layout: a vision tower that gives a patch grid (CLIP, SigLIP, DINOv2)."""
     teacher_hidden_state: int = -2
-    """Which of the teacher's hidden states is the target; -2 is the output of its last layer but one."""
+    """Hidden state of the teacher that is the target; -2 is the output of its last layer but one."""
     teacher_trust_remote_code: bool = False
-    """Let Python files in the teacher's folder run, for towers that transformers does not know (EVA-CLIP)."""
+    """Run Python files of the teacher's folder, for towers that transformers does not know (EVA-CLIP)."""
     align_loss_weight: float = 1.0
     """Weight of the aligning loss beside the language loss."""
 
