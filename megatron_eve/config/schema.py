@@ -260,7 +260,11 @@ class CheckpointConfig:
     save: str | None = None
     """Folder for checkpoints (iter_0000100/, latest_checkpointed_iteration.txt) and losses.jsonl."""
     load: str | None = None
-    """Folder to resume from; a folder without a checkpoint starts from the beginning."""
+    """Folder to resume from; a folder without a checkpoint starts from the beginning. It may be one checkpoint of it
+    (iter_0000100)."""
+    ckpt_step: int | None = None
+    """Take this iteration of --load, not the latest; without --load, of --pretrained-checkpoint. Every start with it
+    begins there, so leave it out of a job that is requeued."""
     save_interval: int | None = None
     """Save every so many iterations, beside the save at the end."""
     async_save: bool = False
@@ -272,7 +276,8 @@ class CheckpointConfig:
     retain_weights_only: bool = False
     """Take the optimizer state out of what --save-retain-interval keeps (about six sevenths of its bytes)."""
     pretrained_checkpoint: str | None = None
-    """Start from the weights alone: a checkpoint folder of ours, or one in the published Hugging Face layout."""
+    """Start from the weights alone: a run's folder, one checkpoint of it (iter_0000100), or a folder in the published
+    Hugging Face layout."""
 
 
 @dataclass(frozen=True)
