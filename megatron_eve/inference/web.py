@@ -120,11 +120,12 @@ class ChatPage:
                 new = gradio.Button("New conversation", size="sm", min_width=120)
             with gradio.Accordion("Sampling", open=not self._sampling.greedy), gradio.Row():
                 temperature = gradio.Slider(
-                    0.0, 2.0, self._sampling.temperature, step=0.05, label="Temperature",
+                    0.0, max(2.0, self._sampling.temperature), self._sampling.temperature, step=0.05,
+                    label="Temperature",
                     info="0 takes the most likely words: the same question gets the same answer.",
                 )  # fmt: skip
                 top_p = gradio.Slider(
-                    0.05, 1.0, self._sampling.top_p, step=0.05, label="Top-p",
+                    min(0.05, self._sampling.top_p), 1.0, self._sampling.top_p, step=0.05, label="Top-p",
                     info="Draws from the most likely words whose probabilities add up to this.",
                 )  # fmt: skip
             shown = [question, chat, conversation, again]
