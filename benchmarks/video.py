@@ -34,7 +34,10 @@ WAYS = (
     ("H.264, a key frame every 30", "libx264", ".mp4", 30),
     ("VP9, a key frame every 128", "libvpx-vp9", ".webm", 128),
 )
-OPTIONS: dict[str, dict[str, object]] = {"libx264": {}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
+OPTIONS: dict[str, dict[str, object]] = {
+    "libx264": {},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+}
 
 
 def clip(folder: Path, encoder: str, suffix: str, gop: int, count: int) -> bytes:

@@ -175,7 +175,7 @@ def _datasets(config: RunConfig) -> Iterator[str]:
 def _resume(config: RunConfig) -> Iterator[str]:
     from megatron_eve.checkpoint.compatibility import check_resume
     from megatron_eve.checkpoint.saved_state import read_common
-    from megatron_eve.checkpoint.store import CheckpointStore
+    from megatron_eve.checkpoint.store import CheckpointStore, path_to_resume
 
     load = config.checkpoint.load
     if load is None:
@@ -183,7 +183,9 @@ def _resume(config: RunConfig) -> Iterator[str]:
     if Path(load).exists() and not Path(load).is_dir():
         yield f"--load {load}: is a file; name the folder that --save of a run wrote"
         return
-    store = CheckpointStore(load)
+    path = path_to_resume(config.checkpoint)
+    assert path is not None
+    store = CheckpointStore(path)
     candidates = store.candidates()
     saved = read_common(store.folder(candidates[0])) if candidates else None
     if saved is None or not {"config", "dataset"} <= set(saved):
@@ -201,18 +203,19 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.checkpoint.store import CheckpointStore
+    from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained
 
-    name = config.checkpoint.pretrained_checkpoint
-    if name is None:
+    name, folder = config.checkpoint.pretrained_checkpoint, path_of_pretrained(config.checkpoint)
+    if folder is None:
         return
-    flag, folder = f"--pretrained-checkpoint {name}", Path(name)
+    flag = f"--pretrained-checkpoint {name}"
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         yield (
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
-    elif (folder / "config.json").exists():
+        return
+    if (folder / "config.json").exists():
         from megatron_eve.checkpoint.hf.config import check_config
 
         check_config(folder, config)
@@ -221,6 +224,24 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
             "name the folder that --save of a run or an import wrote"
         )
+        return
+    _check_pretrained_tokenizer(config, folder)
+
+
+def _check_pretrained_tokenizer(config: RunConfig, folder: Path) -> None:
+    """Are the run's token ids those of the weights that it starts from?"""
+    from megatron_eve.checkpoint.tokenizer_record import check_pretrained_tokenizer, recorded_tokenizer
+    from megatron_eve.data.format.manifest import read_info
+
+    if config.data.mock_data:
+        return
+    try:
+        info = read_info(parse_blend(config.data.data_path).prefixes[0])
+    except UserError:  # which the datasets' own check says
+        return
+    data = recorded_tokenizer({"tokenizer_sha256": info.tokenizer_sha256})
+    if data is not None:
+        check_pretrained_tokenizer(folder, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from megatron_eve.checkpoint.saved_state import read_common
+from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, RunConfig
+from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
+from tests.hf.test_export import spoilt_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +95,10 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --patch-aligning", "name the teacher's folder with --teacher-model"),
     Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{root}}", "no config.json there"),
     Mistake("pretrain", f"{MOCK} --patch-aligning --teacher-model {{tower}}", "--teacher-hidden-size 48: the tower in"),
+    Mistake("pretrain", f"{MOCK} --ckpt-step 5", "--ckpt-step 5: of which run? Add --load or --pretrained-checkpoint"),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --ckpt-step 5", "--ckpt-step 5: {run} has no iteration 5; there are 2"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{run}} --ckpt-step 5", "{run} has no iteration 5"),
+    Mistake("pretrain", f"{DATA} --pretrained-checkpoint {{spoken}}", "was trained with the tokenizer {other}/"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -133,6 +140,17 @@ MISTAKES = [
     Mistake("convert_checkpoint", "imports --source {root}", "imports: no such command; choose one of import, export"),
     Mistake("convert_checkpoint", f"{IMPORT} --format transformers", "--format: no such flag; "),
     Mistake("convert_checkpoint", f"{EXPORT} --tokenizer-model {{tokenizer}}", "did you mean --tokenizer"),
+    Mistake("convert_checkpoint", f"{EXPORT} --ckpt-step 5", "{run} has no iteration 5; there are 2"),
+    Mistake("convert_checkpoint", "export --source {run}/iter_0000009 --target {root}/y", "no iteration 9; there"),
+    Mistake("convert_checkpoint", f"{EXPORT} --max-shard-size 2", "--max-shard-size 2: is no size"),
+    Mistake("convert_checkpoint", f"{EXPORT} --dry-run --tokenizer {{root}}/x", "cannot read the tokenizer {root}/x"),
+    Mistake("convert_checkpoint", f"{EXPORT} --tokenizer {{recipe}}", "{recipe} is not a sentencepiece model"),
+    Mistake("convert_checkpoint", "export --source {spoken} --target {root}/y --tokenizer {tokenizer}",
+            "--tokenizer {tokenizer}: is another tokenizer (sha256"),
+    Mistake("convert_checkpoint", "export --source {run} --target {recipe} --dry-run", "{recipe}: exists already"),
+    Mistake("convert_checkpoint", "import --source {root} --target {run} --dry-run", "{run}: holds a run already"),
+    Mistake("convert_checkpoint", "import --source {recipe} --target {root}/y", "--source {recipe}: is a file; name"),
+    Mistake("convert_checkpoint", f"{IMPORT} --seed -1", "--seed -1: must be 0 or more"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
     Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
@@ -143,11 +161,25 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --question-file {{root}}/x", "{root}/x"),
     Mistake("generate", f"{ASK} {MODEL} --batch 4", "--batch: no such flag; did you mean --batch-size?"),
     Mistake("generate", f"{ASK} {MODEL} --num-chunks 2 --chunk-idx 2", "--chunk-idx 2: counts from 0 to"),
+    Mistake("generate", f"{ASK} {MODEL} --ckpt-step 5", "--ckpt-step 5: {run} has no iteration 5; there are 2"),
+    Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{recipe}}", "is not a sentencepiece model"),
+    Mistake("generate", f"{ASK} --model-path {{spoken}} --tokenizer-model {{tokenizer}}", "is another tokenizer"),
+    Mistake("generate", f"{ASK} {MODEL} --temperature -1", "--temperature -1.0: must lie between 0 (greedy) and 10"),
+    Mistake("generate", f"{ASK} {MODEL} --top-p 0.9", "--top-p: has no effect without --temperature above 0"),
+    Mistake("generate", f"{ASK} --model-path {{spoken}}x", "--model-path {spoken}x: neither a checkpoint"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
     Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0: must be 1 or more"),
     Mistake("chat", f"{MODEL} --web --image {{root}}/x", "--image: cannot be given together with --web"),
     Mistake("chat", f"{MODEL} --port http", "--port http: must be a whole number"),
+    Mistake("chat", "--model-path {run}/iter_0000009", "{run} has no iteration 9; there are 2"),
+    Mistake("chat", "--model-path {run}", "name the tokenizer.model that {run}/iter_0000002 was trained with"),
+    Mistake("chat", "--model-path {spoken} --tokenizer-model {tokenizer}", "was trained with, {other}/tokenizer.model"),
+    Mistake("chat", f"{MODEL} --temperature 1 --top-p 0", "--top-p 0.0: must lie above 0, and be 1"),
+    Mistake("chat", f"{MODEL} --web --port 70000", "--port 70000: must lie between 1 and 65535"),
+    Mistake("chat", "--model-path {root}/x --web", "--model-path {root}/x: neither a checkpoint"),
+    Mistake("chat", f"{MODEL} --image {{root}}", "--image {root}: not a file"),
+    Mistake("chat", f"{MODEL} --tensor-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
@@ -182,14 +214,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (tower / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
     (tower / "model.safetensors").write_bytes(b"")
     write_run(root / "run")
+    other = spoilt_tokenizer(root / "other")  # of just as many pieces
+    spoken = TokenizerRecord.of(Tokenizer(other / "tokenizer.model")).to_dict()
+    write_run(root / "spoken", tokenizer=spoken)
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"), "run": str(root / "run"),
         "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
+        "other": str(other), "spoken": str(root / "spoken"),
     }  # fmt: skip
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, **more: Any) -> Path:
     """A folder of a run of nine samples, with what a start reads of a checkpoint; returns the checkpoint's."""
     checkpoint = folder / "iter_0000002"
     checkpoint.mkdir(parents=True)
@@ -199,6 +235,7 @@ def write_run(folder: Path) -> Path:
         "config": RunConfig().to_dict(),
         "dataset": {"samples": [9]},
         "optimizer": {"lr": torch.ones(2), "dtype": torch.float32},
+        **more,
     }
     torch.save(saved, checkpoint / "common.pt")
     return checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING, TextIO
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.inference.chat import Asked, Limits, Refused
+from megatron_eve.inference.chat import Asked, Limits, Refused, check_port
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
     chat_template,
     check_model_flags,
+    family_title,
     global_rank,
+    model_name,
     run_with_engine,
     show_any_text,
 )
+from megatron_eve.inference.sampling import GREEDY, Sampling, add_sampling_flags, sampling_of
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
 
@@ -81,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="longest answer, in tokens",
     )
+    add_sampling_flags(talk)
     return parser
 
 
@@ -122,7 +127,9 @@ def read_question(stream: TextIO) -> str | None:
         raise Refused(f"this line is not {stream.encoding} text; ask it again in that encoding") from None
 
 
-def in_terminal(engine: Engine, pictures: tuple[bytes, ...], limits: Limits) -> int:
+def in_terminal(
+    engine: Engine, pictures: tuple[bytes, ...], limits: Limits, sampling: Sampling = GREEDY
+) -> int:
     """Answer the lines of stdin; returns 1 if one of them could not be answered."""
     earlier: list[tuple[str, str]] = []
     status, asking = 0, sys.stdin.isatty()
@@ -137,7 +144,7 @@ def in_terminal(engine: Engine, pictures: tuple[bytes, ...], limits: Limits) -> 
                 continue
             asked = Asked(line.strip(), tuple(earlier), pictures)
             pieces = []
-            for piece in engine.stream(asked.query(engine, limits), limits.new_tokens):
+            for piece in engine.stream(asked.query(engine, limits), limits.new_tokens, sampling):
                 print(piece, end="", flush=True)
                 pieces.append(piece)
         except Refused as error:
@@ -148,9 +155,10 @@ def in_terminal(engine: Engine, pictures: tuple[bytes, ...], limits: Limits) -> 
         earlier.append((asked.question, "".join(pieces)))
 
 
-def in_page(engine: Engine, page: ChatPage) -> int:
-    """Serve the page until Ctrl-C."""
-    print(f"{page.name} at {page.url} (Ctrl-C ends it)", flush=True)
+def in_page(engine: Engine, page: ChatPage, began: float) -> int:
+    """Serve the page until Ctrl-C; the loading began at a time of the monotonic clock."""
+    seconds = time.monotonic() - began
+    print(f"ready in {seconds:.0f} s: {page.name} at {page.url} (Ctrl-C ends it)", flush=True)
     try:
         page.serve_questions(engine)
     except KeyboardInterrupt:
@@ -172,21 +180,27 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     Raises:
         UserError: what cannot be talked about or with; OSError, what cannot be read.
     """
+    sampling = sampling_of(flags)
     check_model_flags(flags)
     pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
     template = chat_template(flags.model_path)
     if global_rank():
         return run_with_engine(flags, template, work=None)
     if not flags.web:
-        return run_with_engine(flags, template, lambda engine: in_terminal(engine, pictures, limits))
+        return run_with_engine(
+            flags, template, lambda engine: in_terminal(engine, pictures, limits, sampling)
+        )
+    check_port(flags.port)
+    began, name = time.monotonic(), model_name(flags.model_path)
+    print(f"loading {name} ...", flush=True)
     try:
         from megatron_eve.inference.web import ChatPage
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"--web: {error.name} is not installed: pip install '.[chat]', or make install-dev"
         ) from None
-    with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
-        return run_with_engine(flags, template, lambda engine: in_page(engine, page))
+    with ChatPage(limits, name, flags.port, family_title(flags.model_path), sampling) as page:
+        return run_with_engine(flags, template, lambda engine: in_page(engine, page, began))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         ),
         (
             outgoing,
-            "folder to read: what --save of a run or an import wrote",
+            "folder to read: what --save of a run or an import wrote, or one iter_ folder in it",
             "folder to write, which must not exist",
         ),
     ):
@@ -102,6 +102,9 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         help="seed of weights that the folder does not have, which get random values",
     )
     outgoing.add_argument(
+        "--ckpt-step", type=int, metavar="N", help="export this iteration of a run (default: the latest)"
+    )
+    outgoing.add_argument(
         "--format",
         choices=("published", "transformers"),
         default="published",
@@ -113,7 +116,7 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="tokenizer.model that the data was made with, or its folder; it is copied, and required with --format "
-        "transformers (default: no tokenizer is written)",
+        "transformers (default: the one whose path the checkpoint holds, if it is still there and the same)",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -138,13 +141,14 @@ def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
+    from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.importing import (
         check_finite,
         import_config,
         plan_import,
         write_import,
     )
-    from megatron_eve.convert.summary import size_of, summary
+    from megatron_eve.convert.summary import dry_run_line, size_of, summary
     from megatron_eve.runtime.progress_bar import byte_progress
 
     family, values = find_family(flags.family), vars(flags)
@@ -152,33 +156,37 @@ def run_import(flags: argparse.Namespace) -> None:
     config = import_config(flags.source, family, values)
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
+    check_room(flags.target, size_of(plan.tensors))
+    with byte_progress("checking", plan.source_bytes) as done:
+        check_finite(flags.source, plan, done)
     if not flags.dry_run:
-        with byte_progress("checking", plan.source_bytes) as done:
-            check_finite(flags.source, plan, done)
         with byte_progress("writing", size_of(plan.tensors)) as done:
             write_import(plan, flags.target, frozen, done)
-    print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
+    print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
+    if flags.dry_run:
+        print(dry_run_line(len(plan.tensors), size_of(plan.tensors), flags.target))
 
 
 def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
-    from megatron_eve.checkpoint.compatibility import check_tokenizer
-    from megatron_eve.checkpoint.state import saved_common
+    from megatron_eve.checkpoint.hf.folder import count_shards
     from megatron_eve.config import ConfigError
-    from megatron_eve.convert.exporting import open_checkpoint, plan_export, write_export
-    from megatron_eve.convert.summary import size_of, summary
-    from megatron_eve.convert.transformers_folder import fast_tokenizer
-    from megatron_eve.convert.usage import read_tokenizer, shard_bytes
+    from megatron_eve.convert.exporting import (
+        check_tokenizer_files,
+        open_checkpoint,
+        plan_export,
+        write_export,
+    )
+    from megatron_eve.convert.folders import check_room
+    from megatron_eve.convert.summary import dry_run_line, size_of, summary
+    from megatron_eve.convert.usage import shard_bytes
+    from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.runtime.progress_bar import byte_progress
 
-    published = flags.format == "published"
-    tokenizer = read_tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
+    tokenizer = Tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
     if tokenizer is not None:
-        warning = check_tokenizer(*saved_common(str(flags.source)), tokenizer, "--tokenizer")
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
-        if not published:
-            fast_tokenizer(Path(tokenizer.path))  # refuses one that transformers could not have
+        check_tokenizer_files(tokenizer, published)
     checkpoint, config = open_checkpoint(flags.source)
     if config.family != flags.family:
         raise ConfigError(
@@ -186,10 +194,13 @@ def run_export(flags: argparse.Namespace) -> None:
         )
     plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags))
     account = {"dropped": plan.dropped, "added": plan.added}
+    check_room(flags.target, size_of(plan.tensors))
     if not flags.dry_run:
         with byte_progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, tokenizer, shard_bytes(flags.max_shard_size), published, done)
-    print(summary(plan.tensors, plan.mapped, account, every=flags.dry_run))
+            write_export(plan, flags.target, tokenizer, shard, published, done)
+    print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
+    if flags.dry_run:
+        print(dry_run_line(count_shards(plan.tensors, shard), size_of(plan.tensors), flags.target))
 
 
 def _dtype(flags: argparse.Namespace) -> torch.dtype | None:

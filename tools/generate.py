@@ -22,12 +22,13 @@ from megatron_eve.inference.opening import (
 )
 from megatron_eve.inference.origin import AnswerOrigin, model_fingerprint
 from megatron_eve.inference.questions import AnswersFile, chunk, read_questions
+from megatron_eve.inference.sampling import add_sampling_flags, sampling_of
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
 
 DESCRIPTION = """\
-Answer a file of questions about pictures, greedily.
+Answer a file of questions about pictures.
 
 Each line of --question-file is an object with
   "question_id"  a text or a whole number
@@ -40,12 +41,12 @@ Each line of --answers-file, in the same order, is
 Both are the layouts of the published evaluations. metadata says which model, settings and pictures an answer came
 from.
 
-Answers are written batch by batch. The same command again goes on with those that are missing; with another model,
-other settings or other pictures it is refused, since the file would mix answers: give another --answers-file. A
-question that cannot be asked, whose picture cannot be read, or whose prompt is too long for the model, gets an empty
-text and says why in metadata.error; remove the row to have it asked again. A line that is no question is named and
-left out. The exit status is 0 if every question has an answer, 3 if some rows hold an error or some lines were left
-out, and 2 if the run could not be done.
+Answers are greedy, as in the published evaluations, unless --temperature is given. They are written batch by batch. The
+same command again goes on with those that are missing; with another model, other settings or other pictures it is
+refused, since the file would mix answers: give another --answers-file. A question that cannot be asked, whose picture
+cannot be read, or whose prompt is too long for the model, gets an empty text and says why in metadata.error; remove the
+row to have it asked again. A line that is no question is named and left out. The exit status is 0 if every question has
+an answer, 3 if some rows hold an error or some lines were left out, and 2 if the run could not be done.
 """
 EXAMPLES = """\
 python tools/generate.py --model-path runs/stage3 \\
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="questions answered together; it changes the speed, not the answers",
     )
+    add_sampling_flags(answers)
     return parser
 
 
@@ -154,6 +156,7 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
                 batch_size=flags.batch_size,
                 max_new_tokens=flags.max_new_tokens,
                 done=bar.update,
+                sampling=sampling_of(flags),
             )
         except KeyboardInterrupt:
             bar.write("stopped; the same command goes on with what is missing", file=sys.stderr)
@@ -175,6 +178,7 @@ def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
         conv_mode=flags.conv_mode,
         max_new_tokens=flags.max_new_tokens,
         apply_exif=not flags.ignore_exif_orientation,
+        sampling=sampling_of(flags).to_metadata(),
     )
 
 
@@ -219,6 +223,7 @@ def answer(flags: argparse.Namespace) -> int:
     Raises:
         UserError: what cannot be answered; OSError, what cannot be read or written.
     """
+    sampling_of(flags)
     check_model_flags(flags)
     if not flags.image_folder.is_dir():
         raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")

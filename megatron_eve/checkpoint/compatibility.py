@@ -1,13 +1,13 @@
-"""Checks whether a run may resume from a checkpoint, and which tokenizer fits it.
+"""Checks whether a run may resume from a checkpoint, and whether prompts are like its training data.
 
-Model, data, frozen models and tokenizer of both are compared before any tensor is loaded. Nothing here imports torch.
+Model, data and frozen models of both are compared before any tensor is loaded. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_eve.config import (
     DataConfig,
@@ -20,9 +20,6 @@ from megatron_eve.config.upgrade import upgrade_saved
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from megatron_eve.data.text.tokenizer import Tokenizer
 
 # Sizes of the decoder that change no weight.
 SHAPELESS = {"max_position_embeddings"}
@@ -213,60 +210,6 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
     if data["group_by_modality"]:  # batches are drawn as such
         order["--global-batch-size"] = config["training"]["global_batch_size"]
     return order
-
-
-def recorded_tokenizer(saved: dict[str, Any]) -> str | None:
-    """The sha256 of the tokenizer.model that a checkpoint's text was made with; None if it is not recorded.
-
-    A run records that of its dataset. An import has no dataset, and records that of its source folder. Random tokens
-    (`--mock-data`) have no tokenizer.
-    """
-    dataset = saved.get("dataset") or {}
-    digest = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
-    return None if digest in (None, "mock") else str(digest)
-
-
-def check_tokenizer(
-    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
-) -> str | None:
-    """Raise CheckpointError if the tokenizer is not the one that a checkpoint was trained with.
-
-    Args:
-        folder: of the checkpoint, for messages.
-        saved: what its `common.pt` holds.
-        tokenizer: the one that was given.
-        flag: it was given with.
-
-    Returns:
-        A warning if the checkpoint does not record its tokenizer; else None.
-
-    Raises:
-        CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
-            pieces than the model's vocabulary.
-    """
-    recorded = recorded_tokenizer(saved)
-    if recorded is not None:
-        if recorded == tokenizer.sha256:
-            return None
-        raise CheckpointError(
-            f"{flag} {tokenizer.path}: is another tokenizer (sha256 {tokenizer.sha256[:12]}...) than the one that "
-            f"{folder} was trained with (sha256 {recorded[:12]}...); name that one"
-        )
-    pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
-    if pieces != rows:
-        message = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
-        message += "trained with"
-        # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
-        if not saved.get("dataset") and pieces < rows:
-            message += (
-                "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
-                "weights and import them again"
-            )
-        raise CheckpointError(message)
-    return (
-        f"{folder} does not say which tokenizer it was trained with (it was imported, trained on --mock-data, or "
-        f"written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the right one"
-    )
 
 
 def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_exif: bool) -> list[str]:

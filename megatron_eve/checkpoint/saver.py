@@ -24,6 +24,7 @@ from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.files import write_config
 from megatron_eve.checkpoint.state import CONTENT, TrainState, run_state
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord, tokenizer_of_run
 from megatron_eve.checkpoint.writing import on_rank_0, prepare_save
 from megatron_eve.config import RunConfig
 from megatron_eve.models.build import parameters_gathered
@@ -46,6 +47,7 @@ class CheckpointSaver:
         self._queue = AsyncCallsQueue()
         self._writing: tuple[Path, TrainState] | None = None
         self._reported: set[str] = set()  # messages about folders that could not be removed
+        self._tokenizer: TokenizerRecord | None = None  # of the run's data
         self._paused = 0.0  # seconds for which training waited for the current checkpoint
         self.last: int | None = None
         _start_helper()
@@ -81,6 +83,8 @@ class CheckpointSaver:
         """
         self.finish()
         self._paused = 0.0
+        if self._tokenizer is None:  # of the first checkpoint: the files may be gone later
+            self._tokenizer = tokenizer_of_run(self._config, dataset)
         with self._pause():
             try:
                 folder = on_rank_0(partial(self._store.begin, train_state.iteration))
@@ -89,7 +93,9 @@ class CheckpointSaver:
                 return
             self._writing = (folder, train_state)
             with parameters_gathered(self._config, chunks):
-                state = run_state(self._config, train_state, chunks, optimizer, dataset, frozen)
+                state = run_state(
+                    self._config, train_state, chunks, optimizer, dataset, frozen, self._tokenizer
+                )
                 try:
                     request = prepare_save(
                         state, folder, dict(CONTENT), partial(self._store.free_reserve, folder)

@@ -33,7 +33,8 @@ from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, miss
 from megatron_eve.checkpoint.optimizer_state import make_moments
 from megatron_eve.checkpoint.reading import read_tensors
 from megatron_eve.checkpoint.rerun_state import rerun_request, rerun_state_to_save, restore_rerun_state
-from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.store import CheckpointStore, path_to_resume
+from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
 from megatron_eve.models.family import begins_at_random
@@ -83,6 +84,7 @@ def run_state(
     optimizer: Any,
     dataset: dict[str, Any],
     frozen: dict[str, Any] | None,
+    tokenizer: TokenizerRecord | None = None,
 ) -> dict[str, Any]:
     """Everything a checkpoint holds, as megatron-core's sharded state.
 
@@ -93,6 +95,7 @@ def run_state(
         optimizer: megatron-core's.
         dataset: what identifies the data (see `megatron_eve.training.loop.data.RunData`).
         frozen: the fingerprint of the frozen models (see `ModelFamily.fingerprint`).
+        tokenizer: of the data (see `tokenizer_of_run`).
     """
     make_moments(optimizer)
     model = _model_state(chunks)
@@ -102,6 +105,7 @@ def run_state(
         "config": config.to_dict(),
         "dataset": dataset,
         "frozen": frozen,
+        "tokenizer": tokenizer.to_dict() if tokenizer else None,
         **rerun_state_to_save(),
         **model,
         **_fp8_state(chunks, config.to_dict()),
@@ -119,7 +123,8 @@ def load_checkpoint(
 ) -> TrainState:
     """Resume from `--load`, under any layout. Collective.
 
-    Loads the latest checkpoint; if it is damaged, the newest older one that is not, with a message.
+    Loads the latest checkpoint; if it is damaged, the newest older one that is not, with a message. One that
+    `--ckpt-step`, or the path, names is loaded or refused.
 
     Returns:
         The saved train state; `TrainState()` if the folder has no checkpoint yet.
@@ -128,8 +133,9 @@ def load_checkpoint(
         CheckpointError: no checkpoint is whole; or the one that is has another model size, or was made with other
             data, another stage, other globs of `--lr-overrides`, other frozen models.
     """
-    assert config.checkpoint.load is not None
-    folder = _best_checkpoint(CheckpointStore(config.checkpoint.load))
+    path = path_to_resume(config.checkpoint)
+    assert path is not None
+    folder = _best_checkpoint(CheckpointStore(path))
     if folder is None:
         return TrainState()
     saved = dist_checkpointing.load_common_state_dict(str(folder))
@@ -217,7 +223,7 @@ def saved_common(folder: str) -> tuple[Path, dict[str, Any]]:
         ) from None
 
 
-_REMEDY = f"put the number of an older whole iter_ folder into {TRACKER}, or restore this one"
+_REMEDY = "name another iteration (--ckpt-step), or restore this one"
 
 
 def _latest_folder(folder: str) -> Path:
@@ -251,6 +257,8 @@ def _best_checkpoint(store: CheckpointStore) -> Path | None:
                 print_rank_0(f"{line}; going back to iteration {iteration}")
             return folder
         problems.append(f"{folder}: {problem}")
+    if problems and store.chosen is not None:
+        raise CheckpointError(f"{problems[0]}, and it was asked for by its number; {_REMEDY}")
     if problems:
         raise CheckpointError(
             f"{'; '.join(problems)}: no checkpoint there is whole; restore one of them, or start anew with another "

@@ -11,6 +11,7 @@ writes for its own files (see `files.py`). Nothing here communicates with other 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,9 +25,11 @@ from megatron_eve.checkpoint.files import (
     sync_to_disk,
     write_checksums,
 )
-from megatron_eve.config import TRACKER
+from megatron_eve.config import TRACKER, CheckpointConfig
 
 _PREFIX, _PARTIAL = "iter_", ".partial"
+_ITERATION = re.compile(rf"{_PREFIX}(\d+)")
+_MOST_LISTED = 12  # iterations that a message names
 # A file that reserves disk space while tensors are written, so that the small files after them still fit.
 _RESERVE, _RESERVE_BYTES = ".reserve", 64 << 20
 
@@ -224,7 +227,66 @@ class CheckpointStore:
 
 def iteration_of(path: str | Path) -> int | None:
     """Iteration of the checkpoint folder that a path names; None if it names no existing checkpoint folder."""
-    folder = Path(path)
-    number = folder.absolute().name.removeprefix(_PREFIX)
-    named = folder.absolute().name.startswith(_PREFIX) and number.isdigit()
-    return int(number) if named and folder.is_dir() else None
+    named = _ITERATION.fullmatch(Path(path).absolute().name)
+    return int(named[1]) if named and Path(path).is_dir() else None
+
+
+def named_checkpoint(path: str | Path, step: int | None, flag: str) -> Path:
+    """The folder that a flag and `--ckpt-step` name together: of a run, or of one of its checkpoints.
+
+    Args:
+        path: a run's folder, one checkpoint in it (`run/iter_0000100`), or a folder in Hugging Face layout.
+        step: of `--ckpt-step`; None without it.
+        flag: that the path was given with.
+
+    Returns:
+        The checkpoint's folder if an iteration is named; else the path as it is.
+
+    Raises:
+        CheckpointError: the run has no such iteration, and which it has.
+    """
+    there, named = Path(path), _ITERATION.fullmatch(Path(path).absolute().name)
+    if named is None and step is None:
+        return there
+    if named is not None:
+        if step not in (None, int(named[1])):
+            raise CheckpointError(
+                f"--ckpt-step {step}: {flag} {path} is iteration {int(named[1])} of its run; leave one of them out"
+            )
+        if there.exists():
+            return there
+    root, number = (there, step) if named is None else (there.absolute().parent, int(named[1]))
+    asked = f"{flag} {path}" if step is None else f"--ckpt-step {step}"
+    if (root / "config.json").is_file() and not (root / TRACKER).is_file():
+        raise CheckpointError(
+            f"{asked}: {root} is a folder in Hugging Face layout, which has no iterations; leave --ckpt-step out"
+        )
+    found = CheckpointStore(root).iterations()
+    if number in found:
+        return CheckpointStore(root).folder(number)
+    few = ", ".join(map(str, found[-_MOST_LISTED:]))
+    more = f"the last {_MOST_LISTED} of {len(found)} are " if len(found) > _MOST_LISTED else "there are "
+    raise CheckpointError(
+        f"{asked}: {root} has no iteration {number}; {more + few if found else 'it has none'}"
+    )
+
+
+def path_to_resume(checkpoint: CheckpointConfig) -> Path | None:
+    """What a run resumes from: `--load`, and of it the iteration `--ckpt-step`. None without `--load`.
+
+    Raises:
+        CheckpointError: see `named_checkpoint`.
+    """
+    return named_checkpoint(checkpoint.load, checkpoint.ckpt_step, "--load") if checkpoint.load else None
+
+
+def path_of_pretrained(checkpoint: CheckpointConfig) -> Path | None:
+    """Which weights a run starts from: `--pretrained-checkpoint`. `--ckpt-step` is about it if there is no `--load`.
+
+    Raises:
+        CheckpointError: see `named_checkpoint`.
+    """
+    if checkpoint.pretrained_checkpoint is None:
+        return None
+    step = None if checkpoint.load else checkpoint.ckpt_step
+    return named_checkpoint(checkpoint.pretrained_checkpoint, step, "--pretrained-checkpoint")

@@ -39,7 +39,6 @@ OTHER_NAMES: dict[str, str] = {
     "--no-load-rng": _WEIGHTS_ALONE,
     "--no-save-optim": "use --retain-weights-only with --save-retain-interval",
     "--no-save-rng": "a checkpoint always holds the random state, which an exact resume needs",
-    "--ckpt-step": f"{_PICKED_UP}; to take an older one, write its number into latest_checkpointed_iteration.txt there",
     "--ckpt-format": _ONE_FORMAT,
     "--dist-ckpt-format": _ONE_FORMAT,
     "--use-dist-ckpt": _ONE_FORMAT,

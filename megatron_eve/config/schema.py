@@ -240,8 +240,11 @@ class CheckpointConfig:
     save: Annotated[str | None, Flag("DIR", "nothing is saved")] = None
     """Folder of the run, for checkpoints (iter_0000100/ ...) and losses.jsonl."""
     load: Annotated[str | None, Flag("DIR", "start from the beginning")] = None
-    """Folder of a run to resume, which goes on with its next sample; without a checkpoint there, the run starts from
-    the beginning."""
+    """Folder of a run to resume, or one checkpoint in it (iter_0000100); the run goes on with its next sample.
+    Without a checkpoint there, it starts from the beginning."""
+    ckpt_step: Annotated[int | None, Flag(unset="the latest")] = None
+    """Iteration to take of --load; without --load, of --pretrained-checkpoint. Every start with it begins there, so
+    leave it out of a job that is requeued."""
     save_interval: Annotated[int | None, Flag(unset="only at the end")] = None
     """Iterations between two checkpoints; there is one at the end, too."""
     async_save: bool = False
@@ -254,8 +257,8 @@ class CheckpointConfig:
     """Delete the optimizer state of the checkpoints that --save-retain-interval keeps, about six sevenths of their
     bytes."""
     pretrained_checkpoint: Annotated[str | None, Flag("DIR", "random weights")] = None
-    """Folder whose weights, and nothing else, the run starts from: a checkpoint of a run or of an import, or a model in
-    Hugging Face layout."""
+    """Folder whose weights, and nothing else, the run starts from: a run, one checkpoint of it (iter_0000100), or
+    a model in the published Hugging Face layout."""
 
 
 @dataclass(frozen=True)

@@ -232,13 +232,15 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield f"--save {checkpoint.save}: is the name of one checkpoint; name the folder above it"
     elif (
         checkpoint.save
-        and not same_folder(checkpoint.save, checkpoint.load)
+        and not same_folder(checkpoint.save, _run_folder(checkpoint.load))
         and _holds_checkpoints(checkpoint.save)
     ):
         yield (
             f"--save {checkpoint.save}: holds the checkpoints of a run; go on with it (--load {checkpoint.save}) "
             "or choose another folder"
         )
+    if checkpoint.ckpt_step is not None and not (checkpoint.load or checkpoint.pretrained_checkpoint):
+        yield f"--ckpt-step {checkpoint.ckpt_step}: of which run? Add --load or --pretrained-checkpoint"
     yield from at_least_one(checkpoint, "keep_last", "save_retain_interval")
     if checkpoint.save_retain_interval and not checkpoint.keep_last:
         yield "--save-retain-interval: all checkpoints are kept without --keep-last; add that, or leave it out"
@@ -255,6 +257,12 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
 def same_folder(one: str | None, other: str | None) -> bool:
     """True if two paths name the same folder."""
     return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
+
+
+def _run_folder(load: str | None) -> str | None:
+    """The run's folder of `--load`, which may name one checkpoint in it."""
+    one = load is not None and re.fullmatch(r"iter_\d+", Path(load).name)
+    return str(Path(load).parent) if load is not None and one else load
 
 
 def _holds_checkpoints(folder: str) -> bool:

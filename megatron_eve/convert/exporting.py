@@ -28,7 +28,7 @@ from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.meta_model import Entry, meta_model
-from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
+from megatron_eve.convert.transformers_folder import fast_tokenizer, write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, rule_for
@@ -180,6 +180,18 @@ def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> 
         name = f"{copied.prefix}{key}"
         plan.tensors[name] = LazyTensor(shape, dtype, partial(folder.tensor, key))
         plan.added[name] = copied.origin
+
+
+def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> None:
+    """Refuse what an export could not write of a tokenizer, before anything is written.
+
+    Raises:
+        ConfigError: transformers could not have it; or a file beside it, which is copied, cannot be read.
+    """
+    if not published:
+        fast_tokenizer(Path(tokenizer.path))
+    elif (settings := Path(tokenizer.path).parent / _GENERATION).is_file():
+        _settings(settings)
 
 
 def write_export(

@@ -1,11 +1,20 @@
-"""Which folders a conversion may write to. Needs no torch."""
+"""What a conversion reads beside weights, and which folders it may write to. Needs no torch."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.tokenizer_record import TOKENIZER_FILE, TokenizerRecord
 from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.runtime.wrong_content import wrong_content
+
+_SMALL_FILES = (
+    64 << 20
+)  # bytes that an import reserves for what stands beside the tensors; an export needs fewer
 
 
 def check_target(target: Path) -> None:
@@ -22,3 +31,55 @@ def check_target(target: Path) -> None:
     # An iteration 0 that no tracker names was written by an import that was killed before it did so.
     if (store.root / TRACKER).exists() or any(store.iterations()):
         raise ConfigError(f"{target}: holds a run already; choose another --target")
+
+
+def check_room(target: Path, size: int) -> None:
+    """Refuse a disk without room for a folder.
+
+    Args:
+        target: the new folder.
+        size: bytes of its weights.
+
+    Raises:
+        ConfigError: so much is not free there.
+    """
+    there = next(place for place in (target, *target.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size + _SMALL_FILES:
+        raise ConfigError(
+            f"--target {target}: {in_units(free)} are free there, and the weights take {in_units(size)}; free some "
+            "space, or choose another --target"
+        )
+
+
+def in_units(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def source_tokenizer(source: Path, rows: int) -> TokenizerRecord | None:
+    """The tokenizer.model beside the weights of an import; None without one.
+
+    Args:
+        source: the folder.
+        rows: of the model's embedding.
+
+    Raises:
+        ConfigError: it cannot be read (its fingerprint would shut out the right one later), or has more pieces than the
+            embedding has rows.
+    """
+    path = source / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    if other := wrong_content(path):
+        raise ConfigError(f"{path}: cannot be read: it {other}")
+    try:
+        tokenizer = Tokenizer(path)
+    except DataError as error:
+        raise ConfigError(f"{error}; or take it out of --source") from None
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"{path}: has {tokenizer.vocab_size} pieces, and the embedding {rows} rows, so it is not "
+            "this model's tokenizer; copy the right one there, or take this one out of --source"
+        )
+    return TokenizerRecord.of(tokenizer)

@@ -16,17 +16,16 @@ from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor
 from megatron_eve.checkpoint.hf.rules import ignored_because, lacking_parts, optional_part, rules_of
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import ConfigError, RunConfig, validate_sizes
 from megatron_eve.convert.dist_folder import write_dist_folder
-from megatron_eve.convert.folders import check_target
+from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.convert.meta_model import Entry, MetaModel, meta_model
 from megatron_eve.models.family import ModelFamily, begins_at_random
 from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.name_rules import HEAD_KEY, Rule, source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
-from megatron_eve.runtime.digests import file_digest
-from megatron_eve.runtime.wrong_content import wrong_content
 
 
 @dataclass
@@ -40,7 +39,7 @@ class ImportPlan:
         dropped: Hugging Face keys that nothing is made of, and why.
         initialised: keys of the checkpoint that begin at random.
         source_bytes: of the Hugging Face tensors that are mapped.
-        tokenizer_sha256: of the source folder's tokenizer.model, if it has one.
+        tokenizer: the source folder's tokenizer.model, if it has one.
     """
 
     config: RunConfig
@@ -49,7 +48,7 @@ class ImportPlan:
     dropped: dict[str, str] = field(default_factory=dict)
     initialised: list[str] = field(default_factory=list)
     source_bytes: int = 0
-    tokenizer_sha256: str | None = None
+    tokenizer: TokenizerRecord | None = None
 
 
 def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed: int) -> ImportPlan:
@@ -66,10 +65,7 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     """
     found = HFConfig.read(source)
     folder, plan = HFFolder(source, found.folders), ImportPlan(config)
-    if (tokenizer := found.language_folder / "tokenizer.model").is_file():
-        if other := wrong_content(tokenizer):  # its digest would shut out the right one later
-            raise ConfigError(f"{tokenizer}: cannot be read: it {other}")
-        plan.tokenizer_sha256 = file_digest(tokenizer)
+    plan.tokenizer = source_tokenizer(found.language_folder, config.model.vocab_size)
     keys = set(folder.keys())
     rules, family = rules_of(config), find_family(config.family)
     lacking = lacking_parts(family, keys, language_model=found.family is None)
@@ -188,8 +184,8 @@ def write_import(
     try:
         common = {
             "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
-            "dataset": None, "tokenizer_sha256": plan.tokenizer_sha256, "frozen": frozen,
-            "content_metadata": dict(CONTENT),
+            "dataset": None, "frozen": frozen,
+            "tokenizer": plan.tokenizer.to_dict() if plan.tokenizer else None, "content_metadata": dict(CONTENT),
         }  # fmt: skip
         write_dist_folder(partial_folder, plan.tensors, common, done)
         store.free_reserve(partial_folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,15 +13,13 @@ import yaml
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
-from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
+from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
 from megatron_eve.config import TRACKER, ConfigError
-from megatron_eve.convert.folders import check_target
-from megatron_eve.data.errors import DataError
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
 
-_TOKENIZER = "tokenizer.model"
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
 _UNITS = {
     f"{prefix}{kind}": (1024 if kind == "IB" else 1000) ** power
@@ -43,19 +42,6 @@ def shard_bytes(size: str) -> int:
             f"--max-shard-size {size}: is no size; give a number above 0 and a unit, such as 2GB, 500MB or 5GiB"
         )
     return count
-
-
-def read_tokenizer(given: Path) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names: a folder with a tokenizer.model, or the file itself.
-
-    Raises:
-        ConfigError: it is not there, or no sentencepiece model with Llama's control pieces.
-    """
-    path = given if given.is_file() else given / _TOKENIZER
-    try:
-        return Tokenizer(path)
-    except DataError as error:
-        raise ConfigError(f"--tokenizer: {error}") from None
 
 
 def family_of_source(source: Path) -> str | None:
@@ -92,13 +78,17 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     for problem in find_family(flags.family).hugging_face().check_import_flags(vars(flags)):
         raise ConfigError(problem)
     _check_folders(flags)
-    if not flags.dry_run:
-        check_target(flags.target)
-    HFConfig.read(flags.source)
+    check_target(flags.target)
+    found = HFConfig.read(flags.source)
+    source_tokenizer(flags.source, found.model_config().vocab_size)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
-    """Refuse what an export's flags and folders alone show to be wrong.
+    """Refuse what an export's flags and folders alone show to be wrong, and fill in the checkpoint and its tokenizer.
+
+    Args:
+        flags: of the command. Afterwards `source` is the folder of one iteration, if one is named, and `tokenizer` the
+            file that is exported, or None.
 
     Raises:
         ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
@@ -106,25 +96,42 @@ def check_export_flags(flags: argparse.Namespace) -> None:
     published = flags.format == "published"
     for problem in find_family(flags.family).hugging_face().check_export_flags(published, vars(flags)):
         raise ConfigError(problem)
-    if not published and flags.tokenizer is None:
-        raise ConfigError(
-            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR (Vicuna's folder)"
-        )
     shard_bytes(flags.max_shard_size)
-    if flags.tokenizer is not None:
-        read_tokenizer(flags.tokenizer)
+    flags.source = named_checkpoint(flags.source, flags.ckpt_step, "--source")
     _check_folders(flags)
-    if (flags.target.exists() or flags.target.is_symlink()) and not flags.dry_run:
+    if flags.target.exists() or flags.target.is_symlink():
         raise ConfigError(f"{flags.target}: exists already; choose another --target")
     if not (flags.source / TRACKER).is_file() and (flags.source / "config.json").is_file():
         raise ConfigError(
             f"--source {flags.source}: is a model in Hugging Face layout already; an export takes a checkpoint, the "
             "folder that --save of a run, or an import, wrote"
         )
-    if CheckpointStore(flags.source).latest() is None:
+    iteration = CheckpointStore(flags.source).latest()
+    if iteration is None:
         raise CheckpointError(
             f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
         )
+    _choose_tokenizer(flags, CheckpointStore(flags.source).folder(iteration), needed=not published)
+
+
+def _choose_tokenizer(flags: argparse.Namespace, checkpoint: Path, needed: bool) -> None:
+    """Refuse another tokenizer than the checkpoint's; where one is needed, the one that it records stands in."""
+    if flags.tokenizer is None and not needed:
+        return
+    try:
+        tokenizer, warning = open_tokenizer(checkpoint, flags.tokenizer, "--tokenizer")
+    except ConfigError as error:
+        if flags.tokenizer is not None:
+            raise
+        raise ConfigError(
+            "--format transformers: the processor needs a tokenizer; add --tokenizer DIR: "
+            + str(error).removeprefix("--tokenizer: ")
+        ) from None
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    if flags.tokenizer is None:
+        print(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained", file=sys.stderr)
+    flags.tokenizer = Path(tokenizer.path)
 
 
 def _check_folders(flags: argparse.Namespace) -> None:
@@ -137,5 +144,5 @@ def _check_folders(flags: argparse.Namespace) -> None:
     parent = next((place for place in target.absolute().parents if place.exists()), None)
     if parent is not None and not parent.is_dir():
         raise ConfigError(f"--target {target}: {parent} is a file, not a folder; choose another --target")
-    if parent is not None and not flags.dry_run and not os.access(parent, os.W_OK | os.X_OK):
+    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--target {target}: {parent} cannot be written to; choose another --target")

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.engine import Engine, Query
 from megatron_eve.inference.questions import AnswerRow, AnswersFile, Question, read_picture
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
 
 @dataclass
@@ -38,6 +39,7 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     done: Callable[[int], object],
+    sampling: Sampling = GREEDY,
 ) -> AnswerCounts:
     """Answer the questions that have no answer yet, in order.
 
@@ -51,6 +53,7 @@ def answer_questions(
         batch_size: number of prompts that are answered together.
         max_new_tokens: of one answer.
         done: called after each batch with its number of questions.
+        sampling: how a token is chosen.
     """
     tally, began = AnswerCounts(0, {}, 0, 0.0), time.monotonic()
     for questions in batches(answers.missing, batch_size):
@@ -58,7 +61,7 @@ def answer_questions(
             _prepare(engine, question, image_folder, max_new_tokens) for question in questions
         ]
         queries = [query for query in prepared if isinstance(query, Query)]
-        found = iter(engine.answers(queries, max_new_tokens) if queries else [])
+        found = iter(engine.answers(queries, max_new_tokens, sampling) if queries else [])
         rows: list[AnswerRow] = []
         for question, one in zip(questions, prepared, strict=True):
             if isinstance(one, SkipRow):

@@ -6,17 +6,21 @@ and the ranks of a layout take calls from one thread only.
 
 from __future__ import annotations
 
+import errno
 import queue
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images.decode import ACCEPTED_FORMATS
 from megatron_eve.data.text.conversation import prompt_text
 from megatron_eve.inference.engine import Engine, EngineLost, Query
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
 _READABLE = {
     "image_empty": "The picture's file is empty.",
@@ -25,8 +29,34 @@ _READABLE = {
     "image_damaged": "The picture is damaged, or cut off.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
+HOST = "127.0.0.1"
+"""Address of the page: this machine alone."""
+
 _LOOK_SECONDS = 0.25  # seconds between checks whether to stop
 _PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
+
+
+def check_port(port: int) -> None:
+    """Refuse a `--port` that the page could not have; it is looked at before the model is loaded.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(
+            f"--port {port}: must lie between 1 and {(1 << 16) - 1}, or be 0, which takes a free one"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = (
+                "is taken, perhaps by another page" if error.errno == errno.EADDRINUSE else error.strerror
+            )
+            raise ConfigError(
+                f"--port {port}: {reason} ({HOST}); give another one, or 0, which takes a free one"
+            ) from None
 
 
 class Refused(Exception):
@@ -108,11 +138,13 @@ class Request:
 
     Attributes:
         asked: the question.
+        sampling: how tokens of the answer are chosen.
         events: ("text", piece) and, at the end, ("done", "") or ("error", message).
         cancelled: set it when the answer is no longer needed.
     """
 
     asked: Asked
+    sampling: Sampling = GREEDY
     events: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -135,9 +167,9 @@ class RequestQueue:
         self._waiting: queue.Queue[Request] = queue.Queue()
         self._closed = threading.Event()
 
-    def submit(self, asked: Asked) -> Request:
+    def submit(self, asked: Asked, sampling: Sampling = GREEDY) -> Request:
         """Add a question at the end of the queue."""
-        request = Request(asked)
+        request = Request(asked, sampling)
         self._waiting.put(request)
         return request
 
@@ -167,7 +199,8 @@ def _answer(request: Request, engine: Engine, limits: Limits) -> None:
     if request.cancelled.is_set():
         return
     try:
-        pieces = engine.stream(request.asked.query(engine, limits), limits.new_tokens)
+        query = request.asked.query(engine, limits)
+        pieces = engine.stream(query, limits.new_tokens, request.sampling)
         for piece in pieces:
             request.events.put(("text", piece))
             if request.cancelled.is_set():

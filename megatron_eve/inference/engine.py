@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
 REPLACEMENT = "\ufffd"
 
@@ -48,7 +49,7 @@ class Answer:
 
 
 class Engine(Protocol):
-    """Greedy answers. One call at a time, all from one thread."""
+    """Answers, greedy or sampled. One call at a time, all from one thread."""
 
     @property
     def conv_mode(self) -> str:
@@ -66,10 +67,14 @@ class Engine(Protocol):
             PromptError: longer than the model takes, an answer of `max_new_tokens` included.
         """
 
-    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
         """Answer prompts of any lengths as one batch; each answer is the one that it would get alone."""
 
-    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+    def stream(
+        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Generator[str, None, None]:
         """Answer one prompt in pieces of `Answer.text`, as they come. Closing the iterator ends the generation."""
 
 

@@ -1,4 +1,4 @@
-"""Greedy generation with a key-value cache, under tensor and pipeline parallelism.
+"""Generation with a key-value cache, under tensor and pipeline parallelism.
 
 Prompts of unequal length and with any number of images run together as one pack; each later step is a pack of one
 token a prompt. Both go through megatron-core's forward-only schedule, so a layout that trains also generates.
@@ -6,8 +6,9 @@ token a prompt. Both go through megatron-core's forward-only schedule, so a layo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
+from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
@@ -36,10 +38,12 @@ class Prompt:
     Attributes:
         tokens: ids with IMAGE_TOKEN_ID once for each image (see `encode_prompt`).
         images: the image files' bytes, in order.
+        key: of its random numbers (see `Sampling.key`).
     """
 
     tokens: list[int]
     images: list[bytes] = field(default_factory=list)
+    key: int = 0
 
 
 def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel: int) -> RunConfig:
@@ -75,8 +79,9 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int],
     apply_exif: bool = True,
+    sampling: Sampling = GREEDY,
 ) -> list[list[int]]:
-    """Continue prompts greedily. Collective over all ranks of the model.
+    """Continue prompts. Collective over all ranks of the model.
 
     Arguments are those of `generation_steps`.
 
@@ -91,6 +96,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,
         apply_exif=apply_exif,
+        sampling=sampling,
     ):
         for sample, token in found:
             answers[sample].append(token)
@@ -106,8 +112,9 @@ def generation_steps(
     max_new_tokens: int,
     stop_ids: Collection[int],
     apply_exif: bool = True,
+    sampling: Sampling = GREEDY,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Continue prompts greedily, a token of each at a time. Collective: every rank takes the same number of steps.
+    """Continue prompts, a token of each at a time. Collective: every rank takes the same number of steps.
 
     Args:
         model: this rank's stage, bare, built under `generation_config`.
@@ -116,6 +123,7 @@ def generation_steps(
         max_new_tokens: stop after so many.
         stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
+        sampling: how a token is chosen.
 
     Yields:
         (index of the prompt, new token id) of the prompts that go on, after each step.
@@ -132,7 +140,11 @@ def generation_steps(
     inputs.labels = None
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
     for step in range(max_new_tokens):
-        chosen = list(zip(active, _next_tokens(model, inputs, len(active)), strict=True))
+        keys = [prompts[sample].key for sample in active]
+        tokens = _next_tokens(
+            model, inputs, partial(next_tokens, sampling=sampling, keys=keys, step=step), len(keys)
+        )
+        chosen = list(zip(active, tokens, strict=True))
         for sample, token in chosen:
             if token in stop_ids:
                 cache.drop(sample)
@@ -146,12 +158,24 @@ def generation_steps(
         )
 
 
-def _next_tokens(model: VisionLanguageModel, inputs: ModelInputs, count: int) -> list[int]:
-    """Run one pack through all stages; returns the most likely next token of each sample on every rank."""
+def _next_tokens(
+    model: VisionLanguageModel,
+    inputs: ModelInputs,
+    choose_from: Callable[[torch.Tensor], torch.Tensor],
+    count: int,
+) -> list[int]:
+    """Run one pack through all stages and tell every rank the next token of each sample.
+
+    Args:
+        model: this rank's stage.
+        inputs: the pack.
+        choose_from: logits [B, W], the same on all tensor-parallel ranks of the last stage -> token ids [B].
+        count: samples of the pack.
+    """
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
         def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return logits.new_zeros(()), logits.argmax(-1)
+            return logits.new_zeros(()), choose_from(logits)
 
         return stage(inputs), choose
 

@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, StoppingCriteria
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    LogitsProcessor,
+    StoppingCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
@@ -71,17 +78,23 @@ class HFEngine:
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 
-    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
         """See `Engine.answers`."""
         inputs = self._inputs(queries)
-        generated = self._generate(inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+        chooser = _Chooser(sampling, queries, inputs)
+        generated = self._generate(inputs, max_new_tokens, chooser)[:, inputs["input_ids"].shape[1] :]
         return [self._answer(row) for row in generated.tolist()]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+    def stream(
+        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
         tokens = _Tokens()
         inputs, pieces = self._inputs([query]), TextPieces(self._text.decode)
-        thread = threading.Thread(target=tokens.run, args=(self._generate, inputs, max_new_tokens))
+        chooser = _Chooser(sampling, [query], inputs)
+        thread = threading.Thread(target=tokens.run, args=(self._generate, inputs, max_new_tokens, chooser))
         thread.start()
         try:
             for token in tokens:
@@ -93,10 +106,15 @@ class HFEngine:
         if piece := pieces.rest():
             yield piece
 
-    def _generate(self, inputs: Any, max_new_tokens: int, **more: Any) -> torch.Tensor:
+    def _generate(self, inputs: Any, max_new_tokens: int, chooser: _Chooser, **more: Any) -> torch.Tensor:
         """Token ids [B, prompt and answer]; shorter answers are padded at the end."""
         sequences: torch.Tensor = self._model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids, **more
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,  # the chooser leaves one token
+            eos_token_id=self._stop_ids,
+            logits_processor=chooser.processors,
+            **more,
         )
         return sequences
 
@@ -213,6 +231,26 @@ def _bytes(piece: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 
 
+class _Chooser(LogitsProcessor):
+    """Has transformers choose tokens as `MegatronEngine` does, with random numbers of each prompt's own."""
+
+    def __init__(self, sampling: Sampling, queries: Sequence[Query], inputs: Any) -> None:
+        self._sampling = sampling
+        self._keys = [sampling.key(query.text, query.images) for query in queries]
+        self._prompt = inputs["input_ids"].shape[1]
+
+    @property
+    def processors(self) -> list[LogitsProcessor]:
+        """For `generate`: none where the most likely token is taken, which it does by itself."""
+        return [] if self._sampling.greedy else [self]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Called by transformers for each token, scores [B, W]; in what is returned, all but the chosen are -inf."""
+        step = input_ids.shape[1] - self._prompt
+        chosen = next_tokens(scores.float(), self._sampling, self._keys, step)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+
+
 class _Tokens(BaseStreamer, StoppingCriteria):
     """New tokens as they come, from another thread; ends the generation once `left` is set."""
 
@@ -221,10 +259,10 @@ class _Tokens(BaseStreamer, StoppingCriteria):
         self._events: queue.Queue[int | Exception | None] = queue.Queue()
         self._prompt_came = False
 
-    def run(self, generate: Any, inputs: Any, max_new_tokens: int) -> None:
+    def run(self, generate: Any, inputs: Any, max_new_tokens: int, chooser: _Chooser) -> None:
         """Generate; an error is passed to the reader of the stream."""
         try:
-            generate(inputs, max_new_tokens, streamer=self, stopping_criteria=[self])
+            generate(inputs, max_new_tokens, chooser, streamer=self, stopping_criteria=[self])
         except Exception as error:
             self._events.put(error)
 

@@ -17,6 +17,7 @@ from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID, encode_text
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
+from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.registry import image_planner
 
@@ -64,18 +65,22 @@ class MegatronEngine:
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 
-    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
         """See `Engine.answers`."""
         tokens: list[list[int]] = [[] for _ in queries]
-        for found in self._lead(queries, max_new_tokens):
+        for found in self._lead(queries, max_new_tokens, sampling):
             for sample, token in found:
                 tokens[sample].append(token)
         return [Answer(tuple(some), self._text(some).strip()) for some in tokens]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+    def stream(
+        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Generator[str, None, None]:
         """See `Engine.stream`."""
         pieces = TextPieces(self._text)
-        steps = self._lead([query], max_new_tokens)
+        steps = self._lead([query], max_new_tokens, sampling)
         try:
             for ((_, token),) in steps:
                 if piece := pieces.add(token):
@@ -92,8 +97,7 @@ class MegatronEngine:
     def follow(self) -> None:
         """Take part in the steps of rank 0, until it calls `dismiss`."""
         while (work := _shared(None)) is not None:
-            prompts, max_new_tokens = work
-            for _ in self._steps(prompts, max_new_tokens):
+            for _ in self._steps(*work):
                 if not _shared(None):
                     break
 
@@ -103,15 +107,23 @@ class MegatronEngine:
             _shared(None)
 
     def _lead(
-        self, queries: Sequence[Query], max_new_tokens: int
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling
     ) -> Generator[list[tuple[int, int]], None, None]:
         """Rank 0's steps; after each it tells the others whether there will be another."""
-        work = [Prompt(encode_text(query.text, self._tokenizer), list(query.images)) for query in queries]
+        prompts = [
+            Prompt(
+                encode_text(query.text, self._tokenizer),
+                list(query.images),
+                sampling.key(query.text, query.images),
+            )
+            for query in queries
+        ]
+        work = prompts, max_new_tokens, sampling
         if self._alone:
-            yield from self._steps(work, max_new_tokens)
+            yield from self._steps(*work)
             return
-        _shared((work, max_new_tokens))
-        steps = self._steps(work, max_new_tokens)
+        _shared(work)
+        steps = self._steps(*work)
         while (found := _next_of(steps)) is not None:
             goes_on = False
             try:
@@ -120,14 +132,17 @@ class MegatronEngine:
             finally:
                 _shared(goes_on)
 
-    def _steps(self, work: list[Prompt], max_new_tokens: int) -> Iterator[list[tuple[int, int]]]:
+    def _steps(
+        self, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[list[tuple[int, int]]]:
         return generation_steps(
             self._model,
-            work,
+            prompts,
             self._config,
             max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids,
             apply_exif=self._apply_exif,
+            sampling=sampling,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,16 +30,22 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder of the model: a checkpoint (what --save of a run or an import wrote), or a folder for "
-        "transformers (what tools/convert_checkpoint.py export --format transformers, or save_pretrained of model and "
-        "processor, wrote)",
+        help="folder of the model: a checkpoint (what --save of a run or an import wrote, or one iter_ folder in "
+        "it), or a folder for transformers (what tools/convert_checkpoint.py export --format transformers, or save_pretrained of "
+        "model and processor, wrote)",
+    )
+    model.add_argument(
+        "--ckpt-step",
+        type=whole_number(1),
+        metavar="N",
+        help="iteration of a run to take (default: the latest)",
     )
     model.add_argument(
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="tokenizer.model that the checkpoint was trained with; needed with a checkpoint, left out with a folder "
-        "for transformers, which has its own",
+        help="tokenizer.model that the checkpoint was trained with (default: the one whose path the checkpoint holds, "
+        "if it is still there and the same; a folder for transformers has its own)",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -75,13 +82,20 @@ def chat_template(folder: Path) -> str:
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:
-    """Refuse what can be refused before torch is imported.
+    """Refuse what can be refused before torch is imported, and fill in the checkpoint's folder and its tokenizer.
+
+    Args:
+        flags: of `add_model_flags`. Afterwards `model_path` is the folder of one iteration, if one is named, and
+            `tokenizer_model` the file to use with a checkpoint.
 
     Raises:
-        ConfigError: naming the flag and the remedy.
+        ConfigError, CheckpointError: naming the flag and the remedy.
     """
+    from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
+
+    flags.model_path = named_checkpoint(flags.model_path, flags.ckpt_step, "--model-path")
     exported = _is_exported(flags.model_path)
-    if not exported and not (flags.model_path / TRACKER).is_file():
+    if not exported and CheckpointStore(flags.model_path).latest() is None:
         raise ConfigError(
             f"--model-path {flags.model_path}: neither a checkpoint (no {TRACKER} there) nor an exported folder (no "
             f"{_MODEL}); name the folder that --save of a run wrote, or one of tools/convert_checkpoint.py, import "
@@ -95,11 +109,7 @@ def check_model_flags(flags: argparse.Namespace) -> None:
         )
     if exported and flags.tokenizer_model is not None:
         raise ConfigError(f"--tokenizer-model: {flags.model_path} has a tokenizer of its own; leave this out")
-    if not exported and flags.tokenizer_model is None:
-        raise ConfigError(
-            "--tokenizer-model: a checkpoint does not hold its tokenizer; name its tokenizer.model"
-        )
-    if not exported and not flags.tokenizer_model.is_file():
+    if flags.tokenizer_model is not None and not flags.tokenizer_model.exists():
         raise ConfigError(f"--tokenizer-model {flags.tokenizer_model}: no such file")
     ranks = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -110,6 +120,49 @@ def check_model_flags(flags: argparse.Namespace) -> None:
             f"--tensor-model-parallel-size x --pipeline-model-parallel-size = {ranks} ranks, but {started} were "
             f"started; use torchrun --nproc-per-node {ranks}"
         )
+    if not exported:
+        _choose_tokenizer(flags)
+
+
+def _choose_tokenizer(flags: argparse.Namespace) -> None:
+    """Refuse another tokenizer than the checkpoint's; without `--tokenizer-model`, take the one that it records."""
+    from megatron_eve.checkpoint.store import CheckpointStore
+    from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
+
+    store = CheckpointStore(flags.model_path)
+    iteration = store.latest()
+    assert iteration is not None, "there is a checkpoint"
+    tokenizer, _ = open_tokenizer(store.folder(iteration), flags.tokenizer_model)
+    if flags.tokenizer_model is None:
+        _say(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained")
+    flags.tokenizer_model = Path(tokenizer.path)
+
+
+def family_title(folder: Path) -> str:
+    """What messages call a model of a folder's family; "" where the folder does not say."""
+    from megatron_eve.checkpoint.compatibility import family_of
+    from megatron_eve.checkpoint.hf.config import HFConfig
+    from megatron_eve.checkpoint.saved_state import read_common
+    from megatron_eve.checkpoint.store import CheckpointStore
+    from megatron_eve.models.registry import find_family
+
+    try:
+        if _is_exported(folder):
+            family = HFConfig.read(folder).family
+            return family.hugging_face().title if family else ""
+        store = CheckpointStore(folder)
+        iteration = store.latest()
+        saved = read_common(store.folder(iteration)) if iteration is not None else None
+        return find_family(family_of(saved)).hugging_face().title if saved and "config" in saved else ""
+    except UserError:  # the opening of the model says it
+        return ""
+
+
+def model_name(folder: Path) -> str:
+    """What a model is called: by its folder, and one iteration of a run by the run's folder and its own."""
+    folder = folder.resolve()
+    one = re.fullmatch(r"iter_\d+", folder.name)
+    return f"{folder.parent.name}_{folder.name}" if one else folder.name
 
 
 def global_rank() -> int:
@@ -162,9 +215,10 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
 
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
-    from megatron_eve.checkpoint.compatibility import check_tokenizer, unlike_training
+    from megatron_eve.checkpoint.compatibility import unlike_training
     from megatron_eve.checkpoint.files import weights_fingerprint
     from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
+    from megatron_eve.checkpoint.tokenizer_record import check_tokenizer
     from megatron_eve.config import from_saved, validate
     from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.generate import generation_config

@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_eve.checkpoint.files import weights_fingerprint
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.config import ConfigError
+from megatron_eve.inference.opening import model_name
 from megatron_eve.training.monitoring.weight_origin import folder_fingerprint
 
 
@@ -28,6 +29,7 @@ class AnswerOrigin:
         conv_mode: the template of the prompts.
         max_new_tokens: limit of an answer's tokens.
         apply_exif: pictures were turned upright.
+        sampling: how tokens were drawn (see `Sampling`); None for the most likely ones.
     """
 
     model_path: str
@@ -37,11 +39,12 @@ class AnswerOrigin:
     conv_mode: str
     max_new_tokens: int
     apply_exif: bool
+    sampling: dict[str, Any] | None = None
 
     @property
     def model_id(self) -> str:
-        """The `model_id` of the published layout: the name of the model's folder."""
-        return Path(self.model_path).name
+        """The `model_id` of the published layout: the name of the model's folder (see `model_name`)."""
+        return model_name(Path(self.model_path))
 
     @property
     def model(self) -> str:
@@ -60,6 +63,7 @@ class AnswerOrigin:
 
         The same weights in another folder are the same model.
         """
+        metadata = {"sampling": None, **metadata}  # older versions took the most likely tokens
         if not asdict(self).keys() <= metadata.keys():
             return "does not say which model, settings and pictures it came from, as older versions wrote it"
         before = AnswerOrigin(**{name: metadata[name] for name in asdict(self)})
@@ -69,6 +73,7 @@ class AnswerOrigin:
             ("tokenizer_sha256", "another --tokenizer-model"),
             ("conv_mode", f"--conv-mode {before.conv_mode}"),
             ("max_new_tokens", f"--max-new-tokens {before.max_new_tokens}"),
+            ("sampling", _flags(before.sampling)),
             ("apply_exif", f"{'no ' if before.apply_exif else ''}--ignore-exif-orientation"),
         ):
             if getattr(before, name) != getattr(self, name):
@@ -87,8 +92,8 @@ def model_fingerprint(folder: Path) -> tuple[int | None, str]:
     iteration = store.latest()
     if iteration is not None and not store.folder(iteration).is_dir():
         raise ConfigError(
-            f"--model-path {store.folder(iteration)}: the folder is missing, so this checkpoint is not whole; put the "
-            f"number of an iter_ folder that is there into {folder / TRACKER}"
+            f"--model-path {store.folder(iteration)}: the folder is missing, so this checkpoint is not whole; name "
+            "another iteration (--ckpt-step)"
         )
     try:
         if iteration is not None:
@@ -98,3 +103,10 @@ def model_fingerprint(folder: Path) -> tuple[int | None, str]:
         raise ConfigError(
             f"--model-path {folder}: {error.filename or 'a file'} cannot be read ({error.strerror})"
         ) from None
+
+
+def _flags(sampling: dict[str, Any] | None) -> str:
+    """The flags of a sampling."""
+    if sampling is None:
+        return "--temperature 0, as greedy answers are"
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sampling.items())

@@ -7,8 +7,10 @@ analytics and sharing are off, upload sizes are limited, and all text is shown a
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +21,10 @@ import gradio
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from megatron_eve.inference.chat import Asked, Limits, Refused, Request, RequestQueue
+from megatron_eve.inference.chat import HOST, Asked, Limits, Refused, Request, RequestQueue
 from megatron_eve.inference.engine import Engine
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
-HOST = "127.0.0.1"
 _HEADERS = {
     # Gradio's own page has scripts and styles in it, and compiles some.
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; "
@@ -31,8 +33,13 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
+# Asked where one or several pictures come without a question.
+_PICTURE_ALONE = {1: "Describe the picture.", 2: "Describe the pictures."}
+
 # The buttons beside a picture share it; it is shown small, so that the answers are in sight.
 _STYLE = """
+.heading h1 { font-size: 1.25rem; font-weight: 600; margin: 0; overflow-wrap: anywhere }
+.heading p { margin: 0; opacity: 0.75 }
 .message-content { white-space: pre-wrap }
 .message-buttons { display: none }
 [data-testid=user] .image-container img { max-height: 15rem; width: auto }
@@ -46,13 +53,20 @@ class ChatPage:
         limits: for one user.
         name: of the model, for the page.
         port: 0 takes a free one.
+        family: of the model, as its title stands in messages (`HFFormat.title`).
+        sampling: what the page's controls show at first. Its seed is that of the first question; each one after it
+            has the next.
 
     Raises:
         OSError: the port is taken.
     """
 
-    def __init__(self, limits: Limits, name: str, port: int) -> None:
-        self.requests, self.limits, self.name = RequestQueue(), limits, name
+    def __init__(
+        self, limits: Limits, name: str, port: int, family: str = "", sampling: Sampling = GREEDY
+    ) -> None:
+        self.requests, self.limits, self.name, self.family = RequestQueue(), limits, name, family
+        self._sampling, self._seeds = sampling, itertools.count(sampling.seed)
+        self._loaded = threading.Event()
         self._files = tempfile.TemporaryDirectory(prefix="chat_")
         self._pending: dict[str | None, Request] = {}  # by the browser's session
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=self._files.name)
@@ -83,15 +97,16 @@ class ChatPage:
     def _make(self) -> gradio.Blocks:
         with gradio.Blocks(title="Ask about a picture", analytics_enabled=False, fill_height=True) as page:
             conversation = gradio.State(Conversation())
+            gradio.HTML(_heading(self.name, self.family), padding=False)
             chat = gradio.Chatbot(
-                label=self.name,
-                placeholder="Drop a picture below, and ask.",
+                show_label=False,
+                placeholder="Add a picture below, and ask. A picture alone is described.",
                 render_markdown=False,  # show text as it is, never as HTML
                 buttons=[],
                 scale=1,
             )
             question = gradio.MultimodalTextbox(
-                placeholder="Ask something",
+                placeholder="Ask about a picture",
                 file_types=["image"],
                 file_count="multiple",
                 sources=["upload"],
@@ -99,22 +114,49 @@ class ChatPage:
                 show_label=False,
                 stop_btn=True,
             )
-            new = gradio.Button("New conversation", size="sm")
-            asking = question.submit(
-                self._answer,
-                [question, conversation],
-                [question, chat, conversation],
-                concurrency_limit=1,
+            with gradio.Row():
+                again = gradio.Button("Ask again", size="sm", interactive=False, min_width=120)
+                new = gradio.Button("New conversation", size="sm", min_width=120)
+            with gradio.Accordion("Sampling", open=not self._sampling.greedy), gradio.Row():
+                temperature = gradio.Slider(
+                    0.0, max(2.0, self._sampling.temperature), self._sampling.temperature, step=0.05,
+                    label="Temperature",
+                    info="0 takes the most likely words: the same question gets the same answer.",
+                )  # fmt: skip
+                top_p = gradio.Slider(
+                    min(0.05, self._sampling.top_p), 1.0, self._sampling.top_p, step=0.05, label="Top-p",
+                    info="Draws from the most likely words whose probabilities add up to this.",
+                )  # fmt: skip
+            shown = [question, chat, conversation, again]
+            asking: list[Any] = [
+                event(
+                    work,
+                    [*first, conversation, temperature, top_p],
+                    shown,
+                    concurrency_limit=1,
+                    concurrency_id="asking",
+                    api_visibility="private",
+                )
+                for event, work, first in (
+                    (question.submit, self._answer, [question]),
+                    (again.click, self._ask_again, []),
+                )
+            ]
+            # Not in the queue, which may be full.
+            question.stop(
+                self._stop,
+                conversation,
+                [question, again],
+                cancels=asking,
+                queue=False,
                 api_visibility="private",
             )
-            # Not in the queue, which may be full.
-            question.stop(self._stop, None, question, cancels=[asking], queue=False, api_visibility="private")
             gradio.on(
                 [new.click, chat.clear],
                 self._begin_anew,
                 None,
-                [conversation, chat, question],
-                cancels=[asking],
+                shown,
+                cancels=asking,
                 queue=False,
                 api_visibility="private",
             )
@@ -123,6 +165,7 @@ class ChatPage:
 
     def serve_questions(self, engine: Engine) -> None:
         """Answer in this thread, which owns the engine, until `stop`; Gradio's threads have the page."""
+        self._loaded.set()
         self.requests.serve(engine, self.limits)
 
     def stop(self) -> None:
@@ -143,28 +186,59 @@ class ChatPage:
         if pending := self._pending.pop(request.session_hash, None):
             pending.cancelled.set()
 
-    def _stop(self, request: gradio.Request) -> Any:
+    def _stop(self, before: Conversation, request: gradio.Request) -> tuple[Any, ...]:
         self._leave(request)
-        return gradio.MultimodalTextbox(interactive=True)
+        return gradio.MultimodalTextbox(interactive=True), _again(before)
 
     def _begin_anew(self, request: gradio.Request) -> tuple[Any, ...]:
-        return Conversation(), [], self._stop(request)
+        box, again = self._stop(Conversation(), request)
+        return box, [], Conversation(), again
 
     def _answer(
-        self, message: dict[str, Any], before: Conversation, request: gradio.Request
+        self,
+        message: dict[str, Any],
+        before: Conversation,
+        temperature: float,
+        top_p: float,
+        request: gradio.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """What Gradio calls for a question: the box, the messages and the conversation, each time that they change."""
-        asked = _Turn(message["text"].strip(), tuple(message["files"]))
-        empty = gradio.MultimodalTextbox(value=None, interactive=False)
-        yield empty, before.messages(asked), before
+        """What Gradio calls for a question; yields the values of the page's parts, each time that they change."""
+        files = tuple(message["files"])
+        text = message["text"].strip() or (_PICTURE_ALONE[min(len(files), 2)] if files else "")
+        if not text:  # nothing was asked
+            yield gradio.MultimodalTextbox(interactive=True), before.messages(), before, _again(before)
+            return
+        yield from self._ask(_Turn(text, files), before, temperature, top_p, request)
+
+    def _ask_again(
+        self, before: Conversation, temperature: float, top_p: float, request: gradio.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """What Gradio calls to have the last question answered anew, in the place of its answer."""
+        if not before.turns:
+            return
+        *earlier, last = before.turns
+        asked = replace(last, answer=None, refusal=None)
+        yield from self._ask(asked, Conversation(tuple(earlier)), temperature, top_p, request)
+
+    def _ask(
+        self, asked: _Turn, before: Conversation, temperature: float, top_p: float, request: gradio.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """The box, the messages, the conversation and the button that asks again, each time that they change."""
+        empty, waits = gradio.MultimodalTextbox(value=None, interactive=False), _again(Conversation())
+        asked = replace(asked, loading=not self._loaded.is_set())
+        yield empty, before.messages(asked), before, waits
+        asked = replace(asked, loading=False)
         pending = None
         try:
+            sampling = replace(self._sampling, temperature=temperature, top_p=top_p, seed=next(self._seeds))
+            if problem := sampling.problem():
+                raise Refused(problem)
             query = before.asked(asked, self.limits)
             query.check(self.limits)
-            pending = self._pending[request.session_hash] = self.requests.submit(query)
+            pending = self._pending[request.session_hash] = self.requests.submit(query, sampling)
             for piece in pending.pieces():
                 asked = replace(asked, answer=(asked.answer or "") + piece)
-                yield empty, before.messages(asked), before.after(asked)
+                yield empty, before.messages(asked), before.after(asked), waits
             box = gradio.MultimodalTextbox(interactive=True)
         except Refused as error:
             asked = replace(asked, refusal=str(error))
@@ -173,7 +247,7 @@ class ChatPage:
             # Gradio may close this long after a stop, when the session's request is that of the next question.
             if pending is not None and self._pending.get(request.session_hash) is pending:
                 self._leave(request)
-        yield box, before.messages(asked), before.after(asked)
+        yield box, before.messages(asked), before.after(asked), _again(before.after(asked))
 
 
 @dataclass(frozen=True)
@@ -185,12 +259,14 @@ class _Turn:
         files: pictures that came with it.
         answer: as far as it was generated.
         refusal: why there is no answer.
+        loading: it waits for the model, which is being loaded.
     """
 
     question: str
     files: tuple[str, ...]
     answer: str | None = None
     refusal: str | None = None
+    loading: bool = False
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """Escaped for Gradio's chatbot, which would read a text as HTML."""
@@ -201,6 +277,8 @@ class _Turn:
             yield {"role": "assistant", "content": _text(self.refusal), "metadata": {"title": "Not answered"}}
         elif self.answer is not None:
             yield {"role": "assistant", "content": _text(self.answer)}
+        elif self.loading:
+            yield {"role": "assistant", "content": _text("The model is being loaded; the answer comes then.")}
 
 
 @dataclass(frozen=True)
@@ -213,9 +291,9 @@ class Conversation:
         """With one more."""
         return Conversation((*self.turns, turn))
 
-    def messages(self, turn: _Turn) -> list[dict[str, Any]]:
-        """What the page shows, with one more turn."""
-        return [message for one in (*self.turns, turn) for message in one.messages()]
+    def messages(self, *more: _Turn) -> list[dict[str, Any]]:
+        """What the page shows, with more turns."""
+        return [message for one in (*self.turns, *more) for message in one.messages()]
 
     def asked(self, turn: _Turn, limits: Limits) -> Asked:
         """The question of a turn after what was answered before.
@@ -234,8 +312,19 @@ class Conversation:
         return Asked(turn.question, earlier, tuple(images))
 
 
+def _again(conversation: Conversation) -> gradio.Button:
+    """The button that asks the last question again, which may be pressed once there is one."""
+    return gradio.Button(interactive=bool(conversation.turns))
+
+
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": html.escape(text)}
+
+
+def _heading(name: str, family: str) -> str:
+    """The page's label, as HTML: which model answers, and where."""
+    kind = f"{html.escape(family)}, on this machine" if family else "On this machine"
+    return f'<div class="heading"><h1>{html.escape(name)}</h1><p>{kind}; nothing is sent elsewhere.</p></div>'
 
 
 def _theme() -> gradio.Theme:

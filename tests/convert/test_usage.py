@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_eve.config import ConfigError
+from megatron_eve.convert.folders import check_room
 from megatron_eve.convert.usage import shard_bytes
 from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.convert.test_conversion import convert, edited
@@ -259,3 +260,78 @@ def test_a_full_disk_leaves_nothing(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ") and "Traceback" not in "".join(lines)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(
+    runs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The numbers are those of the run that follows."""
+    for size in ("2GB", "500KB"):
+        words = ("export", "--source", runs / "right", "--target", tmp_path / size, "--max-shard-size", size)
+        assert convert(*words, "--dry-run") == 0
+        *_, last = capsys.readouterr().out.splitlines()
+        assert not (tmp_path / size).exists()
+        assert convert(*words) == 0
+        shards = list((tmp_path / size).glob("*.safetensors"))
+        what = "1 file" if len(shards) == 1 else f"{len(shards)} files"
+        assert last.startswith(f"would write {what} of weights, ")
+        assert last.endswith(f" MB, to {tmp_path / size}; nothing is written (--dry-run)")
+        capsys.readouterr()
+    assert len(shards) > 2
+
+
+def test_a_dry_run_ends_as_the_run_would(
+    runs: Path, tokenizers: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """With the same sentence and status."""
+    import torch
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"][0, 0] = torch.nan
+
+    published = find_golden("_shared/hf_mini224")
+    spoilt = edited(tmp_path / "spoilt", published, spoil)
+    larger = Path(shutil.copytree(published, tmp_path / "larger"))
+    shutil.copyfile(tokenizers / "larger" / "tokenizer.model", larger / "tokenizer.model")
+    damaged = Path(shutil.copytree(runs / "right", tmp_path / "damaged"))
+    next((damaged / "iter_0000000").glob("*.distcp")).write_bytes(b"")
+    (tmp_path / "there").mkdir()
+    out = tmp_path / "out"
+    for words, message in (
+        (("import", "--source", spoilt, "--target", out), "lm_head.weight holds values that are not finite"),
+        (("import", "--source", larger, "--target", out), "has 400 pieces, and the embedding 384 rows"),
+        (("export", "--source", damaged, "--target", out), "holds 0 of"),
+        (("export", "--source", runs / "right", "--target", tmp_path / "there"), "there: exists already"),
+        (("export", "--source", runs / "right", "--target", out, "--ckpt-step", 7), "has no iteration 7; there are 0"),
+    ):  # fmt: skip
+        lines = [refused(capsys, *words, *more) for more in ((), ("--dry-run",))]
+        assert lines[0] == lines[1] and message in lines[0]
+    assert not out.exists()
+
+
+def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:
+    check_room(tmp_path / "deep" / "out", 1000)
+    with pytest.raises(
+        ConfigError, match=r"are free there, and the weights take 1,000,000,000\.0 GB; free some"
+    ):
+        check_room(tmp_path / "deep" / "out", 10**18)
+
+
+def test_an_export_takes_the_tokenizer_that_the_checkpoint_names(
+    tokenizers: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    source = Path(shutil.copytree(find_golden("_shared/hf_mini224"), tmp_path / "source"))
+    shutil.copyfile(tokenizers / "right" / "tokenizer.model", source / "tokenizer.model")
+    assert convert("import", "--source", source, "--target", tmp_path / "run") == 0
+    words = ("export", "--source", tmp_path / "run" / "iter_0000000", "--format", "transformers")
+    assert convert(*words, "--target", tmp_path / "out") == 0
+    assert (
+        f"tokenizer: {source}/tokenizer.model, with which the checkpoint was trained"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()
+    shutil.rmtree(source)
+    line = refused(capsys, *words, "--target", tmp_path / "again")
+    assert (
+        f"add --tokenizer DIR: a checkpoint does not hold its tokenizer, and {source}/tokenizer.model" in line
+    )

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 
 from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.inference.engine import Answer, EngineLost, PromptError, Query, check_length
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='run'\"> **bold** [a](javascript:alert(1)) <script>alert(1)</script>"
@@ -24,6 +25,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.queries: list[Query] = []
+        self.samplings: list[Sampling] = []
         self.threads: set[int] = set()
         self.left = 0
         self._go = threading.Semaphore(0)
@@ -42,13 +44,18 @@ class ScriptedEngine:
             raise PromptError("prompt_too_long", "by a word")
         return Query(text, tuple(images), len(text))
 
-    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
         """All of it at once."""
         return [Answer((), "".join(self.stream(query, max_new_tokens))) for query in queries]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+    def stream(
+        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Generator[str, None, None]:
         """A piece a word."""
         self.queries.append(query)
+        self.samplings.append(sampling)
         self.threads.add(threading.get_ident())
         question = query.text.rpartition("USER: ")[2].removesuffix(" ASSISTANT:").removeprefix("<image>\n")
         kind, _, rest = question.partition(" ")

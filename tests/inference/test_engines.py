@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def everything(engine: Engine) -> Found:
     return answers, ["".join(engine.stream(query, COUNT)) for query in queries], beginning
 
 
-def on_ranks(layout: Layout) -> Found | None:
-    """Runs on each rank: rank 0 asks, the others follow."""
+def on_ranks(layout: Layout, work: Callable[[Engine], Any] = everything) -> Any:
+    """Runs on each rank: rank 0 does the work, the others follow and return None."""
     from megatron_eve.checkpoint.hf.load import load_hf_weights
     from megatron_eve.data.text.tokenizer import Tokenizer
     from megatron_eve.inference.megatron_engine import MegatronEngine
@@ -77,7 +78,7 @@ def on_ranks(layout: Layout) -> Found | None:
         if global_rank():
             engine.follow()
             return None
-        found = everything(engine)
+        found = work(engine)
         engine.dismiss()
         return found
 

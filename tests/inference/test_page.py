@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,7 @@ def shop() -> Iterator[tuple[ChatPage, ScriptedEngine]]:
 @pytest.fixture
 def engine(shop: tuple[ChatPage, ScriptedEngine]) -> ScriptedEngine:
     shop[1].queries.clear()
+    shop[1].samplings.clear()
     shop[1].left = 0
     return shop[1]
 
@@ -143,6 +145,82 @@ def test_a_picture_a_question_and_another(person: Person, engine: ScriptedEngine
         expect(person.told).to_have_count(0)
         expect(person.ask("Still there?")).to_have_text("0 pictures, 1 questions")
     expect(person.page.get_by_role("button", name="Share")).to_be_hidden()
+
+
+def test_a_picture_alone_is_a_question(person: Person, engine: ScriptedEngine) -> None:
+    person.drop(picture(90, 60))
+    expect(person.ask("")).to_have_text("1 pictures, 1 questions")
+    expect(person.page.get_by_test_id("user").last).to_have_text("Describe the picture.")
+    assert engine.queries[-1].text.endswith("USER: <image>\nDescribe the picture. ASSISTANT:")
+    expect(person.ask("And now?")).to_have_text("1 pictures, 2 questions")
+    person.box.press("Enter")  # nothing to ask
+    expect(person.ask("And then?")).to_have_text("1 pictures, 3 questions")
+    expect(person.page.get_by_test_id("user")).to_have_count(4)  # the picture is one of them
+
+
+def test_a_question_is_asked_again_with_other_random_numbers(person: Person, engine: ScriptedEngine) -> None:
+    again = person.page.get_by_role("button", name="Ask again")
+    expect(again).to_be_disabled()
+    expect(person.ask("echo one")).to_have_text("one")
+    expect(person.ask("echo two")).to_have_text("two")
+    assert engine.samplings[-1].greedy
+    person.page.get_by_role("button", name="Sampling").click()
+    for name, value in (("Temperature", "0.7"), ("Top-p", "0.9")):
+        field = person.page.get_by_label(f"number input for {name}")
+        field.fill(value)
+        field.press("Tab")
+    for _ in range(2):
+        asked = len(engine.queries)
+        expect(again).to_be_enabled()
+        again.click()
+        until(lambda asked=asked: len(engine.queries) == asked + 1)
+        expect(again).to_be_enabled()
+        expect(person.told).to_have_text(["one", "two"])
+        assert engine.queries[-1].text == engine.queries[1].text
+    first, second = engine.samplings[-2:]
+    assert (first.temperature, first.top_p) == (0.7, 0.9) and second == replace(first, seed=first.seed + 1)
+    expect(person.ask("fail")).to_contain_text("The model failed")
+    again.click()
+    expect(person.told.nth(2)).to_contain_text("The model failed")
+    expect(person.told).to_have_count(3)
+    person.page.get_by_role("button", name="New conversation").click()
+    expect(again).to_be_disabled()
+
+
+def test_a_question_that_comes_before_the_model_waits_for_it(
+    browser: Any, shop: tuple[ChatPage, ScriptedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Gradio reads it at each upload; a second page in this process must not leave its own to the first.
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])
+    engine = ScriptedEngine()
+    with ChatPage(LIMITS, "model", port=0) as page:
+        somebody = Person(browser, page.url)
+        answer = somebody.ask("echo here")
+        expect(answer).to_have_text("The model is being loaded; the answer comes then.")
+        thread = threading.Thread(target=page.serve_questions, args=(engine,), daemon=True)
+        thread.start()
+        expect(answer).to_have_text("here")
+        somebody.leave()
+        page.stop()
+        thread.join(timeout=30)
+
+
+def test_a_slider_takes_no_other_value_by_hand(shop: tuple[ChatPage, ScriptedEngine]) -> None:
+    """A browser may send what it likes."""
+    page, request = shop[0], SimpleNamespace(session_hash="somebody else")
+    *_, (_, messages, _, _) = page._answer({"text": "Hi", "files": []}, Conversation(), -1.0, 1.0, request)
+    assert messages[-1]["content"]["text"].startswith("--temperature -1.0: must lie between 0")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_its_window(browser: Any, shop: tuple[ChatPage, ScriptedEngine], width: int) -> None:
+    """Nothing has to be scrolled to sideways, and the box is in sight."""
+    somebody = Person(browser, shop[0].url)
+    somebody.page.set_viewport_size({"width": width, "height": 800})
+    expect(somebody.ask("echo " + "word " * 100)).to_contain_text("word word")
+    assert somebody.page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(somebody.box).to_be_in_viewport()
+    somebody.leave()
 
 
 def test_hostile_text_is_shown_and_not_run(person: Person, engine: ScriptedEngine) -> None:
@@ -219,14 +297,14 @@ def test_a_stopped_question_takes_nothing_from_the_next(
     page, request = shop[0], SimpleNamespace(session_hash="somebody")
 
     def ask(question: str) -> Any:
-        asking = page._answer({"text": question, "files": []}, Conversation(), request)
+        asking = page._answer({"text": question, "files": []}, Conversation(), 0.0, 1.0, request)
         next(asking)
         return asking
 
     stopped = ask("slowly")
     engine.release()
     next(stopped)
-    page._stop(request)
+    page._stop(Conversation(), request)
     engine.release()
     until(lambda: engine.left == 1)
     following = ask("echo mine")
@@ -272,9 +350,18 @@ def test_the_command_with_a_model(browser: Any, exported: Path) -> None:
     ) as server:  # fmt: skip
         try:
             assert server.stdout is not None
-            line = next((line for line in server.stdout if " at http://127.0.0.1:" in line), "")
-            assert line, "the page did not come up"
-            somebody = Person(browser, line.split(" ")[2])
+            told: list[str] = []
+            for line in server.stdout:
+                told.append(line)
+                if " at http://127.0.0.1:" in line:
+                    break
+            assert told[0] == f"loading {exported.name} ...\n"
+            ready = re.fullmatch(r"ready in \d+ s: (\S+) at (http\S+) \(Ctrl-C ends it\)\n", told[-1])
+            assert ready and ready[1] == exported.name, told
+            somebody = Person(browser, ready[2])
+            expect(
+                somebody.page.get_by_text("EVE v1, on this machine; nothing is sent elsewhere.")
+            ).to_be_visible()
             somebody.drop((data / "astronaut.png").read_bytes())
             for count in (1, 2):
                 answer = somebody.ask("What is it?")

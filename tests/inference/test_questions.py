@@ -18,6 +18,7 @@ from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Answer, PromptError, Query
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import AnswersFile, Question, chunk, read_questions
+from megatron_eve.inference.sampling import GREEDY, Sampling
 
 ORIGIN = AnswerOrigin("runs/eve", 100, "a" * 64, "b" * 64, "vicuna_v1", 8, True)
 
@@ -41,14 +42,18 @@ class Echo:
             raise PromptError("prompt_too_long", "1,200 tokens")
         return Query(text, tuple(images), len(text))
 
-    def answers(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
         if not self.patience:
             raise Killed
         self.patience -= 1
         self.batches.append(len(queries))
         return [Answer((1, 2), f"{len(query.images)} in {query.length}, é") for query in queries]
 
-    def stream(self, query: Query, max_new_tokens: int) -> Generator[str, None, None]:
+    def stream(
+        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Generator[str, None, None]:
         yield "unused"
 
 
@@ -116,6 +121,7 @@ def test_every_question_gets_its_row_in_order(file: Path) -> None:
         "conv_mode": "vicuna_v1",
         "max_new_tokens": 8,
         "apply_exif": True,
+        "sampling": None,
     }
     assert [row["text"].split(" ")[0] for row in found] == ["1", "2", "0", "", "1", "", ""]
     assert found[3]["metadata"]["error"] == "image_damaged: JPEG does not decode"
@@ -217,6 +223,10 @@ def test_answers_of_another_model_or_made_otherwise_are_not_taken_for_this_runs(
         ({"conv_mode": "plain"}, "was made with --conv-mode vicuna_v1"),
         ({"max_new_tokens": 9}, "was made with --max-new-tokens 8"),
         ({"apply_exif": False}, "was made with no --ignore-exif-orientation"),
+        (
+            {"sampling": {"temperature": 0.7, "seed": 3}},
+            "was made with --temperature 0, as greedy answers are",
+        ),
     ):
         message_given = refused(file, origin=replace(ORIGIN, **changes))
         assert message in message_given and message_given.endswith("; give this run another --answers-file")

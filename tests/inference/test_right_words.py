@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.checkpoint.compatibility import (
-    CheckpointError,
-    check_tokenizer,
-    recorded_tokenizer,
-    unlike_training,
-)
+from megatron_eve.checkpoint.compatibility import CheckpointError, unlike_training
+from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord, check_tokenizer, recorded_tokenizer
 from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
@@ -78,7 +74,9 @@ def test_an_import_records_the_tokenizer_of_its_source(
     words = ["import", "--source", str(exported), "--target", str(tmp_path / "run")]
     assert tool("convert_checkpoint").main(words) == 0
     folder, common = saved_common(str(tmp_path / "run"))
-    assert recorded_tokenizer(common) == right.sha256
+    assert recorded_tokenizer(common) == TokenizerRecord(
+        "sentencepiece", right.sha256, str(exported / "tokenizer.model")
+    )
     assert check_tokenizer(folder, common, right) is None
 
 

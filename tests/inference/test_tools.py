@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -129,6 +130,25 @@ def test_chat_refuses_a_line_that_is_no_text_and_answers_the_next(
         "error: this line is not utf-8 text; ask it again in that encoding",
         "error: A conversation has at most 20,000 characters. Begin a new one, or ask in fewer words.",
     ]
+
+
+def test_a_port_that_is_taken_is_said_before_the_model_is_loaded(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        words = ["--model-path", str(exported), "--web", "--port"]
+        assert tool("chat").main([*words, str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: --port {port}: is taken, perhaps by another page (127.0.0.1); give another one, or 0, which takes a "
+        "free one\n"
+    )
+    assert tool("chat").main([*words, "70000"]) == 2
+    assert "--port 70000: must lie between 1 and 65535" in capsys.readouterr().err
 
 
 def test_an_answer_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

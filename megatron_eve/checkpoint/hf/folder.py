@@ -203,6 +203,20 @@ class LazyTensor:
         return made.contiguous()
 
 
+def _split(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> Any:
+    """Which tensor goes into which shard: huggingface_hub's `StateDictSplit`."""
+    return split_torch_state_dict_into_shards(
+        {key: lazy.empty() for key, lazy in tensors.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+
+
+def count_shards(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> int:
+    """How many files of safetensors `write_shards` makes of tensors."""
+    return len(_split(tensors, max_shard_size).filename_to_tensors)
+
+
 def write_shards(
     folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, done: Callable[[int], None]
 ) -> None:
@@ -217,11 +231,7 @@ def write_shards(
     Raises:
         OSError: a file cannot be written.
     """
-    split = split_torch_state_dict_into_shards(
-        {key: lazy.empty() for key, lazy in tensors.items()},
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
+    split = _split(tensors, max_shard_size)
     for name, keys in split.filename_to_tensors.items():
         shard = {}
         for key in keys:

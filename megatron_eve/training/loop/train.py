@@ -18,6 +18,7 @@ from megatron.core.rerun_state_machine import (
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.saver import CheckpointSaver
 from megatron_eve.checkpoint.state import TrainState, load_checkpoint, load_weights
+from megatron_eve.checkpoint.store import path_of_pretrained
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import build_chunks
@@ -58,9 +59,9 @@ def setup(config: RunConfig) -> Trainer:
         models, frozen = build_target_models(config), shared_fingerprint(config)
     with phase("building the model"):
         bare = build_chunks(config)
-    if config.checkpoint.pretrained_checkpoint:
-        with phase(f"loading weights from {config.checkpoint.pretrained_checkpoint}"):
-            load_pretrained(config.checkpoint.pretrained_checkpoint, bare, config)
+    if pretrained := path_of_pretrained(config.checkpoint):
+        with phase(f"loading weights from {pretrained}"):
+            load_pretrained(str(pretrained), bare, config)
     with phase("building the optimizer"):
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from megatron_eve.checkpoint.files import weights_fingerprint
-from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained, path_to_resume
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
 from megatron_eve.runtime.digests import file_digest
@@ -29,14 +29,15 @@ def startup_messages(config: RunConfig, iteration: int, consumed_samples: int) -
         iteration, consumed_samples: of the loaded checkpoint; 0 for a new run.
     """
     checkpoint = config.checkpoint
-    store = CheckpointStore(checkpoint.load) if checkpoint.load else None
+    load = path_to_resume(checkpoint)
+    store = CheckpointStore(load) if load else None
     resumed = store is not None and bool(store.candidates())
     if store is not None and resumed:
         folder = store.folder(iteration)
         yield f"weights: {folder}, iteration {iteration} ({_short(weights_fingerprint, folder)})"
         yield from _other_settings(config, folder)
-    elif checkpoint.pretrained_checkpoint:
-        yield f"weights: {_described(Path(checkpoint.pretrained_checkpoint))}"
+    elif pretrained := path_of_pretrained(checkpoint):
+        yield f"weights: {_described(pretrained)}"
     else:
         yield f"weights: random (--seed {config.training.seed})"
     if store is not None and not resumed and not same_folder(checkpoint.load, checkpoint.save):

@@ -1,0 +1,214 @@
+"""The tokenizer of a checkpoint: its fingerprint, which every checkpoint records, and the check of one that is given.
+
+`common.pt` holds it as `tokenizer`: `{"kind", "sha256", "path"}`. Checkpoints of older versions hold the sha256 alone,
+in the fingerprint of their dataset, or, of an import, as `tokenizer_sha256`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.saved_state import read_common
+from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained, path_to_resume
+from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.runtime.errors import UserError
+
+TOKENIZER_FILE = "tokenizer.model"
+SENTENCEPIECE = "sentencepiece"
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """What identifies a tokenizer. Two are the same if kind and sha256 are.
+
+    Attributes:
+        kind: the library that reads its file: "sentencepiece".
+        sha256: of its file, in hexadecimal digits.
+        path: where the file was, absolute; None where that is not known (a dataset records the sha256 alone).
+    """
+
+    kind: str
+    sha256: str
+    path: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerRecord:
+        """Of a tokenizer that is open."""
+        return cls(SENTENCEPIECE, tokenizer.sha256, str(Path(tokenizer.path).absolute()))
+
+    def is_same(self, other: TokenizerRecord) -> bool:
+        """Is it the same tokenizer, wherever its file lies?"""
+        return (self.kind, self.sha256) == (other.kind, other.sha256)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a checkpoint holds it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.path or self.kind} (sha256 {self.sha256[:12]}...)"
+
+
+def recorded_tokenizer(saved: dict[str, Any]) -> TokenizerRecord | None:
+    """The tokenizer that a checkpoint's text was made with; None where it does not say.
+
+    Args:
+        saved: what its `common.pt` holds. Random tokens (`--mock-data`) have no tokenizer.
+    """
+    found = saved.get("tokenizer")
+    if isinstance(found, dict) and {"kind", "sha256"} <= found.keys():
+        return TokenizerRecord(str(found["kind"]), str(found["sha256"]), found.get("path"))
+    sha256 = (saved.get("dataset") or {}).get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    return None if sha256 in (None, "mock") else TokenizerRecord(SENTENCEPIECE, str(sha256))
+
+
+def tokenizer_of_folder(folder: Path) -> TokenizerRecord | None:
+    """The tokenizer of a folder of weights: of a run, of one of its checkpoints, or in Hugging Face layout.
+
+    Returns:
+        None where there is none, or where the folder cannot be read, which other checks say.
+    """
+    try:
+        if (folder / "config.json").exists():
+            return _of_file(folder / TOKENIZER_FILE)
+        store = CheckpointStore(folder)
+        iteration = store.latest()
+        saved = read_common(store.folder(iteration)) if iteration is not None else None
+    except (OSError, UserError):
+        return None
+    return recorded_tokenizer(saved) if saved else None
+
+
+def _of_file(path: Path) -> TokenizerRecord | None:
+    """Of a tokenizer.model; None where it is not there or is no such file."""
+    try:
+        return TokenizerRecord.of(Tokenizer(path))
+    except DataError:
+        return None
+
+
+def tokenizer_of_run(config: RunConfig, dataset: dict[str, Any]) -> TokenizerRecord | None:
+    """What a run's checkpoints are to record.
+
+    It is the tokenizer of the run's data, with its path where `--tokenizer-model`, or the weights that the run started
+    from, tell it. Random tokens (`--mock-data`) have none, so there it is that of the weights.
+
+    Args:
+        config: of the run.
+        dataset: the fingerprint of its data.
+    """
+    data = recorded_tokenizer({"dataset": dataset})
+    found = [_of_file(Path(config.data.tokenizer_model))] if config.data.tokenizer_model else []
+    paths = path_to_resume(config.checkpoint), path_of_pretrained(config.checkpoint)
+    found += [tokenizer_of_folder(path) for path in paths if path is not None]
+    return next((one for one in found if one and (data is None or one.is_same(data))), data)
+
+
+def check_pretrained_tokenizer(folder: Path, data: TokenizerRecord) -> None:
+    """Refuse weights to start from that know another tokenizer than the run's data was made with.
+
+    Raises:
+        CheckpointError: naming both and the remedy.
+    """
+    before = tokenizer_of_folder(folder)
+    if before is not None and not before.is_same(data):
+        raise CheckpointError(
+            f"--pretrained-checkpoint {folder}: was trained with the tokenizer {before}, and --data-path was made with "
+            f"{data}, whose ids mean other text; preprocess the data with the tokenizer of these weights"
+        )
+
+
+def check_tokenizer(
+    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
+) -> str | None:
+    """Refuse another tokenizer than the one that a checkpoint's text was made with.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        saved: what its `common.pt` holds.
+        tokenizer: the one that was given.
+        flag: it was given with.
+
+    Returns:
+        A sentence to warn with, where the checkpoint does not say which tokenizer is right; else None.
+
+    Raises:
+        CheckpointError: the tokenizer is another file; or the checkpoint does not say, and it has another number of
+            pieces than the model's vocabulary.
+    """
+    recorded, given = recorded_tokenizer(saved), TokenizerRecord.of(tokenizer)
+    if recorded is not None:
+        if recorded.is_same(given):
+            return None
+        raise CheckpointError(
+            f"{flag} {tokenizer.path}: is another tokenizer (sha256 {given.sha256[:12]}...) than the one that {folder} "
+            f"was trained with, {recorded}; name that one"
+        )
+    pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
+    if pieces != rows:
+        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        told += "trained with"
+        # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
+        if not saved.get("dataset") and pieces < rows:
+            told += (
+                "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
+                "weights and import them again"
+            )
+        raise CheckpointError(told)
+    return (
+        f"{folder} does not say which tokenizer it was trained with (it was imported without one, trained on "
+        f"--mock-data, or written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the "
+        "right one"
+    )
+
+
+def open_tokenizer(
+    checkpoint: Path, given: Path | None, flag: str = "--tokenizer-model"
+) -> tuple[Tokenizer, str | None]:
+    """The tokenizer to use with a checkpoint: the one that is given, else the one that it records.
+
+    Args:
+        checkpoint: its folder.
+        given: a tokenizer.model, or a folder that holds one; None if the flag was left out.
+        flag: it is given with.
+
+    Returns:
+        The tokenizer; and a sentence to warn with, where the checkpoint does not say which one is right.
+
+    Raises:
+        ConfigError: none is given, and the recorded one is not there any more; or what is given is none.
+        CheckpointError: see `check_tokenizer`.
+    """
+    saved = read_common(checkpoint) or {}
+    if given is None:
+        return _recorded(checkpoint, recorded_tokenizer(saved), flag), None
+    path = given if given.is_file() else given / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer(path)
+    except DataError as error:
+        raise ConfigError(f"{flag}: {error}") from None
+    # Of a common.pt that cannot be read, the load itself says what is wrong.
+    return tokenizer, check_tokenizer(checkpoint, saved, tokenizer, flag) if "config" in saved else None
+
+
+def _recorded(checkpoint: Path, recorded: TokenizerRecord | None, flag: str) -> Tokenizer:
+    """The tokenizer at the recorded path, if it is still the same.
+
+    Raises:
+        ConfigError: there is none, or another one.
+    """
+    missing = f"{flag}: a checkpoint does not hold its tokenizer"
+    if recorded is None or recorded.path is None:
+        raise ConfigError(f"{missing}; name the {TOKENIZER_FILE} that {checkpoint} was trained with")
+    was = f"{missing}, and {recorded.path}, which {checkpoint} was trained with, is"
+    try:
+        found = Tokenizer(recorded.path)
+    except DataError:
+        raise ConfigError(f"{was} not there any more; name a copy of it") from None
+    if not recorded.is_same(TokenizerRecord.of(found)):
+        raise ConfigError(f"{was} another one now; name the one with sha256 {recorded.sha256[:12]}...")
+    return found
