@@ -54,7 +54,14 @@ for file in "$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson "$INPUT"/*.csv "$
     esac
     files+=("$file")
 done
-((${#files[@]})) || die "INPUT=$INPUT: holds no .json, .jsonl, .ndjson, .csv, .tar or .parquet file"
+if ((!${#files[@]})); then
+    videos=("$INPUT"/*.mp4 "$INPUT"/*.webm "$INPUT"/*.mkv "$INPUT"/*.mov "$INPUT"/*.avi)
+    ((!${#videos[@]})) \
+        || die "INPUT=$INPUT: holds videos, which are rows of one dataset: tools/preprocess_data.py --input '$INPUT/*.${videos[0]##*.}'"
+    die "INPUT=$INPUT: holds no .json, .jsonl, .ndjson, .csv, .tar or .parquet file"
+fi
+[[ " $* " != *" --overwrite "* ]] \
+    || die "--overwrite: tasks are only started for files without a dataset; to make them again, choose another OUT"
 if [[ -n $pictures_apart || -n ${IMAGES:-} ]]; then
     need_folder IMAGES "the folder that the names of images are relative to"
 fi

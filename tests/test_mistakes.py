@@ -119,16 +119,45 @@ MISTAKES = [
     Mistake("merge_datasets", "--output-prefix {set} {set}", "{set} is one of the datasets to merge: choose another"),
     Mistake("merge_datasets", "{set} --output-prefix", "--output-prefix: a value is missing behind it"),
     Mistake("merge_datasets", "{set} --output {root}/all", "--output: no such flag; did you mean --output-prefix?"),
+    Mistake("preprocess_data", f"{PREPROCESS} --output-prefix {{set}}", "8 samples): add --overwrite to replace it,"),
+    Mistake("preprocess_data", f"{PREPROCESS} --output-prefix {{root}}/", "{root}/ names a folder: add a name for"),
+    Mistake("preprocess_data", f"{PREPROCESS} --output-prefix {{rows}}/x", "{rows} is a file; choose another"),
+    Mistake("preprocess_data", f"{PREPROCESS} --input {{root}}", "--input {root} is a folder: name its files, as in"),
+    Mistake("preprocess_data", f"{PREPROCESS} --input {{rows}} {{rows}}", "--input names {rows} twice"),
+    Mistake("preprocess_data", f"{PREPROCESS} --input {{recipe}}", "its layout is not known from its suffix; give"),
+    Mistake("preprocess_data", f"{PREPROCESS} --workers 0", "--workers 0: use 1 or more"),
+    Mistake("preprocess_data", f"{PREPROCESS} --video-frames 0", "--video-frames 0: use 1 to"),
+    Mistake("preprocess_data", f"{PREPROCESS} --max-image-pixels 0", "--max-image-pixels 0: use 1 to"),
+    Mistake("preprocess_data", f"{PREPROCESS} --jpeg-quality 0", "--jpeg-quality 0: use 1 to 100"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-decoder threads", "add --image-storage jpeg or pixels, or leave"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-root {{rows}}", "--image-root {rows} is not a folder: name"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{recipe}}", "is not a sentencepiece model: use"),
+    Mistake("preprocess_data", f"{PREPROCESS} --opt-out {{root}}", "--opt-out {root} cannot be read"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family no_such", "--family no_such: no such family; choose one of eve"),
+    Mistake("preprocess_data", PREPROCESS, "no row of {rows} can be used (0 skipped); no dataset was written"),
+    Mistake("merge_datasets", "--output-prefix {set} {set} --overwrite", "{set} is one of the datasets to merge:"),
+    Mistake("merge_datasets", "--output-prefix {set} {other}", "8 samples): add --overwrite to replace it, or choose"),
+    Mistake("merge_datasets", "--output-prefix {root}/ {set}", "{root}/ names a folder: add a name for the dataset"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {cut}", "{cut}_text.bin is truncated"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {rows}", "{rows} is a file: name a dataset by its"),
+    Mistake("merge_datasets", "--output-prefix {root}/all", "required: PREFIX"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
     Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
     Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),
     Mistake("inspect_data", "{set} --tokenizer-model {tokenizer}", "set_dataset.json was made with another tokenizer"),
     Mistake("inspect_data", "{set} --sample -1", "--sample -1: must be 0 or more"),
     Mistake("inspect_data", "{set} --check --workers 0", "--workers 0: must be 1 or more"),
-    Mistake("inspect_data", "{set} --output-dir {recipe}", "--output-dir {recipe}: is a file; name a folder"),
     Mistake("inspect_data", "", "required: PREFIX; see --help"),
     Mistake("inspect_data", "{set} {cut}", "{cut}: no flag, nor a value of the flag before it"),
     Mistake("inspect_data", "{set} --workers many", "--workers many: must be a whole number"),
+    Mistake("inspect_data", "{set} --output-dir {recipe}", "--output-dir {recipe}: {recipe} is a file; name a folder"),
+    Mistake("inspect_data", "{root}", "{root} is a folder: name a dataset in it, such as {root}/cut"),
+    Mistake("inspect_data", "{set}_text.bin", "{set}_text.bin is a file of the dataset {set}: name that"),
+    Mistake("inspect_data", "{rows}", "{rows} is a file: name a dataset by its --output-prefix"),
+    Mistake("inspect_data", "{set} --seed -1", "--seed -1: must be 0 or more"),
+    Mistake("inspect_data", "{set} --sample many", "--sample: invalid int value: 'many'"),
+    Mistake("inspect_data", "{set} --tokenizer-model {recipe}", "is not a sentencepiece model: use"),
+    Mistake("inspect_data", "{set} --output-dir {recipe}/look", "--output-dir {recipe}/look: {recipe} is a file; name"),
     Mistake("convert_checkpoint", "import --source {root}/x --target {root}/y", "{root}/x"),
     Mistake("convert_checkpoint", "import --source {root} --target {run}", "{run}: holds a run already"),
     Mistake("convert_checkpoint", "import --source {root} --target {recipe}", "{recipe}: is a file"),
@@ -174,7 +203,7 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --port http", "--port http: must be a whole number"),
     Mistake("chat", "--model-path {run}/iter_0000009", "{run} has no iteration 9; there are 2"),
     Mistake("chat", "--model-path {run}", "name the tokenizer.model that {run}/iter_0000002 was trained with"),
-    Mistake("chat", "--model-path {spoken} --tokenizer-model {tokenizer}", "was trained with, {other}/tokenizer.model"),
+    Mistake("chat", "--model-path {spoken} --tokenizer-model {tokenizer}", "was trained with, {unlike}/tokenizer.model"),
     Mistake("chat", f"{MODEL} --temperature 1 --top-p 0", "--top-p 0.0: must lie above 0, and be 1"),
     Mistake("chat", f"{MODEL} --web --port 70000", "--port 70000: must lie between 1 and 65535"),
     Mistake("chat", "--model-path {root}/x --web", "--model-path {root}/x: neither a checkpoint"),
@@ -195,6 +224,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files that are good and bad, by the names that the table uses."""
     root = tmp_path_factory.mktemp("mistakes")
     write_dataset(root / "set", 8, 0)
+    write_dataset(root / "other", 2, 0)
     write_dataset(root / "cut", 2, 0)
     text = root / "cut_text.bin"
     text.write_bytes(text.read_bytes()[:-4])
@@ -214,14 +244,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (tower / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
     (tower / "model.safetensors").write_bytes(b"")
     write_run(root / "run")
-    other = spoilt_tokenizer(root / "other")  # of just as many pieces
-    spoken = TokenizerRecord.of(Tokenizer(other / "tokenizer.model")).to_dict()
+    unlike = spoilt_tokenizer(root / "unlike")  # of just as many pieces
+    spoken = TokenizerRecord.of(Tokenizer(unlike / "tokenizer.model")).to_dict()
     write_run(root / "spoken", tokenizer=spoken)
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
-        "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"), "run": str(root / "run"),
-        "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
-        "other": str(other), "spoken": str(root / "spoken"),
+        "unlike": str(unlike), "spoken": str(root / "spoken"),
+        "other": str(root / "other"), "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
+        "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip
 
 

@@ -93,8 +93,9 @@ def inspect(flags: argparse.Namespace) -> int:
         tokenizer = Tokenizer(flags.tokenizer_model)
         check_tokenizer(dataset, prefix, tokenizer)
     folder = Path(flags.output_dir or f"inspect_{Path(prefix).name}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder}: is a file; name a folder")
+    for there in (folder, *folder.parents):
+        if there.exists() and not there.is_dir():
+            raise UserError(f"--output-dir {folder}: {there} is a file; name a folder")
     damaged = check(dataset, prefix, flags.workers) if flags.check else 0
     if flags.output_dir is not None or not flags.check:
         write_inspection(dataset, prefix, folder, draw_sample(dataset, flags.sample, flags.seed), tokenizer)

@@ -96,7 +96,8 @@ REASONS = {
         "download the images (img2dataset) and name their files",
     ),
     "image_data_uri": Reason(
-        "a data: URI without an image in base64", "write it as data:image/jpeg;base64,..."
+        "a data: URI without an image in base64",
+        "write data:image/jpeg;base64, and the file in base64 behind it",
     ),
     "image_outside_root": Reason(
         "a path or link that leaves --image-root",

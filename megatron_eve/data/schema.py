@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 Kind = Literal["conversation", "interleaved", "pair", "text"]
 """What the turns of a row are.
 
-- ``conversation``: alternating turns from "human" and "gpt" (LLaVA).
+- ``conversation``: alternating turns from "human" and "gpt" (LLaVA), in front of which may be one from "system".
 - ``interleaved``: one turn, the text of a document with its pictures in it (MMC4).
 - ``pair``: one turn, ``<image>`` and a caption (LAION, COYO, SA-1B once it has captions); an ``<image>`` for each frame
   of a video (WebVid).

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_eve.data.sources.fields import VIDEO_SUFFIXES
+from megatron_eve.data.sources.json_reader import LINE_SUFFIXES
+from megatron_eve.data.sources.recognise import LAYOUT_BY_SUFFIX
 from tests.slurm.test_launch import ROOT, Launch
 
 
@@ -78,6 +81,22 @@ def test_files_of_every_kind_have_a_task(arrays: Arrays) -> None:
         assert (found.returncode, found.stderr) == (0, "")
         assert _handed(arrays) == (name, f"{arrays.folder}/out/{name.split('.')[0]}")
     assert "task 7: there are 7 files in" in arrays.task(7).stderr
+
+
+def test_the_files_are_those_that_the_tool_recognises() -> None:
+    script = (ROOT / "slurm" / "preprocess_data.sh").read_text()
+    for suffix in {*LAYOUT_BY_SUFFIX, *LINE_SUFFIXES} - VIDEO_SUFFIXES:
+        assert f'"$INPUT"/*{suffix}' in script.split("for file in")[1].split("; do")[0], suffix
+
+
+def test_datasets_are_not_replaced(arrays: Arrays) -> None:
+    arrays.add("a.json")
+    for found in (arrays.task(0, "--overwrite"), arrays.submit("--template", "plain", "--overwrite")):
+        assert found.returncode == 2
+        assert found.stderr.startswith(
+            "error: --overwrite: tasks are only started for files without a dataset; to"
+        )
+    assert not arrays.ran and arrays.submitted is None
 
 
 def test_shards_need_no_folder_of_images(arrays: Arrays) -> None:
@@ -201,6 +220,12 @@ def test_outside_a_checkout_or_where_slurm_is_not_nothing_is_submitted(arrays: A
             "INPUT={0}/input/a.json: is a file, not a folder (the folder of .json, .jsonl, .ndjson, .csv, .tar and "
             ".parquet files to preprocess)",
         ),
+        (
+            ("a.mp4", "b.mp4"), {},
+            "INPUT={0}/input: holds videos, which are rows of one dataset: tools/preprocess_data.py --input "
+            "'{0}/input/*.mp4'",
+        ),
+        (("notes.txt",), {}, "INPUT={0}/input: holds no .json, .jsonl, .ndjson, .csv, .tar or .parquet file"),
     ],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_preprocessed_is_refused_before_srun(

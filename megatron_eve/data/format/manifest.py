@@ -168,10 +168,7 @@ def read_info(prefix: str) -> DatasetInfo:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing: the path of a dataset is its --output-prefix, without _text.bin or "
-            f"{MANIFEST}; if that is what was given, preprocessing did not finish: run it again"
-        ) from None
+        raise DataError(_instead_of_dataset(prefix)) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -198,6 +195,29 @@ def read_info(prefix: str) -> DatasetInfo:
         if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in keys):
             raise DataError(f"{path} does not say what its part {PIXELS!r} was made with: {AGAIN}")
     return info
+
+
+def _instead_of_dataset(prefix: str) -> str:
+    """What to say of a prefix without a manifest."""
+    path = Path(prefix)
+    if path.is_dir():
+        there = sorted(path.glob(f"*{MANIFEST}"))
+        if there:
+            return (
+                f"{prefix} is a folder: name a dataset in it, such as {str(there[0]).removesuffix(MANIFEST)}"
+            )
+        return f"{prefix} is a folder without a dataset: name a dataset by its --output-prefix"
+    if path.is_file():
+        for part in (*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, SKIPPED, "_meta.parquet"):
+            if prefix.endswith(part) and Path(prefix.removesuffix(part) + MANIFEST).exists():
+                return f"{prefix} is a file of the dataset {prefix.removesuffix(part)}: name that"
+        return (
+            f"{prefix} is a file: name a dataset by its --output-prefix, as tools/preprocess_data.py wrote it"
+        )
+    return (
+        f"{prefix}{MANIFEST} is missing: the path of a dataset is its --output-prefix, without _text.bin or "
+        f"{MANIFEST}; if that is what was given, preprocessing did not finish: run it again"
+    )
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,9 @@ class PreprocessConfig:
         if self.template not in TEMPLATES:
             raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
         if self.image_root is not None and not Path(self.image_root).is_dir():
-            raise DataError(f"--image-root {self.image_root} is not a directory")
+            raise DataError(
+                f"--image-root {self.image_root} is not a folder: name the one that file names are relative to"
+            )
         if self.workers < 1:
             raise DataError(f"--workers {self.workers}: use 1 or more")
         if self.model_max_length < 2:

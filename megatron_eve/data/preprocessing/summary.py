@@ -46,7 +46,7 @@ def format_skipped(counts: Mapping[str, int], first: Mapping[str, list[dict[str,
         reason = REASONS[name]
         lines += [f"  {count:>8,}  {name}: {reason.what}", f"            to do: {reason.remedy}"]
         for skipped in first[name][:_ROWS_SHOWN]:
-            names = "".join(f", {key} {skipped[key]}" for key in ("id", "image") if skipped[key])
+            names = "".join(f", {key} {skipped[key][:100]}" for key in ("id", "image") if skipped[key])
             lines.append(
                 f"              row {skipped['row']} of {Path(skipped['file']).name}{names}: {skipped['detail']}"
             )

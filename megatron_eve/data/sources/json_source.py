@@ -39,7 +39,8 @@ class JsonSource(Source):
         try:
             return self._record(row, fields)
         except SkipRow as skip:
-            name, image = fields.get("id"), fields.get("image", fields.get("images"))
+            name, image = fields.get("id"), fields.get("image")
+            image = fields.get("images") if image is None else image
             skip.id, skip.image = (None if given is None else str(given)[:300] for given in (name, image))
             raise
 

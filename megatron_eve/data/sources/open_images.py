@@ -135,7 +135,9 @@ class _Pictures:
 
     def __init__(self, root: str) -> None:
         if not Path(root).is_dir():
-            raise DataError(f"--image-root {root} is not a directory")
+            raise DataError(
+                f"--image-root {root} is not a folder: name the one that file names are relative to"
+            )
         ids, places = array("Q"), array("I")
         self._folders: list[str] = []
         for folder, below, names in os.walk(root):

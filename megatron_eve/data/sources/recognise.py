@@ -27,8 +27,8 @@ FORMATS = {
 }
 """{name of a layout (--input-format): module and class of its source}."""
 
-_LAYOUT_BY_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
-_LAYOUT_BY_SUFFIX |= dict.fromkeys(VIDEO_SUFFIXES, "video")
+LAYOUT_BY_SUFFIX = {".json": "llava", ".tar": "webdataset", ".parquet": "parquet", ".csv": "open_images"}
+LAYOUT_BY_SUFFIX |= dict.fromkeys(VIDEO_SUFFIXES, "video")
 _PICKLES = (".pkl", ".pickle")
 _UNPACK_COMMANDS = {
     b"PK\x03\x04": "unzip",
@@ -149,11 +149,11 @@ def _layout(file: Path) -> str:
         )
     if suffix in LINE_SUFFIXES:
         return _layout_of_lines(file)
-    if suffix not in _LAYOUT_BY_SUFFIX:
+    if suffix not in LAYOUT_BY_SUFFIX:
         raise DataError(
             f"--input {file}: its layout is not known from its suffix; give --input-format, one of {', '.join(FORMATS)}"
         )
-    return _LAYOUT_BY_SUFFIX[suffix]
+    return LAYOUT_BY_SUFFIX[suffix]
 
 
 def _layout_of_lines(file: Path) -> str:

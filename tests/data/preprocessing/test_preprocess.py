@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -40,6 +41,17 @@ from tests.data.helpers import (
 )
 from tests.golden_dir import find_golden
 
+GOLDEN_FILES = {
+    "_dataset.json": "bd4988752627fe18",
+    "_image.bin": "e2baa3c573d9525a",
+    "_image.idx": "33aaa8ac6d8ff3bd",
+    "_images.npy": "b37052f866721fd9",
+    "_samples.npy": "9ab842c101a689f3",
+    "_text.bin": "0b3008fb4994b5e4",
+    "_text.idx": "7aca7f8621f1fd0c",
+}
+"""{file of the golden rows' dataset: sha256 of its bytes}."""
+
 
 def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: Path) -> None:
     folder = find_golden("mini224_mixed")
@@ -59,6 +71,9 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         image_sizes={"image_size": 224, "teacher_size": 112},
     )
     info = run(config)
+    # What the files held before there were messages, system turns and data: URIs.
+    written = {name: Path(config.output_prefix + name).read_bytes() for name in GOLDEN_FILES}
+    assert {name: hashlib.sha256(data).hexdigest()[:16] for name, data in written.items()} == GOLDEN_FILES
     meta = json.loads((folder / "meta.json").read_text())
     assert info.num_labels == meta["n_label_tokens"]
     dataset = opened(config)
@@ -171,7 +186,7 @@ def test_no_row_at_all(make_config: MakeConfig) -> None:
         ({"model_max_length": 1}, "--model-max-length 1"),
         ({"max_image_pixels": 10**9}, "--max-image-pixels"),
         ({"max_image_pixels": 0}, "--max-image-pixels"),
-        ({"image_root": "nowhere"}, "--image-root nowhere is not a directory"),
+        ({"image_root": "nowhere"}, "--image-root nowhere is not a folder"),
         ({"input": "nothing.json"}, "cannot open nothing.json"),
         ({"tokenizer_model": "no.model"}, "cannot read the tokenizer no.model"),
     ],

@@ -131,7 +131,7 @@ def test_files_and_folders_that_stop_the_command(tmp_path: Path, root: Path) -> 
         rows(good + line(ONE, '"' + "x" * 200_000), str(root))
     with pytest.raises(DataError, match=r"a.csv names images: give --image-root"):
         rows(good, None)
-    with pytest.raises(DataError, match=r"--image-root .*none is not a directory"):
+    with pytest.raises(DataError, match=r"--image-root .*none is not a folder"):
         rows(good, str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no OpenImages file \(16 hexadecimal digits and .jpg\)"):
