@@ -203,7 +203,7 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --port http", "--port http: must be a whole number"),
     Mistake("chat", "--model-path {run}/iter_0000009", "{run} has no iteration 9; there are 2"),
     Mistake("chat", "--model-path {run}", "name the tokenizer.model that {run}/iter_0000002 was trained with"),
-    Mistake("chat", "--model-path {spoken} --tokenizer-model {tokenizer}", "was trained with, {unlike}/tokenizer.model"),
+    Mistake("chat", "--model-path {spoken} --tokenizer-model {tokenizer}", "trained with, {unlike}/tokenizer.model"),
     Mistake("chat", f"{MODEL} --temperature 1 --top-p 0", "--top-p 0.0: must lie above 0, and be 1"),
     Mistake("chat", f"{MODEL} --web --port 70000", "--port 70000: must lie between 1 and 65535"),
     Mistake("chat", "--model-path {root}/x --web", "--model-path {root}/x: neither a checkpoint"),

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
-from megatron_eve.config.bounds import at_least_one
-from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.errors import ConfigError, at_least_one
 from megatron_eve.config.kernel_checks import kernel_errors
 from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig

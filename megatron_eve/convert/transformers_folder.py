@@ -11,11 +11,12 @@ from tokenizers import AddedToken, decoders, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-from megatron_eve.checkpoint.hf.config import family_of, token_ids
+from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ModelSettings
+from megatron_eve.models.registry import find_family
 
 # By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
 _CHAT_TEMPLATES = {
@@ -77,7 +78,7 @@ def write_transformers_files(folder: Path, settings: ModelSettings, dtype: str, 
     Raises:
         ConfigError: a tokenizer that is not Llama's.
     """
-    family = family_of(settings)
+    family = find_family(settings.family)
     hf_format = family.hugging_face()
     fast, image_token_id = fast_tokenizer(Path(tokenizer.path))
     fast.save(str(folder / "tokenizer.json"))

@@ -51,8 +51,6 @@ class PackedBatch:
     """[S + 1] int32, bounds of the samples as if there were no padding."""
     cu_seqlens_padded: torch.Tensor
     """[S + 1] int32, bounds of the samples with their padding; the last is T."""
-    max_seqlen: int
-    """Longest sample with its padding."""
     image_starts: torch.Tensor
     """[I] first row of each image."""
     image_rows: torch.Tensor
@@ -176,7 +174,6 @@ def build_batch(
         position_ids=torch.from_numpy(np.arange(total) - np.repeat(starts, padded)),
         cu_seqlens=torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32)),
         cu_seqlens_padded=torch.from_numpy(bounds.astype(np.int32)),
-        max_seqlen=int(padded.max()),
         image_starts=torch.from_numpy(image_starts),
         image_rows=torch.tensor([plan.rows for plan in plans], dtype=torch.int64),
         image_grids=torch.from_numpy(grids),

@@ -31,8 +31,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of the model: a checkpoint (what --save of a run or an import wrote, or one iter_ folder in "
-        "it), or a folder for transformers (what tools/convert_checkpoint.py export --format transformers, or save_pretrained of "
-        "model and processor, wrote)",
+        "it), or a folder for transformers (what tools/convert_checkpoint.py export --format transformers, or "
+        "save_pretrained of model and processor, wrote)",
     )
     model.add_argument(
         "--ckpt-step",

@@ -69,7 +69,12 @@ class Stage:
 
 
 class ModelSettings(Protocol):
-    """What a model is built from: of a run (`RunConfig`), of a preset (`Preset`), or read from a folder of weights."""
+    """What a model is built from: of a run (`RunConfig`), or read from a folder of weights."""
+
+    @property
+    def family(self) -> str:
+        """Its family, by name."""
+        ...
 
     @property
     def model(self) -> ModelConfig:

@@ -23,7 +23,6 @@ class CaseDataset:
     """A case's samples with the interface of a dataset, so that the loader packs them as it packs any other."""
 
     def __init__(self, case: ModelCase) -> None:
-        self._case = case
         self.info = MockInfo(case.model.vocab_size, apply_exif=False)
         self.planner = image_planner(RunConfig(family=case.family, model=case.model, vision=case.vision))
         self._files = [path for path in case.images if path is not None]

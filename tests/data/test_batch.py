@@ -112,7 +112,6 @@ def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
     batch = build(dataset, [2, 1, 0])
     lengths = [5 + 17 + 73, 3, 3 + 10]
     assert batch.cu_seqlens.tolist() == batch.cu_seqlens_padded.tolist() == [0, *np.cumsum(lengths)]
-    assert batch.max_seqlen == lengths[0]
     assert batch.position_ids.tolist() == [p for length in lengths for p in range(length)]
     assert batch.tokens.tolist() == [1, 9, *[0] * 17, 10, *[0] * 73, 11, 2, 1, 7, 8, 1, *[0] * 10, 5, 6]
     first = [NO] * 18 + [10] + [NO] * 73 + [11, 2, NO]
@@ -126,7 +125,7 @@ def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
 def test_dtypes(dataset: ListDataset) -> None:
     for batch in (build(dataset, [0, 2]), build(dataset, [1]), build(dataset, [])):
         types = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        del types["max_seqlen"], types["pixel_shapes"], types["damaged"]
+        del types["pixel_shapes"], types["damaged"]
         types |= types.pop("pixels")
         narrow = {"cu_seqlens": torch.int32, "cu_seqlens_padded": torch.int32, "patches": torch.uint8}
         assert "patches" in types and "teacher" not in types
@@ -157,7 +156,7 @@ def test_without_pixels_everything_else_is_the_same(
     without = build(dataset, [0, 2], tensor=2, pixels=False)
     assert without.pixels == {} and without.pixel_shapes == with_pixels.pixel_shapes
     for field in dataclasses.fields(PackedBatch):
-        if field.name not in ("pixels", "pixel_shapes", "max_seqlen", "damaged"):
+        if field.name not in ("pixels", "pixel_shapes", "damaged"):
             assert torch.equal(getattr(with_pixels, field.name), getattr(without, field.name)), field.name
 
 
@@ -233,7 +232,6 @@ def test_padding_is_what_parallelism_asks_and_no_more(
     assert len(batch.tokens) == int(batch.cu_seqlens_padded[-1]) and len(batch.tokens) % pack_multiple == 0
     assert (slots - real >= 0).all() and (slots - real < sample_multiple)[:-1].all()
     assert len(batch.tokens) - int((-(-real // sample_multiple) * sample_multiple).sum()) < pack_multiple
-    assert batch.max_seqlen == int(slots.max())
 
     starts, old = batch.cu_seqlens_padded.tolist(), plain.cu_seqlens.tolist()
     for sample, length in enumerate(real.tolist()):

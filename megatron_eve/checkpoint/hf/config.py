@@ -6,10 +6,10 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_eve.config import ConfigError, ModelConfig
-from megatron_eve.models.family import ModelFamily, ModelSettings, Preset
+from megatron_eve.models.family import ModelFamily, ModelSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, loaded_families
 from megatron_eve.runtime.wrong_content import wrong_content
 
@@ -124,15 +124,15 @@ class HFConfig:
         )
 
 
-def family_of(settings: ModelSettings) -> ModelFamily:
-    """The family of these settings: the named one, or the one that their class belongs to."""
-    name = getattr(settings, "family", None)
-    if name is not None:
-        return find_family(name)
-    return next(family for family in loaded_families() if isinstance(settings.vision, family.Config))
+class FolderSettings(NamedTuple):
+    """What a folder says of its model (`ModelSettings`)."""
+
+    family: str
+    model: ModelConfig
+    vision: Any
 
 
-def settings_of(folder: Path, **vision: Any) -> Preset:
+def settings_of(folder: Path, **vision: Any) -> FolderSettings:
     """The sizes of the model that a folder holds; of the default family, where it holds a language model alone.
 
     Args:
@@ -147,7 +147,7 @@ def settings_of(folder: Path, **vision: Any) -> Preset:
     for name, ours in family.hugging_face().fields.items():
         if name in config.fields:
             vision[ours] = config.fields[name]
-    return Preset(config.model_config(), family.Config(**vision))
+    return FolderSettings(family.name, config.model_config(), family.Config(**vision))
 
 
 def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
@@ -157,7 +157,7 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
         ConfigError: it cannot be read, is of another family, or has other sizes.
     """
     config = HFConfig.read(folder)
-    family = family_of(settings)
+    family = find_family(settings.family)
     if config.family not in (None, family):
         raise ConfigError(
             f"{config.source}: it is of {config.family.hugging_face().title}, and this run trains the family "

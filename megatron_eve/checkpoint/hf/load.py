@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.checkpoint.hf.config import check_config, family_of
+from megatron_eve.checkpoint.hf.config import check_config
 from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import lacking_parts, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
 from megatron_eve.models.family import ModelSettings, begins_at_random
 from megatron_eve.models.name_rules import source_for
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Layout, Sizes
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
@@ -32,7 +33,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
             one that no rule knows, or one of other numbers than floating-point ones. The model is unchanged then.
     """
     found = check_config(folder, settings)
-    family, source = family_of(settings), HFFolder(folder, found.folders)
+    family, source = find_family(settings.family), HFFolder(folder, found.folders)
     keys = list(source.keys())
     planned: list[_Planned] = []
     size = 0

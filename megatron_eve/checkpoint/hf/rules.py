@@ -7,16 +7,16 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from megatron_eve.checkpoint.hf.config import family_of
 from megatron_eve.models.decoder.names import IGNORED_KEYS, decoder_rules
 from megatron_eve.models.family import ModelFamily, ModelSettings
 from megatron_eve.models.name_rules import Rule, rule_for
+from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
 
 def rules_of(settings: ModelSettings) -> tuple[Rule, ...]:
     """All rules of a model."""
-    family = family_of(settings).hugging_face().rules(settings.model, settings.vision)
+    family = find_family(settings.family).hugging_face().rules(settings.model, settings.vision)
     return (*decoder_rules(settings.model), *family)
 
 
@@ -64,7 +64,7 @@ def ignored_because(family: ModelFamily, key: str) -> str | None:
 
 def unknown_keys(settings: ModelSettings, keys: Collection[str]) -> list[str]:
     """Keys of a folder that no rule of a model of this depth knows, and that are not ignored, in the folder's order."""
-    family = family_of(settings)
+    family = find_family(settings.family)
     known: set[str] = set()
     patterns = []
     for rule in rules_of(settings):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from megatron_eve.data.inspecting.fonts import Font, load_font, shown
 from megatron_eve.data.inspecting.layout import RowLayout
+
+Font = ImageFont.FreeTypeFont
 
 WIDTH = 1000
 """Of a drawn row, in pixels."""
@@ -22,6 +24,7 @@ OTHER_COLOUR = (236, 236, 236)
 PLACEHOLDER_COLOUR = (255, 214, 150)
 ROLE_COLOURS = {"system": (120, 120, 120), "user": (0, 70, 160), "assistant": (0, 95, 30)}
 
+_NO_CHARACTER = "\U0010ffff"  # never assigned: drawn as the font's box for what it lacks
 _MARGIN = 16
 _LONGEST_WORD = 64  # pieces; longer ones are parted
 _INDENT = 96  # of the text, beside the roles
@@ -201,3 +204,35 @@ def _place_tiles(tiles: list[Image.Image], top: int) -> tuple[list[tuple[int, in
         places.append((x, y))
         x, height = x + width + 12, max(height, tile.height)
     return places, y + height + 34 if tiles else y
+
+
+@lru_cache
+def load_font(size: int) -> Font:
+    """DejaVu Sans where the system has it, else the one that Pillow brings, which has ASCII and little more.
+
+    Args:
+        size: in pixels.
+    """
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise RuntimeError("this Pillow was built without FreeType") from None
+        return font
+
+
+def shown(text: str, font: Font) -> str:
+    """A text with the characters that a font lacks as escapes such as \\u4e16."""
+    return "".join(
+        one if one == "\n" or _has(font, one) else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _has(font: Font, character: str) -> bool:
+    """Whether a font has a character. Pillow does not say; a missing one looks like one that cannot be there."""
+    if character.isspace() or character.isascii():
+        return True
+    drawn, missing = font.getmask(character), font.getmask(_NO_CHARACTER)
+    return drawn.size != missing.size or bytes(drawn) != bytes(missing)

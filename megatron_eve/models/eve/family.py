@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.eve.checkpoints import check_resume, check_weights, missing_parts
-from megatron_eve.models.eve.checks import check_alignment, check_sizes
-from megatron_eve.models.eve.config import OTHER_NAMES, TRAINING_SETTINGS, EVEConfig, upgrade
+from megatron_eve.models.eve.checks import (
+    check_alignment,
+    check_resume,
+    check_sizes,
+    check_weights,
+    missing_parts,
+)
+from megatron_eve.models.eve.config import OTHER_NAMES, PRESETS, TRAINING_SETTINGS, EVEConfig, upgrade
 from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
 from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
-from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS
-from megatron_eve.models.eve.presets import PRESETS
-from megatron_eve.models.eve.sizes import parameter_counts
+from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS, parameter_counts
 from megatron_eve.models.family import (
     FRONT_END,
     ImagePlanner,

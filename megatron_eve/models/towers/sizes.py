@@ -32,11 +32,6 @@ class TowerSizes:
     ffn_hidden_size: int
     image_size: int
 
-    @property
-    def geometry_size(self) -> int:
-        """The side of its images if its patches had 14 pixels, as those of a model's own geometry have."""
-        return self.image_size // self.patch_size * 14
-
 
 class TowerFlags(NamedTuple):
     """What error messages name.

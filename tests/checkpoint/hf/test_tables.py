@@ -20,7 +20,6 @@ from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.family import FAMILY
 from megatron_eve.models.eve.names import FRONT_END_RULES
 from megatron_eve.models.eve.published import ALIGNING_HF_KEYS
-from megatron_eve.models.family import Preset
 from megatron_eve.models.name_rules import rule_for
 from megatron_eve.models.tensor_layouts import QKV, Column, GatedMLP, Row, Sizes
 from tests.golden_dir import find_golden
@@ -68,7 +67,7 @@ def test_vocabulary_padding_is_stripped() -> None:
     assert full.shape == (8, 3) and not full[5:].any()
     shards = [rule.layout.shard(full, rank, 2) for rank in range(2)]
     assert torch.equal(
-        to_hf("output_layer.weight", shards, sizes, Preset(ModelConfig(vocab_size=5), EVEConfig()))[
+        to_hf("output_layer.weight", shards, sizes, RunConfig(model=ModelConfig(vocab_size=5)))[
             "lm_head.weight"
         ],
         weight,

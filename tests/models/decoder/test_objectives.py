@@ -1,4 +1,4 @@
-"""Objectives of a family that have no intermediate features and no target model, one of them without weights."""
+"""Objectives of a family that have no intermediate features, one of them without weights, rows or targets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 
 from megatron_eve.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
 from megatron_eve.models.registry import find_family
+from tests.families.toy.config import ToyConfig
 from tests.models.decoder.test_model import MODEL
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-FAMILY = "tests.models.decoder.colour_family"
+FAMILY = "tests.models.decoder.norm_family"
 
 
 def steps(config: RunConfig, count: int) -> tuple[list[dict[str, float]], list[str], list[str]]:
@@ -37,16 +38,17 @@ def test_a_run_trains_what_its_family_adds(ranks: RankPool) -> None:
     config = RunConfig(
         family=FAMILY,
         model=MODEL,
+        vision=ToyConfig(),
         training=TrainingConfig(stage=2, global_batch_size=4, train_iters=6, transformer_impl="local"),
-        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_fraction=0.0),
+        optimizer=OptimizerConfig(lr=3e-3, lr_warmup_fraction=0.0),
         data=DataConfig(mock_data=True, seq_length=1024),
     )
-    assert find_family(FAMILY).name == "colour"
+    assert find_family(FAMILY).name == FAMILY
     losses, keys, names = ranks.run(1, steps, config, 6)[0]
-    assert list(losses[0]) == ["lm loss", "mean colour", "norm"]
-    assert losses[-1]["mean colour"] < losses[0]["mean colour"]
+    assert list(losses[0]) == ["lm loss", "colour loss", "norm"]
+    assert losses[-1]["colour loss"] < losses[0]["colour loss"]
     assert "colour_head.projection.weight" in keys and set(names) <= set(keys)
     # The decoder is trained by them too: its language loss goes another way than alone.
-    alone, _, _ = ranks.run(1, steps, replace(config, family="eve"), 2)[0]
+    alone, _, _ = ranks.run(1, steps, replace(config, vision=ToyConfig(colour_loss_weight=0.0)), 2)[0]
     assert list(alone[0]) == ["lm loss"]
     assert alone[0]["lm loss"] == losses[0]["lm loss"] and alone[1]["lm loss"] != losses[1]["lm loss"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.eve.hf.config import (
     PROCESSOR_CLASS,
     code_files,
@@ -122,7 +123,9 @@ class EVEFormat(HFFormat):
         teacher_size, teacher_width, aligning = teacher_size_of(folder, size), 1024, False
         if flags["teacher_model"]:
             tower = _teacher_settings(flags).tower()
-            teacher_size, teacher_width, aligning = tower.geometry_size, tower.hidden_size, True
+            # Its patch grid, at the side of this model's patches.
+            teacher_size = tower.image_size // tower.patch_size * PATCH_SIZE
+            teacher_width, aligning = tower.hidden_size, True
         return EVEConfig(
             patch_embedding_size=fields.get("mm_hidden_size", flags["patch_embedding_size"]),
             image_size=size,
