@@ -122,6 +122,7 @@ MISTAKES = [
     Mistake("convert_checkpoint", "export --source {root} --target {root}/y", "{root}: no checkpoint there"),
     Mistake("convert_checkpoint", f"{EXPORT} --format transformers", "add --tokenizer DIR"),
     Mistake("convert_checkpoint", f"{EXPORT} --format onnx", "invalid choice: 'onnx'"),
+    Mistake("convert_checkpoint", "import --source {adapter} --target {root}/y", "{adapter}: holds an adapter of PEFT"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
     Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
@@ -130,9 +131,12 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --batch-size 0", "--batch-size"),
     Mistake("generate", f"{ASK} {MODEL} --conv-mode document", "which no prompt fits: use plain or vicuna_v1"),
     Mistake("generate", f"{ASK} {MODEL} --question-file {{root}}/x", "{root}/x"),
+    Mistake("generate", f"{ASK} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
     Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0"),
+    Mistake("chat", "--model-path {adapter}", "{adapter}: holds an adapter of PEFT and no model; merge it"),
+    Mistake("chat", "--model-path {tower}", "has no tokenizer.json; if transformers saved the folder"),
 ]  # fmt: skip
 ON_RANKS = [Mistake(one.tool, one.words, one.says, ranks=4) for one in SHARED]
 
@@ -161,10 +165,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (tower / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
     (tower / "model.safetensors").write_bytes(b"")
     write_run(root / "run")
+    (root / "adapter").mkdir()
+    for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
+        (root / "adapter" / name).write_text("{}")
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"), "run": str(root / "run"),
-        "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
+        "tower": str(tower), "adapter": str(root / "adapter"),
+        "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip
 
 

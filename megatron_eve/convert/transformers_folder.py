@@ -17,7 +17,9 @@ from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ModelSettings
 
-# vicuna_v1, as `data/text/conversation.py` writes it: a message's only image goes to its front.
+# vicuna_v1, as `data/text/conversation.py` writes it: a message's only image goes to its front. The text begins with
+# the BOS token, as templates of transformers do: its tokenizers add none to it, nor does TRL. `generation` marks what
+# the labels of training are: an answer, and the end-of-sequence token behind it.
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}
@@ -28,6 +30,7 @@ CHAT_TEMPLATE = """\
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+{{- '<s>' -}}
 {%- if messages and messages[0].role == 'system' -%}
     {{- text_of(messages[0].content) + ' ' -}}
     {%- set messages = messages[1:] -%}
@@ -42,7 +45,12 @@ CHAT_TEMPLATE = """\
     {%- if message.role == 'user' -%}
         {{- 'USER:' + (' ' + text + ' ' if text else '') -}}
     {%- elif message.role == 'assistant' -%}
-        {{- 'ASSISTANT:' + (' ' + text + '</s>' if text else '') -}}
+        {{- 'ASSISTANT:' -}}
+        {%- if text -%}
+            {%- generation -%}
+                {{- ' ' + text + '</s>' -}}
+            {%- endgeneration -%}
+        {%- endif -%}
     {%- else -%}
         {{- raise_exception('roles are user and assistant, and system in front; not ' + message.role) -}}
     {%- endif -%}
