@@ -180,6 +180,7 @@ MISTAKES = [
     Mistake("convert_checkpoint", "import --source {root} --target {run} --dry-run", "{run}: holds a run already"),
     Mistake("convert_checkpoint", "import --source {recipe} --target {root}/y", "--source {recipe}: is a file; name"),
     Mistake("convert_checkpoint", f"{IMPORT} --seed -1", "--seed -1: must be 0 or more"),
+    Mistake("convert_checkpoint", "import --source {adapter} --target {root}/y", "{adapter}: holds an adapter of PEFT"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
     Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
@@ -196,6 +197,7 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --temperature -1", "--temperature -1.0: must lie between 0 (greedy) and 10"),
     Mistake("generate", f"{ASK} {MODEL} --top-p 0.9", "--top-p: has no effect without --temperature above 0"),
     Mistake("generate", f"{ASK} --model-path {{spoken}}x", "--model-path {spoken}x: neither a checkpoint"),
+    Mistake("generate", f"{ASK} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
     Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0: must be 1 or more"),
@@ -209,6 +211,8 @@ MISTAKES = [
     Mistake("chat", "--model-path {root}/x --web", "--model-path {root}/x: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}", "--image {root}: not a file"),
     Mistake("chat", f"{MODEL} --tensor-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
+    Mistake("chat", "--model-path {adapter}", "{adapter}: holds an adapter of PEFT and no model; merge it"),
+    Mistake("chat", "--model-path {tower}", "has no tokenizer.json; if transformers saved the folder"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
@@ -247,9 +251,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     unlike = spoilt_tokenizer(root / "unlike")  # of just as many pieces
     spoken = TokenizerRecord.of(Tokenizer(unlike / "tokenizer.model")).to_dict()
     write_run(root / "spoken", tokenizer=spoken)
+    (root / "adapter").mkdir()
+    for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
+        (root / "adapter" / name).write_text("{}")
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
-        "unlike": str(unlike), "spoken": str(root / "spoken"),
+        "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
         "other": str(root / "other"), "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
         "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip

@@ -19,6 +19,8 @@ from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.registry import find_family
 
 # By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
+# The text begins with the BOS token, as templates of transformers do: its tokenizers add none to it, nor does TRL.
+# `generation` marks what the labels of training are: an answer, and the end-of-sequence token behind it.
 _CHAT_TEMPLATES = {
     "vicuna_v1": """\
 {%- macro text_of(content) -%}
@@ -30,6 +32,7 @@ _CHAT_TEMPLATES = {
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+{{- '<s>' -}}
 {%- if messages and messages[0].role == 'system' -%}
     {{- text_of(messages[0].content) + ' ' -}}
     {%- set messages = messages[1:] -%}
@@ -44,7 +47,12 @@ _CHAT_TEMPLATES = {
     {%- if message.role == 'user' -%}
         {{- 'USER:' + (' ' + text + ' ' if text else '') -}}
     {%- elif message.role == 'assistant' -%}
-        {{- 'ASSISTANT:' + (' ' + text + '</s>' if text else '') -}}
+        {{- 'ASSISTANT:' -}}
+        {%- if text -%}
+            {%- generation -%}
+                {{- ' ' + text + '</s>' -}}
+            {%- endgeneration -%}
+        {%- endif -%}
     {%- else -%}
         {{- raise_exception('roles are user and assistant, and system in front; not ' + message.role) -}}
     {%- endif -%}

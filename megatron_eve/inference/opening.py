@@ -63,7 +63,16 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_exported(folder: Path) -> bool:
-    """Is it a folder in Hugging Face layout, and no run's?"""
+    """Is it a folder in Hugging Face layout, and no run's?
+
+    Raises:
+        ConfigError: it holds an adapter of PEFT alone, with or without a processor.
+    """
+    if (folder / "adapter_config.json").is_file() and not (folder / _MODEL).is_file():
+        raise ConfigError(
+            f"--model-path {folder}: holds an adapter of PEFT and no model; merge it into its model "
+            "(merge_and_unload, then save_pretrained of model and processor), and name that folder"
+        )
     run = (folder / TRACKER).is_file()
     return not run and any((folder / name).is_file() for name in (_MODEL, *_PROCESSORS))
 

@@ -75,6 +75,12 @@ def test_the_folder_goes_back_in(exported: Path, tmp_path: Path) -> None:
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_generation_settings(exported: Path) -> None:
+    fields = json.loads((exported / "generation_config.json").read_text())
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert fields == {**ids, "do_sample": False, "max_new_tokens": 256}
+
+
 def test_both_sizes(exported: Path, tmp_path: Path) -> None:
     """The published weights are those of either size of picture; the folder says which."""
     teacher = find_golden("_shared/openai/clip-vit-large-patch14-336")

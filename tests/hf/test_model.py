@@ -138,13 +138,71 @@ def test_other_ways_to_generate(exported: Path) -> None:
         assert (new < model.config.vocab_size).all()
 
 
-def test_gradients_reach_the_patch_embedding(exported: Path) -> None:
-    """transformers' own way to fine-tune: labels at the tokens' length."""
+def test_prompt_lookup_is_greedy(exported: Path) -> None:
+    """Words of the prompt are proposed, and no image tokens, which no embedding stands for; the answer is the same."""
+    model = load(exported)
+    for question in QUESTIONS.values():
+        inputs = their_inputs(exported, [question])
+        ids = inputs["input_ids"]
+        (places,) = (ids[0] == model.model.image_token_id).nonzero(as_tuple=True)
+        if len(
+            places
+        ):  # the prompt ends with what stands in front of a picture: image tokens are looked up first
+            inputs["input_ids"] = torch.cat([ids, ids[:, places[0] - 2 : places[0]]], 1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        greedy = model.generate(**inputs, max_new_tokens=40)
+        lookup = model.generate(**inputs, max_new_tokens=40, prompt_lookup_num_tokens=4)
+        assert lookup.tolist() == greedy.tolist()
+
+
+def test_labels_at_image_rows_make_no_difference(exported: Path) -> None:
+    """`labels=input_ids` trains, also in a trainer that puts its own forward on the model, as TRL does."""
+    model = load(exported)
+    inputs = their_inputs(exported, list(QUESTIONS.values()))
+    ids = inputs["input_ids"]
+    images = ids == model.model.image_token_id
+    labels = ids.masked_fill(inputs["attention_mask"] == 0, -100)
+    hidden = labels.masked_fill(images, -100)
+    noise = labels.where(~images, torch.randint(0, model.config.vocab_size, ids.shape))
+    for settings in ({}, {"num_items_in_batch": torch.tensor(50)}):
+        (expected,) = {
+            model(**inputs, labels=some, **settings).loss.item() for some in (hidden, labels, noise)
+        }
+    logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+    by_hand = torch.nn.functional.cross_entropy(logits, hidden[:, 1:].flatten(), reduction="sum") / 50
+    torch.testing.assert_close(torch.tensor(expected), by_hand)
+
+    model(**inputs, labels=ids).loss.backward()
+    assert model.model.vision_tower.patch_embedding.weight.grad.abs().max() > 0
+    model.forward = lambda **kwargs: kwargs["labels"]
+    assert torch.equal(model(**inputs, labels=noise), hidden)
+
+
+def test_the_decoder_alone_takes_pictures(exported: Path) -> None:
+    from transformers import AutoModel
+
+    inputs = their_inputs(exported, list(QUESTIONS.values()))
+    model, decoder = load(exported), AutoModel.from_pretrained(exported)
+    with torch.no_grad():
+        hidden = decoder(**inputs).last_hidden_state
+        assert torch.equal(hidden, model.base_model(**inputs).last_hidden_state)
+        assert torch.equal(model.lm_head(hidden), model(**inputs).logits)
+        assert torch.equal(model(**inputs, logits_to_keep=2).logits, model.lm_head(hidden[:, -2:]))
+
+
+def test_a_vocabulary_that_grows(exported: Path, tmp_path: Path) -> None:
+    """`<image>` keeps its id, which the embedding then has a row of, and no answer holds it."""
     inputs = their_inputs(exported, [QUESTIONS["one image"]])
     model = load(exported)
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.model.image_token_id, -100)
-    model(**inputs, labels=labels).loss.backward()
-    assert model.model.vision_tower.patch_embedding.weight.grad.abs().max() > 0
+    before = model(**inputs).logits
+    model.resize_token_embeddings(model.config.vocab_size + 3)
+    model.save_pretrained(tmp_path)
+    after = load(tmp_path)
+    assert torch.equal(after(**inputs).logits[..., : before.shape[-1]], before)
+    new = after.generate(**inputs, max_new_tokens=8, do_sample=True, temperature=50.0)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    assert after.model.image_token_id not in new
 
 
 @pytest.mark.parametrize("kind", ["llama3 tied", "qwen2"])
@@ -168,6 +226,10 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 folder, picture = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+for some in (processor, model):
+    some.save_pretrained("saved")
+processor = AutoProcessor.from_pretrained("saved", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)
 content = [{"type": "image", "path": picture}, {"type": "text", "text": "What is shown?"}]
 settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **settings)
@@ -186,19 +248,23 @@ def example_of_the_page() -> str:
 
 def test_the_folder_needs_transformers_alone(ranks: RankPool, exported: Path, tmp_path: Path) -> None:
     """With trust_remote_code=True and without this project: a picture and the chat template, our tokens; and the
-    example of the page."""
+    example of the page. What transformers saves of it is such a folder again. Nothing is said to be deprecated."""
     for name in ("picture.png", "a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(picture(90, 60))
     (tmp_path / "eve-7b-hf").symlink_to(exported)
     (expected,) = ranks.run(1, answers, config_of(ONE), [our_prompt(*QUESTIONS["one image"])], 8)
     done = subprocess.run(
-        [sys.executable, "-c", STANDALONE + example_of_the_page(), str(exported), "picture.png"],
+        [
+            *(sys.executable, "-W", "error::FutureWarning", "-W", "error::DeprecationWarning"),
+            *("-c", STANDALONE + example_of_the_page(), str(exported), "picture.png"),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr and "processor_kwargs" not in done.stderr
     tokens, told = done.stdout.splitlines()
     assert json.loads(tokens) == expected[0]
     assert len(ast.literal_eval(told)) == 2  # an answer to each of the page's conversations
@@ -241,6 +307,8 @@ def test_saved_again_it_is_the_same(exported: Path, tmp_path: Path) -> None:
 
     load(exported).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(exported).save_pretrained(tmp_path)
+    for path in exported.glob("*.py"):  # so that it needs transformers alone, as before
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (exported, tmp_path))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     some = [QUESTIONS["several images"]]

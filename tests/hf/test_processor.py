@@ -98,7 +98,8 @@ def test_golden_conversations(processor: Any) -> None:
     cases = [case for case in cases if "input_ids" in case]
     for case in cases:
         text = processor.apply_chat_template(messages(case["conversations"]))
-        ids = [-200 if i == processor.image_token_id else i for i in processor.tokenizer(text)["input_ids"]]
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [-200 if i == processor.image_token_id else i for i in ids]
         assert ids[: len(case["input_ids"])] == case["input_ids"], case["name"]
     assert len(cases) > 5
 
@@ -130,7 +131,8 @@ def test_prompts_are_ours(processor: Any, ours: Tokenizer) -> None:
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which is larger?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     expected = encode_prompt("Which is larger?", ours, "vicuna_v1", 2)
-    assert processor.tokenizer(text)["input_ids"] == [384 if i == -200 else i for i in expected]
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == [384 if i == -200 else i for i in expected]
 
     turns = [
         {"from": "human", "value": "What is <image> this?"},
@@ -139,14 +141,72 @@ def test_prompts_are_ours(processor: Any, ours: Tokenizer) -> None:
         {"from": "gpt", "value": "A hat."},
     ]
     encoded = encode_conversation(turns, ours, "vicuna_v1", 1).tokens
-    ids = processor.tokenizer(processor.apply_chat_template(messages(turns)))["input_ids"]
+    text = processor.apply_chat_template(messages(turns))
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == [384 if i == -200 else i for i in encoded]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_assistant_mask_is_where_training_has_labels(processor: Any, ours: Tokenizer, side: str) -> None:
+    """Of answers before and behind pictures, in a batch of unequal lengths; padding and image rows are in none."""
+    conversations = [
+        [("What is <image> this?", "A cat, 日本語."), ("And?", "A hat.")],
+        [("Compare <image> with <image>.", "Equal.")],
+        [("Who?", "Nobody at all, of course.")],
+    ]
+    pictures = iter([image(90, 60), image(40, 100), image(64, 64)])
+    batch, expected = [], []
+    for conversation in conversations:
+        turns = [
+            {"from": ("human", "gpt")[place], "value": text}
+            for pair in conversation
+            for place, text in enumerate(pair)
+        ]
+        count = sum(turn["value"].count("<image>") for turn in turns)
+        expected.append([i for i in encode_conversation(turns, ours, "vicuna_v1", count).labels if i >= 0])
+        content = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages(turns)]
+        if count == 1:  # goes to the front, as in training
+            content[0]["content"][0]["text"] = turns[0]["value"].replace("<image>", "")
+            content[0]["content"].insert(0, {"type": "image", "image": next(pictures)})
+        elif count:
+            words = turns[0]["value"].split("<image>")
+            content[0]["content"] = [{"type": "text", "text": words[0]}]
+            for word in words[1:]:
+                content[0]["content"] += [
+                    {"type": "image", "image": next(pictures)},
+                    {"type": "text", "text": word},
+                ]
+        batch.append(content)
+    out = processor.apply_chat_template(
+        batch,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True, "padding_side": side},
+    )
+    found = [
+        ids[mask.bool()].tolist() for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True)
+    ]
+    assert found == expected
+    first = out["attention_mask"].argmax(1)
+    assert (out["input_ids"].gather(1, first[:, None]) == ours.bos_id).all()
+    assert ((out["input_ids"] == ours.bos_id).sum(1) == 1).all()
+
+
+def test_a_rendered_text_gets_no_second_bos(processor: Any) -> None:
+    text = processor.apply_chat_template([{"role": "user", "content": "Who?"}], add_generation_prompt=True)
+    rendered = processor(text=[text, "plain"])["input_ids"]
+    assert rendered[0] == processor(text=text.removeprefix("<s>"))["input_ids"][0]
+    assert rendered[0] == processor(text=text, add_special_tokens=False)["input_ids"][0]
+    assert [ids.count(1) for ids in rendered] == [1, 1]
 
 
 def test_a_system_prompt_and_an_unknown_role(processor: Any) -> None:
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert (
-        processor.apply_chat_template(system, add_generation_prompt=True) == "Be brief. USER: Who? ASSISTANT:"
+        processor.apply_chat_template(system, add_generation_prompt=True)
+        == "<s>Be brief. USER: Who? ASSISTANT:"
     )
     with pytest.raises(Exception, match="roles are user and assistant"):
         processor.apply_chat_template([{"role": "tool", "content": "x"}])

@@ -71,6 +71,11 @@ class HFConfig:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
         """
         path = folder / "config.json"
+        if (folder / "adapter_config.json").is_file() and not path.is_file():
+            raise ConfigError(
+                f"{folder}: holds an adapter of PEFT and no model; merge it into its model (merge_and_unload, then "
+                "save_pretrained), and name that folder"
+            )
         fields = _read_fields(path)
         family = _family_of(fields, path)
         folders = family.hugging_face().folders(fields) if family else {".": ""}

@@ -17,12 +17,15 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _AUTO_MAP = {
     "AutoConfig": "configuration_eve.EVEConfig",
+    "AutoModel": "modeling_eve.EVEModel",
     "AutoModelForCausalLM": "modeling_eve.EVELlamaForCausalLM",
     "AutoModelForImageTextToText": "modeling_eve.EVELlamaForCausalLM",
     "AutoImageProcessor": "image_processing_eve.EVEImageProcessor",
     "AutoProcessor": "processing_eve.EVEProcessor",
 }
 PROCESSOR_CLASS = "EVEProcessor"
+# Without a length of its own, transformers ends an answer after 20 tokens. As tools/chat.py does.
+_GENERATION = {"do_sample": False, "max_new_tokens": 256}
 # Of the image processor; the published file has more, for a canvas that is not made here.
 _IMAGE_FIELDS = (
     "image_size", "image_size_clip", "patch_stride", "patch_stride_clip", "conv_stride", "image_mean", "image_std",
@@ -139,13 +142,14 @@ def transformers_files(
         "image_token_index": image_token_id,
     }
     del config["transformers_version"]
+    config["dtype"] = config.pop("torch_dtype")  # as transformers calls it since 4.56
     published = published_preprocessor(vision)
     image_processor: dict[str, Any] = {name: published[name] for name in _IMAGE_FIELDS}
     image_processor["image_processor_type"] = "EVEImageProcessor"
     image_processor["auto_map"] = {name: _AUTO_MAP[name] for name in ("AutoImageProcessor", "AutoProcessor")}
     return {
         "config.json": config,
-        "generation_config.json": dict(ids),
+        "generation_config.json": {**ids, **_GENERATION},
         "preprocessor_config.json": image_processor,
         "processor_config.json": {
             "processor_class": PROCESSOR_CLASS,

@@ -9,7 +9,7 @@ most, C = patch embedding width, D = decoder width, W = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.generation import LogitsProcessor, LogitsProcessorList, SuppressTokensLogitsProcessor
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 
 from .configuration_eve import EVEConfig
 
 _HEADS = 8
 _PATCH = 14  # pixels
+_IGNORED = -100  # a label that no loss looks at
+
+logger = logging.get_logger(__name__)
 
 
 class EVEPatchAttention(nn.Module):
@@ -82,12 +87,19 @@ class EVEModel(LlamaModel):
     config_class = EVEConfig
     # The tower reads the weights of its own modules, so all of it lies on one device.
     _no_split_modules = ["LlamaDecoderLayer", "EVEVisionTower"]  # noqa: RUF012
+    # What published folders hold for training, and a buffer of older transformers.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"vision_clip\.",
+        r"vision_tower_compressor\.",
+        r"rotary_emb\.inv_freq",
+    ]
 
     def __init__(self, config: EVEConfig) -> None:
         super().__init__(config)
-        self.image_token_id = (
-            config.vocab_size if config.image_token_index is None else config.image_token_index
-        )
+        if config.image_token_index is None:
+            # Kept, so that a vocabulary that grows later (`resize_token_embeddings`) does not move it.
+            config.image_token_index = config.vocab_size
+        self.image_token_id = config.image_token_index
         if config.qkv_bias:
             for layer in self.layers:
                 for name in ("q_proj", "k_proj", "v_proj"):
@@ -100,6 +112,42 @@ class EVEModel(LlamaModel):
             nn.Linear(config.hidden_size, config.hidden_size),
         )
         self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Llama's forward, with images.
+
+        Args:
+            input_ids: [B, L], `image_token_id` for every image row; made by `EVEProcessor`.
+            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `embed`. `generate` passes them with every step; once
+                a cache holds the prompt they are not looked at.
+
+        Returns:
+            As Llama's; last_hidden_state [B, L, D].
+        """
+        if inputs_embeds is None and input_ids is not None:
+            cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if cached and not (input_ids == self.image_token_id).any():
+                pixel_values = image_grids = None  # those of the prompt, which the cache holds
+            inputs_embeds = self.embed(input_ids, pixel_values, image_grids)
+        return super().forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None, image_grids: Tensor | None) -> Tensor:
         """Token embeddings, image rows filled in.
@@ -124,7 +172,7 @@ class EVEModel(LlamaModel):
         if wanted != found:
             raise ValueError(
                 f"image tokens in input_ids: {found} a sample, but image_grids ask for {wanted}; "
-                "was a prompt cut, or not made by the processor?"
+                "was a prompt cut (max_length), or not made by the processor?"
             )
         if not any(wanted):
             return hidden
@@ -149,18 +197,15 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
 
     config_class = EVEConfig
     _no_split_modules = EVEModel._no_split_modules
-    # What published folders hold for training, and a buffer of older transformers.
-    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
-        r"model\.vision_clip\.",
-        r"model\.vision_tower_compressor\.",
-        r"rotary_emb\.inv_freq",
-    ]
+    _keys_to_ignore_on_load_unexpected = EVEModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: EVEConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)  # LlamaForCausalLM's would build a plain Llama first
         self.model = EVEModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # For trainers that put a forward of their own on the model and take its labels as they are (TRL, Liger).
+        self.register_forward_pre_hook(_hide_image_labels, with_kwargs=True)
         self.post_init()
 
     def forward(
@@ -181,28 +226,42 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
 
         Args:
             input_ids: [B, L], `image_token_id` for every image row; made by `EVEProcessor`.
-            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `EVEModel.embed`. `generate` passes them with every
-                step; once a cache holds the prompt they are not looked at.
-            labels: [B, L], -100 where nothing is to be predicted, image rows among them.
+            pixel_values: [B, N, 588], image_grids: [B, M, 2]; see `EVEModel.forward`.
+            labels: [B, L], -100 where nothing is to be predicted; at image rows they are not looked at, so `input_ids`
+                themselves will do.
 
         Returns:
             As Llama's; logits [B, L, W].
         """
-        if inputs_embeds is None and input_ids is not None:
-            cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-            if cached and not (input_ids == self.model.image_token_id).any():
-                pixel_values = image_grids = None  # those of the prompt, which the cache holds
-            inputs_embeds = self.model.embed(input_ids, pixel_values, image_grids)
         return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_grids=image_grids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            labels=labels,
+            labels=self._text_labels(labels, input_ids, kwargs),
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+
+    def _text_labels(
+        self, labels: Tensor | None, input_ids: Tensor | None, loss_settings: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Labels [B, L] with -100 at image rows."""
+        if labels is None or input_ids is None or labels.shape != input_ids.shape:
+            return labels
+        images = input_ids == self.model.image_token_id
+        counted = loss_settings.get("num_items_in_batch") is not None
+        if counted and (labels[images] != _IGNORED).any():
+            logger.warning_once(
+                "labels at image tokens are ignored, but the trainer counted them (num_items_in_batch), so the loss "
+                "and its gradients are too small by their share: give it labels that are -100 there, such as the "
+                "assistant_masks of the processor's apply_chat_template(..., return_assistant_tokens_mask=True)"
+            )
+        return labels.masked_fill(images, _IGNORED)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Those of `generate`; some look up the scores of the prompt's tokens, and the image token has none."""
@@ -216,12 +275,31 @@ class EVELlamaForCausalLM(LlamaForCausalLM):
             processors.append(SuppressTokensLogitsProcessor(image, device=str(self.device)))
         return processors
 
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Of `generate`; what is looked up in the prompt (`prompt_lookup_num_tokens`) may be an image token."""
+        generator = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        processors = getattr(generator, "logits_processor", None)
+        if isinstance(generator, PromptLookupCandidateGenerator) and processors:
+            # Without the last, which takes the image token's column away: by its score it is known as forbidden.
+            generator.logits_processor = LogitsProcessorList(
+                some for some in processors if not (isinstance(some, _Columns) and some.count < 0)
+            )
+        return generator
+
+
+def _hide_image_labels(model: EVELlamaForCausalLM, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Before every forward: see `EVELlamaForCausalLM._text_labels`."""
+    if kwargs.get("labels") is not None:
+        found = kwargs.get("input_ids", args[0] if args else None)
+        kwargs["labels"] = model._text_labels(kwargs["labels"], found, kwargs)
+    return args, kwargs
+
 
 class _Columns(LogitsProcessor):
     """Adds so many columns that are never chosen behind the scores [B, W], or takes them away again."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self.count = count
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return F.pad(scores, (0, self._count), value=-torch.inf)
+        return F.pad(scores, (0, self.count), value=-torch.inf)

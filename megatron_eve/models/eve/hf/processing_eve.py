@@ -37,39 +37,49 @@ class EVEProcessor(ProcessorMixin):
         Args:
             images: pictures in the order of the texts' `<image>`, of all texts in one list or a list for each text.
             text: a text or several.
-            kwargs: for the tokenizer, such as `padding=True`. Texts are padded on the left, for generation.
+            kwargs: for the tokenizer, such as `padding=True`. Texts are padded on the left, for generation. A text that
+                begins with `<s>`, as the chat template writes it, gets no second one.
 
         Returns:
             input_ids and attention_mask [B, L]; with pictures pixel_values and image_grids (see `EVEImageProcessor`).
+            With `return_offsets_mapping` offset_mapping, in characters of the texts as they were given.
 
         Raises:
             ValueError: not as many pictures as `<image>`.
         """
         texts = [text] if isinstance(text, str) else list(text)
+        kwargs |= kwargs.pop("processor_kwargs", {})  # which transformers 4 hands on from apply_chat_template
         return_tensors = kwargs.pop("return_tensors", None)
         for unused in ("videos", "audio"):
             if kwargs.pop(unused, None) is not None:
                 raise ValueError(f"EVE takes no {unused}")
+        # Of transformers' own processors; the offsets below are those of the given texts already.
+        kwargs.pop("return_text_replacement_offsets", None)
+        bos = self.tokenizer.bos_token
+        skipped = [0] * len(texts)
+        if kwargs.get("add_special_tokens", True):
+            skipped = [len(bos) if one.startswith(bos) else 0 for one in texts]
+            texts = [one.removeprefix(bos) for one in texts]
+        counts: list[list[int]] = [[] for _ in texts]  # rows of each picture
         pictures: dict[str, Any] = {}
         if images is not None:
-            samples = _share_out(texts, nested(images))
-            pictures = dict(self.image_processor(samples))
-            texts = [
-                self._expand(one, grids.tolist())
-                for one, grids in zip(texts, pictures["image_grids"])  # noqa: B905
-            ]
+            pictures = dict(self.image_processor(_share_out(texts, nested(images))))
+            grids = pictures["image_grids"].tolist()
+            counts = [[_rows(*grid) for grid in sample if grid[0]] for sample in grids]
         elif any(IMAGE_TOKEN in one for one in texts):
             raise ValueError(f"the text holds {IMAGE_TOKEN}, but there are no images")
-        tokens = self.tokenizer(texts, **kwargs)
+        tokens = self.tokenizer([_expand(*one) for one in zip(texts, counts)], **kwargs)  # noqa: B905
+        if "offset_mapping" in tokens:
+            places = [_places(*one) for one in zip(texts, counts, skipped)]  # noqa: B905
+            tokens["offset_mapping"] = [
+                _given_offsets(*one)
+                for one in zip(tokens["offset_mapping"], places)  # noqa: B905
+            ]
         return BatchFeature({**tokens, **pictures}, tensor_type=return_tensors)
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Tokens that the `<image>` of a picture of this size, in pixels, becomes: the rows it gives the decoder."""
         return _rows(*self.image_processor.grid(width, height))
-
-    def _expand(self, text: str, grids: list[list[int]]) -> str:
-        rows = iter(_rows(*grid) for grid in grids)
-        return re.sub(re.escape(IMAGE_TOKEN), lambda _: IMAGE_TOKEN * next(rows), text)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -80,6 +90,39 @@ class EVEProcessor(ProcessorMixin):
 def _rows(rows: int, columns: int) -> int:
     """Rows of the decoder for a grid: the class token, and a separator after each row of the grid."""
     return 1 + rows * (columns + 1)
+
+
+def _expand(text: str, counts: list[int]) -> str:
+    """The text with `<image>` once for every row of a picture."""
+    rows = iter(counts)
+    return re.sub(re.escape(IMAGE_TOKEN), lambda _: IMAGE_TOKEN * next(rows), text)
+
+
+def _places(text: str, counts: list[int], start: int) -> list[int]:
+    """For each character of the expanded text, and for its end, its place in the text, which begins at `start`."""
+    places: list[int] = []
+    rows = iter(counts)
+    for part in re.split(f"({re.escape(IMAGE_TOKEN)})", text):
+        repeat = next(rows) if part == IMAGE_TOKEN else 1
+        places += [*range(start, start + len(part))] * repeat
+        start += len(part)
+    return [*places, start]
+
+
+def _given_offsets(offsets: list[tuple[int, int]], places: list[int]) -> list[tuple[int, int]]:
+    """First character of each token, and the one behind its last, in a text before `_expand`.
+
+    Tokens that stand for no text, such as padding, are empty: before the text at its begin, behind it at its end.
+    """
+    found: list[tuple[int, int]] = []
+    begun = False
+    for first, last in offsets:
+        if last > first:
+            begun = True
+            found.append((places[first], places[last - 1] + 1))
+        else:
+            found.append((places[-1], places[-1]) if begun else (0, 0))
+    return found
 
 
 def _share_out(texts: list[str], images: list[list[Any]]) -> list[list[Any]]:
