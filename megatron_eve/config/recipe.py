@@ -60,6 +60,15 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> RunConfig:
     return plain(command_line.run)
 
 
+def named_sources(argv: list[str] | None = None) -> tuple[str | None, tuple[str, ...]]:
+    """The preset and the recipes that a command line names, which `parse` has read; a preset may stand in a recipe."""
+    argv = sys.argv[1:] if argv is None else argv
+    recipes, presets = _values_of(argv, "--config"), _values_of(argv, "--preset")
+    inside = [_read_yaml(Path(recipe))[0].get("preset") for recipe in recipes]
+    named = [*presets[:1], *(preset for preset in reversed(inside) if preset)]
+    return (named[0] if named else None), recipes
+
+
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of a tree of settings, without what stands beside them (`family`)."""
     return {name: part for name, part in tree.items() if isinstance(part, dict)}
