@@ -68,13 +68,9 @@ def _shown(value: Any) -> str:
     """A value as a recipe has it, in one line."""
     if isinstance(value, tuple):
         value = list(value)
-    if value in ([], {}):
+    if value is None or value in ([], {}):
         return "none"
-    return (
-        "none"
-        if value is None
-        else yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
-    )
+    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).split("\n")[0]
 
 
 def write_settings(config: RunConfig, folder: str | Path) -> Path:

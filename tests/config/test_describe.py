@@ -42,9 +42,11 @@ def test_sizes_of_a_preset_count_as_defaults() -> None:
 
 
 def test_long_sections_are_broken_between_settings() -> None:
-    config = replace(
-        RunConfig(), optimizer=OptimizerConfig(*[0.123456789] * 2, "linear", 0.5, {}, 0.25, 0.5, 0.5)
-    )
+    others = OptimizerConfig(
+        lr=0.123456789, min_lr=0.0123456789, lr_decay_style="linear", lr_warmup_fraction=0.5, weight_decay=0.25,
+        adam_beta1=0.5, adam_beta2=0.5,
+    )  # fmt: skip
+    config = replace(RunConfig(), optimizer=others)
     lines = describe_settings(config, None).splitlines()
     assert len(lines) > 2 and all(len(line) <= 121 for line in lines[1:])
     assert " ".join(line.strip() for line in lines[1:]).count("[") == 7
