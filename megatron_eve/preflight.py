@@ -18,6 +18,7 @@ from pathlib import Path
 
 from megatron_eve import __version__
 from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
+from megatron_eve.config.describe import preset_of
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.command_line import CommandParser
@@ -74,12 +75,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 def describe_start(config: RunConfig, ranks: int) -> str:
     """What is going to run, in a line: model, stage, ranks, data and length; and a line for each warning."""
-    family = find_family(config.family)
-    sizes = config.model, family.inference_settings(config.vision)
-    model = next(
-        (name for name, preset in family.presets.items() if preset == sizes),
-        "a model of its own sizes",
-    )
+    model = preset_of(config) or "a model of its own sizes"
     data = "mock data" if config.data.mock_data else " ".join(config.data.data_path)
     return "\n".join(
         [

@@ -27,6 +27,8 @@ def main() -> None:
 
 def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
+    from megatron_eve.config.describe import describe_settings
+    from megatron_eve.config.recipe import named_sources
     from megatron_eve.preflight import check_memory, check_run, describe_start
     from megatron_eve.runtime.errors import UserError, show_error
     from megatron_eve.training.faults.exit_reason import write_exit_reason
@@ -46,7 +48,8 @@ def _main(signals: ExitSignals) -> None:
             write_exit_reason(save, str(error), replace=False)
         sys.exit(show_error(error))
     if rank == 0:
-        print(f"{describe_start(config, ranks)}\nmemory: {memory}", flush=True)
+        settings = describe_settings(config, *named_sources())
+        print(f"{describe_start(config, ranks)}\n{settings}\nmemory: {memory}", flush=True)
     from megatron_eve.runtime.ranks import run_rank
 
     run_rank(lambda: _train_and_record_user_error(config, signals))

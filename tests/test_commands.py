@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from megatron_eve.config import load_recipe
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
 
@@ -89,11 +91,29 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
     records = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records] == [1, 2, 3, 4]
     assert all(float.fromhex(record["lm_loss_hex"]) == record["lm_loss"] for record in records)
-    line = next(
-        line for line in second.stdout.splitlines() if line.startswith(" iteration        3/       4")
+    (line,) = (line for line in second.stdout.splitlines() if "] iteration 3/4 | " in line)
+    number = r"[\d.]+"
+    pattern = (
+        rf"\[\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\] iteration 3/4 \| consumed samples: 12 \| epoch: {number} \| "
+        rf"elapsed time per iteration \(ms\): {number} \| data wait \(ms\): {number} \| "
+        rf"throughput per rank \(TFLOP/s/rank\): {number} \| tokens/s: {number} \| peak RSS \(GiB\): {number} \| "
+        rf"learning rate: \S+ \| lm loss: \S+ \| grad norm: {number} \| ETA: 0:0\d \|"
     )
-    for part in ("lm loss:", "learning rate:", "grad norm:", "samples/s:", "tokens/s:", "pack fill:"):
-        assert part in line
+    assert re.fullmatch(pattern, line)
+    assert {"seconds", "data_wait_seconds", "peak_memory_bytes", "pack_fill", "tokens"} < set(records[2])
+    for row in (
+        r"run ended +all iterations are done",
+        rf"iterations +2 done, 4 of 4, resumed from {tmp_path / 'run'} at iteration 2",
+        rf"saved +{tmp_path / 'run'}, iteration 4",
+        r"next stage +python -m megatron_eve.pretrain --stage 3 --pretrained-checkpoint .*",
+    ):
+        assert re.search(f"^{row}$", second.stdout, re.MULTILINE), row
+    assert re.search("^run ended +--exit-interval 2$", first.stdout, re.MULTILINE)
+    # The first start's settings: what differs is printed, all of them are in a file that --config reads.
+    assert "  parallel: tensor_model_parallel_size = 2 [1]\n" in first.stdout
+    assert "ffn_hidden_size" not in first.stdout
+    kept = load_recipe(tmp_path / "run" / "settings.yaml")
+    assert kept.parallel.pipeline_model_parallel_size == 2 and kept.training.train_iters == 4
     assert list((tmp_path / "board").glob("events.*"))
     questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     lines = [json.dumps({"question_id": i, "image": f"{i}.jpg"}) for i in (0, 1, 99)]

@@ -394,11 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         example = read_example(ROOT / _example_flag(argv))
         return compare_commits(build_parser(example.stages).parse_args(argv), example)
 
-    try:
-        return run_command(run)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -212,11 +212,10 @@ def _dtype(flags: argparse.Namespace) -> torch.dtype | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
-    try:
-        return run_command(lambda: convert(build_parser(chosen_family(argv)).parse_args(argv)))
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: convert(build_parser(chosen_family(argv)).parse_args(argv)),
+        stopped="stopped; nothing was written",
+    )
 
 
 def convert(flags: argparse.Namespace) -> int:

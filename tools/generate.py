@@ -159,8 +159,7 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
                 sampling=sampling_of(flags),
             )
         except KeyboardInterrupt:
-            bar.write("stopped; the same command goes on with what is missing", file=sys.stderr)
-            raise
+            raise KeyboardInterrupt("stopped; the same command goes on with what is missing") from None
     if refused:
         tally.skipped["not_a_question"] = len(refused)
     print(summary(tally, answers, flags.answers_file))

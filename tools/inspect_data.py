@@ -77,11 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = build_parser().parse_args(argv)
-    try:
-        return run_command(lambda: inspect(flags))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run_command(lambda: inspect(flags))
 
 
 def inspect(flags: argparse.Namespace) -> int:

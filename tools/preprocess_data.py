@@ -244,11 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_next(info, prefix, config.tokenizer_model, time.monotonic() - started))
         return 0
 
-    try:
-        return run_command(work)
-    except KeyboardInterrupt:
-        print("stopped; no dataset was written", file=sys.stderr)
-        return 130
+    return run_command(work, stopped="stopped; no dataset was written")
 
 
 if __name__ == "__main__":

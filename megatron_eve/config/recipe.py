@@ -50,6 +50,15 @@ def _parser(base: RunConfig, prog: str) -> FlagParser:
     return flag_parser(typed(find_family(base.family), base), prog, other_names(base.family))
 
 
+def named_sources(argv: list[str] | None = None) -> tuple[str | None, tuple[str, ...]]:
+    """The preset and the recipes that a command line names, which `parse` has read; a preset may stand in a recipe."""
+    argv = sys.argv[1:] if argv is None else argv
+    recipes, presets = flag_values(argv, "--config"), flag_values(argv, "--preset")
+    inside = [_read_yaml(Path(recipe))[0].get("preset") for recipe in recipes]
+    named = [*presets[:1], *(preset for preset in reversed(inside) if preset)]
+    return (named[0] if named else None), recipes
+
+
 def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of a configuration as dictionaries, without `family`."""
     return {name: part for name, part in tree.items() if isinstance(part, dict)}

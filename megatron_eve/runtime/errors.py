@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 # Exit status for a mistake in flags, files or folders; argparse uses the same.
 USER_ERROR_STATUS = 2
+# Exit status after Ctrl-C, as shells have it (128 + SIGINT), so that a script does not go on with its next command.
+INTERRUPTED_STATUS = 130
 # Other ranks wait this long before they print an error: rank 0 mostly has the same one, and torchrun then ends them.
 _WAIT_FOR_RANK_0_SECONDS = 10.0
 
@@ -22,11 +24,15 @@ class UserError(Exception):
     """A wrong flag, file or folder. The message names it and says what to do; it is shown without a traceback."""
 
 
-def run_command(main: Callable[[], int]) -> int:
+def run_command(main: Callable[[], int], stopped: str = "stopped") -> int:
     """Run a command's work and return its exit status.
 
-    A `UserError` or an `OSError` becomes one `error:` line (see `show_error`) and status 2. Any other exception is a
-    bug of this program and is not caught.
+    A `UserError` or an `OSError` becomes one `error:` line (see `show_error`) and status 2, Ctrl-C the line `stopped`
+    and status 130. Any other exception is a bug of this program and is not caught.
+
+    Args:
+        main: the work; returns the exit status.
+        stopped: said after Ctrl-C, with what became of the output; a `KeyboardInterrupt` with a message says that.
     """
     # File names may hold characters that the terminal cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -35,6 +41,16 @@ def run_command(main: Callable[[], int]) -> int:
         return main()
     except (UserError, OSError) as error:
         return show_error(error)
+    except KeyboardInterrupt as interrupt:
+        return show_interrupt(interrupt, stopped)
+
+
+def show_interrupt(interrupt: KeyboardInterrupt, stopped: str = "stopped") -> int:
+    """After Ctrl-C: print the interrupt's message, or else `stopped`, from rank 0; returns the exit status."""
+    if os.environ.get("RANK", "0") == "0":
+        below = "\n" * sys.stderr.isatty()  # the ^C that a terminal shows
+        print(f"{below}{str(interrupt) or stopped}", file=sys.stderr, flush=True)
+    return INTERRUPTED_STATUS
 
 
 _sigterm_received = False

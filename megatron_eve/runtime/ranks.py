@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from megatron_eve.runtime.errors import UserError, show_error
+from megatron_eve.runtime.errors import UserError, show_error, show_interrupt
 
 
 def world_size() -> int:
@@ -47,8 +47,8 @@ def run_rank(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except KeyboardInterrupt:
-        os._exit(130)
+    except KeyboardInterrupt as interrupt:
+        os._exit(show_interrupt(interrupt))
     except SystemExit:
         raise
     except BaseException as error:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, overload
@@ -35,6 +36,26 @@ _LENGTH_STEP = 256
 AHEAD = 2  # microbatches that are built while one runs
 
 
+class WaitTime:
+    """Adds up the seconds for which the training thread waits for data.
+
+    Attributes:
+        seconds: since the loader was made: planning steps, and waiting for batches that are not built yet.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Add the duration of this block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
 class LazyBatches(Sequence[PackedBatch]):
     """The microbatches of one step on one rank, each built when it is asked for or a little before.
 
@@ -47,9 +68,14 @@ class LazyBatches(Sequence[PackedBatch]):
         builders: Sequence[Callable[[], PackedBatch]],
         executor: ThreadPoolExecutor,
         near_end: Callable[[], None],
+        wait: WaitTime,
     ) -> None:
-        """``near_end`` is called when the last batch is asked for, to prepare what comes after this step."""
+        """``near_end`` is called when the last batch is asked for, to prepare what comes after this step.
+
+        ``wait`` takes the time until a batch that is asked for is there.
+        """
         self._builders = builders
+        self._wait = wait
         self._executor = executor
         self._near_end = near_end
         self._futures: list[Future[PackedBatch]] = []
@@ -65,10 +91,11 @@ class LazyBatches(Sequence[PackedBatch]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]  # raises IndexError; understands negative numbers
-        self.start(number + 1 + AHEAD)
-        if number == len(self) - 1:
-            self._near_end()
-        return self._futures[number].result()
+        with self._wait.measured():
+            self.start(number + 1 + AHEAD)
+            if number == len(self) - 1:
+                self._near_end()
+            return self._futures[number].result()
 
     def start(self, count: int) -> None:
         """Starts building the first ``count`` batches, if they exist and are not started."""
@@ -183,6 +210,7 @@ class StepLoader:
         self._context_parallel = context_parallel
         self._fixed_length = fixed_length
         self._max_images = max_images
+        self.wait = WaitTime()
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
         self._build = partial(
@@ -227,7 +255,8 @@ class StepLoader:
         expected, self._expected = self._expected, None
         if expected is not None and expected[0] == (consumed_samples, count):
             return expected[1]
-        return self._run_step(consumed_samples, count)
+        with self.wait.measured():
+            return self._run_step(consumed_samples, count)
 
     def step_of(self, sample_ids: NDArray[np.int64]) -> Step:
         """A step of any samples, outside the run: the run's order and its prepared batches do not change.
@@ -281,6 +310,7 @@ class StepLoader:
                 [partial(self._built, ids[pack].tolist(), length) for pack in mine],
                 self._executor,
                 near_end=near_end,
+                wait=self.wait,
             ),
             num_microbatches=len(mine),
             num_packs=sum(bool(pack) for pack in packs),

@@ -19,9 +19,10 @@ from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.saver import CheckpointSaver
 from megatron_eve.checkpoint.state import TrainState, load_checkpoint, load_weights
 from megatron_eve.checkpoint.store import path_of_pretrained
-from megatron_eve.config import RunConfig
+from megatron_eve.config import RunConfig, TrainingConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import build_chunks
+from megatron_eve.runtime.errors import INTERRUPTED_STATUS
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import ExitSignals, Watchdog
@@ -37,10 +38,11 @@ from megatron_eve.training.loop.targets import build_target_models, shared_finge
 from megatron_eve.training.loop.trainer import Trainer
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.training.monitoring.flops import model_flops, step_work
-from megatron_eve.training.monitoring.memory import checkpoint_bytes
+from megatron_eve.training.monitoring.memory import checkpoint_bytes, peak_memory
 from megatron_eve.training.monitoring.monitor import Monitor
 from megatron_eve.training.monitoring.startup_report import count_parameters, print_startup_report
 from megatron_eve.training.monitoring.stragglers import Stragglers
+from megatron_eve.training.monitoring.summary import RunEnd
 from megatron_eve.training.monitoring.weight_origin import startup_messages
 
 
@@ -160,21 +162,27 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
     saver = CheckpointSaver(config) if config.checkpoint.save else None
     if saver:
         saver.check_space(checkpoint_bytes(total, trained, settings.bf16))
-    monitor = Monitor(config, active=holds_losses(), start=start)
-    leave, status = signals.received(), 0
+    epoch = sum(map(len, trainer.data.training))
+    monitor = Monitor(config, active=holds_losses(), start=start, epoch_samples=epoch)
+    (leave, _), status = signals.exchange(), 0
+    why: str | None = None
+    signals.begin_training(config.checkpoint.save)
     # Prints stack traces before collectives time out and end the process.
     watchdog = Watchdog(0.9 * 60 * config.parallel.distributed_timeout_minutes)
     while trainer.train_state.consumed_samples < config.total_samples and not leave:
+        waited = trainer.loader.wait.seconds
         result = train_one(trainer, monitor)
         watchdog.feed()
         if result.exit_code:
             status = result.exit_code
             with watchdog.paused():
-                _stop(trainer, result, saver, start)
+                why = _stop(trainer, result, saver, start)
             break
         iteration = trainer.train_state.iteration
         done = trainer.train_state.consumed_samples >= config.total_samples
-        leave = _reason_to_leave(config, iteration, signals)
+        caught, largest = signals.exchange((trainer.loader.wait.seconds - waited, peak_memory()))
+        monitor.write(*largest)
+        leave = caught or _exit_interval(settings, iteration)
         if trainer.stragglers and monitor.is_due(iteration):
             print_rank_0(trainer.stragglers.report())
         with watchdog.paused():
@@ -186,20 +194,42 @@ def train(config: RunConfig, signals: ExitSignals) -> int:
                 if _is_due(config.checkpoint.save_interval, iteration, done or bool(leave)):
                     _save(trainer, saver)
     watchdog.close()
+    signals.end_training()
     if saver:
         saver.finish()
     monitor.close()
     trainer.loader.close()
-    report_damaged(trainer)
+    placeholders = report_damaged(trainer)
     if leave:
         _leave(trainer, leave)
+    monitor.print_summary(_end_of(trainer, why or leave, start, saver, placeholders))
     if saver and trainer.train_state.iteration not in (start, saver.last):
         raise CheckpointError(
             f"{config.checkpoint.save}: the last checkpoint of the run could not be written, see above"
         )
     if trainer.train_state.consumed_samples >= config.total_samples:
         _write_exit_reason(config, "done")
+    elif leave == signal.SIGINT.name:
+        status = INTERRUPTED_STATUS
     return status
+
+
+def _end_of(
+    trainer: Trainer, reason: str | None, start: int, saver: CheckpointSaver | None, placeholders: int
+) -> RunEnd:
+    """How a run ended, for its summary."""
+    config, done = trainer.config, trainer.train_state
+    complete = done.consumed_samples >= config.total_samples
+    named = "Ctrl-C (SIGINT)" if reason == signal.SIGINT.name else reason
+    return RunEnd(
+        reason=None if complete else named,
+        start=start,
+        iteration=done.iteration,
+        consumed_samples=done.consumed_samples,
+        saved=saver.last if saver else None,
+        left_out=sum(len(part.dropped) for part in trainer.data.training),
+        placeholders=placeholders,
+    )
 
 
 def _leave(trainer: Trainer, reason: str) -> None:
@@ -212,13 +242,18 @@ def _leave(trainer: Trainer, reason: str) -> None:
         )
 
 
-def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> None:
-    """End a run at a bad step: save the state before it. Collective."""
+def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, start: int) -> str:
+    """End a run at a bad step: save the state before it. Collective.
+
+    Returns:
+        A few words for the summary; the sentence itself is printed.
+    """
     machine, iteration = get_rerun_state_machine(), trainer.train_state.iteration
     why = exit_message(trainer.config.faults, iteration + 1, result)
     print_rank_0(f"stopped at {why}")
+    ended = f"at the bad step of iteration {iteration + 1}, see above"
     if saver is None:
-        return
+        return ended
     if result.exit_code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
         _write_exit_reason(trainer.config, why)
     saver.finish()
@@ -227,6 +262,7 @@ def _stop(trainer: Trainer, result: StepResult, saver: CheckpointSaver | None, s
     rerun = machine.state is RerunState.RERUNNING_FROM_CHECKPOINT
     if reruns or rerun or iteration not in (start, saver.last):
         _save(trainer, saver)
+    return ended
 
 
 def _write_exit_reason(config: RunConfig, why: str) -> None:
@@ -238,17 +274,18 @@ def _is_due(interval: int | None, iteration: int, at_the_end: bool) -> bool:
     return at_the_end or bool(interval and iteration % interval == 0)
 
 
-def _reason_to_leave(config: RunConfig, iteration: int, signals: ExitSignals) -> str | None:
-    """The reason why the run ends after this iteration; None if it goes on. Collective."""
-    caught = signals.received()
-    if caught:
-        return caught
-    interval = config.training.exit_interval
+def _exit_interval(settings: TrainingConfig, iteration: int) -> str | None:
+    """The flag that ends the run after this iteration; None if it goes on."""
+    interval = settings.exit_interval
     return f"--exit-interval {interval}" if interval and iteration % interval == 0 else None
 
 
-def report_damaged(trainer: Trainer) -> None:
-    """Print how many images could not be decoded since this process began, and which. Collective."""
+def report_damaged(trainer: Trainer) -> int:
+    """Print how many images could not be decoded since this process began, and which. Collective.
+
+    Returns:
+        How many.
+    """
     gathered: list[dict[int, str]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, trainer.loader.damaged)
     damaged = {image: reason for some in gathered for image, reason in some.items()}
@@ -258,6 +295,7 @@ def report_damaged(trainer: Trainer) -> None:
             f"{len(damaged)} damaged images were replaced by grey ones: {named}; the datasets were whole when they "
             "were made, so copy or preprocess them again"
         )
+    return len(damaged)
 
 
 def _evaluate(trainer: Trainer, monitor: Monitor) -> None:

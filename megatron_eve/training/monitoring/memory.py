@@ -1,12 +1,16 @@
-"""Memory of training in bytes, without activations: weights, gradient buffers and optimizer state."""
+"""Memory of training in bytes: weights, gradient buffers and optimizer state; and a rank's peak of all its memory."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
+
+from megatron_eve.runtime.accelerator import accelerator
 
 # Adam's two moments and, beside bfloat16 weights, the master weight: float32 each.
 _MOMENTS, _MASTER = 8, 4
@@ -52,3 +56,10 @@ def checkpoint_bytes(parameters: int, trained: int, bf16: bool) -> int:
     """
     # Master weights are saved in both cases.
     return parameters * (2 if bf16 else 4) + trained * (_MOMENTS + _MASTER)
+
+
+def peak_memory() -> int:
+    """Most bytes that this rank has held since it started: allocated on its GPU or, on CPUs, its resident set size."""
+    if accelerator().name == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,23 +1,23 @@
-"""Reports each iteration: a log line, losses.jsonl for exact comparison, TensorBoard."""
+"""Reports each iteration (a log line, losses.jsonl for exact comparison, TensorBoard), and sums up a run at its end."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import socket
 import time
-from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.loop.step_result import StepResult
-
-_LONGEST_LINE = 1 << 20  # bytes of a line in losses.jsonl or valid_losses.jsonl
+from megatron_eve.training.monitoring.log_line import LogLine
+from megatron_eve.training.monitoring.output_files import JsonLinesFile, TensorBoardWriter, json_line
+from megatron_eve.training.monitoring.summary import RunEnd, RunTotals, format_run_summary
 
 
 class Monitor:
@@ -28,21 +28,27 @@ class Monitor:
         active: True on the rank that reports.
         start: iteration that the run resumes from. Later iterations that a killed run reported stay in losses.jsonl,
             where the last line of an iteration is valid; TensorBoard drops them.
+        epoch_samples: samples of the training data, None if it has no size.
     """
 
-    def __init__(self, config: RunConfig, active: bool, start: int) -> None:
+    def __init__(self, config: RunConfig, active: bool, start: int, epoch_samples: int | None = None) -> None:
         self._config = config
         self.active = active
-        self._started = time.perf_counter()
+        self._started = self._begun = time.perf_counter()
+        self._line = LogLine(
+            config.total_iterations, config.total_samples, epoch_samples, gpu=accelerator().name == "cuda"
+        )
+        self._totals = RunTotals()
+        self._reported: tuple[dict[str, Any], StepResult] | None = None
         self._losses: Any = None
         self._held_out: Any = None
         self._board: Any = None
         if active and config.checkpoint.save:
-            self._losses = _JsonLinesFile(Path(config.checkpoint.save) / "losses.jsonl")
+            self._losses = JsonLinesFile(Path(config.checkpoint.save) / "losses.jsonl")
             if config.training.eval_interval:
-                self._held_out = _JsonLinesFile(Path(config.checkpoint.save) / "valid_losses.jsonl")
+                self._held_out = JsonLinesFile(Path(config.checkpoint.save) / "valid_losses.jsonl")
         if active and config.logging.tensorboard_dir:
-            self._board = _TensorBoardWriter(config.logging.tensorboard_dir, start)
+            self._board = TensorBoardWriter(config.logging.tensorboard_dir, start)
 
     def start(self) -> None:
         """Start the timer of an iteration."""
@@ -57,7 +63,7 @@ class Monitor:
         learning_rate: float,
         flops: float,
     ) -> None:
-        """Report an iteration that just ended.
+        """Take note of an iteration that just ended, for `write`.
 
         Args:
             iteration, consumed_samples: after this iteration.
@@ -88,17 +94,36 @@ class Monitor:
             "pack_fill": step.capacity_fraction,
             "tflops_per_gpu": flops / seconds / 1e12,
         }
+        self._reported = record, result
+
+    def write(self, data_wait: float, peak_memory: float) -> None:
+        """Write what `report` took note of: losses.jsonl, TensorBoard and, if one is due, a log line.
+
+        Args:
+            data_wait: seconds that the slowest rank waited for data in this iteration.
+            peak_memory: bytes, of the rank with most, see `peak_memory`.
+        """
+        if self._reported is None:
+            return
+        (record, result), self._reported = self._reported, None
+        record |= {"data_wait_seconds": data_wait, "peak_memory_bytes": int(peak_memory)}
+        self._line.add(record)
+        self._totals.add(record, result.losses)
         if self._losses:
             self._losses.add(record)
         if self._board:
+            values = [name.replace(" ", "_") for name in result.losses]
             scalars = {
-                name: record[name] for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu")
+                name: record[name]
+                for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu", "data_wait_seconds")
             }
-            scalars["samples_per_second"] = len(step.sample_ids) / seconds
-            scalars["tokens_per_second"] = step.num_tokens / seconds
-            self._board.add(scalars, iteration)
-        if self.is_due(iteration) or result.bad:
-            print(self._line(record, result.losses), flush=True)
+            scalars["step_seconds"] = record["seconds"]
+            scalars["peak_memory_gib"] = peak_memory / 2**30
+            scalars["samples_per_second"] = record["samples"] / record["seconds"]
+            scalars["tokens_per_second"] = record["tokens"] / record["seconds"]
+            self._board.add(scalars, record["iteration"])
+        if self.is_due(record["iteration"]) or result.bad:
+            print(self._line.text(result.losses, datetime.now()), flush=True)
 
     def is_due(self, iteration: int) -> bool:
         """True if a log line is printed after this iteration."""
@@ -125,27 +150,16 @@ class Monitor:
             path = Path(self._config.checkpoint.save) / "bad_steps.jsonl"
             try:
                 with path.open("a", encoding="utf-8") as stream:
-                    stream.write(_json_line(record))
+                    stream.write(json_line(record))
             except OSError as error:  # such as a full disk, which must not end this rank alone
                 print(f" {path} could not be written ({error.strerror}): {record}", flush=True)
         print(f" iteration {iteration}: {reason}; its update is not made", flush=True)
 
-    def _line(self, record: dict[str, Any], losses: dict[str, float]) -> str:
-        seconds = record["seconds"]
-        named = "".join(f" {name}: {loss:.6E} |" for name, loss in losses.items())
-        return (
-            f" iteration {record['iteration']:8d}/{self._config.total_iterations:8d} |"
-            f" consumed samples: {record['consumed_samples']:12d} |"
-            f" elapsed time per iteration (ms): {1000 * seconds:.1f} |"
-            f" learning rate: {record['lr']:.6E} |"
-            f" global batch size: {record['samples']:5d} |"
-            f"{named}"
-            f" grad norm: {record['grad_norm']:.3f} |{' update skipped |' * record['skipped']}"
-            f" samples/s: {record['samples'] / seconds:.1f} |"
-            f" tokens/s: {record['tokens'] / seconds:.0f} |"
-            f" pack fill: {record['pack_fill']:.3f} |"
-            f" throughput per GPU (TFLOP/s/GPU): {record['tflops_per_gpu']:.4g} |"
-        )
+    def print_summary(self, end: RunEnd) -> None:
+        """Print what the run added up to and how it ended; see `RunEnd`, whose `seconds` are filled in here."""
+        if self.active:
+            end = replace(end, seconds=time.perf_counter() - self._begun)
+            print(format_run_summary(self._config, self._totals, end), flush=True)
 
     def report_held_out(self, iteration: int, name: str, losses: dict[str, float]) -> None:
         """Report an evaluation of one dataset: a log line, valid_losses.jsonl, TensorBoard ("... validation/NAME")."""
@@ -169,118 +183,3 @@ class Monitor:
         for writer in (self._losses, self._held_out, self._board):
             if writer:
                 writer.close()
-
-
-class _OutputFile:
-    """An output file of a run. A failed write does not end the run; it is reported once.
-
-    Args:
-        path: of the file or folder.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path, self._failed = path, False
-
-    def _try(self, write: Callable[[], Any]) -> bool:
-        try:
-            write()
-        except OSError as error:
-            if not self._failed:
-                reason = error.strerror or error
-                print(f" {self._path} could not be written ({reason}); the run goes on", flush=True)
-            self._failed = True
-            return False
-        return True
-
-
-class _JsonLinesFile(_OutputFile):
-    """A file of JSON lines, opened for appending; an incomplete last line (after a kill or a full disk) is cut off."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._file: TextIO | None = None
-        self._try(self._open)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Append a line. If it cannot be written completely, the file is reopened for the next line."""
-        if not self._try(lambda: self._write(_json_line(record))):
-            self.close()
-
-    def close(self) -> None:
-        stream, self._file = self._file, None
-        if stream:
-            self._try(stream.close)
-
-    def _open(self) -> None:
-        path = Path(self._path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with path.open("rb") as stream:
-                begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
-                stream.seek(begin)
-                os.truncate(path, begin + stream.read(_LONGEST_LINE).rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
-
-    def _write(self, line: str) -> None:
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.write(line)
-        self._file.flush()
-
-
-class _TensorBoardWriter(_OutputFile):
-    """TensorBoard's event file; iterations after `start` are dropped. After a failed write nothing more is written.
-
-    Not torch's SummaryWriter, whose writer thread ends with a traceback when the disk is full.
-    """
-
-    def __init__(self, folder: str, start: int) -> None:
-        super().__init__(folder)
-        self._file: BinaryIO | None = None
-        if not self._try(lambda: self._begin(start)):
-            self.close()
-
-    def add(self, values: dict[str, float], iteration: int) -> None:
-        """Add a value to each of these scalars."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        points = Summary(
-            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
-        if self._file and not self._try(lambda: self._write({"step": iteration, "summary": points})):
-            self.close()
-
-    def close(self) -> None:
-        stream, self._file = self._file, None
-        if stream:
-            self._try(stream.close)
-
-    def _begin(self, start: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-
-        folder = Path(self._path)
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files of this name, sorted by name; host and PID separate runs that start at the same time.
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab")
-        self._write({"file_version": "brain.Event:2"})
-        # TensorBoard drops earlier events of this iteration and of later ones.
-        self._write({"step": start + 1, "session_log": SessionLog(status=SessionLog.START)})
-
-    def _write(self, fields: dict[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        assert self._file is not None
-        RecordWriter(self._file).write(Event(wall_time=time.time(), **fields).SerializeToString())
-        self._file.flush()
-
-
-def _json_line(record: dict[str, Any]) -> str:
-    """A record as a line of JSON; NaN and infinity, which JSON lacks, become null."""
-
-    def clean(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps({name: clean(value) for name, value in record.items()}, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""The startup report, printed before the first step: configuration, parallel layout, kernels, memory and data."""
+"""The startup report, printed before the first step: parallel layout, kernels, memory, data, where all settings are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import yaml
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_eve.config.describe import write_settings
 from megatron_eve.config.memory import in_units
 from megatron_eve.models.kernels import describe_kernels
 from megatron_eve.models.stages import stage_of
@@ -45,7 +46,6 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
     weights, gradients, optimizer = map(in_units, most.tolist())
     virtual = config.virtual_pipeline_model_parallel_size
     print_rank_0(
-        f"{yaml.safe_dump(config.to_dict(), sort_keys=False)}"
         f"stage {config.training.stage} ({stage_of(config).name}) on {accelerator().name}: "
         f"TP {parallel.tensor_model_parallel_size}{' + SP' * parallel.sequence_parallel} x "
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
@@ -56,6 +56,11 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
     )
+    if config.checkpoint.save and torch.distributed.get_rank() == 0:
+        try:
+            print(f"all settings: {write_settings(config, config.checkpoint.save)}", flush=True)
+        except OSError as error:  # such as a full disk
+            print(f"all settings could not be written to {error.filename} ({error.strerror})", flush=True)
     if trainer.frozen:
         print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())
 

@@ -231,6 +231,7 @@ def without_rate(config: RunConfig) -> None:
             with parameters_gathered(config, trainer.chunks):
                 before = [p.detach().clone() for chunk in trainer.chunks for p in chunk.parameters()]
             train.train_one(trainer, monitor)
+            monitor.write(data_wait=0.0, peak_memory=0)
             with parameters_gathered(config, trainer.chunks):
                 after = [p.detach() for chunk in trainer.chunks for p in chunk.parameters()]
             same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

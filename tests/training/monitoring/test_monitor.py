@@ -48,6 +48,7 @@ def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float)
     losses = {"lm loss": loss, **others}
     result = unittest.mock.Mock(spec=StepResult, losses=losses, grad_norm=math.inf, bad=None)
     monitor.report(iteration, 4 * iteration, step, result, learning_rate=0.1, flops=1.0)
+    monitor.write(data_wait=0.25, peak_memory=3 << 29)
     monitor.report_held_out(iteration, "a", losses)
 
 
@@ -87,13 +88,14 @@ def test_losses_are_reported_by_the_names_of_their_objectives(
     report(monitor, 1, 2.5, **{"mean colour": 0.25})
     monitor.close()
     printed = capsys.readouterr().out
-    assert " | lm loss: 2.500000E+00 | mean colour: 2.500000E-01 | grad norm: inf |" in printed
+    assert " | lm loss: 2.500000E+00 | mean colour: 2.500000E-01 | grad norm: inf | ETA: " in printed
     assert (
         "lm loss value: 2.500000E+00 | mean colour value: 2.500000E-01 | lm loss PPL: 1.218249E+01 |"
         in printed
     )
     (line,) = strict_lines(tmp_path / "run" / "losses.jsonl")
     assert (line["mean_colour"], line["mean_colour_hex"]) == (0.25, (0.25).hex())
+    assert (line["data_wait_seconds"], line["peak_memory_bytes"]) == (0.25, 3 << 29)
     assert strict_lines(tmp_path / "run" / "valid_losses.jsonl")[0]["mean_colour"] == 0.25
 
 
@@ -154,6 +156,8 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> No
     assert shown["lm_loss"] == [(1, 2.5), (2, 2.5), (3, 1.5), (4, 1.5), (5, 1.5)]
     assert shown["lm_loss validation/a"] == shown["lm_loss"]
     assert {"lr", "grad_norm", "pack_fill", "tflops_per_gpu", "tokens_per_second"} < set(shown)
+    assert [value for _, value in shown["data_wait_seconds"]] == [0.25] * 5
+    assert shown["peak_memory_gib"][0] == (1, 1.5) and shown["step_seconds"][0][1] > 0
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["nothing can be written", "the folder cannot be made"])
