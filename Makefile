@@ -14,16 +14,31 @@ CUDA ?=
 FLAVOUR = $(or $(file < $(VENV)/flavour),cpu)
 CONSTRAINTS = constraints/$(FLAVOUR).txt
 TORCH = $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
+# Two files of the environment, written when it holds what a user needs and, further, what tests and linters need.
 STAMP = $(VENV)/installed
+DEV_STAMP = $(VENV)/installed-dev
+# Left in an environment that was made here; `make clean` deletes no other.
+MARKER = $(VENV)/.megatron_eve
+PINS = pyproject.toml setup.py $(wildcard constraints/*.txt)
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
+PIP = $(BIN)/python tools/pip_install.py --constraint $(CONSTRAINTS)
 INDEX = $(if $(INDEX_URL),--index-url $(INDEX_URL))
 TORCH_INDEX = $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),$(INDEX))
 
 COMMA = ,
+# DALI decodes on the CPU in the tests; with a GPU, `make install-gpu` takes the one of its CUDA version.
+DEV_EXTRAS = dev,chat$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)
+# Checks that what was installed last has left torch alone.
+CHECK_TORCH = found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
+	$(TORCH)|$(TORCH)+*) ;; \
+	*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \
+		"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac
+# Seconds since make began, and the size of the environment.
+BEGAN := $(shell date +%s)
+SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu quickstart test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-dev install-gpu quickstart test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
@@ -33,21 +48,28 @@ help: ## List these commands
 	@echo "Variables: PYTHON=python3.11  VENV=.venv  ARGS='-k packing' (to pytest)"
 	@echo "           INDEX_URL=...  TORCH_INDEX_URL=... (other package indexes; see README)"
 
-install: $(STAMP) ## Make the virtual environment .venv, pinned by constraints/cpu.txt
+install: $(STAMP) ## What a user needs, into .venv, with the versions of constraints/cpu.txt
 
-$(STAMP): pyproject.toml setup.py $(wildcard constraints/*.txt) | check-python
+$(STAMP): $(PINS) | check-python
 	@echo "==> $(VENV): a virtual environment with the versions of $(CONSTRAINTS)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(MARKER); }
 	@echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"
 	@$(PIP) $(TORCH_INDEX) torch==$(TORCH)
-	@echo "==> megatron_eve, with what its quickstart and its tests need"
-	@$(PIP) $(INDEX) --editable '.[dev,quickstart,chat$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)]'
-	@found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
-		$(TORCH)|$(TORCH)+*) echo "==> torch $$found is in place" ;; \
-		*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \
-			"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac
+	@echo "==> megatron_eve, and what its quickstart needs"
+	@$(PIP) $(INDEX) --editable '.[quickstart]'
+	@$(CHECK_TORCH)
 	@echo $(FLAVOUR) > $(VENV)/flavour
 	@touch $@
+	@echo "==> megatron_eve is installed, with torch $(TORCH): $(SPENT)"
+
+install-dev: $(DEV_STAMP) ## Adds tests, linters, the chat's page with its browser driver, and DALI
+
+$(DEV_STAMP): $(STAMP) $(PINS)
+	@echo "==> what tests and linters need; the chat's page and a driver for browsers$(if $(filter cpu,$(FLAVOUR)),; DALI)"
+	@$(PIP) $(INDEX) --editable '.[$(DEV_EXTRAS)]'
+	@$(CHECK_TORCH)
+	@touch $@
+	@echo "==> tests and linters are installed: $(SPENT)"
 
 install-gpu: FLAVOUR = cu$(CUDA)
 install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds TransformerEngine and DALI
@@ -66,6 +88,7 @@ install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds Trans
 	@echo "==> DALI"
 	@$(PIP) $(INDEX) nvidia-dali-cuda$(CUDA)0
 	@$(BIN)/python -c "import torch, transformer_engine.pytorch, nvidia.dali; print('==> all of it imports')"
+	@echo "==> megatron_eve is installed for CUDA $(CUDA): $(SPENT)"
 
 check-python:
 	@$(PYTHON) -c "import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
@@ -82,21 +105,26 @@ check-cuda:
 quickstart: install ## The whole path on two cores: photos, pretraining, a kill, a resume, captions
 	@$(BIN)/python examples/quickstart/run.py
 
-test: install ## All tests but the slow ones and those for a GPU
+test: install-dev ## All tests but the slow ones and those for a GPU
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: install ## The slow tests, the quickstart from end to end among them
+test-slow: install-dev ## The slow tests, the quickstart from end to end among them
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-lint: install ## Style (ruff) and types (mypy)
+lint: install-dev ## Style (ruff) and types (mypy)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 
-format: install ## Let ruff sort the imports and set the layout
+format: install-dev ## Let ruff sort the imports and set the layout
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-clean: ## Remove what was built and run here; .venv too
-	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## Remove what was built and run here, .venv too; what others put there stays
+	@$(PYTHON) examples/quickstart/folder.py quickstart
+	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \
+		echo "$(VENV) was not made by make install, so it stays as it is: delete it yourself if it is not needed" >&2; fi
+	@rm -rf build/lib build/bdist.* dist/megatron_eve-* megatron_eve.egg-info
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rmdir --ignore-fail-on-non-empty $(wildcard build dist) 2> /dev/null || true
+	@find megatron_eve tools tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -102,9 +102,8 @@ def test_constraints_are_exact_and_agree_on_megatron_core(path: Path) -> None:
     assert all(re.fullmatch(r"[\w.]+", version) for version in versions.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["quickstart"] + extras["dev"]
-    if path.stem != "cpu":
-        wanted += extras["gpu"]
+    wanted = project["dependencies"] + extras["quickstart"] + extras["dev"] + extras["chat"]
+    wanted += extras["dali" if path.stem == "cpu" else "gpu"]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", want)[0]).lower() for want in wanted}
     assert names <= set(versions), f"not pinned: {sorted(names - set(versions))}"
 
@@ -137,7 +136,9 @@ class TestMake:
     def test_help_is_the_default_and_lists_every_command(self) -> None:
         plain = self.make()
         assert plain.returncode == 0 and plain.stdout == self.make("help").stdout
-        for command in ("install", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean"):
+        for command in (
+            "install", "install-dev", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean",
+        ):  # fmt: skip
             assert re.search(rf"^  make {command} +\w", plain.stdout, re.MULTILINE), command
 
     def test_a_python_that_is_not_there(self) -> None:

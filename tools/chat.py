@@ -178,7 +178,7 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     try:
         from megatron_eve.inference.web import ChatPage
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--web: {error.name} is not installed; pip install '.[chat]'") from None
+        raise ConfigError(f"--web: {error.name} is not installed; pip install 'megatron_eve[chat]'") from None
     with ChatPage(limits, flags.model_path.resolve().name, flags.port) as page:
         return run_with_engine(flags, CHAT_TEMPLATE, lambda engine: in_page(engine, page))
 
