@@ -122,8 +122,10 @@ def plot(outcome: Outcome, captions: Sequence[tuple[Path, str]], path: Path) -> 
     from PIL import Image
 
     figure = pyplot.figure(figsize=(10, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
-    for (photo, caption), axes in zip(captions, left.subplots(len(captions), 1), strict=True):
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 3), squeeze=False)[0]
+    for (photo, caption), axes in zip(
+        captions, left.subplots(len(captions), 1, squeeze=False)[:, 0], strict=True
+    ):
         with Image.open(photo) as image:
             axes.imshow(image)
         axes.set_axis_off()
