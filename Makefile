@@ -14,27 +14,28 @@ CUDA ?=
 FLAVOUR = $(or $(file < $(VENV)/flavour),cpu)
 CONSTRAINTS = constraints/$(FLAVOUR).txt
 TORCH = $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
-# Two stamps: what a user needs, and what tests and linters need besides. The second contains the first.
-USER_STAMP = $(VENV)/installed
+# Two files of the environment, written when it holds what a user needs and, further, what tests and linters need.
+STAMP = $(VENV)/installed
 DEV_STAMP = $(VENV)/installed-dev
-USER_EXTRAS = quickstart
-# The tests decode with DALI, also on the CPU; `make install-gpu` brings the one of its CUDA version.
-DEV_EXTRAS = quickstart,chat,dev$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)
+# Left in an environment that was made here; `make clean` deletes no other.
+MARKER = $(VENV)/.megatron_eve
+PINS = pyproject.toml setup.py $(wildcard constraints/*.txt)
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint $(CONSTRAINTS)
+PIP = $(BIN)/python tools/pip_install.py --constraint $(CONSTRAINTS)
 INDEX = $(if $(INDEX_URL),--index-url $(INDEX_URL))
 TORCH_INDEX = $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),$(INDEX))
-# In front of slow commands of one shell: a line a minute, until that shell ends.
-LINE_A_MINUTE = begin=$$(date +%s); \
-	( while sleep 60 > /dev/null 2>&1 && kill -0 $$$$ 2> /dev/null; do \
-	echo "    installing: $$((($$(date +%s) - begin) / 60)) min, $$(du -sh $(VENV) | cut -f1) in $(VENV)"; done ) & \
-	ticker=$$!; trap "kill $$ticker 2> /dev/null" EXIT;
 
 COMMA = ,
-
-# What the quickstart makes in its folder (MARKER and MADE of examples/quickstart/run.py).
-QUICKSTART_MARKER = .megatron_eve_quickstart
-QUICKSTART_FILES = data teacher reference interrupted logs questions.jsonl answers.jsonl loss.png
+# DALI decodes on the CPU in the tests; with a GPU, `make install-gpu` takes the one of its CUDA version.
+DEV_EXTRAS = dev,chat$(if $(filter cpu,$(FLAVOUR)),$(COMMA)dali)
+# Checks that what was installed last has left torch alone.
+CHECK_TORCH = found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
+	$(TORCH)|$(TORCH)+*) ;; \
+	*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \
+		"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac
+# Seconds since make began, and the size of the environment.
+BEGAN := $(shell date +%s)
+SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-gpu quickstart test test-slow lint format clean check-python check-cuda
@@ -47,46 +48,47 @@ help: ## List these commands
 	@echo "Variables: PYTHON=python3.11  VENV=.venv  ARGS='-k packing' (to pytest)"
 	@echo "           INDEX_URL=...  TORCH_INDEX_URL=... (other package indexes; see README)"
 
-install: $(USER_STAMP) ## Make the virtual environment .venv with what a user needs, pinned by constraints/cpu.txt
+install: $(STAMP) ## What a user needs, into .venv, with the versions of constraints/cpu.txt
 
-install-dev: $(DEV_STAMP) ## Add what tests, linters and the chat page need: DALI, gradio, a browser driver
-
-$(USER_STAMP): EXTRAS = $(USER_EXTRAS)
-$(DEV_STAMP): EXTRAS = $(DEV_EXTRAS)
-$(USER_STAMP) $(DEV_STAMP): pyproject.toml setup.py $(wildcard constraints/*.txt) | check-python
+$(STAMP): $(PINS) | check-python
 	@echo "==> $(VENV): a virtual environment with the versions of $(CONSTRAINTS)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(LINE_A_MINUTE) \
-	echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"; \
-	$(PIP) $(TORCH_INDEX) torch==$(TORCH) || exit 1; \
-	echo "==> megatron_eve [$(EXTRAS)]"; \
-	$(PIP) $(INDEX) --editable '.[$(EXTRAS)]' || exit 1; \
-	found="$$($(BIN)/python -c 'import torch; print(torch.__version__)')"; case "$$found" in \
-		$(TORCH)|$(TORCH)+*) ;; \
-		*) echo "error: torch $(TORCH) was asked for and $$found is there: rm -r $(VENV), then make install with" \
-			"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac; \
-	echo "==> $(VENV) is ready: torch $$found, $$(du -sh $(VENV) | cut -f1), $$(($$(date +%s) - begin)) s"
+	@test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(MARKER); }
+	@echo "==> torch $(TORCH), first and alone, so that nothing else chooses its version"
+	@$(PIP) $(TORCH_INDEX) torch==$(TORCH)
+	@echo "==> megatron_eve, and what its quickstart needs"
+	@$(PIP) $(INDEX) --editable '.[quickstart]'
+	@$(CHECK_TORCH)
 	@echo $(FLAVOUR) > $(VENV)/flavour
-	@touch $(USER_STAMP) $@
+	@touch $@
+	@echo "==> megatron_eve is installed, with torch $(TORCH): $(SPENT)"
+
+install-dev: $(DEV_STAMP) ## Adds tests, linters, the chat's page with its browser driver, and DALI
+
+$(DEV_STAMP): $(STAMP) $(PINS)
+	@echo "==> what tests and linters need; the chat's page and a driver for browsers$(if $(filter cpu,$(FLAVOUR)),; DALI)"
+	@$(PIP) $(INDEX) --editable '.[$(DEV_EXTRAS)]'
+	@$(CHECK_TORCH)
+	@touch $@
+	@echo "==> tests and linters are installed: $(SPENT)"
 
 install-gpu: FLAVOUR = cu$(CUDA)
-install-gpu: check-cuda ## For GPUs with CUDA=12 or CUDA=13: what a user needs, TransformerEngine and DALI
-	@test "$$(cat $(VENV)/flavour 2>/dev/null)" = $(FLAVOUR) || rm -f $(USER_STAMP) $(DEV_STAMP)
+install-gpu: check-cuda ## The same for GPUs with CUDA=12 or CUDA=13: adds TransformerEngine and DALI
+	@test "$$(cat $(VENV)/flavour 2>/dev/null)" = $(FLAVOUR) || rm -f $(STAMP)
 	@$(MAKE) --no-print-directory install FLAVOUR=$(FLAVOUR)
 	@found="$$($(BIN)/python -c 'import torch; print(torch.version.cuda)')"; case "$$found" in $(CUDA).*) ;; *) \
 		echo "error: this torch was built for CUDA $$found, not $(CUDA): set TORCH_INDEX_URL to an index with CUDA wheels" >&2; \
 		exit 1 ;; esac
-	@$(LINE_A_MINUTE) \
-	echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (many minutes; MAX_JOBS=n sets the jobs)"; \
-	$(PIP) $(INDEX) setuptools wheel ninja pybind11 transformer-engine transformer-engine-cu$(CUDA) || exit 1; \
-	site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	@echo "==> TransformerEngine: the core library as a wheel, then its torch part, compiled here (many minutes; MAX_JOBS=n sets the jobs)"
+	@$(PIP) $(INDEX) setuptools wheel ninja pybind11 transformer-engine transformer-engine-cu$(CUDA)
+	@site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 		CUDA_HOME="$${CUDA_HOME:-$$(nvcc --dryrun -x cu -c -o /dev/null /dev/null 2>&1 | sed -n 's/^#\$$ TOP=//p')}" \
 		CUDNN_PATH="$$site/nvidia/cudnn" CPATH="$$(echo "$$site"/nvidia/*/include | tr ' ' ':')$${CPATH:+:$$CPATH}" \
 		NVTE_FRAMEWORK=pytorch PATH="$(abspath $(BIN)):$$PATH" \
-		$(PIP) $(INDEX) --no-build-isolation transformer-engine-torch || exit 1; \
-	echo "==> DALI"; \
-	$(PIP) $(INDEX) nvidia-dali-cuda$(CUDA)0
+		$(PIP) $(INDEX) --no-build-isolation transformer-engine-torch
+	@echo "==> DALI"
+	@$(PIP) $(INDEX) nvidia-dali-cuda$(CUDA)0
 	@$(BIN)/python -c "import torch, transformer_engine.pytorch, nvidia.dali; print('==> all of it imports')"
+	@echo "==> megatron_eve is installed for CUDA $(CUDA): $(SPENT)"
 
 check-python:
 	@$(PYTHON) -c "import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
@@ -118,9 +120,11 @@ format: install-dev ## Let ruff sort the imports and set the layout
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-clean: ## Remove what make built and ran here: .venv and what the quickstart made too
-	@test ! -e $(VENV) || test -e $(USER_STAMP) || { echo "error: $(VENV) was not made by make install: remove it yourself" >&2; exit 1; }
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	@test ! -e quickstart/$(QUICKSTART_MARKER) || { rm -rf $(addprefix quickstart/,$(QUICKSTART_FILES) $(QUICKSTART_MARKER)); \
-		rmdir quickstart 2> /dev/null || echo "quickstart/ holds files that the quickstart did not make: they stay"; }
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## Remove what was built and run here, .venv too; what others put there stays
+	@$(PYTHON) examples/quickstart/folder.py quickstart
+	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \
+		echo "$(VENV) was not made by make install, so it stays as it is: delete it yourself if it is not needed" >&2; fi
+	@rm -rf build/lib build/bdist.* dist/megatron_eve-* megatron_eve.egg-info
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rmdir --ignore-fail-on-non-empty $(wildcard build dist) 2> /dev/null || true
+	@find megatron_eve tools tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

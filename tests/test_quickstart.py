@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,12 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(QUICKSTART))
     return importlib.import_module("launch")
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    return importlib.import_module("folder")
 
 
 @pytest.fixture
@@ -81,13 +88,82 @@ def test_losses_must_be_equal_at_every_iteration(run: ModuleType) -> None:
         run.require_same_losses(reference, losses(3.0, 2.0), 3)
 
 
-def test_only_a_folder_of_its_own_is_deleted(tmp_path: Path) -> None:
+def start(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(QUICKSTART / "run.py"), *words]
+    environment = {**os.environ, **more}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_a_folder_that_is_not_its_own_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     (tmp_path / "thesis.tex").write_text("mine")
-    command = [sys.executable, str(QUICKSTART / "run.py"), "--output", str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 1 and "choose another folder" in found.stderr
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    found = start("--output", str(tmp_path))
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr == (
+        f"error: {tmp_path} holds files that the quickstart did not make, so it stays as it is: move it away, or "
+        "choose another folder with --output\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "skimage"])
+def test_a_package_that_is_missing_is_named_at_once(package: str, tmp_path: Path) -> None:
+    """Nothing is written before; None in sys.modules is how Python itself blocks an import."""
+    pytest.importorskip("skimage")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, package=None: None if name == {package!r} else find(name, package)\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    output = tmp_path / "quickstart"
+    search = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    found = start("--output", str(output), PYTHONPATH=search)
+    assert found.returncode == 2 and not output.exists()
+    assert found.stderr == (
+        f"error: {package} is not installed: make quickstart installs it, or pip install 'megatron_eve[quickstart]'\n"
+    )
+
+
+class TestFolder:
+    """Clearing deletes what the quickstart made, and nothing else."""
+
+    def test_what_a_user_put_beside_stays(self, folder: ModuleType, tmp_path: Path) -> None:
+        output = tmp_path / "quickstart"
+        folder.prepare(output)
+        for name in folder.MADE:
+            (output / name).mkdir()
+            (output / name / "file").touch()
+        (output / "walk").mkdir()
+        (output / "walk" / "model").write_text("mine")
+        folder.prepare(output)
+        assert {path.name for path in output.iterdir()} == {folder.MARKER, "walk"}
+        folder.clear(output)
+        assert [path.name for path in output.rglob("*")] == ["walk", "model"]
+        with pytest.raises(folder.NotOurs, match="did not make"):
+            folder.prepare(output)
+
+    def test_nothing_is_left_where_all_was_its_own(self, folder: ModuleType, tmp_path: Path) -> None:
+        folder.prepare(tmp_path / "quickstart")
+        folder.clear(tmp_path / "quickstart")
+        folder.clear(tmp_path / "quickstart")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_link_is_not_followed(self, folder: ModuleType, tmp_path: Path) -> None:
+        disk, output = tmp_path / "disk", tmp_path / "quickstart"
+        disk.mkdir()
+        (disk / "file").touch()
+        folder.prepare(output)
+        (output / "data").symlink_to(disk)
+        folder.clear(output)
+        assert (disk / "file").exists() and not output.exists()
+        output.symlink_to(disk)
+        with pytest.raises(folder.NotOurs, match="is not a folder that the quickstart made"):
+            folder.clear(output)
 
 
 def test_what_the_quickstart_did_not_make_stays(run: ModuleType, tmp_path: Path) -> None:

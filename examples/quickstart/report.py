@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,36 +107,52 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join([rule, *(f"| {name:<{left}} | {value:<{right}} |" for name, value in rows), rule])
 
 
-def plot(outcome: Outcome, path: Path) -> None:
-    """Draw the losses of both runs into a PNG file."""
+def plot(outcome: Outcome, captions: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Draw the losses of both runs, and photos with the model's captions beside them, into a PNG file.
+
+    Args:
+        outcome: the losses.
+        captions: a photo and what the model says of it, one below the other.
+        path: of the PNG file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
-    figure, (axes, below) = pyplot.subplots(
-        2, 1, figsize=(8, 6), height_ratios=(3, 2), sharex=True, layout="constrained"
-    )
+    figure = pyplot.figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 3), squeeze=False)[0]
+    for (photo, caption), axes in zip(
+        captions, left.subplots(len(captions), 1, squeeze=False)[:, 0], strict=True
+    ):
+        with Image.open(photo) as image:
+            axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(textwrap.fill(caption, 44), fontsize=9)
+    above, below = right.subplots(2, 1, height_ratios=(3, 2), sharex=True)
     for records, label, colour, width in (
         (outcome.reference, "uninterrupted", "#bbbbbb", 6.0),
         (outcome.before, "until the kill", "#c0392b", 1.5),
         (outcome.after, "resumed", "#1f618d", 1.5),
     ):
         iterations = [record["iteration"] for record in records]
-        axes.plot(iterations, [r["lm_loss"] for r in records], label=label, color=colour, linewidth=width)
+        above.plot(iterations, [r["lm_loss"] for r in records], label=label, color=colour, linewidth=width)
         below.plot(iterations, [r["align_loss"] for r in records], color=colour, linewidth=width)
-    below.axvline(outcome.killed, color="#c0392b", linestyle=":")
-    axes.axvline(outcome.killed, color="#c0392b", linestyle=":")
-    axes.annotate(
+    for axes in (above, below):
+        axes.axvline(outcome.killed, color="#c0392b", linestyle=":")
+    above.annotate(
         f"SIGKILL after {outcome.killed},\nresumed from {outcome.checkpoint}",
-        xy=(outcome.killed, axes.get_ylim()[1]),
-        xytext=(8, -8),
+        xy=(outcome.killed, above.get_ylim()[1] / 2),
+        xytext=(8, 0),
         textcoords="offset points",
         verticalalignment="top",
         color="#c0392b",
     )
-    axes.set(ylabel="language loss", title="EVE stage 2 as TP 2 x PP 2, without a GPU")
+    left.suptitle("captions by the trained model", fontsize=11)
+    right.suptitle("pretraining as TP 2 x PP 2, without a GPU", fontsize=11)
+    above.set(ylabel="language loss")
     below.set(xlabel="iteration", ylabel="aligning loss")
-    axes.legend(loc="upper right")
-    figure.savefig(path, dpi=120)
+    above.legend(loc="upper right")
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)

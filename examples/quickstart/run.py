@@ -10,30 +10,35 @@ lets the model caption three of the photos: it has learnt them by heart, so the 
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import photos
-import tokenizer
-from launch import ROOT, Command, StepFailed, follow, module, read_records
-from report import Console, Outcome, plot, table
+from folder import NotOurs, check, prepare
 
-from megatron_eve.config.recipe import load_recipe
-from megatron_eve.config.schema import RunConfig
-from megatron_eve.runtime.command_line import command_parser_of
+NEEDED = "is not installed: make quickstart installs it, or pip install 'megatron_eve[quickstart]'"
+
+try:
+    import photos
+    import tokenizer
+    from launch import ROOT, Command, StepFailed, follow, module, read_records
+    from report import Console, Outcome, plot, table
+
+    from megatron_eve.config.errors import ConfigError
+    from megatron_eve.config.recipe import load_recipe
+    from megatron_eve.config.schema import RunConfig
+    from megatron_eve.runtime.command_line import command_parser_of
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} {NEEDED}", file=sys.stderr)
+    sys.exit(2)
 
 RANKS = 4
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2, "--sequence-parallel")
 ASKED = ("chelsea", "coffee", "rocket")
 """The photos that the model captions at the end."""
-MARKER = ".megatron_eve_quickstart"
-"""File in the output folder: only in a folder that has it is anything deleted."""
-MADE = ("data", "teacher", "reference", "interrupted", "logs", "questions.jsonl", "answers.jsonl", "loss.png")
-"""What the quickstart makes in the output folder, and deletes when it starts again; everything else stays."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Quickstart:
     def run(self) -> None:
         """All nine steps, the table, the picture."""
         step, iterations, kill_at = self.console.step, self.config.total_iterations, self._kill_point()
-        self.clean()
+        prepare(self.output)
         self.make_dataset()
         self.make_teacher()
         step(
@@ -88,36 +93,25 @@ class Quickstart:
             "Captioning",
             "one process reads the checkpoint of the four and describes photos it was trained on",
         )
-        right = self.caption()
+        captions = self.caption()
+        right = sum(said == trained for _, said, trained in captions)
         outcome = Outcome(reference, interrupted[:killed], interrupted[killed:])
         picture = self.output / "loss.png"
-        plot(outcome, picture)
+        plot(outcome, [(photo, said) for photo, said, _ in captions], picture)
         rows = [
             ("layout", f"TP 2 with sequence parallelism x PP 2, {RANKS} processes"),
             *outcome.rows(),
             ("captions word for word", f"{right} of {len(ASKED)}"),
-            ("losses drawn in", shown(picture)),
+            ("losses and captions drawn in", shown(picture)),
             ("time", self.console.elapsed),
         ]
         print("\n" + table(rows))
+        print(
+            f"What the commands printed is in {shown(self.output / 'logs')}. Next: your own data (README.md), or this\n"
+            "model taught to talk about a picture, without a GPU (docs/first_run.md, the last section)."
+        )
         if right < len(ASKED):
             raise StepFailed("a caption is not the one that the model was trained on")
-
-    def clean(self) -> None:
-        """Delete what an earlier quickstart made in the output folder, and nothing else.
-
-        Raises:
-            StepFailed: the folder holds files and no quickstart made it.
-        """
-        if self.output.exists() and any(self.output.iterdir()) and not (self.output / MARKER).exists():
-            raise StepFailed(f"{self.output} holds other files: choose another folder with --output")
-        self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / MARKER).touch()
-        for path in (self.output / name for name in MADE):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
     def make_dataset(self) -> None:
         """Steps 1 to 3: pictures and captions, a tokenizer, the indexed dataset that training reads."""
@@ -193,8 +187,12 @@ class Quickstart:
             running.wait()
         return iteration
 
-    def caption(self) -> int:
-        """Caption three training photos greedily and compare; returns how many came back word for word."""
+    def caption(self) -> list[tuple[Path, str, str]]:
+        """Caption three training photos greedily.
+
+        Returns:
+            For each the picture, what the model says, and the caption that it was trained on.
+        """
         dataset = json.loads((self._data / "captions.json").read_text(encoding="utf-8"))
         rows = {row["id"]: row for row in dataset}
         questions, answers = self.output / "questions.jsonl", self.output / "answers.jsonl"
@@ -209,13 +207,13 @@ class Quickstart:
         with Command([sys.executable, "tools/generate.py", *arguments], self._log("generate")) as running:
             running.wait()
         given = {row["question_id"]: row["text"] for row in read_records(answers)}
-        right = 0
+        captions = []
         for name in ASKED:
-            expected = rows[name]["conversations"][-1]["value"]
-            right += given[name] == expected
-            comparison = "word for word" if given[name] == expected else f"but it was trained on: {expected}"
-            self.console.say(f"{rows[name]['image']}: {given[name]}", f"    {comparison}")
-        return right
+            picture, trained = rows[name]["image"], rows[name]["conversations"][-1]["value"]
+            note = "word for word" if given[name] == trained else f"but it was trained on: {trained}"
+            self.console.say(f"{picture}: {given[name]}", f"    {note}")
+            captions.append((self._data / "images" / picture, given[name], trained))
+        return captions
 
     def _kill_point(self) -> int:
         """An iteration near the middle of the run, some steps after a checkpoint."""
@@ -273,8 +271,8 @@ def shown(word: object) -> str:
     return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(word)
 
 
-def main() -> None:
-    """Read the command line and run."""
+def main() -> int:
+    """Read the command line and run; returns the exit status."""
     parser = command_parser_of(__doc__)
     parser.add_argument(
         "--output",
@@ -291,17 +289,39 @@ def main() -> None:
         help="recipe of the training runs (default: examples/eve_tiny/stage2.yaml)",
     )
     arguments = parser.parse_args()
-    recipe = arguments.config.resolve()
+    recipe, output = arguments.config.resolve(), arguments.output.resolve()
+    try:
+        if (
+            importlib.util.find_spec("matplotlib") is None
+        ):  # wanted at the end, so it is asked for at the start
+            raise ConfigError(f"matplotlib {NEEDED}")
+        config = load_recipe(recipe)
+        check(output)
+    except NotOurs as found:
+        return refuse(f"{found}: move it away, or choose another folder with --output")
+    except ConfigError as mistake:
+        return refuse(str(mistake))
     print(
-        "megatron_eve quickstart: photos and captions -> dataset -> pretraining, a kill, a resume -> captions"
+        "megatron_eve quickstart: photos and captions -> dataset -> pretraining, a kill, a resume -> captions\n"
+        "About five minutes on two idle cores. The commands that it shows can be typed by hand, after\n"
+        f"export PATH={Path(sys.executable).parent}:$PATH"
     )
     try:
-        Quickstart(arguments.output.resolve(), recipe, load_recipe(recipe), Console()).run()
+        Quickstart(output, recipe, config, Console()).run()
     except StepFailed as failure:
-        sys.exit(f"\nquickstart failed: {failure}")
+        print(f"\nquickstart failed: {failure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        sys.exit("\nquickstart stopped, and with it all that it had started")
+        print("\nquickstart stopped, and with it all that it had started", file=sys.stderr)
+        return 130
+    return 0
+
+
+def refuse(sentence: str) -> int:
+    """Say what is wrong with the command line or the environment; returns the exit status for it."""
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

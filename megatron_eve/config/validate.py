@@ -14,7 +14,7 @@ from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.registry import find_family
-from megatron_eve.runtime.dali import dali_is_installed
+from megatron_eve.runtime.dali import DALI_REMEDY, dali_is_installed
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -172,10 +172,7 @@ def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
     yield from at_least_one(data, "seq_length", "num_workers", "max_images_per_pack")
     if data.image_decoder == "dali" and not dali_is_installed():
-        yield (
-            "--image-decoder dali: DALI is not installed here: make install-dev brings it for CPUs, make install-gpu "
-            "for GPUs; or use threads"
-        )
+        yield f"--image-decoder dali: DALI is not installed here; {DALI_REMEDY}"
     if data.mock_data and data.data_path:
         yield "--mock-data: makes its own samples; leave --data-path out"
     if not data.mock_data and not data.data_path:

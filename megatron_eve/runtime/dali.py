@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
+DALI_REMEDY = "make install-gpu installs it (without a GPU: pip install 'megatron_eve[dali]'), or use threads"
+"""What to do where DALI was asked for and is not installed."""
+
 
 def dali_is_installed() -> bool:
     """Is there a DALI to import? Asked without importing it, which takes a while."""

@@ -25,8 +25,8 @@ from tests.inference.scripted import HOSTILE, ScriptedEngine
 from tests.inference.test_chat import until
 from tests.inference.test_generate import picture
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[chat]'")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed (make install-dev)")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install-dev)")
 expect = sync_api.expect
 expect.set_options(timeout=30_000)  # milliseconds; the machine may be busy
 

@@ -23,6 +23,7 @@ from megatron_eve.data.text.conversation import TEMPLATES
 from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.runtime.dali import DALI_REMEDY
 
 MAX_VIDEO_FRAMES = 10_000
 """Pictures of a video: all of them are in memory at once."""
@@ -132,8 +133,7 @@ class PreprocessConfig:
                 importlib.import_module("nvidia.dali")
             except ImportError as error:
                 raise DataError(
-                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}): make install-dev brings it for "
-                    "CPUs and make install-gpu for GPUs; or use threads"
+                    f"--image-decoder dali: nvidia.dali cannot be imported ({error}); {DALI_REMEDY}"
                 ) from error
 
     def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:

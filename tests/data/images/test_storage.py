@@ -160,8 +160,12 @@ def test_wrong_settings_are_named(make_config: MakeConfig, settings: dict[str, A
 def test_dali_that_cannot_be_imported_is_told(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(name: str) -> None:
-        raise ImportError(f"No module named {name!r}")
+    imported = importlib.import_module
+
+    def fail(name: str, package: str | None = None) -> object:
+        if name == "nvidia.dali":
+            raise ImportError(f"No module named {name!r}")
+        return imported(name, package)
 
     monkeypatch.setattr(importlib, "import_module", fail)
     config = make_config([caption_row(1, "ok.jpg")], image_storage="jpeg", image_decoder="dali")
