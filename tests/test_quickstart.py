@@ -166,24 +166,6 @@ class TestFolder:
             folder.clear(output)
 
 
-def test_what_the_quickstart_did_not_make_stays(run: ModuleType, tmp_path: Path) -> None:
-    quickstart = run.Quickstart(tmp_path / "quickstart", tmp_path / "recipe.yaml", None, None)
-    quickstart.clean()
-    for name in (
-        "data/photos_text.bin",
-        "reference/losses.jsonl",
-        "loss.png",
-        "my_run/losses.jsonl",
-        "notes.txt",
-    ):
-        (quickstart.output / name).parent.mkdir(exist_ok=True)
-        (quickstart.output / name).write_text("")
-    quickstart.clean()
-    left = {path.name for path in quickstart.output.iterdir()}
-    assert left == {run.MARKER, "my_run", "notes.txt"}
-    assert (quickstart.output / "my_run" / "losses.jsonl").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(1200)

@@ -32,7 +32,7 @@ def flag_values(argv: Sequence[str] | None, flag: str) -> tuple[str, ...]:
         else:
             continue
         if not any(values):
-            raise ConfigError(f"{flag}: names nothing; give it a value")
+            raise ConfigError(f"{flag}: a value is missing behind it")
     return values
 
 

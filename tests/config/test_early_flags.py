@@ -18,5 +18,5 @@ def test_values_are_those_of_the_last_time() -> None:
 
 @pytest.mark.parametrize("words", [["--family"], ["--family", "--seed", "1"], ["--family="]])
 def test_a_flag_without_a_value_is_refused(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match="--family: names nothing; give it a value"):
+    with pytest.raises(ConfigError, match="--family: a value is missing behind it"):
         flag_value(words, "--family")

@@ -143,7 +143,7 @@ def test_a_mistake_is_laid_to_its_file(recipe: Path, layout: Path) -> None:
     layout.unlink()
     with pytest.raises(ConfigError, match=r"--config .*layout\.yaml: No such file"):
         parse(["--config", str(recipe), str(layout)])
-    with pytest.raises(ConfigError, match="--config: names nothing"):
+    with pytest.raises(ConfigError, match="--config: a value is missing behind it"):
         parse(["--config", "--bf16"])
 
 
