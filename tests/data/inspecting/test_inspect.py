@@ -20,7 +20,7 @@ from PIL import Image, ImageFont
 from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.format.manifest import IMAGE_DTYPE, MANIFEST, SAMPLE_DTYPE
 from megatron_eve.data.format.merging import merge_datasets
-from megatron_eve.data.inspecting import fonts
+from megatron_eve.data.inspecting import drawing
 from megatron_eve.data.inspecting.drawing import (
     MOST_LINES,
     OTHER_COLOUR,
@@ -154,7 +154,7 @@ class TestLayout:
 class TestDrawing:
     def test_each_token_has_the_colour_of_what_it_does(self, whole: Path, tokenizer: Tokenizer) -> None:
         row = laid_out(whole, 0, tokenizer)
-        boxes, roles = wrap(row, fonts.load_font(16))
+        boxes, roles = wrap(row, drawing.load_font(16))
         assert [roles[line] for line in sorted(roles)] == ["system", "user", "assistant", "user", "assistant"]
         page = draw_row(row, [picture(80, 120)])
         pixels = np.asarray(page)
@@ -181,13 +181,13 @@ class TestDrawing:
             font = ImageFont.load_default(16)
             assert isinstance(font, ImageFont.FreeTypeFont)
             monkeypatch.setattr("megatron_eve.data.inspecting.drawing.load_font", lambda size: font)
-            assert fonts.shown("\u4f60a", font) == "\\u4f60a"
+            assert drawing.shown("\u4f60a", font) == "\\u4f60a"
         assert draw_row(laid_out(whole, 1, tokenizer), []).width == WIDTH
 
     def test_a_long_text_wraps_at_words(self, whole: Path, tokenizer: Tokenizer) -> None:
         row = laid_out(whole, 4, tokenizer)
         assert row.text_length == 2048
-        boxes, _ = wrap(row, fonts.load_font(16))
+        boxes, _ = wrap(row, drawing.load_font(16))
         assert max(box.x + box.width for box in boxes) <= WIDTH
         lines: dict[int, str] = {}
         for box in boxes:
