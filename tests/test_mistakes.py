@@ -99,7 +99,7 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{root}}/x", "cannot read the tokenizer {root}/x"),
     Mistake("preprocess_data", f"{PREPROCESS} --image-size 100", "100"),
     Mistake("preprocess_data", f"{PREPROCESS} --template v0", "--template v0: must be one of plain, vicuna_v1"),
-    Mistake("preprocess_data", f"{PREPROCESS} --family", "--family: a value is missing behind it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family", "--family: names nothing; give it a value"),
     Mistake("preprocess_data", f"{PREPROCESS} --worker 4", "--worker: no such flag; did you mean --workers?"),
     Mistake("preprocess_data", "--inputs {rows}", "--inputs: no such flag; did you mean --input?"),
     Mistake("preprocess_data", f"{PREPROCESS} --follow-links=yes", "--follow-links yes: this flag takes no value"),
