@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.models.registry import DEFAULT_FAMILY
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import UserError, run_command

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser

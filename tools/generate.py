@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config import ConfigError
 from megatron_eve.data.text.conversation import PROMPT_TEMPLATES
 from megatron_eve.inference.answering import AnswerCounts, answer_questions

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, open_dataset
 from megatron_eve.data.format.manifest import MANIFEST

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.data.format.manifest import MANIFEST, PARTIAL
 from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.runtime.command_line import CommandParser

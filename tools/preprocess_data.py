@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess

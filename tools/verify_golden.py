@@ -16,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config import ConfigError
 from megatron_eve.runtime.command_line import command_parser_of, whole_number
 from megatron_eve.runtime.errors import show_error

@@ -156,3 +156,29 @@ def test_ctrl_c_in_a_command_is_one_line() -> None:
         command.ctrl_c()
         assert command.ends(10) == 130
     assert command.output == "at work\n^C\nstopped; nothing was written\n"
+
+
+LOADS = """
+import megatron_eve.runtime.interrupts
+import time
+print("loading", flush=True)
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_while_modules_load_is_one_line() -> None:
+    with in_terminal("-c", LOADS) as command:
+        command.wait_for("loading")
+        command.ctrl_c()
+        assert command.ends(10) == -signal.SIGINT
+    assert command.output == "loading\n^C\nstopped\n"
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_a_tool_prepares_for_that_before_it_loads_its_modules(tool: Path) -> None:
+    ours = [
+        line
+        for line in tool.read_text().splitlines()
+        if line.startswith(("import megatron", "from megatron"))
+    ]
+    assert not ours or ours[0].startswith("import megatron_eve.runtime.interrupts")
