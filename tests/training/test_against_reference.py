@@ -193,11 +193,11 @@ def published_hd(parallel: ParallelConfig) -> tuple[dict[str, float], dict[str, 
 @parametrize(ONE, TP2_SP_CP2)
 def test_1344_pixels(ranks: RankPool, layout: Layout) -> None:
     """The HD model's own sizes: 2,353 rows for a square picture, a 336-pixel teacher, 2 x 2 pooling."""
-    from megatron_eve.verification.cases import linked, read_model_case
+    from megatron_eve.verification.cases import read_model_case
 
     case = read_model_case(find_golden("eve672_square_wide_tall"))
     losses, gradients = ranks.run(layout.world_size, published_hd, layout.parallel)[0]
-    model = ReferenceEVE(case.hf.resolve(), linked(case.folder, "teacher"), image_size=1344, teacher_size=336)
+    model = ReferenceEVE(case.hf.resolve(), Path(case.vision.teacher_model), image_size=1344, teacher_size=336)
     samples = []
     for ids, labels, real, path in zip(
         case.inputs["input_ids"],
