@@ -125,7 +125,7 @@ def test_a_package_that_is_missing_is_named_at_once(package: str, tmp_path: Path
     found = start("--output", str(output), PYTHONPATH=search)
     assert found.returncode == 2 and not output.exists()
     assert found.stderr == (
-        f"error: {package} is not installed: make quickstart installs it, or pip install 'megatron_eve[quickstart]'\n"
+        f"error: {package} is not installed: make quickstart installs it, or pip install '.[quickstart]'\n"
     )
 
 
@@ -169,7 +169,7 @@ class TestFolder:
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(1200)
-def test_the_whole_quickstart(run: ModuleType, tmp_path: Path) -> None:
+def test_the_whole_quickstart(folder: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "quickstart"
     command = [sys.executable, str(QUICKSTART / "run.py"), "--output", str(output)]
     found = subprocess.run(command, capture_output=True, text=True)
@@ -179,5 +179,5 @@ def test_the_whole_quickstart(run: ModuleType, tmp_path: Path) -> None:
     reference = [
         json.loads(line) for line in (output / "reference" / "losses.jsonl").read_text().splitlines()
     ]
-    assert {path.name for path in output.iterdir()} == {run.MARKER, *run.MADE}
+    assert {path.name for path in output.iterdir()} == {folder.MARKER, *folder.MADE}
     assert reference[-1]["lm_loss"] < 0.1 * reference[0]["lm_loss"]

@@ -197,7 +197,9 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     try:
         from megatron_eve.inference.web import ChatPage
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--web: {error.name} is not installed; pip install 'megatron_eve[chat]'") from None
+        raise ConfigError(
+            f"--web: {error.name} is not installed: make install-dev, or pip install '.[chat]'"
+        ) from None
     with ChatPage(limits, name, flags.port, family_title(flags.model_path), sampling) as page:
         return run_with_engine(flags, template, lambda engine: in_page(engine, page, began))
 

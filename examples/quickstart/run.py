@@ -19,7 +19,7 @@ from typing import Any
 
 from folder import NotOurs, check, prepare
 
-NEEDED = "is not installed: make quickstart installs it, or pip install 'megatron_eve[quickstart]'"
+NEEDED = "is not installed: make quickstart installs it, or pip install '.[quickstart]'"
 
 try:
     import photos

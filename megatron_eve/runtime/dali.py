@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-DALI_REMEDY = "make install-gpu installs it (without a GPU: pip install 'megatron_eve[dali]'), or use threads"
+DALI_REMEDY = "make install-dev installs it for CPUs, make install-gpu for GPUs; or use threads"
 """What to do where DALI was asked for and is not installed."""
 
 

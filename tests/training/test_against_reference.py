@@ -198,7 +198,9 @@ def test_1344_pixels(ranks: RankPool, layout: Layout) -> None:
 
     case = read_model_case(find_golden("eve672_square_wide_tall"))
     losses, gradients = ranks.run(layout.world_size, published_hd, layout.parallel)[0]
-    model = ReferenceEVE(case.hf.resolve(), Path(case.vision.teacher_model), image_size=1344, teacher_size=336)
+    model = ReferenceEVE(
+        case.hf.resolve(), Path(case.vision.teacher_model), image_size=1344, teacher_size=336
+    )
     samples = []
     for ids, labels, real, path in zip(
         case.inputs["input_ids"],
