@@ -82,7 +82,7 @@ def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
         ),
         ("top-p", float, 1.0, "draw from the most likely tokens whose probabilities add up to P; 1 is all"),
         ("top-k", int, 0, "draw from the K most likely tokens; 0 is all"),
-        ("seed", int, 0, "of the random numbers; the same one gives the same answers"),
+        ("seed", int, 0, "seed of the random numbers; the same one gives the same answers"),
     ):
         group.add_argument(
             f"--{name}",
