@@ -35,7 +35,7 @@ CHECK_TORCH = found="$$($(BIN)/python -c 'import torch; print(torch.__version__)
 		"INDEX_URL or TORCH_INDEX_URL set (see README)" >&2; exit 1 ;; esac
 # Seconds since make began, and the size of the environment.
 BEGAN := $(shell date +%s)
-SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --apparent-size $(VENV) | cut -f1)B in $(VENV)
+SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-gpu quickstart test test-slow lint format clean check-python check-cuda

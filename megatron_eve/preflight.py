@@ -90,17 +90,18 @@ def describe_start(config: RunConfig, ranks: int) -> str:
 def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
     from megatron_eve.data.format.manifest import read_info
+    from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
 
     stage = config.training.stage
     wanted = find_family(config.family).stages[stage].template
-    samples = {"plain": "captions without a question", "document": "documents without a question"}
-    if wanted not in samples:
+    if wanted not in WITHOUT_CONVERSATION:
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
-            if template in samples:
+            if template in WITHOUT_CONVERSATION:
                 yield (
-                    f"{prefix} was made with --template {template}, whose samples are {samples[template]}; "
-                    f"stage {stage} trains on conversations (tools/preprocess_data.py --template {wanted})"
+                    f"{prefix} was made with --template {template}, whose samples are {WITHOUT_CONVERSATION[template]} "
+                    f"without a question; stage {stage} trains on conversations (tools/preprocess_data.py --template "
+                    f"{wanted})"
                 )
 
 

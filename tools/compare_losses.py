@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
+from megatron_eve.config.early_flags import flag_value
 from megatron_eve.models.registry import DEFAULT_FAMILY
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import UserError, run_command
@@ -318,7 +319,14 @@ def build_parser(stages: Sequence[int]) -> argparse.ArgumentParser:
         nargs="?",
         help="commit, branch or tag to compare A with (default: the files as they are now)",
     )
-    _add_example(parser)
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=EXAMPLE,
+        metavar="DIR",
+        help="folder of the recipes to train (stage1.yaml ...) and their comparison.yaml, relative to the root of the "
+        "repository; both commits need it",
+    )
     parser.add_argument(
         "--stages",
         nargs="+",
@@ -345,24 +353,6 @@ def build_parser(stages: Sequence[int]) -> argparse.ArgumentParser:
         help="largest accepted relative difference of a loss or gradient norm (default: 0, equal bit for bit)",
     )
     return parser
-
-
-def _add_example(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--example",
-        type=Path,
-        default=EXAMPLE,
-        metavar="DIR",
-        help="folder of the recipes to train (stage1.yaml ...) and their comparison.yaml, relative to the root of the "
-        "repository; both commits need it",
-    )
-
-
-def _example_flag(argv: Sequence[str] | None) -> Path:
-    """The value of `--example`, read before the other flags, since it decides which stages there are."""
-    parser = CommandParser(add_help=False)
-    _add_example(parser)
-    return Path(parser.parse_known_args(argv)[0].example)
 
 
 def _tolerance(word: str) -> float:
@@ -392,7 +382,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def run() -> int:
-        example = read_example(ROOT / _example_flag(argv))
+        # Which stages there are, and so which values --stages takes, follows from the example.
+        example = read_example(ROOT / (flag_value(argv, "--example") or EXAMPLE))
         return compare_commits(build_parser(example.stages).parse_args(argv), example)
 
     return run_command(run)

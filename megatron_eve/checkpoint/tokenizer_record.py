@@ -150,15 +150,15 @@ def check_tokenizer(
         )
     pieces, rows = tokenizer.vocab_size, saved["config"]["model"]["vocab_size"]
     if pieces != rows:
-        told = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
-        told += "trained with"
+        message = f"{flag} {tokenizer.path}: has {pieces} pieces, and the model {rows}; name the one that {folder} was "
+        message += "trained with"
         # An embedding may have rows that no piece has; an import knows it by the tokenizer beside the weights.
         if not saved.get("dataset") and pieces < rows:
-            told += (
+            message += (
                 "; or, if it is that one and the embedding was padded with more rows, put tokenizer.model beside the "
                 "weights and import them again"
             )
-        raise CheckpointError(told)
+        raise CheckpointError(message)
     return (
         f"{folder} does not say which tokenizer it was trained with (it was imported without one, trained on "
         f"--mock-data, or written by an older version), so nothing can tell whether {flag} {tokenizer.path} is the "

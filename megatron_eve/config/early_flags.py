@@ -17,7 +17,7 @@ def flag_values(argv: Sequence[str] | None, flag: str) -> tuple[str, ...]:
         flag: its full name, such as "--family".
 
     Returns:
-        None at all where the flag is not there.
+        Empty if the flag is not there.
 
     Raises:
         ConfigError: the flag has no value.

@@ -47,13 +47,13 @@ def check_room(target: Path, size: int) -> None:
     free = shutil.disk_usage(there).free
     if free < size + _SMALL_FILES:
         raise ConfigError(
-            f"--target {target}: {in_units(free)} are free there, and the weights take {in_units(size)}; free some "
-            "space, or choose another --target"
+            f"--target {target}: {decimal_size(free)} are free there, and the weights take {decimal_size(size)}; "
+            "free some space, or choose another --target"
         )
 
 
-def in_units(size: int) -> str:
-    """Bytes for people."""
+def decimal_size(size: int) -> str:
+    """Bytes as text: in GB, or in MB below 1 GB, the units of --max-shard-size."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_eve.checkpoint.hf.folder import LazyTensor
-from megatron_eve.convert.folders import in_units
+from megatron_eve.convert.folders import decimal_size
 
 _FIRST = 3  # names that the summary gives of each reason
 
@@ -57,4 +57,4 @@ def dry_run_line(files: int, size: int, target: Path) -> str:
         target: the folder.
     """
     what = "file" if files == 1 else "files"
-    return f"would write {files:,} {what} of weights, {in_units(size)}, to {target}; nothing is written (--dry-run)"
+    return f"would write {files:,} {what} of weights, {decimal_size(size)}, to {target}; nothing is written (--dry-run)"

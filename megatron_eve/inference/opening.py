@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_eve.checkpoint.hf.config import refuse_adapter
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.usage import family_of_source
 from megatron_eve.inference.engine import Engine
@@ -68,11 +69,7 @@ def _is_exported(folder: Path) -> bool:
     Raises:
         ConfigError: it holds an adapter of PEFT alone, with or without a processor.
     """
-    if (folder / "adapter_config.json").is_file() and not (folder / _MODEL).is_file():
-        raise ConfigError(
-            f"--model-path {folder}: holds an adapter of PEFT and no model; merge it into its model "
-            "(merge_and_unload, then save_pretrained of model and processor), and name that folder"
-        )
+    refuse_adapter(folder, f"--model-path {folder}", "save_pretrained of model and processor")
     run = (folder / TRACKER).is_file()
     return not run and any((folder / name).is_file() for name in (_MODEL, *_PROCESSORS))
 

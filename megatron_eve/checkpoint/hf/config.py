@@ -71,11 +71,7 @@ class HFConfig:
             ConfigError: no config.json, or one of a model that this decoder cannot compute.
         """
         path = folder / "config.json"
-        if (folder / "adapter_config.json").is_file() and not path.is_file():
-            raise ConfigError(
-                f"{folder}: holds an adapter of PEFT and no model; merge it into its model (merge_and_unload, then "
-                "save_pretrained), and name that folder"
-            )
+        refuse_adapter(folder, str(folder))
         fields = _read_fields(path)
         family = _family_of(fields, path)
         folders = family.hugging_face().folders(fields) if family else {".": ""}
@@ -126,6 +122,21 @@ class HFConfig:
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
             add_qkv_bias=self.has_qkv_bias,
             rotary_base=int(self.rope_theta),
+        )
+
+
+def refuse_adapter(folder: Path, name: str, save: str = "save_pretrained") -> None:
+    """Raise ConfigError for a folder that holds an adapter of PEFT and no model.
+
+    Args:
+        folder: in Hugging Face layout.
+        name: of the folder in the message.
+        save: how the merged model is saved, for the remedy.
+    """
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{name}: holds an adapter of PEFT and no model; merge it into its model (merge_and_unload, then {save}), "
+            "and name that folder"
         )
 
 

@@ -34,6 +34,9 @@ PROMPT_TEMPLATES = frozenset({"plain", "vicuna_v1"})
 TEMPLATES = PROMPT_TEMPLATES | {"document"}
 """All templates of datasets. "document" (`data/text/documents.py`) cannot build a prompt."""
 
+WITHOUT_CONVERSATION = {"plain": "captions", "document": "documents"}
+"""Templates whose samples teach no conversation, and what the samples are."""
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
