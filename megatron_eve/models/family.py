@@ -225,6 +225,10 @@ class ModelFamily(Protocol):
         """Errors in the family's other settings for a training run; likewise."""
         return iter(())
 
+    def stage(self, config: RunConfig) -> Stage:
+        """What trains in a run: the stage that `--stage` names, and what the family's own settings make of it."""
+        return self.stages[config.training.stage]
+
     def chat_template(self) -> str:
         """Template of conversations with a trained model (`data/text/conversation.py`): that of its last stage."""
         return self.stages[max(self.stages)].template

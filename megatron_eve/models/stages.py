@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def stage_of(config: RunConfig) -> Stage:
     """The stage that a run trains."""
-    return find_family(config.family).stages[config.training.stage]
+    return find_family(config.family).stage(config)
 
 
 def freeze_untrained(chunk: VisionLanguageModel, stage: Stage) -> None:
