@@ -181,21 +181,20 @@ _LAYOUT = (
     "tensor_model_parallel_size",
     "sequence_parallel",
     "pipeline_model_parallel_size",
-    "num_layers_per_virtual_pipeline_stage",
-    "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers",
     "context_parallel_size",
 )
 
 
 def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `parallel` that decide which rank holds which part of the model.
+    """What decides which rank holds which part of the model: sizes of `parallel`, and the layers of each model chunk.
 
     Args:
         config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
     """
-    parallel = {**asdict(ParallelConfig()), **config["parallel"]}
-    return {name: parallel[name] for name in _LAYOUT}
+    saved = config["parallel"]
+    parallel = ParallelConfig(**{name: saved[name] for name in asdict(ParallelConfig()) if name in saved})
+    chunks = parallel.chunk_layers(config["model"]["num_layers"])
+    return {**{name: getattr(parallel, name) for name in _LAYOUT}, "chunk_layers": chunks}
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
