@@ -14,7 +14,7 @@ from megatron_eve.checkpoint.hf.config import check_config
 from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import lacking_parts, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
-from megatron_eve.models.family import ModelSettings, begins_at_random
+from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random
 from megatron_eve.models.name_rules import source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Layout, Sizes
@@ -26,7 +26,8 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
     """Fill bare model chunks from a folder of the run's family, or of a plain language model, under this run's layout.
 
     An optional part that is missing in the folder keeps its initial weights; a part that the model lacks is not read. A
-    plain language model (Vicuna, Llama, Qwen2) fills the decoder, and all else keeps its initial weights.
+    plain language model (Vicuna, Llama, Qwen2) fills the decoder, and all else keeps its initial weights. So do
+    adapters (`--lora-rank`).
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
@@ -50,7 +51,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
             if family.hugging_face().has_part(part, settings.vision):
                 print_rank_0(f"{folder}: holds no {part}, so that of this run keeps its initial weights")
     for name, parameter, padded in global_parameters(chunks):
-        if begins_at_random(family, name, lacking):
+        if begins_at_random(family, name, (*lacking, ADAPTERS)):
             continue
         rule, names = source_for(name, rules, found.is_tied)
         one = _Planned(parameter, names, rule.layout, Sizes.of(settings.model, padded))
