@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from megatron_eve.config.flag_types import Flag, Words
+from megatron_eve.config.lora import LoRAConfig
 from megatron_eve.config.pipeline_layout import parse_layout
 
 
@@ -332,6 +333,7 @@ class RunConfig:
     vision: Any = None
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -119,6 +119,7 @@ def build_chunk(
         pre_process=pre_process,
         post_process=post_process,
         vp_stage=vp_stage,
+        lora=config.lora,
     )
 
 

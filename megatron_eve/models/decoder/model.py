@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_eve.config import ModelConfig
+from megatron_eve.config import LoRAConfig, ModelConfig
 from megatron_eve.models.decoder.intermediate_features import (
     FeatureProjection,
     features_before,
@@ -100,6 +100,7 @@ class VisionLanguageModel(LanguageModel):
         pre_process: bool = True,
         post_process: bool = True,
         vp_stage: int | None = None,
+        lora: LoRAConfig | None = None,
     ) -> None:
         """A chunk of the model.
 
@@ -113,12 +114,13 @@ class VisionLanguageModel(LanguageModel):
             transformer_engine: build TransformerEngine's layers, not torch's.
             pre_process, post_process: this is the first, the last stage.
             vp_stage: number of the model chunk on this rank; None without virtual stages.
+            lora: settings of the decoder's adapters; without a rank there are none.
         """
         wanted = [objective.features for objective in objectives if objective.features is not None]
         assert len(wanted) <= 1, "at most one objective of a model may want intermediate features"
         features = wanted[0] if wanted else None
         depths = features.depths if features is not None else ()
-        layers = block_spec(config, transformer_engine, vp_stage, features)
+        layers = block_spec(config, transformer_engine, vp_stage, features, lora)
         # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
         vision_model = front_end() if pre_process else None
         super().__init__(
