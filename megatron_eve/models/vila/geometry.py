@@ -1,4 +1,4 @@
-"""What a picture becomes for VILA, from its width and height alone: a square, and rows of the sequence. Imports no torch."""
+"""What a picture becomes for VILA, from its width and height alone. Imports no torch."""
 
 from __future__ import annotations
 
