@@ -67,6 +67,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         vision=find_family(config.family).inference_settings(config.vision),
         parallel=parallel,
         training=training,
+        lora=config.lora,
         data=DataConfig(mock_data=True),
     )
 

@@ -52,19 +52,21 @@ class Stage:
         name: for plans and logs.
         trainable: globs over global parameter names; everything else is frozen before the DDP wrap.
         template: what its data is usually made with (`tools/preprocess_data.py --template`).
+        among: globs of which a name has to match one, too, to train; None: any name may.
     """
 
     name: str
     trainable: tuple[str, ...]
     template: str = "plain"
+    among: tuple[str, ...] | None = None
 
     def trains(self, name: str) -> bool:
         """Does the parameter of this global name train?"""
-        return matches(name, self.trainable)
+        return matches(name, self.trainable) and (self.among is None or matches(name, self.among))
 
     @property
     def decoder_trains(self) -> bool:
-        """Do the decoder's own layers train? Frozen, their backward pass has no weight gradients."""
+        """Do the decoder's own matrices train? Frozen, their backward pass has no weight gradients."""
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
 
 
@@ -337,8 +339,11 @@ class ModelFamily(Protocol):
         return LanguageGolden()
 
 
-# A part, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images.
-FRONT_END = "front end"
+# Parts that a folder of weights may lack: what embeds the images (one of `ModelFamily.parts`), and the decoder's
+# adapters (of all families).
+FRONT_END, ADAPTERS = "front end", "adapters"
+# Global names of the adapters' parameters (`--lora-rank`), as a glob.
+ADAPTER_PARAMETERS = "decoder.layers.*.lora.*"
 
 
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
@@ -347,6 +352,7 @@ def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -
     Args:
         family: of the model.
         name: of the parameter, local or global.
-        lacking: parts that the folder does not hold, as `parts` names them.
+        lacking: parts that the folder does not hold, as `parts` names them, and ADAPTERS.
     """
-    return any(matches(name, family.parts.get(part, ())) for part in lacking)
+    parts = {**family.parts, ADAPTERS: (ADAPTER_PARAMETERS,)}
+    return any(matches(name, parts.get(part, ())) for part in lacking)

@@ -14,7 +14,7 @@ from megatron_eve.checkpoint.hf.config import check_config
 from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import lacking_parts, open_weights, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
-from megatron_eve.models.family import ModelSettings, begins_at_random, matches
+from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random, matches
 from megatron_eve.models.name_rules import source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Layout, Sizes
@@ -27,7 +27,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
 
     An optional part that is missing there comes from its own folder (`HFFormat.part_folders`), or keeps its initial
     weights; a part that the model lacks is not read. A plain language model (Vicuna, Llama, Qwen2) fills the
-    decoder, and all else keeps its initial weights.
+    decoder, and all else keeps its initial weights. So do adapters (`--lora-rank`).
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
@@ -49,7 +49,11 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
         for part in lacking:
             if family.hugging_face().has_part(part, settings.vision):
                 print_rank_0(f"{folder}: holds no {part}, so that of this run keeps its initial weights")
-    filled = [some for some in global_parameters(chunks) if not begins_at_random(family, some[0], lacking)]
+    filled = [
+        some
+        for some in global_parameters(chunks)
+        if not begins_at_random(family, some[0], (*lacking, ADAPTERS))
+    ]
     planned = _plan(folder, source, filled, settings, found.is_tied)
     for key in unknown_keys(settings, keys):
         raise ConfigError(f"{folder}: holds {key}, which no rule knows; is this another model family?")

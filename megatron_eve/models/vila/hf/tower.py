@@ -125,6 +125,5 @@ def published_settings(name: str) -> list[Stated]:
     """The settings of a published tower by its name on the hub; [] where that is not known."""
     config = _PUBLISHED.get(name)
     names = ("vision_model_type", *TOWER_FIELDS.values())
-    return (
-        [Stated(ours, getattr(config, ours), f"mm_vision_tower {name}") for ours in names] if config else []
-    )
+    field = f"mm_vision_tower {name}"
+    return [Stated(ours, getattr(config, ours), field, assumed=True) for ours in names] if config else []
