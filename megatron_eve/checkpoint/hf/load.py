@@ -49,11 +49,8 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
         for part in lacking:
             if family.hugging_face().has_part(part, settings.vision):
                 print_rank_0(f"{folder}: holds no {part}, so that of this run keeps its initial weights")
-    filled = [
-        some
-        for some in global_parameters(chunks)
-        if not begins_at_random(family, some[0], (*lacking, ADAPTERS))
-    ]
+    at_random = (*lacking, ADAPTERS)
+    filled = [some for some in global_parameters(chunks) if not begins_at_random(family, some[0], at_random)]
     planned = _plan(folder, source, filled, settings, found.is_tied)
     for key in unknown_keys(settings, keys):
         raise ConfigError(f"{folder}: holds {key}, which no rule knows; is this another model family?")
