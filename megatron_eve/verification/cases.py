@@ -86,7 +86,7 @@ def read_model_case(folder: Path) -> ModelCase:
 
 def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
     """Compare our resized pictures with the inputs of the published model: every byte must be equal."""
-    sizes = find_family(case.family).image_sizes(config)
+    sizes = find_family(case.family).image_settings(config)
     for i, path in enumerate(case.images):
         if path is None:
             continue
