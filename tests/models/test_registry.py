@@ -51,6 +51,12 @@ class Family:
         if config.data.seq_length == 7:
             yield "--seq-length 7: not for {name}"
 
+    def stage(self, config):
+        return self.stages[config.training.stage]
+
+    def image_work(self, config):
+        return 0.0
+
     def chat_template(self):
         return "plain"
 
