@@ -118,7 +118,7 @@ def test_a_mention_is_found(tmp_path: Path, line: str) -> None:
         "np.clip(x, 0, 1); torch.clip(x); clip_grad_norm_(model); 'clip_grad' --clip-grad 1.0",
         "td { text-align: left }  # aligned to 16 bytes",
         "clip.mp4, clip.txt",
-        "planner.image_sizes",
+        "planner.image_settings",
     ],
 )
 def test_what_is_no_mention_passes(tmp_path: Path, line: str) -> None:

@@ -109,7 +109,7 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     counts = count_parameters(config.model, tensor)
     family = find_family(config.family)
-    parts, decoder_trains = family.parameter_counts(config), family.stages[training.stage].decoder_trains
+    parts, decoder_trains = family.parameter_counts(config), family.stage(config).decoder_trains
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
     needed = []
     for stage, layers in enumerate(config.stage_layers):

@@ -115,7 +115,7 @@ class GoldenFormat(Protocol):
         """
         return {}
 
-    def pictures(self, plan: Any, sizes: Mapping[str, int]) -> Mapping[str, Any]:
+    def pictures(self, plan: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
         """The pictures that entered the published model, by the case's names, each as a `View` that is not cut.
 
         Args:

@@ -43,6 +43,39 @@ class CopiedTensors(NamedTuple):
     none: str
 
 
+class Stated(NamedTuple):
+    """A setting of the family that a folder states.
+
+    Attributes:
+        setting: its name among the family's settings.
+        value: as the family's settings have it.
+        field: where the folder states it, for messages; usually a name in config.json.
+        assumed: it is of a model that the folder names and does not hold; a run is not compared with it.
+    """
+
+    setting: str
+    value: Any
+    field: str
+    assumed: bool = False
+
+
+class PartFolder(NamedTuple):
+    """A folder that holds one part of a model: it is read where the model's own folder lacks that part.
+
+    Attributes:
+        part: as `ModelFamily.parts` names it; one of `HFFormat.optional_parts`.
+        folder: in Hugging Face layout.
+        flag: that names it, for messages.
+        prefixes: what its keys begin with, each with what stands there instead in `HFFormat.rules`. The first that any
+            key begins with counts, and keys that begin otherwise are left out.
+    """
+
+    part: str
+    folder: Path
+    flag: str
+    prefixes: Mapping[str, str]
+
+
 class HFFormat(Protocol):
     """Folders of a family in Hugging Face layout.
 
@@ -55,6 +88,7 @@ class HFFormat(Protocol):
         other_model_types: `model_type`s that are easily taken for one of those, and what such a folder is, with the
             remedy.
         fields: numbers above 0 in config.json, where they are stated, and the family's settings that they are.
+        run_decides: settings that a run may have otherwise than the folder that it starts from.
         optional_parts: which keys hold a part, as `ModelFamily.parts` names them, that a folder may lack.
         ignored_keys: patterns of keys that nothing is made of, and why.
         left_out: what an export leaves out of a checkpoint, and why.
@@ -67,6 +101,7 @@ class HFFormat(Protocol):
     model_types: tuple[str, ...]
     other_model_types: Mapping[str, str] = {}
     fields: Mapping[str, str] = {}
+    run_decides: Collection[str] = ()
     optional_parts: Mapping[str, re.Pattern[str]] = {}
     ignored_keys: Mapping[str, str] = {}
     left_out: str = "what only training needs"
@@ -78,17 +113,41 @@ class HFFormat(Protocol):
         """See above."""
         return ()
 
-    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
-        """The folders in which a model lies: each has a config.json and weights.
+    # --- config.json of a folder ---
+
+    def check_fields(self, fields: Mapping[str, Any]) -> Iterator[str]:
+        """Why a model with this config.json cannot be computed here: a sentence each, which begins with the field."""
+        return iter(())
+
+    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
+        """The folders in which a model lies, each with weights, and the names of tensors in them.
 
         Args:
             fields: of the config.json of the model's folder itself.
 
         Returns:
-            Their names, relative to the model's folder, each with what stands in front of its keys in `rules`; the
-            first holds the language model, with its tokenizer. By default all is in the model's folder.
+            Their names, relative to the model's folder; the first holds the language model with its tokenizer, and a
+            config.json. Each has what keys begin with there, and what stands there instead in `rules`; the longest
+            beginning counts, and a key with none of them is the same in both. By default all is in the model's folder,
+            under the names of `rules`.
         """
-        return {".": ""}
+        return {".": {}}
+
+    def language_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What config.json says of the language model, where it says it in a section; None where it has none."""
+        return None
+
+    def stated(self, fields: Mapping[str, Any], folder: Path) -> Sequence[Stated]:
+        """The family's settings that a folder states: by default those of `fields`.
+
+        Args:
+            fields: of its config.json.
+            folder: of this family.
+
+        Raises:
+            ConfigError: a file beside config.json that cannot be read.
+        """
+        return [Stated(ours, fields[name], name) for name, ours in self.fields.items() if name in fields]
 
     # --- weights ---
 
@@ -99,6 +158,10 @@ class HFFormat(Protocol):
     def has_part(self, part: str, vision: Any) -> bool:
         """Has a model of these settings this part, as `ModelFamily.parts` names them?"""
         return True
+
+    def part_folders(self, vision: Any) -> Sequence[PartFolder]:
+        """Folders that hold parts of a model of these settings, such as a frozen tower's."""
+        return ()
 
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""

@@ -113,7 +113,7 @@ def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
     """Compare our resized pictures with the inputs of the published model, where a case holds these: every byte must
     be equal."""
     family = find_family(case.family)
-    sizes, golden = family.image_sizes(config), family.golden()
+    sizes, golden = family.image_settings(config), family.golden()
     if not (case.folder / "proc").is_dir():
         return
     for i, files in enumerate(case.images):

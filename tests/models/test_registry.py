@@ -94,13 +94,13 @@ class Family:
     def flops(self, config, work):
         return FamilyFlops({{}}, {{}})
 
-    def image_sizes(self, config):
+    def image_settings(self, config):
         return {{}}
 
-    def check_image_sizes(self, sizes):
+    def check_image_settings(self, settings):
         yield from ()
 
-    def image_planner(self, sizes):
+    def image_planner(self, settings):
         return None
 
     def views(self, config):
@@ -142,7 +142,7 @@ def test_no_family_loads_torch() -> None:
         "from megatron_eve.config import parse, validate\n"
         "from megatron_eve.models.eve.family import FAMILY\n"
         "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
-        "assert FAMILY.image_planner(FAMILY.image_sizes(parse([])))(640, 480).rows == 55\n"
+        "assert FAMILY.image_planner(FAMILY.image_settings(parse([])))(640, 480).rows == 55\n"
         "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -43,7 +43,7 @@ class EVEGolden(GoldenFormat):
             found |= {"teacher_hidden_size": width, "patch_aligning": True, "teacher_model": str(teacher)}
         return found
 
-    def pictures(self, plan: ImagePlan, sizes: Mapping[str, int]) -> Mapping[str, View]:
+    def pictures(self, plan: ImagePlan, sizes: Mapping[str, Any]) -> Mapping[str, View]:
         """See `GoldenFormat.pictures`: both published squares, the model's and the teacher's."""
         resized, image_size = plan.views["patches"], sizes["image_size"]
         model = View(
