@@ -53,6 +53,24 @@ class Comparison(NamedTuple):
     kind: Literal["activation", "gradient", "exact"]
 
 
+class GoldenPicture(NamedTuple):
+    """What a published processor made of a picture.
+
+    Attributes:
+        name: of the row.
+        file: the picture.
+        settings: of pictures, by the family's names; those that are left out have their defaults.
+        view: that is compared.
+        sha256: of its bytes, [3, height, width].
+    """
+
+    name: str
+    file: Path
+    settings: Mapping[str, Any]
+    view: str
+    sha256: str
+
+
 def image_names(counts: Sequence[int]) -> list[list[str]]:
     """What outputs inside the front end are called for the pictures of each sample: by the sample, and by the place in
     it where that has several.
@@ -100,6 +118,10 @@ class GoldenFormat(Protocol):
             ConfigError: a case that lacks files.
         """
         return ()
+
+    def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:
+        """Pictures that such a folder holds without a model."""
+        return iter(())
 
     def comparisons(self, folder: Path) -> Iterator[Comparison]:
         """What else such a folder holds. Collective; the groups of tensor parallelism are there."""

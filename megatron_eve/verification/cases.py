@@ -126,6 +126,16 @@ def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
                 yield equal(f"pixels.{i}.{kind}", int((view_of(image, view) != expected).sum()))
 
 
+def check_pictures_alone(family: ModelFamily, folder: Path) -> Iterator[CheckResult]:
+    """Pictures of a case of a family's own form: the bytes of each, by their sha256."""
+    for one in family.golden().pictures_alone(folder):
+        with Image.open(one.file) as picture:
+            image = picture.convert("RGB")
+        view = family.image_planner(one.settings)(*image.size).views[one.view]
+        sha256 = hashlib.sha256(np.ascontiguousarray(view_of(image, view).transpose(2, 0, 1))).hexdigest()
+        yield equal(f"{one.name}: sha256", sha256 != one.sha256)
+
+
 def check_preprocess(folder: Path) -> Iterator[CheckResult]:
     """`preprocess/`: sizes, grids, token counts and, where the raw picture is there, its sha256 after resizing."""
     content = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))

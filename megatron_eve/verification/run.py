@@ -7,7 +7,13 @@ from pathlib import Path
 from megatron_eve.config import ConfigError, ParallelConfig
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.registry import loaded_families
-from megatron_eve.verification.cases import batch_case, check_preprocess, check_tokenize, read_model_case
+from megatron_eve.verification.cases import (
+    batch_case,
+    check_pictures_alone,
+    check_preprocess,
+    check_tokenize,
+    read_model_case,
+)
 from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
 
@@ -43,4 +49,5 @@ def _check_own_form(
     rows: list[CheckResult] = []
     for batch in family.golden().batches(folder):
         rows += check_model_case(batch_case(folder, batch), parallel, recompute)
+    rows += check_pictures_alone(family, folder)
     return rows + check_comparisons(folder, family, parallel)

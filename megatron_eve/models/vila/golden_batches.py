@@ -70,7 +70,9 @@ def read_batches(folder: Path) -> Iterator[GoldenBatch]:
     meta = _meta(home)
     for name in _batch_names(home):
         of_batch = {
-            key.removeprefix(f"{name}."): value for key, value in outputs.items() if key.startswith(f"{name}.")
+            key.removeprefix(f"{name}."): value
+            for key, value in outputs.items()
+            if key.startswith(f"{name}.")
         }
         texts = _texts({key: inputs[f"batch.{name}.{key}"] for key in _TEXT_KEYS}, meta)
         if not of_batch or texts is None:
@@ -88,7 +90,9 @@ def read_batches(folder: Path) -> Iterator[GoldenBatch]:
             weights=home / "model",
             inputs=texts,
             outputs=found,
-            pictures=_pictures(home, inputs.get(f"batch.{name}.images"), counts, f"{home.name}: batch {name}"),
+            pictures=_pictures(
+                home, inputs.get(f"batch.{name}.images"), counts, f"{home.name}: batch {name}"
+            ),
             settings={"freeze_ViT": not trains["tower"]},
             stage=1 if alone and trains["projector"] else 3,
         )
@@ -191,7 +195,9 @@ def _pictures(home: Path, images: torch.Tensor | None, counts: list[int], where:
     from PIL import Image
 
     if sum(counts) > (0 if images is None else len(images)):
-        raise ConfigError(f"{where}: has {sum(counts)} placeholders and fewer pictures; copy the folder again")
+        raise ConfigError(
+            f"{where}: has {sum(counts)} placeholders and fewer pictures; copy the folder again"
+        )
     if images is None or not sum(counts):
         return [[] for _ in counts]
     mean, deviation = _normalisation(home / "model")
