@@ -102,10 +102,16 @@ class Preset(NamedTuple):
 
 
 class PartCounts(NamedTuple):
-    """Parameters beside the decoder's: on the first pipeline stage and on the last, which may be one."""
+    """Parameters of a rank beside the decoder's: on the first pipeline stage and on the last, which may be one.
+
+    Attributes:
+        first_stage, last_stage: all of them.
+        frozen: those of the first stage that do not train, so that they have no gradient and no optimizer state.
+    """
 
     first_stage: int
     last_stage: int
+    frozen: int = 0
 
 
 # --- data ---
@@ -319,6 +325,14 @@ class ModelFamily(Protocol):
     def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
         """FLOPs of a step beside the decoder's (see `training/monitoring/flops.py` for what is counted)."""
         ...
+
+    def image_work(self, config: RunConfig) -> float:
+        """What a picture costs in the front end, in tokens of the decoder's matrix products, forward and backward.
+
+        Packs are balanced with it, so that data-parallel ranks have equal work; 0 where the front end is too small to
+        count. It must not depend on the parallel layout.
+        """
+        return 0.0
 
     # --- data ---
 

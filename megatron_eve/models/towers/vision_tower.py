@@ -2,8 +2,9 @@
 
 It is replicated over the tensor- and context-parallel ranks, which share out the pictures of a pack (`sharing.py`).
 
-Names of parameters are the published ones without their leading `vision_model.` (`encoder.layers.0.self_attn.q_proj.weight`).
-transformers 4.57 and 5 nest these modules differently, so its own names never reach a checkpoint.
+Names of parameters are the published ones without their leading `vision_model.`
+(`encoder.layers.0.self_attn.q_proj.weight`). transformers 4.57 and 5 nest these modules differently, so its own names
+never reach a checkpoint.
 
 Shapes: i = pictures, S = side of a picture in pixels, P = patches of it, N = P and CLIP's class token, K = width.
 """
@@ -53,8 +54,8 @@ class TowerArchitecture:
 class VisionTower(torch.nn.Module):
     """A vision tower up to one of its hidden states, with random weights.
 
-    Layers behind that, the last norm and SigLIP's pooling head are kept, since an export needs them; they are frozen and
-    never run.
+    Layers behind that, the last norm and SigLIP's pooling head are kept, since an export needs them; they are frozen
+    and never run.
 
     Args:
         architecture: of the tower.
