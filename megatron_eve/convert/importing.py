@@ -65,9 +65,11 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     """
     found = HFConfig.read(source)
     folder, plan = HFFolder(source, found.folders), ImportPlan(config)
-    plan.tokenizer = source_tokenizer(found.language_folder, config.model.vocab_size)
     keys = set(folder.keys())
     rules, family = rules_of(config), find_family(config.family)
+    plan.tokenizer = source_tokenizer(
+        found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
+    )
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
         fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
