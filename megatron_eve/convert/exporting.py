@@ -30,6 +30,8 @@ from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import fast_tokenizer, write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
+from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
 from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, rule_for
 from megatron_eve.models.registry import find_family
@@ -51,6 +53,7 @@ class ExportPlan:
         mapped: Hugging Face keys, by key of the checkpoint.
         dropped: keys of the checkpoint that nothing is made of, and why.
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
+        adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
     """
 
     config: RunConfig
@@ -59,6 +62,7 @@ class ExportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, LazyTensor] = field(default_factory=dict)
 
 
 def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
@@ -109,11 +113,13 @@ def plan_export(
     rules = rules_of(config)
     with meta_model(exported) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
+        plan_adapters(plan, model.entries, DistFolder(checkpoint), sizes)
         for entry in model.entries:
-            _map(plan, entry, rules, source, sizes, dtype)
+            if entry.key not in plan.dropped:
+                map_entry(plan, entry, rules, source, sizes, dtype)
     used = set(plan.mapped)
     for key in source:
-        if key not in used:
+        if key not in used and key not in plan.dropped:
             plan.dropped[key] = "optimizer state" if key.startswith("optimizer.") else family.left_out
     kept = dtype or source.dtype("embedding.word_embeddings.weight")
     if published and family.rotary_buffers:
@@ -124,7 +130,24 @@ def plan_export(
     return plan
 
 
-def _map(
+def plan_adapters(plan: ExportPlan, entries: Sequence[Entry], source: DistFolder, sizes: Sizes) -> None:
+    """Plan what is merged into the decoder's matrices: nothing without adapters.
+
+    Args:
+        plan: the export's.
+        entries: of the model.
+        source: of the checkpoint, of its own: it keeps the last tensor that was read, and so does the matrices'.
+        sizes: of the model.
+    """
+    adapters, rules = ExportPlan(plan.config, plan.flags), adapter_rules(plan.config.lora)
+    for entry in entries:
+        if matches(entry.name, (ADAPTER_PARAMETERS,)):
+            map_entry(adapters, entry, rules, source, sizes, None)
+    plan.adapters = adapters.tensors
+    plan.dropped |= dict.fromkeys(adapters.mapped, "adapters, which are merged into the decoder's matrices")
+
+
+def map_entry(
     plan: ExportPlan,
     entry: Entry,
     rules: Sequence[Rule],
@@ -151,7 +174,11 @@ def _map(
     for number, name in enumerate(names):
 
         def make(number: int = number) -> torch.Tensor:
-            return split(source.tensor(entry.key))[number]
+            part = split(source.tensor(entry.key))[number]
+            if plan.adapters.keys().isdisjoint(own := adapter_of(names[number])):
+                return part
+            read = {key: plan.adapters[key].tensor() for key in own}
+            return merged(names[number], part, read, plan.config.lora.scale)
 
         plan.tensors[name] = LazyTensor(shapes[number], dtype or source.dtype(entry.key), make)
 

@@ -16,6 +16,7 @@ from megatron_eve.checkpoint.hf.config import HFConfig
 from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
 from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
 from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.convert.adapter_config import AdapterFolder
 from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
@@ -79,6 +80,8 @@ def check_import_flags(flags: argparse.Namespace) -> None:
         raise ConfigError(problem)
     _check_folders(flags)
     check_target(flags.target)
+    if flags.adapter is not None:
+        AdapterFolder.read(flags.adapter)
     found = HFConfig.read(flags.source)
     source_tokenizer(flags.source, found.model_config().vocab_size)
 
@@ -111,6 +114,10 @@ def check_export_flags(flags: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
         )
+    if flags.format == "adapter":
+        if flags.tokenizer is not None:
+            raise ConfigError("--tokenizer: the folder of an adapter has none; leave it out")
+        return
     _choose_tokenizer(flags, CheckpointStore(flags.source).folder(iteration), needed=not published)
 
 

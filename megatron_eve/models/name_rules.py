@@ -7,7 +7,7 @@ family's in its folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_eve.models.tensor_layouts import Layout
@@ -29,6 +29,12 @@ class Rule:
     megatron: str
     hf: tuple[str, ...]
     layout: Layout
+
+
+def renamed(key: str, prefixes: Mapping[str, str]) -> str:
+    """A key under its other name: the longest of the prefixes that it begins with is replaced, if there is one."""
+    longest = max((some for some in prefixes if key.startswith(some)), key=len, default="")
+    return prefixes.get(longest, "") + key.removeprefix(longest)
 
 
 def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:
