@@ -53,19 +53,13 @@ def plan_adapter_export(
 
     Args:
         checkpoint: its folder.
-        config: it was made with.
+        config: it was made with, with adapters.
         dtype: of the folder; None keeps that of the checkpoint.
         flags: of the export, the family's own among them.
 
     Raises:
-        ConfigError: the checkpoint has no adapters.
         CheckpointError: a tensor that is missing or of another shape.
     """
-    if not config.lora.enabled:
-        raise ConfigError(
-            f"--format adapter: {checkpoint} was made without adapters (--lora-rank); export its weights with --format "
-            "published or transformers"
-        )
     family = find_family(config.family)
     its, source, plan = family.hugging_face(), DistFolder(checkpoint), ExportPlan(config, flags)
     wanted = (ADAPTER_PARAMETERS, *(pattern for some in family.parts.values() for pattern in some))

@@ -13,6 +13,7 @@ import yaml
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
+from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
 from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
 from megatron_eve.config import TRACKER, ConfigError
@@ -117,6 +118,12 @@ def check_export_flags(flags: argparse.Namespace) -> None:
     if flags.format == "adapter":
         if flags.tokenizer is not None:
             raise ConfigError("--tokenizer: the folder of an adapter has none; leave it out")
+        saved = read_common(CheckpointStore(flags.source).folder(iteration)) or {}
+        if not saved.get("config", {}).get("lora", {}).get("lora_rank"):
+            raise ConfigError(
+                f"--format adapter: {flags.source} was made without adapters (--lora-rank); export its weights with "
+                "--format published or transformers"
+            )
         return
     _choose_tokenizer(flags, CheckpointStore(flags.source).folder(iteration), needed=not published)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Grouped queries, so that the rows of q, k and v are interleaved unevenly.
 MODEL = ModelConfig(num_layers=4, num_query_groups=2)
+FULL: dict[str, Any] = {
+    "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1,
+}  # fmt: skip
 # Optimizer steps of `steps_of`.
 STEPS = 5
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
