@@ -90,16 +90,16 @@ def describe_start(config: RunConfig, ranks: int) -> str:
 def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
     from megatron_eve.data.format.manifest import read_info
-    from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
+    from megatron_eve.data.text.templates import without_conversation
 
     stage = config.training.stage
     wanted = find_family(config.family).stages[stage].template
-    if wanted not in WITHOUT_CONVERSATION:
+    if not without_conversation(wanted):
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
-            if template in WITHOUT_CONVERSATION:
+            if samples := without_conversation(template):
                 yield (
-                    f"{prefix} was made with --template {template}, whose samples are {WITHOUT_CONVERSATION[template]} "
+                    f"{prefix} was made with --template {template}, whose samples are {samples} "
                     f"without a question; stage {stage} trains on conversations (tools/preprocess_data.py --template "
                     f"{wanted})"
                 )
@@ -158,11 +158,11 @@ def _in_use(config: RunConfig) -> Iterator[str]:
 @check("datasets and tokenizer")
 def _datasets(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.opening import open_datasets
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_tokenizer
 
     if config.data.mock_data:
         if config.data.tokenizer_model:
-            Tokenizer(config.data.tokenizer_model)
+            load_tokenizer(config.data.tokenizer_model, legacy=True)
         return
     open_datasets(config).joined()
     yield from ()
@@ -200,6 +200,8 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.checkpoint.compatibility import check_adapters
+    from megatron_eve.checkpoint.saved_state import read_common
     from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained
 
     name, folder = config.checkpoint.pretrained_checkpoint, path_of_pretrained(config.checkpoint)
@@ -212,16 +214,20 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
         return
-    if (folder / "config.json").exists():
-        from megatron_eve.checkpoint.hf.config import check_config
+    from megatron_eve.checkpoint.hf.config import check_config, refuse_adapter
 
+    refuse_adapter(folder, flag)
+    store = CheckpointStore(folder)
+    if (folder / "config.json").exists():
         check_config(folder, config)
-    elif CheckpointStore(folder).latest() is None:
+    elif (iteration := store.latest()) is None:
         yield (
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
             "name the folder that --save of a run or an import wrote"
         )
         return
+    elif "config" in (saved := read_common(store.folder(iteration)) or {}):
+        check_adapters(store.folder(iteration), saved, config)
     _check_pretrained_tokenizer(config, folder)
 
 
@@ -236,7 +242,8 @@ def _check_pretrained_tokenizer(config: RunConfig, folder: Path) -> None:
         info = read_info(parse_blend(config.data.data_path).prefixes[0])
     except UserError:  # which the datasets' own check says
         return
-    data = recorded_tokenizer({"tokenizer_sha256": info.tokenizer_sha256})
+    kinds = {"tokenizer_sha256": info.tokenizer_sha256, "tokenizer_kind": info.tokenizer_kind}
+    data = recorded_tokenizer({"dataset": kinds})
     if data is not None:
         check_pretrained_tokenizer(folder, data)
 

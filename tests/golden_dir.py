@@ -13,11 +13,11 @@ _HERE = Path(__file__).resolve().parent / "golden"
 def find_golden(name: str) -> Path:
     """The golden file or folder `name`, such as "tokenize"; skips the test where there is none.
 
-    GOLDEN_DIR may be the folder of golden cases, or one that holds them as `eve` and `vila`, or those in `golden`.
+    GOLDEN_DIR may be the folder of golden cases, or one that holds it as `eve` or `golden/eve`.
     """
     folders = [_HERE]
     if outside := os.environ.get("GOLDEN_DIR"):
-        folders += [Path(outside) / below for below in ("golden/eve", "eve", "golden/vila", "vila", ".")]
+        folders += [Path(outside) / below for below in ("golden/eve", "golden", "eve", ".")]
     for folder in folders:
         if (folder / name).exists():
             return folder / name

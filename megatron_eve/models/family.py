@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
+from megatron_eve.models.text_format import TextRules
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -102,10 +103,16 @@ class Preset(NamedTuple):
 
 
 class PartCounts(NamedTuple):
-    """Parameters beside the decoder's: on the first pipeline stage and on the last, which may be one."""
+    """Parameters of a rank beside the decoder's: on the first pipeline stage and on the last, which may be one.
+
+    Attributes:
+        first_stage, last_stage: all of them.
+        frozen: those of the first stage that do not train, so that they have no gradient and no optimizer state.
+    """
 
     first_stage: int
     last_stage: int
+    frozen: int = 0
 
 
 # --- data ---
@@ -244,6 +251,7 @@ class ModelFamily(Protocol):
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.
         image_flags: settings of pictures that a dataset is made for, by their names in `image_settings`.
+        text_rules: templates of the family's own, and how its texts are tokenised and cut.
     """
 
     name: str
@@ -253,6 +261,7 @@ class ModelFamily(Protocol):
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
     image_flags: Mapping[str, ImageFlag]
+    text_rules: TextRules = TextRules()
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
@@ -267,7 +276,7 @@ class ModelFamily(Protocol):
         return self.stages[config.training.stage]
 
     def chat_template(self) -> str:
-        """Template of conversations with a trained model (`data/text/conversation.py`): that of its last stage."""
+        """Template of conversations with a trained model (`data/text/templates.py`): that of its last stage."""
         return self.stages[max(self.stages)].template
 
     # --- configuration ---
@@ -333,6 +342,14 @@ class ModelFamily(Protocol):
     def flops(self, config: RunConfig, work: Work) -> FamilyFlops:
         """FLOPs of a step beside the decoder's (see `training/monitoring/flops.py` for what is counted)."""
         ...
+
+    def image_work(self, config: RunConfig) -> float:
+        """What a picture costs in the front end, in tokens of the decoder's matrix products, forward and backward.
+
+        Packs are balanced with it, so that data-parallel ranks have equal work; 0 where the front end is too small to
+        count. It must not depend on the parallel layout.
+        """
+        return 0.0
 
     # --- data ---
 

@@ -22,7 +22,7 @@ Flags = Mapping[str, Any]
 """Values of the flags of tools/convert_checkpoint.py by name (`dtype`), the family's own among them."""
 
 JSONFiles = dict[str, dict[str, Any]]
-"""What files of a folder hold, by file name."""
+"""What files of a folder hold, by path in it."""
 
 
 class CopiedTensors(NamedTuple):
@@ -93,8 +93,6 @@ class HFFormat(Protocol):
         ignored_keys: patterns of keys that nothing is made of, and why.
         left_out: what an export leaves out of a checkpoint, and why.
         rotary_buffers: does the published code expect the frequencies of the rotary embedding with every layer?
-        processor_class: class of the processor for transformers.
-        code: files with the model for transformers, which an export holds and which import nothing of this package.
     """
 
     title: str
@@ -106,12 +104,6 @@ class HFFormat(Protocol):
     ignored_keys: Mapping[str, str] = {}
     left_out: str = "what only training needs"
     rotary_buffers: bool = False
-    processor_class: str = ""
-
-    @property
-    def code(self) -> Sequence[Path]:
-        """See above."""
-        return ()
 
     # --- config.json of a folder ---
 
@@ -167,6 +159,13 @@ class HFFormat(Protocol):
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
         return iter(())
 
+    def module_names(self) -> Mapping[str, str]:
+        """What names in `rules` begin with, and where that is in the model for transformers, which peft goes through.
+
+        By default modules there are called as in `rules`.
+        """
+        return {}
+
     # --- import ---
 
     def add_import_flags(self, parser: argparse.ArgumentParser) -> None:
@@ -216,6 +215,25 @@ class HFFormat(Protocol):
         """The family's settings of the model that an export holds."""
         return vision
 
+    def export_folders(self, published: bool, vision: Any, flags: Flags) -> Mapping[str, Mapping[str, str]]:
+        """The folders of an export, as `folders`: by default one, with the names of `rules`.
+
+        Args:
+            published: in the published format, not in that for transformers.
+            vision: settings of the model that it holds.
+            flags: of the export.
+        """
+        return {".": {}}
+
+    def rows(self, model: ModelConfig, image_token_id: int) -> int:
+        """Rows of the embedding and of the output layer in a folder for transformers: by default the vocabulary's.
+
+        Args:
+            model: sizes of the decoder.
+            image_token_id: id of `<image>` in the tokenizer that the folder gets.
+        """
+        return model.vocab_size
+
     def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
         """What an export holds of another folder, such as a frozen model's weights."""
         return None
@@ -223,7 +241,7 @@ class HFFormat(Protocol):
     def published_files(
         self, model: ModelConfig, vision: Any, dtype: str, ids: Mapping[str, int], flags: Flags
     ) -> JSONFiles:
-        """What the published format holds beside weights and tokenizer.
+        """What the published format holds beside weights and tokenizer, by path in the folder.
 
         Args:
             model: sizes of the decoder.
@@ -241,8 +259,18 @@ class HFFormat(Protocol):
 
         Args:
             image_token_id: id of `<image>` in the tokenizer that the folder gets.
+
+        Returns:
+            The files, with config.json and processor_config.json, which names the class of the processor.
         """
         ...
+
+    def code(self, vision: Any) -> Sequence[Path]:
+        """Files with the model for transformers, which an export holds and which import nothing of this package.
+
+        None, by default, for a model that transformers has itself.
+        """
+        return ()
 
     def register(self) -> Mapping[str, type]:
         """Register the model with transformers, so that no code from a folder has to run.

@@ -1,4 +1,4 @@
-"""The startup report, printed before the first step: parallel layout, kernels, memory, data, where all settings are."""
+"""The startup report, printed before the first step: parallel layout, kernels, memory, balance, data, settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import yaml
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_eve.config import LoRAConfig
 from megatron_eve.config.describe import write_settings
 from megatron_eve.config.memory import in_units
 from megatron_eve.models.kernels import describe_kernels
@@ -17,6 +18,7 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.loop.data import RunData
 from megatron_eve.training.loop.trainer import Trainer
+from megatron_eve.training.monitoring.balance import describe_balance
 from megatron_eve.training.monitoring.memory import training_bytes
 
 
@@ -51,11 +53,13 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
-        f"{describe_kernels(config)}\n"
+        f"{_adapters(config.lora)}{describe_kernels(config)}\n"
         f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
     )
+    if torch.distributed.get_rank() == 0 and (balance := describe_balance(config, trainer.data)):
+        print(balance, flush=True)
     if config.checkpoint.save and torch.distributed.get_rank() == 0:
         try:
             print(f"all settings: {write_settings(config, config.checkpoint.save)}", flush=True)
@@ -63,6 +67,16 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
             print(f"all settings could not be written to {error.filename} ({error.strerror})", flush=True)
     if trainer.frozen:
         print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())
+
+
+def _adapters(lora: LoRAConfig) -> str:
+    """A line about the adapters, which train in place of the language model's own weights; empty without any."""
+    if not lora.enabled:
+        return ""
+    return (
+        f"adapters (LoRA) of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "
+        f"{', '.join(lora.lora_target)}; the language model's own weights are frozen\n"
+    )
 
 
 def _samples(data: RunData) -> str:

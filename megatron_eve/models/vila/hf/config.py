@@ -33,6 +33,8 @@ _NOT_BUILT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 # image_aspect_ratio of config.json, and --image-fit. The public code crops where the field says nothing.
 _FITS = {"pad": "pad", "square": "crop", None: "crop", "resize": "stretch"}
+# Where a flat folder may hold the config.json of the tower whose weights it has; the published ones name it by its id.
+TOWER_CONFIG = "vision_tower_config"
 # What transformers takes for fields that a section of config.json leaves out.
 _LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
@@ -99,6 +101,8 @@ def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
     elif layout == "llava":
         vision = {"model_type": "clip_vision_model", **fields["vision_config"]}
         tower = tower_settings(vision, f"{folder / 'config.json'}: vision_config")
+    elif (folder / TOWER_CONFIG / "config.json").is_file():
+        tower = folder_settings(folder / TOWER_CONFIG)
     else:
         tower = published_settings(str(fields.get("mm_vision_tower")))
     kind = next((some.value for some in tower if some.setting == "vision_model_type"), None)

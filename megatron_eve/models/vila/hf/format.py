@@ -8,16 +8,27 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from megatron_eve.config.schema import ModelConfig
+from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.hf_format import Flags, HFFormat, JSONFiles, PartFolder, Stated
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 from megatron_eve.models.vila.hf.config import field_errors, language_fields, stated
-from megatron_eve.models.vila.hf.layouts import PROJECTOR_KEYS, TOWER_FOLDER, TOWER_KEYS, folders_of
+from megatron_eve.models.vila.hf.layouts import (
+    FLAT,
+    LLAVA,
+    PARTS,
+    PROJECTOR_KEYS,
+    TOWER_FOLDER,
+    TOWER_KEYS,
+    folders_of,
+)
+from megatron_eve.models.vila.hf.llava import llava_files, rows_of
+from megatron_eve.models.vila.hf.published import flat_files, part_files
 from megatron_eve.models.vila.hf.tower import folder_settings
 
 if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
 
+_FLAT_PROJECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu")
 _TOWER_ALONE = (
     "a vision tower alone is named by --vision-tower; take the folder of a language model or a VILA"
 )
@@ -145,8 +156,57 @@ class VILAFormat(HFFormat):
 
     # --- export ---
 
+    def add_export_flags(self, parser: argparse.ArgumentParser) -> None:
+        """See `HFFormat.add_export_flags`."""
+        parser.add_argument(
+            "--published-layout",
+            choices=("vila1.0", "vila1.5"),
+            help="which published layout: one folder (vila1.0), or llm/, vision_tower/ and mm_projector/ (vila1.5, and "
+            "NVILA) (default: vila1.0 for a CLIP with a projector that VILA 1.0 has, else vila1.5)",
+        )
+
+    def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
+        """See `HFFormat.check_export_flags`."""
+        if not published and flags["published_layout"]:
+            yield "--published-layout: is for --format published; leave it out"
+
+    def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
+        """See `HFFormat.check_export`."""
+        projector = config.vision.projector_type
+        if projector == "qformer":
+            yield "a projector of type qformer is in no published layout, so this checkpoint cannot be exported"
+        elif flags.get("published_layout") == "vila1.0" and projector not in _FLAT_PROJECTORS:
+            yield (f"--published-layout vila1.0: VILA 1.0 has no projector of type {projector}; use vila1.5")
+
+    def export_folders(
+        self, published: bool, vision: VILAConfig, flags: Flags
+    ) -> Mapping[str, Mapping[str, str]]:
+        """See `HFFormat.export_folders`."""
+        if not published:
+            return LLAVA
+        return FLAT if _is_flat(vision, flags) else PARTS
+
     def published_files(
         self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], flags: Flags
     ) -> JSONFiles:
         """See `HFFormat.published_files`."""
-        raise NotImplementedError
+        files = flat_files if _is_flat(vision, flags) else part_files
+        return files(model, vision, dtype, ids)
+
+    def rows(self, model: ModelConfig, image_token_id: int) -> int:
+        """See `HFFormat.rows`."""
+        return rows_of(model, image_token_id)
+
+    def transformers_files(
+        self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
+    ) -> JSONFiles:
+        """See `HFFormat.transformers_files`."""
+        return llava_files(model, vision, dtype, ids, image_token_id)
+
+
+def _is_flat(vision: VILAConfig, flags: Flags) -> bool:
+    """Is an export in VILA 1.0's layout?"""
+    layout = flags.get("published_layout")
+    if layout is not None:
+        return bool(layout == "vila1.0")
+    return vision.vision_model_type == "clip" and vision.projector_type in _FLAT_PROJECTORS

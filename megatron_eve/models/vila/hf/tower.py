@@ -35,6 +35,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
     },
 }  # fmt: skip
+_SETTINGS = ("vision_model_type", *TOWER_FIELDS.values())
 _ACTIVATIONS = get_args(get_type_hints(VILAConfig)["vision_hidden_act"])
 # Towers that published folders name and do not hold.
 _CLIP_L_336, _SIGLIP_384 = PRESETS["vila_7b"].vision, PRESETS["vila15_8b"].vision
@@ -124,7 +125,13 @@ def folder_settings(folder: Path, flag: str = "") -> list[Stated]:
 def published_settings(name: str) -> list[Stated]:
     """The settings of a published tower by its name on the hub; [] where that is not known."""
     config = _PUBLISHED.get(name)
-    names = ("vision_model_type", *TOWER_FIELDS.values())
-    return (
-        [Stated(ours, getattr(config, ours), f"mm_vision_tower {name}") for ours in names] if config else []
-    )
+    field = f"mm_vision_tower {name}"
+    return [Stated(ours, getattr(config, ours), field, assumed=True) for ours in _SETTINGS] if config else []
+
+
+def published_name(vision: VILAConfig) -> str | None:
+    """The name on the hub of a tower with these settings; None where no published one has them."""
+    for name, config in _PUBLISHED.items():
+        if all(getattr(config, ours) == getattr(vision, ours) for ours in _SETTINGS):
+            return name
+    return None
