@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config.early_flags import flag_value
@@ -15,7 +16,8 @@ from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_eve.data.preprocessing.summary import format_next, format_summary
 from megatron_eve.data.sources.recognise import FORMATS
-from megatron_eve.models.family import SizeFlag
+from megatron_eve.data.text.templates import templates
+from megatron_eve.models.family import ImageFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
@@ -48,17 +50,17 @@ python tools/preprocess_data.py --input 'laion/*.tar' \\
 
 
 def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
-    """The flags, one for each field of PreprocessConfig and for each image size of the family.
+    """The flags, one for each field of PreprocessConfig and for each image setting of the family.
 
     Raises:
         FamilyError: there is no such family.
     """
-    sizes = find_family(family).image_flags
+    settings = find_family(family).image_flags
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    _add_input(parser)
-    _add_text(parser)
-    _add_images(parser, family, sizes)
-    _add_storage(parser, sizes)
+    _add_input(parser, family)
+    _add_text(parser, family)
+    _add_images(parser, family, settings)
+    _add_storage(parser, settings)
     parser.add_argument(
         "--workers",
         type=int,
@@ -69,7 +71,7 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_input(parser: argparse.ArgumentParser) -> None:
+def _add_input(parser: argparse.ArgumentParser, family: str) -> None:
     """Flags of what is read and written."""
     needed = parser.add_argument_group(
         "input and output", "What is read, what is left out, and where the dataset goes."
@@ -94,7 +96,15 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--tokenizer-model",
         required=True,
         metavar="FILE",
-        help="sentencepiece tokenizer.model of the language model",
+        help="tokenizer of the language model: its sentencepiece tokenizer.model, or its tokenizer.json with "
+        "tokenizer_config.json beside it",
+    )
+    needed.add_argument(
+        "--tokenizer-legacy",
+        action=argparse.BooleanOptionalAction,
+        help="read a tokenizer.model as Hugging Face does with legacy=True; with --no-tokenizer-legacy, legacy=False "
+        f"(default: as the family's published models were trained; of {family} "
+        f"{'legacy=True' if find_family(family).text_rules.tokenizer_legacy else 'legacy=False'})",
     )
     needed.add_argument(
         "--output-prefix",
@@ -128,22 +138,23 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_text(parser: argparse.ArgumentParser) -> None:
+def _add_text(parser: argparse.ArgumentParser, family: str) -> None:
     """Flags of texts."""
     text = parser.add_argument_group("text", "How texts become tokens and labels.")
     text.add_argument(
         "--template",
-        choices=("plain", "vicuna_v1", "document"),
+        choices=tuple(templates()),
         default=PreprocessConfig.template,
-        help="what a sample is made of. plain: an image and its caption; vicuna_v1: a conversation, whose answers "
-        "train; document: a text, all of which trains, with or without images in it (mmc4, text)",
+        help="what a sample is made of. "
+        + "; ".join(f"{name}: {one.what}" for name, one in templates().items()),
     )
     text.add_argument(
         "--model-max-length",
         type=int,
         default=PreprocessConfig.model_max_length,
         metavar="N",
-        help="cut texts at N tokens, an image counting as one",
+        help="cut samples at N tokens, an image counting as "
+        + ("its rows" if find_family(family).text_rules.length_counts_rows else "one"),
     )
 
 
@@ -151,29 +162,29 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _add_sizes(group: argparse._ArgumentGroup, sizes: Mapping[str, SizeFlag], pixels_alone: bool) -> None:
-    """Flags of the image sizes of a family: those that change decoded pixels alone, or the others."""
-    for name, size in sizes.items():
-        if size.pixels_alone == pixels_alone:
-            group.add_argument(
-                _flag(name),
-                type=int,
-                default=size.default,
-                metavar="PX",
-                help=size.help,
-            )
+def _add_settings(
+    group: argparse._ArgumentGroup, settings: Mapping[str, ImageFlag], decides_rows: bool
+) -> None:
+    """Flags of the image settings of a family: those that decide rows of the sequence, or the others."""
+    for name, setting in settings.items():
+        if setting.decides_rows != decides_rows:
+            continue
+        kind: dict[str, Any] = (
+            {"choices": setting.choices} if setting.choices else {"type": int, "metavar": setting.metavar}
+        )
+        group.add_argument(_flag(name), default=setting.default, help=setting.help, **kind)
 
 
-def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str, SizeFlag]) -> None:
+def _add_images(parser: argparse.ArgumentParser, family: str, settings: Mapping[str, ImageFlag]) -> None:
     """Flags of pictures."""
     images = parser.add_argument_group("images", "Which model the images are for, and how they are read.")
     images.add_argument(
         "--family",
         default=family,
         metavar="NAME",
-        help="model family that the dataset is for, which has image sizes of its own",
+        help="model family that the dataset is for, which has image settings of its own",
     )
-    _add_sizes(images, sizes, pixels_alone=False)
+    _add_settings(images, settings, decides_rows=True)
     images.add_argument(
         "--ignore-exif-orientation",
         action="store_true",
@@ -195,9 +206,9 @@ def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str
     )
 
 
-def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag]) -> None:
+def _add_storage(parser: argparse.ArgumentParser, settings: Mapping[str, ImageFlag]) -> None:
     """Flags of how pictures are stored."""
-    *others, last = map(_flag, sizes)
+    *others, last = map(_flag, settings)
     every = f"{', '.join(others)} and {last}" if others else last
     storage = parser.add_argument_group("storage", "How images are stored in the dataset.")
     storage.add_argument(
@@ -226,7 +237,7 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
         default=PreprocessConfig.jpeg_subsampling,
         help="color resolution for --image-storage jpeg: 420 halves it in width and height, 444 keeps it",
     )
-    _add_sizes(storage, sizes, pixels_alone=True)
+    _add_settings(storage, settings, decides_rows=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,10 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         family = flag_value(argv, "--family") or DEFAULT_FAMILY  # which has flags of its own
         flags = vars(build_parser(family).parse_args(argv))
-        sizes = {name: flags.pop(name) for name in find_family(family).image_flags}
+        settings = {name: flags.pop(name) for name in find_family(family).image_flags}
         upright = not flags.pop("ignore_exif_orientation")
         prefix = flags.pop("output_prefix").removesuffix(MANIFEST)
-        config = PreprocessConfig(apply_exif=upright, image_sizes=sizes, output_prefix=prefix, **flags)
+        config = PreprocessConfig(apply_exif=upright, image_settings=settings, output_prefix=prefix, **flags)
         started = time.monotonic()
         info = preprocess(config)
         print(format_summary(info, prefix))

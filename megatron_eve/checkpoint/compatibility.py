@@ -19,7 +19,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.config.lora import TARGETS
 from megatron_eve.config.upgrade import upgrade_saved
-from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
+from megatron_eve.data.text.templates import prompt_templates, without_conversation
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import UserError
@@ -225,21 +225,20 @@ _LAYOUT = (
     "tensor_model_parallel_size",
     "sequence_parallel",
     "pipeline_model_parallel_size",
-    "num_layers_per_virtual_pipeline_stage",
-    "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers",
     "context_parallel_size",
 )
 
 
 def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `parallel` that decide which rank holds which part of the model.
+    """What decides which rank holds which part of the model: sizes of `parallel`, and the layers of each model chunk.
 
     Args:
         config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
     """
-    parallel = {**asdict(ParallelConfig()), **config["parallel"]}
-    return {name: parallel[name] for name in _LAYOUT}
+    saved = config["parallel"]
+    parallel = ParallelConfig(**{name: saved[name] for name in asdict(ParallelConfig()) if name in saved})
+    chunks = parallel.chunk_layers(config["model"]["num_layers"])
+    return {**{name: getattr(parallel, name) for name in _LAYOUT}, "chunk_layers": chunks}
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
@@ -275,12 +274,10 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
     stages = find_family(family_of(saved)).stages
     templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
     if conv_mode not in templates:
-        kind = " and ".join(WITHOUT_CONVERSATION.get(template, "conversations") for template in templates)
-        if WITHOUT_CONVERSATION.keys() >= set(templates):
+        kind = " and ".join(without_conversation(template) or "conversations" for template in templates)
+        if all(map(without_conversation, templates)):
             kind += ", and taught no conversation"
-        asked = [
-            template for template in templates if template != "document"
-        ]  # which is no template of prompts
+        asked = [template for template in templates if template in prompt_templates()]
         remedy = "train it on captions or conversations before it is asked"
         if asked:
             remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"

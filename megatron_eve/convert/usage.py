@@ -84,7 +84,8 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     if flags.adapter is not None:
         AdapterFolder.read(flags.adapter)
     found = HFConfig.read(flags.source)
-    source_tokenizer(flags.source, found.model_config().vocab_size)
+    rules = find_family(flags.family).text_rules
+    source_tokenizer(flags.source, found.model_config().vocab_size, rules.tokenizer_legacy)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:

@@ -37,6 +37,29 @@ def renamed(key: str, prefixes: Mapping[str, str]) -> str:
     return prefixes.get(longest, "") + key.removeprefix(longest)
 
 
+def placed(key: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """Where a tensor lies in a model of several folders, the other way round than `renamed`.
+
+    Args:
+        key: as the rules name it.
+        folders: as `HFFormat.folders`.
+
+    Returns:
+        Its folder, and its key there: by the longest beginning that it has, and otherwise in the first folder, under
+        the same name.
+    """
+    found = [
+        (len(ours), folder, theirs + key.removeprefix(ours))
+        for folder, prefixes in folders.items()
+        for theirs, ours in prefixes.items()
+        if key.startswith(ours)
+    ]
+    if not found:
+        return next(iter(folders)), key
+    _, folder, there = max(found, key=lambda some: some[0])
+    return folder, there
+
+
 def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:
     """`rule_for`, for a folder that is read: where embedding and output layer are tied, the embedding is both."""
     rule, names = rule_for(megatron_name, rules)

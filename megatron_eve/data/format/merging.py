@@ -30,15 +30,18 @@ from megatron_eve.data.format.manifest import (
 )
 from megatron_eve.data.format.metadata import META
 from megatron_eve.data.format.output import check_output
+from megatron_eve.data.format.sample_block import sum_changes
 from megatron_eve.data.format.write_lock import WriteLock
+from megatron_eve.data.text.text_tokenizer import SAME_KIND
 
 _FIRST_SKIPPED = 5  # skipped rows that a manifest lists for each reason
 _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
+    "tokenizer_kind": SAME_KIND,
     "vocab_size": "preprocess all with the same --tokenizer-model",
 }
-# Settings in which a text-only dataset may differ from the others, as in image sizes.
+# Settings in which a text-only dataset may differ from the others, as in image settings.
 _REMEDIES_OF_IMAGES = {
     "family": "preprocess all with the same --family",
     "apply_exif": "preprocess all with or without --ignore-exif-orientation",
@@ -99,12 +102,12 @@ def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> Datas
     """Check that the datasets agree where they must (else DataError); return a manifest with their settings."""
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
     first = infos[with_images[0]]
-    of_sizes = {
-        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_sizes
+    of_settings = {
+        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_settings
     }
-    for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_sizes).items():
+    for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_settings).items():
         numbers = range(len(infos)) if name in _REMEDIES else with_images
-        values = [{**vars(infos[number]), **infos[number].image_sizes}.get(name) for number in numbers]
+        values = [{**vars(infos[number]), **infos[number].image_settings}.get(name) for number in numbers]
         for number, value in zip(numbers, values, strict=True):
             if value != values[0]:
                 raise DataError(
@@ -135,6 +138,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         for reason, rows in info.skipped_first.items():
             named = [{"dataset": name, **row} for row in rows]
             skipped_first[reason] = [*skipped_first.get(reason, []), *named][:_FIRST_SKIPPED]
+    changes = sum_changes(info.changes for info in infos)
     contents = [info.content_sha256 for info in infos]
     return DatasetInfo(
         **settings,
@@ -144,6 +148,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         skipped=dict(skipped),
         skipped_first=skipped_first,
         content_sha256=hashlib.sha256("".join(contents).encode()).hexdigest() if all(contents) else "",
+        changes=changes,
         licenses=dict(licenses),
         datasets=[
             {"prefix": name, "num_samples": info.num_samples, "content_sha256": info.content_sha256}

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -74,6 +75,12 @@ def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
 
         return TENorm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
     return RMSNorm(config=config, hidden_size=config.hidden_size)
+
+
+def last_chunk_layers(config: TransformerConfig) -> int:
+    """Decoder layers of the last model chunk of the last pipeline stage, which may be none."""
+    layout = config.pipeline_model_parallel_layout
+    return config.num_layers if layout is None else layout.layout[-1][-1].count(LayerType.decoder)
 
 
 def block_spec(

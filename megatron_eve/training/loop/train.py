@@ -66,6 +66,10 @@ def setup(config: RunConfig) -> Trainer:
     if pretrained := path_of_pretrained(config.checkpoint):
         with phase(f"loading weights from {pretrained}"):
             load_pretrained(str(pretrained), bare, config)
+    else:
+        from megatron_eve.checkpoint.hf.load import load_part_folders
+
+        load_part_folders(bare, config)
     with phase("building the optimizer"):
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)

@@ -42,7 +42,7 @@ from tests.data.helpers import (
 from tests.golden_dir import find_golden
 
 GOLDEN_FILES = {
-    "_dataset.json": "bd4988752627fe18",
+    "_dataset.json": "68acd8f3eb69bae3",
     "_image.bin": "e2baa3c573d9525a",
     "_image.idx": "33aaa8ac6d8ff3bd",
     "_images.npy": "b37052f866721fd9",
@@ -68,7 +68,7 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         tokenizer_model=str(tokenizer_path),
         output_prefix=str(tmp_path / "set"),
         template="vicuna_v1",
-        image_sizes={"image_size": 224, "teacher_size": 112},
+        image_settings={"image_size": 224, "teacher_size": 112},
     )
     info = run(config)
     # What the files held before there were messages, system turns and data: URIs.
