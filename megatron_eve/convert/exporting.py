@@ -183,9 +183,19 @@ def map_entry(
     source: DistFolder,
     sizes: Sizes,
     dtype: torch.dtype | None,
-    rows: int,
+    rows: int | None = None,
 ) -> None:
-    """Plan the Hugging Face tensors that one of the checkpoint's makes, with so many rows of a vocabulary."""
+    """Plan the Hugging Face tensors that one of the checkpoint's makes.
+
+    Args:
+        plan: gets them.
+        entry: the checkpoint's tensor.
+        rules: of the model.
+        source: the checkpoint.
+        sizes: of the model.
+        dtype: of the tensors; None keeps the checkpoint's.
+        rows: of a vocabulary; None: as many as the model has.
+    """
     rule, names = rule_for(entry.name, rules)
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
@@ -198,7 +208,7 @@ def map_entry(
     def split(full: torch.Tensor) -> list[torch.Tensor]:
         if vocabulary:
             full = full[: plan.config.model.vocab_size]
-            full = torch.cat([full, full.new_zeros(rows - len(full), *full.shape[1:])])
+            full = torch.cat([full, full.new_zeros((rows or len(full)) - len(full), *full.shape[1:])])
         return rule.layout.split(full, sizes, len(names))
 
     shapes = [part.shape for part in split(torch.empty(shape, device="meta"))]

@@ -83,18 +83,20 @@ def plan_import(
     """
     found = HFConfig.read(source)
     folder, plan = open_weights(source, found.folders, config), ImportPlan(config)
+    keys = set(folder.keys())
+    family = find_family(config.family)
+    for problem in family.hugging_face().check_weights(config.vision, keys):
+        raise ConfigError(f"{source}: {problem}")
     if adapter is not None:
         there = next(iter(found.folders.values()))
-        plan.adapter = tensors_of(adapter, config, set(folder.keys()), there)
+        plan.adapter = tensors_of(adapter, config, keys, there)
         config = plan.config = replace(config, lora=plan.adapter.lora)
         folder.add_file(adapter.weights, plan.adapter.names)
-    keys = set(folder.keys())
-    rules, family = (*rules_of(config), *adapter_rules(config.lora)), find_family(config.family)
+        keys = set(folder.keys())
     plan.tokenizer = source_tokenizer(
         found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
     )
-    for problem in family.hugging_face().check_weights(config.vision, keys):
-        raise ConfigError(f"{source}: {problem}")
+    rules = (*rules_of(config), *adapter_rules(config.lora))
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
         taken = set(plan.adapter.names.values()) if plan.adapter else set[str]()

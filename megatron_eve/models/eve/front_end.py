@@ -5,7 +5,7 @@ gradients agree without a collective. The projector, which holds 70 % of the fro
 parallel.
 
 Initial weights are those of a published stage 1: class and row-end embedding from N(0, 1), everything else as torch's
-own layers begin (`models/projector.py`).
+own layers begin, weights and biases from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 
 Shapes: P = patches, I = images, V = image rows (1 + rows * (columns + 1) an image), C = patch embedding width,
 D = decoder width.

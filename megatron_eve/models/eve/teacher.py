@@ -95,8 +95,6 @@ class Teacher:
             )
         return features[:, others:]
 
-    trains = False
-
     @property
     def patches(self) -> int:
         """G * G."""

@@ -29,7 +29,7 @@ def shared_features(
         count: images of the pack.
 
     Returns:
-        [count * patches, K], image after image.
+        [count or more * patches, K], image after image.
     """
     own = tower(to_device(pictures, accelerator().device))
     ranks = parallel_state.get_tensor_and_context_parallel_world_size()
