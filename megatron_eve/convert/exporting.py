@@ -27,8 +27,8 @@ from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
-from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
+from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.hf_format import CopiedTensors, Flags

@@ -91,7 +91,7 @@ def _prefix_once(fast: FastTokenizer, user_defined: list[str]) -> None:
 
 
 def _user_defined(path: str) -> list[str]:
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(Path(path).read_bytes())
+    model = ModelProto.FromString(Path(path).read_bytes())
     return [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED]
