@@ -301,7 +301,8 @@ class StepLoader:
             self._ranks * self._pack_multiple,
             rows["num_images"],
             self._max_images,
-            self._image_work,
+            # Packs that are padded to one length cost the same in the decoder, so that they must be alike in length.
+            0.0 if self._fixed_length else self._image_work,
         )
         assigned = assign_packs(packs, lengths_in_pack, self._ranks, rows["num_images"], self._image_work)
         mine = assigned[self._rank]

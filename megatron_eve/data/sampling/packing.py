@@ -30,8 +30,8 @@ def pack_step(
 
     The number of packs is the smallest multiple of ``multiple`` into which this algorithm fits the samples; packs are
     balanced by work (length, squared length and images). Samples with most work are taken first, and each is assigned
-    to the pack with the least work that has room for its images. If a pack is then too long, samples are exchanged between it
-    and shorter packs until all fit; if that fails, ``multiple`` more packs are tried.
+    to the pack with the least work that has room for its images. If a pack is then too long, samples are exchanged
+    between it and shorter packs until all fit; if that fails, ``multiple`` more packs are tried.
 
     Args:
         lengths: [n] tokens of each sample, with the padding that the sample needs.

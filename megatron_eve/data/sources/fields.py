@@ -55,7 +55,7 @@ def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
 
 
 def plain_text(value: object, name: str) -> str:
-    """Validate a text without images; a literal `<image>` in it becomes `<IMAGE>`, as in VILA's data sets.
+    """Validate a text without images; a literal `<image>` in it becomes `<IMAGE>`, as in NVlabs/VILA's data sets.
 
     Args:
         value: value of a text field.

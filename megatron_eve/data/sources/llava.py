@@ -1,7 +1,7 @@
 """Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row.
 
 `{"images", "messages"}` of OpenAI, TRL and others says the same (`conversation_rows`). The key "video" in place of
-"image" names a video, as in LLaVA-Video, Video-ChatGPT and VILA's mixtures.
+"image" names a video, as in LLaVA-Video, Video-ChatGPT and NVlabs/VILA's mixtures.
 """
 
 from __future__ import annotations

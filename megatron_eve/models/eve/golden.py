@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.family import ImagePlan, View
+from megatron_eve.models.golden_format import GoldenFormat
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ _TEACHER = "mm_vision_tower_clip"
 _TEACHER_SIZE = 336
 
 
-class EVEGolden:
+class EVEGolden(GoldenFormat):
     """See `GoldenFormat`."""
 
     sizes: Mapping[str, Mapping[str, int]] = {
