@@ -90,16 +90,16 @@ def describe_start(config: RunConfig, ranks: int) -> str:
 def _warnings(config: RunConfig) -> Iterator[str]:
     """What can run, and is seldom meant."""
     from megatron_eve.data.format.manifest import read_info
-    from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
+    from megatron_eve.data.text.templates import without_conversation
 
     stage = config.training.stage
     wanted = find_family(config.family).stages[stage].template
-    if wanted not in WITHOUT_CONVERSATION:
+    if not without_conversation(wanted):
         for prefix in parse_blend(config.data.data_path).prefixes:
             template = read_info(prefix).template
-            if template in WITHOUT_CONVERSATION:
+            if samples := without_conversation(template):
                 yield (
-                    f"{prefix} was made with --template {template}, whose samples are {WITHOUT_CONVERSATION[template]} "
+                    f"{prefix} was made with --template {template}, whose samples are {samples} "
                     f"without a question; stage {stage} trains on conversations (tools/preprocess_data.py --template "
                     f"{wanted})"
                 )
@@ -158,11 +158,11 @@ def _in_use(config: RunConfig) -> Iterator[str]:
 @check("datasets and tokenizer")
 def _datasets(config: RunConfig) -> Iterator[str]:
     from megatron_eve.data.opening import open_datasets
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_tokenizer
 
     if config.data.mock_data:
         if config.data.tokenizer_model:
-            Tokenizer(config.data.tokenizer_model)
+            load_tokenizer(config.data.tokenizer_model, legacy=True)
         return
     open_datasets(config).joined()
     yield from ()
@@ -236,7 +236,8 @@ def _check_pretrained_tokenizer(config: RunConfig, folder: Path) -> None:
         info = read_info(parse_blend(config.data.data_path).prefixes[0])
     except UserError:  # which the datasets' own check says
         return
-    data = recorded_tokenizer({"tokenizer_sha256": info.tokenizer_sha256})
+    kinds = {"tokenizer_sha256": info.tokenizer_sha256, "tokenizer_kind": info.tokenizer_kind}
+    data = recorded_tokenizer({"dataset": kinds})
     if data is not None:
         check_pretrained_tokenizer(folder, data)
 

@@ -39,6 +39,7 @@ COUNTS_AS = dict.fromkeys(
         "models.name_rules",
         "models.registry",
         "models.tensor_layouts",
+        "models.text_format",
     ),
     "config",
 )

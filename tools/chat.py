@@ -17,8 +17,10 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.inference.chat import Asked, Limits, Refused, check_port
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
+    add_conv_mode_flag,
     add_model_flags,
     chat_template,
+    check_conv_mode,
     check_model_flags,
     family_title,
     global_rank,
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="TCP port of the page that --web serves; 0 takes a free one",
     )
+    add_conv_mode_flag(talk)
     talk.add_argument(
         "--max-new-tokens",
         type=whole_number(1),
@@ -184,7 +187,8 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     sampling = sampling_of(flags)
     check_model_flags(flags)
     pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
-    template = chat_template(flags.model_path)
+    template = flags.conv_mode or chat_template(flags.model_path)
+    check_conv_mode(flags, template)
     if global_rank():
         return run_with_engine(flags, template, work=None)
     if not flags.web:

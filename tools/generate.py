@@ -10,12 +10,13 @@ from pathlib import Path
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config import ConfigError
-from megatron_eve.data.text.conversation import PROMPT_TEMPLATES
 from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
+    add_conv_mode_flag,
     add_model_flags,
     chat_template,
+    check_conv_mode,
     check_model_flags,
     global_rank,
     run_with_engine,
@@ -103,13 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="shard to answer, from 0 to N - 1, into an answers file of its own; `cat` joins the files",
     )
     answers = parser.add_argument_group("answers", "How questions are asked, and how long answers may be.")
-    answers.add_argument(
-        "--conv-mode",
-        type=_conv_mode,
-        choices=sorted(PROMPT_TEMPLATES),
-        help="prompt template, the one that the model was trained with: plain (captions only) before the stage that "
-        "trains on conversations (default: that of the last stage of the model's family)",
-    )
+    add_conv_mode_flag(answers)
     answers.add_argument(
         "--max-new-tokens",
         type=whole_number(1),
@@ -126,15 +121,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_sampling_flags(answers)
     return parser
-
-
-def _conv_mode(text: str) -> str:
-    if text == "document":
-        raise argparse.ArgumentTypeError(
-            "data of the template document is text without questions, which no prompt fits: use "
-            f"{' or '.join(sorted(PROMPT_TEMPLATES))}, whichever the model was trained on since"
-        )
-    return text
 
 
 def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused: Sequence[str]) -> int:
@@ -228,6 +214,7 @@ def answer(flags: argparse.Namespace) -> int:
     if not flags.image_folder.is_dir():
         raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
     flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
+    check_conv_mode(flags, flags.conv_mode)
     found = read_questions(flags.question_file, flags.conv_mode)
     if global_rank():
         return run_with_engine(flags, flags.conv_mode, work=None)

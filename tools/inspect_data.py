@@ -20,7 +20,7 @@ from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset, parts_of
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.load_tokenizer import load_kind
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import UserError, run_command
 
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--tokenizer-model",
         metavar="FILE",
-        help="tokenizer.model that the dataset was made with (default: rows show token ids instead of text)",
+        help="tokenizer.model or tokenizer.json that the dataset was made with (default: rows show token ids instead "
+        "of text)",
     )
     page.add_argument(
         "--output-dir",
@@ -87,7 +88,7 @@ def inspect(flags: argparse.Namespace) -> int:
     dataset = open_dataset(prefix)
     tokenizer = None
     if flags.tokenizer_model is not None:
-        tokenizer = Tokenizer(flags.tokenizer_model)
+        tokenizer = load_kind(flags.tokenizer_model, dataset.info.tokenizer_kind)
         check_tokenizer(dataset, prefix, tokenizer)
     folder = Path(flags.output_dir or f"inspect_{Path(prefix).name}")
     for there in (folder, *folder.parents):

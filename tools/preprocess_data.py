@@ -16,6 +16,7 @@ from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_eve.data.preprocessing.summary import format_next, format_summary
 from megatron_eve.data.sources.recognise import FORMATS
+from megatron_eve.data.text.templates import templates
 from megatron_eve.models.family import ImageFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser
@@ -56,8 +57,8 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     """
     settings = find_family(family).image_flags
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    _add_input(parser)
-    _add_text(parser)
+    _add_input(parser, family)
+    _add_text(parser, family)
     _add_images(parser, family, settings)
     _add_storage(parser, settings)
     parser.add_argument(
@@ -70,7 +71,7 @@ def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_input(parser: argparse.ArgumentParser) -> None:
+def _add_input(parser: argparse.ArgumentParser, family: str) -> None:
     """Flags of what is read and written."""
     needed = parser.add_argument_group(
         "input and output", "What is read, what is left out, and where the dataset goes."
@@ -95,7 +96,15 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--tokenizer-model",
         required=True,
         metavar="FILE",
-        help="sentencepiece tokenizer.model of the language model",
+        help="tokenizer of the language model: its sentencepiece tokenizer.model, or its tokenizer.json with "
+        "tokenizer_config.json beside it",
+    )
+    needed.add_argument(
+        "--tokenizer-legacy",
+        action=argparse.BooleanOptionalAction,
+        help="read a tokenizer.model as Hugging Face does with legacy=True; with --no-tokenizer-legacy, legacy=False "
+        f"(default: as the family's published models were trained; of {family} "
+        f"{'legacy=True' if find_family(family).text_rules.tokenizer_legacy else 'legacy=False'})",
     )
     needed.add_argument(
         "--output-prefix",
@@ -129,22 +138,23 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_text(parser: argparse.ArgumentParser) -> None:
+def _add_text(parser: argparse.ArgumentParser, family: str) -> None:
     """Flags of texts."""
     text = parser.add_argument_group("text", "How texts become tokens and labels.")
     text.add_argument(
         "--template",
-        choices=("plain", "vicuna_v1", "document"),
+        choices=tuple(templates()),
         default=PreprocessConfig.template,
-        help="what a sample is made of. plain: an image and its caption; vicuna_v1: a conversation, whose answers "
-        "train; document: a text, all of which trains, with or without images in it (mmc4, text)",
+        help="what a sample is made of. "
+        + "; ".join(f"{name}: {one.what}" for name, one in templates().items()),
     )
     text.add_argument(
         "--model-max-length",
         type=int,
         default=PreprocessConfig.model_max_length,
         metavar="N",
-        help="cut texts at N tokens, an image counting as one",
+        help="cut samples at N tokens, an image counting as "
+        + ("its rows" if find_family(family).text_rules.length_counts_rows else "one"),
     )
 
 

@@ -19,7 +19,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.config.lora import TARGETS
 from megatron_eve.config.upgrade import upgrade_saved
-from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
+from megatron_eve.data.text.templates import prompt_templates, without_conversation
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.errors import UserError
@@ -274,12 +274,10 @@ def unlike_training(folder: Path, saved: dict[str, Any], conv_mode: str, apply_e
     stages = find_family(family_of(saved)).stages
     templates = dataset.get("templates") or [stages[stage].template if stage in stages else "plain"]
     if conv_mode not in templates:
-        kind = " and ".join(WITHOUT_CONVERSATION.get(template, "conversations") for template in templates)
-        if WITHOUT_CONVERSATION.keys() >= set(templates):
+        kind = " and ".join(without_conversation(template) or "conversations" for template in templates)
+        if all(map(without_conversation, templates)):
             kind += ", and taught no conversation"
-        asked = [
-            template for template in templates if template != "document"
-        ]  # which is no template of prompts
+        asked = [template for template in templates if template in prompt_templates()]
         remedy = "train it on captions or conversations before it is asked"
         if asked:
             remedy = f"tools/generate.py --conv-mode {asked[0]} asks as it was trained"

@@ -1,7 +1,8 @@
 """The tokenizer of a checkpoint: its fingerprint, which every checkpoint records, and the check of one that is given.
 
-`common.pt` holds it as `tokenizer`: `{"kind", "sha256", "path"}`. Checkpoints of older versions hold the sha256 alone,
-in the fingerprint of their dataset, or, of an import, as `tokenizer_sha256`. Nothing here imports torch.
+`common.pt` holds it as `tokenizer`: `{"kind", "sha256", "path"}`; the kind says how the file is read. Checkpoints of
+older versions hold the sha256 alone, in the fingerprint of their dataset, or, of an import, as `tokenizer_sha256`.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.checkpoint.compatibility import CheckpointError
+from megatron_eve.checkpoint.compatibility import CheckpointError, family_of
 from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained, path_to_resume
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.load_tokenizer import load_kind
+from megatron_eve.data.text.text_tokenizer import (
+    SENTENCEPIECE,
+    SENTENCEPIECE_NOT_LEGACY,
+    TOKENIZERS,
+    TextTokenizer,
+)
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.model"
-SENTENCEPIECE = "sentencepiece"
+TOKENIZER_JSON = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class TokenizerRecord:
     """What identifies a tokenizer. Two are the same if kind and sha256 are.
 
     Attributes:
-        kind: the library that reads its file: "sentencepiece".
+        kind: how its file is read: of `text_tokenizer.KINDS`.
         sha256: of its file, in hexadecimal digits.
         path: where the file was, absolute; None where that is not known (a dataset records the sha256 alone).
     """
@@ -37,9 +45,9 @@ class TokenizerRecord:
     path: str | None = None
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TokenizerRecord:
+    def of(cls, tokenizer: TextTokenizer) -> TokenizerRecord:
         """Of a tokenizer that is open."""
-        return cls(SENTENCEPIECE, tokenizer.sha256, str(Path(tokenizer.path).absolute()))
+        return cls(tokenizer.kind, tokenizer.sha256, str(Path(tokenizer.path).absolute()))
 
     def is_same(self, other: TokenizerRecord) -> bool:
         """Is it the same tokenizer, wherever its file lies?"""
@@ -50,7 +58,8 @@ class TokenizerRecord:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.path or self.kind} (sha256 {self.sha256[:12]}...)"
+        mode = ", legacy=False" if self.kind == SENTENCEPIECE_NOT_LEGACY else ""
+        return f"{self.path or self.kind.split()[0]} (sha256 {self.sha256[:12]}...{mode})"
 
 
 def recorded_tokenizer(saved: dict[str, Any]) -> TokenizerRecord | None:
@@ -62,19 +71,42 @@ def recorded_tokenizer(saved: dict[str, Any]) -> TokenizerRecord | None:
     found = saved.get("tokenizer")
     if isinstance(found, dict) and {"kind", "sha256"} <= found.keys():
         return TokenizerRecord(str(found["kind"]), str(found["sha256"]), found.get("path"))
-    sha256 = (saved.get("dataset") or {}).get("tokenizer_sha256") or saved.get("tokenizer_sha256")
-    return None if sha256 in (None, "mock") else TokenizerRecord(SENTENCEPIECE, str(sha256))
+    dataset = saved.get("dataset") or {}
+    sha256 = dataset.get("tokenizer_sha256") or saved.get("tokenizer_sha256")
+    kind = dataset.get("tokenizer_kind", SENTENCEPIECE)
+    return None if sha256 in (None, "mock") else TokenizerRecord(kind, str(sha256))
 
 
-def tokenizer_of_folder(folder: Path) -> TokenizerRecord | None:
+def tokenizer_kind(saved: dict[str, Any]) -> str:
+    """How a tokenizer is read that is given with a checkpoint: as recorded, else as its family's texts are.
+
+    Args:
+        saved: what its `common.pt` holds.
+    """
+    if (recorded := recorded_tokenizer(saved)) is not None:
+        return recorded.kind
+    return family_kind(family_of(saved)) if "config" in saved else SENTENCEPIECE
+
+
+def family_kind(family: str) -> str:
+    """How a tokenizer.model of a family's models is read unless something says otherwise."""
+    legacy = find_family(family).text_rules.tokenizer_legacy
+    return SENTENCEPIECE if legacy else SENTENCEPIECE_NOT_LEGACY
+
+
+def tokenizer_of_folder(folder: Path, kind: str = SENTENCEPIECE) -> TokenizerRecord | None:
     """The tokenizer of a folder of weights: of a run, of one of its checkpoints, or in Hugging Face layout.
+
+    Args:
+        folder: of the weights.
+        kind: how a tokenizer in Hugging Face layout is read, which such a folder does not say.
 
     Returns:
         None where there is none, or where the folder cannot be read, which other checks say.
     """
     try:
         if (folder / "config.json").exists():
-            return _of_file(folder / TOKENIZER_FILE)
+            return _of_file(folder / file_name(kind), kind)
         store = CheckpointStore(folder)
         iteration = store.latest()
         saved = read_common(store.folder(iteration)) if iteration is not None else None
@@ -83,10 +115,15 @@ def tokenizer_of_folder(folder: Path) -> TokenizerRecord | None:
     return recorded_tokenizer(saved) if saved else None
 
 
-def _of_file(path: Path) -> TokenizerRecord | None:
-    """Of a tokenizer.model; None where it is not there or is no such file."""
+def file_name(kind: str) -> str:
+    """Name of a tokenizer's file in a folder of weights."""
+    return TOKENIZER_JSON if kind == TOKENIZERS else TOKENIZER_FILE
+
+
+def _of_file(path: Path, kind: str) -> TokenizerRecord | None:
+    """Of a tokenizer's file; None where it is not there or is no such file."""
     try:
-        return TokenizerRecord.of(Tokenizer(path))
+        return TokenizerRecord.of(load_kind(path, kind))
     except DataError:
         return None
 
@@ -102,9 +139,10 @@ def tokenizer_of_run(config: RunConfig, dataset: dict[str, Any]) -> TokenizerRec
         dataset: the fingerprint of its data.
     """
     data = recorded_tokenizer({"dataset": dataset})
-    found = [_of_file(Path(config.data.tokenizer_model))] if config.data.tokenizer_model else []
+    kind = data.kind if data else family_kind(config.family)
+    found = [_of_file(Path(config.data.tokenizer_model), kind)] if config.data.tokenizer_model else []
     paths = path_to_resume(config.checkpoint), path_of_pretrained(config.checkpoint)
-    found += [tokenizer_of_folder(path) for path in paths if path is not None]
+    found += [tokenizer_of_folder(path, kind) for path in paths if path is not None]
     return next((one for one in found if one and (data is None or one.is_same(data))), data)
 
 
@@ -114,7 +152,13 @@ def check_pretrained_tokenizer(folder: Path, data: TokenizerRecord) -> None:
     Raises:
         CheckpointError: naming both and the remedy.
     """
-    before = tokenizer_of_folder(folder)
+    before = tokenizer_of_folder(folder, data.kind)
+    if before is not None and before.sha256 == data.sha256 and before.kind != data.kind:
+        flag = "--tokenizer-legacy" if before.kind == SENTENCEPIECE else "--no-tokenizer-legacy"
+        raise CheckpointError(
+            f"--pretrained-checkpoint {folder}: was trained with the tokenizer mode {before.kind!r}, and --data-path "
+            f"was made with {data.kind!r}, which gives other ids for the same text; preprocess the data with {flag}"
+        )
     if before is not None and not before.is_same(data):
         raise CheckpointError(
             f"--pretrained-checkpoint {folder}: was trained with the tokenizer {before}, and --data-path was made with "
@@ -123,7 +167,7 @@ def check_pretrained_tokenizer(folder: Path, data: TokenizerRecord) -> None:
 
 
 def check_tokenizer(
-    folder: Path, saved: dict[str, Any], tokenizer: Tokenizer, flag: str = "--tokenizer-model"
+    folder: Path, saved: dict[str, Any], tokenizer: TextTokenizer, flag: str = "--tokenizer-model"
 ) -> str | None:
     """Refuse another tokenizer than the one that a checkpoint's text was made with.
 
@@ -168,12 +212,12 @@ def check_tokenizer(
 
 def open_tokenizer(
     checkpoint: Path, given: Path | None, flag: str = "--tokenizer-model"
-) -> tuple[Tokenizer, str | None]:
+) -> tuple[TextTokenizer, str | None]:
     """The tokenizer to use with a checkpoint: the one that is given, else the one that it records.
 
     Args:
         checkpoint: its folder.
-        given: a tokenizer.model, or a folder that holds one; None if the flag was left out.
+        given: a tokenizer.model or tokenizer.json, or a folder that holds one; None if the flag was left out.
         flag: it is given with.
 
     Returns:
@@ -186,16 +230,19 @@ def open_tokenizer(
     saved = read_common(checkpoint) or {}
     if given is None:
         return _recorded(checkpoint, recorded_tokenizer(saved), flag), None
-    path = given if given.is_file() else given / TOKENIZER_FILE
+    kind = tokenizer_kind(saved)
+    path = given if given.is_file() else given / file_name(kind)
+    if not path.exists() and (given / TOKENIZER_JSON).is_file():
+        path = given / TOKENIZER_JSON
     try:
-        tokenizer = Tokenizer(path)
+        tokenizer = load_kind(path, kind)
     except DataError as error:
         raise ConfigError(f"{flag}: {error}") from None
     # Of a common.pt that cannot be read, the load itself says what is wrong.
     return tokenizer, check_tokenizer(checkpoint, saved, tokenizer, flag) if "config" in saved else None
 
 
-def _recorded(checkpoint: Path, recorded: TokenizerRecord | None, flag: str) -> Tokenizer:
+def _recorded(checkpoint: Path, recorded: TokenizerRecord | None, flag: str) -> TextTokenizer:
     """The tokenizer at the recorded path, if it is still the same.
 
     Raises:
@@ -203,10 +250,11 @@ def _recorded(checkpoint: Path, recorded: TokenizerRecord | None, flag: str) -> 
     """
     missing = f"{flag}: a checkpoint does not hold its tokenizer"
     if recorded is None or recorded.path is None:
-        raise ConfigError(f"{missing}; name the {TOKENIZER_FILE} that {checkpoint} was trained with")
+        name = file_name(recorded.kind) if recorded else TOKENIZER_FILE
+        raise ConfigError(f"{missing}; name the {name} that {checkpoint} was trained with")
     was = f"{missing}, and {recorded.path}, which {checkpoint} was trained with, is"
     try:
-        found = Tokenizer(recorded.path)
+        found = load_kind(recorded.path, recorded.kind)
     except DataError:
         raise ConfigError(f"{was} not there any more; name a copy of it") from None
     if not recorded.is_same(TokenizerRecord.of(found)):

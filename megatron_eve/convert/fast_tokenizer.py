@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from megatron_eve.config import ConfigError
-from megatron_eve.data.text.conversation import IMAGE_TOKEN, VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.text_format import IMAGE_TOKEN, VICUNA_SYSTEM
 
 _CONTROL = ("<unk>", "<s>", "</s>")
 _USER_DEFINED = 4  # type of a piece in a sentencepiece model: it is looked for before all others

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.checkpoint.tokenizer_record import TOKENIZER_FILE, TokenizerRecord
+from megatron_eve.checkpoint.tokenizer_record import TOKENIZER_FILE, TOKENIZER_JSON, TokenizerRecord
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.load_tokenizer import load_tokenizer
 from megatron_eve.runtime.wrong_content import wrong_content
 
 _SMALL_FILES = (
@@ -57,12 +57,13 @@ def decimal_size(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def source_tokenizer(source: Path, rows: int) -> TokenizerRecord | None:
-    """The tokenizer.model beside the weights of an import; None without one.
+def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord | None:
+    """The tokenizer.model beside the weights of an import, else the tokenizer.json; None without one.
 
     Args:
         source: the folder.
         rows: of the model's embedding.
+        legacy: how a tokenizer.model is read (`TextRules.tokenizer_legacy` of the family).
 
     Raises:
         ConfigError: it cannot be read (its fingerprint would shut out the right one later), or has more pieces than the
@@ -70,11 +71,13 @@ def source_tokenizer(source: Path, rows: int) -> TokenizerRecord | None:
     """
     path = source / TOKENIZER_FILE
     if not path.is_file():
-        return None
+        path = source / TOKENIZER_JSON
+        if not (path.is_file() and (source / "tokenizer_config.json").is_file()):
+            return None
     if other := wrong_content(path):
         raise ConfigError(f"{path}: cannot be read: it {other}")
     try:
-        tokenizer = Tokenizer(path)
+        tokenizer = load_tokenizer(path, legacy)
     except DataError as error:
         raise ConfigError(f"{error}; or take it out of --source") from None
     if tokenizer.vocab_size > rows:

@@ -71,9 +71,11 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
     """
     found = HFConfig.read(source)
     folder, plan = open_weights(source, found.folders, config), ImportPlan(config)
-    plan.tokenizer = source_tokenizer(found.language_folder, config.model.vocab_size)
     keys = set(folder.keys())
     rules, family = rules_of(config), find_family(config.family)
+    plan.tokenizer = source_tokenizer(
+        found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
+    )
     for problem in family.hugging_face().check_weights(config.vision, keys):
         raise ConfigError(f"{source}: {problem}")
     lacking = lacking_parts(family, keys, language_model=found.family is None)

@@ -10,10 +10,10 @@ from typing import Any
 from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.config import ModelConfig
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
-from megatron_eve.data.text.conversation import VICUNA_SYSTEM
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.text_format import VICUNA_SYSTEM
 
 # By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
 # The text begins with the BOS token, as templates of transformers do: its tokenizers add none to it, nor does TRL.

@@ -80,7 +80,8 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     _check_folders(flags)
     check_target(flags.target)
     found = HFConfig.read(flags.source)
-    source_tokenizer(flags.source, found.model_config().vocab_size)
+    rules = find_family(flags.family).text_rules
+    source_tokenizer(flags.source, found.model_config().vocab_size, rules.tokenizer_legacy)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:

@@ -18,7 +18,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.load_tokenizer import load_tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.registry import find_family
 
 
@@ -57,6 +58,7 @@ class OpenedDatasets:
             "samples": [len(dataset) for dataset in trained],
             "tokens": [dataset.info.num_tokens for dataset in trained],
             "tokenizer_sha256": trained[0].info.tokenizer_sha256,
+            "tokenizer_kind": trained[0].info.tokenizer_kind,
             "templates": sorted({dataset.info.template for dataset in trained}),
             "apply_exif": trained[0].info.apply_exif,
             # Other storage is other pixels: it has the same rows, and yet is another dataset.
@@ -78,7 +80,8 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     data = config.data
     blend, others = parse_blend(data.data_path), parse_blend(data.valid_data_path, "--valid-data-path")
     prefixes = (*blend.prefixes, *others.prefixes)
-    tokenizer = Tokenizer(data.tokenizer_model) if data.tokenizer_model else None
+    # For its fingerprint, and whether it keeps newlines: the legacy mode of a tokenizer.model changes neither.
+    tokenizer = load_tokenizer(data.tokenizer_model, legacy=True) if data.tokenizer_model else None
     datasets = [_open(config, prefix, tokenizer) for prefix in prefixes]
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
@@ -144,7 +147,7 @@ def check_split(config: RunConfig, name: str, kept: DatasetSlice, held_out: Data
         )
 
 
-def _open(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> AnyDataset:
+def _open(config: RunConfig, prefix: str, tokenizer: TextTokenizer | None) -> AnyDataset:
     settings = find_family(config.family).image_settings(config)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(

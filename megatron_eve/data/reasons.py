@@ -1,4 +1,4 @@
-"""Reasons for which preprocessing skips a row of the input, and what to do about each."""
+"""Reasons for which preprocessing skips a row of the input, and what it changes of the rows that it keeps."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ REASONS = {
     ),
     "kind_template": Reason(
         "--template does not take rows of this kind",
-        "choose plain for captions, vicuna_v1 for conversations, document for interleaved documents, pairs and texts",
+        "choose plain for captions, document for interleaved documents, pairs and texts, another one for conversations",
     ),
     "document_turns": Reason(
         "a document, a pair or a text has more than one turn, or one that is not from 'gpt'",
         "write it as one turn from 'gpt'",
     ),
     "plain_turns": Reason(
-        "--template plain takes two turns, a question and a caption", "use --template vicuna_v1"
+        "--template plain takes two turns, a question and a caption", "use a template of conversations"
     ),
     "plain_without_image": Reason(
         "--template plain takes captions, and there is no image",
-        "use --template vicuna_v1 for conversations, document for texts",
+        "use a template of conversations, or --template document for texts",
     ),
     "image_in_caption": Reason(
         "--template plain takes <image> in the question only", "move <image> from the caption to the question"
@@ -177,3 +177,15 @@ REASONS = {
     ),
 }
 """{key under which skipped rows are counted: what it means and what to do}."""
+
+LITERAL_IMAGE = "literal_image"
+IMAGES_OVER_LIMIT = "images_over_limit"
+IMAGES_AT_END = "images_at_end"
+IMAGES_CUT_OFF = "images_cut_off"
+CHANGES = {
+    IMAGES_OVER_LIMIT: "images left out: beyond the first 6 of a document",
+    IMAGES_AT_END: "images left out: at the end of a document, where no text can be learned from them",
+    IMAGES_CUT_OFF: "images left out: their place was cut off at --model-max-length",
+    LITERAL_IMAGE: "a literal <image> in a text that marks no picture became <IMAGE>",
+}
+"""{name under which preprocessing counts it: what was changed of a row that was kept}."""

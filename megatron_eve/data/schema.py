@@ -67,9 +67,10 @@ class Record:
         source: where the row came from.
         kind: what its turns are.
         images: its pictures, in the order of their placeholders.
-        turns: list of `{"from": ..., "value": ...}`, not validated; `data/text/conversation.py` validates it.
+        turns: list of `{"from": ..., "value": ...}`, not validated; `data/text/turns.py` validates it.
         meta: further metadata of the row, JSON values only.
         num_missing: images that the source names and that have no file; the row is kept without them.
+        changes: what else was left out or changed of the row: counts by the names of `reasons.CHANGES`.
         video: a video whose frames have not been extracted yet; such a row has no images and no
             placeholder (`data/sources/frames.py`).
     """
@@ -82,3 +83,4 @@ class Record:
     meta: Mapping[str, Any] = field(default_factory=dict)
     num_missing: int = 0
     video: VideoFile | None = None
+    changes: Mapping[str, int] = field(default_factory=dict, compare=False)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images.decode import ACCEPTED_FORMATS
-from megatron_eve.data.text.conversation import prompt_text
+from megatron_eve.data.text.prompts import prompt_text
 from megatron_eve.inference.engine import Engine, EngineLost, Query
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
@@ -33,7 +33,9 @@ HOST = "127.0.0.1"
 """Address of the page: this machine alone."""
 
 _LOOK_SECONDS = 0.25  # seconds between checks whether to stop
-_PLACEHOLDER = "<image> stands for a picture, and cannot be written in a question or an answer."
+_PLACEHOLDER = (
+    "<image> stands for a picture: write it once for each picture of the conversation, or not at all."
+)
 
 
 def check_port(port: int) -> None:

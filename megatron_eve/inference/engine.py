@@ -25,7 +25,7 @@ class Query:
     """A prompt that an engine has checked.
 
     Attributes:
-        text: as `data.conversation.prompt_text` makes it, with an `<image>` for each picture.
+        text: as `data.text.prompts.prompt_text` makes it, with an `<image>` for each picture.
         images: the image files' bytes, in order; each has been decoded once.
         length: tokens of the prompt, images expanded.
     """

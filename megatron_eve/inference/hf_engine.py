@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.data.text.prompts import stop_tokens
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
@@ -42,8 +43,7 @@ class HFEngine:
 
     Args:
         folder: the exported folder.
-        conv_mode: the template of the prompts; a caption after "plain" ends with its newline, since stages 1 and 2
-            train no end-of-sequence token.
+        conv_mode: the template of the prompts, which says what ends an answer.
         apply_exif: turn pictures upright, as the model's dataset did.
 
     Raises:
@@ -54,10 +54,9 @@ class HFEngine:
         self._processor, model = _open(folder)
         self._model = model.to(accelerator().device).eval()
         self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
-        self._stop_ids = [self._processor.tokenizer.eos_token_id]
         self.conv_mode = conv_mode
-        if conv_mode == "plain":
-            self._stop_ids.append(self._ids("\n")[-1])
+        found = {self._processor.tokenizer.eos_token_id, *stop_tokens(self._ids, conv_mode)}
+        self._stop_ids = sorted(found)
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of a text, without BOS."""

@@ -13,8 +13,9 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID, encode_text
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
+from megatron_eve.data.text.prompts import encode_text, stop_ids
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.inference.sampling import GREEDY, Sampling
@@ -29,8 +30,7 @@ class MegatronEngine:
         model: built under `generation_config`, with its weights.
         config: sizes of the model.
         tokenizer: the one that it was trained with.
-        conv_mode: the template of the prompts; a caption after "plain" ends with its newline, since stages 1 and 2
-            train no end-of-sequence token.
+        conv_mode: the template of the prompts, which says what ends an answer.
         apply_exif: turn pictures upright, as their dataset did.
     """
 
@@ -38,15 +38,13 @@ class MegatronEngine:
         self,
         model: VisionLanguageModel,
         config: RunConfig,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         conv_mode: str,
         apply_exif: bool = True,
     ) -> None:
         self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
-        self._stop_ids = {tokenizer.eos_id}
+        self._stop_ids = stop_ids(tokenizer, conv_mode)
         self.conv_mode = conv_mode
-        if conv_mode == "plain":
-            self._stop_ids.add(tokenizer.encode("\n")[-1])
         self._alone = torch.distributed.get_world_size() == 1
 
     @property
@@ -56,7 +54,7 @@ class MegatronEngine:
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
-        tokens = encode_text(text, self._tokenizer)
+        tokens = encode_text(text, self._tokenizer, self.conv_mode)
         length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
         planner = image_planner(self._config)
         for data in images:
@@ -112,7 +110,7 @@ class MegatronEngine:
         """Rank 0's steps; after each it tells the others whether there will be another."""
         prompts = [
             Prompt(
-                encode_text(query.text, self._tokenizer),
+                encode_text(query.text, self._tokenizer, self.conv_mode),
                 list(query.images),
                 sampling.key(query.text, query.images),
             )

@@ -10,12 +10,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megatron_eve.checkpoint.hf.config import refuse_adapter
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.usage import family_of_source
+from megatron_eve.data.text.templates import (
+    missing_control_token,
+    prompt_templates,
+    without_conversation,
+)
 from megatron_eve.inference.engine import Engine
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.text_format import DOCUMENT
 from megatron_eve.runtime.command_line import whole_number
 from megatron_eve.runtime.errors import UserError, show_error
 
@@ -45,8 +52,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="tokenizer.model that the checkpoint was trained with (default: the one whose path the checkpoint holds, "
-        "if it is still there and the same; a folder for transformers has its own)",
+        help="tokenizer.model or tokenizer.json that the checkpoint was trained with (default: the one whose path the "
+        "checkpoint holds, if it is still there and the same; a folder for transformers has its own)",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -61,6 +68,28 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{what}; more than 1 needs torchrun",
         )
+
+
+def add_conv_mode_flag(group: argparse._ArgumentGroup) -> None:
+    """The flag that says how questions are written."""
+    group.add_argument(
+        "--conv-mode",
+        type=_conv_mode,
+        choices=prompt_templates(),
+        help="prompt template, the one that the model was trained with: plain (captions only) before the stage that "
+        "trains on conversations (default: that of the checkpoint's conversations, else that of the last stage of the "
+        "model's family)",
+    )
+
+
+def _conv_mode(text: str) -> str:
+    if text == DOCUMENT.name:
+        first, *others = prompt_templates()
+        raise argparse.ArgumentTypeError(
+            f"data of the template {text} is text without questions, which no prompt fits: use {first} or "
+            f"{', '.join(others)}, whichever the model was trained on since"
+        )
+    return text
 
 
 def _is_exported(folder: Path) -> bool:
@@ -83,8 +112,51 @@ def _lacking(folder: Path) -> str | None:
 
 
 def chat_template(folder: Path) -> str:
-    """Template of conversations with the model of a folder: its family's. Imports no torch."""
+    """Template of conversations with the model of a folder: of the conversations that a checkpoint was trained on, if
+    they had one, else its family's. Imports no torch.
+    """
+    dataset = _saved(folder).get("dataset") or {}
+    trained = [name for name in dataset.get("templates", ()) if not without_conversation(name)]
+    if len(trained) == 1 and trained[0] in prompt_templates():
+        return str(trained[0])
     return find_family(family_of_source(folder) or DEFAULT_FAMILY).chat_template()
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """What `common.pt` of a folder's latest checkpoint holds; empty if it has none that can be read."""
+    from megatron_eve.checkpoint.saved_state import read_common
+    from megatron_eve.checkpoint.store import CheckpointStore
+
+    try:
+        store = CheckpointStore(folder)
+        iteration = store.latest()
+        saved = read_common(store.folder(iteration)) if iteration is not None else None
+    except (OSError, UserError):  # the opening of the model says it
+        return {}
+    return saved or {}
+
+
+def check_conv_mode(flags: argparse.Namespace, conv_mode: str) -> None:
+    """Refuse a template whose control tokens the checkpoint's tokenizer does not have.
+
+    Args:
+        flags: of `add_model_flags`, checked; a folder for transformers has a tokenizer of its own.
+        conv_mode: the template of the prompts.
+
+    Raises:
+        ConfigError: naming the token and the remedy.
+    """
+    if _is_exported(flags.model_path):
+        return
+    from megatron_eve.checkpoint.tokenizer_record import tokenizer_kind
+    from megatron_eve.data.text.load_tokenizer import load_kind
+
+    tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(_saved(flags.model_path)))
+    if (token := missing_control_token(conv_mode, tokenizer.encode)) is not None:
+        raise ConfigError(
+            f"--conv-mode {conv_mode}: it has the control token {token}, which {flags.tokenizer_model} lacks; name the "
+            f"template that the model was trained with, one of {', '.join(prompt_templates())}"
+        )
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:
@@ -224,9 +296,9 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     from megatron_eve.checkpoint.compatibility import unlike_training
     from megatron_eve.checkpoint.files import weights_fingerprint
     from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
-    from megatron_eve.checkpoint.tokenizer_record import check_tokenizer
+    from megatron_eve.checkpoint.tokenizer_record import check_tokenizer, tokenizer_kind
     from megatron_eve.config import from_saved, validate
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_kind
     from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
     from megatron_eve.models.build import build_chunks
@@ -244,8 +316,8 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     )
     validate(config, world_size())
     _check_answer_length(flags, config.model.max_position_embeddings)
-    tokenizer = Tokenizer(flags.tokenizer_model)
     checkpoint, common = saved_common(folder)
+    tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(common))
     _warn(check_tokenizer(checkpoint, common, tokenizer))
     for sentence in unlike_training(checkpoint, common, conv_mode, not flags.ignore_exif_orientation):
         _warn(sentence)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.text.conversation import ConversationError, prompt_text
+from megatron_eve.data.text.prompts import prompt_text
+from megatron_eve.data.text.turns import ConversationError
 from megatron_eve.inference.origin import AnswerOrigin
 
 # How each row of an answers file begins.

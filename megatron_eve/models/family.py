@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
+from megatron_eve.models.text_format import TextRules
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -236,6 +237,7 @@ class ModelFamily(Protocol):
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.
         image_flags: settings of pictures that a dataset is made for, by their names in `image_settings`.
+        text_rules: templates of the family's own, and how its texts are tokenised and cut.
     """
 
     name: str
@@ -245,6 +247,7 @@ class ModelFamily(Protocol):
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
     image_flags: Mapping[str, ImageFlag]
+    text_rules: TextRules = TextRules()
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
@@ -259,7 +262,7 @@ class ModelFamily(Protocol):
         return self.stages[config.training.stage]
 
     def chat_template(self) -> str:
-        """Template of conversations with a trained model (`data/text/conversation.py`): that of its last stage."""
+        """Template of conversations with a trained model (`data/text/templates.py`): that of its last stage."""
         return self.stages[max(self.stages)].template
 
     # --- configuration ---

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.config import ModelConfig, RunConfig
 from megatron_eve.data.images import view_of
-from megatron_eve.data.text.conversation import ConversationError, encode_conversation, encode_prompt
+from megatron_eve.data.text.conversation import encode_conversation
+from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.turns import ConversationError
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.golden_format import GoldenBatch
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import megatron_eve.hf  # noqa: F401 - registers the model
 from megatron_eve.config import RunConfig
-from megatron_eve.data.text.conversation import VICUNA_SYSTEM, encode_prompt
+from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.generate import Prompt
+from megatron_eve.models.text_format import VICUNA_SYSTEM
 from tests.convert.test_conversion import convert
 from tests.convert.test_language_models import SAMPLES, folder_of, start_of, transformers_model
 from tests.golden_dir import find_golden

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import megatron_eve.hf  # noqa: F401 - registers the processor
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.data.images.patches import view_of
-from megatron_eve.data.text.conversation import encode_conversation, encode_prompt
+from megatron_eve.data.text.conversation import encode_conversation
+from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.hf import EVEImageProcessor
 from megatron_eve.models.eve.normalise import normalise

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from megatron_eve.checkpoint.state import saved_config
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.text.conversation import prompt_text
+from megatron_eve.data.text.prompts import prompt_text
 from megatron_eve.inference.engine import Answer, Engine
 from megatron_eve.inference.generate import generation_config
 from tests.convert.test_conversion import convert

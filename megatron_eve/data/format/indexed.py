@@ -20,12 +20,12 @@ from megatron_eve.data.format.indexed_writer import DatasetWriter
 from megatron_eve.data.format.manifest import (
     IMAGE_DTYPE,
     MANIFEST,
-    MAX_PADDING_ROWS,
     PIXELS,
     SAMPLE_DTYPE,
     STORED_AS,
     DatasetInfo,
     DatasetSettings,
+    max_padding_rows,
     megatron_datasets,
     open_records,
     read_info,
@@ -249,8 +249,8 @@ class IndexedVisionDataset:
         """Check that a run can train on this dataset. Samples that are too long for it are left out later.
 
         Args:
-            tokenizer_sha256: digest of the run's tokenizer.model; None leaves it unchecked.
-            vocab_size: of the run's model, without megatron-core's padding. It may be up to `MAX_PADDING_ROWS` larger
+            tokenizer_sha256: digest of the run's tokenizer file; None leaves it unchecked.
+            vocab_size: of the run's model, without megatron-core's padding. It may be up to `max_padding_rows` larger
                 than the tokenizer, as published embeddings are.
             family: of the run; a dataset of text alone fits any.
             image_settings: of the run's model (`ModelFamily.image_settings`); a dataset of text alone fits any, and
@@ -265,7 +265,7 @@ class IndexedVisionDataset:
                 f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
                 f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
             )
-        if not info.vocab_size <= vocab_size <= info.vocab_size + MAX_PADDING_ROWS:
+        if not info.vocab_size <= vocab_size <= info.vocab_size + max_padding_rows(info.tokenizer_kind):
             cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
             raise DataError(
                 f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "

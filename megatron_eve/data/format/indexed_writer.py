@@ -30,7 +30,14 @@ from megatron_eve.data.format.manifest import (
 )
 from megatron_eve.data.format.megatron_index import IndexWriter
 from megatron_eve.data.format.metadata import META, MetaWriter, SampleMeta
-from megatron_eve.data.format.sample_block import ImageBytes, Sample, SampleBlock, StoredImage, make_block
+from megatron_eve.data.format.sample_block import (
+    ImageBytes,
+    Sample,
+    SampleBlock,
+    StoredImage,
+    make_block,
+    sum_changes,
+)
 from megatron_eve.data.format.write_lock import WriteLock
 
 
@@ -77,6 +84,7 @@ class DatasetWriter:
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
         self._text_bytes = self._tokens = self._text_tokens = self._labels = self._cut = self._missing = 0
+        self._changes: dict[str, int] = {}
         self._longest = (0, 0)  # (sample, tokens)
         self._content = ContentDigest()
         self._meta: MetaWriter | None = None
@@ -136,6 +144,7 @@ class DatasetWriter:
         self._labels += int(samples["labels"].sum(dtype=np.int64))
         self._cut += block.num_cut
         self._missing += block.num_missing
+        self._changes = sum_changes([self._changes, block.changes])
         for meta in block.meta:
             self._meta = self._meta or MetaWriter(self.prefix)
             self._meta.add(meta)
@@ -181,6 +190,7 @@ class DatasetWriter:
             skipped_first=dict(skipped_first or {}),
             content_sha256=self._content.hexdigest(),
             num_missing_images=self._missing,
+            changes=self._changes,
             licenses=dict(self._meta.licenses) if self._meta else {},
             parts=self._described() if self._images.rows else {},
         )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
+from megatron_eve.data.text.text_tokenizer import SAME_KIND
 from megatron_eve.models.family import ImagePlan, ImagePlanner, ImageSettings
 
 
@@ -81,6 +82,13 @@ class JoinedDataset:
                     raise DataError(
                         f"{dataset.prefix}{MANIFEST} has another {name} than {first.prefix}{MANIFEST}: {remedy}"
                     )
+        for dataset in datasets[1:]:
+            kinds = [one.info.tokenizer_kind for one in (dataset, datasets[0])]
+            if kinds[0] != kinds[1]:
+                raise DataError(
+                    f"{dataset.prefix}{MANIFEST} has the tokenizer mode {kinds[0]!r} and "
+                    f"{datasets[0].prefix}{MANIFEST} {kinds[1]!r}, which give other ids for the same text: {SAME_KIND}"
+                )
         self._datasets: list[AnyDataset] = list(datasets)
         self._sample_bounds = np.cumsum([len(dataset) for dataset in datasets])
         self._image_bounds = np.cumsum([dataset.info.num_images for dataset in datasets])

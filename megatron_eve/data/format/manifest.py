@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
 from megatron_eve.models.family import ImageFlag, ImageSetting
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
@@ -73,20 +74,32 @@ SKIPPED = "_skipped.jsonl"
 PARTIAL = ".partial"
 """Suffix of a file that is still being written."""
 
-# Rows that an embedding may have beyond its tokenizer's pieces: added tokens, and padding to a multiple of 64
-# (transformers' `resize_token_embeddings`). More of them mean that the model belongs to another tokenizer.
-MAX_PADDING_ROWS = 64
+_MAX_PADDING_ROWS = {TOKENIZERS: 512}
+_PADDING_ROWS = 64
+
+
+def max_padding_rows(tokenizer_kind: str) -> int:
+    """Rows that an embedding may have beyond its tokenizer's tokens; more mean that it belongs to another tokenizer.
+
+    These are added tokens, and padding to a multiple of 64 (transformers' `resize_token_embeddings`); published models
+    with a tokenizer.json, such as Qwen2, have some hundred.
+    """
+    return _MAX_PADDING_ROWS.get(tokenizer_kind, _PADDING_ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """The settings that a dataset was made with. Lengths are in tokens, with an image counted as one.
+    """The settings that a dataset was made with.
 
     Attributes:
+        model_max_length: samples were cut at this many tokens. An image counts as one, or as its rows where the family
+            says so (`TextRules.length_counts_rows`).
         family: name of the model family (see `find_family`).
         image_settings: what images were made into, by name, for those of the family's `image_flags` that decide the
             number of tokens of an image.
         image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ.
+        tokenizer_kind: how the tokenizer's file was read: of `text_tokenizer.KINDS`. Manifests of older versions lack
+            it: there was one kind.
     """
 
     template: str
@@ -98,6 +111,7 @@ class DatasetSettings:
     tokenizer_sha256: str
     vocab_size: int
     image_storage: str = "encoded"
+    tokenizer_kind: str = SENTENCEPIECE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +130,7 @@ class DatasetInfo(DatasetSettings):
         skipped: rows left out, by reason.
         skipped_first: the first few of these rows by reason: row (counted from 1), id, image, detail.
         num_missing_images: images that documents name but that were missing; the documents were kept without them.
+        changes: what was left out or changed of rows that were kept: counts by the names of `reasons.CHANGES`.
         content_sha256: digest of all samples in their order; empty in a dataset that an older version made.
         licenses: number of samples by their license in OUT_meta.parquet; samples without a license are not counted.
         datasets: only in a merged dataset, which has no other files: for each part its `prefix` (relative to the
@@ -136,6 +151,7 @@ class DatasetInfo(DatasetSettings):
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_first: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     num_missing_images: int = 0
+    changes: dict[str, int] = field(default_factory=dict)
     content_sha256: str = ""
     licenses: dict[str, int] = field(default_factory=dict)
     datasets: list[dict[str, Any]] = field(default_factory=list)

@@ -30,12 +30,15 @@ from megatron_eve.data.format.manifest import (
 )
 from megatron_eve.data.format.metadata import META
 from megatron_eve.data.format.output import check_output
+from megatron_eve.data.format.sample_block import sum_changes
 from megatron_eve.data.format.write_lock import WriteLock
+from megatron_eve.data.text.text_tokenizer import SAME_KIND
 
 _FIRST_SKIPPED = 5  # skipped rows that a manifest lists for each reason
 _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
+    "tokenizer_kind": SAME_KIND,
     "vocab_size": "preprocess all with the same --tokenizer-model",
 }
 # Settings in which a text-only dataset may differ from the others, as in image settings.
@@ -135,6 +138,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         for reason, rows in info.skipped_first.items():
             named = [{"dataset": name, **row} for row in rows]
             skipped_first[reason] = [*skipped_first.get(reason, []), *named][:_FIRST_SKIPPED]
+    changes = sum_changes(info.changes for info in infos)
     contents = [info.content_sha256 for info in infos]
     return DatasetInfo(
         **settings,
@@ -144,6 +148,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         skipped=dict(skipped),
         skipped_first=skipped_first,
         content_sha256=hashlib.sha256("".join(contents).encode()).hexdigest() if all(contents) else "",
+        changes=changes,
         licenses=dict(licenses),
         datasets=[
             {"prefix": name, "num_samples": info.num_samples, "content_sha256": info.content_sha256}

@@ -7,8 +7,10 @@ through the single writer process.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +49,7 @@ class Sample(NamedTuple):
         cut: the text was longer than `model_max_length`.
         meta: the source of the sample. Either all samples of a dataset have it or none has.
         num_missing: images that its source names but that were missing.
+        changes: what else was left out or changed of it: counts by the names of `reasons.CHANGES`.
     """
 
     tokens: ArrayLike
@@ -55,6 +58,7 @@ class Sample(NamedTuple):
     cut: bool = False
     meta: SampleMeta | None = None
     num_missing: int = 0
+    changes: Mapping[str, int] = MappingProxyType({})
 
 
 class SampleBlock(NamedTuple):
@@ -68,6 +72,7 @@ class SampleBlock(NamedTuple):
         digest_input: their part of what `ContentDigest` hashes.
         num_cut: samples that were cut.
         num_missing: missing images.
+        changes: see `Sample`, of all.
         meta: of each sample, or empty.
     """
 
@@ -78,6 +83,7 @@ class SampleBlock(NamedTuple):
     digest_input: bytes
     num_cut: int
     num_missing: int
+    changes: Mapping[str, int]
     meta: list[SampleMeta]
 
 
@@ -122,8 +128,17 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         b"".join(digest_input),
         sum(sample.cut for sample in samples),
         sum(sample.num_missing for sample in samples),
+        sum_changes(sample.changes for sample in samples),
         [sample.meta for sample in samples if sample.meta is not None],
     )
+
+
+def sum_changes(some: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of `reasons.CHANGES`, added up; none of them is 0."""
+    total: Counter[str] = Counter()
+    for changes in some:
+        total.update(changes)
+    return {name: count for name, count in sorted(total.items()) if count}
 
 
 class ImageBytes:

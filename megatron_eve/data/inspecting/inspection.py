@@ -15,7 +15,7 @@ from megatron_eve.data.inspecting.layout import RowLayout, row_layout
 from megatron_eve.data.inspecting.page import ShownRow, dataset_page
 from megatron_eve.data.inspecting.pictures import read_picture
 from megatron_eve.data.inspecting.statistics import read_statistics
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 
 PAGE = "index.html"
 
@@ -33,7 +33,7 @@ def draw_sample(dataset: AnyDataset, size: int, seed: int) -> list[int]:
 
 
 def write_inspection(
-    dataset: AnyDataset, prefix: str, folder: Path, rows: list[int], tokenizer: Tokenizer | None
+    dataset: AnyDataset, prefix: str, folder: Path, rows: list[int], tokenizer: TextTokenizer | None
 ) -> Path:
     """Write index.html and a row_N.png for each row; returns the path of the page.
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.format.manifest import MANIFEST
-from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, VICUNA_SYSTEM
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.text.templates import templates
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 
 Role = Literal["system", "user", "assistant"]
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_EMPTY_ANSWER = re.compile(r"ASSISTANT:(?=USER:)|ASSISTANT:$")
+_MAX_TOKENS_OF_CHARACTER = 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RowLayout:
     labels: int
 
 
-def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: Tokenizer) -> None:
+def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: TextTokenizer) -> None:
     """Raise DataError if the tokenizer is not the one that the dataset was made with.
 
     Raises:
@@ -83,7 +83,7 @@ def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: Tokenizer) -> N
         )
 
 
-def row_layout(dataset: AnyDataset, row: int, tokenizer: Tokenizer | None) -> RowLayout:
+def row_layout(dataset: AnyDataset, row: int, tokenizer: TextTokenizer | None) -> RowLayout:
     """Lay out one row. Without a tokenizer its text is token ids.
 
     Raises:
@@ -133,45 +133,60 @@ def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Piece]:
 
 
 def _decoded(
-    tokens: NDArray[np.int64], labels: NDArray[np.int64], tokenizer: Tokenizer
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], tokenizer: TextTokenizer
 ) -> Iterator[tuple[str, bool, int | None, int]]:
     """Text, whether it trains, image and number of tokens of each piece."""
-    names = [name for name, _ in tokenizer.pieces()]
-    data, data_trains, image = bytearray(), False, 0
+    data, data_tokens, data_trains, image = b"", 0, False, 0
     for token, label in zip(tokens.tolist(), labels.tolist(), strict=True):
         trains = label != IGNORE_INDEX
-        byte = _BYTE_PIECE.fullmatch(names[token]) if token >= 0 else None
-        if data and (byte is None or trains != data_trains):
-            yield from _from_bytes(bytes(data), data_trains)
-            data.clear()
-        if byte:
-            data.append(int(byte[1], 16))
-            data_trains = trains
-        elif token == IMAGE_TOKEN_ID:
+        if data and (token == IMAGE_TOKEN_ID or trains != data_trains):
+            yield _broken(data), data_trains, None, data_tokens
+            data, data_tokens = b"", 0
+        if token == IMAGE_TOKEN_ID:
             yield f"[image {image + 1}]", trains, image, 1
             image += 1
-        else:
-            yield escaped(names[token].replace("\u2581", " ")), trains, None, 1
+            continue
+        # A character may be spread over several tokens: they are one piece.
+        one = tokenizer.token_bytes(token)
+        if data and (_text(data + one) is None and _text(one) is not None):
+            yield _broken(data), data_trains, None, data_tokens
+            data, data_tokens = b"", 0
+        data, data_tokens, data_trains = data + one, data_tokens + 1, trains
+        text = _text(data)
+        if text is not None or data_tokens == _MAX_TOKENS_OF_CHARACTER:
+            yield _broken(data) if text is None else escaped(text), trains, None, data_tokens
+            data, data_tokens = b"", 0
     if data:
-        yield from _from_bytes(bytes(data), data_trains)
+        yield _broken(data), data_trains, None, data_tokens
 
 
-def _from_bytes(data: bytes, trains: bool) -> Iterator[tuple[str, bool, int | None, int]]:
-    """Characters of byte tokens; what is not UTF-8 as \\xff, byte by byte."""
-    for character in data.decode("utf-8", errors="surrogateescape"):
-        if "\udc80" <= character <= "\udcff":
-            yield f"\\x{ord(character) - 0xDC00:02x}", trains, None, 1
-        else:
-            yield escaped(character), trains, None, len(character.encode())
+def _text(data: bytes) -> str | None:
+    """The text of bytes, if they are UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _broken(data: bytes) -> str:
+    """Bytes that are not UTF-8: whole characters of them, and \\xff byte by byte."""
+    text = data.decode("utf-8", errors="surrogateescape")
+    return "".join(
+        f"\\x{ord(one) - 0xDC00:02x}" if "\udc80" <= one <= "\udcff" else escaped(one) for one in text
+    )
 
 
 def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) -> list[Piece]:
     """Add the role to each piece. It follows from which tokens train; a "USER:" inside an answer is plain text."""
     roles: list[Role] = ["assistant" if trains else "user" for _, trains, _, _ in pieces]
-    if template == "vicuna_v1":
+    found = templates().get(template)
+    if found is not None and found.question is not None and found.answer is not None:
+        question, answer = (form.header.rstrip() for form in (found.question, found.answer))
+        behind = re.escape(found.answer.empty + found.question.header)
+        empty_answer = re.compile(f"{re.escape(found.answer.header)}(?={behind})|{re.escape(answer)}$")
         starts = np.cumsum([0, *(len(text) for text, _, _, _ in pieces)]).tolist()
         whole = "".join(text for text, _, _, _ in pieces)
-        end = _system_end(whole)
+        end = _system_end(whole, found.default_system, question)
         begin = 0
         while begin < len(pieces):  # runs of pieces that all train, or all do not
             stop = begin
@@ -179,7 +194,7 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
                 stop += 1
             if not pieces[begin][1]:
                 text = whole[starts[begin] : starts[stop]]
-                for match in _EMPTY_ANSWER.finditer(text.rstrip()):
+                for match in empty_answer.finditer(text.rstrip()):
                     low, high = starts[begin] + match.start(), starts[begin] + match.end()
                     for number in range(begin, stop):
                         if low < starts[number + 1] and starts[number] < high:
@@ -194,9 +209,9 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
     ]
 
 
-def _system_end(text: str) -> int:
-    """Where the system prompt of a row ends: that of the published training, or the row's own, up to its question."""
-    published, question = text.find(VICUNA_SYSTEM), text.find("USER:")
+def _system_end(text: str, default: str, header: str) -> int:
+    """Where the system prompt of a row ends: the template's default one, or the row's own, up to its question."""
+    published, question = text.find(default), text.find(header)
     if published >= 0 and not 0 <= question < published:
-        return published + len(VICUNA_SYSTEM)
+        return published + len(default)
     return max(question, 0)

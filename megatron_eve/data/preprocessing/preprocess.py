@@ -29,7 +29,6 @@ from megatron_eve.data.preprocessing.row_encoder import PreprocessConfig, Skippe
 from megatron_eve.data.preprocessing.summary import format_skipped
 from megatron_eve.data.sources.recognise import open_source
 from megatron_eve.data.sources.source import Source
-from megatron_eve.data.text.tokenizer import Tokenizer
 
 __all__ = ["PreprocessConfig", "preprocess"]
 
@@ -68,10 +67,7 @@ def _preprocess(config: PreprocessConfig, progress: bool) -> DatasetInfo:
     config.check()
     check_output(config.output_prefix, config.overwrite)
     source = open_source(config.inputs, config.input_format, config.image_root)
-    tokenizer = Tokenizer(config.tokenizer_model)
-    if config.template == "plain":
-        tokenizer.check_newline()
-    settings = config.dataset_settings(tokenizer)
+    settings = config.dataset_settings(config.tokenizer())
     Exclusions(tuple(config.drop_license), config.opt_out)  # its mistakes are said before any work
     storage = config.storage()
     if storage is not None and (notice := storage.notice()):

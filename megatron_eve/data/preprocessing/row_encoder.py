@@ -6,24 +6,27 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.format.metadata import Exclusions, sample_meta
-from megatron_eve.data.format.sample_block import Sample, StoredImage
+from megatron_eve.data.format.sample_block import Sample, StoredImage, sum_changes
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT, decode_image
 from megatron_eve.data.images.decode import read_header
+from megatron_eve.data.reasons import IMAGES_AT_END, IMAGES_CUT_OFF
 from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.source import RawRow, Source
-from megatron_eve.data.text.conversation import TEMPLATES
 from megatron_eve.data.text.documents import encode_record
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer
+from megatron_eve.data.text.templates import missing_control_token, templates
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.family import ImageSetting, ImageSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.text_format import PLAIN
 from megatron_eve.runtime.dali import DALI_REMEDY
 
 MAX_VIDEO_FRAMES = 10_000
@@ -46,13 +49,15 @@ class PreprocessConfig:
         drop_license: patterns; rows whose license matches one are left out.
         opt_out: a file of ids, URLs and sha256 of rows that are left out; see `metadata.Exclusions`.
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
-        tokenizer_model: a Llama tokenizer.model.
+        tokenizer_model: a Llama tokenizer.model, or a tokenizer.json.
+        tokenizer_legacy: how a tokenizer.model is read, see `Tokenizer`; None for what the family says.
         output_prefix: where the dataset goes.
         overwrite: replace a dataset that is there already.
-        template: "plain", "vicuna_v1" or "document".
+        template: name of one, see `data/text/templates.py`.
         family: of the model that the dataset is for.
         image_settings: of that model, by the names of the family's `image_flags`; the others have their defaults.
-        model_max_length: texts are cut at this many tokens, an image counted as one.
+        model_max_length: samples are cut at this many tokens. An image counts as one, or as its rows where the family
+            says so (`TextRules.length_counts_rows`).
         workers: processes; 1 works in this one.
         apply_exif: turn pictures upright as their EXIF data says.
         max_image_pixels: larger pictures are left out.
@@ -67,6 +72,7 @@ class PreprocessConfig:
     tokenizer_model: str
     output_prefix: str
     overwrite: bool = False
+    tokenizer_legacy: bool | None = None
     image_root: str | None = None
     input_format: str | None = None
     template: str = "plain"
@@ -100,8 +106,8 @@ class PreprocessConfig:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
         for error in find_family(self.family).check_image_settings(self.all_image_settings):
             raise DataError(error)
-        if self.template not in TEMPLATES:
-            raise DataError(f"--template {self.template}: use one of {', '.join(sorted(TEMPLATES))}")
+        if self.template not in templates():
+            raise DataError(f"--template {self.template}: use one of {', '.join(templates())}")
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise DataError(
                 f"--image-root {self.image_root} is not a folder: name the one that file names are relative to"
@@ -136,7 +142,30 @@ class PreprocessConfig:
                     f"--image-decoder dali: nvidia.dali cannot be imported ({error}); {DALI_REMEDY}"
                 ) from error
 
-    def dataset_settings(self, tokenizer: Tokenizer) -> DatasetSettings:
+    def tokenizer(self) -> TextTokenizer:
+        """Open the tokenizer, and refuse one that the template does not fit.
+
+        Raises:
+            DataError: it is none, or lacks a control token of the template, or the newline with which captions end.
+        """
+        legacy = self.tokenizer_legacy
+        if legacy is not None and is_json(self.tokenizer_model):
+            raise DataError(
+                f"--{'' if legacy else 'no-'}tokenizer-legacy: says how a tokenizer.model is read, and "
+                f"{self.tokenizer_model} is a tokenizer.json; leave the flag out"
+            )
+        rules = find_family(self.family).text_rules
+        found = load_tokenizer(self.tokenizer_model, rules.tokenizer_legacy if legacy is None else legacy)
+        if (token := missing_control_token(self.template, found.encode)) is not None:
+            raise DataError(
+                f"--template {self.template}: it has the control token {token}, which {self.tokenizer_model} lacks; "
+                "give the tokenizer of a model that the template is for, or choose another template"
+            )
+        if self.template == PLAIN.name:
+            found.check_newline()
+        return found
+
+    def dataset_settings(self, tokenizer: TextTokenizer) -> DatasetSettings:
         """What the manifest records."""
         flags = find_family(self.family).image_flags
         return DatasetSettings(
@@ -151,6 +180,7 @@ class PreprocessConfig:
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             image_storage=self.image_storage,
+            tokenizer_kind=tokenizer.kind,
         )
 
     def storage(self) -> StorageSettings | None:
@@ -183,6 +213,13 @@ class SkippedRow:
     image: str | None = None
 
 
+class _LoadedImage(NamedTuple):
+    """An image as it is stored, and its upright width and height as the family plans it."""
+
+    stored: StoredImage
+    size: tuple[int, int]
+
+
 class RowEncoder:
     """Turns rows into samples; one for each process.
 
@@ -197,7 +234,11 @@ class RowEncoder:
     def __init__(self, config: PreprocessConfig, source: Source) -> None:
         self._config = config
         self._source = source
-        self._tokenizer = Tokenizer(config.tokenizer_model)
+        self._tokenizer = config.tokenizer()
+        family = find_family(config.family)
+        self._planner = (
+            family.image_planner(config.all_image_settings) if family.text_rules.length_counts_rows else None
+        )
         self.settings = config.dataset_settings(self._tokenizer)
         self._root = config.image_root
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
@@ -272,12 +313,25 @@ class RowEncoder:
             )
             record = with_frames(record, taken)
         whole = encode_record(record, self._tokenizer, self._config.template)
-        encoded = whole.cut(self._config.model_max_length)
+        loaded: list[_LoadedImage] | None = None
+        rows: list[int] | None = None
+        if (
+            self._planner is not None and record.images
+        ):  # where a sample ends depends on the sizes of its pictures
+            loaded = [self._load_image(image, row) for image in record.images]
+            rows = [self._planner(*image.size).rows for image in loaded]
+        encoded = whole.cut(self._config.model_max_length, rows)
         if encoded.num_labels == 0:
             raise SkipRow(
                 "nothing_to_train", f"{len(whole.tokens)} tokens, of which {whole.num_labels} train"
             )
-        images = [self._load_image(image, row) for image in record.images]
+        if loaded is None:
+            loaded = [self._load_image(image, row) for image in record.images]
+        images = [image.stored for image in loaded]
+        changes = {
+            IMAGES_AT_END: len(record.images) - whole.num_images,
+            IMAGES_CUT_OFF: whole.num_images - encoded.num_images,
+        }
         return Sample(
             tokens=np.array(encoded.tokens, dtype=np.int32),
             labels=np.array(encoded.labels, dtype=np.int32),
@@ -285,6 +339,7 @@ class RowEncoder:
             cut=len(whole.tokens) > len(encoded.tokens),
             meta=sample_meta(record),
             num_missing=record.num_missing,
+            changes=sum_changes([record.changes, changes]),
         )
 
     def _read(self, file: ImageFile | VideoFile, row: RawRow) -> bytes:
@@ -300,17 +355,16 @@ class RowEncoder:
         self._excluded.check_file(data)
         return data
 
-    def _load_image(self, image: ImageFile, row: RawRow) -> StoredImage:
+    def _load_image(self, image: ImageFile, row: RawRow) -> _LoadedImage:
         data = self._read(image, row)
         if not self._decodes:
-            read_header(
-                data, self._config.max_image_pixels
-            )  # what is no picture is not held for the whole chunk
-            return StoredImage(data, 0, 0)  # its size is known once it is stored
+            # What is no picture is not held for the whole chunk. Its size in the dataset is known once it is stored.
+            header = read_header(data, self._config.max_image_pixels)
+            return _LoadedImage(StoredImage(data, 0, 0), header.upright_size(self._config.apply_exif))
         decoded = decode_image(
             data, apply_exif=self._config.apply_exif, max_pixels=self._config.max_image_pixels
         )
-        return StoredImage(data, decoded.width, decoded.height)
+        return _LoadedImage(StoredImage(data, decoded.width, decoded.height), decoded.size)
 
 
 def _names(record: Record) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.format.manifest import SKIPPED, DatasetInfo
-from megatron_eve.data.reasons import REASONS
+from megatron_eve.data.reasons import CHANGES, REASONS
 
 _ROWS_SHOWN = 2  # of each reason
 _LICENSES_SHOWN = 5
@@ -31,6 +31,7 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         lines.append(
             f"images missing    {info.num_missing_images:,}, which documents that were kept go on without"
         )
+    lines += [f"changed           {count:,} {CHANGES[name]}" for name, count in info.changes.items()]
     if info.licenses:
         most = sorted(info.licenses.items(), key=lambda item: -item[1])
         lines += [f"license           {count:,} {name}" for name, count in most[:_LICENSES_SHOWN]]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile
 from megatron_eve.data.sources.image_files import from_base64, image_file
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 KEYS = ("conversations", "messages")
 """Keys, or columns, of the turns."""

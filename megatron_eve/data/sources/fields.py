@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.text.conversation import IMAGE_TOKEN, MAX_CHARACTERS
+from megatron_eve.data.reasons import LITERAL_IMAGE
+from megatron_eve.data.text.turns import MAX_CHARACTERS
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
 """Suffixes of video files; the container format is detected from the bytes (`data/sources/frames.py`)."""
@@ -54,12 +57,13 @@ def parse_object(text: bytes, name: str = "") -> dict[str, Any]:
     return value
 
 
-def plain_text(value: object, name: str) -> str:
-    """Validate a text without images; a literal `<image>` in it becomes `<IMAGE>`, as in NVlabs/VILA's data sets.
+def plain_text(value: object, name: str, changes: Counter[str]) -> str:
+    """Validate a text without images; a literal `<image>` in it becomes `<IMAGE>`, as in published pretraining data.
 
     Args:
         value: value of a text field.
         name: of the field, for messages.
+        changes: counts each `<image>` that is changed (`Record.changes`).
 
     Raises:
         SkipRow: it is not a string, is too long, or not valid Unicode.
@@ -72,16 +76,36 @@ def plain_text(value: object, name: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise SkipRow("text_not_unicode", f"half of a surrogate pair in {name}") from None
+    if found := value.count(IMAGE_TOKEN):
+        changes[LITERAL_IMAGE] += found
     return value.replace(IMAGE_TOKEN, IMAGE_TOKEN.upper())
 
 
-def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any]) -> str:
+def image_names(row: Mapping[str, Any]) -> list[str]:
+    """Names of the image files of a row, from `image` or `images`.
+
+    Raises:
+        SkipRow: the values are not names, or differ.
+    """
+    given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
+    values = [value if isinstance(value, list) else [value] for value in given.values()]
+    if len(values) == 2 and values[0] != values[1]:
+        raise SkipRow("image_field", "'image' and 'images' name different files")
+    names: list[object] = values[0] if values else []
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise SkipRow("image_field", f"{name!r:.80}")
+    return [str(name) for name in names]
+
+
+def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any], changes: Counter[str]) -> str:
     """Caption of an image or a video: from its .txt file, else from its .json file, else empty.
 
     Args:
         text: content of the .txt file, if there is one.
         name: of the .txt file, for messages.
         metadata: content of the .json file.
+        changes: see `plain_text`.
 
     Raises:
         SkipRow: img2dataset or video2dataset could not download the file, or the caption is not valid text.
@@ -91,11 +115,11 @@ def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any]) -
         raise SkipRow("download_failed", detail)
     if text is not None:
         try:
-            return plain_text(text.decode("utf-8-sig"), name)
+            return plain_text(text.decode("utf-8-sig"), name, changes)
         except UnicodeDecodeError as error:
             raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
     given = metadata.get("caption")
-    return "" if given is None else plain_text(given, "caption")
+    return "" if given is None else plain_text(given, "caption", changes)
 
 
 def meta_beside(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.video_container import demuxer_of
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -1,7 +1,7 @@
 """Conversations in the layout of LLaVA (github.com/haotian-liu/LLaVA): `{"id", "image", "conversations"}` a row.
 
 `{"images", "messages"}` of OpenAI, TRL and others says the same (`conversation_rows`). The key "video" in place of
-"image" names a video, as in LLaVA-Video, Video-ChatGPT and NVlabs/VILA's mixtures.
+"image" names a video, as in LLaVA-Video and Video-ChatGPT.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record, VideoFile
 from megatron_eve.data.sources.conversation_rows import read_conversation
-from megatron_eve.data.sources.fields import source_name
+from megatron_eve.data.sources.fields import image_names, source_name
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 _VIDEO_KEYS = frozenset({"video", "videos"})
 _SOUND_KEYS = frozenset({"audio", "audios"})
@@ -33,7 +33,7 @@ class LlavaSource(JsonSource):
 
     All other keys of a row go into `meta`, and so does the name of the video. The video of a row that has images is
     not used. In a row with a video, `<video>` and `<image>` are removed from the questions, each with an adjacent
-    newline, and the frames go in front of the first question, as in NVlabs/VILA: some data sets write `<video>`, some
+    newline, and the frames go in front of the first question, as published: some data sets write `<video>`, some
     `<image>`, some neither.
 
     Args:
@@ -46,7 +46,7 @@ class LlavaSource(JsonSource):
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
         name = fields.get("id")
-        said = read_conversation(fields, [image_file(image) for image in _image_names(fields)])
+        said = read_conversation(fields, [image_file(image) for image in image_names(fields)])
         if not said.images:
             _check_other_keys(fields)
         video = None if said.images else _video_name(fields)
@@ -60,23 +60,6 @@ class LlavaSource(JsonSource):
             meta={key: value for key, value in fields.items() if key not in used},
             video=None if video is None else VideoFile(None, video),
         )
-
-
-def _image_names(row: Mapping[str, Any]) -> list[str]:
-    """Names of the image files of a row, from `image` or `images`.
-
-    Raises:
-        SkipRow: the values are not names, or differ.
-    """
-    given = {key: row[key] for key in ("image", "images") if row.get(key) not in (None, [])}
-    values = [value if isinstance(value, list) else [value] for value in given.values()]
-    if len(values) == 2 and values[0] != values[1]:
-        raise SkipRow("image_field", "'image' and 'images' name different files")
-    names: list[object] = values[0] if values else []
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise SkipRow("image_field", f"{name!r:.80}")
-    return [str(name) for name in names]
 
 
 def _check_other_keys(row: Mapping[str, Any]) -> None:

@@ -8,31 +8,33 @@ raw_url, matched_text_index, matched_sim, face_detections}]}`; the images are fi
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.reasons import IMAGES_AT_END, IMAGES_OVER_LIMIT
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import plain_text, source_name
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 MAX_PICTURES = 6
-"""Maximum images of one document: the first of its list that have a file. VILA uses the same limit."""
+"""Maximum images of one document: the first of its list that have a file, as published."""
 
 
 class Mmc4Source(JsonSource):
-    """Documents with images in them, composed as in VILA (NVlabs/VILA v1.0, `LazyMMC4Dataset`).
+    """Documents with images in them, composed as in published pretraining (arXiv 2312.07533, `LazyMMC4Dataset`).
 
-    The first 6 images of the list are used. An image without a file (dead URL) is skipped and the next one takes its
-    place; a document with no image file at all is skipped. VILA's tools keep only documents of which every image was
-    downloaded; for those the result is the same.
+    The first 6 images of the list are used, and the others counted (`Record.changes`). An image without a file (dead
+    URL) is skipped and the next one takes its place; a document with no image file at all is skipped. The published
+    tools keep only documents of which every image was downloaded; for those the result is the same.
 
     Each image goes in front of its matched sentence; images of one sentence keep the order of the list. Sentences are
     joined by one space; one space on either side of an image is removed. `<image>` in a sentence becomes `<IMAGE>`.
-    Images at the end of the document are dropped. `meta` has the page's `url`, and `raw_url` and `matched_sim` as
-    lists in the order of the record's images. Nothing is downloaded.
+    Images at the end of the document are dropped, and counted. `meta` has the page's `url`, and `raw_url` and
+    `matched_sim` as lists in the order of the record's images. Nothing is downloaded.
 
     Args:
         files: `docs_shard_<n>_v3.jsonl`.
@@ -51,8 +53,9 @@ class Mmc4Source(JsonSource):
         yield from super().rows()
 
     def _record(self, row: RawRow, fields: dict[str, Any]) -> Record:
-        sentences = _sentences(fields.get("text_list"))
-        pictures, num_missing = self._pictures(fields.get("image_info"), len(sentences))
+        changes: Counter[str] = Counter()
+        sentences = _sentences(fields.get("text_list"), changes)
+        pictures, num_missing = self._pictures(fields.get("image_info"), len(sentences), changes)
         _check_matrix(fields.get("similarity_matrix"), len(fields["image_info"]), len(sentences))
         pictures.sort(key=lambda picture: picture["matched_text_index"])  # a stable sort, as published
         for picture in pictures:
@@ -63,6 +66,7 @@ class Mmc4Source(JsonSource):
         while text.endswith(IMAGE_TOKEN):
             text = text.removesuffix(IMAGE_TOKEN)
             pictures.pop()
+            changes[IMAGES_AT_END] += 1
         meta: dict[str, Any] = {"url": fields.get("url")}
         for key in ("raw_url", "matched_sim"):
             meta[key] = [picture.get(key) for picture in pictures]
@@ -74,9 +78,12 @@ class Mmc4Source(JsonSource):
             turns=[{"from": "gpt", "value": text}],
             meta=meta,
             num_missing=num_missing,
+            changes=changes,
         )
 
-    def _pictures(self, found: object, num_sentences: int) -> tuple[list[dict[str, Any]], int]:
+    def _pictures(
+        self, found: object, num_sentences: int, changes: Counter[str]
+    ) -> tuple[list[dict[str, Any]], int]:
         """The images that are used, validated, and the number of images skipped because they have no file."""
         if not isinstance(found, list) or not all(isinstance(picture, dict) for picture in found):
             raise SkipRow("document_layout", "'image_info' is not a list of objects")
@@ -84,6 +91,7 @@ class Mmc4Source(JsonSource):
         num_missing = 0
         for number, picture in enumerate(found):
             if len(taken) == MAX_PICTURES:
+                changes[IMAGES_OVER_LIMIT] += len(found) - number
                 break
             name, place = picture.get("image_name"), picture.get("matched_text_index")
             if not isinstance(name, str) or not name:
@@ -105,10 +113,13 @@ class Mmc4Source(JsonSource):
         return taken, num_missing
 
 
-def _sentences(found: object) -> list[str]:
+def _sentences(found: object, changes: Counter[str]) -> list[str]:
     if not isinstance(found, list):
         raise SkipRow("document_layout", f"'text_list' is {type(found).__name__}, not a list of sentences")
-    return [plain_text(sentence, f"sentence {place} of 'text_list'") for place, sentence in enumerate(found)]
+    return [
+        plain_text(sentence, f"sentence {place} of 'text_list'", changes)
+        for place, sentence in enumerate(found)
+    ]
 
 
 def _is_missing(path: str) -> bool:

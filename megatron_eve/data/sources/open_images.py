@@ -21,7 +21,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.fields import source_name
 from megatron_eve.data.sources.source import RawRow, Source
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _MAX_LINE = 4 << 20  # bytes; the csv module itself refuses fields of more than 128 KiB

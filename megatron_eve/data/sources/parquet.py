@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from megatron_eve.data.sources.fields import parse_object, plain_text, source_na
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroupReader, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 ARROW_SCHEMA = pyarrow.schema(
     [
@@ -255,9 +256,11 @@ def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
     images = _pictures(fields[name])
     if len(images) != 1:
         raise SkipRow("parquet_row", f"{name} holds {len(images)} images, and a caption belongs to one")
-    text = plain_text("" if fields[caption] is None else fields[caption], caption)
+    changes: Counter[str] = Counter()
+    text = plain_text("" if fields[caption] is None else fields[caption], caption, changes)
     turns = [{"from": "gpt", "value": IMAGE_TOKEN + text}]
-    return Record(_id(fields), source_name(row.file), "pair", images, turns, _meta(fields, (name, caption)))
+    meta = _meta(fields, (name, caption))
+    return Record(_id(fields), source_name(row.file), "pair", images, turns, meta, changes=changes)
 
 
 _LAYOUTS: tuple[tuple[Callable[[Iterable[str]], bool], Callable[[RawRow, dict[str, Any]], Record]], ...] = (

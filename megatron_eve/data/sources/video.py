@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class VideoSource(Source):
         try:
             about, text = _beside(file, ".json"), _beside(file, ".txt")
             meta = {} if about is None else parse_object(about, file.with_suffix(".json").name)
-            caption = caption_beside(text, file.with_suffix(".txt").name, meta)
+            changes: Counter[str] = Counter()
+            caption = caption_beside(text, file.with_suffix(".txt").name, meta, changes)
             data = read_image_file(str(file.parent.resolve()), file.name, follow_links=True)
         except SkipRow as skip:
             skip.id, skip.image = file.stem, file.name
@@ -51,6 +53,7 @@ class VideoSource(Source):
             turns=[{"from": "gpt", "value": caption}],
             meta=meta_beside(meta),
             video=VideoFile(data, file.name),
+            changes=changes,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from megatron_eve.data.sources.fields import (
 )
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.sources.tar import Member, check_archive, members
-from megatron_eve.data.text.conversation import IMAGE_TOKEN
+from megatron_eve.models.text_format import IMAGE_TOKEN
 
 _PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2"})
 _MAX_MEMBERS = 1000  # inspected per key, so that a shard of one key does not fill the memory
@@ -93,7 +94,8 @@ class WebdatasetSource(Source):
     def _record(self, row: RawRow, found: _RowMembers) -> Record:
         meta = self._metadata(row.file, found.metadata)
         text = None if found.caption is None else self._text(row.file, found.caption)
-        caption = caption_beside(text, found.caption[0] if found.caption else "", meta)
+        changes: Counter[str] = Counter()
+        caption = caption_beside(text, found.caption[0] if found.caption else "", meta, changes)
         name, data = found.picture[0], self._read(row.file, *found.picture)
         return Record(
             id=found.key,
@@ -103,6 +105,7 @@ class WebdatasetSource(Source):
             turns=[{"from": "gpt", "value": caption if found.is_video else IMAGE_TOKEN + caption}],
             meta=meta_beside(meta),
             video=VideoFile(data, name) if found.is_video else None,
+            changes=changes,
         )
 
     def _metadata(self, file: str, member: tuple[str, int, int] | None) -> dict[str, Any]:

@@ -1,37 +1,29 @@
-"""Tokenises records of every kind; holds the template "document" of VILA's pretraining.
+"""Tokenises records of every kind; holds the template "document" of pretraining on pictures between texts.
 
-`document`: `<s>`, the text with its pictures in it, `</s>`; all of the text and `</s>` train. This is
-how NVlabs/VILA v1.0 (`LazyMMC4Dataset`, `LazyCoyoDataset`) reads MMC4 documents and COYO pairs: each text segment
-between images is tokenised separately, images at the end of a document are dropped, and there is no separator between
-an image and its text.
+`document`: BOS, the text with its pictures in it, EOS; all of the text and EOS train. This is how the published
+pretraining on MMC4 documents and COYO pairs reads them (`LazyMMC4Dataset`, `LazyCoyoDataset`, arXiv 2312.07533): each
+text segment between images is tokenised separately, images at the end of a document are dropped, and there is no
+separator between an image and its text.
 """
 
 from __future__ import annotations
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.schema import Kind, Record
+from megatron_eve.data.schema import Record
 from megatron_eve.data.text.conversation import (
     IGNORE_INDEX,
     IMAGE_SPLIT,
-    IMAGE_TOKEN,
     IMAGE_TOKEN_ID,
-    ConversationError,
     Encoded,
-    check_image_count,
-    checked_turns,
     encode_conversation,
-    is_blank,
 )
-from megatron_eve.data.text.tokenizer import Tokenizer
-
-_KINDS: dict[str, tuple[Kind, ...]] = {
-    "plain": ("conversation", "pair"),
-    "vicuna_v1": ("conversation",),
-    "document": ("interleaved", "pair", "text"),
-}
+from megatron_eve.data.text.templates import find_template
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.data.text.turns import ConversationError, check_image_count, checked_turns, is_blank
+from megatron_eve.models.text_format import DOCUMENT, IMAGE_TOKEN, Template
 
 
-def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encoded:
+def encode_record(record: Record, tokenizer: TextTokenizer, template: str | Template) -> Encoded:
     """Tokenise a record.
 
     With `plain`, a pair becomes a question that holds only the image placeholders, and an answer, the caption.
@@ -39,20 +31,19 @@ def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encode
     Args:
         record: of any kind; its images are counted, not read.
         tokenizer: of the dataset.
-        template: "plain", "vicuna_v1" or "document".
+        template: any.
 
     Raises:
         SkipRow: the template does not accept records of this kind, or the text does not fit it.
         ValueError: an unknown template.
     """
-    if template not in _KINDS:
-        raise ValueError(f"unknown template {template!r}: use one of {', '.join(sorted(_KINDS))}")
-    if record.kind not in _KINDS[template]:
-        taken = " and ".join(_KINDS[template])
+    template = template if isinstance(template, Template) else find_template(template)
+    if record.kind not in template.kinds:
+        taken = " and ".join(template.kinds)
         raise SkipRow(
-            "kind_template", f"a row of kind {record.kind}, and --template {template} takes {taken}"
+            "kind_template", f"a row of kind {record.kind}, and --template {template.name} takes {taken}"
         )
-    if template == "document":
+    if template is DOCUMENT:
         return encode_document(record, tokenizer)
     turns = record.turns
     if record.kind == "pair":
@@ -66,11 +57,11 @@ def encode_record(record: Record, tokenizer: Tokenizer, template: str) -> Encode
     return encode_conversation(turns, tokenizer, template, len(record.images))
 
 
-def encode_document(record: Record, tokenizer: Tokenizer) -> Encoded:
+def encode_document(record: Record, tokenizer: TextTokenizer) -> Encoded:
     """Tokenise a record of kind interleaved, pair or text by the template "document".
 
     Returns:
-        n tokens and n labels; `<s>` and images do not train, all else does. Images at the end of the document are
+        n tokens and n labels; BOS and images do not train, all else does. Images at the end of the document are
         dropped, so there may be fewer IMAGE_TOKEN_ID than images in the record; the first ones are kept.
 
     Raises:
@@ -82,7 +73,8 @@ def encode_document(record: Record, tokenizer: Tokenizer) -> Encoded:
         raise SkipRow(
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
-    tokens, labels = [tokenizer.bos_id], [IGNORE_INDEX]
+    tokens = list(tokenizer.bos)
+    labels = [IGNORE_INDEX] * len(tokens)
     for segment in IMAGE_SPLIT.split(text):
         if segment == IMAGE_TOKEN:
             tokens.append(IMAGE_TOKEN_ID)

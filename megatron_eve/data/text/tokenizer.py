@@ -1,7 +1,7 @@
-"""The Llama tokenizer over sentencepiece, equal to Hugging Face's slow tokenizer with `legacy=True`.
+"""The Llama tokenizer over sentencepiece, equal to Hugging Face's slow tokenizer.
 
-The published models were trained with that behaviour: a text is split at the control tokens
-written in it, and each segment between them is tokenised separately, with its own leading "▁".
+A text is split at the control tokens written in it, and each segment between them is tokenised separately. With
+`legacy=True` each has its own leading "▁"; with `legacy=False` only the beginning of the text has one.
 """
 
 from __future__ import annotations
@@ -9,49 +9,57 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import sentencepiece
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.text_tokenizer import (
+    SENTENCEPIECE,
+    SENTENCEPIECE_NOT_LEGACY,
+    TextTokenizer,
+    read_tokenizer,
+)
 from megatron_eve.runtime.wrong_content import wrong_content
 
+_PREFIX = "\u2581"
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
-class Tokenizer:
+
+class Tokenizer(TextTokenizer):
     """A sentencepiece model file (`tokenizer.model`) with the control pieces `<s>`, `</s>` and `<unk>`.
 
     Args:
         path: the model file.
-
-    Attributes:
-        path: the file, as passed in.
-        sha256: hexadecimal digest of the file; a dataset records it.
+        legacy: as Hugging Face's setting of this name; see above.
 
     Raises:
         DataError: the file is missing, is not a sentencepiece model, or lacks Llama's control pieces.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    bos_id: int
+
+    def __init__(self, path: str | Path, legacy: bool = True) -> None:
         self.path = str(path)
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"cannot read the tokenizer {path} ({error.strerror}): give the path of a tokenizer.model"
-            ) from error
+        self.kind = SENTENCEPIECE if legacy else SENTENCEPIECE_NOT_LEGACY
+        self._legacy = legacy
+        content = read_tokenizer(path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
+            if not legacy:
+                self._model.LoadFromSerializedProto(_without_dummy_prefix(content))
         except (RuntimeError, ValueError, OSError) as error:
             message = (
-                "is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or Llama 2, not "
-                "tokenizer.json"
+                "is not a sentencepiece model: use the tokenizer.model that comes with Vicuna or Llama 2, or a "
+                "tokenizer.json, which is known by its suffix"
             )
             raise DataError(f"{path} {wrong_content(Path(path)) or message}") from error
-        self.vocab_size: int = self._model.vocab_size()
-        self.bos_id: int = self._model.bos_id()
-        self.eos_id: int = self._model.eos_id()
+        self.vocab_size = self._model.vocab_size()
+        self.bos_id = self._model.bos_id()
+        self.eos_id = self._model.eos_id()
         self.unk_id: int = self._model.unk_id()
         control = (self.bos_id, self.eos_id, self.unk_id)
         self._special = {self._model.id_to_piece(i): i for i in control if i >= 0}
@@ -63,54 +71,54 @@ class Tokenizer:
         self._split = re.compile("(" + "|".join(re.escape(piece) for piece in self._special) + ")")
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """Token ids of `text`, with BOS in front if `bos`; control tokens written in the text become their ids."""
-        ids = [self.bos_id] if bos else []
-        for segment in self._split.split(text):
+        """See `TextTokenizer.encode`."""
+        ids = self.bos if bos else []
+        for segment, _, prefix in self._segments(text):
             if segment in self._special:
                 ids.append(self._special[segment])
-            elif segment:
-                ids.extend(self._model.encode(segment, return_type=int))
+            else:
+                ids.extend(self._model.encode(prefix + segment, return_type=int))
         return ids
 
     def encode_with_offsets(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield (token id, index in `text` of the first character of the token)."""
-        start = 0
-        for segment in self._split.split(text):
+        """See `TextTokenizer.encode_with_offsets`."""
+        for segment, start, prefix in self._segments(text):
             if segment in self._special:
                 yield self._special[segment], start
-            elif segment:
-                found = self._model.encode(segment, return_type="offset_mapping")
+            else:
+                found = self._model.encode(prefix + segment, return_type="offset_mapping")
                 for token, (begin, _) in zip(found["ids"], found["offsets"], strict=True):
-                    yield token, start + begin
+                    yield token, start + max(begin - len(prefix), 0)
+
+    def _segments(self, text: str) -> Iterator[tuple[str, int, str]]:
+        """Control tokens and the segments between them, where each begins, and what to put in front of it."""
+        start = 0
+        for segment in self._split.split(text):
+            if segment:
+                yield segment, start, "" if self._legacy or start else _PREFIX
             start += len(segment)
-
-    def check_newline(self) -> None:
-        """Check that a newline, with which every caption ends, survives encoding and decoding.
-
-        Raises:
-            DataError: the tokenizer's normalisation drops it, or it is an unknown piece.
-        """
-        if not all(self.decode(self.encode(text)).endswith("\n") for text in ("\n", "a\n")):
-            raise DataError(
-                f"the tokenizer {self.path} drops newlines, with which captions (template plain) end: use Llama's or "
-                "Vicuna's tokenizer.model, or train one with normalization_rule_name=identity, "
-                "remove_extra_whitespaces=false and byte_fallback=true"
-            )
 
     def pieces(self) -> list[tuple[str, float]]:
         """Text and score of every piece, in the order of their ids."""
         return [(self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; BOS, EOS, UNK and the leading "▁" that encoding adds are left out.
+    def token_bytes(self, token: int) -> bytes:
+        """See `TextTokenizer.token_bytes`."""
+        piece: str = self._model.id_to_piece(int(token))
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace(_PREFIX, " ").encode()
 
-        Raises:
-            ValueError: an id is not in the vocabulary (image placeholders are not text).
-        """
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`. BOS, EOS and UNK are left out."""
+        self._check_ids(ids)
         special = set(self._special.values())
-        for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(
-                    f"token id {token} is not one of the {self.vocab_size} pieces of {self.path}"
-                )
-        return self._model.decode([int(token) for token in ids if token not in special])
+        text: str = self._model.decode([int(token) for token in ids if token not in special])
+        return text if self._legacy else text.removeprefix(" ")
+
+
+def _without_dummy_prefix(content: bytes) -> bytes:
+    """The same model file with `add_dummy_prefix` off, which sentencepiece has no call for."""
+    model = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(content)
+    model.normalizer_spec.add_dummy_prefix = False
+    changed: bytes = model.SerializeToString()
+    return changed

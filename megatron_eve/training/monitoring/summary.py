@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
-from megatron_eve.data.text.conversation import WITHOUT_CONVERSATION
+from megatron_eve.data.text.templates import without_conversation
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.stages import stage_of
 
@@ -131,7 +131,7 @@ def _next_steps(config: RunConfig) -> Iterator[tuple[str, str]]:
             "--save ANOTHER_FOLDER ...",
         )
     if not config.data.mock_data:
-        asks = stage_of(config).template not in WITHOUT_CONVERSATION
+        asks = not without_conversation(stage_of(config).template)
         tool = "chat.py" if asks else "generate.py --conv-mode plain"
         more = (
             "--image PHOTO"

@@ -13,13 +13,12 @@ from safetensors.numpy import load_file
 from megatron_eve.data.text.conversation import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
-    ConversationError,
     Encoded,
     encode_conversation,
-    encode_prompt,
-    is_blank,
 )
+from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.turns import ConversationError, is_blank
 from tests.data.helpers import turns
 from tests.golden_dir import find_golden
 

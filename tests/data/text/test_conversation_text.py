@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_eve.data.text.conversation import (
-    ConversationError,
-    encode_conversation,
-    encode_prompt,
-    is_blank,
-)
+from megatron_eve.data.text.conversation import encode_conversation
+from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.turns import ConversationError, is_blank
 from tests.data.helpers import turns
 
 

@@ -1,0 +1,107 @@
+"""Prompts for generation: their text, their token ids, and the tokens that end an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from megatron_eve.data.text.conversation import encode_marked, marked_parts
+from megatron_eve.data.text.templates import find_template, prompt_templates
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.data.text.turns import ConversationError, Turn, check_image_count, is_blank
+from megatron_eve.models.text_format import IMAGE_TOKEN, Template
+
+
+def prompt_text(
+    question: str,
+    template: str | Template,
+    num_images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+    system: str | None = None,
+) -> str:
+    """The text to generate from, with an `<image>` for each picture.
+
+    `plain` returns the image placeholders and ignores the question. Other prompts end in the header of an answer,
+    such as "ASSISTANT:". Placeholders go in front of the first question, each with a newline, unless the questions
+    already hold them; there they stay in their places.
+
+    Args:
+        earlier: the questions before this one, each with its answer.
+        system: in place of the template's system prompt.
+
+    Raises:
+        ConversationError: the questions hold another number of `<image>` than there are images, or an answer holds one.
+        ValueError: an unknown template, or one that no prompt fits.
+    """
+    template = _prompt_template(template)
+    if template.question is None or template.answer is None:
+        return IMAGE_TOKEN * num_images
+    if any(IMAGE_TOKEN in answer for _, answer in earlier):
+        raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
+    turns: list[Turn] = []
+    for asked, answer in earlier:
+        turns += Turn("human", asked), Turn("gpt", "" if is_blank(answer) else answer)
+    turns.append(Turn("human", question))
+    found = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+    if found == 0:
+        found = num_images
+        turns[0] = Turn("human", f"{IMAGE_TOKEN}\n" * num_images + turns[0].text)
+    check_image_count(found, num_images)
+    turns = [Turn(turn.role, template.place_in_prompt(turn.text)) for turn in turns]
+    parts = marked_parts(template, template.default_system if system is None else system, turns)
+    return "".join(part for part, _ in parts) + template.answer.header
+
+
+def encode_text(text: str, tokenizer: TextTokenizer, template: str | Template) -> list[int]:
+    """Token ids of a prompt's text, BOS in front, each `<image>` as IMAGE_TOKEN_ID.
+
+    Raises:
+        ValueError: an unknown template, or one that no prompt fits.
+    """
+    return encode_marked([(text, False)], tokenizer, _prompt_template(template)).tokens
+
+
+def encode_prompt(
+    question: str,
+    tokenizer: TextTokenizer,
+    template: str | Template,
+    num_images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+    system: str | None = None,
+) -> list[int]:
+    """Token ids to generate from: `prompt_text`, encoded. Raises as that does."""
+    text = prompt_text(question, template, num_images, earlier, system)
+    return encode_text(text, tokenizer, template)
+
+
+def stop_ids(tokenizer: TextTokenizer, template: str | Template) -> set[int]:
+    """Tokens that end an answer: EOS, and those of the template."""
+    return {tokenizer.eos_id, *stop_tokens(tokenizer.encode, template)}
+
+
+def stop_tokens(encode: Callable[[str], list[int]], template: str | Template) -> set[int]:
+    """Tokens of a template that end an answer, of those that the tokenizer has as one token.
+
+    A caption of `plain` ends with its newline: the stages that train on captions train no EOS.
+
+    Args:
+        encode: text -> token ids, without BOS.
+        template: that a model can be asked with.
+    """
+    ids = set()
+    for text in _prompt_template(template).stop:
+        *before, last = encode(text)
+        if not before or text == "\n":  # a newline may have a "▁" in front
+            ids.add(last)
+    return ids
+
+
+def _prompt_template(template: str | Template) -> Template:
+    if isinstance(template, Template):
+        return template
+    try:
+        found = find_template(template)
+    except ValueError:
+        found = None
+    if found is None or not found.prompts:
+        raise ValueError(f"unknown template {template!r}: use one of {', '.join(prompt_templates())}")
+    return found

@@ -1,0 +1,152 @@
+"""How rows of text become tokens: templates as data, and what a model family says of its texts. Imports no torch.
+
+All families share the templates here, and a family may add its own (`TextRules`). `data/text/templates.py` finds them
+by name. Labels come from the character range of each answer (`data/text/conversation.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+IMAGE_TOKEN = "<image>"
+"""Marks the position of a picture in a text."""
+
+_CONTROL = re.compile(r"</?s>|<\|\w+\|>")
+
+
+class RoleFormat(NamedTuple):
+    """How a turn of one role is written: `header`, `before`, the text, `after`, `behind`.
+
+    Of an answer its text trains, with what stands right `before` and `after` it.
+
+    Attributes:
+        header: names the role.
+        before, after: beside the text.
+        behind: after that; does not train.
+        empty: in place of all that follows the header, where a turn has no text.
+    """
+
+    header: str
+    before: str = ""
+    after: str = ""
+    behind: str = ""
+    empty: str = ""
+
+
+def as_written(text: str) -> str:
+    """A turn as it is, with its pictures where they are."""
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a row becomes text, as data. A control token that is written in the text becomes its id.
+
+    The tokenizer's BOS token, where it has one, begins every text.
+
+    Attributes:
+        name: for `--template` and `--conv-mode`.
+        kinds: of the rows that it takes (`data/schema.py`).
+        what: what it is for, for `--help`.
+        samples: what its samples are, where they teach no conversation, such as "captions"; "" for conversations.
+        question, answer: how turns are written. None: the template is no conversation.
+        system: text in front of the first turn, with `{system}` in it.
+        no_system: the same where the system prompt is empty.
+        default_system: the system prompt of a row without a system turn.
+        blank_system_is_default: a row whose system turn is blank has the default one, else none.
+        place_images: a turn's text -> the same with its pictures where the template wants them.
+        place_in_prompt: the same for a question that a model is asked.
+        adds_images: pictures of a row whose text names none stand in front of its first question. Otherwise such a row
+            is left out, as one that has lost its `<image>`.
+        behind_image: text that follows each picture and does not train.
+        stop: control tokens that end an answer, beside the tokenizer's EOS.
+        prompts: a model can be asked with it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    what: str
+    samples: str = ""
+    question: RoleFormat | None = None
+    answer: RoleFormat | None = None
+    system: str = ""
+    no_system: str = ""
+    default_system: str = ""
+    blank_system_is_default: bool = False
+    place_images: Callable[[str], str] = as_written
+    place_in_prompt: Callable[[str], str] = as_written
+    adds_images: bool = False
+    behind_image: str = ""
+    stop: tuple[str, ...] = ()
+    prompts: bool = True
+
+    def system_text(self, system: str) -> str:
+        """What stands in front of the first turn."""
+        return self.system.replace("{system}", system) if system else self.no_system
+
+    def control_tokens(self) -> Iterator[str]:
+        """Control tokens that its texts hold, each of which a tokenizer must have as one token."""
+        parts = [self.system, self.no_system, *(self.question or ()), *(self.answer or ())]
+        yield from dict.fromkeys(found for part in parts for found in _CONTROL.findall(part))
+
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def only_image_first(text: str) -> str:
+    """The only picture of a turn in front of it, as published; several stay where they are."""
+    if text.count(IMAGE_TOKEN) != 1:
+        return text
+    return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+
+
+PLAIN = Template(
+    name="plain",
+    kinds=("conversation", "pair"),
+    what="pictures and their caption, which trains with a newline behind it",
+    samples="captions",
+    stop=("\n",),
+)
+VICUNA_V1 = Template(
+    name="vicuna_v1",
+    kinds=("conversation",),
+    what='a conversation, "SYSTEM USER: question ASSISTANT: answer</s>USER: ...", whose answers and </s> train',
+    question=RoleFormat("USER:", before=" ", after=" "),
+    answer=RoleFormat("ASSISTANT:", before=" ", after="</s>"),
+    system="{system} ",
+    no_system=" ",
+    default_system=VICUNA_SYSTEM,
+    blank_system_is_default=True,
+    place_images=only_image_first,
+    stop=("</s>",),
+)
+DOCUMENT = Template(
+    name="document",
+    kinds=("interleaved", "pair", "text"),
+    what="a text, all of which trains with the EOS token behind it, with or without pictures in it",
+    samples="documents",
+    prompts=False,
+)
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """What a model family says of the texts that it is trained on.
+
+    Attributes:
+        templates: of its own, by name.
+        tokenizer_legacy: how a sentencepiece tokenizer.model is read unless `--tokenizer-legacy` says otherwise; see
+            `data/text/tokenizer.py`.
+        length_counts_rows: `--model-max-length` counts the rows of a picture, and one that does not fit whole is
+            dropped with all that follows. Otherwise a picture counts as one.
+    """
+
+    templates: Mapping[str, Template] = field(default_factory=dict)
+    tokenizer_legacy: bool = True
+    length_counts_rows: bool = False
