@@ -38,7 +38,7 @@ BEGAN := $(shell date +%s)
 SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-gpu quickstart test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-dev install-gpu quickstart vila test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
@@ -105,6 +105,9 @@ check-cuda:
 quickstart: install ## The whole path on two cores: photos, pretraining, a kill, a resume, captions
 	@$(BIN)/python examples/quickstart/run.py
 
+vila: install ## The same for VILA: a vision tower, three stages, LoRA, an export to transformers
+	@$(BIN)/python examples/vila_tiny/run.py
+
 test: install-dev ## All tests but the slow ones and those for a GPU
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -122,6 +125,7 @@ format: install-dev ## Let ruff sort the imports and set the layout
 
 clean: ## Remove what was built and run here, .venv too; what others put there stays
 	@$(PYTHON) examples/quickstart/folder.py quickstart
+	@$(PYTHON) examples/quickstart/folder.py vila
 	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \
 		echo "$(VENV) was not made by make install, so it stays as it is: delete it yourself if it is not needed" >&2; fi
 	@rm -rf build/lib build/bdist.* dist/megatron_eve-* megatron_eve.egg-info

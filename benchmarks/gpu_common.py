@@ -151,7 +151,7 @@ def photo_dataset(folder: Path, model: Preset, samples: int) -> str:
     settings = DatasetSettings(
         template="plain",
         family=RunConfig().family,
-        image_sizes={"image_size": model.vision.image_size, "teacher_size": model.vision.teacher_size},
+        image_settings={"image_size": model.vision.image_size, "teacher_size": model.vision.teacher_size},
         model_max_length=16384,
         apply_exif=False,
         max_pixels=1 << 24,

@@ -41,7 +41,7 @@ SEQ_LENGTH = 8192
 SETTINGS = DatasetSettings(
     template="plain",
     family="eve",
-    image_sizes={"image_size": 672, "teacher_size": 336},
+    image_settings={"image_size": 672, "teacher_size": 336},
     model_max_length=2048,
     apply_exif=False,
     max_pixels=1 << 26,
@@ -119,7 +119,7 @@ def read(prefix: str, steps: int) -> None:
     start = time.perf_counter()
     dataset = IndexedVisionDataset(prefix)
     sizes = {"image_size": 672, "teacher_size": 336}
-    dataset.check_compatible(tokenizer_sha256=None, vocab_size=32000, family="eve", image_sizes=sizes)
+    dataset.check_compatible(tokenizer_sha256=None, vocab_size=32000, family="eve", image_settings=sizes)
     opened = time.perf_counter() - start
     after = memory()
     size = sum(path.stat().st_size for path in Path(prefix).parent.glob(Path(prefix).name + "_*"))

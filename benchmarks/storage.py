@@ -69,7 +69,7 @@ class Way:
         self.reader: ImageDecoder = open_decoder(decoder, DECODE, threads=1, gpu=gpu)
         self._prefix = folder / f"{self.name} {decoder}".replace(" ", "_").replace(":", "")
         self._settings = DatasetSettings(
-            template="plain", family="eve", image_sizes={"image_size": image_size, "teacher_size": TEACHER_SIZE},
+            template="plain", family="eve", image_settings={"image_size": image_size, "teacher_size": TEACHER_SIZE},
             model_max_length=2048, apply_exif=False,
             max_pixels=DECODE.max_pixels, tokenizer_sha256="", vocab_size=384, image_storage=storage,
         )  # fmt: skip
@@ -79,7 +79,7 @@ class Way:
         self.as_jpeg = storage == "jpeg"
         if storage != "encoded":
             self._how = StorageSettings(
-                image_storage=storage, image_decoder=decoder, family="eve", image_sizes=sizes, decode=DECODE,
+                image_storage=storage, image_decoder=decoder, family="eve", image_settings=sizes, decode=DECODE,
                 jpeg_quality=quality, jpeg_subsampling=subsampling,
             )  # fmt: skip
             self._store = ImageStore(self._how, workers=os.cpu_count() or 1)

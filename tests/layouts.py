@@ -50,6 +50,10 @@ PP2_UNEVEN = layout("PP2(5+3)", 2, pp=2, decoder_first_pipeline_num_layers=5)
 PP4_UNEVEN = layout(
     "PP4(1+3+3+1)", 4, pp=4, decoder_first_pipeline_num_layers=1, decoder_last_pipeline_num_layers=1
 )
+PP2_VPP2_UNEVEN = layout("PP2xVPP2(1+3+3+1)", 2, pp=2, pipeline_model_parallel_layout="Et|t*3|t*3|t,L")
+# Stages and chunks without a layer: the embedding alone, nothing at all, the loss alone.
+PP4_ENDS = layout("PP4(0+5+3+0)", 4, pp=4, pipeline_model_parallel_layout="E|t*5|t*3|L")
+PP2_VPP3_EMPTY = layout("PP2xVPP3(0+3+0+3+2+0)", 2, pp=2, pipeline_model_parallel_layout="E|t*3||t*3|t*2|L")
 PP4_VPP2 = layout("PP4xVPP2", 4, pp=4, num_layers_per_virtual_pipeline_stage=1)
 
 

@@ -186,14 +186,13 @@ def run_export(flags: argparse.Namespace) -> None:
 
     published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
     tokenizer = Tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
-    if tokenizer is not None:
-        check_tokenizer_files(tokenizer, published)
+    image = check_tokenizer_files(tokenizer, published) if tokenizer is not None else None
     checkpoint, config = open_checkpoint(flags.source)
     if config.family != flags.family:
         raise ConfigError(
             f"--family {flags.family}: the checkpoint is of the family {config.family}; leave --family out"
         )
-    plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags))
+    plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
     account = {"dropped": plan.dropped, "added": plan.added}
     check_room(flags.target, size_of(plan.tensors))
     if not flags.dry_run:
@@ -201,7 +200,8 @@ def run_export(flags: argparse.Namespace) -> None:
             write_export(plan, flags.target, tokenizer, shard, published, done)
     print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
     if flags.dry_run:
-        print(dry_run_line(count_shards(plan.tensors, shard), size_of(plan.tensors), flags.target))
+        files = sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())
+        print(dry_run_line(files, size_of(plan.tensors), flags.target))
 
 
 def _dtype(flags: argparse.Namespace) -> torch.dtype | None:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config.early_flags import flag_value
@@ -16,7 +17,7 @@ from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preproc
 from megatron_eve.data.preprocessing.summary import format_next, format_summary
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.data.text.templates import templates
-from megatron_eve.models.family import SizeFlag
+from megatron_eve.models.family import ImageFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
@@ -49,17 +50,17 @@ python tools/preprocess_data.py --input 'laion/*.tar' \\
 
 
 def build_parser(family: str = DEFAULT_FAMILY) -> argparse.ArgumentParser:
-    """The flags, one for each field of PreprocessConfig and for each image size of the family.
+    """The flags, one for each field of PreprocessConfig and for each image setting of the family.
 
     Raises:
         FamilyError: there is no such family.
     """
-    sizes = find_family(family).image_flags
+    settings = find_family(family).image_flags
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     _add_input(parser, family)
     _add_text(parser, family)
-    _add_images(parser, family, sizes)
-    _add_storage(parser, sizes)
+    _add_images(parser, family, settings)
+    _add_storage(parser, settings)
     parser.add_argument(
         "--workers",
         type=int,
@@ -161,29 +162,29 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _add_sizes(group: argparse._ArgumentGroup, sizes: Mapping[str, SizeFlag], pixels_alone: bool) -> None:
-    """Flags of the image sizes of a family: those that change decoded pixels alone, or the others."""
-    for name, size in sizes.items():
-        if size.pixels_alone == pixels_alone:
-            group.add_argument(
-                _flag(name),
-                type=int,
-                default=size.default,
-                metavar="PX",
-                help=size.help,
-            )
+def _add_settings(
+    group: argparse._ArgumentGroup, settings: Mapping[str, ImageFlag], decides_rows: bool
+) -> None:
+    """Flags of the image settings of a family: those that decide rows of the sequence, or the others."""
+    for name, setting in settings.items():
+        if setting.decides_rows != decides_rows:
+            continue
+        kind: dict[str, Any] = (
+            {"choices": setting.choices} if setting.choices else {"type": int, "metavar": setting.metavar}
+        )
+        group.add_argument(_flag(name), default=setting.default, help=setting.help, **kind)
 
 
-def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str, SizeFlag]) -> None:
+def _add_images(parser: argparse.ArgumentParser, family: str, settings: Mapping[str, ImageFlag]) -> None:
     """Flags of pictures."""
     images = parser.add_argument_group("images", "Which model the images are for, and how they are read.")
     images.add_argument(
         "--family",
         default=family,
         metavar="NAME",
-        help="model family that the dataset is for, which has image sizes of its own",
+        help="model family that the dataset is for, which has image settings of its own",
     )
-    _add_sizes(images, sizes, pixels_alone=False)
+    _add_settings(images, settings, decides_rows=True)
     images.add_argument(
         "--ignore-exif-orientation",
         action="store_true",
@@ -205,9 +206,9 @@ def _add_images(parser: argparse.ArgumentParser, family: str, sizes: Mapping[str
     )
 
 
-def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag]) -> None:
+def _add_storage(parser: argparse.ArgumentParser, settings: Mapping[str, ImageFlag]) -> None:
     """Flags of how pictures are stored."""
-    *others, last = map(_flag, sizes)
+    *others, last = map(_flag, settings)
     every = f"{', '.join(others)} and {last}" if others else last
     storage = parser.add_argument_group("storage", "How images are stored in the dataset.")
     storage.add_argument(
@@ -236,7 +237,7 @@ def _add_storage(parser: argparse.ArgumentParser, sizes: Mapping[str, SizeFlag])
         default=PreprocessConfig.jpeg_subsampling,
         help="color resolution for --image-storage jpeg: 420 halves it in width and height, 444 keeps it",
     )
-    _add_sizes(storage, sizes, pixels_alone=True)
+    _add_settings(storage, settings, decides_rows=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,10 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         family = flag_value(argv, "--family") or DEFAULT_FAMILY  # which has flags of its own
         flags = vars(build_parser(family).parse_args(argv))
-        sizes = {name: flags.pop(name) for name in find_family(family).image_flags}
+        settings = {name: flags.pop(name) for name in find_family(family).image_flags}
         upright = not flags.pop("ignore_exif_orientation")
         prefix = flags.pop("output_prefix").removesuffix(MANIFEST)
-        config = PreprocessConfig(apply_exif=upright, image_sizes=sizes, output_prefix=prefix, **flags)
+        config = PreprocessConfig(apply_exif=upright, image_settings=settings, output_prefix=prefix, **flags)
         started = time.monotonic()
         info = preprocess(config)
         print(format_summary(info, prefix))

@@ -28,6 +28,17 @@ def module(ranks: int, name: str, *arguments: object) -> list[str]:
     return [*torchrun, "-m", name, *(str(a) for a in arguments)]
 
 
+def words(*parts: object) -> list[str]:
+    """The parts of a command line as strings."""
+    return [str(part) for part in parts]
+
+
+def shown(word: object) -> str:
+    """A path as one would type it: relative to the repository where it lies inside."""
+    path = Path(str(word))
+    return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(word)
+
+
 class Command:
     """A command running from the repository's root, with its output in a log file.
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEPS = 9
 COMMAND_WIDTH = 60
 
 Records = Sequence[dict[str, Any]]
@@ -19,9 +18,14 @@ Records = Sequence[dict[str, Any]]
 
 
 class Console:
-    """Numbered steps with the time that has passed."""
+    """Numbered steps with the time that has passed.
 
-    def __init__(self) -> None:
+    Args:
+        steps: how many there are.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self._began = time.monotonic()
         self._step = 0
 
@@ -34,7 +38,7 @@ class Console:
     def step(self, title: str, what: str) -> None:
         """Open the next step and say what happens in it."""
         self._step += 1
-        print(f"\n[{self._step}/{STEPS}] {self.elapsed}  {title}: {what}", flush=True)
+        print(f"\n[{self._step}/{self._steps}] {self.elapsed}  {title}: {what}", flush=True)
 
     def say(self, *lines: str) -> None:
         """Lines inside the step."""
@@ -55,9 +59,10 @@ class Console:
     def training(self, record: dict[str, Any], iterations: int) -> None:
         """One line of a run's progress."""
         rate = record["tokens"] / record["seconds"]
+        aligning = f"aligning {record['align_loss']:6.4f}   " if "align_loss" in record else ""
         self.say(
             f"iteration {record['iteration']:4d}/{iterations}   loss {record['lm_loss']:7.4f}   "
-            f"aligning {record['align_loss']:6.4f}   {rate:6,.0f} tokens/s   {self.elapsed}"
+            f"{aligning}{rate:6,.0f} tokens/s   {self.elapsed}"
         )
 
 

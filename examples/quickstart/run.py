@@ -24,8 +24,9 @@ NEEDED = "is not installed: make quickstart installs it, or pip install '.[quick
 try:
     import photos
     import tokenizer
-    from launch import ROOT, Command, StepFailed, follow, module, read_records
+    from launch import ROOT, Command, StepFailed, follow, module, read_records, shown, words
     from report import Console, Outcome, plot, table
+    from same_losses import require_same_losses
 
     from megatron_eve.config.errors import ConfigError
     from megatron_eve.config.recipe import load_recipe
@@ -36,6 +37,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 RANKS = 4
+STEPS = 9
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2, "--sequence-parallel")
 ASKED = ("chelsea", "coffee", "rocket")
 """The photos that the model captions at the end."""
@@ -234,43 +236,6 @@ class Quickstart:
         self.console.command([shown(word) for word in [*command.split(), *arguments]])
 
 
-def require_same_losses(
-    reference: list[dict[str, Any]], other: list[dict[str, Any]], iterations: int
-) -> None:
-    """Compare the exact losses of two runs at every iteration, repeated ones included.
-
-    Raises:
-        StepFailed: naming the first iteration that differs or is missing.
-    """
-    expected = {record["iteration"]: _exact(record) for record in reference}
-    reached = {record["iteration"] for record in other}
-    missing = set(range(1, iterations + 1)) - (reached & set(expected))
-    if missing:
-        raise StepFailed(f"no loss was recorded for iteration {min(missing)}")
-    for record in other:
-        iteration, found = record["iteration"], _exact(record)
-        if found != expected[iteration]:
-            raise StepFailed(
-                f"iteration {iteration}: the losses are {found}, uninterrupted {expected[iteration]}"
-            )
-
-
-def _exact(record: dict[str, Any]) -> str:
-    """Both losses of an iteration, digit for digit."""
-    return " and ".join(value for name, value in record.items() if name.endswith("_hex"))
-
-
-def words(*parts: object) -> list[str]:
-    """The parts of a command line as strings."""
-    return [str(part) for part in parts]
-
-
-def shown(word: object) -> str:
-    """A path as one would type it: relative to the repository where it lies inside."""
-    path = Path(str(word))
-    return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(word)
-
-
 def main() -> int:
     """Read the command line and run; returns the exit status."""
     parser = command_parser_of(__doc__)
@@ -307,7 +272,7 @@ def main() -> int:
         f"export PATH={Path(sys.executable).parent}:$PATH"
     )
     try:
-        Quickstart(output, recipe, config, Console()).run()
+        Quickstart(output, recipe, config, Console(STEPS)).run()
     except StepFailed as failure:
         print(f"\nquickstart failed: {failure}", file=sys.stderr)
         return 1

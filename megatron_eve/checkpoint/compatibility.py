@@ -11,11 +11,13 @@ from typing import Any
 
 from megatron_eve.config import (
     DataConfig,
+    LoRAConfig,
     ModelConfig,
     ParallelConfig,
     RunConfig,
     parse_split,
 )
+from megatron_eve.config.lora import TARGETS
 from megatron_eve.config.upgrade import upgrade_saved
 from megatron_eve.data.text.templates import prompt_templates, without_conversation
 from megatron_eve.models.family import size_differences
@@ -60,6 +62,11 @@ def check_resume(
     check_family(folder, saved, config)
     saved = with_upgraded_config(saved)
     check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    if check_adapters(folder, saved, config):
+        raise CheckpointError(
+            f"{folder}: was made without adapters, this run has --lora-rank {config.lora.lora_rank}; leave that out, "
+            "or start adapters from these weights with --pretrained-checkpoint in place of --load"
+        )
     check_parameter_groups(folder, saved, config)
     if dataset is not None:
         check_data(folder, saved, config, dataset)
@@ -100,6 +107,43 @@ def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore:
     """Raise CheckpointError if sizes differ from the model's, except those in `ignore`."""
     for sentence in size_differences(saved, model, ignore):
         raise CheckpointError(f"{folder}: {sentence}")
+
+
+def check_adapters(folder: Path, saved: dict[str, Any], config: RunConfig) -> bool:
+    """Raise CheckpointError for a checkpoint with other adapters than the run's, or with adapters that it lacks.
+
+    Args:
+        folder: of the checkpoint.
+        saved: what its `common.pt` holds; versions without adapters wrote no settings of them.
+        config: of the run.
+
+    Returns:
+        True if the run has adapters and the checkpoint has none.
+    """
+    before, now = LoRAConfig(**saved["config"].get("lora", {})), config.lora
+    if before.enabled and not now.enabled:
+        raise CheckpointError(
+            f"{folder}: was made with --lora-rank {before.lora_rank}, this run has no adapters; add the same flags, or "
+            "merge the adapters into the weights (tools/convert_checkpoint.py export) and start from that folder"
+        )
+    if not before.enabled:
+        return now.enabled
+    for name in ("lora_rank", "lora_alpha", "lora_target"):
+        old, new = (_words(getattr(some, name)) for some in (before, now))
+        if old != new:
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"{folder}: was made with {flag} {old}, this run has {new}; use the same adapters, or merge them into "
+                "the weights (tools/convert_checkpoint.py export) and start from that folder"
+            )
+    return False
+
+
+def _words(value: Any) -> str:
+    """A setting of LoRA as its flag takes it; the order of matrices does not matter."""
+    if isinstance(value, list | tuple):
+        return " ".join(name for name in TARGETS if name in value)
+    return f"{value:g}"
 
 
 def check_data(folder: Path, saved: dict[str, Any], config: RunConfig, dataset: dict[str, Any]) -> None:
@@ -181,21 +225,20 @@ _LAYOUT = (
     "tensor_model_parallel_size",
     "sequence_parallel",
     "pipeline_model_parallel_size",
-    "num_layers_per_virtual_pipeline_stage",
-    "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers",
     "context_parallel_size",
 )
 
 
 def rank_layout(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `parallel` that decide which rank holds which part of the model.
+    """What decides which rank holds which part of the model: sizes of `parallel`, and the layers of each model chunk.
 
     Args:
         config: of a run, as nested dictionaries; an older version's may lack settings, which then have their defaults.
     """
-    parallel = {**asdict(ParallelConfig()), **config["parallel"]}
-    return {name: parallel[name] for name in _LAYOUT}
+    saved = config["parallel"]
+    parallel = ParallelConfig(**{name: saved[name] for name in asdict(ParallelConfig()) if name in saved})
+    chunks = parallel.chunk_layers(config["model"]["num_layers"])
+    return {**{name: getattr(parallel, name) for name in _LAYOUT}, "chunk_layers": chunks}
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron_eve.checkpoint.compatibility import (
     SHAPELESS,
     CheckpointError,
+    check_adapters,
     check_family,
     check_model,
     check_resume,
@@ -37,7 +38,7 @@ from megatron_eve.checkpoint.store import CheckpointStore, path_to_resume
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
-from megatron_eve.models.family import begins_at_random
+from megatron_eve.models.family import ADAPTERS, begins_at_random
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
@@ -184,9 +185,12 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     family = find_family(config.family)
     for sentence in family.check_weights(saved, config):
         raise CheckpointError(f"{path}: {sentence}")
+    lacking = dict(family.missing_parts(saved, config))
+    if check_adapters(path, saved, config):
+        lacking[ADAPTERS] = "holds no adapters, so those of this run begin anew"
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None
-    if lacking := family.missing_parts(saved, config):
+    if lacking:
         is_fresh = partial(begins_at_random, family, lacking=tuple(lacking))
         for reason in lacking.values():
             print_rank_0(f"{path}: {reason}")

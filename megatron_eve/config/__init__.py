@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.blend import Blend, parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.lora import LoRAConfig
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.config.schema import (
     CheckpointConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "FaultConfig",
+    "LoRAConfig",
     "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -75,7 +75,10 @@ OTHER_NAMES: dict[str, str] = {
     "--expert-model-parallel-size": _NO_EXPERTS,
     "--use-mcore-models": "always on: the layers are megatron-core's",
     # layout and kernels
-    "--num-virtual-stages-per-pipeline-rank": "use --num-layers-per-virtual-pipeline-stage",
+    "--num-virtual-stages-per-pipeline-rank": "use --num-layers-per-virtual-pipeline-stage, or "
+    "--pipeline-model-parallel-layout",
+    "--account-for-embedding-in-pipeline-split": "use --pipeline-model-parallel-layout",
+    "--account-for-loss-in-pipeline-split": "use --pipeline-model-parallel-layout",
     "--distributed-backend": "NCCL on GPUs, gloo on CPUs",
     "--world-size": _FROM_TORCHRUN,
     "--rank": _FROM_TORCHRUN,

@@ -20,6 +20,7 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.family_types import adapter, plain, typed
 from megatron_eve.config.flag_suggestions import OTHER_NAMES
 from megatron_eve.config.flags import PROG, FlagParser, flag_parser
+from megatron_eve.config.pipeline import expand_layout
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
@@ -43,7 +44,7 @@ def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
         section, dot, setting = name.partition(".")
         if dot:  # the others were read above
             tree[section][setting] = value
-    return from_dict(tree, source="flags")
+    return expand_layout(from_dict(tree, source="flags"))
 
 
 def _parser(base: RunConfig, prog: str) -> FlagParser:
@@ -152,7 +153,7 @@ def from_saved(values: dict[str, Any], source: str) -> tuple[RunConfig, str | No
             (sections[str(outer[0])] if outer else sections).pop(str(key))
             unknown.append(".".join(str(part) for part in one["loc"]))
     note = f"{source}: settings of another version are left out: {', '.join(unknown)}" if unknown else None
-    return from_dict(sections, source), note
+    return expand_layout(from_dict(sections, source)), note
 
 
 def from_dict(values: dict[str, Any], source: str, line_of: LineOf | None = None) -> RunConfig:

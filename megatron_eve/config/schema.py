@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from megatron_eve.config.flag_types import Flag, Words
+from megatron_eve.config.lora import LoRAConfig
+from megatron_eve.config.pipeline_layout import parse_layout
 
 
 @dataclass
@@ -77,10 +79,16 @@ class ParallelConfig:
     """Pipeline stages, over which the layers are split."""
     num_layers_per_virtual_pipeline_stage: Annotated[int | None, Flag(unset="the 1F1B schedule")] = None
     """Decoder layers of one model chunk of the interleaved pipeline schedule."""
+    pipeline_model_parallel_layout: Annotated[str | None, Flag("LAYOUT", "an equal split")] = None
+    """Decoder layers of each pipeline stage in Megatron's notation, such as 'Et*3|t*5|t*5|t*3,L': E is the embedding, t
+    a decoder layer, L the loss, and | stands between stages; twice as many stages as --pipeline-model-parallel-size are
+    two model chunks each, for the interleaved schedule."""
     decoder_first_pipeline_num_layers: Annotated[int | None, Flag(unset="an equal share")] = None
-    """Decoder layers of the first pipeline stage, which also has the embedding."""
+    """Decoder layers of the first pipeline stage, which also has the embedding; short for
+    --pipeline-model-parallel-layout."""
     decoder_last_pipeline_num_layers: Annotated[int | None, Flag(unset="an equal share")] = None
-    """Decoder layers of the last pipeline stage, which also has the output layer and, in some model families, more."""
+    """Decoder layers of the last pipeline stage, which also has the output layer and, in some model families, more;
+    short for --pipeline-model-parallel-layout."""
     context_parallel_size: int = 1
     """Context-parallel ranks, over which the tokens of each pack are split; each sample is cut in a zigzag, so that the
     ranks have equal work."""
@@ -98,6 +106,25 @@ class ParallelConfig:
     """Gather updated parameters while the next forward pass runs; needs --overlap-grad-reduce."""
     distributed_timeout_minutes: Annotated[int, Flag("MINUTES")] = 10
     """Time after which a collective operation that still waits fails, in minutes."""
+
+    def chunk_layers(self, layers: int) -> tuple[int, ...]:
+        """Decoder layers of each model chunk, in the order of the model: chunk i is on stage i modulo their number.
+
+        They add up to fewer than `layers`, the model's, where no split is even.
+
+        Raises:
+            ValueError: --pipeline-model-parallel-layout cannot be read (`pipeline.py` reports it).
+        """
+        if self.pipeline_model_parallel_layout is not None:
+            return parse_layout(self.pipeline_model_parallel_layout)
+        stages, chunk = self.pipeline_model_parallel_size, self.num_layers_per_virtual_pipeline_stage
+        if chunk is not None:
+            return (chunk,) * (layers // stages // chunk * stages)
+        ends = (self.decoder_first_pipeline_num_layers, self.decoder_last_pipeline_num_layers)
+        named = [count for count in ends if count is not None]
+        each = (layers - sum(named)) // max(stages - len(named), 1)
+        first, last = (each if count is None else count for count in ends)
+        return (first,) if stages == 1 else (first, *[each] * (stages - 2), last)
 
 
 @dataclass(frozen=True)
@@ -306,6 +333,7 @@ class RunConfig:
     vision: Any = None
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -333,12 +361,21 @@ class RunConfig:
         return -(-self.total_samples // self.training.global_batch_size)
 
     @property
+    def chunk_layers(self) -> tuple[int, ...]:
+        """Decoder layers of each model chunk (see `ParallelConfig.chunk_layers`)."""
+        return self.parallel.chunk_layers(self.model.num_layers)
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Decoder layers of each pipeline stage, over all its chunks (see `chunk_layers`)."""
+        chunks, stages = self.chunk_layers, self.parallel.pipeline_model_parallel_size
+        return tuple(sum(chunks[stage::stages]) for stage in range(stages))
+
+    @property
     def virtual_pipeline_model_parallel_size(self) -> int | None:
         """Model chunks of a rank under the interleaved schedule, None without it."""
-        layers = self.parallel.num_layers_per_virtual_pipeline_stage
-        if layers is None:
-            return None
-        return self.model.num_layers // self.parallel.pipeline_model_parallel_size // layers
+        chunks = len(self.chunk_layers) // self.parallel.pipeline_model_parallel_size
+        return chunks if chunks > 1 else None
 
     @property
     def row_multiple(self) -> int:
@@ -348,16 +385,3 @@ class RunConfig:
         # TransformerEngine's assert_dim_for_fp8_exec, and a block's side: a sequence-parallel rank quantises its rows
         # before they are gathered, so that they must be whole blocks (assert_dim_for_all_gather).
         return 128 if self.training.fp8_recipe == "blockwise" else 16
-
-    @property
-    def stage_layers(self) -> tuple[int, ...]:
-        """Decoder layers of each pipeline stage; they add up to fewer than the model's where no split is even."""
-        ends = (
-            self.parallel.decoder_first_pipeline_num_layers,
-            self.parallel.decoder_last_pipeline_num_layers,
-        )
-        stages = self.parallel.pipeline_model_parallel_size
-        named = [layers for layers in ends if layers is not None]
-        each = (self.model.num_layers - sum(named)) // max(stages - len(named), 1)
-        first, last = (each if layers is None else layers for layers in ends)
-        return (first,) if stages == 1 else (first, *[each] * (stages - 2), last)

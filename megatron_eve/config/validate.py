@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError, at_least_one
 from megatron_eve.config.kernel_checks import kernel_errors
+from megatron_eve.config.lora_checks import lora_errors
 from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.family import ModelFamily
@@ -30,11 +31,12 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all errors at once, a line each.
     """
     family = find_family(config.family)
+    layers = [*pipeline_errors(config)]
     errors = [
         *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),
-        *pipeline_errors(config), *_stage(config, family), *_training(config),
+        *layers, *_stage(config, family), *_training(config), *([] if layers else _chunks(config)),
         *kernel_errors(config), *_optimizer(config), *_data(config),
-        *family.check(config), *_checkpoint(config), *_faults(config),
+        *family.check(config), *lora_errors(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if errors:
         raise ConfigError("\n".join(errors))
@@ -124,16 +126,6 @@ def _training(config: RunConfig) -> Iterator[str]:
             "--recompute-granularity full: also set --recompute-method and --recompute-num-layers "
             "(uniform and 1, say)"
         )
-    group, chunk = training.recompute_num_layers, config.parallel.num_layers_per_virtual_pipeline_stage
-    if (
-        full
-        and group
-        and training.recompute_method == "uniform"
-        and config.parallel.pipeline_model_parallel_size > 0
-    ):
-        for layers in {chunk} if chunk else set(config.stage_layers):
-            if group < 1 or layers % group:
-                yield f"--recompute-num-layers {group}: must divide the {layers} layers of a model chunk"
     if not full and (training.recompute_method or training.recompute_num_layers):
         yield "--recompute-method: only with --recompute-granularity full; leave it out"
     if training.recompute_modules and training.recompute_granularity != "selective":
@@ -143,16 +135,29 @@ def _training(config: RunConfig) -> Iterator[str]:
             yield f"--recompute-modules {module}: no such part of a layer; choose from {', '.join(RECOMPUTE_MODULES)}"
 
 
-def _faults(config: RunConfig) -> Iterator[str]:
-    faults = config.faults
-    if faults.spike_factor is not None and faults.spike_factor <= 1:
-        yield f"--spike-factor {faults.spike_factor}: must be above 1, such as 10"
-    interleaved = config.parallel.num_layers_per_virtual_pipeline_stage is not None
-    if faults.rerun_mode != "disabled" and interleaved and config.parallel.overlap_grad_reduce:
+def _chunks(config: RunConfig) -> Iterator[str]:
+    """Errors of other settings that depend on how the layers are divided, where they are divided well."""
+    training = config.training
+    if config.parallel.pipeline_model_parallel_size < 1:
+        return  # reported by another check
+    uniform = training.recompute_granularity == "full" and training.recompute_method == "uniform"
+    group = training.recompute_num_layers
+    if uniform and group:
+        for layers in sorted(set(config.chunk_layers)):
+            if group < 1 or layers % group:
+                yield f"--recompute-num-layers {group}: must divide the {layers} layers of a model chunk"
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    if config.faults.rerun_mode != "disabled" and interleaved and config.parallel.overlap_grad_reduce:
         yield (
             "--rerun-mode validate_results: with the interleaved schedule and --overlap-grad-reduce, gradients are "
             "reduced in another order after a restart, and megatron-core would compare one with another; leave one out"
         )
+
+
+def _faults(config: RunConfig) -> Iterator[str]:
+    faults = config.faults
+    if faults.spike_factor is not None and faults.spike_factor <= 1:
+        yield f"--spike-factor {faults.spike_factor}: must be above 1, such as 10"
 
 
 def _optimizer(config: RunConfig) -> Iterator[str]:

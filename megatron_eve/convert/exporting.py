@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,12 @@ from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
+from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.meta_model import Entry, meta_model
-from megatron_eve.convert.transformers_folder import fast_tokenizer, write_json, write_transformers_files
+from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.hf_format import CopiedTensors, Flags
-from megatron_eve.models.name_rules import Rule, rule_for
+from megatron_eve.models.name_rules import Rule, placed, rule_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
@@ -51,6 +52,8 @@ class ExportPlan:
         mapped: Hugging Face keys, by key of the checkpoint.
         dropped: keys of the checkpoint that nothing is made of, and why.
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
+        folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
+            have those that are written, with their folder in front where there are several.
     """
 
     config: RunConfig
@@ -59,6 +62,20 @@ class ExportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {".": {}})
+
+    def by_folder(self) -> dict[str, dict[str, LazyTensor]]:
+        """What is written into each folder, by key there."""
+        found: dict[str, dict[str, LazyTensor]] = {name: {} for name in self.folders}
+        for key, tensor in self.tensors.items():
+            folder, name = placed(key, self.folders)
+            found[folder][name] = tensor
+        return found
+
+    def written_name(self, key: str) -> str:
+        """The path of a tensor in the export, for the summary."""
+        folder, name = placed(key, self.folders)
+        return name if folder == "." else f"{folder}/{name}"
 
 
 def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
@@ -85,7 +102,12 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
 
 
 def plan_export(
-    checkpoint: Path, config: RunConfig, dtype: torch.dtype | None, published: bool, flags: Flags
+    checkpoint: Path,
+    config: RunConfig,
+    dtype: torch.dtype | None,
+    published: bool,
+    flags: Flags,
+    image_token_id: int | None = None,
 ) -> ExportPlan:
     """Decide what becomes of every tensor; reads names and shapes, no data.
 
@@ -95,6 +117,7 @@ def plan_export(
         dtype: of the folder; None keeps that of the checkpoint.
         published: in the published format, with the buffers that the public code expects.
         flags: of the export, the family's own among them; {} for a folder that holds what inference needs.
+        image_token_id: id of `<image>` in the tokenizer of a folder for transformers.
 
     Raises:
         ConfigError: a model that the family's format cannot hold (`HFFormat.check_export`).
@@ -106,11 +129,13 @@ def plan_export(
     source = DistFolder(checkpoint)
     plan = ExportPlan(config, flags)
     exported = replace(config, vision=family.export_settings(config.vision, flags))
+    plan.folders = family.export_folders(published, exported.vision, flags)
+    rows = config.model.vocab_size if image_token_id is None else family.rows(config.model, image_token_id)
     rules = rules_of(config)
     with meta_model(exported) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
         for entry in model.entries:
-            _map(plan, entry, rules, source, sizes, dtype)
+            _map(plan, entry, rules, source, sizes, dtype, rows)
     used = set(plan.mapped)
     for key in source:
         if key not in used:
@@ -121,6 +146,8 @@ def plan_export(
     copied = family.copied_tensors(flags)
     if copied is not None:
         _add_copied(plan, copied, kept)
+    plan.mapped = {key: tuple(map(plan.written_name, names)) for key, names in plan.mapped.items()}
+    plan.added = {plan.written_name(name): origin for name, origin in plan.added.items()}
     return plan
 
 
@@ -131,8 +158,9 @@ def _map(
     source: DistFolder,
     sizes: Sizes,
     dtype: torch.dtype | None,
+    rows: int,
 ) -> None:
-    """Plan the Hugging Face tensors that one of the checkpoint's makes."""
+    """Plan the Hugging Face tensors that one of the checkpoint's makes, with so many rows of a vocabulary."""
     rule, names = rule_for(entry.name, rules)
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
@@ -143,8 +171,10 @@ def _map(
         raise CheckpointError(f"{entry.key} is {tuple(shape)} in the checkpoint, not {tuple(entry.shape)}")
 
     def split(full: torch.Tensor) -> list[torch.Tensor]:
-        rows = full[: plan.config.model.vocab_size] if vocabulary else full
-        return rule.layout.split(rows, sizes, len(names))
+        if vocabulary:
+            full = full[: plan.config.model.vocab_size]
+            full = torch.cat([full, full.new_zeros(rows - len(full), *full.shape[1:])])
+        return rule.layout.split(full, sizes, len(names))
 
     shapes = [part.shape for part in split(torch.empty(shape, device="meta"))]
     plan.mapped[entry.key] = names
@@ -182,16 +212,20 @@ def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> 
         plan.added[name] = copied.origin
 
 
-def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> None:
+def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> int | None:
     """Refuse what an export could not write of a tokenizer, before anything is written.
+
+    Returns:
+        The id of `<image>` in the tokenizer of a folder for transformers.
 
     Raises:
         ConfigError: transformers could not have it; or a file beside it, which is copied, cannot be read.
     """
     if not published:
-        fast_tokenizer(Path(tokenizer.path))
-    elif (settings := Path(tokenizer.path).parent / _GENERATION).is_file():
+        return fast_tokenizer(tokenizer)[1]
+    if (settings := Path(tokenizer.path).parent / _GENERATION).is_file():
         _settings(settings)
+    return None
 
 
 def write_export(
@@ -228,9 +262,11 @@ def write_export(
         else:
             assert tokenizer is not None
             write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer)
-        write_shards(unfinished, plan.tensors, max_shard_size, done)
+        for name, tensors in plan.by_folder().items():
+            (unfinished / name).mkdir(exist_ok=True)
+            write_shards(unfinished / name, tensors, max_shard_size, done)
         unfinished.chmod(0o755)
-        for path in (*unfinished.iterdir(), unfinished):
+        for path in (*unfinished.rglob("*"), unfinished):
             sync_to_disk(path)
         unfinished.rename(target)
         sync_to_disk(target.parent)
@@ -248,10 +284,11 @@ def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer 
     family = find_family(config.family).hugging_face()
     files = family.published_files(config.model, config.vision, _dtype_name(plan), ids, plan.flags)
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)
     if tokenizer is None:
         return
-    path = Path(tokenizer.path)
+    path, folder = Path(tokenizer.path), folder / next(iter(plan.folders))
     shutil.copyfile(path, folder / "tokenizer.model")
     for name in _TOKENIZER_FILES:
         if (path.parent / name).is_file():

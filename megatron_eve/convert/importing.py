@@ -13,7 +13,13 @@ import torch
 from megatron_eve.checkpoint.files import write_checksums, write_config
 from megatron_eve.checkpoint.hf.config import HFConfig
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor
-from megatron_eve.checkpoint.hf.rules import ignored_because, lacking_parts, optional_part, rules_of
+from megatron_eve.checkpoint.hf.rules import (
+    ignored_because,
+    lacking_parts,
+    open_weights,
+    optional_part,
+    rules_of,
+)
 from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
@@ -64,12 +70,14 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
         ConfigError: tensors that are missing, of another shape, or that no rule knows.
     """
     found = HFConfig.read(source)
-    folder, plan = HFFolder(source, found.folders), ImportPlan(config)
+    folder, plan = open_weights(source, found.folders, config), ImportPlan(config)
     keys = set(folder.keys())
     rules, family = rules_of(config), find_family(config.family)
     plan.tokenizer = source_tokenizer(
         found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
     )
+    for problem in family.hugging_face().check_weights(config.vision, keys):
+        raise ConfigError(f"{source}: {problem}")
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
         fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
@@ -155,7 +163,7 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
     Raises:
         ConfigError: one holds NaN or infinity.
     """
-    folder = HFFolder(source, HFConfig.read(source).folders)
+    folder = open_weights(source, HFConfig.read(source).folders, plan.config)
     for names in plan.mapped.values():
         for name in names:
             tensor = folder.tensor(name)

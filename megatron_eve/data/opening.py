@@ -73,8 +73,8 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     """Open what `--data-path` and `--valid-data-path` name, and refuse what this run cannot take.
 
     Raises:
-        DataError: damaged files; another tokenizer, vocabulary, family or image size; a split, or samples that no pack
-            can hold, leave nothing of a dataset.
+        DataError: damaged files; another tokenizer, vocabulary, family or image setting; a split, or samples that no
+            pack can hold, leave nothing of a dataset.
         ConfigError: a flag that cannot be read.
     """
     data = config.data
@@ -148,15 +148,15 @@ def check_split(config: RunConfig, name: str, kept: DatasetSlice, held_out: Data
 
 
 def _open(config: RunConfig, prefix: str, tokenizer: TextTokenizer | None) -> AnyDataset:
-    sizes = find_family(config.family).image_sizes(config)
+    settings = find_family(config.family).image_settings(config)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocab_size=config.model.vocab_size,
         family=config.family,
-        image_sizes=sizes,
+        image_settings=settings,
     )
-    dataset.use_image_sizes(config.family, sizes)
+    dataset.use_image_settings(config.family, settings)
     if tokenizer and dataset.info.template == "plain":
         tokenizer.check_newline()
     return dataset

@@ -26,7 +26,7 @@ from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, model_inputs
+from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, image_share, model_inputs
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
@@ -67,6 +67,7 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         vision=find_family(config.family).inference_settings(config.vision),
         parallel=parallel,
         training=training,
+        lora=config.lora,
         data=DataConfig(mock_data=True),
     )
 
@@ -266,11 +267,13 @@ class _Prompts:
 
 
 def _prompt_batch(prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool) -> PackedBatch:
-    views, _ = decoded_views(config)
+    views, shared_views = decoded_views(config)
     return build_batch(
         _Prompts(prompts, config, apply_exif),
         range(len(prompts)),
         tensor_parallel=1,
         context_parallel=1,
         views=views,
+        shared_views=shared_views,
+        share=image_share(),
     )

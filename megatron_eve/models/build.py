@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.config import RunConfig
+from megatron_eve.config.pipeline_layout import write_layout
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.kernels import kernel_settings, uses_transformer_engine
 from megatron_eve.models.registry import find_family
@@ -53,8 +54,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         sequence_parallel=parallel.sequence_parallel,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
-        num_layers_in_first_pipeline_stage=parallel.decoder_first_pipeline_num_layers,
-        num_layers_in_last_pipeline_stage=parallel.decoder_last_pipeline_num_layers,
+        pipeline_model_parallel_layout=write_layout(config.chunk_layers)
+        if parallel.pipeline_model_parallel_size > 1
+        else None,
         context_parallel_size=parallel.context_parallel_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -117,6 +119,7 @@ def build_chunk(
         pre_process=pre_process,
         post_process=post_process,
         vp_stage=vp_stage,
+        lora=config.lora,
     )
 
 

@@ -53,19 +53,21 @@ class Stage:
         name: for plans and logs.
         trainable: globs over global parameter names; everything else is frozen before the DDP wrap.
         template: what its data is usually made with (`tools/preprocess_data.py --template`).
+        among: globs of which a name has to match one, too, to train; None: any name may.
     """
 
     name: str
     trainable: tuple[str, ...]
     template: str = "plain"
+    among: tuple[str, ...] | None = None
 
     def trains(self, name: str) -> bool:
         """Does the parameter of this global name train?"""
-        return matches(name, self.trainable)
+        return matches(name, self.trainable) and (self.among is None or matches(name, self.among))
 
     @property
     def decoder_trains(self) -> bool:
-        """Do the decoder's own layers train? Frozen, their backward pass has no weight gradients."""
+        """Do the decoder's own matrices train? Frozen, their backward pass has no weight gradients."""
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
 
 
@@ -101,10 +103,16 @@ class Preset(NamedTuple):
 
 
 class PartCounts(NamedTuple):
-    """Parameters beside the decoder's: on the first pipeline stage and on the last, which may be one."""
+    """Parameters of a rank beside the decoder's: on the first pipeline stage and on the last, which may be one.
+
+    Attributes:
+        first_stage, last_stage: all of them.
+        frozen: those of the first stage that do not train, so that they have no gradient and no optimizer state.
+    """
 
     first_stage: int
     last_stage: int
+    frozen: int = 0
 
 
 # --- data ---
@@ -172,19 +180,40 @@ class ViewUse(NamedTuple):
     shared: bool
 
 
-class SizeFlag(NamedTuple):
-    """A size that datasets are made for, as a flag of tools/preprocess_data.py.
+ImageSetting = int | str
+"""A whole number, or one of the words that its flag takes."""
+
+ImageSettings = Mapping[str, ImageSetting]
+"""What pictures are made into, by the names of a family's `image_flags`."""
+
+
+class ImageFlag(NamedTuple):
+    """A setting of pictures that datasets are made for, as a flag of tools/preprocess_data.py.
 
     Attributes:
-        default: in pixels.
+        default: a whole number, or one of `choices`.
         help: of the flag.
-        pixels_alone: it changes decoded pixels and no row of the sequence, so that only a dataset that stores pixels
-            is bound to it.
+        binds: image storages under which a dataset fits no other value. All, if it decides rows of the sequence; if it
+            changes decoded pixels alone, those that store what it changes: "pixels", and "jpeg" if that is the first
+            view.
+        choices: the words it may be; empty for a whole number.
+        metavar: what a number counts: PX for pixels, N otherwise.
     """
 
-    default: int
+    default: ImageSetting
     help: str
-    pixels_alone: bool = False
+    binds: tuple[Literal["encoded", "jpeg", "pixels"], ...] = ("encoded", "jpeg", "pixels")
+    choices: tuple[str, ...] = ()
+    metavar: str = "PX"
+
+    @property
+    def decides_rows(self) -> bool:
+        """Does it change rows of the sequence, and so bind every dataset?"""
+        return "encoded" in self.binds
+
+    def takes(self, value: object) -> bool:
+        """Can this be its value? Of a number the type alone is checked."""
+        return value in self.choices if self.choices else type(value) is int
 
 
 # --- the family ---
@@ -207,7 +236,7 @@ class ModelFamily(Protocol):
         stages: what trains in each stage, by the number that `--stage` takes.
         parts: what the family adds to a language model, by part: globs over global parameter names. A part that a
             folder of weights lacks keeps its initial weights.
-        image_flags: sizes that a dataset is made for, by their names in `image_sizes`.
+        image_flags: settings of pictures that a dataset is made for, by their names in `image_settings`.
         text_rules: templates of the family's own, and how its texts are tokenised and cut.
     """
 
@@ -217,7 +246,7 @@ class ModelFamily(Protocol):
     other_names: Mapping[str, str] = {}
     stages: Mapping[int, Stage]
     parts: Mapping[str, tuple[str, ...]]
-    image_flags: Mapping[str, SizeFlag]
+    image_flags: Mapping[str, ImageFlag]
     text_rules: TextRules = TextRules()
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
@@ -300,24 +329,32 @@ class ModelFamily(Protocol):
         """FLOPs of a step beside the decoder's (see `training/monitoring/flops.py` for what is counted)."""
         ...
 
+    def image_work(self, config: RunConfig) -> float:
+        """What a picture costs in the front end, in tokens of the decoder's matrix products, forward and backward.
+
+        Packs are balanced with it, so that data-parallel ranks have equal work; 0 where the front end is too small to
+        count. It must not depend on the parallel layout.
+        """
+        return 0.0
+
     # --- data ---
 
-    def image_sizes(self, config: RunConfig) -> dict[str, int]:
-        """Sizes of a run's model in pixels, by the names of `image_flags`.
+    def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
+        """What a run's model makes of pictures, by the names of `image_flags`.
 
         One that the run has no use for is left out, and one that cannot be read from a folder, which `check` says.
         """
         ...
 
-    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
-        """Errors in the sizes of a dataset that is to be made: a sentence each, with the flag and the remedy."""
+    def check_image_settings(self, settings: ImageSettings) -> Iterator[str]:
+        """Errors in the settings of a dataset that is to be made: a sentence each, with the flag and the remedy."""
         ...
 
-    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
-        """What pictures become under these sizes, in pixels; those that are left out have their defaults.
+    def image_planner(self, settings: ImageSettings) -> ImagePlanner:
+        """What pictures become under these settings; those that are left out have their defaults.
 
         Raises:
-            ValueError: sizes that do not go together.
+            ValueError: settings that do not go together.
         """
         ...
 
@@ -340,8 +377,11 @@ class ModelFamily(Protocol):
         return LanguageGolden()
 
 
-# A part, as `ModelFamily.parts` names them, that a folder of weights may lack: what embeds the images.
-FRONT_END = "front end"
+# Parts that a folder of weights may lack: what embeds the images (one of `ModelFamily.parts`), and the decoder's
+# adapters (of all families).
+FRONT_END, ADAPTERS = "front end", "adapters"
+# Global names of the adapters' parameters (`--lora-rank`), as a glob.
+ADAPTER_PARAMETERS = "decoder.layers.*.lora.*"
 
 
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
@@ -350,6 +390,7 @@ def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -
     Args:
         family: of the model.
         name: of the parameter, local or global.
-        lacking: parts that the folder does not hold, as `parts` names them.
+        lacking: parts that the folder does not hold, as `parts` names them, and ADAPTERS.
     """
-    return any(matches(name, family.parts.get(part, ())) for part in lacking)
+    parts = {**family.parts, ADAPTERS: (ADAPTER_PARAMETERS,)}
+    return any(matches(name, parts.get(part, ())) for part in lacking)

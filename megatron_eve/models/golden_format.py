@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -12,22 +14,118 @@ if TYPE_CHECKING:
     from megatron_eve.models.model_parts import VisualInputs
 
 
+@dataclass(frozen=True)
+class GoldenBatch:
+    """A batch of samples, and what a published model computed of it, under the names of `verification/cases.py`.
+
+    Attributes:
+        name: of the batch, in front of the names of its rows.
+        weights: folder of the model in Hugging Face layout.
+        inputs: `input_ids` int64 [B, n] with -200 for each picture, `labels` int64 [B, n] (not shifted) and
+            `attention_mask` bool [B, n].
+        outputs: by name.
+        pictures: of each sample, as files.
+        settings: of the family, as far as the folder of weights does not hold them.
+        stage: of training that its gradients are of.
+    """
+
+    name: str
+    weights: Path
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+    pictures: Sequence[Sequence[bytes]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    stage: int = 3
+
+
+class Comparison(NamedTuple):
+    """Something that a family compares by itself.
+
+    Attributes:
+        name: of the row.
+        ours, golden: of one shape.
+        kind: activations and gradients are compared by relative L2 norm; what is exact, entry by entry.
+    """
+
+    name: str
+    ours: torch.Tensor
+    golden: torch.Tensor
+    kind: Literal["activation", "gradient", "exact"]
+
+
+class GoldenPicture(NamedTuple):
+    """What a published processor made of a picture.
+
+    Attributes:
+        name: of the row.
+        file: the picture.
+        settings: of pictures, by the family's names; those that are left out have their defaults.
+        view: that is compared.
+        sha256: of its bytes, [3, height, width].
+    """
+
+    name: str
+    file: Path
+    settings: Mapping[str, Any]
+    view: str
+    sha256: str
+
+
+def image_names(counts: Sequence[int]) -> list[list[str]]:
+    """What outputs inside the front end are called for the pictures of each sample: by the sample, and by the place in
+    it where that has several.
+
+    Args:
+        counts: pictures of each sample.
+    """
+    return [
+        [str(sample)] if count == 1 else [f"{sample}.{image}" for image in range(count)]
+        for sample, count in enumerate(counts)
+    ]
+
+
 class GoldenFormat(Protocol):
     """Golden cases of a family: outputs of its published model, by the names that the cases give them.
 
-    The defaults are those of a family whose cases hold nothing beside what a language model computes.
+    The defaults are those of a family whose cases have the form of `verification/cases.py`, and hold nothing beside
+    what a language model computes.
 
     Attributes:
         sizes: image sizes of the case `preprocess`, by its names of them, as `ModelFamily.image_planner` takes them.
         losses: losses beside `llm_loss`, and the objectives that compute them.
         gradients: of those losses, the prefix of their own part of a gradient.
         heads: by objective, the outputs that hold predictions and targets of its head.
+        recomputing: settings of the family in a run with recomputation.
+        without_gradient: of parameters (keys of a folder in Hugging Face layout) whose gradients are rounding noise,
+            since they cancel; these are compared absolutely.
     """
 
     sizes: Mapping[str, Mapping[str, int]] = {}
     losses: Mapping[str, str] = {}
     gradients: Mapping[str, str] = {}
     heads: Mapping[str, tuple[str, str]] = {}
+    recomputing: Mapping[str, Any] = {}
+    without_gradient: re.Pattern[str] | None = None
+
+    def reads(self, folder: Path) -> bool:
+        """Is this folder a case of a form of the family's own? Its `batches` and `comparisons` are compared then."""
+        return False
+
+    def batches(self, folder: Path) -> Sequence[GoldenBatch]:
+        """Batches of samples that such a folder holds.
+
+        Raises:
+            ConfigError: a case that lacks files.
+        """
+        return ()
+
+    def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:
+        """Pictures that such a folder holds without a model."""
+        return iter(())
+
+    def comparisons(self, folder: Path) -> Iterator[Comparison]:
+        """What else such a folder holds. Collective; the groups of tensor parallelism are there."""
+        return iter(())
 
     def settings(self, meta: Mapping[str, Any], folder: Path, outputs: Collection[str]) -> dict[str, Any]:
         """Settings of the family for a run of a case, as far as config.json does not hold them.
@@ -39,7 +137,7 @@ class GoldenFormat(Protocol):
         """
         return {}
 
-    def pictures(self, plan: Any, sizes: Mapping[str, int]) -> Mapping[str, Any]:
+    def pictures(self, plan: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
         """The pictures that entered the published model, by the case's names, each as a `View` that is not cut.
 
         Args:

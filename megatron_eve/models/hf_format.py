@@ -22,7 +22,7 @@ Flags = Mapping[str, Any]
 """Values of the flags of tools/convert_checkpoint.py by name (`dtype`), the family's own among them."""
 
 JSONFiles = dict[str, dict[str, Any]]
-"""What files of a folder hold, by file name."""
+"""What files of a folder hold, by path in it."""
 
 
 class CopiedTensors(NamedTuple):
@@ -43,6 +43,39 @@ class CopiedTensors(NamedTuple):
     none: str
 
 
+class Stated(NamedTuple):
+    """A setting of the family that a folder states.
+
+    Attributes:
+        setting: its name among the family's settings.
+        value: as the family's settings have it.
+        field: where the folder states it, for messages; usually a name in config.json.
+        assumed: it is of a model that the folder names and does not hold; a run is not compared with it.
+    """
+
+    setting: str
+    value: Any
+    field: str
+    assumed: bool = False
+
+
+class PartFolder(NamedTuple):
+    """A folder that holds one part of a model: it is read where the model's own folder lacks that part.
+
+    Attributes:
+        part: as `ModelFamily.parts` names it; one of `HFFormat.optional_parts`.
+        folder: in Hugging Face layout.
+        flag: that names it, for messages.
+        prefixes: what its keys begin with, each with what stands there instead in `HFFormat.rules`. The first that any
+            key begins with counts, and keys that begin otherwise are left out.
+    """
+
+    part: str
+    folder: Path
+    flag: str
+    prefixes: Mapping[str, str]
+
+
 class HFFormat(Protocol):
     """Folders of a family in Hugging Face layout.
 
@@ -55,40 +88,58 @@ class HFFormat(Protocol):
         other_model_types: `model_type`s that are easily taken for one of those, and what such a folder is, with the
             remedy.
         fields: numbers above 0 in config.json, where they are stated, and the family's settings that they are.
+        run_decides: settings that a run may have otherwise than the folder that it starts from.
         optional_parts: which keys hold a part, as `ModelFamily.parts` names them, that a folder may lack.
         ignored_keys: patterns of keys that nothing is made of, and why.
         left_out: what an export leaves out of a checkpoint, and why.
         rotary_buffers: does the published code expect the frequencies of the rotary embedding with every layer?
-        processor_class: class of the processor for transformers.
-        code: files with the model for transformers, which an export holds and which import nothing of this package.
     """
 
     title: str
     model_types: tuple[str, ...]
     other_model_types: Mapping[str, str] = {}
     fields: Mapping[str, str] = {}
+    run_decides: Collection[str] = ()
     optional_parts: Mapping[str, re.Pattern[str]] = {}
     ignored_keys: Mapping[str, str] = {}
     left_out: str = "what only training needs"
     rotary_buffers: bool = False
-    processor_class: str = ""
 
-    @property
-    def code(self) -> Sequence[Path]:
-        """See above."""
-        return ()
+    # --- config.json of a folder ---
 
-    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
-        """The folders in which a model lies: each has a config.json and weights.
+    def check_fields(self, fields: Mapping[str, Any]) -> Iterator[str]:
+        """Why a model with this config.json cannot be computed here: a sentence each, which begins with the field."""
+        return iter(())
+
+    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
+        """The folders in which a model lies, each with weights, and the names of tensors in them.
 
         Args:
             fields: of the config.json of the model's folder itself.
 
         Returns:
-            Their names, relative to the model's folder, each with what stands in front of its keys in `rules`; the
-            first holds the language model, with its tokenizer. By default all is in the model's folder.
+            Their names, relative to the model's folder; the first holds the language model with its tokenizer, and a
+            config.json. Each has what keys begin with there, and what stands there instead in `rules`; the longest
+            beginning counts, and a key with none of them is the same in both. By default all is in the model's folder,
+            under the names of `rules`.
         """
-        return {".": ""}
+        return {".": {}}
+
+    def language_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What config.json says of the language model, where it says it in a section; None where it has none."""
+        return None
+
+    def stated(self, fields: Mapping[str, Any], folder: Path) -> Sequence[Stated]:
+        """The family's settings that a folder states: by default those of `fields`.
+
+        Args:
+            fields: of its config.json.
+            folder: of this family.
+
+        Raises:
+            ConfigError: a file beside config.json that cannot be read.
+        """
+        return [Stated(ours, fields[name], name) for name, ours in self.fields.items() if name in fields]
 
     # --- weights ---
 
@@ -99,6 +150,10 @@ class HFFormat(Protocol):
     def has_part(self, part: str, vision: Any) -> bool:
         """Has a model of these settings this part, as `ModelFamily.parts` names them?"""
         return True
+
+    def part_folders(self, vision: Any) -> Sequence[PartFolder]:
+        """Folders that hold parts of a model of these settings, such as a frozen tower's."""
+        return ()
 
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
@@ -153,6 +208,25 @@ class HFFormat(Protocol):
         """The family's settings of the model that an export holds."""
         return vision
 
+    def export_folders(self, published: bool, vision: Any, flags: Flags) -> Mapping[str, Mapping[str, str]]:
+        """The folders of an export, as `folders`: by default one, with the names of `rules`.
+
+        Args:
+            published: in the published format, not in that for transformers.
+            vision: settings of the model that it holds.
+            flags: of the export.
+        """
+        return {".": {}}
+
+    def rows(self, model: ModelConfig, image_token_id: int) -> int:
+        """Rows of the embedding and of the output layer in a folder for transformers: by default the vocabulary's.
+
+        Args:
+            model: sizes of the decoder.
+            image_token_id: id of `<image>` in the tokenizer that the folder gets.
+        """
+        return model.vocab_size
+
     def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
         """What an export holds of another folder, such as a frozen model's weights."""
         return None
@@ -160,7 +234,7 @@ class HFFormat(Protocol):
     def published_files(
         self, model: ModelConfig, vision: Any, dtype: str, ids: Mapping[str, int], flags: Flags
     ) -> JSONFiles:
-        """What the published format holds beside weights and tokenizer.
+        """What the published format holds beside weights and tokenizer, by path in the folder.
 
         Args:
             model: sizes of the decoder.
@@ -178,8 +252,18 @@ class HFFormat(Protocol):
 
         Args:
             image_token_id: id of `<image>` in the tokenizer that the folder gets.
+
+        Returns:
+            The files, with config.json and processor_config.json, which names the class of the processor.
         """
         ...
+
+    def code(self, vision: Any) -> Sequence[Path]:
+        """Files with the model for transformers, which an export holds and which import nothing of this package.
+
+        None, by default, for a model that transformers has itself.
+        """
+        return ()
 
     def register(self) -> Mapping[str, type]:
         """Register the model with transformers, so that no code from a folder has to run.

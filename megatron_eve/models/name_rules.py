@@ -7,7 +7,7 @@ family's in its folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_eve.models.tensor_layouts import Layout
@@ -29,6 +29,35 @@ class Rule:
     megatron: str
     hf: tuple[str, ...]
     layout: Layout
+
+
+def renamed(key: str, prefixes: Mapping[str, str]) -> str:
+    """A key under its other name: the longest of the prefixes that it begins with is replaced, if there is one."""
+    longest = max((some for some in prefixes if key.startswith(some)), key=len, default="")
+    return prefixes.get(longest, "") + key.removeprefix(longest)
+
+
+def placed(key: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """Where a tensor lies in a model of several folders, the other way round than `renamed`.
+
+    Args:
+        key: as the rules name it.
+        folders: as `HFFormat.folders`.
+
+    Returns:
+        Its folder, and its key there: by the longest beginning that it has, and otherwise in the first folder, under
+        the same name.
+    """
+    found = [
+        (len(ours), folder, theirs + key.removeprefix(ours))
+        for folder, prefixes in folders.items()
+        for theirs, ours in prefixes.items()
+        if key.startswith(ours)
+    ]
+    if not found:
+        return next(iter(folders)), key
+    _, folder, there = max(found, key=lambda some: some[0])
+    return folder, there
 
 
 def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:

@@ -92,10 +92,10 @@ def image_planner(config: RunConfig) -> ImagePlanner:
 
     Raises:
         FamilyError: its family is not here.
-        ValueError: sizes that do not go together.
+        ValueError: image settings that do not go together.
     """
     family = find_family(config.family)
-    return family.image_planner(family.image_sizes(config))
+    return family.image_planner(family.image_settings(config))
 
 
 def _family_in(module: str) -> object:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from megatron_eve.config import RunConfig
-from megatron_eve.models.family import Stage
+from megatron_eve.models.family import ADAPTER_PARAMETERS, Stage
 from megatron_eve.models.registry import find_family
 
 if TYPE_CHECKING:
@@ -13,8 +14,13 @@ if TYPE_CHECKING:
 
 
 def stage_of(config: RunConfig) -> Stage:
-    """The stage that a run trains."""
-    return find_family(config.family).stage(config)
+    """The stage that a run trains; with adapters, of the language model these alone (`--lora-rank`)."""
+    family = find_family(config.family)
+    stage = family.stage(config)
+    if not config.lora.enabled:
+        return stage
+    parts = [pattern for patterns in family.parts.values() for pattern in patterns]
+    return replace(stage, among=(ADAPTER_PARAMETERS, *parts))
 
 
 def freeze_untrained(chunk: VisionLanguageModel, stage: Stage) -> None:

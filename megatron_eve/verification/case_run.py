@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.models.family import ImagePlan
-from megatron_eve.models.registry import image_planner
+from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.cases import ModelCase
 
 
@@ -25,13 +26,13 @@ class CaseDataset:
     def __init__(self, case: ModelCase) -> None:
         self.info = MockInfo(case.model.vocab_size, apply_exif=False)
         self.planner = image_planner(RunConfig(family=case.family, model=case.model, vision=case.vision))
-        self._files = [path for path in case.images if path is not None]
+        self._files = [file for files in case.images for file in files]
         masks = case.inputs["attention_mask"]
         self._texts = [
             (ids[mask].numpy(), labels[mask].numpy())
             for ids, labels, mask in zip(case.inputs["input_ids"], case.inputs["labels"], masks, strict=True)
         ]
-        counts = np.array([path is not None for path in case.images], dtype=np.int64)
+        counts = np.array([len(files) for files in case.images], dtype=np.int64)
         self.samples = np.zeros(
             len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
         )
@@ -51,30 +52,31 @@ class CaseDataset:
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]
-        text = len(self._texts[index][0])
-        return text - 1 + self.image_plan(sample["first_image"]).rows if sample["num_images"] else text
+        first, count = int(sample["first_image"]), int(sample["num_images"])
+        rows = sum(self.image_plan(image).rows for image in range(first, first + count))
+        return len(self._texts[index][0]) - count + rows
 
     def sample_name(self, index: int) -> str:
         """Name of a sample in messages."""
         return f"sample {index} of the case"
 
     def image_name(self, image: int) -> str:
-        """The picture file."""
-        return str(self._files[image])
+        """Name of a picture in messages."""
+        return f"picture {image} of the case"
 
     def stored_pixels(self, image: int) -> None:
         """Always None: pictures are files here."""
 
     def image_bytes(self, image: int) -> bytes:
         """The raw picture file."""
-        return self._files[image].read_bytes()
+        return self._files[image]
 
     def will_need(self, indices: np.ndarray) -> None:
         """Does nothing: the files are small."""
 
     def image_plan(self, image: int) -> ImagePlan:
         """From the picture's own size."""
-        with Image.open(self._files[image]) as picture:
+        with Image.open(io.BytesIO(self._files[image])) as picture:
             return self.planner(*picture.size)
 
 
@@ -82,6 +84,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
     """A configuration for a case; packs are as long as its longest sample, so that there are several."""
     context = parallel.context_parallel_size
     multiple = parallel.tensor_model_parallel_size * (2 * context if context > 1 else 1)
+    recomputing = find_family(case.family).golden().recomputing if recompute else {}
     longest = int(CaseDataset(case).lengths(np.arange(len(case.images))).max())
     return RunConfig(
         family=case.family,
@@ -89,7 +92,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
         # Every rank needs whole gradients, so nothing is sharded over data-parallel ranks.
         parallel=replace(parallel, use_distributed_optimizer=False, variable_seq_lengths=True),
         training=TrainingConfig(
-            stage=3 if "lm_head.weight" in case.meta.get("trainable", ["lm_head.weight"]) else 1,
+            stage=case.stage,
             global_batch_size=len(case.images),
             train_iters=1,
             transformer_impl="local",
@@ -97,7 +100,7 @@ def case_config(case: ModelCase, parallel: ParallelConfig, recompute: bool) -> R
             recompute_method="uniform" if recompute else None,
             recompute_num_layers=1 if recompute else None,
         ),
-        vision=case.vision,
+        vision=replace(case.vision, **recomputing),
         data=DataConfig(
             seq_length=-(-longest // multiple) * multiple,
             shuffle=False,

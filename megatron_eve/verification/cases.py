@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.data.text.turns import ConversationError
 from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.golden_format import GoldenBatch
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.verification.results import CheckResult, equal
 
@@ -34,28 +36,31 @@ def linked(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A case with weights, inputs and outputs.
+    """A batch of samples with weights, inputs and outputs.
 
     Attributes:
-        folder: its path.
-        meta: meta.json.
-        inputs, outputs: tensors by name.
+        name: of the batch, for a case of several.
+        folder: of the case.
+        inputs: `input_ids`, `labels` and `attention_mask`, [B, n] each; -200 stands for a picture.
+        outputs: tensors by name.
         hf: folder of the weights.
         family: of the model.
         model: sizes of the decoder.
         vision: settings of the family.
-        images: for each sample, its picture file, or None where the text has no image.
+        images: for each sample, its picture files.
+        stage: of training that its gradients are of.
     """
 
+    name: str
     folder: Path
-    meta: dict[str, Any]
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
     hf: Path
     family: str
     model: ModelConfig
     vision: Any
-    images: list[Path | None]
+    images: Sequence[Sequence[bytes]]
+    stage: int
 
 
 def case_family(meta: Mapping[str, Any]) -> ModelFamily:
@@ -69,13 +74,15 @@ def read_model_case(folder: Path) -> ModelCase:
     hf = linked(folder, "hf")
     inputs = load_file(folder / "inputs.safetensors")
     raw = {path.name.split("_", 1)[0]: path for path in (folder / "raw").glob("*.png")}
-    images = [raw[str(i)] if (row == -200).any() else None for i, row in enumerate(inputs["input_ids"])]
+    images = [
+        [raw[str(i)].read_bytes()] if (row == -200).any() else [] for i, row in enumerate(inputs["input_ids"])
+    ]
     outputs = load_file(folder / "outputs.safetensors")
     family = case_family(meta)
     settings = settings_of(hf, **family.golden().settings(meta, hf, outputs))
     return ModelCase(
+        name="",
         folder=folder,
-        meta=meta,
         inputs=inputs,
         outputs=outputs,
         hf=hf,
@@ -83,21 +90,52 @@ def read_model_case(folder: Path) -> ModelCase:
         model=settings.model,
         vision=settings.vision,
         images=images,
+        stage=3 if "lm_head.weight" in meta.get("trainable", ["lm_head.weight"]) else 1,
+    )
+
+
+def batch_case(folder: Path, batch: GoldenBatch) -> ModelCase:
+    """A batch of a case of a family's own form."""
+    settings = settings_of(batch.weights, **batch.settings)
+    return ModelCase(
+        name=batch.name,
+        folder=folder,
+        inputs=batch.inputs,
+        outputs=batch.outputs,
+        hf=batch.weights,
+        family=settings.family,
+        model=settings.model,
+        vision=settings.vision,
+        images=batch.pictures,
+        stage=batch.stage,
     )
 
 
 def check_pictures(case: ModelCase, config: RunConfig) -> Iterator[CheckResult]:
-    """Compare our resized pictures with the inputs of the published model: every byte must be equal."""
-    sizes = find_family(case.family).image_sizes(config)
-    for i, path in enumerate(case.images):
-        if path is None:
-            continue
-        with Image.open(path) as picture:
+    """Compare our resized pictures with the inputs of the published model, where a case holds these: every byte must
+    be equal."""
+    family = find_family(case.family)
+    sizes, golden = family.image_settings(config), family.golden()
+    if not (case.folder / "proc").is_dir():
+        return
+    for i, files in enumerate(case.images):
+        for file in files:
+            with Image.open(io.BytesIO(file)) as picture:
+                image = picture.convert("RGB")
+            plan = family.image_planner(sizes)(*image.size)
+            for kind, view in golden.pictures(plan, sizes).items():
+                expected = np.asarray(Image.open(case.folder / "proc" / f"{i}_{kind}.png"))
+                yield equal(f"pixels.{i}.{kind}", int((view_of(image, view) != expected).sum()))
+
+
+def check_pictures_alone(family: ModelFamily, folder: Path) -> Iterator[CheckResult]:
+    """Pictures of a case of a family's own form: the bytes of each, by their sha256."""
+    for one in family.golden().pictures_alone(folder):
+        with Image.open(one.file) as picture:
             image = picture.convert("RGB")
-        plan = find_family(case.family).image_planner(sizes)(*image.size)
-        for kind, view in find_family(case.family).golden().pictures(plan, sizes).items():
-            golden = np.asarray(Image.open(case.folder / "proc" / f"{i}_{kind}.png"))
-            yield equal(f"pixels.{i}.{kind}", int((view_of(image, view) != golden).sum()))
+        view = family.image_planner(one.settings)(*image.size).views[one.view]
+        sha256 = hashlib.sha256(np.ascontiguousarray(view_of(image, view).transpose(2, 0, 1))).hexdigest()
+        yield equal(f"{one.name}: sha256", sha256 != one.sha256)
 
 
 def check_preprocess(folder: Path) -> Iterator[CheckResult]:

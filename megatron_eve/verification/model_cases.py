@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from megatron_eve.config import (
     validate,
 )
 from megatron_eve.data.batch import PADDING_SAMPLE_ID, PackedBatch
+from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.golden_format import image_names
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
@@ -36,25 +40,38 @@ from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
-from megatron_eve.verification.cases import ModelCase, case_family, check_pictures, linked, read_model_case
+from megatron_eve.verification.cases import ModelCase, case_family, check_pictures, linked
 from megatron_eve.verification.results import (
     ACTIVATIONS,
     GRADIENTS,
     LOSSES,
     CheckResult,
     absolute,
+    compared,
+    distance,
     equal,
+    gathered,
     relative,
 )
 
 
-def check_model_case(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
+def check_model_case(case: ModelCase, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
     """Run one case under a layout, in the existing process group. Collective; every rank gets all rows."""
-    case = read_model_case(folder)
     config = case_config(case, parallel, recompute)
     validate(config, torch.distributed.get_world_size())
     with model_parallel(config):
-        return _check_under_layout(case, config)
+        rows = _check_under_layout(case, config)
+    return [replace(row, name=f"{case.name}.{row.name}") for row in rows] if case.name else rows
+
+
+def check_comparisons(folder: Path, family: ModelFamily, parallel: ParallelConfig) -> list[CheckResult]:
+    """What a family compares by itself, under the tensor parallelism of a layout; likewise."""
+    config = RunConfig(
+        family=family.name,
+        parallel=ParallelConfig(tensor_model_parallel_size=parallel.tensor_model_parallel_size),
+    )
+    with model_parallel(config):
+        return gathered([compared(one) for one in family.golden().comparisons(folder)])
 
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]:
@@ -65,7 +82,8 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
     loader = build_loader(config, data_in_memory(config, CaseDataset(case)))
     step = loader.step(0)
     rows = list(check_pictures(case, config))
-    rows += _gathered(_check_embeddings(case, bare[0], step.batches))
+    rows += gathered(list(_check_labels(case, step.batches)))
+    rows += gathered(_check_embeddings(case, bare[0], step.batches))
     outputs = _forward(case, chunks, step.batches, models)
     objectives = {objective.name for objective in find_family(case.family).objectives(config)}
     for sample in range(len(case.images)):
@@ -78,13 +96,13 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
             name = f"{kind}.{sample}"
             # Samples without an image have no rows here; the published code runs the layer on them without using the
             # result.
-            if case.images[sample] is not None and name in case.outputs:
+            if case.images[sample] and name in case.outputs:
                 rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
     losses = forward_backward(chunks, step, normalizer, models)
-    rows += _gathered(_check_losses(case, objectives, losses))
+    rows += gathered(_check_losses(case, objectives, losses))
     rows += _check_gradients(case, objectives, whole_gradients(bare, case))
     loader.close()
     return rows
@@ -100,23 +118,12 @@ def _check_losses(
     rows = [
         absolute(theirs, float(losses[ours]), float(case.outputs[theirs]), LOSSES)
         for theirs, ours in names.items()
-        if ours in losses
+        if ours in losses and theirs in case.outputs
     ]
     if objectives:
         total = float(sum(losses.values()))
         rows.append(absolute("total_loss", total, float(case.outputs["total_loss"]), LOSSES))
     return rows
-
-
-def _gathered(rows: list[CheckResult]) -> list[CheckResult]:
-    """Rows of all ranks; of a row on several ranks (tensor- and data-parallel) the one with the largest error."""
-    gathered: list[list[CheckResult]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, rows)
-    worst: dict[str, CheckResult] = {}
-    for row in (row for some in gathered for row in some):
-        if row.name not in worst or not row.error <= worst[row.name].error:
-            worst[row.name] = row
-    return list(worst.values())
 
 
 def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
@@ -127,6 +134,18 @@ def _samples(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
             yield sample, slice(start, start + length)
 
 
+def _check_labels(case: ModelCase, batches: Sequence[PackedBatch]) -> Iterator[CheckResult]:
+    """Labels with pictures expanded, where the case has them."""
+    if (merged := case.outputs.get("labels_merged")) is None:
+        return
+    for batch in batches:
+        for sample, place in _samples(batch):
+            # Ours are shifted; the case's are as long as its longest sample.
+            ours = torch.full_like(merged[sample, 1:], IGNORE_INDEX)
+            ours[: place.stop - place.start - 1] = batch.labels[place][:-1]
+            yield equal(f"labels_merged.{sample}", int((ours != merged[sample, 1:]).sum()))
+
+
 @torch.no_grad()
 def _check_embeddings(
     case: ModelCase, first: VisionLanguageModel, batches: Sequence[PackedBatch]
@@ -134,7 +153,7 @@ def _check_embeddings(
     """Outputs inside the front end, and the decoder's input, on the first stage."""
     if not first.pre_process:
         return []
-    rows = []
+    rows, names = [], image_names([len(files) for files in case.images])
     for batch in batches:
         inputs = model_inputs(DevicePack(batch), first)
         hidden = first.embed(inputs)[:, 0]
@@ -142,15 +161,14 @@ def _check_embeddings(
         inside = find_family(case.family).golden().front_end_outputs(first.vision_model, inputs.visual)
         image = 0
         for sample, place in _samples(batch):
-            golden = case.outputs["inputs_embeds"][sample, : place.stop - place.start]
-            rows.append(relative(f"inputs_embeds.{sample}", hidden[place], golden, ACTIVATIONS))
-            if case.images[sample] is None:
-                continue
-            for kind, images in inside.items():
-                name = f"{kind}.{sample}"
-                if name in case.outputs:
-                    rows.append(relative(name, images[image], case.outputs[name], ACTIVATIONS))
-            image += 1
+            if "inputs_embeds" in case.outputs:
+                golden = case.outputs["inputs_embeds"][sample, : place.stop - place.start]
+                rows.append(relative(f"inputs_embeds.{sample}", hidden[place], golden, ACTIVATIONS))
+            for name in names[sample]:
+                for kind, images in inside.items():
+                    if (golden := case.outputs.get(f"{kind}.{name}")) is not None:
+                        rows.append(relative(f"{kind}.{name}", images[image], golden, ACTIVATIONS))
+                image += 1
     return rows
 
 
@@ -246,13 +264,18 @@ def _head_pieces(
 
 def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[CheckResult]:
     logits, outputs = logits.cpu(), case.outputs
-    length = len(logits)
+    length, rows = len(logits), list[CheckResult]()
+    if "logits" in outputs:
+        rows.append(relative(f"logits.{sample}", logits, outputs["logits"][sample, :length], ACTIVATIONS))
+    if "logits_index" not in outputs:
+        return rows
     picked = outputs["logits_index"][:, 0] == sample
     positions = outputs["logits_index"][picked, 1]
     top = logits.topk(2).values
     clear = top[:, 0] - top[:, 1] > 1e-4  # with a smaller margin, rounding may change the chosen token
     same = logits.argmax(-1) == outputs["logits_argmax"][sample, :length]
     return [
+        *rows,
         relative(f"logits_rows.{sample}", logits[positions], outputs["logits_rows"][picked], ACTIVATIONS),
         relative(
             f"logits_logsumexp.{sample}",
@@ -288,6 +311,7 @@ def _check_gradients(
     """`grad.*` is of the total loss. Where the run lacks an objective of it, only gradients of the language loss can be
     compared: those whose other parts are given apart, and lm_head's, which gets none of them."""
     outputs, rows, golden_cases = case.outputs, list[CheckResult](), find_family(case.family).golden()
+    noise = golden_cases.without_gradient
     apart = [
         golden_cases.gradients[loss]
         for loss, objective in golden_cases.losses.items()
@@ -298,7 +322,9 @@ def _check_gradients(
             continue
         name = key.removeprefix("grad.")
         if not apart:
-            if name in gradients:
+            if name in gradients and noise is not None and noise.fullmatch(name):
+                rows.append(distance(key, gradients[name], golden, GRADIENTS))
+            elif name in gradients:
                 rows.append(relative(key, gradients[name], golden, GRADIENTS))
             elif not optional_part(find_family(case.family), name):  # a batch without any image needs none
                 rows.append(equal(f"{key} is missing", 1))

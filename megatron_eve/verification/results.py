@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_eve.models.golden_format import Comparison
+
 # Float32 tolerances (relative L2; absolute for losses).
 ACTIVATIONS = 5e-6
 LOSSES = 1e-5
@@ -42,6 +44,11 @@ def relative(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: flo
     return CheckResult(name, ((ours - golden).norm() / scale).item(), tolerance)
 
 
+def distance(name: str, ours: torch.Tensor, golden: torch.Tensor, tolerance: float) -> CheckResult:
+    """L2 distance of two tensors of one shape."""
+    return CheckResult(name, (ours.cpu().double() - golden.double()).norm().item(), tolerance)
+
+
 def absolute(name: str, ours: float, golden: float, tolerance: float) -> CheckResult:
     """Absolute difference of two numbers."""
     return CheckResult(name, abs(ours - golden), tolerance)
@@ -50,3 +57,27 @@ def absolute(name: str, ours: float, golden: float, tolerance: float) -> CheckRe
 def equal(name: str, differences: int) -> CheckResult:
     """A comparison that must be exact: how many entries differ."""
     return CheckResult(name, float(differences), 0.0)
+
+
+def compared(one: Comparison) -> CheckResult:
+    """The row of what a family compares by itself; exact ones count the entries that differ."""
+    if one.kind != "exact":
+        return relative(
+            one.name, one.ours, one.golden, ACTIVATIONS if one.kind == "activation" else GRADIENTS
+        )
+    if one.ours.shape != one.golden.shape:
+        return CheckResult(
+            f"{one.name} (shape {tuple(one.ours.shape)}, golden {tuple(one.golden.shape)})", float("inf"), 0.0
+        )
+    return equal(one.name, int((one.ours.cpu() != one.golden).sum()))
+
+
+def gathered(rows: list[CheckResult]) -> list[CheckResult]:
+    """Rows of all ranks; of a row on several ranks (tensor- and data-parallel) the one with the largest error."""
+    every: list[list[CheckResult]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(every, rows)
+    worst: dict[str, CheckResult] = {}
+    for row in (row for some in every for row in some):
+        if row.name not in worst or not row.error <= worst[row.name].error:
+            worst[row.name] = row
+    return list(worst.values())

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_eve.config import ParallelConfig
-from megatron_eve.verification.cases import check_preprocess, check_tokenize
-from megatron_eve.verification.model_cases import check_greedy, check_model_case
+from megatron_eve.config import ConfigError, ParallelConfig
+from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.registry import loaded_families
+from megatron_eve.verification.cases import (
+    batch_case,
+    check_pictures_alone,
+    check_preprocess,
+    check_tokenize,
+    read_model_case,
+)
+from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
 
 
@@ -19,8 +27,11 @@ def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False
         recompute: run model cases with full recomputation.
 
     Raises:
-        FileNotFoundError: the folder is of no known form.
+        ConfigError: the folder is of no known form, or lacks files.
     """
+    for family in loaded_families():
+        if family.golden().reads(folder):
+            return _check_own_form(family, folder, parallel, recompute)
     if (folder / "sizes.json").is_file():
         return list(check_preprocess(folder))
     if (folder / "cases.json").is_file():
@@ -28,5 +39,15 @@ def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False
     if (folder / "greedy.json").is_file():
         return check_greedy(folder, parallel)
     if (folder / "meta.json").is_file():
-        return check_model_case(folder, parallel, recompute)
-    raise FileNotFoundError(f"{folder}: not a golden case")
+        return check_model_case(read_model_case(folder), parallel, recompute)
+    raise ConfigError(f"{folder}: not a golden case")
+
+
+def _check_own_form(
+    family: ModelFamily, folder: Path, parallel: ParallelConfig, recompute: bool
+) -> list[CheckResult]:
+    rows: list[CheckResult] = []
+    for batch in family.golden().batches(folder):
+        rows += check_model_case(batch_case(folder, batch), parallel, recompute)
+    rows += check_pictures_alone(family, folder)
+    return rows + check_comparisons(folder, family, parallel)

@@ -226,11 +226,17 @@ def test_a_glob_that_matches_only_what_is_frozen_is_said(ranks: RankPool) -> Non
 def test_settings_that_move_no_rank_leave_the_layout_the_same() -> None:
     config = run_config(ONE.parallel, iterations=4).to_dict()
     parallel = config["parallel"]
-    waiting = {**parallel, "distributed_timeout_minutes": 33, "overlap_grad_reduce": True}
-    assert rank_layout({"parallel": waiting}) == rank_layout(config)
-    older = {name: value for name, value in parallel.items() if name != "decoder_first_pipeline_num_layers"}
-    assert rank_layout({"parallel": older}) == rank_layout(config)
-    assert rank_layout({"parallel": {**parallel, "tensor_model_parallel_size": 2}}) != rank_layout(config)
+
+    def layout(**changes: Any) -> dict[str, Any]:
+        return rank_layout({**config, "parallel": {**parallel, **changes}})
+
+    assert layout(distributed_timeout_minutes=33, overlap_grad_reduce=True) == rank_layout(config)
+    older = {name: value for name, value in parallel.items() if name != "pipeline_model_parallel_layout"}
+    assert rank_layout({**config, "parallel": older}) == rank_layout(config)
+    assert layout(tensor_model_parallel_size=2) != rank_layout(config)
+    two = {"pipeline_model_parallel_size": 2}
+    short = layout(**two, decoder_first_pipeline_num_layers=5)  # as older versions kept it
+    assert short == layout(**two, pipeline_model_parallel_layout="E(t)*5|t*3,L") != layout(**two)
 
 
 def test_save_cut_short_is_not_loaded(ranks: RankPool, copy: Path) -> None:

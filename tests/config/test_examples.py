@@ -79,3 +79,30 @@ def test_recipes_and_layouts(name: str, layout: str | None, ranks: int, card: in
 
 def test_every_layout_is_tested() -> None:
     assert {path.stem for path in LAYOUTS.glob("*.yaml")} == {layout for _, layout, _, _ in CHOICES if layout}
+
+
+# Stage, batch, rate and samples of VILA's recipes; the published ones but for the samples of stages 2 and 3.
+VILA = {
+    "vila_7b/stage1": (1, 256, 1e-3, 595_000),
+    "vila_7b/stage2": (2, 1024, 5e-5, 31_000_000),
+    "vila_7b/stage3": (3, 128, 2e-5, 2_700_000),
+    "vila15_8b/stage1": (1, 256, 1e-3, 595_000),
+    "vila15_8b/stage2": (2, 1024, 5e-5, 31_000_000),
+    "vila15_8b/stage3": (3, 128, 1e-4, 2_700_000),
+}
+
+
+@pytest.mark.parametrize("name", VILA)
+def test_recipes_of_vila(name: str) -> None:
+    config = _load(name)
+    training, optimizer, vision = config.training, config.optimizer, config.vision
+    assert (training.stage, training.global_batch_size, optimizer.lr, training.train_samples) == VILA[name]
+    assert (optimizer.lr_warmup_fraction, optimizer.clip_grad, optimizer.weight_decay) == (0.03, 0.0, 0.0)
+    assert config.family == "vila"
+    # VILA-1.5 trains its tower in stage 3, and never crops.
+    assert vision.freeze_ViT == (name != "vila15_8b/stage3")
+    assert vision.image_fit == {"vila_7b/stage1": "crop"}.get(name, "stretch" if "15" in name else "pad")
+    ready = replace(
+        config, data=replace(config.data, mock_data=True), checkpoint=replace(config.checkpoint, save="run")
+    )
+    validate(ready, 32)

@@ -121,7 +121,7 @@ def test_every_key_of_an_eve_7b_is_accounted_for(
     assert numbers * 2 == pytest.approx(14.230e9, rel=1e-4)  # what the two published shards hold
     sizes = PRESETS[preset]
     (tmp_path / "config.json").write_text(json.dumps(published_config(*sizes, "bfloat16", {}, True)))
-    monkeypatch.setattr(importing, "HFFolder", lambda folder, folders: Names(shapes, folder))
+    monkeypatch.setattr(importing, "open_weights", lambda folder, folders, config: Names(shapes, folder))
     flags = dict.fromkeys(("teacher_model", "image_size", "patch_embedding_size"))
     config = importing.import_config(tmp_path, FAMILY, flags)
     config = replace(config, vision=replace(config.vision, patch_aligning=aligning))

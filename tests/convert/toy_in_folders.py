@@ -15,11 +15,15 @@ class FoldersFormat(ToyFormat):
 
     model_types: tuple[str, ...] = ("toy_in_folders",)
 
-    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, str]:
+    def folders(self, fields: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
         """Those of the public VILA-1.5 models; the toy's tensors have the names that its rules give them."""
         if "llm_cfg" not in fields:
             return super().folders(fields)
-        return {"llm": "", "vision_tower": "model.front_end.", "mm_projector": "model.colour_head."}
+        return {
+            "llm": {},
+            "vision_tower": {"": "model.front_end."},
+            "mm_projector": {"": "model.colour_head."},
+        }
 
 
 class FoldersFamily(ToyFamily):

@@ -51,7 +51,7 @@ def make_config(tmp_path: Path, tokenizer_path: Path) -> Callable[..., Preproces
             "tokenizer_model": str(tokenizer_path),
         }
         sizes = {name: settings.pop(name) for name in IMAGE_SIZES if name in settings}
-        given |= {"output_prefix": str(tmp_path / "out" / "set"), "image_sizes": sizes}
+        given |= {"output_prefix": str(tmp_path / "out" / "set"), "image_settings": sizes}
         return PreprocessConfig(**given | settings)
 
     return make

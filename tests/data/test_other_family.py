@@ -23,7 +23,7 @@ from tests.data.preprocessing.test_preprocess_command import flags, load_tool
 FAMILY = """
 from dataclasses import dataclass
 
-from megatron_eve.models.family import ImagePlan, ModelFamily, SizeFlag, View
+from megatron_eve.models.family import ImagePlan, ModelFamily, ImageFlag, View
 from megatron_eve.models.hf_format import HFFormat
 
 
@@ -45,7 +45,10 @@ class Family(ModelFamily):
         return Format()
 
     presets = stages = parts = {}
-    image_flags = {"side": SizeFlag(40, "side of a picture"), "icon_side": SizeFlag(10, "side of its icon", True)}
+    image_flags = {
+        "side": ImageFlag(40, "side of a picture"),
+        "icon_side": ImageFlag(10, "side of its icon", ("pixels",)),
+    }
 
     def check_sizes(self, config):
         yield from ()
@@ -55,15 +58,15 @@ class Family(ModelFamily):
     def objectives(self, config):
         return ()
 
-    def image_sizes(self, config):
+    def image_settings(self, config):
         return {}
 
-    def check_image_sizes(self, sizes):
-        if sizes["side"] < 1:
-            yield f"--side {sizes['side']}: use 1 or more"
+    def check_image_settings(self, settings):
+        if settings["side"] < 1:
+            yield f"--side {settings['side']}: use 1 or more"
 
-    def image_planner(self, sizes):
-        side, icon = (sizes.get(name, flag.default) for name, flag in self.image_flags.items())
+    def image_planner(self, settings):
+        side, icon = (settings.get(name, flag.default) for name, flag in self.image_flags.items())
 
         def plan(width, height):
             if min(width, height) < 1:
@@ -104,17 +107,17 @@ def test_a_dataset_of_another_family(
     more += ["--image-storage", storage, *(["--image-decoder", "pillow"] if storage != "encoded" else [])]
     assert load_tool().main(flags(config, *more)) == 0, capsys.readouterr().err
     manifest = json.loads(Path(f"{config.output_prefix}_dataset.json").read_text())
-    assert (manifest["family"], manifest["image_sizes"], manifest["format_version"]) == (
+    assert (manifest["family"], manifest["image_settings"], manifest["format_version"]) == (
         family,
         {"side": 32},
-        3,
+        4,
     )
     dataset = open_dataset(config.output_prefix)
     assert list(check_dataset(dataset, CheckCounts(), workers=1, advance=lambda num_bytes: None)) == []
     write_inspection(dataset, "set", tmp_path / "look", [0, 1, 2], None)
     assert "side 32" in (tmp_path / "look" / "index.html").read_text()
 
-    dataset.use_image_sizes(family, {"side": 32, "icon_side": 12})
+    dataset.use_image_settings(family, {"side": 32, "icon_side": 12})
     views: dict[str, Any] = {"views": ["picture", "icon"]}
     batch = build_batch(dataset, range(3), tensor_parallel=1, context_parallel=1, **views)
     assert batch.image_rows.tolist() == [5, 5] and batch.image_grids.tolist() == [[1, 5], [1, 5]]

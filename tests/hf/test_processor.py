@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import megatron_eve.hf  # noqa: F401 - registers the processor
-from megatron_eve.convert.transformers_folder import fast_tokenizer
+from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.data.images.patches import view_of
 from megatron_eve.data.text.conversation import encode_conversation
 from megatron_eve.data.text.prompts import encode_prompt
@@ -112,7 +112,7 @@ PIECES = st.one_of(
 
 @pytest.fixture(scope="module")
 def fast() -> Any:
-    return fast_tokenizer(find_golden("tokenize") / "tokenizer.model")[0]
+    return fast_tokenizer(Tokenizer(find_golden("tokenize") / "tokenizer.model"))[0]
 
 
 @settings(max_examples=300, deadline=None)

@@ -51,6 +51,12 @@ class Family:
         if config.data.seq_length == 7:
             yield "--seq-length 7: not for {name}"
 
+    def stage(self, config):
+        return self.stages[config.training.stage]
+
+    def image_work(self, config):
+        return 0.0
+
     def chat_template(self):
         return "plain"
 
@@ -94,13 +100,13 @@ class Family:
     def flops(self, config, work):
         return FamilyFlops({{}}, {{}})
 
-    def image_sizes(self, config):
+    def image_settings(self, config):
         return {{}}
 
-    def check_image_sizes(self, sizes):
+    def check_image_settings(self, settings):
         yield from ()
 
-    def image_planner(self, sizes):
+    def image_planner(self, settings):
         return None
 
     def views(self, config):
@@ -142,7 +148,7 @@ def test_no_family_loads_torch() -> None:
         "from megatron_eve.config import parse, validate\n"
         "from megatron_eve.models.eve.family import FAMILY\n"
         "assert find_family('eve') is FAMILY and not list(FAMILY.check(parse(['--mock-data'])))\n"
-        "assert FAMILY.image_planner(FAMILY.image_sizes(parse([])))(640, 480).rows == 55\n"
+        "assert FAMILY.image_planner(FAMILY.image_settings(parse([])))(640, 480).rows == 55\n"
         "print(sorted({'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules}))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -187,7 +193,9 @@ def test_an_installed_package_brings_one(elsewhere: Path) -> None:
     assert PRESETS["toy_installed_tiny"].model.num_layers == 2
 
 
-@pytest.mark.parametrize("name", ["vila", "no_such.family", "megatron_eve.models.eve.none", ".x", "a..b", ""])
+@pytest.mark.parametrize(
+    "name", ["no_such", "no_such.family", "megatron_eve.models.eve.none", ".x", "a..b", ""]
+)
 def test_unknown_families_are_answered_with_those_there_are(name: str) -> None:
     with pytest.raises(FamilyError) as caught:
         find_family(name)
@@ -240,13 +248,15 @@ def test_a_preset_implies_its_family(elsewhere: Path) -> None:
         ConfigError, match=r"--preset eve_7b: no such preset of the family toy_preset\.family; cho"
     ):
         parse(["--family", module, "--preset", "eve_7b"])
-    with pytest.raises(FamilyError, match="--family vila: no such family; choose one of eve"):
-        parse(["--family", "vila"])
+    with pytest.raises(FamilyError, match="--family no_such: no such family; choose one of eve"):
+        parse(["--family", "no_such"])
     later = elsewhere / "later.yaml"
-    later.write_text("model: {num_layers: 2}\nfamily: vila\n")
+    later.write_text("model: {num_layers: 2}\nfamily: no_such\n")
     with pytest.raises(FamilyError) as unknown:
         load_recipe(recipe, later)
-    assert str(unknown.value).startswith(f"{later}, line 2: family: vila: no such family; choose one of eve")
+    assert str(unknown.value).startswith(
+        f"{later}, line 2: family: no_such: no such family; choose one of eve"
+    )
 
 
 def test_a_family_checks_its_own_settings(elsewhere: Path) -> None:

@@ -154,7 +154,7 @@ def _assert_is_what_one_process_makes(shards: Shards, files: Sequence[Path], row
     whole = preprocess(
         PreprocessConfig(
             input=[str(file) for file in files], tokenizer_model=TOKENIZER,
-            image_sizes={"image_size": 224, "teacher_size": 112},
+            image_settings={"image_size": 224, "teacher_size": 112},
             output_prefix=str(shards.folder / "whole"),
         ),
         progress=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def reference(content: Content, dtype: torch.dtype) -> tuple[ReferenceEVE, list[
     )
     samples = []
     for i in range(content.first, content.first + content.count):
-        real, path = case.inputs["attention_mask"][i], case.images[i]
+        real, files = case.inputs["attention_mask"][i], case.images[i]
         ids, labels = case.inputs["input_ids"][i][real].tolist(), case.inputs["labels"][i][real].tolist()
-        samples.append(ReferenceSample(ids, labels, None if path is None else Image.open(path)))
+        samples.append(ReferenceSample(ids, labels, Image.open(io.BytesIO(files[0])) if files else None))
     return model, samples
 
 
@@ -202,14 +203,14 @@ def test_1344_pixels(ranks: RankPool, layout: Layout) -> None:
         case.hf.resolve(), Path(case.vision.teacher_model), image_size=1344, teacher_size=336
     )
     samples = []
-    for ids, labels, real, path in zip(
+    for ids, labels, real, files in zip(
         case.inputs["input_ids"],
         case.inputs["labels"],
         case.inputs["attention_mask"],
         case.images,
         strict=True,
     ):
-        picture = None if path is None else Image.open(path)
+        picture = Image.open(io.BytesIO(files[0])) if files else None
         samples.append(ReferenceSample(ids[real].tolist(), labels[real].tolist(), picture))
     result = model.forward(samples)
     (result.language_loss + result.align_loss).backward()

@@ -19,6 +19,9 @@ from tests.layouts import (
     PP2,
     PP2_UNEVEN,
     PP2_VPP2,
+    PP2_VPP2_UNEVEN,
+    PP2_VPP3_EMPTY,
+    PP4_ENDS,
     PP4_UNEVEN,
     TP2_PP2,
     TP2_SP,
@@ -84,10 +87,32 @@ def test_fixed_shapes_follow_the_same_path(ranks: RankPool, single_device: Trace
     assert trace.aligning == pytest.approx(single_device.aligning[:5], abs=1e-5, rel=0)
 
 
-def test_resume_from_an_uneven_split(ranks: RankPool, tmp_path: Path, single_device: Trace) -> None:
-    config = run_config(PP4_UNEVEN.parallel)
-    ranks.run(4, run, saving_in(config, tmp_path), 2, True)
-    trace = ranks.run(2, run, loading_from(run_config(PP2_UNEVEN.parallel), tmp_path), 4)[-1]
+@parametrize(PP2_VPP2_UNEVEN, PP4_ENDS, slow=(PP2_VPP3_EMPTY,))
+def test_uneven_chunks(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
+    """Also without a layer, and with shapes that are known from the layout alone."""
+    config = run_config(replace(layout.parallel, variable_seq_lengths=False))
+    trace = ranks.run(layout.world_size, run, config, 4)[-1]
+    assert trace.losses == pytest.approx(single_device.losses[:4], abs=1e-5, rel=0)
+    assert trace.aligning == pytest.approx(single_device.aligning[:4], abs=1e-5, rel=0)
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        (PP2_VPP2_UNEVEN, PP4_UNEVEN),
+        pytest.param(PP4_UNEVEN, PP2_UNEVEN, marks=pytest.mark.slow),
+        pytest.param(PP4_ENDS, PP2_VPP3_EMPTY, marks=pytest.mark.slow),
+        pytest.param(PP2_VPP3_EMPTY, ONE, marks=pytest.mark.slow),
+    ],
+    ids=lambda layout: layout.name,
+)
+def test_resume_from_an_uneven_split(
+    ranks: RankPool, tmp_path: Path, single_device: Trace, saved: Layout, resumed: Layout
+) -> None:
+    config = run_config(saved.parallel)
+    ranks.run(saved.world_size, run, saving_in(config, tmp_path), 2, True)
+    config = loading_from(run_config(resumed.parallel), tmp_path)
+    trace = ranks.run(resumed.world_size, run, config, 4)[-1]
     assert trace.losses == pytest.approx(single_device.losses[2:4], abs=1e-5, rel=0)
     assert trace.aligning == pytest.approx(single_device.aligning[2:4], abs=1e-5, rel=0)
 

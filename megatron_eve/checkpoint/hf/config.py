@@ -54,14 +54,14 @@ class HFConfig:
         source: its path, for messages.
         family: whose folder it is; None for a language model alone.
         folders: in which its weights lie (`HFFormat.folders`).
-        language: what the language model's config.json holds: the same file, unless that has a folder of its own.
+        language: what is said of the language model: the same file, unless that has a section or a folder of its own.
     """
 
     fields: dict[str, Any]
     source: Path
     family: ModelFamily | None
-    folders: Mapping[str, str]
-    language: dict[str, Any]
+    folders: Mapping[str, Mapping[str, str]]
+    language: Mapping[str, Any]
 
     @staticmethod
     def read(folder: Path) -> HFConfig:
@@ -74,11 +74,17 @@ class HFConfig:
         refuse_adapter(folder, str(folder))
         fields = _read_fields(path)
         family = _family_of(fields, path)
-        folders = family.hugging_face().folders(fields) if family else {".": ""}
-        found = HFConfig(fields, path, family, folders, fields)
+        if family is None:
+            found = HFConfig(fields, path, None, {".": {}}, fields)
+        else:
+            its = family.hugging_face()
+            for problem in its.check_fields(fields):
+                raise ConfigError(f"{path}: {problem}")
+            found = HFConfig(fields, path, family, its.folders(fields), its.language_fields(fields) or fields)
         language = found.language_folder / "config.json"
-        if language != path:
-            found = replace(found, language=_read_fields(language))
+        if language != path or found.language is not fields:
+            if language != path:
+                found = replace(found, language=_read_fields(language))
             kind = found.language.get("model_type")
             if kind not in _LANGUAGE_MODELS:
                 known = " and ".join(_LANGUAGE_MODELS.values())
@@ -153,17 +159,16 @@ def settings_of(folder: Path, **vision: Any) -> FolderSettings:
 
     Args:
         folder: with a config.json.
-        vision: settings of the family that config.json does not hold.
+        vision: settings of the family that the folder does not state, or states otherwise.
 
     Raises:
         ConfigError: see `HFConfig.read`.
     """
     config = HFConfig.read(folder)
     family = config.family or find_family(DEFAULT_FAMILY)
-    for name, ours in family.hugging_face().fields.items():
-        if name in config.fields:
-            vision[ours] = config.fields[name]
-    return FolderSettings(family.name, config.model_config(), family.Config(**vision))
+    stated = family.hugging_face().stated(config.fields, folder) if config.family else ()
+    settings = {some.setting: some.value for some in stated} | vision
+    return FolderSettings(family.name, config.model_config(), family.Config(**settings))
 
 
 def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
@@ -187,9 +192,10 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
         for name, ours in names.items()
         if ours != "max_position_embeddings"
     }
-    for name, ours in (config.family.hugging_face().fields if config.family else {}).items():
-        if name in config.fields:
-            pairs[name] = ours, config.fields[name], getattr(settings.vision, ours)
+    its = family.hugging_face()
+    for some in its.stated(config.fields, folder) if config.family else ():
+        if some.setting not in its.run_decides and not some.assumed:
+            pairs[some.field] = some.setting, some.value, getattr(settings.vision, some.setting)
     for name, (ours, there, here) in pairs.items():
         if there != here:
             raise ConfigError(
@@ -278,7 +284,7 @@ def _is_positive(value: object, name: str) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
 
 
-def _rope_settings(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+def _rope_settings(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
     entries = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
     # transformers 5 has one for each kind of layer where they differ.

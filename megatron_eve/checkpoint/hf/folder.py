@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megatron_eve.config import ConfigError
+from megatron_eve.models.hf_format import PartFolder
+from megatron_eve.models.name_rules import renamed
 from megatron_eve.runtime.wrong_content import wrong_content
 
 # As safetensors and as torch spell them.
@@ -25,7 +27,7 @@ _DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values
 # Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
-_ALL_IN_ONE: Mapping[str, str] = {".": ""}
+_ALL_IN_ONE: Mapping[str, Mapping[str, str]] = {".": {}}
 
 
 class HFFolder:
@@ -35,21 +37,38 @@ class HFFolder:
 
     Args:
         folder: of the model.
-        folders: in it, where the weights lie, each with what is put in front of its keys (`HFFormat.folders`).
+        folders: in it, where the weights lie, each with how its keys are renamed (`HFFormat.folders`).
 
     Raises:
         ConfigError: no shards, one that cannot be read, or an index that names a shard which is not there or tensors
             that their shard lacks.
     """
 
-    def __init__(self, folder: Path, folders: Mapping[str, str] = _ALL_IN_ONE) -> None:
+    def __init__(self, folder: Path, folders: Mapping[str, Mapping[str, str]] = _ALL_IN_ONE) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
         # The shard of each tensor, and its key there.
         self._places: dict[str, tuple[Path, str]] = {}
-        for name, prefix in folders.items():
+        for name, prefixes in folders.items():
             for key, path in self._shards(folder / name).items():
-                self._places[f"{prefix}{key}"] = path, key
+                self._places[renamed(key, prefixes)] = path, key
+
+    def add(self, part: PartFolder) -> None:
+        """Take the tensors of one part of the model from a folder of its own.
+
+        Raises:
+            ConfigError: as for the model's folder; or none of that part in it.
+        """
+        try:
+            shards = self._shards(part.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{part.flag} {error}") from None
+        for prefix, ours in part.prefixes.items():
+            keys = [key for key in shards if key.startswith(prefix)]
+            for key in keys:
+                self._places[ours + key.removeprefix(prefix)] = shards[key], key
+            if keys:
+                return
 
     def _shards(self, folder: Path) -> dict[str, Path]:
         """The shard of each tensor of a folder, by its key there."""

@@ -1,8 +1,8 @@
-"""Read a model in the published Hugging Face layout into this rank's model chunks."""
+"""Read a model in Hugging Face layout into this rank's model chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from megatron.core import parallel_state
 
 from megatron_eve.checkpoint.hf.config import check_config
 from megatron_eve.checkpoint.hf.folder import HFFolder
-from megatron_eve.checkpoint.hf.rules import lacking_parts, rules_of, unknown_keys
+from megatron_eve.checkpoint.hf.rules import lacking_parts, open_weights, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
-from megatron_eve.models.family import ModelSettings, begins_at_random
+from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random, matches
 from megatron_eve.models.name_rules import source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Layout, Sizes
@@ -25,37 +25,83 @@ from megatron_eve.runtime.ranks import print_rank_0
 def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings) -> None:
     """Fill bare model chunks from a folder of the run's family, or of a plain language model, under this run's layout.
 
-    An optional part that is missing in the folder keeps its initial weights; a part that the model lacks is not read. A
-    plain language model (Vicuna, Llama, Qwen2) fills the decoder, and all else keeps its initial weights.
+    An optional part that is missing there comes from its own folder (`HFFormat.part_folders`), or keeps its initial
+    weights; a part that the model lacks is not read. A plain language model (Vicuna, Llama, Qwen2) fills the
+    decoder, and all else keeps its initial weights. So do adapters (`--lora-rank`).
 
     Raises:
         ConfigError: sizes in config.json that are not this run's, a tensor that is missing or of another shape,
             one that no rule knows, or one of other numbers than floating-point ones. The model is unchanged then.
     """
     found = check_config(folder, settings)
-    family, source = find_family(settings.family), HFFolder(folder, found.folders)
+    family, source = find_family(settings.family), open_weights(folder, found.folders, settings)
     keys = list(source.keys())
-    planned: list[_Planned] = []
-    size = 0
-    rules = rules_of(settings)
     for problem in family.hugging_face().check_weights(settings.vision, keys):
         raise ConfigError(f"{folder}: {problem}")
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     if found.family is None:
+        rest = [part for part in family.parts if part not in lacking]
+        but = f" and the {' and the '.join(rest)}" if rest else ""
         print_rank_0(
-            f"{folder}: holds a language model alone, so everything beside the decoder keeps its initial weights"
+            f"{folder}: holds a language model alone, so everything beside the decoder{but} keeps its initial weights"
         )
     else:
         for part in lacking:
             if family.hugging_face().has_part(part, settings.vision):
                 print_rank_0(f"{folder}: holds no {part}, so that of this run keeps its initial weights")
-    for name, parameter, padded in global_parameters(chunks):
-        if begins_at_random(family, name, lacking):
-            continue
-        rule, names = source_for(name, rules, found.is_tied)
-        one = _Planned(parameter, names, rule.layout, Sizes.of(settings.model, padded))
+    at_random = (*lacking, ADAPTERS)
+    filled = [some for some in global_parameters(chunks) if not begins_at_random(family, some[0], at_random)]
+    planned = _plan(folder, source, filled, settings, found.is_tied)
+    for key in unknown_keys(settings, keys):
+        raise ConfigError(f"{folder}: holds {key}, which no rule knows; is this another model family?")
+    _fill(planned, source, folder.name)
+
+
+def load_part_folders(chunks: Sequence[Any], settings: ModelSettings) -> None:
+    """Fill those parts of bare model chunks that have a folder of their own; all else keeps its initial weights.
+
+    Raises:
+        ConfigError: a tensor that is missing, of another shape, or of other numbers than floating-point ones. The model
+            is unchanged then.
+    """
+    family = find_family(settings.family)
+    for part in family.hugging_face().part_folders(settings.vision):
+        source = HFFolder(part.folder, {})
+        source.add(part)
+        names = family.parts[part.part]
+        filled = [some for some in global_parameters(chunks) if matches(some[0], names)]
+        try:
+            planned = _plan(part.folder, source, filled, settings, tied=False)
+        except ConfigError as error:
+            raise ConfigError(f"{part.flag} {error}") from None
+        _fill(planned, source, part.folder.name)
+
+
+def _plan(
+    folder: Path,
+    source: HFFolder,
+    parameters: Iterable[tuple[str, torch.nn.Parameter, int]],
+    settings: ModelSettings,
+    tied: bool,
+) -> list[_Planned]:
+    """What each parameter is made from.
+
+    Args:
+        folder: for messages.
+        source: its tensors.
+        parameters: as `global_parameters` gives them.
+        settings: of the model.
+        tied: are embedding and output layer one matrix there?
+
+    Raises:
+        ConfigError: a tensor that is missing, of another shape, or of other numbers than floating-point ones.
+    """
+    planned, rules = [], rules_of(settings)
+    for name, parameter, padded in parameters:
+        rule, names = source_for(name, rules, tied)
         parts = [source.describe(key) for key in names]
-        size += sum(shape.numel() * dtype.itemsize for shape, dtype in parts)
+        size = sum(shape.numel() * dtype.itemsize for shape, dtype in parts)
+        one = _Planned(parameter, names, rule.layout, Sizes.of(settings.model, padded), size)
         shape = one.shape([shape for shape, _ in parts])
         if shape != parameter.shape:
             raise ConfigError(
@@ -63,9 +109,12 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
                 f"but the model has {tuple(parameter.shape)}"
             )
         planned.append(one)
-    for key in unknown_keys(settings, keys):
-        raise ConfigError(f"{folder}: holds {key}, which no rule knows; is this another model family?")
-    with byte_progress(f"loading {folder.name}", size) as done, torch.no_grad():
+    return planned
+
+
+def _fill(planned: Sequence[_Planned], source: HFFolder, name: str) -> None:
+    """Read the tensors of parameters, with a progress bar that shows the folder's name."""
+    with byte_progress(f"loading {name}", sum(one.size for one in planned)) as done, torch.no_grad():
         for one in planned:
             tensors = [source.tensor(key) for key in one.keys]
             one.parameter.copy_(one.shard(tensors))
@@ -74,12 +123,13 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
 
 @dataclass(frozen=True)
 class _Planned:
-    """A parameter, and the folder's tensors that this rank's part of it is made from."""
+    """A parameter, and the folder's tensors that this rank's part of it is made from; `size` is theirs in bytes."""
 
     parameter: torch.nn.Parameter
     keys: tuple[str, ...]
     layout: Layout
     sizes: Sizes
+    size: int
 
     def shard(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """This rank's part."""

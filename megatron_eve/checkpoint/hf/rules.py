@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.models.decoder.names import IGNORED_KEYS, decoder_rules
 from megatron_eve.models.family import ModelFamily, ModelSettings
 from megatron_eve.models.name_rules import Rule, rule_for
@@ -29,6 +31,25 @@ def to_hf(
     if isinstance(rule.layout, Vocabulary):
         full = full[: settings.model.vocab_size]
     return dict(zip(names, rule.layout.split(full, sizes, len(names)), strict=True))
+
+
+def open_weights(folder: Path, folders: Mapping[str, Mapping[str, str]], settings: ModelSettings) -> HFFolder:
+    """The tensors of a folder, and of the folders that hold parts which it lacks (`HFFormat.part_folders`).
+
+    Args:
+        folder: of a model of the family, or of a language model alone.
+        folders: in which its weights lie (`HFConfig.folders`).
+        settings: of the model that is to be filled.
+
+    Raises:
+        ConfigError: see `HFFolder`.
+    """
+    source, its = HFFolder(folder, folders), find_family(settings.family).hugging_face()
+    keys = list(source.keys())
+    for part in its.part_folders(settings.vision):
+        if not any(its.optional_parts[part.part].fullmatch(key) for key in keys):
+            source.add(part)
+    return source
 
 
 def lacking_parts(family: ModelFamily, keys: Collection[str], language_model: bool) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from megatron_eve.data.format.manifest import (
     MANIFEST,
     PIXELS,
     SAMPLE_DTYPE,
+    STORED_AS,
     DatasetInfo,
     DatasetSettings,
     max_padding_rows,
@@ -35,7 +35,7 @@ from megatron_eve.data.format.megatron_index import check_index
 from megatron_eve.data.format.sample_block import StoredImage
 from megatron_eve.data.images.patches import stored_shape
 from megatron_eve.data.text.conversation import IGNORE_INDEX
-from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.family import ImagePlan, ImageSettings
 from megatron_eve.models.registry import find_family
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
@@ -56,7 +56,7 @@ class IndexedVisionDataset:
         info: the manifest.
         samples: SAMPLE_DTYPE [samples], mapped.
         images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
-        planner: gives the image plan of a width and height; see `use_image_sizes`.
+        planner: gives the image plan of a width and height; see `use_image_settings`.
 
     Raises:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
@@ -74,20 +74,20 @@ class IndexedVisionDataset:
                 self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
             )
         self._mmap_bin_files = mmap_bin_files
-        self.use_image_sizes(info.family, {})
+        self.use_image_settings(info.family, {})
 
-    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
-        """Plan images for a run of this family and these image sizes (pixels by name).
+    def use_image_settings(self, family: str, settings: ImageSettings) -> None:
+        """Plan images for a run of this family and these image settings.
 
-        The sizes recorded in the dataset are kept. A dataset without images fits any sizes. If it holds image files,
-        sizes that change only the decoded pixels are taken from the run.
+        The settings recorded in the dataset are kept. A dataset without images fits any. If it holds image files,
+        settings that change only the decoded pixels are taken from the run.
 
         Raises:
-            DataError: the sizes do not go together.
+            DataError: the settings do not go together.
         """
-        sizes = {**sizes, **(self.info.made_for if self.info.num_images else {})}
+        settings = {**settings, **(self.info.made_for if self.info.num_images else {})}
         try:
-            self.planner = lru_cache(_KEPT_PLANS)(find_family(family).image_planner(sizes))
+            self.planner = lru_cache(_KEPT_PLANS)(find_family(family).image_planner(settings))
         except ValueError as error:
             remedy = f"; {AGAIN}" if self.info.num_images else ""
             raise DataError(f"{self.prefix}{MANIFEST}: {error}{remedy}") from error
@@ -244,7 +244,7 @@ class IndexedVisionDataset:
         tokenizer_sha256: str | None,
         vocab_size: int,
         family: str,
-        image_sizes: Mapping[str, int],
+        image_settings: ImageSettings,
     ) -> None:
         """Check that a run can train on this dataset. Samples that are too long for it are left out later.
 
@@ -253,8 +253,8 @@ class IndexedVisionDataset:
             vocab_size: of the run's model, without megatron-core's padding. It may be up to `max_padding_rows` larger
                 than the tokenizer, as published embeddings are.
             family: of the run; a dataset of text alone fits any.
-            image_sizes: of the run's model, in pixels by name (`ModelFamily.image_sizes`); a dataset of text alone fits
-                any, and sizes that the dataset does not record are not checked.
+            image_settings: of the run's model (`ModelFamily.image_settings`); a dataset of text alone fits any, and
+                settings that the dataset does not record are not checked.
 
         Raises:
             DataError: the run cannot train on it; the message names the file, what differs and the remedy.
@@ -278,22 +278,23 @@ class IndexedVisionDataset:
                 f"or preprocess the data with --family {family}"
             )
         if info.num_images:
-            self._check_image_sizes(image_sizes)
+            self._check_image_settings(image_settings)
 
-    def _check_image_sizes(self, theirs: Mapping[str, int]) -> None:
+    def _check_image_settings(self, theirs: ImageSettings) -> None:
         info, path = self.info, self.prefix + MANIFEST
         for key, ours in info.made_for.items():
             if theirs.get(key, ours) == ours:
                 continue
             name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"
-            if key in info.image_sizes:
+            if key in info.image_settings:
                 raise DataError(
                     f"{path} was made for {name} {ours} and the run has {theirs[key]}: use the matching recipe "
                     f"({flag} {ours}), or preprocess the data with {flag} {theirs[key]}"
                 )
             raise DataError(
-                f"{path} holds pixels that were made for {name} {ours} and the run has {theirs[key]}: preprocess the "
-                f"data with {flag} {theirs[key]}, or with --image-storage encoded, which fits any {name}"
+                f"{path} holds {STORED_AS[info.image_storage]} that were made for {name} {ours} and the run has "
+                f"{theirs[key]}: preprocess the data with {flag} {theirs[key]}, or with --image-storage encoded, "
+                f"which fits any {name}"
             )
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:

@@ -49,9 +49,9 @@ class DatasetWriter:
     Args:
         prefix: path of the dataset; see `manifest` for the suffixes. An existing dataset stays intact until `finalise`
             replaces it. Partial files of a killed run are removed.
-        settings: recorded in the manifest; token counts follow from its sizes.
-        made_with: how the images were made, recorded in the manifest's `parts`; "pixels" needs all sizes of the
-            family's `image_flags`.
+        settings: recorded in the manifest; token counts follow from its image settings.
+        made_with: how the images were made, recorded in the manifest's `parts`; "pixels" needs all of the
+            family's `image_flags`, "jpeg" those that bind it.
 
     Attributes:
         image_path: temporary path of the images' .bin file; see `add_block`.

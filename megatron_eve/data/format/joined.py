@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
 from megatron_eve.data.text.text_tokenizer import SAME_KIND
-from megatron_eve.models.family import ImagePlan, ImagePlanner
+from megatron_eve.models.family import ImagePlan, ImagePlanner, ImageSettings
 
 
 class JoinedSamples:
@@ -188,10 +188,10 @@ class MergedDataset(JoinedDataset):
         """The merged datasets, in the order of the manifest."""
         return list(self._datasets)
 
-    def use_image_sizes(self, family: str, sizes: Mapping[str, int]) -> None:
-        """See `IndexedVisionDataset.use_image_sizes`."""
+    def use_image_settings(self, family: str, settings: ImageSettings) -> None:
+        """See `IndexedVisionDataset.use_image_settings`."""
         for dataset in self._datasets:
-            dataset.use_image_sizes(family, sizes)
+            dataset.use_image_settings(family, settings)
 
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""

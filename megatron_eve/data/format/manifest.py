@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
+from megatron_eve.models.family import ImageFlag, ImageSetting
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)
-"""Versions 1 and 2 have no `family`, and each of the `image_sizes` as a field of its own. Version 1 has neither
-`image_storage` nor `parts`: its images are files as they were."""
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (1, 2, 3, 4)
+"""In version 3 `image_settings` are called `image_sizes`. Versions 1 and 2 have no `family`, and each of the settings
+as a field of its own. Version 1 has neither `image_storage` nor `parts`: its images are files as they were."""
 
 IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
 """How images are stored.
@@ -49,6 +51,8 @@ IMAGE_STORAGES = ("encoded", "jpeg", "pixels")
   (without the padding to a square).
 """
 PIXELS = "pixels"
+STORED_AS = {"jpeg": "JPEG files", PIXELS: "pixels"}
+"""Storages that hold images made for a model, and what they hold."""
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -91,8 +95,8 @@ class DatasetSettings:
         model_max_length: samples were cut at this many tokens. An image counts as one, or as its rows where the family
             says so (`TextRules.length_counts_rows`).
         family: name of the model family (see `find_family`).
-        image_sizes: pixels by name, for those of the family's `image_flags` that decide the number of tokens of an
-            image.
+        image_settings: what images were made into, by name, for those of the family's `image_flags` that decide the
+            number of tokens of an image.
         image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ.
         tokenizer_kind: how the tokenizer's file was read: of `text_tokenizer.KINDS`. Manifests of older versions lack
             it: there was one kind.
@@ -100,7 +104,7 @@ class DatasetSettings:
 
     template: str
     family: str
-    image_sizes: dict[str, int]
+    image_settings: dict[str, ImageSetting]
     model_max_length: int
     apply_exif: bool
     max_pixels: int
@@ -162,11 +166,19 @@ class DatasetInfo(DatasetSettings):
         return self.image_bytes
 
     @property
-    def made_for(self) -> dict[str, int]:
-        """Image sizes that the stored data depends on, in pixels by name: `image_sizes`, and those of stored pixels."""
-        of_pixels = self.parts.get(PIXELS, {}) if self.image_storage == PIXELS else {}
-        names = find_family(self.family).image_flags
-        return {**{name: of_pixels[name] for name in names if name in of_pixels}, **self.image_sizes}
+    def made_for(self) -> dict[str, ImageSetting]:
+        """Image settings that the stored data depends on: `image_settings`, and those that bind the stored pixels."""
+        part = self.parts.get(self._image_part, {})
+        bound = {
+            name: part[name]
+            for name, flag in find_family(self.family).image_flags.items()
+            if self.image_storage in flag.binds and name in part
+        }
+        return {**bound, **self.image_settings}
+
+    @property
+    def _image_part(self) -> str:
+        return PIXELS if self.image_storage == PIXELS else "image"
 
     def to_json(self) -> str:
         """The text of the manifest file."""
@@ -202,15 +214,29 @@ def read_info(prefix: str) -> DatasetInfo:
             f"{path} has image storage {info.image_storage!r} and this code reads {', '.join(IMAGE_STORAGES)}: "
             "make the dataset again with this version's tools/preprocess_data.py"
         )
-    sizes, flags = info.image_sizes, find_family(info.family, f"{path}: family").image_flags
-    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
-        raise DataError(f"{path} does not say which image sizes it was made for: {AGAIN}")
-    if info.image_storage == PIXELS and info.num_images and not info.datasets:
-        part = info.parts.get(PIXELS) if isinstance(info.parts, dict) else None
-        keys = ["bytes", *(name for name, flag in flags.items() if flag.pixels_alone)]
-        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in keys):
-            raise DataError(f"{path} does not say what its part {PIXELS!r} was made with: {AGAIN}")
+    settings, flags = info.image_settings, find_family(info.family, f"{path}: family").image_flags
+    if not isinstance(settings, dict) or not all(
+        flags[name].takes(value) for name, value in settings.items() if name in flags
+    ):
+        raise DataError(f"{path} does not say which image settings it was made for: {AGAIN}")
+    if info.image_storage in ("jpeg", PIXELS) and info.num_images and not info.datasets:
+        _check_part(path, info, flags)
     return info
+
+
+def _check_part(path: Path, info: DatasetInfo, flags: Mapping[str, ImageFlag]) -> None:
+    """Raise DataError if the manifest lacks a setting that its stored images are bound to."""
+    name = PIXELS if info.image_storage == PIXELS else "image"
+    part = info.parts.get(name, {}) if isinstance(info.parts, dict) else None
+    bound = {
+        key: flag for key, flag in flags.items() if info.image_storage in flag.binds and not flag.decides_rows
+    }
+    if (
+        not isinstance(part, dict)
+        or (name == PIXELS and type(part.get("bytes")) is not int)
+        or not all(flag.takes(part.get(key)) for key, flag in bound.items())
+    ):
+        raise DataError(f"{path} does not say what its part {name!r} was made with: {AGAIN}")
 
 
 def _instead_of_dataset(prefix: str) -> str:
@@ -238,12 +264,14 @@ def _instead_of_dataset(prefix: str) -> str:
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
     """Convert the fields of a manifest of any version to those of this version."""
-    if content["format_version"] >= 3:
+    if content["format_version"] >= 4:
         return content
+    if content["format_version"] == 3:
+        return {"image_settings" if name == "image_sizes" else name: value for name, value in content.items()}
     flags = find_family(DEFAULT_FAMILY).image_flags
-    sizes = {name: content[name] for name in flags if name in content}
-    others = {name: value for name, value in content.items() if name not in sizes}
-    return {**others, "family": DEFAULT_FAMILY, "image_sizes": sizes}
+    settings = {name: content[name] for name in flags if name in content}
+    others = {name: value for name, value in content.items() if name not in settings}
+    return {**others, "family": DEFAULT_FAMILY, "image_settings": settings}
 
 
 def sync(path: str) -> None:

@@ -41,7 +41,7 @@ _REMEDIES = {
     "tokenizer_kind": SAME_KIND,
     "vocab_size": "preprocess all with the same --tokenizer-model",
 }
-# Settings in which a text-only dataset may differ from the others, as in image sizes.
+# Settings in which a text-only dataset may differ from the others, as in image settings.
 _REMEDIES_OF_IMAGES = {
     "family": "preprocess all with the same --family",
     "apply_exif": "preprocess all with or without --ignore-exif-orientation",
@@ -102,12 +102,12 @@ def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> Datas
     """Check that the datasets agree where they must (else DataError); return a manifest with their settings."""
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
     first = infos[with_images[0]]
-    of_sizes = {
-        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_sizes
+    of_settings = {
+        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_settings
     }
-    for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_sizes).items():
+    for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_settings).items():
         numbers = range(len(infos)) if name in _REMEDIES else with_images
-        values = [{**vars(infos[number]), **infos[number].image_sizes}.get(name) for number in numbers]
+        values = [{**vars(infos[number]), **infos[number].image_settings}.get(name) for number in numbers]
         for number, value in zip(numbers, values, strict=True):
             if value != values[0]:
                 raise DataError(

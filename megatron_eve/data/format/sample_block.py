@@ -98,7 +98,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         DataError: the parts of a sample do not belong together, an id is not in the vocabulary, or an image has 2 GiB
             or more.
     """
-    planner = find_family(settings.family).image_planner(settings.image_sizes)
+    planner = find_family(settings.family).image_planner(settings.image_settings)
     texts: list[bytes] = []
     records: list[tuple[int, ...]] = []
     images: list[tuple[int, int, int]] = []

@@ -22,7 +22,7 @@ from megatron_eve.data.images.backends import BackendName, chosen_backend, open_
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask
 from megatron_eve.data.images.patches import picture_of, to_stored, view_of
-from megatron_eve.models.family import View
+from megatron_eve.models.family import ImageSettings, View
 from megatron_eve.models.registry import find_family
 
 
@@ -34,7 +34,7 @@ class StorageSettings:
         image_storage: "jpeg" or "pixels".
         image_decoder: see `images/backends.py`.
         family: name of the model family.
-        image_sizes: of the model, in pixels by name (`ModelFamily.image_flags`).
+        image_settings: of the model, by name (`ModelFamily.image_flags`).
         decode: settings of the decoder.
         jpeg_quality: 1 to 100.
         jpeg_subsampling: "420" or "444".
@@ -43,7 +43,7 @@ class StorageSettings:
     image_storage: str
     image_decoder: BackendName
     family: str
-    image_sizes: Mapping[str, int]
+    image_settings: ImageSettings
     decode: DecodeSettings
     jpeg_quality: int
     jpeg_subsampling: str
@@ -57,11 +57,20 @@ class StorageSettings:
         """The manifest's entry for the stored images."""
         manifest_entry: dict[str, Any] = {"image_decoder": self.backend}
         if self.image_storage == "jpeg":
-            return manifest_entry | {
-                "jpeg_quality": self.jpeg_quality,
-                "jpeg_subsampling": self.jpeg_subsampling,
+            bound = {
+                name: self.image_settings[name]
+                for name, flag in find_family(self.family).image_flags.items()
+                if "jpeg" in flag.binds and not flag.decides_rows
             }
-        return manifest_entry | dict(self.image_sizes)
+            return (
+                manifest_entry
+                | bound
+                | {
+                    "jpeg_quality": self.jpeg_quality,
+                    "jpeg_subsampling": self.jpeg_subsampling,
+                }
+            )
+        return manifest_entry | dict(self.image_settings)
 
     def notice(self) -> str | None:
         """A warning if DALI runs without a GPU, else None."""
@@ -80,7 +89,7 @@ class ImageStore:
 
     def __init__(self, settings: StorageSettings, *, workers: int) -> None:
         self._settings = settings
-        self._planner = find_family(settings.family).image_planner(settings.image_sizes)
+        self._planner = find_family(settings.family).image_planner(settings.image_settings)
         self._decoder = open_decoder(
             settings.backend,
             settings.decode,

@@ -103,7 +103,9 @@ def _counts(dataset: AnyDataset) -> str:
         ),
         (
             "made for",
-            ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in info.image_sizes.items()),
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.made_for.items())
+            if info.num_images
+            else "any model: there are no images",
         ),
         ("EXIF orientation", "applied" if info.apply_exif else "ignored"),
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),

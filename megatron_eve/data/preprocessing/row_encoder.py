@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +24,7 @@ from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer
 from megatron_eve.data.text.templates import missing_control_token, templates
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.models.family import ImageSetting, ImageSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.models.text_format import PLAIN
 from megatron_eve.runtime.dali import DALI_REMEDY
@@ -54,8 +55,7 @@ class PreprocessConfig:
         overwrite: replace a dataset that is there already.
         template: name of one, see `data/text/templates.py`.
         family: of the model that the dataset is for.
-        image_sizes: of that model, in pixels, by the names of the family's `image_flags`; the others have their
-            defaults.
+        image_settings: of that model, by the names of the family's `image_flags`; the others have their defaults.
         model_max_length: samples are cut at this many tokens. An image counts as one, or as its rows where the family
             says so (`TextRules.length_counts_rows`).
         workers: processes; 1 works in this one.
@@ -77,7 +77,7 @@ class PreprocessConfig:
     input_format: str | None = None
     template: str = "plain"
     family: str = DEFAULT_FAMILY
-    image_sizes: Mapping[str, int] = field(default_factory=dict)
+    image_settings: ImageSettings = field(default_factory=dict)
     model_max_length: int = 2048
     workers: int = 1
     apply_exif: bool = True
@@ -97,14 +97,14 @@ class PreprocessConfig:
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
 
     @property
-    def all_image_sizes(self) -> dict[str, int]:
-        """`image_sizes` with the defaults of those that are left out."""
+    def all_image_settings(self) -> dict[str, ImageSetting]:
+        """`image_settings` with the defaults of those that are left out."""
         flags = find_family(self.family).image_flags
-        return {name: self.image_sizes.get(name, flag.default) for name, flag in flags.items()}
+        return {name: self.image_settings.get(name, flag.default) for name, flag in flags.items()}
 
     def check(self) -> None:
         """Raise DataError, naming the flag and the remedy, for a value that cannot be."""
-        for error in find_family(self.family).check_image_sizes(self.all_image_sizes):
+        for error in find_family(self.family).check_image_settings(self.all_image_settings):
             raise DataError(error)
         if self.template not in templates():
             raise DataError(f"--template {self.template}: use one of {', '.join(templates())}")
@@ -171,8 +171,8 @@ class PreprocessConfig:
         return DatasetSettings(
             template=self.template,
             family=self.family,
-            image_sizes={
-                name: size for name, size in self.all_image_sizes.items() if not flags[name].pixels_alone
+            image_settings={
+                name: value for name, value in self.all_image_settings.items() if flags[name].decides_rows
             },
             model_max_length=self.model_max_length,
             apply_exif=self.apply_exif,
@@ -194,7 +194,7 @@ class PreprocessConfig:
             image_storage=self.image_storage,
             image_decoder=self.image_decoder,
             family=self.family,
-            image_sizes=self.all_image_sizes,
+            image_settings=self.all_image_settings,
             decode=DecodeSettings(self.apply_exif, self.max_image_pixels),
             jpeg_quality=self.jpeg_quality,
             jpeg_subsampling=self.jpeg_subsampling,
@@ -237,7 +237,7 @@ class RowEncoder:
         self._tokenizer = config.tokenizer()
         family = find_family(config.family)
         self._planner = (
-            family.image_planner(config.all_image_sizes) if family.text_rules.length_counts_rows else None
+            family.image_planner(config.all_image_settings) if family.text_rules.length_counts_rows else None
         )
         self.settings = config.dataset_settings(self._tokenizer)
         self._root = config.image_root

@@ -163,6 +163,7 @@ class StepLoader:
         row_multiple: int = 1,
         fixed_length: Literal["step", "seq_length"] | None = None,
         max_images: int | None = None,
+        image_work: float = 0.0,
         views: Collection[str],
         shared_views: Collection[str] = (),
         share: ImageShare | None = None,
@@ -183,6 +184,7 @@ class StepLoader:
                 ("step"), or ``seq_length``. They are balanced, so the first is little, where the second may be nearly
                 half of a step whose packs had to be a multiple of the data-parallel size. None leaves them.
             max_images: images that a pack may hold; None does not bound it.
+            image_work: cost of an image in the front end, for packs of equal work (`ModelFamily.image_work`).
             views: of all images that this rank decodes.
             shared_views: of its share of each pack's images that this rank decodes.
             share: which images those are; without one there are no shared views.
@@ -209,7 +211,7 @@ class StepLoader:
         self._pack_multiple = pack_multiple
         self._context_parallel = context_parallel
         self._fixed_length = fixed_length
-        self._max_images = max_images
+        self._max_images, self._image_work = max_images, image_work
         self.wait = WaitTime()
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
@@ -299,8 +301,11 @@ class StepLoader:
             self._ranks * self._pack_multiple,
             rows["num_images"],
             self._max_images,
+            # Packs that are padded to one length cost the same in the decoder, so that they must be alike in length.
+            0.0 if self._fixed_length else self._image_work,
         )
-        mine = assign_packs(packs, lengths_in_pack, self._ranks)[self._rank]
+        assigned = assign_packs(packs, lengths_in_pack, self._ranks, rows["num_images"], self._image_work)
+        mine = assigned[self._rank]
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
         num_tokens = int(lengths.sum())

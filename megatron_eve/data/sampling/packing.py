@@ -1,7 +1,7 @@
-"""Packing: splits the samples of one step into packs (microbatches) from their lengths alone.
+"""Packing: splits the samples of one step into packs (microbatches) from their lengths and numbers of images alone.
 
-A step always holds the same samples, whatever the parallel layout. The packs are a pure function of the lengths,
-computed at each step, so that every rank gets the same packs without communication.
+A step always holds the same samples, whatever the parallel layout. The packs are a pure function of these
+numbers, computed at each step, so that every rank gets the same packs without communication.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ def pack_step(
     multiple: int = 1,
     images: ArrayLike | None = None,
     max_images: int | None = None,
+    image_work: float = 0.0,
 ) -> list[list[int]]:
     """Split the samples of a step into packs of at most ``capacity`` tokens (and ``max_images`` images).
 
     The number of packs is the smallest multiple of ``multiple`` into which this algorithm fits the samples; packs are
-    balanced by work (length and squared length). Samples are taken longest first, and each is assigned to the pack
-    with the least work that has room for its images. If a pack is then too long, samples are exchanged between it
-    and shorter packs until all fit; if that fails, ``multiple`` more packs are tried.
+    balanced by work (length, squared length and images). Samples with most work are taken first, and each is assigned
+    to the pack with the least work that has room for its images. If a pack is then too long, samples are exchanged
+    between it and shorter packs until all fit; if that fails, ``multiple`` more packs are tried.
 
     Args:
         lengths: [n] tokens of each sample, with the padding that the sample needs.
         capacity: tokens of a pack.
         multiple: number of packs that the layout takes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
-        images: [n] images of each sample; only used with ``max_images``.
+        images: [n] images of each sample; only used with ``max_images`` and ``image_work``.
         max_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
+        image_work: of the front end for an image (`sample_work`).
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs
@@ -48,6 +50,7 @@ def pack_step(
         ValueError: a sample is longer than a pack or has more images, there is no sample, or an argument is invalid.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
+    work = sample_work(sizes, images, image_work)
     counts = np.zeros_like(sizes) if images is None or max_images is None else np.asarray(images, np.int64)
     image_limit = max_images or 1
     if sizes.ndim != 1 or not sizes.size:
@@ -73,13 +76,19 @@ def pack_step(
     fewest = max(-(-int(sizes.sum()) // capacity), -(-int(counts.sum()) // image_limit))
     count = -(-fewest // multiple) * multiple
     while True:
-        packs = _balance(sizes, count, counts, image_limit)
+        packs = _balance(work, count, counts, image_limit)
         if packs and _make_fit(packs, sizes, capacity, counts, image_limit):
             return [sorted(pack) for pack in packs]
         count += multiple  # ends at the latest with one sample per pack
 
 
-def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> list[list[list[int]]]:
+def assign_packs(
+    packs: Sequence[list[int]],
+    lengths: ArrayLike,
+    ranks: int,
+    images: ArrayLike | None = None,
+    image_work: float = 0.0,
+) -> list[list[list[int]]]:
     """Assign the packs of a step to the data-parallel ranks: the same number and about the same work for each.
 
     The heaviest ``ranks`` packs are assigned first, one per rank; then the next heaviest, where the rank with the
@@ -87,7 +96,7 @@ def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> 
 
     Args:
         packs: result of :func:`pack_step`; their number is a multiple of ``ranks``.
-        lengths: [n] the lengths that were packed.
+        lengths, images, image_work: what was packed.
         ranks: data-parallel size.
 
     Returns:
@@ -95,7 +104,7 @@ def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> 
     """
     if len(packs) % ranks:
         raise ValueError(f"{len(packs)} packs cannot be divided equally among {ranks} data-parallel ranks")
-    work = sample_work(np.asarray(lengths, dtype=np.int64))
+    work = sample_work(np.asarray(lengths, dtype=np.int64), images, image_work)
     pack_work = np.array([float(work[pack].sum()) for pack in packs])
     heaviest_first = np.argsort(-pack_work, kind="stable")
     assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
@@ -108,24 +117,33 @@ def assign_packs(packs: Sequence[list[int]], lengths: ArrayLike, ranks: int) -> 
     return assigned
 
 
-def sample_work(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] cost of each sample, in tokens of matrix-product work: its length plus its attention cost."""
-    return sizes * (1.0 + sizes / _ATTENTION_LENGTH)
+def sample_work(
+    sizes: NDArray[np.int64], images: ArrayLike | None = None, image_work: float = 0.0
+) -> NDArray[np.float64]:
+    """[n] cost of each sample, in tokens of matrix-product work: its length, its attention and its images' front end.
+
+    Args:
+        sizes: [n] tokens of each sample.
+        images: [n] images of each sample; None where they cost nothing beside their tokens.
+        image_work: cost of an image in the front end, in tokens of matrix-product work (`ModelFamily.image_work`).
+    """
+    work: NDArray[np.float64] = sizes * (1.0 + sizes / _ATTENTION_LENGTH)
+    return work if images is None else work + image_work * np.asarray(images, dtype=np.int64)
 
 
 def _balance(
-    sizes: NDArray[np.int64], count: int, images: NDArray[np.int64], image_limit: int
+    work: NDArray[np.float64], count: int, images: NDArray[np.int64], image_limit: int
 ) -> list[list[int]] | None:
-    """Assign samples to ``count`` packs, longest first, each to the pack with the least work that has room.
+    """Assign samples to ``count`` packs, most work first, each to the pack with the least work that has room.
 
     Returns:
         The packs, or None if the images of a sample fit into no pack.
     """
-    work, needed_images = sample_work(sizes).tolist(), images.tolist()
+    works, needed_images = work.tolist(), images.tolist()
     packs: list[list[int]] = [[] for _ in range(count)]
     image_counts = [0] * count
     least = [(0.0, pack) for pack in range(count)]  # a heap
-    for sample in np.argsort(-sizes, kind="stable").tolist():
+    for sample in np.argsort(-work, kind="stable").tolist():
         full = []
         while least and image_counts[least[0][1]] + needed_images[sample] > image_limit:
             full.append(heapq.heappop(least))
@@ -134,7 +152,7 @@ def _balance(
         load, pack = least[0]
         packs[pack].append(sample)
         image_counts[pack] += needed_images[sample]
-        heapq.heapreplace(least, (load + work[sample], pack))
+        heapq.heapreplace(least, (load + works[sample], pack))
         for entry in full:
             heapq.heappush(least, entry)
     return packs

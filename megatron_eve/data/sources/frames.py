@@ -1,10 +1,10 @@
 """Extracts frames of a video at evenly spaced times, as JPEG files.
 
 The frames are those of NVlabs/VILA (`llava/mm_utils.py`, `get_frame_from_vcap`): at N times from the first frame to the
-last, both included. VILA counts frames (`np.linspace(0, frames - 1, N, dtype=int)`); this module compares presentation
+last, both included. It counts frames (`np.linspace(0, frames - 1, N, dtype=int)`); this module compares presentation
 timestamps. With a constant frame rate the frames are the same; with a variable one they are those that a player shows
 at these times. A frame shown at several of the times is extracted once, so a video of fewer than N frames gives all of
-its frames, as in VILA.
+its frames, as in NVlabs/VILA.
 
 PyAV (ffmpeg) decodes on the CPU, in one thread, since workers are processes. ffmpeg gets the bytes and the name of one
 demuxer, chosen from the first bytes, so it never opens another file or a URL.

@@ -12,11 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_eve.config import LoRAConfig
 from megatron_eve.models.decoder.intermediate_features import FeatureLayer
+from megatron_eve.models.decoder.lora import with_adapter
 from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
 from megatron_eve.models.model_parts import IntermediateFeatures
 
@@ -44,6 +47,27 @@ def transformer_engine_layer_spec() -> ModuleSpec:
     return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec()
 
 
+def add_adapters(layer: ModuleSpec, transformer_engine: bool, lora: LoRAConfig) -> None:
+    """Put adapters on the linear layers of a specification, in place.
+
+    TransformerEngine's norms are taken out of the matrices behind them, since an adapter needs the normed input; their
+    names in a checkpoint stay.
+    """
+    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    if transformer_engine:
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
+
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TENorm
+        attention.linear_qkv = mlp.linear_fc1 = TEColumnParallelLinear
+        layer.submodules.sharded_state_dict_keys_map = (
+            torch_layer_spec().submodules.sharded_state_dict_keys_map
+        )
+    attention.linear_qkv = with_adapter("linear_qkv", attention.linear_qkv, lora)
+    attention.linear_proj = with_adapter("linear_proj", attention.linear_proj, lora)
+    mlp.linear_fc1 = with_adapter("linear_fc1", mlp.linear_fc1, lora)
+    mlp.linear_fc2 = with_adapter("linear_fc2", mlp.linear_fc2, lora)
+
+
 def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
     """The norm after the last layer, which lives outside the block (intermediate features end before it)."""
     if transformer_engine:
@@ -53,19 +77,29 @@ def final_norm(config: TransformerConfig, transformer_engine: bool) -> Any:
     return RMSNorm(config=config, hidden_size=config.hidden_size)
 
 
+def last_chunk_layers(config: TransformerConfig) -> int:
+    """Decoder layers of the last model chunk of the last pipeline stage, which may be none."""
+    layout = config.pipeline_model_parallel_layout
+    return config.num_layers if layout is None else layout.layout[-1][-1].count(LayerType.decoder)
+
+
 def block_spec(
     config: TransformerConfig,
     transformer_engine: bool,
     vp_stage: int | None,
     features: IntermediateFeatures | None = None,
+    lora: LoRAConfig | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage (and model chunk) builds, without a final norm.
 
     Args:
         features: intermediate features that layers project and send on (see `intermediate_features`);
             None leaves the layers as they are.
+        lora: settings of adapters; without a rank there are none.
     """
     layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
+    if lora is not None and lora.enabled:
+        add_adapters(layer, transformer_engine, lora)
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     if features is None:
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)

@@ -20,12 +20,18 @@ from megatron.core.tensor_parallel import (
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_eve.config import ModelConfig
-from megatron_eve.models.decoder.intermediate_features import FeatureProjection, features_before, split_stream
+from megatron_eve.config import LoRAConfig, ModelConfig
+from megatron_eve.models.decoder.intermediate_features import (
+    FeatureProjection,
+    features_before,
+    join_stream,
+    split_stream,
+)
 from megatron_eve.models.decoder.language_loss import language_losses, mask_padded_vocabulary
 from megatron_eve.models.decoder.language_model import LanguageModel
-from megatron_eve.models.decoder.layer_specs import block_spec, final_norm
+from megatron_eve.models.decoder.layer_specs import block_spec, final_norm, last_chunk_layers
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.decoder.packed import PackedParams
 from megatron_eve.models.family import ViewUse
@@ -94,6 +100,7 @@ class VisionLanguageModel(LanguageModel):
         pre_process: bool = True,
         post_process: bool = True,
         vp_stage: int | None = None,
+        lora: LoRAConfig | None = None,
     ) -> None:
         """A chunk of the model.
 
@@ -107,12 +114,13 @@ class VisionLanguageModel(LanguageModel):
             transformer_engine: build TransformerEngine's layers, not torch's.
             pre_process, post_process: this is the first, the last stage.
             vp_stage: number of the model chunk on this rank; None without virtual stages.
+            lora: settings of the decoder's adapters; without a rank there are none.
         """
         wanted = [objective.features for objective in objectives if objective.features is not None]
         assert len(wanted) <= 1, "at most one objective of a model may want intermediate features"
         features = wanted[0] if wanted else None
         depths = features.depths if features is not None else ()
-        layers = block_spec(config, transformer_engine, vp_stage, features)
+        layers = block_spec(config, transformer_engine, vp_stage, features, lora)
         # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
         vision_model = front_end() if pre_process else None
         super().__init__(
@@ -129,12 +137,11 @@ class VisionLanguageModel(LanguageModel):
         self.objectives = tuple(objectives)
         self.features = features
         # Depths before and after this chunk: how many its stream brings, and takes on.
-        layer_numbers = [layer.layer_number for layer in self.decoder.layers]
-        self.features_in = features_before(layer_numbers[0], depths)
-        self.features_out = features_before(layer_numbers[-1] + 1, depths)
-        # At the entrance of the last of equal chunks.
-        chunks = config.pipeline_model_parallel_size * (config.virtual_pipeline_model_parallel_size or 1)
-        self.most_features = features_before(config.num_layers - config.num_layers // chunks + 1, depths)
+        layers_before = get_transformer_layer_offset(config, vp_stage)
+        self.features_in = features_before(layers_before + 1, depths)
+        self.features_out = features_before(layers_before + len(self.decoder.layers) + 1, depths)
+        # At the entrance of the last chunk.
+        self.most_features = features_before(config.num_layers - last_chunk_layers(config) + 1, depths)
         if vision_model is not None:
             self.vision_model = vision_model
             if features is not None and 0 in depths:
@@ -191,6 +198,11 @@ class VisionLanguageModel(LanguageModel):
             rotary_pos_emb=self._rotary(inputs),
             packed_seq_params=inputs.packed,
         )
+        if features is not None and not len(
+            self.decoder.layers
+        ):  # there is no last layer that makes one stream
+            assert inputs.packed.feature_rows is not None
+            hidden = join_stream(hidden, features, inputs.packed.feature_rows.stream_rows)
         return self._output(hidden, inputs) if self.post_process else hidden
 
     def _sharded_embedding(self, inputs: ModelInputs) -> torch.Tensor:

@@ -18,16 +18,18 @@ from megatron_eve.models.eve.checks import (
 )
 from megatron_eve.models.eve.config import OTHER_NAMES, PRESETS, TRAINING_SETTINGS, EVEConfig, upgrade
 from megatron_eve.models.eve.flops import eve_flops, teacher_sizes
-from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_size_errors, planner
+from megatron_eve.models.eve.geometry import IMAGE_FLAGS, image_setting_errors, planner
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS, parameter_counts
 from megatron_eve.models.family import (
     FRONT_END,
+    ImageFlag,
     ImagePlanner,
+    ImageSetting,
+    ImageSettings,
     ModelFamily,
     PartCounts,
     Preset,
-    SizeFlag,
     Stage,
     ViewUse,
 )
@@ -57,7 +59,7 @@ class EVEFamily(ModelFamily):
         3: Stage("supervised fine-tuning", ("*",), template="vicuna_v1"),
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
-    image_flags: Mapping[str, SizeFlag] = IMAGE_FLAGS
+    image_flags: Mapping[str, ImageFlag] = IMAGE_FLAGS
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
@@ -121,22 +123,25 @@ class EVEFamily(ModelFamily):
 
     # --- data ---
 
-    def image_sizes(self, config: RunConfig) -> dict[str, int]:
-        """See `ModelFamily.image_sizes`: the teacher's patches are those of the tower in its folder."""
+    def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
+        """See `ModelFamily.image_settings`: the teacher's patches are those of the tower in its folder."""
         vision: EVEConfig = config.vision
-        sizes = {"image_size": vision.image_size, "teacher_size": vision.teacher_size}
+        settings: dict[str, ImageSetting] = {
+            "image_size": vision.image_size,
+            "teacher_size": vision.teacher_size,
+        }
         if vision.patch_aligning and vision.teacher_model is not None:
             with suppress(ConfigError):  # `check` says what is wrong with the folder
-                sizes["teacher_patch_size"] = vision.tower().patch_size
-        return sizes
+                settings["teacher_patch_size"] = vision.tower().patch_size
+        return settings
 
-    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
-        """See `ModelFamily.check_image_sizes`."""
-        return image_size_errors(sizes)
+    def check_image_settings(self, settings: ImageSettings) -> Iterator[str]:
+        """See `ModelFamily.check_image_settings`."""
+        return image_setting_errors(settings)
 
-    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
+    def image_planner(self, settings: ImageSettings) -> ImagePlanner:
         """See `ModelFamily.image_planner`, and `geometry`."""
-        return planner(sizes)
+        return planner(settings)
 
     def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
         """See `ModelFamily.views`: patches for the patch embedding, and square pictures for the teacher."""

@@ -7,11 +7,11 @@ sees the picture at a whole multiple of the teacher's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_eve.models.eve.constants import PAD_COLOUR
-from megatron_eve.models.family import ImagePlan, ImagePlanner, SizeFlag, View
+from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSettings, View
 
 PATCH_SIZE = 14
 """Side of a patch in pixels, for the model and for the teacher."""
@@ -23,9 +23,9 @@ MERGE = 2
 """Patches along each side of a merged patch, which becomes one token."""
 
 IMAGE_FLAGS = {
-    "image_size": SizeFlag(672, "long side for the model: 672, or 1344 for the HD model"),
-    "teacher_size": SizeFlag(336, "side for the teacher"),
-    "teacher_patch_size": SizeFlag(PATCH_SIZE, "side of the teacher's own patches, for pixels", True),
+    "image_size": ImageFlag(672, "long side for the model: 672, or 1344 for the HD model"),
+    "teacher_size": ImageFlag(336, "side for the teacher"),
+    "teacher_patch_size": ImageFlag(PATCH_SIZE, "side of the teacher's own patches, for pixels", ("pixels",)),
 }
 """Sizes that a dataset is made for, in pixels; see `ModelFamily.image_flags`."""
 
@@ -111,20 +111,20 @@ def image_geometry(width: int, height: int, image_size: int, teacher_size: int =
     )
 
 
-def image_size_errors(sizes: Mapping[str, int]) -> Iterator[str]:
-    """Errors in the sizes of a dataset; see `ModelFamily.check_image_sizes`."""
+def image_setting_errors(settings: ImageSettings) -> Iterator[str]:
+    """Errors in the settings of a dataset; see `ModelFamily.check_image_settings`."""
     try:
-        check_sizes(sizes["image_size"], sizes["teacher_size"])
+        check_sizes(int(settings["image_size"]), int(settings["teacher_size"]))
     except ValueError as error:
         yield f"--image-size, --teacher-size: {error}"
-    if sizes["teacher_patch_size"] < 1:
-        yield f"--teacher-patch-size {sizes['teacher_patch_size']}: use 1 or more"
+    if int(settings["teacher_patch_size"]) < 1:
+        yield f"--teacher-patch-size {settings['teacher_patch_size']}: use 1 or more"
 
 
-def planner(sizes: Mapping[str, int]) -> ImagePlanner:
+def planner(settings: ImageSettings) -> ImagePlanner:
     """What pictures become; see `ModelFamily.image_planner`. Views are "patches" and "teacher" (a square)."""
     image_size, teacher_size, patch_size = (
-        sizes.get(name, flag.default) for name, flag in IMAGE_FLAGS.items()
+        int(settings.get(name, flag.default)) for name, flag in IMAGE_FLAGS.items()
     )
     check_sizes(image_size, teacher_size)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.family import ImagePlan, View
+from megatron_eve.models.golden_format import GoldenFormat
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ _TEACHER = "mm_vision_tower_clip"
 _TEACHER_SIZE = 336
 
 
-class EVEGolden:
+class EVEGolden(GoldenFormat):
     """See `GoldenFormat`."""
 
     sizes: Mapping[str, Mapping[str, int]] = {
@@ -42,7 +43,7 @@ class EVEGolden:
             found |= {"teacher_hidden_size": width, "patch_aligning": True, "teacher_model": str(teacher)}
         return found
 
-    def pictures(self, plan: ImagePlan, sizes: Mapping[str, int]) -> Mapping[str, View]:
+    def pictures(self, plan: ImagePlan, sizes: Mapping[str, Any]) -> Mapping[str, View]:
         """See `GoldenFormat.pictures`: both published squares, the model's and the teacher's."""
         resized, image_size = plan.views["patches"], sizes["image_size"]
         model = View(

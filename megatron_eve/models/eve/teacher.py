@@ -93,6 +93,8 @@ class Teacher:
             )
         return features[:, others:]
 
+    trains = False
+
     @property
     def patches(self) -> int:
         """G * G."""

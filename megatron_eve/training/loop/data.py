@@ -30,7 +30,7 @@ from megatron_eve.data.sampling.orders import (
     by_modality,
     split_dataset,
 )
-from megatron_eve.models.registry import image_planner
+from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import Uploader
@@ -157,6 +157,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         row_multiple=config.row_multiple,
         fixed_length=fixed_length(config),
         max_images=config.data.max_images_per_pack,
+        image_work=find_family(config.family).image_work(config),
         views=views,
         shared_views=shared_views,
         share=image_share(),

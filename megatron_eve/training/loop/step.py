@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -111,6 +111,7 @@ def train_step(
     recent: Sequence[Values] = (),
     spike_factor: float | None = None,
     stragglers: Stragglers | None = None,
+    seed: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Forward, backward, and the update if the step is good.
 
@@ -118,6 +119,7 @@ def train_step(
         chunks, step, normalizer, models, stragglers: see `forward_backward`.
         optimizer: megatron-core's.
         recent, spike_factor: what makes a step bad (see `bad_step_reason`).
+        seed: called whenever the step is run, before it: seeds its random numbers (see `seed_dropout`).
     """
     machine = get_rerun_state_machine()
     restore_fp8_state, again = snapshot_fp8_state(chunks), False
@@ -126,6 +128,7 @@ def train_step(
         if again:
             restore_fp8_state()
         again = True
+        seed()
         for chunk in chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron_eve.runtime.signals import ExitSignals, Watchdog
 from megatron_eve.training.faults.bad_steps import exit_code, exit_message, start_rerun_machine
 from megatron_eve.training.faults.exit_reason import write_exit_reason
 from megatron_eve.training.loop.data import build_loader, open_data
+from megatron_eve.training.loop.dropout import seed_dropout
 from megatron_eve.training.loop.evaluation import evaluate
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
 from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler, learning_rate
@@ -64,6 +66,10 @@ def setup(config: RunConfig) -> Trainer:
     if pretrained := path_of_pretrained(config.checkpoint):
         with phase(f"loading weights from {pretrained}"):
             load_pretrained(str(pretrained), bare, config)
+    else:
+        from megatron_eve.checkpoint.hf.load import load_part_folders
+
+        load_part_folders(bare, config)
     with phase("building the optimizer"):
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)
@@ -115,6 +121,7 @@ def train_one(trainer: Trainer, monitor: Monitor | None = None) -> StepResult:
         recent=done.recent,
         spike_factor=config.faults.spike_factor,
         stragglers=stragglers,
+        seed=partial(seed_dropout, config, done.consumed_samples),
     )
     result = replace(result, exit_code=exit_code(config.faults, result, done.skipped_in_a_row))
     if monitor and monitor.active and (result.bad or result.exit_code):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from megatron_eve.config import RunConfig
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.data.dataset import VisionDataset
-from megatron_eve.models.flops import FROZEN, TRAINED, attention, matrix
+from megatron_eve.models.flops import FROZEN, TRAINED, attention, decoder_layer, matrix
 from megatron_eve.models.model_parts import Work
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.stages import stage_of
@@ -84,18 +84,7 @@ def decoder_flops(model: ModelConfig, work: Work, *, decoder_trains: bool) -> di
     """
     factor = TRAINED if decoder_trains else FROZEN
     return {
-        "decoder": factor * work.tokens * model.num_layers * _decoder_layer(model),
+        "decoder": factor * work.tokens * model.num_layers * decoder_layer(model),
         "attention": TRAINED * model.num_layers * attention(work.attended, model.hidden_size),
         "output_layer": factor * work.labels * matrix(model.hidden_size, model.vocab_size),
     }
-
-
-def _decoder_layer(model: ModelConfig) -> int:
-    """FLOPs of one token through the matrices of a layer, forward: query, key, value, output, gated MLP."""
-    groups = model.num_query_groups or model.num_attention_heads
-    keys = model.hidden_size // model.num_attention_heads * groups
-    return (
-        2 * matrix(model.hidden_size, model.hidden_size)
-        + 2 * matrix(model.hidden_size, keys)
-        + 3 * matrix(model.hidden_size, model.ffn_hidden_size)
-    )

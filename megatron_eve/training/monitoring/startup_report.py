@@ -1,4 +1,4 @@
-"""The startup report, printed before the first step: parallel layout, kernels, memory, data, where all settings are."""
+"""The startup report, printed before the first step: parallel layout, kernels, memory, balance, data, settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.loop.data import RunData
 from megatron_eve.training.loop.trainer import Trainer
+from megatron_eve.training.monitoring.balance import describe_balance
 from megatron_eve.training.monitoring.memory import training_bytes
 
 
@@ -56,6 +57,8 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
     )
+    if torch.distributed.get_rank() == 0 and (balance := describe_balance(config, trainer.data)):
+        print(balance, flush=True)
     if config.checkpoint.save and torch.distributed.get_rank() == 0:
         try:
             print(f"all settings: {write_settings(config, config.checkpoint.save)}", flush=True)

@@ -79,7 +79,7 @@ def read_everything(prefix: Path, mmap: bool) -> int:
         tokenizer_sha256="ab" * 32,
         vocab_size=384,
         family="eve",
-        image_sizes={"image_size": 224, "teacher_size": 112},
+        image_settings={"image_size": 224, "teacher_size": 112},
     )
     assert len(dataset) == len(TEXTS)
     loader = loader_of(dataset)

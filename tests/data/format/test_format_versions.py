@@ -29,7 +29,7 @@ def needs(**sizes: int) -> dict[str, Any]:
         "tokenizer_sha256": "ab" * 32,
         "vocab_size": 384,
         "family": "eve",
-        "image_sizes": {"image_size": 224, "teacher_size": 112, **sizes},
+        "image_settings": {"image_size": 224, "teacher_size": 112, **sizes},
     }
 
 
@@ -67,8 +67,8 @@ def test_a_dataset_of_version_1_is_read_as_one_made_today(make_config: MakeConfi
     )
     info = run(config)
     old, new = IndexedVisionDataset(folder / "set"), opened(config)
-    assert (old.info.format_version, new.info.format_version) == (1, 3)
-    assert (old.info.family, old.info.image_sizes) == (new.info.family, new.info.image_sizes)
+    assert (old.info.format_version, new.info.format_version) == (1, 4)
+    assert (old.info.family, old.info.image_settings) == (new.info.family, new.info.image_settings)
     assert (old.info.image_storage, old.info.parts, old.stored_pixels(0)) == ("encoded", {}, None)
     for name in ("num_samples", "num_tokens", "num_labels", "content_sha256", "skipped"):
         assert getattr(old.info, name) == getattr(info, name), name
@@ -88,6 +88,19 @@ def test_a_dataset_of_version_1_is_read_as_one_made_today(make_config: MakeConfi
                 )
             same = torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
             assert same or field.name == "sample_ids", field.name  # the place in a joined dataset
+
+
+def test_a_dataset_of_version_3_is_read_as_one_made_today(tmp_path: Path) -> None:
+    """It called the image settings sizes, which all of its family's were."""
+    path = Path(write_dataset(tmp_path / "set", 3, seed=1) + "_dataset.json")
+    new = IndexedVisionDataset(tmp_path / "set")
+    manifest = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**manifest, "format_version": 3, "image_sizes": manifest.pop("image_settings")})
+    )
+    old = IndexedVisionDataset(tmp_path / "set")
+    assert dataclasses.replace(old.info, format_version=4) == new.info
+    assert old.image_plan(0) == new.image_plan(0)
 
 
 def test_a_part_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
@@ -110,17 +123,17 @@ def test_a_family_that_is_not_here_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (None, "does not say which image sizes it was made for"),
-        ({"image_size": "224"}, "does not say which image sizes it was made for"),
+        (None, "does not say which image settings it was made for"),
+        ({"image_size": "224"}, "does not say which image settings it was made for"),
         (
             {"image_size": 225, "teacher_size": 112},
             "image size 225 is not a multiple of twice the teacher size",
         ),
     ],
 )
-def test_image_sizes_that_cannot_be_are_refused(tmp_path: Path, sizes: Any, message: str) -> None:
+def test_image_settings_that_cannot_be_are_refused(tmp_path: Path, sizes: Any, message: str) -> None:
     prefix = write_dataset(tmp_path / "set", 3, seed=1)
-    change_manifest(prefix, image_sizes=sizes)
+    change_manifest(prefix, image_settings=sizes)
     with pytest.raises(DataError, match=message):
         IndexedVisionDataset(prefix)
 
@@ -177,7 +190,7 @@ def test_the_run_says_what_a_dataset_of_files_is_not_made_for(tmp_path: Path) ->
     pixels = IndexedVisionDataset(write_as_pixels(tmp_path / "pixels", files))
     for dataset, square in ((files, 128), (pixels, 112)):
         assert dataset.image_plan(0).views["teacher"].square == 112
-        dataset.use_image_sizes("eve", {"image_size": 448, "teacher_size": 224, "teacher_patch_size": 16})
+        dataset.use_image_settings("eve", {"image_size": 448, "teacher_size": 224, "teacher_patch_size": 16})
         assert dataset.image_plan(0).views["teacher"].square == square
         assert dataset.image_plan(0).rows == planner()(*dataset.images[0].tolist()[:2]).rows
 

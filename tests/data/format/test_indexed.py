@@ -20,7 +20,7 @@ from tests.data.helpers import planner
 
 SETTINGS = DatasetSettings(
     template="vicuna_v1",
-    image_sizes={"image_size": 672, "teacher_size": 336},
+    image_settings={"image_size": 672, "teacher_size": 336},
     family="eve",
     model_max_length=2048,
     apply_exif=True,
@@ -302,9 +302,10 @@ def test_counts_that_do_not_match_the_manifest(prefix: Path, changes: dict[str, 
         ("{", "cannot be read"),
         ("[]", "format version None"),
         (
-            '{"format_version": 4}',
-            "format version 4 and this code reads versions 1 to 3: make the dataset again",
+            '{"format_version": 5}',
+            "format version 5 and this code reads versions 1 to 4: make the dataset again",
         ),
+        ('{"format_version": 4}', "is not a manifest this version wrote"),
         ('{"format_version": 3}', "is not a manifest this version wrote"),
         ('{"format_version": 2}', "is not a manifest this version wrote"),
     ],
@@ -360,7 +361,7 @@ COMPATIBLE: dict[str, Any] = {
     "tokenizer_sha256": "ab" * 32,
     "vocab_size": 384,
     "family": "eve",
-    "image_sizes": {"image_size": 672, "teacher_size": 336},
+    "image_settings": {"image_size": 672, "teacher_size": 336},
 }
 
 
@@ -376,11 +377,11 @@ COMPATIBLE: dict[str, Any] = {
         ({"vocab_size": 449}, r"384 pieces, and .* 449: give .*resize_token_embeddings\(384\)"),
         ({"vocab_size": 383}, "384 pieces, and .* 383: give --vocab-size 384, or preprocess .*tokenizer$"),
         (
-            {"image_sizes": {"image_size": 1344}},
+            {"image_settings": {"image_size": 1344}},
             "image size 672 and the run has 1344: .*--image-size 672.*--image-size 1344",
         ),
         (
-            {"image_sizes": {"image_size": 672, "teacher_size": 112}},
+            {"image_settings": {"image_size": 672, "teacher_size": 112}},
             "teacher size 336 and the run has 112.*--teacher-size 336",
         ),
     ],
@@ -403,7 +404,7 @@ def test_text_alone_fits_any_image_size(tmp_path: Path) -> None:
     """It has no pictures that an image size could be about; its vocabulary still matters."""
     dataset = IndexedVisionDataset(write(tmp_path / "set", [([1, 5], [-100, 5], [])]))
     dataset.check_compatible(
-        **COMPATIBLE | {"family": "toy", "image_sizes": {"image_size": 1344, "teacher_size": 112}}
+        **COMPATIBLE | {"family": "toy", "image_settings": {"image_size": 1344, "teacher_size": 112}}
     )
     with pytest.raises(DataError, match="vocabulary"):
         dataset.check_compatible(**COMPATIBLE | {"vocab_size": 32000})

@@ -120,7 +120,7 @@ def test_merged_of_merged_names_the_parts(tmp_path: Path, prefixes: list[str]) -
             "has template 'vicuna_v1' and .*a_dataset.json 'plain': name datasets of two",
         ),
         (
-            {"image_sizes": {"image_size": 448, "teacher_size": 112}},
+            {"image_settings": {"image_size": 448, "teacher_size": 112}},
             "has image_size 448 and .* 224: preprocess all with the same --image-size",
         ),
         (
@@ -142,14 +142,14 @@ def test_what_differs_is_refused(tmp_path: Path, prefixes: list[str], change: An
 
 
 def test_text_alone_goes_with_any_sizes(tmp_path: Path, prefixes: list[str]) -> None:
-    write(tmp_path / "text", [0, 0], image_sizes={"image_size": 448, "teacher_size": 224}, apply_exif=True)
+    write(tmp_path / "text", [0, 0], image_settings={"image_size": 448, "teacher_size": 224}, apply_exif=True)
     info = merge_datasets(str(tmp_path / "all"), [str(tmp_path / "text"), *prefixes])
-    assert (info.image_sizes, info.apply_exif) == (MINI_SETTINGS.image_sizes, MINI_SETTINGS.apply_exif)
+    assert (info.image_settings, info.apply_exif) == (MINI_SETTINGS.image_settings, MINI_SETTINGS.apply_exif)
     open_dataset(tmp_path / "all").check_compatible(
         tokenizer_sha256=info.tokenizer_sha256,
         vocab_size=info.vocab_size,
         family="eve",
-        image_sizes={"image_size": 224, "teacher_size": 112},
+        image_settings={"image_size": 224, "teacher_size": 112},
     )
     with pytest.raises(
         DataError, match=r"parts/a_dataset.json was made for image size 224 and the run has 448"
@@ -158,7 +158,7 @@ def test_text_alone_goes_with_any_sizes(tmp_path: Path, prefixes: list[str]) -> 
             tokenizer_sha256=None,
             vocab_size=info.vocab_size,
             family="eve",
-            image_sizes={"image_size": 448, "teacher_size": 112},
+            image_settings={"image_size": 448, "teacher_size": 112},
         )
 
 

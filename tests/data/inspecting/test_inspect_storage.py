@@ -32,7 +32,7 @@ def test_a_look_and_a_check(make_config: MakeConfig, tmp_path: Path, storage: st
     write_inspection(dataset, "set", tmp_path / "look", [0], None)
     assert f"of images ({storage})" in (tmp_path / "look" / "index.html").read_text(encoding="utf-8")
     drawn = np.asarray(Image.open(tmp_path / "look" / "row_0.png"))[84:250, 16:316].astype(int)
-    view = planner(**config.all_image_sizes)(1600, 900).views["patches"]
+    view = planner(**config.all_image_settings)(1600, 900).views["patches"]
     expected = picture(1600, 900).resize((300, 300 * view.height // view.width))
     assert np.abs(drawn - np.asarray(expected)[:166]).mean() < 3
 

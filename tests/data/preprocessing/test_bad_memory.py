@@ -28,7 +28,7 @@ def peak():
 
 def measure(name, file, **settings):
     given = {"image_root": str(folder), "output_prefix": str(folder / "out" / name), "tokenizer_model": tokenizer}
-    given |= {"image_sizes": {"image_size": 224, "teacher_size": 112}}
+    given |= {"image_settings": {"image_size": 224, "teacher_size": 112}}
     before = peak()
     try:
         info = preprocess(PreprocessConfig(input=str(file), **given | settings), progress=False)

@@ -68,7 +68,7 @@ def test_the_golden_batch_from_json_to_dataset(tmp_path: Path, tokenizer_path: P
         tokenizer_model=str(tokenizer_path),
         output_prefix=str(tmp_path / "set"),
         template="vicuna_v1",
-        image_sizes={"image_size": 224, "teacher_size": 112},
+        image_settings={"image_size": 224, "teacher_size": 112},
     )
     info = run(config)
     # What the files held before there were messages, system turns and data: URIs.

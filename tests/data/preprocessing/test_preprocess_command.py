@@ -79,7 +79,7 @@ def test_flags_reach_the_dataset(make_config: MakeConfig, capsys: pytest.Capture
     assert load_tool().main(flags(config, *more)) == 0
     info = opened(config).info
     assert (info.template, info.model_max_length) == ("vicuna_v1", 4096)
-    assert (info.family, info.image_sizes) == ("eve", {"image_size": 1344, "teacher_size": 336})
+    assert (info.family, info.image_settings) == ("eve", {"image_size": 1344, "teacher_size": 336})
     assert (info.apply_exif, info.max_pixels) == (False, 12345)
     assert "rows kept         1" in capsys.readouterr().out
 
@@ -152,7 +152,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         load_tool().main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    names = {*PreprocessConfig.__dataclass_fields__, *find_family("eve").image_flags} - {"image_sizes"}
+    names = {*PreprocessConfig.__dataclass_fields__, *find_family("eve").image_flags} - {"image_settings"}
     for name in names:
         flag = {"apply_exif": "ignore-exif-orientation"}.get(name, name.replace("_", "-"))
         assert f"--{flag}" in text.split("\n\n", 1)[1]  # below the usage line, with its explanation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_eve.data.sampling.packing import assign_packs, pack_step
+from megatron_eve.data.sampling.packing import assign_packs, pack_step, sample_work
 
 
 def photo_lengths(count: int, seed: int) -> np.ndarray:
@@ -103,6 +103,34 @@ def test_long_samples_weigh_more_than_their_length() -> None:
     with_long = next(pack for pack in packs if 0 in pack)
     other = next(pack for pack in packs if 0 not in pack)
     assert sum(lengths[s] for s in with_long) < 0.8 * sum(lengths[s] for s in other)
+
+
+@pytest.mark.parametrize("image_work", [45.0, 400.0])
+def test_images_weigh_what_their_front_end_costs(image_work: float) -> None:
+    """Packs that run at the same time have equal work, where equal tokens alone leave some with more images."""
+    random = np.random.default_rng(7)
+    images = random.integers(0, 7, 256)
+    images[random.random(256) < 0.5] = 0
+    lengths = 196 * images + random.integers(20, 900, 256)
+
+    def spread(counted: float) -> float:
+        packs = pack_step(lengths, 8192, 8, images, image_work=counted)
+        assert sorted(sample for pack in packs for sample in pack) == list(range(256))
+        assigned = assign_packs(packs, lengths, 4, images, counted)
+        work = sample_work(lengths, images, image_work)
+        seconds = sum(max(work[pack].sum() for pack in turn) for turn in zip(*assigned, strict=True))
+        return float(4 * seconds / work.sum() - 1)
+
+    assert spread(image_work) < 0.002 and spread(0.0) > 0.02
+
+
+def test_without_a_cost_of_images_packs_are_as_they_were() -> None:
+    """Bit for bit: runs of families whose front end is small do not change."""
+    lengths, images = photo_lengths(512, 3), np.random.default_rng(1).integers(0, 5, 512)
+    assert np.array_equal(sample_work(lengths), sample_work(lengths, images, 0.0))
+    packs = pack_step(lengths, 8192, 4)
+    assert packs == pack_step(lengths, 8192, 4, images, image_work=0.0)
+    assert assign_packs(packs, lengths, 4) == assign_packs(packs, lengths, 4, images, 0.0)
 
 
 def test_a_sample_that_fits_no_pack_is_named() -> None:

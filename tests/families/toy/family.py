@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import (
     FRONT_END,
+    ImageFlag,
     ImagePlanner,
+    ImageSetting,
+    ImageSettings,
     ModelFamily,
     PartCounts,
     Preset,
-    SizeFlag,
     Stage,
     ViewUse,
 )
@@ -40,7 +42,7 @@ class ToyFamily(ModelFamily):
         2: Stage("everything", ("*",)),
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
-    image_flags: Mapping[str, SizeFlag] = IMAGE_FLAGS
+    image_flags: Mapping[str, ImageFlag] = IMAGE_FLAGS
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
@@ -73,17 +75,17 @@ class ToyFamily(ModelFamily):
 
     # --- data ---
 
-    def image_sizes(self, config: RunConfig) -> dict[str, int]:
-        """See `ModelFamily.image_sizes`."""
+    def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
+        """See `ModelFamily.image_settings`."""
         return {name: getattr(config.vision, name) for name in IMAGE_FLAGS}
 
-    def check_image_sizes(self, sizes: Mapping[str, int]) -> Iterator[str]:
-        """See `ModelFamily.check_image_sizes`."""
-        return check_sizes(sizes["toy_image_size"], sizes["toy_patch_size"])
+    def check_image_settings(self, settings: ImageSettings) -> Iterator[str]:
+        """See `ModelFamily.check_image_settings`."""
+        return check_sizes(int(settings["toy_image_size"]), int(settings["toy_patch_size"]))
 
-    def image_planner(self, sizes: Mapping[str, int]) -> ImagePlanner:
+    def image_planner(self, settings: ImageSettings) -> ImagePlanner:
         """See `ModelFamily.image_planner`."""
-        return image_planner(sizes)
+        return image_planner(settings)
 
     def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
         """See `ModelFamily.views`."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from megatron_eve.models.family import ImagePlan, ImagePlanner, SizeFlag, View
+from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSettings, View
 
 IMAGE_FLAGS = {
-    "toy_image_size": SizeFlag(64, "pixels of a picture's long side"),
-    "toy_patch_size": SizeFlag(16, "side of a patch in pixels"),
+    "toy_image_size": ImageFlag(64, "pixels of a picture's long side"),
+    "toy_patch_size": ImageFlag(16, "side of a patch in pixels"),
 }
 _GREY = (128, 128, 128)  # of a picture that cannot be decoded
 
 
-def image_planner(sizes: Mapping[str, int]) -> ImagePlanner:
+def image_planner(settings: ImageSettings) -> ImagePlanner:
     """Long side of `toy_image_size` pixels, short side of whole patches; a row of the sequence for each patch."""
-    longest, patch = (sizes.get(name, flag.default) for name, flag in IMAGE_FLAGS.items())
+    longest, patch = (int(settings.get(name, flag.default)) for name, flag in IMAGE_FLAGS.items())
 
     def plan(width: int, height: int) -> ImagePlan:
         if min(width, height) < 1:

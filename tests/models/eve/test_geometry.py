@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_eve.data.images.patches import square_margin
-from megatron_eve.models.eve.geometry import image_geometry, image_size_errors, planner, teacher_pixels
+from megatron_eve.models.eve.geometry import image_geometry, image_setting_errors, planner, teacher_pixels
 from tests.golden_dir import find_golden
 
 
@@ -136,8 +136,8 @@ def test_what_is_decoded_of_a_picture(patch_size: int) -> None:
 
 def test_sizes_of_a_dataset_are_checked() -> None:
     fine = {"image_size": 672, "teacher_size": 336, "teacher_patch_size": 14}
-    assert list(image_size_errors(fine)) == []
-    (error,) = image_size_errors(fine | {"image_size": 700})
+    assert list(image_setting_errors(fine)) == []
+    (error,) = image_setting_errors(fine | {"image_size": 700})
     assert error.startswith("--image-size, --teacher-size: image size 700 is not a multiple of twice")
-    (error,) = image_size_errors(fine | {"teacher_patch_size": 0})
+    (error,) = image_setting_errors(fine | {"teacher_patch_size": 0})
     assert error == "--teacher-patch-size 0: use 1 or more"

@@ -13,7 +13,6 @@ from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.eve.hf.config import (
-    PROCESSOR_CLASS,
     code_files,
     image_size_of,
     published_config,
@@ -46,12 +45,6 @@ class EVEFormat(HFFormat):
     ignored_keys: Mapping[str, str] = IGNORED_KEYS
     left_out = "the aligning layer, which only training needs"
     rotary_buffers = True
-    processor_class = PROCESSOR_CLASS
-
-    @property
-    def code(self) -> Sequence[Path]:
-        """See `HFFormat`."""
-        return code_files()
 
     # --- weights ---
 
@@ -212,6 +205,10 @@ class EVEFormat(HFFormat):
     ) -> JSONFiles:
         """See `HFFormat.transformers_files`."""
         return transformers_files(model, vision, dtype, ids, image_token_id)
+
+    def code(self, vision: EVEConfig) -> Sequence[Path]:
+        """See `HFFormat.code`."""
+        return code_files()
 
     def register(self) -> Mapping[str, type]:
         """See `HFFormat.register`."""

@@ -1,0 +1,92 @@
+"""Errors in VILA's settings, and in what a checkpoint was made with. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.schema import RunConfig
+from megatron_eve.models.family import size_differences
+from megatron_eve.models.towers.sizes import TowerFlags, tower_sizes
+from megatron_eve.models.vila.config import VILAConfig
+
+TOWER_FLAGS = TowerFlags("--vision-tower", "none does here", "CLIP ViT-L/14-336 or SigLIP SO400M/14-384")
+
+# Settings that change no shape of the model: another run may start from weights that were made with others.
+_FREE = ("vision_tower", "freeze_ViT", "freeze_LM", "recompute_vision", "image_fit")
+# Those of them that change nothing about a run that is resumed.
+_FREE_AT_RESUME = ("vision_tower", "recompute_vision")
+
+
+def check_sizes(vision: VILAConfig) -> Iterator[str]:
+    """Errors in the sizes of tower and projector; see `ModelFamily.check_sizes`."""
+    names = (
+        "vision_patch_size",
+        "vision_hidden_size",
+        "vision_num_layers",
+        "vision_num_attention_heads",
+        "vision_ffn_hidden_size",
+        "qformer_num_queries",
+    )
+    bad = [name for name in names if getattr(vision, name) < 1]
+    for name in bad:
+        yield f"--{name.replace('_', '-')} {getattr(vision, name)}: must be above 0"
+    if bad:
+        return
+    if vision.image_size < vision.vision_patch_size:
+        yield (
+            f"--image-size {vision.image_size}: is smaller than a patch of the vision tower (--vision-patch-size "
+            f"{vision.vision_patch_size}); use the size that the tower was trained at"
+        )
+    heads = vision.vision_num_attention_heads
+    if vision.vision_hidden_size % heads:
+        yield (
+            f"--vision-num-attention-heads {heads}: must divide --vision-hidden-size {vision.vision_hidden_size}"
+        )
+    layers = vision.vision_num_layers
+    if not -layers - 1 <= vision.vision_select_layer <= layers:
+        yield (
+            f"--vision-select-layer {vision.vision_select_layer}: a vision tower of {layers} layers has the hidden "
+            f"states 0 to {layers}, or -{layers + 1} to -1; -2 is the published one"
+        )
+    if vision.projector_token_order == "column" and vision.projector_type != "mlp_downsample":
+        yield (
+            f"--projector-token-order column: is for --projector-type mlp_downsample, and this is "
+            f"{vision.projector_type}; leave it out"
+        )
+
+
+def check_tower(vision: VILAConfig) -> Iterator[str]:
+    """Errors in the folder that `--vision-tower` names: it cannot be read, or holds a tower of other sizes."""
+    if vision.vision_tower is None:
+        return
+    try:
+        tower = tower_sizes(vision.vision_tower, False, TOWER_FLAGS)
+    except ConfigError as error:
+        yield str(error)
+        return
+    there = {
+        "vision_hidden_size": tower.hidden_size,
+        "vision_patch_size": tower.patch_size,
+        "vision_num_layers": tower.num_layers,
+        "vision_ffn_hidden_size": tower.ffn_hidden_size,
+        "image_size": tower.image_size,
+    }
+    for name, value in there.items():
+        if value != getattr(vision, name):
+            yield (
+                f"--vision-tower {vision.vision_tower}: its config.json has {value} where this run has "
+                f"--{name.replace('_', '-')} {getattr(vision, name)}; use the preset of a model with this tower, or "
+                "another tower"
+            )
+
+
+def check_resume(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """See `ModelFamily.check_resume`."""
+    return size_differences(saved["config"].get("vision", {}), config.vision, _FREE_AT_RESUME)
+
+
+def check_weights(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """See `ModelFamily.check_weights`: stages differ in what trains, and in how a picture becomes a square."""
+    return size_differences(saved["config"].get("vision", {}), config.vision, _FREE)

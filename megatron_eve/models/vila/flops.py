@@ -1,0 +1,94 @@
+"""FLOPs of what VILA adds to the decoder, for its count of a step (see `training/monitoring/flops.py`).
+
+As published: every picture goes through the layers of the tower up to the selected one, with full attention, and all
+features through the projector. A frozen tower runs forward only, and the projector then needs no gradient of its input.
+Resizing, norms, activations and the selection of features are not counted.
+"""
+
+from __future__ import annotations
+
+from megatron_eve.models.family import ModelSettings
+from megatron_eve.models.flops import (
+    FORWARD,
+    FROM_PIXELS,
+    FROZEN,
+    TRAINED,
+    attention,
+    decoder_layer,
+    matrix,
+)
+from megatron_eve.models.model_parts import FamilyFlops, Work
+from megatron_eve.models.vila.config import VILAConfig
+
+# Forward and gradient of the weight: the first matrix behind a frozen tower, like one behind pixels.
+_FIRST_TRAINED = FROM_PIXELS
+
+
+def vila_flops(settings: ModelSettings, work: Work) -> FamilyFlops:
+    """FLOPs of a step, forward and backward: "tower" and "projector", which trains in every stage.
+
+    Args:
+        settings: sizes, and whether the tower is frozen.
+        work: what the step holds, on all ranks; its pictures count, not the rows that were cut off.
+    """
+    vision: VILAConfig = settings.vision
+    parts = {
+        "tower": tower_flops(vision),
+        "projector": projector_flops(vision, settings.model.hidden_size),
+    }
+    return FamilyFlops({part: work.images * flops for part, flops in parts.items()}, {})
+
+
+def image_work(settings: ModelSettings, *, decoder_trains: bool) -> float:
+    """See `ModelFamily.image_work`.
+
+    Args:
+        settings: sizes, and whether the tower is frozen.
+        decoder_trains: in the stage of the run.
+    """
+    vision, model = settings.vision, settings.model
+    token = (TRAINED if decoder_trains else FROZEN) * model.num_layers * decoder_layer(model)
+    return (tower_flops(vision) + projector_flops(vision, model.hidden_size)) / token
+
+
+def tower_flops(vision: VILAConfig) -> int:
+    """FLOPs of one picture in the tower, forward and backward."""
+    width, patches = vision.vision_hidden_size, vision.grid**2
+    tokens = patches + (vision.vision_model_type == "clip")  # the class token
+    convolution = patches * matrix(3 * vision.vision_patch_size**2, width)
+    layer = tokens * (4 * matrix(width, width) + 2 * matrix(width, vision.vision_ffn_hidden_size))
+    layer += attention(tokens**2, width)
+    if vision.freeze_ViT:
+        return FORWARD * (convolution + vision.tower_layers * layer)
+    return FROM_PIXELS * convolution + TRAINED * vision.tower_layers * layer
+
+
+def projector_flops(vision: VILAConfig, hidden: int) -> int:
+    """FLOPs of one picture in the projector, forward and backward.
+
+    Args:
+        vision: settings.
+        hidden: width of the decoder.
+    """
+    rows, sizes = projector_matrices(vision, hidden)
+    first, *others = [rows * matrix(*size) for size in sizes]
+    return (_FIRST_TRAINED if vision.freeze_ViT else TRAINED) * first + TRAINED * sum(others)
+
+
+def projector_matrices(vision: VILAConfig, hidden: int) -> tuple[int, list[tuple[int, int]]]:
+    """Rows of a picture in the projector, and inputs and outputs of the matrices that they go through, in order."""
+    width, grid = vision.vision_hidden_size, vision.grid
+    match vision.projector_type:
+        case "linear":
+            return grid**2, [(width, hidden)]
+        case "mlp2x_gelu":
+            return grid**2, [(width, hidden), (hidden, hidden)]
+        case "mlp3x_gelu":
+            return grid**2, [(width, hidden), (hidden, hidden), (hidden, hidden)]
+        case "mlp_downsample" | "mlp_downsample_2x2_fix":
+            return (-(-grid // 2)) ** 2, [(4 * width, hidden), (hidden, hidden)]
+        case "mlp_downsample_3x3_fix":
+            sizes = [(9 * width, 3 * width), (3 * width, hidden), (hidden, hidden)]
+            return (-(-grid // 3)) ** 2, sizes
+        case _:
+            raise NotImplementedError(vision.projector_type)

@@ -1,0 +1,1 @@
+"""VILA's folders in Hugging Face layout, and VILA for transformers."""

@@ -1,0 +1,87 @@
+"""VILA with the projector mlp2x_gelu as transformers' own LLaVA, without any code of this project. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_eve.config.schema import ModelConfig
+from megatron_eve.models.hf_format import JSONFiles
+from megatron_eve.models.vila.config import VILAConfig
+from megatron_eve.models.vila.hf.published import PIXELS, language_config, tower_config
+
+# Without a length of its own, transformers ends an answer after 20 tokens. As tools/chat.py does.
+_GENERATION = {"do_sample": False, "max_new_tokens": 256}
+# Rows of the tower that the projector gets: all but the class token, or all.
+_STRATEGIES = {"clip": "default", "siglip": "full"}
+_BICUBIC = 3
+
+
+def rows_of(model: ModelConfig, image_token_id: int) -> int:
+    """Rows of the embedding and of the output layer: LLaVA looks `<image>` up like any token, and then replaces it."""
+    return max(model.vocab_size, image_token_id + 1)
+
+
+def llava_files(
+    model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
+) -> JSONFiles:
+    """See `HFFormat.transformers_files`."""
+    text, tower = language_config(model, dtype, ids), tower_config(vision, dtype)
+    for section in (text, tower):
+        section.pop("torch_dtype")
+    text["vocab_size"] = rows_of(model, image_token_id)
+    strategy = _STRATEGIES[vision.vision_model_type]
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "dtype": dtype,
+        "image_seq_length": vision.grid**2,
+        "image_token_index": image_token_id,
+        "model_type": "llava",
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "vision_config": tower,
+        "vision_feature_layer": vision.vision_select_layer,
+        "vision_feature_select_strategy": strategy,
+    }
+    # The row of `<image>` is zero, so its score may be the highest.
+    generation = {**ids, **_GENERATION, "suppress_tokens": [image_token_id]}
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": vision.vision_patch_size,
+        "num_additional_image_tokens": 1 if strategy == "default" else 0,
+        "vision_feature_select_strategy": strategy,
+    }
+    return {
+        "config.json": config,
+        "generation_config.json": generation,
+        "preprocessor_config.json": _image_processor(vision),
+        "processor_config.json": processor,
+    }
+
+
+def _image_processor(vision: VILAConfig) -> dict[str, Any]:
+    """A processor that fits a picture into the tower's square as training did."""
+    mean, deviation = PIXELS[vision.vision_model_type]
+    size = vision.image_size
+    square = {"height": size, "width": size}
+    stretch = vision.image_fit == "stretch"
+    return {
+        # LLaVA's makes the picture a square of its mean colour first.
+        "image_processor_type": "LlavaImageProcessor" if vision.image_fit == "pad" else "CLIPImageProcessor",
+        **({"do_pad": True} if vision.image_fit == "pad" else {}),
+        "processor_class": "LlavaProcessor",
+        "crop_size": square,
+        "do_center_crop": not stretch,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": mean,
+        "image_std": deviation,
+        "resample": _BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": square if stretch else {"shortest_edge": size},
+    }

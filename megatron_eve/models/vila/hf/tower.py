@@ -1,0 +1,137 @@
+"""Settings of a vision tower: by the config.json of a CLIP or SigLIP, or by the name of a published one. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.models.hf_format import Stated
+from megatron_eve.models.vila.config import PRESETS, VILAConfig
+from megatron_eve.runtime.wrong_content import wrong_content
+
+# config.json of a tower against our settings.
+TOWER_FIELDS = {
+    "hidden_size": "vision_hidden_size",
+    "intermediate_size": "vision_ffn_hidden_size",
+    "num_hidden_layers": "vision_num_layers",
+    "num_attention_heads": "vision_num_attention_heads",
+    "image_size": "image_size",
+    "patch_size": "vision_patch_size",
+    "hidden_act": "vision_hidden_act",
+    "layer_norm_eps": "vision_norm_epsilon",
+}
+# What transformers takes for fields that a config.json leaves out.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    },
+    "siglip": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    },
+}  # fmt: skip
+_SETTINGS = ("vision_model_type", *TOWER_FIELDS.values())
+_ACTIVATIONS = get_args(get_type_hints(VILAConfig)["vision_hidden_act"])
+# Towers that published folders name and do not hold.
+_CLIP_L_336, _SIGLIP_384 = PRESETS["vila_7b"].vision, PRESETS["vila15_8b"].vision
+_PUBLISHED: Mapping[str, VILAConfig] = {
+    "openai/clip-vit-large-patch14-336": _CLIP_L_336,
+    "openai/clip-vit-large-patch14": replace(_CLIP_L_336, image_size=224),
+    "google/siglip-so400m-patch14-384": _SIGLIP_384,
+    "google/siglip-so400m-patch14-224": replace(_SIGLIP_384, image_size=224),
+}
+
+
+def tower_settings(fields: Mapping[str, Any], source: str) -> list[Stated]:
+    """The settings of a tower with this config.json.
+
+    Args:
+        fields: of CLIP or SigLIP, of its vision side alone or of a whole model.
+        source: of them, for messages, such as the file or a section of one.
+
+    Raises:
+        ConfigError: another tower, or one that is not computed here.
+    """
+    kind = str(fields.get("model_type"))
+    name = kind.removesuffix("_vision_model")
+    if name not in _DEFAULTS:
+        raise ConfigError(f"{source}: model_type is {kind!r}, and a CLIP or a SigLIP tower is known here")
+    vision = fields.get("vision_config", {} if kind == name else fields)
+    if not isinstance(vision, dict):
+        raise ConfigError(
+            f"{source}: vision_config is {vision!r}, not settings by name; copy the folder again"
+        )
+    values = {field: vision.get(field, default) for field, default in _DEFAULTS[name].items()}
+    for field, value in values.items():
+        number = isinstance(value, float if field == "layer_norm_eps" else int) and not isinstance(
+            value, bool
+        )
+        if field == "hidden_act":
+            if value not in _ACTIVATIONS:
+                known = ", ".join(_ACTIVATIONS)
+                raise ConfigError(
+                    f"{source}: hidden_act of the vision tower is {value!r}, and one of {known} is needed"
+                )
+        elif not number or value <= 0:
+            raise ConfigError(
+                f"{source}: {field} of the vision tower is {value!r}, and a number above 0 is needed"
+            )
+    if vision.get("vision_use_head") is False:
+        raise ConfigError(
+            f"{source}: vision_use_head is false, and the vision tower is kept whole here, with its pooling head; take "
+            "the published tower"
+        )
+    return [
+        Stated("vision_model_type", name, "model_type of the vision tower"),
+        *(
+            Stated(ours, values[field], f"{field} of the vision tower")
+            for field, ours in TOWER_FIELDS.items()
+        ),
+    ]
+
+
+def folder_settings(folder: Path, flag: str = "") -> list[Stated]:
+    """The settings of the tower in a folder.
+
+    Args:
+        folder: in Hugging Face layout.
+        flag: that names it, for messages; "" for a part of a model's folder.
+
+    Raises:
+        ConfigError: no config.json there, or one of something else.
+    """
+    path = folder / "config.json"
+    named = f"{flag} {path}" if flag else str(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{named}: {error.strerror}; name the folder of a CLIP or SigLIP tower in Hugging Face layout"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{named}: not JSON ({wrong_content(path) or error}); copy the folder again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{named}: holds no settings by name; copy the folder again")
+    return tower_settings(fields, named)
+
+
+def published_settings(name: str) -> list[Stated]:
+    """The settings of a published tower by its name on the hub; [] where that is not known."""
+    config = _PUBLISHED.get(name)
+    field = f"mm_vision_tower {name}"
+    return [Stated(ours, getattr(config, ours), field, assumed=True) for ours in _SETTINGS] if config else []
+
+
+def published_name(vision: VILAConfig) -> str | None:
+    """The name on the hub of a tower with these settings; None where no published one has them."""
+    for name, config in _PUBLISHED.items():
+        if all(getattr(config, ours) == getattr(vision, ours) for ours in _SETTINGS):
+            return name
+    return None

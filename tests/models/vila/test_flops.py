@@ -1,0 +1,80 @@
+"""FLOPs of tower and projector: by hand, and against torch's own counter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_eve.config.schema import ModelConfig
+from megatron_eve.models.family import Preset
+from megatron_eve.models.model_parts import Work
+from megatron_eve.models.vila.config import PRESETS, VILAConfig
+from megatron_eve.models.vila.flops import image_work, projector_flops, tower_flops, vila_flops
+
+# 3 x 3 patches of 2 x 2 pixels and a class token; hidden state 1 of the three (one layer of two is run).
+TOWER = VILAConfig(
+    image_size=6,
+    vision_patch_size=2,
+    vision_hidden_size=4,
+    vision_num_layers=2,
+    vision_num_attention_heads=2,
+    vision_ffn_hidden_size=5,
+    vision_select_layer=-2,
+)
+# A patch of 12 values to 4 costs 2*12*4 = 96; nine: 864.
+CONVOLUTION = 864
+# Ten tokens: four matrices 4 -> 4 (32 each), 4 -> 5 and 5 -> 4 (40 each): 208; * 10 = 2080. 100 pairs meet for 8 and
+# take their value for 8: 1600.
+LAYER = 3680
+
+
+def test_a_tower_by_hand() -> None:
+    assert tower_flops(TOWER) == CONVOLUTION + LAYER == 4544
+    # Trained: the convolution's weight gradient, and three times the layer.
+    assert tower_flops(replace(TOWER, freeze_ViT=False)) == 2 * CONVOLUTION + 3 * LAYER == 12768
+    # All layers, which the hidden state behind the last one needs; none, for hidden state 0.
+    assert tower_flops(replace(TOWER, vision_select_layer=-1)) == CONVOLUTION + 2 * LAYER
+    assert tower_flops(replace(TOWER, vision_select_layer=0)) == CONVOLUTION
+    # Without a class token 9 tokens and 81 pairs: 9 * 208 + 81 * 16 = 3168.
+    assert tower_flops(replace(TOWER, vision_model_type="siglip")) == CONVOLUTION + 3168
+
+
+# Rows of a picture, and FLOPs of one of them in each matrix, to a decoder that is 7 wide; 4 -> 7 costs 56, 7 -> 7 98.
+PROJECTORS = {
+    "linear": (9, 56),
+    "mlp2x_gelu": (9, 56, 98),
+    "mlp3x_gelu": (9, 56, 98, 98),
+    # 3 x 3 features are padded to 4 x 4: four blocks of 16 values; 16 -> 7 costs 224.
+    "mlp_downsample": (4, 224, 98),
+    "mlp_downsample_2x2_fix": (4, 224, 98),
+    # One block of 36 values: 36 -> 12 costs 864, 12 -> 7 168.
+    "mlp_downsample_3x3_fix": (1, 864, 168, 98),
+}
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_projectors_by_hand(kind: str) -> None:
+    vision = replace(TOWER, projector_type=kind)  # type: ignore[arg-type]
+    rows, first, *others = PROJECTORS[kind]
+    # Behind a frozen tower the input of the first matrix needs no gradient.
+    assert projector_flops(vision, 7) == rows * (2 * first + 3 * sum(others))
+    assert projector_flops(replace(vision, freeze_ViT=False), 7) == rows * 3 * (first + sum(others))
+
+
+def test_a_step_by_hand() -> None:
+    """Pictures count, however many of their rows a sample has room for."""
+    model = ModelConfig(num_layers=2, hidden_size=7, ffn_hidden_size=3, num_attention_heads=1, vocab_size=5)
+    work = Work(tokens=60, attended=400, labels=9, images=5, merged_patches=45, image_rows=40)
+    front_end, objectives = vila_flops(Preset(model, TOWER), work)
+    # mlp2x_gelu: 9 * (2*56 + 3*98) = 3654.
+    assert front_end == {"tower": 5 * 4544, "projector": 5 * 3654} and objectives == {}
+    # A token costs 4 * 98 in attention's matrices and 3 * 42 in the MLP's: 518; * 2 layers * 3, or * 2.
+    assert image_work(Preset(model, TOWER), decoder_trains=True) == pytest.approx(8198 / 3108)
+    assert image_work(Preset(model, TOWER), decoder_trains=False) == pytest.approx(8198 / 2072)
+
+
+def test_published_towers() -> None:
+    """CLIP ViT-L/14-336 without its last layer is about 0.36 TFLOP a picture, SigLIP SO400M/14-384 0.65."""
+    assert tower_flops(PRESETS["vila_7b"].vision) == pytest.approx(0.366e12, rel=0.01)
+    assert tower_flops(PRESETS["vila15_8b"].vision) == pytest.approx(0.647e12, rel=0.05)
