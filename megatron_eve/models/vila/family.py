@@ -21,6 +21,7 @@ from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontE
 from megatron_eve.models.vila.checks import check_resume, check_sizes, check_tower, check_weights
 from megatron_eve.models.vila.config import OTHER_NAMES, PRESETS, VILAConfig
 from megatron_eve.models.vila.geometry import IMAGE_FLAGS, image_setting_errors, image_settings, planner
+from megatron_eve.models.vila.templates import TEXT_RULES
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -49,6 +50,7 @@ class VILAFamily(ModelFamily):
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
     image_flags = IMAGE_FLAGS
+    text_rules = TEXT_RULES
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
