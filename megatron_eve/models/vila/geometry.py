@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from typing import get_args, get_type_hints
 
 from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, ImageSettings, View
+from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 
 VIEW = "tower"
 """The view of a picture: uint8 [image_size, image_size, 3]."""
-
-# Mean colour of the pixels that a tower was trained on, red, green and blue, 0 to 1.
-PIXEL_MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 
 # Projectors that join features of a block into one row, and the side of the block.
 _BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
@@ -77,7 +75,8 @@ def image_setting_errors(settings: ImageSettings) -> Iterator[str]:
 
 def pad_colour(vision_model_type: str) -> tuple[int, int, int]:
     """Colour of the margins around a picture, 0 to 255: the mean, cut to whole numbers, as published."""
-    red, green, blue = (int(255 * mean) for mean in PIXEL_MEANS[vision_model_type])
+    means, _ = NORMALISATION[vision_model_type]
+    red, green, blue = (int(255 * mean) for mean in means)
     return red, green, blue
 
 
