@@ -128,8 +128,8 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="tokenizer.model that the data was made with, or its folder; it is copied, and required with --format "
-        "transformers (default: the one whose path the checkpoint holds, if it is still there and the same)",
+        help="tokenizer.model or tokenizer.json that the data was made with, or its folder; it is copied, and required "
+        "with --format transformers (default: the one whose path the checkpoint holds, if it is there and the same)",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -197,11 +197,11 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.summary import dry_run_line, size_of, summary
     from megatron_eve.convert.usage import shard_bytes
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_kind
     from megatron_eve.runtime.progress_bar import byte_progress
 
     published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
-    tokenizer = Tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    tokenizer = load_kind(flags.tokenizer, flags.tokenizer_kind) if flags.tokenizer is not None else None
     image = check_tokenizer_files(tokenizer, published) if tokenizer is not None else None
     checkpoint, config = open_checkpoint(flags.source)
     if config.family != flags.family:

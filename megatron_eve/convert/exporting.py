@@ -25,12 +25,13 @@ from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.tokenizer_record import file_name
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
 from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
 from megatron_eve.models.hf_format import CopiedTensors, Flags
@@ -40,7 +41,9 @@ from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass
@@ -251,7 +254,7 @@ def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> 
         plan.added[name] = copied.origin
 
 
-def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> int | None:
+def check_tokenizer_files(tokenizer: TextTokenizer, published: bool) -> int | None:
     """Refuse what an export could not write of a tokenizer, before anything is written.
 
     Returns:
@@ -270,7 +273,7 @@ def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> int | None:
 def write_export(
     plan: ExportPlan,
     target: Path,
-    tokenizer: Tokenizer | None,
+    tokenizer: TextTokenizer | None,
     max_shard_size: int,
     published: bool,
     done: Callable[[int], None],
@@ -300,7 +303,7 @@ def write_export(
             _write_published_files(plan, unfinished, tokenizer)
         else:
             assert tokenizer is not None
-            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer)
+            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer, plan.flags)
         for name, tensors in plan.by_folder().items():
             (unfinished / name).mkdir(exist_ok=True)
             write_shards(unfinished / name, tensors, max_shard_size, done)
@@ -318,7 +321,7 @@ def _dtype_name(plan: ExportPlan) -> str:
     return str(plan.tensors["lm_head.weight"].dtype).removeprefix("torch.")
 
 
-def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer | None) -> None:
+def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: TextTokenizer | None) -> None:
     ids, config = token_ids(tokenizer), plan.config
     family = find_family(config.family).hugging_face()
     files = family.published_files(config.model, config.vision, _dtype_name(plan), ids, plan.flags)
@@ -328,7 +331,7 @@ def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer 
     if tokenizer is None:
         return
     path, folder = Path(tokenizer.path), folder / next(iter(plan.folders))
-    shutil.copyfile(path, folder / "tokenizer.model")
+    shutil.copyfile(path, folder / file_name(tokenizer.kind))
     for name in _TOKENIZER_FILES:
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, folder / name)
