@@ -57,9 +57,10 @@ class ExportPlan:
         mapped: Hugging Face keys, by key of the checkpoint.
         dropped: keys of the checkpoint that nothing is made of, and why.
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
+        adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
+        files: of the folder of an adapter: what each holds.
         folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
             have those that are written, with their folder in front where there are several.
-        adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
     """
 
     config: RunConfig
@@ -68,6 +69,8 @@ class ExportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, LazyTensor] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {".": {}})
 
     def by_folder(self) -> dict[str, dict[str, LazyTensor]]:
@@ -82,8 +85,6 @@ class ExportPlan:
         """The path of a tensor in the export, for the summary."""
         folder, name = placed(key, self.folders)
         return name if folder == "." else f"{folder}/{name}"
-
-    adapters: dict[str, LazyTensor] = field(default_factory=dict)
 
 
 def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
@@ -173,7 +174,7 @@ def plan_adapters(plan: ExportPlan, entries: Sequence[Entry], source: DistFolder
     adapters, rules = ExportPlan(plan.config, plan.flags), adapter_rules(plan.config.lora)
     for entry in entries:
         if matches(entry.name, (ADAPTER_PARAMETERS,)):
-            map_entry(adapters, entry, rules, source, sizes, None)
+            map_entry(adapters, entry, rules, source, sizes, None, plan.config.model.vocab_size)
     plan.adapters = adapters.tensors
     plan.dropped |= dict.fromkeys(adapters.mapped, "adapters, which are merged into the decoder's matrices")
 

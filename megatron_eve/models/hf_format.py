@@ -161,8 +161,8 @@ class HFFormat(Protocol):
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
         return iter(())
 
-    def module_names(self) -> Mapping[str, str]:
-        """What names in `rules` begin with, and where that is in the model for transformers, which peft goes through.
+    def module_names(self, vision: Any) -> Mapping[str, str]:
+        """What names in `rules` begin with, and where that is in the model for transformers, on which peft works.
 
         By default modules there are called as in `rules`.
         """

@@ -16,6 +16,7 @@ from megatron_eve.models.vila.hf.config import field_errors, language_fields, st
 from megatron_eve.models.vila.hf.layouts import (
     FLAT,
     LLAVA,
+    LLAVA_MODULES,
     PARTS,
     PROJECTOR_KEYS,
     TOWER_FOLDER,
@@ -96,6 +97,10 @@ class VILAFormat(HFFormat):
         }
         if held[PROJECTOR_KEYS] and not held[TOWER_KEYS]:
             yield "holds no vision tower; name the folder of the one that it was trained with by --vision-tower"
+
+    def module_names(self, vision: VILAConfig) -> Mapping[str, str]:
+        """See `HFFormat.module_names`: of transformers' LLaVA, where it computes the same."""
+        return LLAVA_MODULES if vision.projector_type == "mlp2x_gelu" else {}
 
     # --- import ---
 
