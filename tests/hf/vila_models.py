@@ -19,11 +19,12 @@ from tests.convert.test_conversion import convert
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture
 
-# A question, with `<image>` where its pictures are; no pictures, one, and several.
+# A question, with `<image>` where its pictures are; no pictures, one, and several. The pictures are such that every
+# Pillow resizes them alike (`data/images/resizing.py`).
 QUESTIONS: list[tuple[str, list[bytes]]] = [
     ("What is the answer to everything?", []),
     ("<image>\nWhat is shown?", [picture(90, 60)]),
-    ("<image>\n<image>\nWhat differs between a and b?", [picture(40, 100), picture(64, 64)]),
+    ("<image>\n<image>\nWhat differs between a and b?", [picture(100, 70), picture(64, 64)]),
 ]
 
 
@@ -55,7 +56,7 @@ def their_inputs(processor: Any, numbers: Sequence[int]) -> Any:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        padding=True,
+        processor_kwargs={"padding": True},
     )
 
 
