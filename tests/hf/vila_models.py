@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 
 from megatron_eve.config import RunConfig
@@ -56,7 +57,7 @@ def their_inputs(processor: Any, numbers: Sequence[int]) -> Any:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"padding": True},
+        **({"padding": True} if transformers.__version__ < "5" else {"processor_kwargs": {"padding": True}}),
     )
 
 
