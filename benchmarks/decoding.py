@@ -28,8 +28,9 @@ from tables import Table
 from megatron_eve.data.images import padded_square, resize
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask
-from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD, PAD_COLOUR
+from megatron_eve.models.eve.constants import PAD_COLOUR
 from megatron_eve.models.eve.geometry import image_geometry, planner
+from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from megatron_eve.runtime.dali import dali_is_installed
 
 IMAGE_SIZE, TEACHER_SIZE = 672, 336

@@ -17,7 +17,7 @@ def find_golden(name: str) -> Path:
     """
     folders = [_HERE]
     if outside := os.environ.get("GOLDEN_DIR"):
-        folders += [Path(outside) / below for below in ("golden/eve", "eve", ".")]
+        folders += [Path(outside) / below for below in ("golden/eve", "golden", "eve", ".")]
     for folder in folders:
         if (folder / name).exists():
             return folder / name

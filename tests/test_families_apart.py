@@ -26,9 +26,14 @@ MAY_NAME = tuple(
 
 # What may stay: by file or folder, what is matched there and why.
 EXCEPTIONS = {
-    "megatron_eve/models/towers/": {
-        "CLIP": "a vision tower, which several families have",
-        "clip": "its model type in transformers, which loads the towers",
+    "megatron_eve/models/towers/normalisation.py": {"clip": "a type of towers, beside siglip"},
+    "megatron_eve/models/towers/tower_module.py": {
+        "CLIP": "transformers' tower that the module is made of",
+        "clip": "a model type of transformers",
+        "image_size": "transformers' name in the configuration of a vision tower",
+    },
+    "megatron_eve/models/towers/sizes.py": {
+        "clip": "a model type of transformers, which loads the towers",
         "image_size": "transformers' name in the config.json of a vision tower",
     },
 }

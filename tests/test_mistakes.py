@@ -15,7 +15,7 @@ import torch
 
 from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
-from megatron_eve.config import TRACKER, RunConfig
+from megatron_eve.config import TRACKER, LoRAConfig, RunConfig
 from megatron_eve.data.text.tokenizer import Tokenizer
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
@@ -103,6 +103,17 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-layout Et*7,L", "has 7 decoder layers (t), and the model"),
     Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-layout Et*8,m,L", "has no multi-token prediction layers"),
     Mistake("pretrain", f"{DATA} {{modern}}", "{modern}_dataset.json has the tokenizer mode"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 0", "--lora-rank 0: must be at least 1"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --lora-target q_prj", "--lora-target q_prj: no such matrix of a layer"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --stage 1", "freezes it, so that no adapter would train; leave"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --lora-dropout 1", "--lora-dropout 1: must lie in [0, 1)"),
+    Mistake("pretrain", f"{MOCK} --lora-alpha 32", "--lora-alpha: only used with --lora-rank; add that, or leave it"),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --lora-rank 8", "made without adapters, this run has --lora-rank 8"),
+    Mistake("pretrain", f"{MOCK} --load {{adapted}}", "was made with --lora-rank 8, this run has no adapters; add the"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}}", "with --lora-rank 8, this run has no adapters;"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}} --lora-rank 8 --lora-target v_proj",
+            "was made with --lora-target q_proj v_proj, this run has v_proj; use the same adapters"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapter}}", "holds an adapter of PEFT and no model; merge"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -190,6 +201,10 @@ MISTAKES = [
     Mistake("convert_checkpoint", "import --source {recipe} --target {root}/y", "--source {recipe}: is a file; name"),
     Mistake("convert_checkpoint", f"{IMPORT} --seed -1", "--seed -1: must be 0 or more"),
     Mistake("convert_checkpoint", "import --source {adapter} --target {root}/y", "{adapter}: holds an adapter of PEFT"),
+    Mistake("convert_checkpoint", f"{IMPORT} --adapter {{root}}", "--adapter {root}: has no adapter_config.json; name"),
+    Mistake("convert_checkpoint", f"{IMPORT} --adapter {{adapter}}", "{adapter}: has no adapter_model.safetensors"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format adapter", "--format adapter: {run} was made without adapters"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format adapter --tokenizer {{tokenizer}}", "an adapter has none; leave"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
     Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
@@ -265,12 +280,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     unlike = spoilt_tokenizer(root / "unlike")  # of just as many pieces
     spoken = TokenizerRecord.of(Tokenizer(unlike / "tokenizer.model")).to_dict()
     write_run(root / "spoken", tokenizer=spoken)
+    lora = LoRAConfig(lora_rank=8, lora_target=("q_proj", "v_proj"))
+    write_run(root / "adapted", config=RunConfig(lora=lora).to_dict())
     (root / "adapter").mkdir()
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
+        "adapted": str(root / "adapted"),
         "other": str(root / "other"), "modern": str(root / "modern"), "bare": str(bare),
         "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
         "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),

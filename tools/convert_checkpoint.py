@@ -46,6 +46,8 @@ python tools/convert_checkpoint.py export --source runs/stage3 \\
     --target model-7b --tokenizer vicuna-7b-v1.5
 python tools/convert_checkpoint.py export --source runs/stage3 \\
     --target model-7b-hf --tokenizer vicuna-7b-v1.5 --format transformers
+python tools/convert_checkpoint.py export --source runs/lora \\
+    --target model-7b-lora --format adapter
 """
 EXAMPLES = IMPORT_EXAMPLES + EXPORT_EXAMPLES
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -102,15 +104,24 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         metavar="N",
         help="seed of weights that the folder does not have, which get random values",
     )
+    incoming.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="folder with an adapter (LoRA) that peft trained on the model of --source, to be put on it: a run with "
+        "the same --lora-rank, --lora-alpha and --lora-target trains it on (default: no adapter)",
+    )
     outgoing.add_argument(
         "--ckpt-step", type=int, metavar="N", help="export this iteration of a run (default: the latest)"
     )
     outgoing.add_argument(
         "--format",
-        choices=("published", "transformers"),
+        choices=("published", "transformers", "adapter"),
         default="published",
         help="layout of the folder. published: that of the published model, for its own code; transformers: for "
-        "transformers 4.57 and 5, with trust_remote_code=True or after `import megatron_eve.hf`",
+        "transformers 4.57 and 5, with trust_remote_code=True or after `import megatron_eve.hf`; both have the "
+        "adapters of a run with --lora-rank merged into the matrices; adapter: these adapters alone, with what trained "
+        "beside the decoder, for peft's PeftModel.from_pretrained",
     )
     outgoing.add_argument(
         "--tokenizer",
@@ -142,6 +153,7 @@ def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
+    from megatron_eve.convert.adapter_config import AdapterFolder
     from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.importing import (
         check_finite,
@@ -155,7 +167,8 @@ def run_import(flags: argparse.Namespace) -> None:
     family, values = find_family(flags.family), vars(flags)
     frozen = family.hugging_face().import_fingerprint(values)
     config = import_config(flags.source, family, values)
-    plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
+    adapter = AdapterFolder.read(flags.adapter) if flags.adapter else None
+    plan = plan_import(flags.source, config, _dtype(flags), flags.seed, adapter)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     check_room(flags.target, size_of(plan.tensors))
     with byte_progress("checking", plan.source_bytes) as done:
@@ -172,6 +185,7 @@ def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
     from megatron_eve.checkpoint.hf.folder import count_shards
     from megatron_eve.config import ConfigError
+    from megatron_eve.convert.adapters import plan_adapter_export, write_adapter_export
     from megatron_eve.convert.exporting import (
         check_tokenizer_files,
         open_checkpoint,
@@ -192,15 +206,22 @@ def run_export(flags: argparse.Namespace) -> None:
         raise ConfigError(
             f"--family {flags.family}: the checkpoint is of the family {config.family}; leave --family out"
         )
-    plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
+    alone = flags.format == "adapter"
+    if alone:
+        plan = plan_adapter_export(checkpoint, config, _dtype(flags), vars(flags))
+    else:
+        plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
     account = {"dropped": plan.dropped, "added": plan.added}
     check_room(flags.target, size_of(plan.tensors))
     if not flags.dry_run:
         with byte_progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, tokenizer, shard, published, done)
+            if alone:
+                write_adapter_export(plan, flags.target, done)
+            else:
+                write_export(plan, flags.target, tokenizer, shard, published, done)
     print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
     if flags.dry_run:
-        files = sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())
+        files = 1 if alone else sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())
         print(dry_run_line(files, size_of(plan.tensors), flags.target))
 
 

@@ -31,6 +31,8 @@ from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
+from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
 from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, placed, rule_for
 from megatron_eve.models.registry import find_family
@@ -54,6 +56,7 @@ class ExportPlan:
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
         folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
             have those that are written, with their folder in front where there are several.
+        adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
     """
 
     config: RunConfig
@@ -76,6 +79,8 @@ class ExportPlan:
         """The path of a tensor in the export, for the summary."""
         folder, name = placed(key, self.folders)
         return name if folder == "." else f"{folder}/{name}"
+
+    adapters: dict[str, LazyTensor] = field(default_factory=dict)
 
 
 def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
@@ -134,11 +139,13 @@ def plan_export(
     rules = rules_of(config)
     with meta_model(exported) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
+        plan_adapters(plan, model.entries, DistFolder(checkpoint), sizes)
         for entry in model.entries:
-            _map(plan, entry, rules, source, sizes, dtype, rows)
+            if entry.key not in plan.dropped:
+                map_entry(plan, entry, rules, source, sizes, dtype, rows)
     used = set(plan.mapped)
     for key in source:
-        if key not in used:
+        if key not in used and key not in plan.dropped:
             plan.dropped[key] = "optimizer state" if key.startswith("optimizer.") else family.left_out
     kept = dtype or source.dtype("embedding.word_embeddings.weight")
     if published and family.rotary_buffers:
@@ -151,16 +158,43 @@ def plan_export(
     return plan
 
 
-def _map(
+def plan_adapters(plan: ExportPlan, entries: Sequence[Entry], source: DistFolder, sizes: Sizes) -> None:
+    """Plan what is merged into the decoder's matrices: nothing without adapters.
+
+    Args:
+        plan: the export's.
+        entries: of the model.
+        source: of the checkpoint, of its own: it keeps the last tensor that was read, and so does the matrices'.
+        sizes: of the model.
+    """
+    adapters, rules = ExportPlan(plan.config, plan.flags), adapter_rules(plan.config.lora)
+    for entry in entries:
+        if matches(entry.name, (ADAPTER_PARAMETERS,)):
+            map_entry(adapters, entry, rules, source, sizes, None)
+    plan.adapters = adapters.tensors
+    plan.dropped |= dict.fromkeys(adapters.mapped, "adapters, which are merged into the decoder's matrices")
+
+
+def map_entry(
     plan: ExportPlan,
     entry: Entry,
     rules: Sequence[Rule],
     source: DistFolder,
     sizes: Sizes,
     dtype: torch.dtype | None,
-    rows: int,
+    rows: int | None = None,
 ) -> None:
-    """Plan the Hugging Face tensors that one of the checkpoint's makes, with so many rows of a vocabulary."""
+    """Plan the Hugging Face tensors that one of the checkpoint's makes.
+
+    Args:
+        plan: gets them.
+        entry: the checkpoint's tensor.
+        rules: of the model.
+        source: the checkpoint.
+        sizes: of the model.
+        dtype: of the tensors; None keeps the checkpoint's.
+        rows: of a vocabulary; None: as many as the model has.
+    """
     rule, names = rule_for(entry.name, rules)
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
@@ -173,7 +207,7 @@ def _map(
     def split(full: torch.Tensor) -> list[torch.Tensor]:
         if vocabulary:
             full = full[: plan.config.model.vocab_size]
-            full = torch.cat([full, full.new_zeros(rows - len(full), *full.shape[1:])])
+            full = torch.cat([full, full.new_zeros((rows or len(full)) - len(full), *full.shape[1:])])
         return rule.layout.split(full, sizes, len(names))
 
     shapes = [part.shape for part in split(torch.empty(shape, device="meta"))]
@@ -181,7 +215,11 @@ def _map(
     for number, name in enumerate(names):
 
         def make(number: int = number) -> torch.Tensor:
-            return split(source.tensor(entry.key))[number]
+            part = split(source.tensor(entry.key))[number]
+            if plan.adapters.keys().isdisjoint(own := adapter_of(names[number])):
+                return part
+            read = {key: plan.adapters[key].tensor() for key in own}
+            return merged(names[number], part, read, plan.config.lora.scale)
 
         plan.tensors[name] = LazyTensor(shapes[number], dtype or source.dtype(entry.key), make)
 

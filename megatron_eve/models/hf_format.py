@@ -159,6 +159,13 @@ class HFFormat(Protocol):
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
         return iter(())
 
+    def module_names(self) -> Mapping[str, str]:
+        """What names in `rules` begin with, and where that is in the model for transformers, which peft goes through.
+
+        By default modules there are called as in `rules`.
+        """
+        return {}
+
     # --- import ---
 
     def add_import_flags(self, parser: argparse.ArgumentParser) -> None:

@@ -142,7 +142,8 @@ def refuse_adapter(folder: Path, name: str, save: str = "save_pretrained") -> No
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ConfigError(
             f"{name}: holds an adapter of PEFT and no model; merge it into its model (merge_and_unload, then {save}), "
-            "and name that folder"
+            "and name that folder, or put it on its model (tools/convert_checkpoint.py import --source MODEL --adapter "
+            "ADAPTER), and name what that writes"
         )
 
 

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
+from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 
 
 def normalise(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

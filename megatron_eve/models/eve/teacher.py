@@ -17,10 +17,10 @@ import torch
 
 from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
-from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.towers.hf_tower import load_tower, weight_files
+from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.towers.sharing import shared_features
 from megatron_eve.runtime.digests import file_digest
 
@@ -69,7 +69,7 @@ class Teacher:
         """Features of pictures.
 
         Args:
-            images: uint8 [i, S, S, 3].
+            images: uint8 [i, S, S, 3]; i may be 0.
 
         Returns:
             [i, G * G, K], patches row by row, class and register tokens left out.
@@ -77,6 +77,8 @@ class Teacher:
         Raises:
             ConfigError: the tower's output has no G x G grid, or not as many hidden states.
         """
+        if not len(images):
+            return torch.zeros(0, self.patches, self.width, dtype=self.dtype, device=images.device)
         pixels = ((images.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2)
         states = self.tower(pixel_values=pixels.to(self.dtype), output_hidden_states=True).hidden_states
         if not -len(states) <= self.hidden_state < len(states):
@@ -92,8 +94,6 @@ class Teacher:
                 "(--teacher-hidden-size) were expected"
             )
         return features[:, others:]
-
-    trains = False
 
     @property
     def patches(self) -> int:

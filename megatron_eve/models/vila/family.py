@@ -108,6 +108,12 @@ class VILAFamily(ModelFamily):
 
         return vila_flops(config, work)
 
+    def image_work(self, config: RunConfig) -> float:
+        """See `ModelFamily.image_work`."""
+        from megatron_eve.models.vila.flops import image_work
+
+        return image_work(config, decoder_trains=self.stage(config).decoder_trains)
+
     # --- data ---
 
     def image_settings(self, config: RunConfig) -> dict[str, int | str]:

@@ -1,8 +1,9 @@
 """FLOPs of what VILA adds to the decoder, for its count of a step (see `training/monitoring/flops.py`).
 
 As published: every picture goes through the layers of the tower up to the selected one, with full attention, and all
-features through the projector. A frozen tower runs forward only, and the projector then needs no gradient of its input.
-Resizing, norms, activations and the selection of features are not counted.
+features through the projector. A frozen tower runs forward only, and a projector that begins with a matrix then needs
+no gradient of its input (one that begins with a norm does: the norm trains). Resizing, norms and activations are not
+counted.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from megatron_eve.models.flops import (
 from megatron_eve.models.model_parts import FamilyFlops, Work
 from megatron_eve.models.vila.config import VILAConfig
 
-# Forward and gradient of the weight: the first matrix behind a frozen tower, like one behind pixels.
-_FIRST_TRAINED = FROM_PIXELS
+# Blocks of the projector `qformer`, and the inner width of their MLP in units of the tower's.
+QFORMER_LAYERS, QFORMER_MLP = 2, 4
 
 
 def vila_flops(settings: ModelSettings, work: Work) -> FamilyFlops:
@@ -70,13 +71,17 @@ def projector_flops(vision: VILAConfig, hidden: int) -> int:
         vision: settings.
         hidden: width of the decoder.
     """
+    if vision.projector_type == "qformer":
+        return TRAINED * _qformer(vision, hidden)
     rows, sizes = projector_matrices(vision, hidden)
     first, *others = [rows * matrix(*size) for size in sizes]
-    return (_FIRST_TRAINED if vision.freeze_ViT else TRAINED) * first + TRAINED * sum(others)
+    reads_features = vision.freeze_ViT and not vision.projector_type.startswith("mlp_downsample")
+    # Behind a frozen tower a matrix is like one behind pixels.
+    return (FROM_PIXELS if reads_features else TRAINED) * first + TRAINED * sum(others)
 
 
 def projector_matrices(vision: VILAConfig, hidden: int) -> tuple[int, list[tuple[int, int]]]:
-    """Rows of a picture in the projector, and inputs and outputs of the matrices that they go through, in order."""
+    """Rows of a picture in a projector without attention, and inputs and outputs of its matrices, in order."""
     width, grid = vision.vision_hidden_size, vision.grid
     match vision.projector_type:
         case "linear":
@@ -90,5 +95,14 @@ def projector_matrices(vision: VILAConfig, hidden: int) -> tuple[int, list[tuple
         case "mlp_downsample_3x3_fix":
             sizes = [(9 * width, 3 * width), (3 * width, hidden), (hidden, hidden)]
             return (-(-grid // 3)) ** 2, sizes
-        case _:
-            raise NotImplementedError(vision.projector_type)
+    raise AssertionError(f"{vision.projector_type} attends")
+
+
+def _qformer(vision: VILAConfig, hidden: int) -> int:
+    """FLOPs of one picture, forward: queries attend to each other and to the features, then an affine map."""
+    width, queries, features = vision.vision_hidden_size, vision.qformer_num_queries, vision.grid**2
+    square = matrix(width, width)
+    among_queries = queries * 4 * square + attention(queries**2, width)
+    to_features = queries * 2 * square + features * 2 * square + attention(queries * features, width)
+    mlp = queries * 2 * matrix(width, QFORMER_MLP * width)
+    return QFORMER_LAYERS * (among_queries + to_features + mlp) + queries * matrix(width, hidden)

@@ -1,7 +1,7 @@
-"""VILA's front end as a Megatron pre-process module: pictures through the vision tower, features through the projector.
+"""VILA's front end as a Megatron pre-process module: pictures through the vision tower and the projector.
 
-Shapes: I = pictures of a pack, i = this rank's share of them, S = side of a picture in pixels, V = rows of all, D =
-decoder width.
+The pictures of a pack are shared out over its tensor- and context-parallel ranks, each of which has the whole tower.
+All of them gather the features of all pictures, and the projector is tensor parallel.
 """
 
 from __future__ import annotations
@@ -12,49 +12,41 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.models.model_parts import VisualInputs
 from megatron_eve.models.towers.sharing import shared_features
-from megatron_eve.models.towers.vision_tower import TowerArchitecture, VisionTower
+from megatron_eve.models.towers.tower_module import TowerSettings, VisionTower
 from megatron_eve.models.vila.config import VILAConfig
-from megatron_eve.models.vila.projectors import Projector
+from megatron_eve.models.vila.projectors import build_projector
 
 
 class TowerFrontEnd(MegatronModule):
-    """Vision tower and projector (`vision_tower` and `mm_projector` of the published model).
-
-    Args:
-        config: the decoder's.
-        vision: VILA's settings.
-    """
+    """Vision tower and projector (`vision_tower` and `mm_projector` of the published models)."""
 
     def __init__(self, config: TransformerConfig, vision: VILAConfig) -> None:
+        """Build both; `config` is the decoder's."""
         super().__init__(config=config)
-        self.tower = VisionTower(
-            tower_architecture(vision), vision.vision_select_layer, recompute=vision.recompute_vision
-        )
-        self.tower.to(dtype=config.params_dtype)
-        if not config.use_cpu_initialization:
-            self.tower.cuda()
-        self.projector = Projector(config, vision)
+        self.tower = VisionTower(config, tower_settings(vision))
+        self.projector = build_projector(config, vision)
 
     def forward(self, inputs: VisualInputs) -> torch.Tensor:
-        """Embed the pictures of a pack.
+        """Embed the images of a pack.
 
         Args:
-            inputs: with the view "tower", uint8 [i, S, S, 3], this rank's share.
+            inputs: with the view "tower", uint8 [i, S, S, 3]: this rank's share of the pictures.
 
         Returns:
-            [V, D], picture after picture, on every rank that shares the pack.
+            [V, D] on every rank that shares the pack, image after image.
         """
-        rows: torch.Tensor = self.projector(
-            shared_features(self.tower, inputs.pixels["tower"], len(inputs.grids))
-        )
-        return rows
+        count, settings = len(inputs.grids), self.tower.settings
+        features = shared_features(self.tower, inputs.pixels["tower"], count)
+        features = features[: count * settings.patches]
+        rows: torch.Tensor = self.projector(features.view(count, settings.patches, settings.hidden_size))
+        return rows.flatten(0, 1)
 
 
-def tower_architecture(vision: VILAConfig) -> TowerArchitecture:
-    """The vision tower that the settings describe."""
-    return TowerArchitecture(
+def tower_settings(vision: VILAConfig) -> TowerSettings:
+    """The vision tower of a configuration."""
+    return TowerSettings(
         model_type=vision.vision_model_type,
-        image_size=vision.image_size,
+        side=vision.image_size,
         patch_size=vision.vision_patch_size,
         hidden_size=vision.vision_hidden_size,
         num_layers=vision.vision_num_layers,
@@ -62,4 +54,6 @@ def tower_architecture(vision: VILAConfig) -> TowerArchitecture:
         ffn_hidden_size=vision.vision_ffn_hidden_size,
         hidden_act=vision.vision_hidden_act,
         norm_epsilon=vision.vision_norm_epsilon,
+        layers_run=vision.tower_layers,
+        recompute=vision.recompute_vision,
     )

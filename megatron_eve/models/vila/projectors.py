@@ -1,126 +1,201 @@
-"""VILA's projectors: features of the vision tower to rows of the decoder (NVlabs/VILA, `multimodal_projector`).
+"""VILA's projectors: features of the vision tower to rows of the decoder.
 
-All are tensor parallel: first matrices are split by output, last ones by input; norms are copies on every rank. The
-input is a whole copy on every rank, too. Initial weights are torch's.
+Each takes [I, g * g, C], the features of I pictures row by row, and gives [I, rows, D]. Input and output are whole on
+every tensor-parallel rank; matrices are spread over these ranks, norms and what is said to be replicated are not.
 
-Shapes: I = pictures, G = side of the grid of features, C = width of the tower, D = decoder width, k = side of a block
-(2 or 3; 1 without blocks), Q = rows of a picture.
+Shapes: I = pictures, g = features along a side, C = width of the tower, D = width of the decoder, Q = learned queries.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
 from torch.nn import functional
 
-from megatron_eve.models.projector import draw_bias, projector_config, torch_default
+from megatron_eve.models.projector import GatheredLinear, MLPProjector
+from megatron_eve.models.replicated import replicated
 from megatron_eve.models.vila.config import VILAConfig
 
-# Side of a block of features that becomes one row, of projectors that join some.
-BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
-_EPSILON = 1e-5
+# Blocks of the Transformer projector; the paper does not say how many.
+_QFORMER_LAYERS = 2
 
 
-class Projector(MegatronModule):
-    """The projector that `--projector-type` names.
+def build_projector(config: TransformerConfig, vision: VILAConfig) -> nn.Module:
+    """The projector of a configuration, [I, g * g, C] -> [I, rows, D].
 
     Args:
         config: the decoder's.
-        vision: says which, and the sizes of the tower.
+        vision: names the projector and its sizes.
     """
+    width = vision.vision_hidden_size
+    by_column = vision.projector_token_order == "column"
+    match vision.projector_type:
+        case "linear":
+            return LinearProjector(config, width)
+        case "mlp2x_gelu":
+            return MLPProjector(config, width)
+        case "mlp3x_gelu":
+            return DeeperMLPProjector(config, width)
+        case "mlp_downsample":
+            return DownsamplingProjector(config, width, 2, by_column)
+        case "mlp_downsample_2x2_fix":
+            return DownsamplingProjector(config, width, 2)
+        case "mlp_downsample_3x3_fix":
+            return DownsamplingProjector(config, width, 3)
+        case "qformer":
+            return QFormerProjector(
+                config, width, vision.vision_num_attention_heads, vision.qformer_num_queries
+            )
 
-    def __init__(self, config: TransformerConfig, vision: VILAConfig) -> None:
+
+class LinearProjector(MegatronModule):
+    """`linear`: an affine map of each feature."""
+
+    def __init__(self, config: TransformerConfig, width: int) -> None:
         super().__init__(config=config)
-        kind, width = vision.projector_type, vision.vision_hidden_size
-        self.grid = vision.grid
-        self.block = BLOCKS.get(kind, 1)
-        self.by_columns = vision.projector_token_order == "column"
-        width *= self.block**2
-        if self.block > 1:
-            self.norm = _layer_norm(width, config)
-        if kind == "mlp3x_gelu":
-            self.input = _gathered(config, width, config.hidden_size)
-            width = config.hidden_size
-        if self.block == 3:
-            self.reduction = _gathered(config, width, width // 3)
-            width //= 3
-            self.reduced_norm = _layer_norm(width, config)
-        if kind == "linear":
-            self.encoder = _gathered(config, width, config.hidden_size)
-        else:
-            self.encoder = _mlp(config, width)
+        self.encoder = GatheredLinear(config, width, config.hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Rows of pictures.
+        """See above."""
+        return self.encoder(features)
+
+
+class DeeperMLPProjector(MLPProjector):
+    """`mlp3x_gelu`: three matrices with exact GELU between them."""
+
+    def __init__(self, config: TransformerConfig, width: int) -> None:
+        super().__init__(config, config.hidden_size)
+        self.input = GatheredLinear(config, width, config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """See above."""
+        return super().forward(functional.gelu(self.input(features)))
+
+
+class DownsamplingProjector(MLPProjector):
+    """`mlp_downsample` and its relatives: blocks of k x k features, a norm, then the MLP.
+
+    With k = 3 another matrix and norm stand in front of the MLP, which bring a block of 9 C down to 3 C.
+    """
+
+    def __init__(self, config: TransformerConfig, width: int, side: int, by_column: bool = False) -> None:
+        """A projector.
 
         Args:
-            features: [I * G * G, C], picture after picture, row by row; on every tensor-parallel rank.
-
-        Returns:
-            [I * Q, D], picture after picture; Q = ceil(G / k) ** 2.
+            config: the decoder's.
+            width: C.
+            side: k.
+            by_column: give the blocks of a picture column after column.
         """
-        hidden = features
-        if self.block > 1:
-            grids = features.view(-1, self.grid, self.grid, features.shape[-1])
-            hidden = self.norm(blocks(grids, self.block, self.by_columns).flatten(0, 1))
-        if hasattr(self, "input"):
-            hidden = functional.gelu(self.input(hidden)[0])
-        if hasattr(self, "reduction"):
-            hidden = self.reduced_norm(functional.gelu(self.reduction(hidden)[0]))
-        rows, bias = self.encoder(hidden)
-        return rows if bias is None else rows + bias
+        block = side**2 * width
+        reduced = 3 * width if side == 3 else block
+        super().__init__(config, reduced)
+        self.side, self.by_column = side, by_column
+        self.norm = replicated(nn.LayerNorm(block), config)
+        if side == 3:
+            self.reduction = GatheredLinear(config, block, reduced)
+            self.reduced_norm = replicated(nn.LayerNorm(reduced), config)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """See above."""
+        hidden = self.norm(blocks(features, self.side, self.by_column))
+        if self.side == 3:
+            hidden = self.reduced_norm(functional.gelu(self.reduction(hidden)))
+        return super().forward(hidden)
 
 
-def blocks(grids: torch.Tensor, side: int, by_columns: bool = False) -> torch.Tensor:
-    """Join blocks of side x side features; zeros fill the last blocks of a grid that they do not divide.
+def blocks(features: torch.Tensor, side: int, by_column: bool = False) -> torch.Tensor:
+    """Blocks of k x k features of a square grid, which is padded with zeros at the bottom and right.
 
     Args:
-        grids: [I, G, G, C].
+        features: [I, g * g, C].
         side: k.
-        by_columns: emit the blocks column by column, as VILA-1.5 does.
+        by_column: order of the blocks; in a block, features always lie row after row.
 
     Returns:
-        [I, Q, k * k * C]; in a block the features row by row.
+        [I, n * n, k * k * C], n = g / k rounded up.
     """
-    missing = -grids.shape[1] % side
-    grids = functional.pad(grids, (0, 0, 0, missing, 0, missing))
-    count, width = grids.shape[1] // side, grids.shape[3]
-    cut = grids.view(-1, count, side, count, side, width)
-    order = (0, 3, 1, 2, 4, 5) if by_columns else (0, 1, 3, 2, 4, 5)
-    return cut.permute(order).reshape(len(grids), count**2, side**2 * width)
+    pictures, positions, width = features.shape
+    grid = round(positions**0.5)
+    count = -(-grid // side)
+    margin = count * side - grid
+    padded = functional.pad(features.view(pictures, grid, grid, width), (0, 0, 0, margin, 0, margin))
+    cut = padded.view(pictures, count, side, count, side, width)
+    order = (0, 3, 1, 2, 4, 5) if by_column else (0, 1, 3, 2, 4, 5)
+    return cut.permute(order).reshape(pictures, count**2, side**2 * width)
 
 
-def _layer_norm(width: int, config: TransformerConfig) -> torch.nn.LayerNorm:
-    norm = torch.nn.LayerNorm(width, eps=_EPSILON, dtype=config.params_dtype)
-    return norm if config.use_cpu_initialization else norm.cuda()
+class QFormerProjector(MegatronModule):
+    """`qformer`: learned queries that attend to the features, then an affine map to the decoder's width.
+
+    The paper calls it a Transformer projector and gives no more. This one is like BLIP-2's (arXiv 2301.12597): two
+    blocks of self-attention among the queries, attention to the features, and an MLP, of the tower's width and heads.
+    Norms stand in front of each. The blocks are replicated over the tensor-parallel ranks: they hold less than a layer
+    of the decoder, and need no collective.
+    """
+
+    def __init__(self, config: TransformerConfig, width: int, heads: int, queries: int) -> None:
+        """A projector.
+
+        Args:
+            config: the decoder's.
+            width: C.
+            heads: of attention.
+            queries: Q, rows of a picture.
+        """
+        super().__init__(config=config)
+        drawn = torch.empty(queries, width).normal_(std=0.02)  # as BLIP-2's
+        self.queries = nn.Parameter(drawn)
+        self.features_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(_QFormerLayer(width, heads) for _ in range(_QFORMER_LAYERS))
+        self.norm = nn.LayerNorm(width)
+        replicated(self, config)
+        self.encoder = GatheredLinear(config, width, config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """See above."""
+        count = len(features)
+        if not count:  # kernels of attention refuse an empty batch
+            features = torch.cat([features, features.new_zeros(1, *features.shape[1:])])
+        hidden, features = self.queries.expand(len(features), -1, -1), self.features_norm(features)
+        for layer in self.layers:
+            hidden = layer(hidden, features)
+        return self.encoder(self.norm(hidden[:count]))
 
 
-def _gathered(config: TransformerConfig, inputs: int, outputs: int) -> ColumnParallelLinear:
-    """A matrix that is split by output, and whose output every rank gets whole."""
-    linear = ColumnParallelLinear(
-        inputs,
-        outputs,
-        config=projector_config(config, inputs),
-        init_method=torch_default(inputs),
-        gather_output=True,
-        bias=True,
-    )
-    draw_bias(linear, linear.output_size_per_partition)
-    return linear
+class _QFormerLayer(nn.Module):
+    """A block: hidden states of the queries [I, Q, C] and normed features [I, g * g, C] -> [I, Q, C]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(width)
+        self.self_attention = _Attention(width, heads)
+        self.cross_attention_norm = nn.LayerNorm(width)
+        self.cross_attention = _Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        normed = self.self_attention_norm(hidden)
+        hidden = hidden + self.self_attention(normed, normed)
+        hidden = hidden + self.cross_attention(self.cross_attention_norm(hidden), features)
+        return hidden + self.mlp(self.mlp_norm(hidden))
 
 
-def _mlp(config: TransformerConfig, inputs: int) -> Any:
-    """Two matrices with an exact GELU between them, D wide."""
-    mlp = MLP(
-        projector_config(config, inputs),
-        MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-        input_size=inputs,
-    )
-    draw_bias(mlp.linear_fc1, mlp.linear_fc1.output_size_per_partition)
-    draw_bias(mlp.linear_fc2, mlp.linear_fc2.output_size)
-    return mlp
+class _Attention(nn.Module):
+    """Attention of [I, Q, C] to [I, n, C]. Four matrices with biases, which begin as torch's own layers do."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, queries: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.q_proj(queries), self.k_proj(others), self.v_proj(others))
+        )
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))

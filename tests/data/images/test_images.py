@@ -25,8 +25,8 @@ from megatron_eve.data.images import (
     resize,
     view_of,
 )
-from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.eve.geometry import image_geometry
+from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from tests.data.helpers import encoded, picture, planner
 from tests.golden_dir import find_golden
 

@@ -77,7 +77,7 @@ class ColourHead(torch.nn.Module):
 class _Pixels:
     """In place of a vision tower: the picture of one pixel is its own feature."""
 
-    patches, width, dtype, trains = 1, 3, torch.float32, False
+    patches, width, dtype = 1, 3, torch.float32
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [i, 1, 1, 3] -> [i, 1, 3], 0 to 1."""

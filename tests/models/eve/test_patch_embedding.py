@@ -14,11 +14,11 @@ from torch import Tensor
 
 from megatron_eve.data.images import cut_patches
 from megatron_eve.models.eve import patch_embedding
-from megatron_eve.models.eve.constants import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.eve.hf import modeling_eve
 from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
 from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_indices
+from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from tests.golden_dir import find_golden
 
 GRIDS = [(3, 4), (1, 5), (4, 1), (1, 1), (2, 2), (5, 3)]

@@ -57,9 +57,18 @@ PROJECTORS = {
 def test_projectors_by_hand(kind: str) -> None:
     vision = replace(TOWER, projector_type=kind)  # type: ignore[arg-type]
     rows, first, *others = PROJECTORS[kind]
-    # Behind a frozen tower the input of the first matrix needs no gradient.
-    assert projector_flops(vision, 7) == rows * (2 * first + 3 * sum(others))
+    # Behind a frozen tower the input of a matrix needs no gradient, that of a norm which trains does.
+    times = 3 if "downsample" in kind else 2
+    assert projector_flops(vision, 7) == rows * (times * first + 3 * sum(others))
     assert projector_flops(replace(vision, freeze_ViT=False), 7) == rows * 3 * (first + sum(others))
+
+
+def test_queries_by_hand() -> None:
+    # Two queries, nine features, 4 wide; a matrix 4 -> 4 costs 32, 4 -> 16 and back 128 each, a pair 16. Among queries
+    # 2 * 4 * 32 + 4 * 16 = 320; to the features 2 * 2 * 32 + 9 * 2 * 32 + 18 * 16 = 992; MLP 2 * 256 = 512. Two blocks:
+    # 3648. Then 2 * 56 = 112.
+    vision = replace(TOWER, projector_type="qformer", qformer_num_queries=2)
+    assert projector_flops(vision, 7) == 3 * 3760
 
 
 def test_a_step_by_hand() -> None:
