@@ -74,7 +74,7 @@ def enlarges(view: View, width: int, height: int) -> bool:
 
 
 def crop_window(width: int, height: int, side: int) -> tuple[int, int, int, int]:
-    """How CLIP's processor resizes and crops a picture to a square (transformers' CLIPImageProcessor).
+    """How a picture is resized and cropped to a square: transformers' `shortest_edge`, then `center_crop`.
 
     Returns:
         Width and height that it is resized to, whose shorter one is `side`, and the left and the upper edge of the

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """What a picture becomes for VILA: a square, and rows of the sequence. Integers alone, no torch.
 
 Follows the published code (NVlabs/VILA v1.0 `process_image` and its projectors): every picture becomes a square of one
@@ -11,13 +10,11 @@ from collections.abc import Iterator
 from typing import get_args, get_type_hints
 
 from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, ImageSettings, View
+from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 
 VIEW = "tower"
 """The view of a picture: uint8 [image_size, image_size, 3]."""
-
-# Mean colour of the pixels that a tower was trained on, red, green and blue, 0 to 1.
-PIXEL_MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 
 # Projectors that join features of a block into one row, and the side of the block.
 _BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
@@ -54,31 +51,10 @@ IMAGE_FLAGS = {
     ),
 }
 """Settings that a dataset is made for; see `ModelFamily.image_flags`. The defaults are VILA-7B's."""
-=======
-"""What a picture becomes for VILA, from its width and height alone. Imports no torch."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
-
-from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, View
-from megatron_eve.models.vila.config import ProjectorType, VILAConfig
-
-IMAGE_FLAGS: dict[str, ImageFlag] = {
-    "image_size": ImageFlag(336, "side of the square picture that the vision tower sees"),
-    "vision_patch_size": ImageFlag(14, "side of a patch of the vision tower"),
-    "projector_type": ImageFlag(
-        "mlp2x_gelu", "projector, which decides the rows of a picture", choices=get_args(ProjectorType)
-    ),
-    "qformer_num_queries": ImageFlag(64, "rows of a picture with --projector-type qformer", metavar="N"),
-}
->>>>>>> lead
 
 
 def image_settings(vision: VILAConfig) -> dict[str, ImageSetting]:
     """See `ModelFamily.image_settings`."""
-<<<<<<< HEAD
     unused = () if vision.projector_type == _QUERIES else ("qformer_num_queries",)
     return {name: getattr(vision, name) for name in IMAGE_FLAGS if name not in unused}
 
@@ -99,7 +75,8 @@ def image_setting_errors(settings: ImageSettings) -> Iterator[str]:
 
 def pad_colour(vision_model_type: str) -> tuple[int, int, int]:
     """Colour of the margins around a picture, 0 to 255: the mean, cut to whole numbers, as published."""
-    red, green, blue = (int(255 * mean) for mean in PIXEL_MEANS[vision_model_type])
+    means, _ = NORMALISATION[vision_model_type]
+    red, green, blue = (int(255 * mean) for mean in means)
     return red, green, blue
 
 
@@ -147,32 +124,3 @@ def planner(settings: ImageSettings) -> ImagePlanner:
         return plan
 
     return planned
-=======
-    return {name: getattr(vision, name) for name in IMAGE_FLAGS}
-
-
-def image_setting_errors(settings: Mapping[str, Any]) -> Iterator[str]:
-    """See `ModelFamily.check_image_settings`."""
-    return iter(())
-
-
-def projector_rows(projector_type: str, grid: int, queries: int) -> int:
-    """Rows of a picture."""
-    if projector_type == "qformer":
-        return queries
-    block = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}.get(
-        projector_type, 1
-    )
-    return int((-(-grid // block)) ** 2)
-
-
-def planner(settings: Mapping[str, Any]) -> ImagePlanner:
-    """See `ModelFamily.image_planner`."""
-    size, patch, kind, queries = (settings.get(name, flag.default) for name, flag in IMAGE_FLAGS.items())
-    rows = projector_rows(kind, size // patch, queries)
-    side = rows if kind == "qformer" else int(rows**0.5)
-    plan = ImagePlan(
-        rows, (1, side) if kind == "qformer" else (side, side), {"tower": View(size, size, (127, 127, 127))}
-    )
-    return lambda width, height: plan
->>>>>>> lead

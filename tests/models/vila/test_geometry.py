@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from megatron_eve.data.images import view_of
+from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila.config import PRESETS, VILAConfig
 from megatron_eve.models.vila.geometry import (
     IMAGE_FLAGS,
-    PIXEL_MEANS,
     VIEW,
     image_setting_errors,
     image_settings,
@@ -38,13 +38,12 @@ WAYS: dict[str, dict[str, Any]] = {
         "vision_model_type": "siglip",
     },
 }
-DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_pixels_are_the_published_ones(way: str) -> None:
     """Six pictures, the longest 1000 : 1, every byte, and 1 in 256 of the values that the tower sees."""
-    folder = find_golden("vila_preprocess")
+    folder = find_golden("vila/vila_preprocess")
     cases = json.loads((folder / "meta.json").read_text())["cases"]
     samples = load_file(folder / "samples.safetensors")
     names = [name for name in cases if name.endswith(f".{way}")]
@@ -57,9 +56,7 @@ def test_pixels_are_the_published_ones(way: str) -> None:
         assert list(pixels.shape) == cases[name]["shape"]
         (sample,) = (value for key, value in samples.items() if key.startswith(name))
         tower = WAYS[way].get("vision_model_type", "clip")
-        mean, deviation = (
-            np.array(values)[:, None, None] for values in (PIXEL_MEANS[tower], DEVIATIONS[tower])
-        )
+        mean, deviation = (np.array(values)[:, None, None] for values in NORMALISATION[tower])
         values = (pixels / 255 - mean) / deviation
         assert abs(values[:, 5::16, 5::16] - sample).max() < 1e-5, name
 
