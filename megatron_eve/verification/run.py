@@ -16,6 +16,7 @@ from megatron_eve.verification.cases import (
 )
 from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
+from megatron_eve.verification.rows import check_rows
 
 
 def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
@@ -49,5 +50,5 @@ def _check_own_form(
     rows: list[CheckResult] = []
     for batch in family.golden().batches(folder):
         rows += check_model_case(batch_case(folder, batch), parallel, recompute)
-    rows += check_pictures_alone(family, folder)
+    rows += [*check_rows(family, folder), *check_pictures_alone(family, folder)]
     return rows + check_comparisons(folder, family, parallel)
