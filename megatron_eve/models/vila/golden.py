@@ -60,13 +60,12 @@ class VILAGolden(LanguageGolden):
         """See `GoldenFormat.front_end_outputs`: features of the tower, and rows of the projector."""
         from megatron_eve.models.towers.sharing import shared_features
 
-        count = len(visual.grids)
+        count, patches = len(visual.grids), front_end.tower.settings.patches
+        if not count:
+            return {"vision_features": [], "image_features": []}
         features = shared_features(front_end.tower, visual.pixels["tower"], count)
-        rows = front_end.projector(features)
-        return {
-            "vision_features": features.view(count, front_end.tower.patches, -1) if count else [],
-            "image_features": rows.view(count, -1, rows.shape[-1]) if count else [],
-        }
+        features = features[: count * patches].view(count, patches, -1)
+        return {"vision_features": features, "image_features": front_end.projector(features)}
 
 
 def _picture_cases(folder: Path) -> dict[str, Any]:
