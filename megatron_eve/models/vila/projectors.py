@@ -17,9 +17,7 @@ from torch.nn import functional
 from megatron_eve.models.projector import GatheredLinear, MLPProjector
 from megatron_eve.models.replicated import replicated
 from megatron_eve.models.vila.config import VILAConfig
-
-# Blocks of the Transformer projector; the paper does not say how many.
-_QFORMER_LAYERS = 2
+from megatron_eve.models.vila.flops import QFORMER_LAYERS, QFORMER_MLP
 
 
 def build_projector(config: TransformerConfig, vision: VILAConfig) -> nn.Module:
@@ -149,7 +147,7 @@ class QFormerProjector(MegatronModule):
         drawn = torch.empty(queries, width).normal_(std=0.02)  # as BLIP-2's
         self.queries = nn.Parameter(drawn)
         self.features_norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(_QFormerLayer(width, heads) for _ in range(_QFORMER_LAYERS))
+        self.layers = nn.ModuleList(_QFormerLayer(width, heads) for _ in range(QFORMER_LAYERS))
         self.norm = nn.LayerNorm(width)
         replicated(self, config)
         self.encoder = GatheredLinear(config, width, config.hidden_size)
@@ -175,7 +173,8 @@ class _QFormerLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(width)
         self.cross_attention = _Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        inner = QFORMER_MLP * width
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
     def forward(self, hidden: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         normed = self.self_attention_norm(hidden)
