@@ -113,6 +113,7 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}} --lora-rank 8 --lora-target v_proj",
             "was made with --lora-target q_proj v_proj, this run has v_proj; use the same adapters"),
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapter}}", "holds an adapter of PEFT and no model; merge"),
+    Mistake("pretrain", f"{DATA} {{modern}}", "{modern}_dataset.json has the tokenizer mode"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -147,12 +148,19 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{recipe}}", "is not a sentencepiece model: use"),
     Mistake("preprocess_data", f"{PREPROCESS} --opt-out {{root}}", "--opt-out {root} cannot be read"),
     Mistake("preprocess_data", f"{PREPROCESS} --family no_such", "--family no_such: no such family; choose one of eve"),
+    Mistake("preprocess_data", f"{PREPROCESS} --template llama_3", "it has the control token <|start_header_id|>,"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{bare}}", "tokenizer_config.json is missing: it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{rows}}", "{rows} is not a tokenizer.json ("),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{bare}} --tokenizer-legacy",
+            "--tokenizer-legacy: says how a tokenizer.model is read, and {bare} is a tokenizer.json; leave"),
     Mistake("merge_datasets", "--output-prefix {set} {set} --overwrite", "{set} is one of the datasets to merge:"),
     Mistake("merge_datasets", "--output-prefix {set} {other}", "8 samples): add --overwrite to replace it, or choose"),
     Mistake("merge_datasets", "--output-prefix {root}/ {set}", "{root}/ names a folder: add a name for the dataset"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {cut}", "{cut}_text.bin is truncated"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {rows}", "{rows} is a file: name a dataset by its"),
     Mistake("merge_datasets", "--output-prefix {root}/all", "required: PREFIX"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {modern}",
+            "{modern}_dataset.json has tokenizer_kind 'sentencepiece legacy=False'"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
     Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
     Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),
@@ -214,6 +222,7 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --top-p 0.9", "--top-p: has no effect without --temperature above 0"),
     Mistake("generate", f"{ASK} --model-path {{spoken}}x", "--model-path {spoken}x: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
+    Mistake("generate", f"{ASK} {MODEL} --conv-mode qwen2", "--conv-mode qwen2: it has the control token"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
     Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0: must be 1 or more"),
@@ -229,6 +238,7 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --tensor-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
     Mistake("chat", "--model-path {adapter}", "{adapter}: holds an adapter of PEFT and no model; merge it"),
     Mistake("chat", "--model-path {tower}", "has no tokenizer.json; if transformers saved the folder"),
+    Mistake("chat", f"{MODEL} --conv-mode llama_3", "--conv-mode llama_3: it has the control token"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
@@ -245,12 +255,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("mistakes")
     write_dataset(root / "set", 8, 0)
     write_dataset(root / "other", 2, 0)
+    write_dataset(root / "modern", 2, 0, tokenizer_kind="sentencepiece legacy=False")
     write_dataset(root / "cut", 2, 0)
     text = root / "cut_text.bin"
     text.write_bytes(text.read_bytes()[:-4])
     recipe = root / "recipe.yaml"
     recipe.write_text("training:\n  global_batch_sise: 4\n")
     (root / "rows.json").write_text("[]")
+    bare = root / "bare.json"
+    bare.write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
     (root / "questions.jsonl").write_text('{"question_id": 1, "text": "What?"}\n')
     tower = root / "tower"
     tower.mkdir()
@@ -276,7 +289,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
         "adapted": str(root / "adapted"),
-        "other": str(root / "other"), "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
+        "other": str(root / "other"), "modern": str(root / "modern"), "bare": str(bare),
+        "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
         "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,8 +128,8 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="tokenizer.model that the data was made with, or its folder; it is copied, and required with --format "
-        "transformers (default: the one whose path the checkpoint holds, if it is still there and the same)",
+        help="tokenizer.model or tokenizer.json that the data was made with, or its folder; it is copied, and required "
+        "with --format transformers (default: the one whose path the checkpoint holds, if it is there and the same)",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -187,6 +188,7 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.config import ConfigError
     from megatron_eve.convert.adapters import plan_adapter_export, write_adapter_export
     from megatron_eve.convert.exporting import (
+        ExportPlan,
         check_tokenizer_files,
         open_checkpoint,
         plan_export,
@@ -195,11 +197,11 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.summary import dry_run_line, size_of, summary
     from megatron_eve.convert.usage import shard_bytes
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_kind
     from megatron_eve.runtime.progress_bar import byte_progress
 
     published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
-    tokenizer = Tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    tokenizer = load_kind(flags.tokenizer, flags.tokenizer_kind) if flags.tokenizer is not None else None
     image = check_tokenizer_files(tokenizer, published) if tokenizer is not None else None
     checkpoint, config = open_checkpoint(flags.source)
     if config.family != flags.family:
@@ -207,18 +209,18 @@ def run_export(flags: argparse.Namespace) -> None:
             f"--family {flags.family}: the checkpoint is of the family {config.family}; leave --family out"
         )
     alone = flags.format == "adapter"
+    write: Callable[[Callable[[int], None]], None]
     if alone:
-        plan = plan_adapter_export(checkpoint, config, _dtype(flags), vars(flags))
+        plan: ExportPlan = plan_adapter_export(checkpoint, config, _dtype(flags), vars(flags))
+        write = partial(write_adapter_export, plan, flags.target)
     else:
         plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
+        write = partial(write_export, plan, flags.target, tokenizer, shard, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     check_room(flags.target, size_of(plan.tensors))
     if not flags.dry_run:
         with byte_progress("writing", size_of(plan.tensors)) as done:
-            if alone:
-                write_adapter_export(plan, flags.target, done)
-            else:
-                write_export(plan, flags.target, tokenizer, shard, published, done)
+            write(done)
     print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
     if flags.dry_run:
         files = 1 if alone else sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())

@@ -33,7 +33,7 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
   parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations or
                messages; and shards of records (docs/data.md)
   mmc4         .jsonl: documents with pictures between their sentences
-  text         .jsonl: {"text"}, or {"inputs", "targets"}
+  text         .jsonl: {"text"}, {"text", "images"} with an <image> in the text for each, or {"inputs", "targets"}
   open_images  .csv: OpenImages' list of pictures
   video        .mp4, .webm, .mkv, .mov, .avi: a row each, its caption in clip.txt beside clip.mp4, or in clip.json
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,10 +30,11 @@ from megatron_eve.convert.exporting import ExportPlan, map_entry
 from megatron_eve.convert.meta_model import meta_model
 from megatron_eve.convert.transformers_folder import write_json
 from megatron_eve.models.decoder.lora_names import adapter_rules
-from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
+from megatron_eve.models.family import matches
 from megatron_eve.models.hf_format import Flags
-from megatron_eve.models.name_rules import renamed
+from megatron_eve.models.name_rules import renamed, rule_for
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.stages import stage_of
 from megatron_eve.models.tensor_layouts import Sizes
 
 # What peft puts in front of the names of a model's modules.
@@ -60,18 +62,22 @@ def plan_adapter_export(
     Raises:
         CheckpointError: a tensor that is missing or of another shape.
     """
-    family = find_family(config.family)
+    family, stage = find_family(config.family), stage_of(config)
     its, source, plan = family.hugging_face(), DistFolder(checkpoint), ExportPlan(config, flags)
-    wanted = (ADAPTER_PARAMETERS, *(pattern for some in family.parts.values() for pattern in some))
-    rules = (*rules_of(config), *adapter_rules(config.lora))
+    rules, modules = (*rules_of(config), *adapter_rules(config.lora)), its.module_names(config.vision)
+    beside = tuple(pattern for some in family.parts.values() for pattern in some)
+    others: set[str] = set()  # words in the names of modules beside the decoder
     with meta_model(replace(config, vision=its.export_settings(config.vision, flags))) as model:
-        sizes = Sizes.of(config.model, model.padded_vocab_size)
+        sizes, rows = Sizes.of(config.model, model.padded_vocab_size), config.model.vocab_size
         for entry in model.entries:
-            if matches(entry.name, wanted):
-                map_entry(plan, entry, rules, source, sizes, dtype)
-    peft = {name: _PREFIX + renamed(name, its.module_names()) for name in plan.tensors}
+            if matches(entry.name, beside):
+                others.update(word for name in rule_for(entry.name, rules)[1] for word in name.split("."))
+            if stage.trains(entry.name):
+                map_entry(plan, entry, rules, source, sizes, dtype, rows)
+    peft = {name: _PREFIX + renamed(name, modules) for name in plan.tensors}
     plan.tensors = {peft[name]: tensor for name, tensor in plan.tensors.items()}
     plan.mapped = {key: tuple(peft[name] for name in names) for key, names in plan.mapped.items()}
+    plan.files = {CONFIG_FILE: _fields(config, plan.tensors, others)}
     for key in source:
         if key not in plan.mapped:
             model_key = not key.startswith("optimizer.")
@@ -104,7 +110,8 @@ def write_adapter_export(plan: ExportPlan, target: Path, done: Callable[[int], N
             save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:  # for example a full disk
             raise OSError(f"{unfinished / WEIGHTS_FILE}: cannot be written ({error})") from None
-        write_json(unfinished / CONFIG_FILE, _fields(plan))
+        for name, content in plan.files.items():
+            write_json(unfinished / name, content)
         (unfinished / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
         unfinished.chmod(0o755)
         for path in (*unfinished.iterdir(), unfinished):
@@ -116,19 +123,25 @@ def write_adapter_export(plan: ExportPlan, target: Path, done: Callable[[int], N
         raise
 
 
-def _fields(plan: ExportPlan) -> dict[str, object]:
-    """The contents of adapter_config.json."""
-    lora, adapters = plan.config.lora, [name for name in plan.tensors if _ADAPTER.fullmatch(name)]
-    # Modules beside the decoder by the first two parts of their names, such as model.mm_projector.
-    whole = [name.removeprefix(_PREFIX).split(".") for name in plan.tensors if name not in adapters]
-    names = [name for name in TARGETS if name in lora.lora_target]
-    targets: str | list[str] = names
-    if any(part in lora.lora_target for parts in whole for part in parts):
-        # A tower's matrices may have the same names, so the decoder's are named by their whole paths.
+def _fields(config: RunConfig, names: Collection[str], others: Collection[str]) -> dict[str, Any]:
+    """The contents of adapter_config.json.
+
+    Args:
+        config: of the checkpoint.
+        names: of the folder's tensors.
+        others: words in the names of modules beside the decoder.
+    """
+    adapters = [name for name in names if _ADAPTER.fullmatch(name)]
+    targets = [name for name in TARGETS if name in config.lora.lora_target]
+    modules: str | list[str] = targets
+    if set(others) & set(targets):
+        # A tower's matrices have the same names, so the decoder's are named by their whole paths.
         stem = re.escape(adapters[0].removeprefix(_PREFIX).partition("layers.")[0])
-        targets = rf"{stem}layers\.\d+\.(?:self_attn|mlp)\.(?:{'|'.join(names)})"
-    modules = sorted({".".join(parts[:2]) for parts in whole})
-    return config_fields(lora, targets, modules, plan.config.checkpoint.pretrained_checkpoint)
+        modules = rf"{stem}layers\.\d+\.(?:self_attn|mlp)\.(?:{'|'.join(targets)})"
+    # Modules beside the decoder by the first two parts of their names, such as model.mm_projector.
+    whole = (name.removeprefix(_PREFIX).split(".") for name in names if name not in adapters)
+    modules_to_save = sorted({".".join(parts[:2]) for parts in whole})
+    return config_fields(config.lora, modules, modules_to_save, config.checkpoint.pretrained_checkpoint)
 
 
 # --- import ---
@@ -149,13 +162,16 @@ class AdapterTensors:
     lora: LoRAConfig
 
 
-def tensors_of(adapter: AdapterFolder, config: RunConfig, known: Collection[str]) -> AdapterTensors:
+def tensors_of(
+    adapter: AdapterFolder, config: RunConfig, known: Collection[str], names_there: Mapping[str, str]
+) -> AdapterTensors:
     """Find out what each tensor of an adapter's folder is; reads names and shapes, no data.
 
     Args:
         adapter: the folder.
         config: of the model that it is put on.
         known: names of that model's tensors.
+        names_there: what keys begin with in that model's folder, and what stands there instead in `rules`.
 
     Raises:
         ConfigError: an adapter of another model, one that lacks tensors, or tensors that are none of this model's.
@@ -164,9 +180,8 @@ def tensors_of(adapter: AdapterFolder, config: RunConfig, known: Collection[str]
     folder.add_file(adapter.weights)
     flag, on = f"--adapter {adapter.path}", f" (trained on {adapter.base})" if adapter.base else ""
     another = f"so it is an adapter for another model{on}; name the model that it was trained on as --source"
-    modules = {
-        theirs: ours for ours, theirs in find_family(config.family).hugging_face().module_names().items()
-    }
+    its = find_family(config.family).hugging_face().module_names(config.vision)
+    modules = {**names_there, **{theirs: ours for ours, theirs in its.items()}}
     sizes, rank, layers = projection_sizes(config.model), adapter.lora.lora_rank or 0, config.model.num_layers
     names, targets = dict[str, str](), set[str]()
     for key in list(folder.keys()):

@@ -88,7 +88,8 @@ def plan_import(
     for problem in family.hugging_face().check_weights(config.vision, keys):
         raise ConfigError(f"{source}: {problem}")
     if adapter is not None:
-        plan.adapter = tensors_of(adapter, config, keys)
+        there = next(iter(found.folders.values()))
+        plan.adapter = tensors_of(adapter, config, keys, there)
         config = plan.config = replace(config, lora=plan.adapter.lora)
         folder.add_file(adapter.weights, plan.adapter.names)
         keys = set(folder.keys())

@@ -85,15 +85,15 @@ def check_import_flags(flags: argparse.Namespace) -> None:
         AdapterFolder.read(flags.adapter)
     found = HFConfig.read(flags.source)
     rules = find_family(flags.family).text_rules
-    source_tokenizer(flags.source, found.model_config().vocab_size, rules.tokenizer_legacy)
+    source_tokenizer(found.language_folder, found.model_config().vocab_size, rules.tokenizer_legacy)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
     """Refuse what an export's flags and folders alone show to be wrong, and fill in the checkpoint and its tokenizer.
 
     Args:
-        flags: of the command. Afterwards `source` is the folder of one iteration, if one is named, and `tokenizer` the
-            file that is exported, or None.
+        flags: of the command. Afterwards `source` is the folder of one iteration, if one is named, `tokenizer` the file
+            that is exported, or None, and `tokenizer_kind` how it is read.
 
     Raises:
         ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
@@ -146,7 +146,7 @@ def _choose_tokenizer(flags: argparse.Namespace, checkpoint: Path, needed: bool)
         print(f"warning: {warning}", file=sys.stderr)
     if flags.tokenizer is None:
         print(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained", file=sys.stderr)
-    flags.tokenizer = Path(tokenizer.path)
+    flags.tokenizer, flags.tokenizer_kind = Path(tokenizer.path), tokenizer.kind
 
 
 def _check_folders(flags: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """The fast way to decode on CPUs: simplejpeg (libjpeg-turbo) and torch's antialiased resize of bytes, in threads.
 
+Squares that are padded or cropped are made by Pillow, as the reference makes them.
+
 Threads, not processes: both libraries release Python's interpreter lock, and no pixels are copied between processes.
 """
 
@@ -12,11 +14,12 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional
 
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
-from megatron_eve.data.images.patches import finished
+from megatron_eve.data.images.patches import finished, view_of
 
 
 class ThreadsDecoder:
@@ -42,7 +45,11 @@ class ThreadsDecoder:
         # Channels first in shape but last in memory: the fastest layout for torch's resize of bytes.
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
         return {
-            name: torch.from_numpy(finished(_resize(image, view.height, view.width), view))
+            name: torch.from_numpy(
+                finished(_resize(image, view.height, view.width), view)
+                if view.fit == "stretch"
+                else view_of(Image.fromarray(pixels), view)
+            )
             for name, view in task.views.items()
         }
 

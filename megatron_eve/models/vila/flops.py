@@ -21,7 +21,7 @@ from megatron_eve.models.flops import (
 from megatron_eve.models.model_parts import FamilyFlops, Work
 from megatron_eve.models.vila.config import VILAConfig
 
-# Blocks of the projector `qformer`, and the inner width of their MLP in units of the tower's.
+# Blocks of the projector `qformer`, and the inner width of their MLP in units of the tower's; the paper says neither.
 QFORMER_LAYERS, QFORMER_MLP = 2, 4
 
 

@@ -173,8 +173,9 @@ class _QFormerLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(width)
         self.cross_attention = _Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
-        inner = QFORMER_MLP * width
-        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, QFORMER_MLP * width), nn.GELU(), nn.Linear(QFORMER_MLP * width, width)
+        )
 
     def forward(self, hidden: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         normed = self.self_attention_norm(hidden)

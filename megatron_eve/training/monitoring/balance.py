@@ -140,8 +140,10 @@ def describe_balance(config: RunConfig, data: RunData) -> str | None:
         wasted(split, stages, costs)
         for split in (_fill([0.0] * stages * chunks, layers), config.chunk_layers, best)
     )
+    virtual = "--num-layers-per-virtual-pipeline-stage"
+    instead = f" in place of {virtual}" if config.parallel.num_layers_per_virtual_pipeline_stage else ""
     proposal = (
-        f"least, {_percent(least)}, with --pipeline-model-parallel-layout '{write_layout(best)}'"
+        f"least, {_percent(least)}, with --pipeline-model-parallel-layout '{write_layout(best)}'{instead}"
         if now - least > _WORTH
         else "no split wastes much less"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -24,6 +25,8 @@ from megatron_eve.training.monitoring.balance import (
     end_costs,
     even_layers,
 )
+from tests.families.suite import run, with_weights
+from tests.layouts import Layout, layout
 from tests.ranks import RankPool
 
 VILA_7B, VILA_8B = PRESETS["vila_7b"], PRESETS["vila15_8b"]
@@ -116,8 +119,7 @@ def held_and_trained(configs: Sequence[RunConfig]) -> list[tuple[int, int]]:
 def test_every_parameter_is_counted(ranks: RankPool, ranks_of_tensor: int) -> None:
     """On each tensor-parallel rank: the tower whole, matrices of the projector in shares."""
     configs = []
-    kinds = [kind for kind in get_args(ProjectorType) if kind != "qformer"]
-    for kind, tower, frozen in itertools.product(kinds, ("clip", "siglip"), (True, False)):
+    for kind, tower, frozen in itertools.product(get_args(ProjectorType), ("clip", "siglip"), (True, False)):
         vision = replace(
             PRESETS["vila_tiny"].vision, projector_type=kind, vision_model_type=tower, freeze_ViT=frozen
         )
@@ -151,3 +153,22 @@ def test_packs_count_the_tower() -> None:
     assert family.image_work(two) == family.image_work(config)
     assert family.image_work(run_of(VILA_8B, frozen=True)) == pytest.approx(16.3, abs=0.1)
     assert family.image_work(run_of(VILA_8B, frozen=False)) == pytest.approx(47.4, abs=0.5)
+
+
+VPP2 = layout("PP2xVPP2(0+2+1+1)", 2, pp=2, pipeline_model_parallel_layout="E|tt|t|t,L")
+ENDS = layout("PP4(0+2+2+0)", 4, pp=4, pipeline_model_parallel_layout="E|tt|tt|L")
+
+
+@pytest.mark.parametrize(
+    ("split", "stage"), [(VPP2, "3"), pytest.param(ENDS, "1", marks=pytest.mark.slow)], ids=["chunks", "ends"]
+)
+@pytest.mark.distributed
+def test_a_first_stage_without_layers(ranks: RankPool, tmp_path: Path, split: Layout, stage: str) -> None:
+    """A tower that trains, and a stage in which most pipeline stages train nothing: losses are those of one process."""
+    trained = ["--no-freeze-ViT"] if stage == "3" else []
+    flags = [*FLAGS, "--stage", stage, "--global-batch-size", "8", "--lr", "4e-5", *trained]
+    one = with_weights(parse(flags), ranks, tmp_path)
+    expected = ranks.run(1, run, one, 3)[-1]
+    trace = ranks.run(split.world_size, run, replace(one, parallel=split.parallel), 3)[-1]
+    assert trace.samples == expected.samples
+    assert trace.losses == pytest.approx(expected.losses, abs=1e-5, rel=0)

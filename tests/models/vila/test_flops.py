@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
-from megatron_eve.config.schema import ModelConfig
+from megatron_eve.config import ModelConfig, RunConfig
 from megatron_eve.models.family import Preset
 from megatron_eve.models.model_parts import Work
-from megatron_eve.models.vila.config import PRESETS, VILAConfig
+from megatron_eve.models.registry import find_family
+from megatron_eve.models.vila.config import PRESETS, ProjectorType, VILAConfig
 from megatron_eve.models.vila.flops import image_work, projector_flops, tower_flops, vila_flops
+from tests.ranks import RankPool
 
 # 3 x 3 patches of 2 x 2 pixels and a class token; hidden state 1 of the three (one layer of two is run).
 TOWER = VILAConfig(
@@ -87,3 +92,60 @@ def test_published_towers() -> None:
     """CLIP ViT-L/14-336 without its last layer is about 0.36 TFLOP a picture, SigLIP SO400M/14-384 0.65."""
     assert tower_flops(PRESETS["vila_7b"].vision) == pytest.approx(0.366e12, rel=0.01)
     assert tower_flops(PRESETS["vila15_8b"].vision) == pytest.approx(0.647e12, rel=0.05)
+
+
+def counted(cases: Sequence[RunConfig], pictures: int) -> list[int]:
+    """Runs on a rank: torch's count of a forward and backward pass of each front end over pictures."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from megatron_eve.models.build import transformer_config
+    from megatron_eve.models.model_parts import VisualInputs
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.models.stages import stage_of
+
+    found = []
+    with model_parallel(cases[0]):
+        for config in cases:
+            module: Any = find_family(config.family).front_end(config, transformer_config(config))
+            for name, parameter in module.named_parameters():
+                if not stage_of(config).trains(f"vision_model.{name}"):
+                    parameter.requires_grad_(False)
+            side = config.vision.image_size
+            pixels = torch.randint(0, 256, (pictures, side, side, 3), dtype=torch.uint8)
+            inputs = VisualInputs({"tower": pixels}, torch.ones(pictures, 2, dtype=torch.int64))
+            counter = FlopCounterMode(display=False)
+            with (
+                counter,
+                sdpa_kernel(SDPBackend.MATH),
+            ):  # the only kernel whose products the counter sees on CPUs
+                module(inputs).sum().backward()
+            found.append(counter.get_total_flops())
+    return found
+
+
+@pytest.mark.distributed
+def test_as_torch_counts_the_modules(ranks: RankPool) -> None:
+    """Every projector behind both towers, frozen and trained."""
+    cases = [
+        RunConfig(
+            family="vila",
+            model=ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=8),
+            vision=replace(
+                TOWER, projector_type=kind, vision_model_type=tower, freeze_ViT=frozen, qformer_num_queries=3
+            ),
+        )
+        for kind, tower, frozen in itertools.product(
+            get_args(ProjectorType), ("clip", "siglip"), (True, False)
+        )
+    ]
+    work = Work(tokens=0, attended=0, labels=0, images=3, merged_patches=0, image_rows=0)
+    expected = []
+    for case in cases:
+        kind, frozen = case.vision.projector_type, case.vision.freeze_ViT
+        flops = sum(vila_flops(case, work).front_end.values())
+        # megatron-core's linear layers compute the gradient of their input whether it is wanted or not: 3 * 9 features
+        # 4 -> 32 (256). What the model needs is counted, not that.
+        expected.append(flops + 27 * 256 * (frozen and kind in ("linear", "mlp2x_gelu", "mlp3x_gelu")))
+    assert ranks.run(1, counted, cases, 3) == [expected]

@@ -45,6 +45,12 @@ _LLAVA_READ = {
         **{f"model.multi_modal_projector.{theirs}": ours for theirs, ours in _LLAVA_PROJECTOR.items()},
     }
 }
+# `HFFormat.module_names`: where the modules are in transformers 5.
+LLAVA_MODULES: Mapping[str, str] = {
+    "model.": "model.language_model.",
+    TOWER_KEYS: "model.vision_tower.",
+    **{ours: f"model.multi_modal_projector.{theirs}" for theirs, ours in _LLAVA_PROJECTOR.items()},
+}
 # What keys of a tower's own folder begin with: as transformers 4 saves it, or a model with a text side; as 5 does.
 TOWER_FOLDER: Mapping[str, str] = {"vision_model.": TOWER_KEYS, "": TOWER_KEYS}
 
