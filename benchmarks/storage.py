@@ -33,8 +33,8 @@ from megatron_eve.data.format.indexed import DatasetSettings, DatasetWriter, Ind
 from megatron_eve.data.images import decode_image
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder
-from megatron_eve.data.images.patches import resize
 from megatron_eve.data.images.pillow import PillowDecoder
+from megatron_eve.data.images.resizing import resize
 from megatron_eve.data.images.storage import ImageStore, StorageSettings
 from megatron_eve.models.family import View
 from megatron_eve.models.model_parts import ImageShare

@@ -200,6 +200,8 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
+    from megatron_eve.checkpoint.compatibility import check_adapters
+    from megatron_eve.checkpoint.saved_state import read_common
     from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained
 
     name, folder = config.checkpoint.pretrained_checkpoint, path_of_pretrained(config.checkpoint)
@@ -212,16 +214,20 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
         return
-    if (folder / "config.json").exists():
-        from megatron_eve.checkpoint.hf.config import check_config
+    from megatron_eve.checkpoint.hf.config import check_config, refuse_adapter
 
+    refuse_adapter(folder, flag)
+    store = CheckpointStore(folder)
+    if (folder / "config.json").exists():
         check_config(folder, config)
-    elif CheckpointStore(folder).latest() is None:
+    elif (iteration := store.latest()) is None:
         yield (
             f"{flag}: neither a checkpoint (no {TRACKER} there) nor a folder in Hugging Face layout (no config.json); "
             "name the folder that --save of a run or an import wrote"
         )
         return
+    elif "config" in (saved := read_common(store.folder(iteration)) or {}):
+        check_adapters(store.folder(iteration), saved, config)
     _check_pretrained_tokenizer(config, folder)
 
 

@@ -138,7 +138,7 @@ def test_each_group_of_pretrain_begins_with_a_sentence() -> None:
     (page,) = drive([(["megatron_eve.pretrain", "--help"], 160)])
     groups = re.findall(r"^(\w+):\n(.*)\n\n  --", page["out"], re.MULTILINE)
     assert [name for name, _ in groups] == [
-        "configuration", "model", "vision", "parallel", "training", "optimizer", "data", "checkpoint", "faults",
+        "configuration", "model", "vision", "parallel", "training", "lora", "optimizer", "data", "checkpoint", "faults",
         "logging",
     ]  # fmt: skip
     assert all(re.fullmatch(r"  [A-Z].*[a-z)]\.", sentence) for _, sentence in groups), groups

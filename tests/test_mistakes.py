@@ -15,9 +15,10 @@ import torch
 
 from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
-from megatron_eve.config import TRACKER, RunConfig
+from megatron_eve.config import TRACKER, LoRAConfig, RunConfig
+from megatron_eve.data.format.indexed import DatasetWriter
 from megatron_eve.data.text.tokenizer import Tokenizer
-from tests.data.helpers import write_dataset
+from tests.data.helpers import MINI_SETTINGS, write_dataset
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 
@@ -47,6 +48,7 @@ DATA = f"{PRETRAIN} --data-path {{set}}"
 PREPROCESS = "--input {rows} --image-root {root} --tokenizer-model {tokenizer} --output-prefix {root}/out"
 ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/answers"
 MODEL = "--model-path {run} --tokenizer-model {tokenizer}"
+CURVE = "--model-path {run} --data-path {set} --output {root}/curve.json"
 IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
 
 # Of several ranks, all of which find the same.
@@ -102,6 +104,18 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-layout Et*8|xL", "'x' has no meaning here; write E (embed"),
     Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-layout Et*7,L", "has 7 decoder layers (t), and the model"),
     Mistake("pretrain", f"{MOCK} --pipeline-model-parallel-layout Et*8,m,L", "has no multi-token prediction layers"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 0", "--lora-rank 0: must be at least 1"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --lora-target q_prj", "--lora-target q_prj: no such matrix of a layer"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --stage 1", "freezes it, so that no adapter would train; leave"),
+    Mistake("pretrain", f"{MOCK} --lora-rank 8 --lora-dropout 1", "--lora-dropout 1: must lie in [0, 1)"),
+    Mistake("pretrain", f"{MOCK} --lora-alpha 32", "--lora-alpha: only used with --lora-rank; add that, or leave it"),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --lora-rank 8", "made without adapters, this run has --lora-rank 8"),
+    Mistake("pretrain", f"{MOCK} --load {{adapted}}", "was made with --lora-rank 8, this run has no adapters; add the"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}}", "with --lora-rank 8, this run has no adapters;"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}} --lora-rank 8 --lora-target v_proj",
+            "was made with --lora-target q_proj v_proj, this run has v_proj; use the same adapters"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapter}}", "holds an adapter of PEFT and no model; merge"),
+    Mistake("pretrain", f"{DATA} {{modern}}", "{modern}_dataset.json has the tokenizer mode"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -136,12 +150,23 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{recipe}}", "is not a sentencepiece model: use"),
     Mistake("preprocess_data", f"{PREPROCESS} --opt-out {{root}}", "--opt-out {root} cannot be read"),
     Mistake("preprocess_data", f"{PREPROCESS} --family no_such", "--family no_such: no such family; choose one of eve"),
+    Mistake("preprocess_data", f"{PREPROCESS} --template llama_3", "it has the control token <|start_header_id|>,"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{bare}}", "tokenizer_config.json is missing: it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{rows}}", "{rows} is not a tokenizer.json ("),
+    Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{bare}} --tokenizer-legacy",
+            "--tokenizer-legacy: says how a tokenizer.model is read, and {bare} is a tokenizer.json; leave"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit round", "--image-fit round: must be one of"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-size 13", "--image-size 13: is smaller than"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit", "--image-fit: a value is missing behind it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-fit pad", "--image-fit: no such flag"),
     Mistake("merge_datasets", "--output-prefix {set} {set} --overwrite", "{set} is one of the datasets to merge:"),
     Mistake("merge_datasets", "--output-prefix {set} {other}", "8 samples): add --overwrite to replace it, or choose"),
     Mistake("merge_datasets", "--output-prefix {root}/ {set}", "{root}/ names a folder: add a name for the dataset"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {cut}", "{cut}_text.bin is truncated"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {rows}", "{rows} is a file: name a dataset by its"),
     Mistake("merge_datasets", "--output-prefix {root}/all", "required: PREFIX"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {set} {modern}",
+            "{modern}_dataset.json has tokenizer_kind 'sentencepiece legacy=False'"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
     Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
     Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),
@@ -182,6 +207,10 @@ MISTAKES = [
     Mistake("convert_checkpoint", "import --source {recipe} --target {root}/y", "--source {recipe}: is a file; name"),
     Mistake("convert_checkpoint", f"{IMPORT} --seed -1", "--seed -1: must be 0 or more"),
     Mistake("convert_checkpoint", "import --source {adapter} --target {root}/y", "{adapter}: holds an adapter of PEFT"),
+    Mistake("convert_checkpoint", f"{IMPORT} --adapter {{root}}", "--adapter {root}: has no adapter_config.json; name"),
+    Mistake("convert_checkpoint", f"{IMPORT} --adapter {{adapter}}", "{adapter}: has no adapter_model.safetensors"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format adapter", "--format adapter: {run} was made without adapters"),
+    Mistake("convert_checkpoint", f"{EXPORT} --format adapter --tokenizer {{tokenizer}}", "an adapter has none; leave"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{run}}", "--tokenizer-model: a checkpoint does not hold its tokenizer"),
     Mistake("generate", f"{ASK} --model-path {{run}} --tokenizer-model {{root}}/x", "{root}/x: no such file"),
@@ -199,6 +228,7 @@ MISTAKES = [
     Mistake("generate", f"{ASK} {MODEL} --top-p 0.9", "--top-p: has no effect without --temperature above 0"),
     Mistake("generate", f"{ASK} --model-path {{spoken}}x", "--model-path {spoken}x: neither a checkpoint"),
     Mistake("generate", f"{ASK} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
+    Mistake("generate", f"{ASK} {MODEL} --conv-mode qwen2", "--conv-mode qwen2: it has the control token"),
     Mistake("chat", "--model-path {root}", "--model-path {root}: neither a checkpoint"),
     Mistake("chat", f"{MODEL} --image {{root}}/x", "--image {root}/x: no such file"),
     Mistake("chat", f"{MODEL} --max-new-tokens 0", "--max-new-tokens 0: must be 1 or more"),
@@ -214,6 +244,19 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --tensor-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
     Mistake("chat", "--model-path {adapter}", "{adapter}: holds an adapter of PEFT and no model; merge it"),
     Mistake("chat", "--model-path {tower}", "has no tokenizer.json; if transformers saved the folder"),
+    Mistake("alignment", f"{CURVE} --output {{root}}/x.png", "--output {root}/x.png: must end in .json"),
+    Mistake("alignment", f"{CURVE} --output {{root}}/x/y.json", "--output {root}/x/y.json: {root}/x is no folder"),
+    Mistake("alignment", f"{CURVE} --model-path {{root}}", "--model-path {root}: not a checkpoint"),
+    Mistake("alignment", f"{CURVE} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
+    Mistake("alignment", f"{CURVE} --ckpt-step 5", "--ckpt-step 5: {run} has no iteration 5; there are 2"),
+    Mistake("alignment", f"{CURVE} --data-path {{set}}x", "{set}x_dataset.json is missing"),
+    Mistake("alignment", f"{CURVE} --model-path {{spoken}}", "was made with another tokenizer"),
+    Mistake("alignment", f"{CURVE} --data-path {{text}}", "{text}: no sample has a picture and text and fits"),
+    Mistake("alignment", f"{CURVE} --samples 0", "--samples 0: must be 1 or more"),
+    Mistake("alignment", f"{CURVE} --with {{rows}}", "{rows}: not a curve; name files that --output of this command"),
+    Mistake("alignment", f"{CURVE} --with {{root}}/x", "{root}/x"),
+    Mistake("alignment", f"{CURVE} --pipeline-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
+    Mistake("chat", f"{MODEL} --conv-mode llama_3", "--conv-mode llama_3: it has the control token"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
@@ -230,12 +273,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("mistakes")
     write_dataset(root / "set", 8, 0)
     write_dataset(root / "other", 2, 0)
+    write_dataset(root / "modern", 2, 0, tokenizer_kind="sentencepiece legacy=False")
     write_dataset(root / "cut", 2, 0)
+    with DatasetWriter(root / "text", MINI_SETTINGS) as writer:
+        writer.add_sample([1, 5, 6], [-100, 5, 6], [])
+        writer.finalise()
     text = root / "cut_text.bin"
     text.write_bytes(text.read_bytes()[:-4])
     recipe = root / "recipe.yaml"
     recipe.write_text("training:\n  global_batch_sise: 4\n")
     (root / "rows.json").write_text("[]")
+    bare = root / "bare.json"
+    bare.write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
     (root / "questions.jsonl").write_text('{"question_id": 1, "text": "What?"}\n')
     tower = root / "tower"
     tower.mkdir()
@@ -252,13 +301,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     unlike = spoilt_tokenizer(root / "unlike")  # of just as many pieces
     spoken = TokenizerRecord.of(Tokenizer(unlike / "tokenizer.model")).to_dict()
     write_run(root / "spoken", tokenizer=spoken)
+    lora = LoRAConfig(lora_rank=8, lora_target=("q_proj", "v_proj"))
+    write_run(root / "adapted", config=RunConfig(lora=lora).to_dict())
     (root / "adapter").mkdir()
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
+        "text": str(root / "text"),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
-        "other": str(root / "other"), "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
+        "adapted": str(root / "adapted"),
+        "other": str(root / "other"), "modern": str(root / "modern"), "bare": str(bare),
+        "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
         "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ python tools/convert_checkpoint.py export --source runs/stage3 \\
     --target model-7b --tokenizer vicuna-7b-v1.5
 python tools/convert_checkpoint.py export --source runs/stage3 \\
     --target model-7b-hf --tokenizer vicuna-7b-v1.5 --format transformers
+python tools/convert_checkpoint.py export --source runs/lora \\
+    --target model-7b-lora --format adapter
 """
 EXAMPLES = IMPORT_EXAMPLES + EXPORT_EXAMPLES
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -102,22 +105,31 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         metavar="N",
         help="seed of weights that the folder does not have, which get random values",
     )
+    incoming.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="folder with an adapter (LoRA) that peft trained on the model of --source, to be put on it: a run with "
+        "the same --lora-rank, --lora-alpha and --lora-target trains it on (default: no adapter)",
+    )
     outgoing.add_argument(
         "--ckpt-step", type=int, metavar="N", help="export this iteration of a run (default: the latest)"
     )
     outgoing.add_argument(
         "--format",
-        choices=("published", "transformers"),
+        choices=("published", "transformers", "adapter"),
         default="published",
         help="layout of the folder. published: that of the published model, for its own code; transformers: for "
-        "transformers 4.57 and 5, with trust_remote_code=True or after `import megatron_eve.hf`",
+        "transformers 4.57 and 5, with trust_remote_code=True or after `import megatron_eve.hf`; both have the "
+        "adapters of a run with --lora-rank merged into the matrices; adapter: these adapters alone, with what trained "
+        "beside the decoder, for peft's PeftModel.from_pretrained",
     )
     outgoing.add_argument(
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="tokenizer.model that the data was made with, or its folder; it is copied, and required with --format "
-        "transformers (default: the one whose path the checkpoint holds, if it is still there and the same)",
+        help="tokenizer.model or tokenizer.json that the data was made with, or its folder; it is copied, and required "
+        "with --format transformers (default: the one whose path the checkpoint holds, if it is there and the same)",
     )
     outgoing.add_argument(
         "--max-shard-size",
@@ -142,6 +154,7 @@ def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
 
 def run_import(flags: argparse.Namespace) -> None:
     """Plan, check and write a checkpoint."""
+    from megatron_eve.convert.adapter_config import AdapterFolder
     from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.importing import (
         check_finite,
@@ -155,7 +168,8 @@ def run_import(flags: argparse.Namespace) -> None:
     family, values = find_family(flags.family), vars(flags)
     frozen = family.hugging_face().import_fingerprint(values)
     config = import_config(flags.source, family, values)
-    plan = plan_import(flags.source, config, _dtype(flags), flags.seed)
+    adapter = AdapterFolder.read(flags.adapter) if flags.adapter else None
+    plan = plan_import(flags.source, config, _dtype(flags), flags.seed, adapter)
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     check_room(flags.target, size_of(plan.tensors))
     with byte_progress("checking", plan.source_bytes) as done:
@@ -172,7 +186,9 @@ def run_export(flags: argparse.Namespace) -> None:
     """Plan, check and write a folder in Hugging Face layout."""
     from megatron_eve.checkpoint.hf.folder import count_shards
     from megatron_eve.config import ConfigError
+    from megatron_eve.convert.adapters import plan_adapter_export, write_adapter_export
     from megatron_eve.convert.exporting import (
+        ExportPlan,
         check_tokenizer_files,
         open_checkpoint,
         plan_export,
@@ -181,26 +197,33 @@ def run_export(flags: argparse.Namespace) -> None:
     from megatron_eve.convert.folders import check_room
     from megatron_eve.convert.summary import dry_run_line, size_of, summary
     from megatron_eve.convert.usage import shard_bytes
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.load_tokenizer import load_kind
     from megatron_eve.runtime.progress_bar import byte_progress
 
     published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
-    tokenizer = Tokenizer(flags.tokenizer) if flags.tokenizer is not None else None
+    tokenizer = load_kind(flags.tokenizer, flags.tokenizer_kind) if flags.tokenizer is not None else None
     image = check_tokenizer_files(tokenizer, published) if tokenizer is not None else None
     checkpoint, config = open_checkpoint(flags.source)
     if config.family != flags.family:
         raise ConfigError(
             f"--family {flags.family}: the checkpoint is of the family {config.family}; leave --family out"
         )
-    plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
+    alone = flags.format == "adapter"
+    write: Callable[[Callable[[int], None]], None]
+    if alone:
+        plan: ExportPlan = plan_adapter_export(checkpoint, config, _dtype(flags), vars(flags))
+        write = partial(write_adapter_export, plan, flags.target)
+    else:
+        plan = plan_export(checkpoint, config, _dtype(flags), published, vars(flags), image)
+        write = partial(write_export, plan, flags.target, tokenizer, shard, published)
     account = {"dropped": plan.dropped, "added": plan.added}
     check_room(flags.target, size_of(plan.tensors))
     if not flags.dry_run:
         with byte_progress("writing", size_of(plan.tensors)) as done:
-            write_export(plan, flags.target, tokenizer, shard, published, done)
+            write(done)
     print(summary(plan.tensors, plan.mapped, account, flags.dry_run))
     if flags.dry_run:
-        files = sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())
+        files = 1 if alone else sum(count_shards(tensors, shard) for tensors in plan.by_folder().values())
         print(dry_run_line(files, size_of(plan.tensors), flags.target))
 
 

@@ -111,18 +111,14 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     counts = count_parameters(config.model, tensor)
     family = find_family(config.family)
     parts, decoder_trains = family.parameter_counts(config), family.stage(config).decoder_trains
-    # Adapters train in place of the decoder.
-    decoder_trains, adapter = (
-        decoder_trains and not config.lora.enabled,
-        adapter_parameters(config.model, config.lora, tensor),
-    )
+    adapters = adapter_parameters(config.model, config.lora, tensor)
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
     needed = []
     for stage, layers in enumerate(config.stage_layers):
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
-        others = parts.first_stage * first + parts.last_stage * last + layers * adapter
-        trained = others - parts.frozen * first + decoder * decoder_trains
+        others = parts.first_stage * first + parts.last_stage * last + layers * adapters
+        trained = others - parts.frozen * first + decoder * (decoder_trains and not config.lora.enabled)
         needed.append(
             RankMemory(
                 weights=(decoder + others) * (2 if training.bf16 else 4),

@@ -25,12 +25,15 @@ from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
+from megatron_eve.checkpoint.tokenizer_record import file_name
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
+from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
 from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, placed, rule_for
 from megatron_eve.models.registry import find_family
@@ -38,7 +41,9 @@ from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
 # What a published folder holds beside weights and configurations.
 _GENERATION = "generation_config.json"
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass
@@ -52,6 +57,8 @@ class ExportPlan:
         mapped: Hugging Face keys, by key of the checkpoint.
         dropped: keys of the checkpoint that nothing is made of, and why.
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
+        adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
+        files: of the folder of an adapter: what each holds.
         folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
             have those that are written, with their folder in front where there are several.
     """
@@ -62,6 +69,8 @@ class ExportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, LazyTensor] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {".": {}})
 
     def by_folder(self) -> dict[str, dict[str, LazyTensor]]:
@@ -134,11 +143,13 @@ def plan_export(
     rules = rules_of(config)
     with meta_model(exported) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
+        plan_adapters(plan, model.entries, DistFolder(checkpoint), sizes)
         for entry in model.entries:
-            _map(plan, entry, rules, source, sizes, dtype, rows)
+            if entry.key not in plan.dropped:
+                map_entry(plan, entry, rules, source, sizes, dtype, rows)
     used = set(plan.mapped)
     for key in source:
-        if key not in used:
+        if key not in used and key not in plan.dropped:
             plan.dropped[key] = "optimizer state" if key.startswith("optimizer.") else family.left_out
     kept = dtype or source.dtype("embedding.word_embeddings.weight")
     if published and family.rotary_buffers:
@@ -151,16 +162,43 @@ def plan_export(
     return plan
 
 
-def _map(
+def plan_adapters(plan: ExportPlan, entries: Sequence[Entry], source: DistFolder, sizes: Sizes) -> None:
+    """Plan what is merged into the decoder's matrices: nothing without adapters.
+
+    Args:
+        plan: the export's.
+        entries: of the model.
+        source: of the checkpoint, of its own: it keeps the last tensor that was read, and so does the matrices'.
+        sizes: of the model.
+    """
+    adapters, rules = ExportPlan(plan.config, plan.flags), adapter_rules(plan.config.lora)
+    for entry in entries:
+        if matches(entry.name, (ADAPTER_PARAMETERS,)):
+            map_entry(adapters, entry, rules, source, sizes, None, plan.config.model.vocab_size)
+    plan.adapters = adapters.tensors
+    plan.dropped |= dict.fromkeys(adapters.mapped, "adapters, which are merged into the decoder's matrices")
+
+
+def map_entry(
     plan: ExportPlan,
     entry: Entry,
     rules: Sequence[Rule],
     source: DistFolder,
     sizes: Sizes,
     dtype: torch.dtype | None,
-    rows: int,
+    rows: int | None = None,
 ) -> None:
-    """Plan the Hugging Face tensors that one of the checkpoint's makes, with so many rows of a vocabulary."""
+    """Plan the Hugging Face tensors that one of the checkpoint's makes.
+
+    Args:
+        plan: gets them.
+        entry: the checkpoint's tensor.
+        rules: of the model.
+        source: the checkpoint.
+        sizes: of the model.
+        dtype: of the tensors; None keeps the checkpoint's.
+        rows: of a vocabulary; None: as many as the model has.
+    """
     rule, names = rule_for(entry.name, rules)
     if entry.key not in source:
         raise CheckpointError(f"the checkpoint has no {entry.key}, which its configuration asks for")
@@ -173,7 +211,7 @@ def _map(
     def split(full: torch.Tensor) -> list[torch.Tensor]:
         if vocabulary:
             full = full[: plan.config.model.vocab_size]
-            full = torch.cat([full, full.new_zeros(rows - len(full), *full.shape[1:])])
+            full = torch.cat([full, full.new_zeros((rows or len(full)) - len(full), *full.shape[1:])])
         return rule.layout.split(full, sizes, len(names))
 
     shapes = [part.shape for part in split(torch.empty(shape, device="meta"))]
@@ -181,7 +219,11 @@ def _map(
     for number, name in enumerate(names):
 
         def make(number: int = number) -> torch.Tensor:
-            return split(source.tensor(entry.key))[number]
+            part = split(source.tensor(entry.key))[number]
+            if plan.adapters.keys().isdisjoint(own := adapter_of(names[number])):
+                return part
+            read = {key: plan.adapters[key].tensor() for key in own}
+            return merged(names[number], part, read, plan.config.lora.scale)
 
         plan.tensors[name] = LazyTensor(shapes[number], dtype or source.dtype(entry.key), make)
 
@@ -212,7 +254,7 @@ def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> 
         plan.added[name] = copied.origin
 
 
-def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> int | None:
+def check_tokenizer_files(tokenizer: TextTokenizer, published: bool) -> int | None:
     """Refuse what an export could not write of a tokenizer, before anything is written.
 
     Returns:
@@ -231,7 +273,7 @@ def check_tokenizer_files(tokenizer: Tokenizer, published: bool) -> int | None:
 def write_export(
     plan: ExportPlan,
     target: Path,
-    tokenizer: Tokenizer | None,
+    tokenizer: TextTokenizer | None,
     max_shard_size: int,
     published: bool,
     done: Callable[[int], None],
@@ -261,7 +303,7 @@ def write_export(
             _write_published_files(plan, unfinished, tokenizer)
         else:
             assert tokenizer is not None
-            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer)
+            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer, plan.flags)
         for name, tensors in plan.by_folder().items():
             (unfinished / name).mkdir(exist_ok=True)
             write_shards(unfinished / name, tensors, max_shard_size, done)
@@ -279,7 +321,7 @@ def _dtype_name(plan: ExportPlan) -> str:
     return str(plan.tensors["lm_head.weight"].dtype).removeprefix("torch.")
 
 
-def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer | None) -> None:
+def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: TextTokenizer | None) -> None:
     ids, config = token_ids(tokenizer), plan.config
     family = find_family(config.family).hugging_face()
     files = family.published_files(config.model, config.vision, _dtype_name(plan), ids, plan.flags)
@@ -289,7 +331,7 @@ def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: Tokenizer 
     if tokenizer is None:
         return
     path, folder = Path(tokenizer.path), folder / next(iter(plan.folders))
-    shutil.copyfile(path, folder / "tokenizer.model")
+    shutil.copyfile(path, folder / file_name(tokenizer.kind))
     for name in _TOKENIZER_FILES:
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, folder / name)

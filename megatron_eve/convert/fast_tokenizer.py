@@ -1,4 +1,4 @@
-"""Llama's sentencepiece tokenizer as a tokenizer.json, which transformers 4 and 5 read alike."""
+"""The tokenizer of an export as a tokenizer.json that knows `<image>`, which transformers 4 and 5 read alike."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from megatron_eve.config import ConfigError
+from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TextTokenizer
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.text_format import IMAGE_TOKEN, VICUNA_SYSTEM
 
@@ -26,18 +27,25 @@ _PROBES = (
 )
 
 
-def fast_tokenizer(ours: Tokenizer) -> tuple[FastTokenizer, int]:
+def fast_tokenizer(ours: TextTokenizer) -> tuple[FastTokenizer, int]:
     """A tokenizer of the library `tokenizers` that gives the ids of training.
 
     Args:
-        ours: Llama's.
+        ours: a tokenizer.json, or the tokenizer.model of Llama.
 
     Returns:
         The tokenizer, which knows `<image>`, too, and the id of that.
 
     Raises:
-        ConfigError: it cuts texts in another way than Llama's.
+        ConfigError: a tokenizer.model that cuts texts in another way than Llama's.
     """
+    fast = _of_sentencepiece(ours) if isinstance(ours, Tokenizer) else FastTokenizer.from_file(ours.path)
+    if fast.token_to_id(IMAGE_TOKEN) is None:
+        fast.add_special_tokens([_control(IMAGE_TOKEN)])
+    return fast, fast.get_vocab()[IMAGE_TOKEN]
+
+
+def _of_sentencepiece(ours: Tokenizer) -> FastTokenizer:
     from transformers.convert_slow_tokenizer import generate_merges
 
     pieces = ours.pieces()
@@ -47,7 +55,7 @@ def fast_tokenizer(ours: Tokenizer) -> tuple[FastTokenizer, int]:
     fast.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    if getattr(ours, "kind", "sentencepiece") == "sentencepiece":
+    if ours.kind == SENTENCEPIECE:
         # Each stretch between control tokens gets a leading "▁" of its own.
         fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         fast.add_special_tokens([_control(token) for token in (*_CONTROL, IMAGE_TOKEN)])
@@ -62,7 +70,7 @@ def fast_tokenizer(ours: Tokenizer) -> tuple[FastTokenizer, int]:
                 f"--tokenizer {ours.path}: it does not cut {text!r} as Llama's would, so transformers could not do the "
                 "same; use the tokenizer.model that comes with Vicuna or Llama 2"
             )
-    return fast, fast.get_vocab()[IMAGE_TOKEN]
+    return fast
 
 
 def _control(token: str, normalized: bool = False) -> AddedToken:
@@ -91,7 +99,7 @@ def _prefix_once(fast: FastTokenizer, user_defined: list[str]) -> None:
 
 
 def _user_defined(path: str) -> list[str]:
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(Path(path).read_bytes())
+    model = ModelProto.FromString(Path(path).read_bytes())
     return [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED]

@@ -9,6 +9,7 @@ from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import TOKENIZER_FILE, TOKENIZER_JSON, TokenizerRecord
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.json_tokenizer import JsonTokenizer
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
 from megatron_eve.runtime.wrong_content import wrong_content
 
@@ -58,7 +59,9 @@ def decimal_size(size: int) -> str:
 
 
 def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord | None:
-    """The tokenizer.model beside the weights of an import, else the tokenizer.json; None without one.
+    """The tokenizer.model beside the weights of an import, else a tokenizer.json of bytes; None without one.
+
+    Other files tokenizer.json are made of a tokenizer.model, and give other ids than it.
 
     Args:
         source: the folder.
@@ -80,6 +83,8 @@ def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord |
         tokenizer = load_tokenizer(path, legacy)
     except DataError as error:
         raise ConfigError(f"{error}; or take it out of --source") from None
+    if isinstance(tokenizer, JsonTokenizer) and not tokenizer.byte_level:
+        return None
     if tokenizer.vocab_size > rows:
         raise ConfigError(
             f"{path}: has {tokenizer.vocab_size} pieces, and the embedding {rows} rows, so it is not "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import ConfigError, RunConfig, validate_sizes
+from megatron_eve.convert.adapter_config import AdapterFolder
+from megatron_eve.convert.adapters import AdapterTensors, tensors_of
 from megatron_eve.convert.dist_folder import write_dist_folder
 from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.convert.meta_model import Entry, MetaModel, meta_model
+from megatron_eve.models.decoder.lora_names import adapter_rules
 from megatron_eve.models.family import ModelFamily, begins_at_random
 from megatron_eve.models.hf_format import Flags
-from megatron_eve.models.name_rules import HEAD_KEY, Rule, source_for
+from megatron_eve.models.name_rules import HEAD_KEY, Rule, rule_for, source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
 
@@ -46,6 +49,7 @@ class ImportPlan:
         initialised: keys of the checkpoint that begin at random.
         source_bytes: of the Hugging Face tensors that are mapped.
         tokenizer: the source folder's tokenizer.model, if it has one.
+        adapter: which tensors come from an adapter's folder, if there is one.
     """
 
     config: RunConfig
@@ -55,9 +59,16 @@ class ImportPlan:
     initialised: list[str] = field(default_factory=list)
     source_bytes: int = 0
     tokenizer: TokenizerRecord | None = None
+    adapter: AdapterTensors | None = None
 
 
-def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed: int) -> ImportPlan:
+def plan_import(
+    source: Path,
+    config: RunConfig,
+    dtype: torch.dtype | None,
+    seed: int,
+    adapter: AdapterFolder | None = None,
+) -> ImportPlan:
     """Decide what becomes of every tensor of a folder; reads names and shapes, no data.
 
     Args:
@@ -65,22 +76,36 @@ def plan_import(source: Path, config: RunConfig, dtype: torch.dtype | None, seed
         config: with the model's sizes and the parts that the checkpoint is to have.
         dtype: of the checkpoint; None keeps what each tensor has.
         seed: for what begins at random.
+        adapter: is put on the model; `config` has its settings then.
 
     Raises:
-        ConfigError: tensors that are missing, of another shape, or that no rule knows.
+        ConfigError: tensors that are missing, of another shape, or that no rule knows; an adapter of another model.
     """
     found = HFConfig.read(source)
     folder, plan = open_weights(source, found.folders, config), ImportPlan(config)
     keys = set(folder.keys())
-    rules, family = rules_of(config), find_family(config.family)
+    family = find_family(config.family)
+    for problem in family.hugging_face().check_weights(config.vision, keys):
+        raise ConfigError(f"{source}: {problem}")
+    if adapter is not None:
+        there = next(iter(found.folders.values()))
+        plan.adapter = tensors_of(adapter, config, keys, there)
+        config = plan.config = replace(config, lora=plan.adapter.lora)
+        folder.add_file(adapter.weights, plan.adapter.names)
+        keys = set(folder.keys())
     plan.tokenizer = source_tokenizer(
         found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
     )
-    for problem in family.hugging_face().check_weights(config.vision, keys):
-        raise ConfigError(f"{source}: {problem}")
+    rules = (*rules_of(config), *adapter_rules(config.lora))
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
-        fresh = {e.name for e in model.entries if begins_at_random(family, e.name, lacking)}
+        taken = set(plan.adapter.names.values()) if plan.adapter else set[str]()
+        fresh = {
+            e.name
+            for e in model.entries
+            if begins_at_random(family, e.name, lacking)
+            and not (taken and taken.issuperset(rule_for(e.name, rules)[1]))
+        }
         initial = model.initial(seed) if fresh else {}
         for entry in model.entries:
             if entry.name in fresh:
@@ -164,6 +189,8 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
         ConfigError: one holds NaN or infinity.
     """
     folder = open_weights(source, HFConfig.read(source).folders, plan.config)
+    if plan.adapter is not None:
+        folder.add_file(plan.adapter.path, plan.adapter.names)
     for names in plan.mapped.values():
         for name in names:
             tensor = folder.tensor(name)

@@ -10,8 +10,9 @@ from typing import Any
 from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.config import ModelConfig
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
-from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer
 from megatron_eve.models.family import ModelSettings
+from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.text_format import VICUNA_SYSTEM
 
@@ -61,41 +62,58 @@ _CHAT_TEMPLATES = {
 }
 
 
-def write_transformers_files(folder: Path, settings: ModelSettings, dtype: str, tokenizer: Tokenizer) -> None:
+def write_transformers_files(
+    folder: Path, settings: ModelSettings, dtype: str, tokenizer: TextTokenizer, flags: Flags
+) -> None:
     """Write configuration, code, processor and tokenizer beside weights with the published names.
 
     Args:
         folder: an existing one.
         settings: sizes.
         dtype: of the weights, such as "bfloat16".
-        tokenizer: Llama's.
+        tokenizer: of the model.
+        flags: of the export.
 
     Raises:
-        ConfigError: a tokenizer that is not Llama's.
+        ConfigError: a tokenizer.model that is not Llama's.
     """
     family = find_family(settings.family)
     hf_format = family.hugging_face()
     fast, image_token_id = fast_tokenizer(tokenizer)
     fast.save(str(folder / "tokenizer.json"))
-    shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
-    chat_template = _CHAT_TEMPLATES.get(family.chat_template())
+    chat_templates = _CHAT_TEMPLATES | dict(hf_format.chat_templates)
+    chat_template = chat_templates.get(hf_format.chat_template(flags) or family.chat_template())
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
     ids = token_ids(tokenizer)
     files = hf_format.transformers_files(settings.model, settings.vision, dtype, ids, image_token_id)
     processor_class = files["processor_config.json"]["processor_class"]
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(settings.model, processor_class))
+    if tokenizer.kind == TOKENIZERS:
+        tokenizer_config = _json_tokenizer_config(Path(tokenizer.path).parent)
+    else:
+        shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+        tokenizer_config = _tokenizer_config(settings.model)
+    tokenizer_config["processor_class"] = processor_class
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
     for name, content in files.items():
         write_json(folder / name, content)
     for module in hf_format.code(settings.vision):
         shutil.copyfile(module, folder / module.name)
 
 
-def _tokenizer_config(model: ModelConfig, processor_class: str) -> dict[str, Any]:
+def _json_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """What stands beside a tokenizer.json, without its chat template; texts are padded in front."""
+    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    if not config.get("pad_token"):
+        config["pad_token"] = config["eos_token"]
+    return {**config, "tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+
+
+def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": processor_class,
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",

@@ -13,9 +13,11 @@ import yaml
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.hf.config import HFConfig
+from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
 from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
 from megatron_eve.config import TRACKER, ConfigError
+from megatron_eve.convert.adapter_config import AdapterFolder
 from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
@@ -79,17 +81,19 @@ def check_import_flags(flags: argparse.Namespace) -> None:
         raise ConfigError(problem)
     _check_folders(flags)
     check_target(flags.target)
+    if flags.adapter is not None:
+        AdapterFolder.read(flags.adapter)
     found = HFConfig.read(flags.source)
     rules = find_family(flags.family).text_rules
-    source_tokenizer(flags.source, found.model_config().vocab_size, rules.tokenizer_legacy)
+    source_tokenizer(found.language_folder, found.model_config().vocab_size, rules.tokenizer_legacy)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:
     """Refuse what an export's flags and folders alone show to be wrong, and fill in the checkpoint and its tokenizer.
 
     Args:
-        flags: of the command. Afterwards `source` is the folder of one iteration, if one is named, and `tokenizer` the
-            file that is exported, or None.
+        flags: of the command. Afterwards `source` is the folder of one iteration, if one is named, `tokenizer` the file
+            that is exported, or None, and `tokenizer_kind` how it is read.
 
     Raises:
         ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
@@ -112,6 +116,16 @@ def check_export_flags(flags: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{flags.source}: no checkpoint there; name the folder that --save of a run, or an import, wrote"
         )
+    if flags.format == "adapter":
+        if flags.tokenizer is not None:
+            raise ConfigError("--tokenizer: the folder of an adapter has none; leave it out")
+        saved = read_common(CheckpointStore(flags.source).folder(iteration)) or {}
+        if not saved.get("config", {}).get("lora", {}).get("lora_rank"):
+            raise ConfigError(
+                f"--format adapter: {flags.source} was made without adapters (--lora-rank); export its weights with "
+                "--format published or transformers"
+            )
+        return
     _choose_tokenizer(flags, CheckpointStore(flags.source).folder(iteration), needed=not published)
 
 
@@ -132,7 +146,7 @@ def _choose_tokenizer(flags: argparse.Namespace, checkpoint: Path, needed: bool)
         print(f"warning: {warning}", file=sys.stderr)
     if flags.tokenizer is None:
         print(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained", file=sys.stderr)
-    flags.tokenizer = Path(tokenizer.path)
+    flags.tokenizer, flags.tokenizer_kind = Path(tokenizer.path), tokenizer.kind
 
 
 def _check_folders(flags: argparse.Namespace) -> None:

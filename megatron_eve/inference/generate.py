@@ -60,7 +60,9 @@ def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel
         distributed_timeout_minutes=_PATIENCE_MINUTES,
         variable_seq_lengths=True,
     )
-    training = TrainingConfig(bf16=config.training.bf16, transformer_impl="local", train_iters=1)
+    training = TrainingConfig(
+        stage=config.training.stage, bf16=config.training.bf16, transformer_impl="local", train_iters=1
+    )
     return RunConfig(
         family=config.family,
         model=config.model,

@@ -121,7 +121,8 @@ class PartCounts(NamedTuple):
 class View(NamedTuple):
     """One thing that is decoded of a picture, as uint8; its shape is known before decoding.
 
-    A picture is resized, then laid on a square canvas (if `square`), then cut into patches (if `patch_size`).
+    A picture is resized (as `fit` says), then laid on a square canvas (if `square`), then cut into patches (if
+    `patch_size`).
 
     Attributes:
         width, height: pixels that the picture is resized to.
@@ -130,6 +131,11 @@ class View(NamedTuple):
         margin_unit: the margins left of it and above it are whole multiples of this, in pixels.
         patch_size: side of the patches that it is cut into, in pixels; 0: not cut.
         merge: patches come in groups of merge x merge, row by row; so do those of a group.
+        fit: how a picture of another aspect ratio is resized. stretch: its aspect ratio is lost; pad: it is laid in the
+            middle of a square of its longer side first, in `pad_colour`; crop: its shorter side is resized to `width`
+            and the middle of the longer one is kept. With pad and crop width and height are equal.
+        pass_order: order in which rows and columns are resized, which decides the rounding. rows: rows first, as in
+            every Pillow before 13; pillow13: that of Pillow 13.
     """
 
     width: int
@@ -139,6 +145,8 @@ class View(NamedTuple):
     margin_unit: int = 1
     patch_size: int = 0
     merge: int = 1
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    pass_order: Literal["rows", "pillow13"] = "rows"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -198,6 +206,7 @@ class ImageFlag(NamedTuple):
             view.
         choices: the words it may be; empty for a whole number.
         metavar: what a number counts: PX for pixels, N otherwise.
+        alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
     """
 
     default: ImageSetting
@@ -205,6 +214,7 @@ class ImageFlag(NamedTuple):
     binds: tuple[Literal["encoded", "jpeg", "pixels"], ...] = ("encoded", "jpeg", "pixels")
     choices: tuple[str, ...] = ()
     metavar: str = "PX"
+    alike: tuple[tuple[str, ...], ...] = ()
 
     @property
     def decides_rows(self) -> bool:
@@ -214,6 +224,10 @@ class ImageFlag(NamedTuple):
     def takes(self, value: object) -> bool:
         """Can this be its value? Of a number the type alone is checked."""
         return value in self.choices if self.choices else type(value) is int
+
+    def same(self, one: ImageSetting, other: ImageSetting) -> bool:
+        """Do two values make the same of every picture?"""
+        return one == other or any(one in group and other in group for group in self.alike)
 
 
 # --- the family ---

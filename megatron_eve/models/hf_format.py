@@ -92,6 +92,7 @@ class HFFormat(Protocol):
         optional_parts: which keys hold a part, as `ModelFamily.parts` names them, that a folder may lack.
         ignored_keys: patterns of keys that nothing is made of, and why.
         left_out: what an export leaves out of a checkpoint, and why.
+        chat_templates: the family's own templates (`TextRules.templates`) in Jinja, for transformers, by name.
         rotary_buffers: does the published code expect the frequencies of the rotary embedding with every layer?
     """
 
@@ -104,6 +105,7 @@ class HFFormat(Protocol):
     ignored_keys: Mapping[str, str] = {}
     left_out: str = "what only training needs"
     rotary_buffers: bool = False
+    chat_templates: Mapping[str, str] = {}
 
     # --- config.json of a folder ---
 
@@ -158,6 +160,13 @@ class HFFormat(Protocol):
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
         return iter(())
+
+    def module_names(self, vision: Any) -> Mapping[str, str]:
+        """What names in `rules` begin with, and where that is in the model for transformers, on which peft works.
+
+        By default modules there are called as in `rules`.
+        """
+        return {}
 
     # --- import ---
 
@@ -257,6 +266,10 @@ class HFFormat(Protocol):
             The files, with config.json and processor_config.json, which names the class of the processor.
         """
         ...
+
+    def chat_template(self, flags: Flags) -> str | None:
+        """Name of the template of conversations that an export for transformers holds; None for the family's own."""
+        return None
 
     def code(self, vision: Any) -> Sequence[Path]:
         """Files with the model for transformers, which an export holds and which import nothing of this package.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import (
     CheckpointConfig,
@@ -18,8 +18,16 @@ from megatron_eve.config import (
 from megatron_eve.models.registry import DEFAULT_FAMILY
 from tests.layouts import ONE
 
+if TYPE_CHECKING:
+    import torch
+
 # Grouped queries, so that the rows of q, k and v are interleaved unevenly.
 MODEL = ModelConfig(num_layers=4, num_query_groups=2)
+FULL: dict[str, Any] = {
+    "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1,
+}  # fmt: skip
+# Optimizer steps of `steps_of`.
+STEPS = 5
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
 
 
@@ -119,3 +127,54 @@ def whole(chunks: Any, config: RunConfig, what: str) -> dict[str, Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, found)
     return {name: tensor for part in gathered for name, tensor in part.items()}
+
+
+def logits_of(config: RunConfig, folder: str, ids: list[int]) -> torch.Tensor:
+    """Runs on each rank: logits [tokens, vocabulary] of a checkpoint's model for a text."""
+    import torch
+
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.train import load_pretrained
+
+    with model_parallel(config), torch.no_grad():
+        (model,) = build_chunks(config, freeze=False)
+        load_pretrained(folder, [model], config)
+        model.eval()
+        logits: torch.Tensor = model(text_inputs(ids))
+        return logits[:, : config.model.vocab_size]
+
+
+def steps_of(config: RunConfig, folder: str, ids: list[int]) -> dict[str, torch.Tensor]:
+    """Runs on each rank: optimizer steps on one text, and the adapters behind them."""
+    from megatron_eve.models.build import build_chunks
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.optimizer import build_optimizer
+    from megatron_eve.training.loop.train import load_pretrained
+    from megatron_eve.training.loop.wrap import wrap_for_training
+
+    with model_parallel(config):
+        bare = build_chunks(config)
+        load_pretrained(folder, bare, config)
+        (chunk,) = wrap_for_training(config, bare)
+        optimizer = build_optimizer(config, [chunk])
+        for _ in range(STEPS):
+            chunk.zero_grad_buffer()
+            optimizer.zero_grad()
+            chunk(text_inputs(ids[:-1], ids[1:]))["lm loss"].mean().backward()
+            chunk.finish_grad_sync()
+            optimizer.step()
+        return {name: tensor for name, tensor in whole([chunk], config, "data").items() if ".lora_" in name}
+
+
+def text_inputs(ids: list[int], labels: list[int] | None = None) -> Any:
+    """One text without pictures, as the model takes it."""
+    import torch
+
+    from megatron_eve.models.decoder.model import ModelInputs
+    from megatron_eve.models.decoder.packed import packed_params
+
+    rows = torch.arange(len(ids))
+    packed = packed_params(torch.tensor([0, len(ids)], dtype=torch.int32), [len(ids)])
+    wanted = torch.tensor(labels) if labels is not None else None
+    return ModelInputs(packed, rows, tokens=torch.tensor(ids), output_rows=rows, labels=wanted)

@@ -25,13 +25,12 @@ from tests.layouts import (
     layout,
     parametrize,
 )
-from tests.lora.runs import LORA, Learned, learn, lora_config, starting_from
+from tests.lora.runs import FULL, LORA, Learned, learn, lora_config, starting_from
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
 PP2_VPP2_OF_4 = layout("PP2xVPP2", 2, pp=2, num_layers_per_virtual_pipeline_stage=1)
-FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, loaded_fam
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
-    from megatron_eve.data.text.tokenizer import Tokenizer
+    from megatron_eve.data.text.text_tokenizer import TextTokenizer
 
 # config.json (transformers' Llama and Qwen2, and families on top of them) against our names.
 LANGUAGE_FIELDS = {
@@ -142,7 +142,8 @@ def refuse_adapter(folder: Path, name: str, save: str = "save_pretrained") -> No
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ConfigError(
             f"{name}: holds an adapter of PEFT and no model; merge it into its model (merge_and_unload, then {save}), "
-            "and name that folder"
+            "and name that folder, or put it on its model (tools/convert_checkpoint.py import --source MODEL --adapter "
+            "ADAPTER), and name what that writes"
         )
 
 
@@ -308,12 +309,13 @@ def _check_rope(found: HFConfig, path: Path) -> None:
         raise ConfigError(f"{path}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
-def token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+def token_ids(tokenizer: TextTokenizer | None) -> dict[str, int]:
     """The control tokens of config.json and generation_config.json; Llama's where no tokenizer is known."""
+    from megatron_eve.data.text.tokenizer import Tokenizer
+
     if tokenizer is None:
         return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.unk_id,  # the padding token of Llama's tokenizers
-    }
+    bos = {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+    # The padding token of Llama's sentencepiece tokenizers is the unknown one.
+    pad = tokenizer.unk_id if isinstance(tokenizer, Tokenizer) else tokenizer.eos_id
+    return {**bos, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad}

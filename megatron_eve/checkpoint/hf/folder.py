@@ -88,6 +88,19 @@ class HFFolder:
                 )
         return places
 
+    def add_file(self, path: Path, names: Mapping[str, str] | None = None) -> None:
+        """Take the tensors of one more file, in place of those of the same name.
+
+        Args:
+            path: the file.
+            names: of the tensors that are taken, by their keys in the file; None takes all, under their keys.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        taken = {key: key for key in self._tensors(path).keys()} if names is None else names  # noqa: SIM118
+        self._places.update({name: (path, key) for key, name in taken.items()})
+
     def keys(self) -> Iterator[str]:
         """Names of all tensors."""
         return iter(self._places)

@@ -282,8 +282,13 @@ class IndexedVisionDataset:
 
     def _check_image_settings(self, theirs: ImageSettings) -> None:
         info, path = self.info, self.prefix + MANIFEST
+        flags = find_family(info.family).image_flags
         for key, ours in info.made_for.items():
-            if theirs.get(key, ours) == ours:
+            if (
+                key not in theirs
+                or theirs[key] == ours
+                or (key in flags and flags[key].same(ours, theirs[key]))
+            ):
                 continue
             name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"
             if key in info.image_settings:

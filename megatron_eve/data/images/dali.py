@@ -6,23 +6,35 @@ copied to the device, and the patches are made there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from megatron_eve.data.images.decode import ORIENTATIONS, ImageError, Orientation, read_header
+from megatron_eve.data.images.decode import (
+    MAX_PIXELS_LIMIT,
+    ORIENTATIONS,
+    ImageError,
+    ImageHeader,
+    Orientation,
+    read_header,
+)
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
 from megatron_eve.data.images.patches import square_margin
 from megatron_eve.data.images.pillow import prepare_with_pillow
 from megatron_eve.data.images.png import without_texts
+from megatron_eve.data.images.resizing import crop_window
 from megatron_eve.models.family import View
 
 # Most pictures of one run of the pipeline; a pack with more takes several runs.
 _BATCH = 64
 # Most pixels of one run, since all its pictures are in memory decoded (0.4 GB; 64 of the largest would take 17).
 _BATCH_PIXELS = 1 << 27
+# Most pixels of one picture with its margins; Pillow, which does without most of them, takes those with more.
+_MOST_PIXELS = MAX_PIXELS_LIMIT
+_Size = tuple[int, int]  # width and height in pixels
 _UPRIGHT = Orientation(transpose=False, flip_x=False, flip_y=False)
 
 
@@ -59,6 +71,7 @@ class DaliDecoder:
         """See `ImageDecoder`. If a picture breaks the pipeline, all pictures of its run are decoded with Pillow."""
         results: list[Views | ImageError | None] = [None] * len(tasks)
         turns: list[Orientation] = [_UPRIGHT] * len(tasks)
+        sizes = [(0, 0)] * len(tasks)
         pixels = [0] * len(tasks)
         groups: dict[_Kind, list[int]] = {}
         for number, task in enumerate(tasks):
@@ -67,18 +80,21 @@ class DaliDecoder:
             except ImageError as error:
                 results[number] = error
                 continue
-            if not header.plain:
+            pixels[number] = _pixels(header, task.views.values())
+            if not header.plain or pixels[number] > _MOST_PIXELS:
                 results[number] = prepare_with_pillow(task, self._settings)
                 continue
-            pixels[number] = header.width * header.height
             if self._settings.apply_exif:
                 turns[number] = ORIENTATIONS.get(header.orientation, _UPRIGHT)
+            sizes[number] = header.upright_size(self._settings.apply_exif)
             turn = turns[number]
             kind = _Kind(_without_sizes(task.views), turn != _UPRIGHT, turn.transpose)
             groups.setdefault(kind, []).append(number)
         for kind, numbers in groups.items():
             for some in _batches(numbers, pixels):
-                prepared = self._run(kind, [tasks[n] for n in some], [turns[n] for n in some])
+                prepared = self._run(
+                    kind, [tasks[n] for n in some], [turns[n] for n in some], [sizes[n] for n in some]
+                )
                 for number, result in zip(some, prepared, strict=True):
                     results[number] = result
         return [result for result in results if result is not None]
@@ -88,12 +104,12 @@ class DaliDecoder:
         self._pipelines.clear()
 
     def _run(
-        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
+        self, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation], sizes: Sequence[_Size]
     ) -> list[Views | ImageError]:
         try:
             pipeline = self._pipelines.get(kind) or self._build(kind)
             self._pipelines[kind] = pipeline
-            outputs = self._outputs(pipeline, kind, tasks, turns)
+            outputs = self._outputs(pipeline, kind, tasks, turns, sizes)
         except RuntimeError:
             # A DALI pipeline is invalid after an error: Pillow decodes these pictures, the next ones get a new
             # pipeline.
@@ -103,7 +119,12 @@ class DaliDecoder:
         return [dict(zip(names, tensors, strict=True)) for tensors in zip(*outputs, strict=True)]
 
     def _outputs(
-        self, pipeline: Any, kind: _Kind, tasks: Sequence[ImageTask], turns: Sequence[Orientation]
+        self,
+        pipeline: Any,
+        kind: _Kind,
+        tasks: Sequence[ImageTask],
+        turns: Sequence[Orientation],
+        sizes: Sequence[_Size],
     ) -> list[list[Any]]:
         """Feed the files and their sizes, run once: for each view, the tensors of all tasks."""
         files = [without_texts(task.data) for task in tasks]  # libpng would unpack these texts, however long
@@ -112,7 +133,9 @@ class DaliDecoder:
             pipeline.feed_input("flip_x", [np.array(turn.flip_x, np.int32) for turn in turns])
             pipeline.feed_input("flip_y", [np.array(turn.flip_y, np.int32) for turn in turns])
         for name, view in kind.views:
-            self._feed_view(pipeline, name, view, [task.views[name] for task in tasks])
+            views = [task.views[name] for task in tasks]
+            self._feed_view(pipeline, name, view, views)
+            self._feed_fit(pipeline, name, views, sizes)
         return [self._copies(batch, len(tasks)) for batch in pipeline.run()]
 
     def _feed_view(self, pipeline: Any, name: str, kind: View, views: Sequence[View]) -> None:
@@ -141,6 +164,26 @@ class DaliDecoder:
                 ],
             )
 
+    def _feed_fit(self, pipeline: Any, name: str, views: Sequence[View], sizes: Sequence[_Size]) -> None:
+        """Feed the square that each picture is padded to, or the part of it that is resized: (y, x) in pixels."""
+        starts: list[NDArray[Any]] = []
+        ends: list[NDArray[Any]] = []
+        for view, (width, height) in zip(views, sizes, strict=True):
+            if view.fit == "pad":
+                square = max(width, height)
+                starts.append(
+                    np.array([-square_margin(square, side, 1) for side in (height, width)], np.int32)
+                )
+                ends.append(np.array([square, square], np.int32))
+            elif view.fit == "crop":
+                new_width, new_height, left, top = crop_window(width, height, view.width)
+                scale = np.array([height / new_height, width / new_width], np.float32)
+                starts.append(scale * np.array([top, left], np.float32))
+                ends.append(scale * np.array([top + view.height, left + view.width], np.float32))
+        if starts:
+            pipeline.feed_input(f"{name}_fit_start", starts)
+            pipeline.feed_input(f"{name}_fit_end", ends)
+
     def _copies(self, batch: Any, count: int) -> list[torch.Tensor]:
         """The outputs of a run, copied, since the next run overwrites them."""
         if self._stream is None:
@@ -163,8 +206,22 @@ class DaliDecoder:
         def finished(image: Any, name: str, view: View) -> Any:
             """Resize, then do what `patches.finished` does, in DALI's operators."""
             wish = fn.external_source(name=f"{name}_size", dtype=types.FLOAT, ndim=1)
+            part = {}
+            if view.fit != "stretch":
+                kind_of_number = types.INT32 if view.fit == "pad" else types.FLOAT
+                start, end = (
+                    fn.external_source(name=f"{name}_fit_{which}", dtype=kind_of_number, ndim=1)
+                    for which in ("start", "end")
+                )
+                if view.fit == "crop":
+                    part = {"roi_start": start, "roi_end": end}
+                else:
+                    image = fn.slice(
+                        image, start=start, shape=end, axes=[0, 1],
+                        out_of_bounds_policy="pad", fill_values=list(view.pad_colour),
+                    )  # fmt: skip
             pixels = fn.resize(
-                image, size=wish, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8
+                image, size=wish, interp_type=types.INTERP_CUBIC, antialias=True, dtype=types.UINT8, **part
             )
             if view.square:
                 start = fn.external_source(name=f"{name}_start", dtype=types.INT32, ndim=1)
@@ -205,6 +262,12 @@ class DaliDecoder:
             pipeline.set_outputs(*(finished(image, name, view) for name, view in kind.views))
         pipeline.build()
         return pipeline
+
+
+def _pixels(header: ImageHeader, views: Iterable[View]) -> int:
+    """Pixels of a picture in memory: of the square that it is padded to, if it is."""
+    padded = any(view.fit == "pad" for view in views)
+    return max(header.width, header.height) ** 2 if padded else header.width * header.height
 
 
 def _without_sizes(views: Mapping[str, View]) -> tuple[tuple[str, View], ...]:

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from megatron_eve.data.images.resizing import Pixels, fitted
 from megatron_eve.models.family import View
-
-Pixels = NDArray[np.uint8]
-
-
-def resize(image: Image.Image, width: int, height: int) -> Pixels:
-    """`image` (RGB) resized as published, with Pillow's default filter: bicubic, antialiased.
-
-    Rows first, then columns: every Pillow before 13 does so by itself, while 13 takes the columns first where that is
-    less work, and rounds to other bytes.
-
-    Returns:
-        uint8 [height, width, 3], writable and contiguous.
-    """
-    return np.array(image.resize((width, image.height)).resize((width, height)), dtype=np.uint8)
 
 
 def cut_patches(pixels: Pixels, patch_size: int, merge: int = 1) -> Pixels:
@@ -89,7 +75,7 @@ def padded_square(pixels: Pixels, size: int, unit: int, colour: tuple[int, int, 
 
 def view_of(image: Image.Image, view: View) -> Pixels:
     """A view of an upright RGB picture, bit-equal to the published preprocessing: uint8 of `view.shape`."""
-    return finished(resize(image, view.width, view.height), view)
+    return finished(fitted(image, view), view)
 
 
 def finished(pixels: Pixels, view: View) -> Pixels:

@@ -22,6 +22,7 @@ from megatron_eve.data.images.backends import BackendName, chosen_backend, open_
 from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask
 from megatron_eve.data.images.patches import picture_of, to_stored, view_of
+from megatron_eve.data.images.resizing import enlarges
 from megatron_eve.models.family import ImageSettings, View
 from megatron_eve.models.registry import find_family
 
@@ -136,8 +137,7 @@ class ImageStore:
 
     def _shrinks(self, size: tuple[int, int]) -> bool:
         """True if the view is not larger than the picture: pictures are not enlarged for storage."""
-        view = next(iter(self._views(size).values()))
-        return view.width <= size[0] and view.height <= size[1]
+        return not enlarges(next(iter(self._views(size).values())), *size)
 
     def _plain_size(self, data: bytes) -> tuple[int, int] | None:
         """Upright width and height from the head of a file; None where Pillow has to decode it to know."""

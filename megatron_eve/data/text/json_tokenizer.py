@@ -25,6 +25,9 @@ class JsonTokenizer(TextTokenizer):
     Args:
         path: of the tokenizer.json.
 
+    Attributes:
+        byte_level: its tokens are of bytes, as of Llama 3 and Qwen2. Otherwise it is made of a tokenizer.model.
+
     Raises:
         DataError: one of the files is missing or no such file, or names no EOS token that the tokenizer has.
     """
@@ -47,7 +50,8 @@ class JsonTokenizer(TextTokenizer):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: one.content for token, one in added.items()}
-        self._of_bytes = _bytes_of_characters() if b'"ByteLevel"' in content else {}
+        self.byte_level = b'"ByteLevel"' in content
+        self._of_bytes = _bytes_of_characters() if self.byte_level else {}
         config = _config(Path(path).parent / _CONFIG)
         self.bos_id = self._control_token(config, "bos_token")
         eos_id = self._control_token(config, "eos_token")

@@ -6,7 +6,7 @@ peft keeps A and B of each projection by itself: `...q_proj.lora_A.weight` [rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from typing_extensions import override
@@ -68,6 +68,28 @@ def adapter_rules(lora: LoRAConfig) -> tuple[Rule, ...]:
             names = tuple(f"{module}.{theirs}.weight" for module in modules)
             rules.append(Rule(f"decoder.layers.*.{layer}.lora.{ours}", names, layout))
     return tuple(rules)
+
+
+def merged(
+    name: str, weight: torch.Tensor, adapters: Mapping[str, torch.Tensor], scale: float
+) -> torch.Tensor:
+    """A matrix with its adapter added, in its own dtype.
+
+    Args:
+        name: of the matrix, such as model.layers.0.self_attn.q_proj.weight.
+        weight: [outputs, inputs].
+        adapters: A and B of its adapter by name.
+        scale: alpha / rank.
+    """
+    a, b = (adapters[key] for key in adapter_of(name))
+    wide = torch.promote_types(weight.dtype, torch.float32)  # rounded once
+    return (weight.to(wide) + b.to(wide) @ a.to(wide) * scale).to(weight.dtype)
+
+
+def adapter_of(name: str) -> tuple[str, str]:
+    """Names of A and B of a matrix's adapter."""
+    module = name.removesuffix(".weight")
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 def _layouts(layer: str, targets: Sequence[str]) -> tuple[Layout, Layout]:

@@ -1,49 +1,126 @@
-"""What a picture becomes for VILA, from its width and height alone. Imports no torch."""
+"""What a picture becomes for VILA: a square, and rows of the sequence. Integers alone, no torch.
+
+Follows the published code (NVlabs/VILA v1.0 `process_image` and its projectors): every picture becomes a square of one
+size, so all have the same number of rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Iterator
+from typing import get_args, get_type_hints
 
-from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, View
+from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, ImageSettings, View
+from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 
-IMAGE_FLAGS: dict[str, ImageFlag] = {
+VIEW = "tower"
+"""The view of a picture: uint8 [image_size, image_size, 3]."""
+
+# Projectors that join features of a block into one row, and the side of the block.
+_BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
+_QUERIES = "qformer"
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    return get_args(get_type_hints(VILAConfig)[name])
+
+
+IMAGE_FLAGS = {
     "image_size": ImageFlag(336, "side of the square picture that the vision tower sees"),
     "vision_patch_size": ImageFlag(14, "side of a patch of the vision tower"),
     "projector_type": ImageFlag(
-        "mlp2x_gelu", "projector, which decides the rows of a picture", choices=get_args(ProjectorType)
+        "mlp2x_gelu",
+        "what turns features of the vision tower into rows; all that give the same number of rows may be trained on "
+        "the dataset",
+        choices=get_args(ProjectorType),
+        alike=(("linear", "mlp2x_gelu", "mlp3x_gelu"), ("mlp_downsample", "mlp_downsample_2x2_fix")),
     ),
-    "qformer_num_queries": ImageFlag(64, "rows of a picture with --projector-type qformer", metavar="N"),
+    "qformer_num_queries": ImageFlag(64, "rows of an image with --projector-type qformer", metavar="N"),
+    "image_fit": ImageFlag(
+        "pad",
+        "how an image becomes a square, for jpeg and pixels. pad: margins of the vision tower's mean colour; crop: the "
+        "middle of it; stretch: its aspect ratio is lost",
+        ("jpeg", "pixels"),
+        choices=_choices("image_fit"),
+    ),
+    "vision_model_type": ImageFlag(
+        "clip",
+        "architecture of the vision tower, which has the colour of margins, for jpeg and pixels",
+        ("jpeg", "pixels"),
+        choices=_choices("vision_model_type"),
+    ),
 }
+"""Settings that a dataset is made for; see `ModelFamily.image_flags`. The defaults are VILA-7B's."""
 
 
 def image_settings(vision: VILAConfig) -> dict[str, ImageSetting]:
     """See `ModelFamily.image_settings`."""
-    return {name: getattr(vision, name) for name in IMAGE_FLAGS}
+    unused = () if vision.projector_type == _QUERIES else ("qformer_num_queries",)
+    return {name: getattr(vision, name) for name in IMAGE_FLAGS if name not in unused}
 
 
-def image_setting_errors(settings: Mapping[str, Any]) -> Iterator[str]:
-    """See `ModelFamily.check_image_settings`."""
-    return iter(())
+def image_setting_errors(settings: ImageSettings) -> Iterator[str]:
+    """See `ModelFamily.check_image_settings`. A size need be no multiple of the patch: the rest is not looked at."""
+    size, patch = int(settings["image_size"]), int(settings["vision_patch_size"])
+    if patch < 1:
+        yield f"--vision-patch-size {patch}: use 1 or more"
+    elif size < patch:
+        yield (
+            f"--image-size {size}: is smaller than a patch of the vision tower (--vision-patch-size {patch}); use the "
+            "size that the tower was trained at"
+        )
+    if int(settings["qformer_num_queries"]) < 1:
+        yield f"--qformer-num-queries {settings['qformer_num_queries']}: use 1 or more"
+
+
+def pad_colour(vision_model_type: str) -> tuple[int, int, int]:
+    """Colour of the margins around a picture, 0 to 255: the mean, cut to whole numbers, as published."""
+    means, _ = NORMALISATION[vision_model_type]
+    red, green, blue = (int(255 * mean) for mean in means)
+    return red, green, blue
+
+
+def row_grid(projector_type: str, grid: int, queries: int) -> tuple[int, int]:
+    """How the rows of a picture lie in it: rows and columns; all in one row where they have no place.
+
+    Args:
+        projector_type: as `VILAConfig` has it.
+        grid: features along each side of the picture. An odd side is padded to whole blocks.
+        queries: of the projector that has some.
+    """
+    if projector_type == _QUERIES:
+        return 1, queries
+    side = -(-grid // _BLOCKS.get(projector_type, 1))
+    return side, side
 
 
 def projector_rows(projector_type: str, grid: int, queries: int) -> int:
-    """Rows of a picture."""
-    if projector_type == "qformer":
-        return queries
-    block = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}.get(
-        projector_type, 1
-    )
-    return int((-(-grid // block)) ** 2)
+    """Rows of a picture in the sequence; see `row_grid`."""
+    rows, columns = row_grid(projector_type, grid, queries)
+    return rows * columns
 
 
-def planner(settings: Mapping[str, Any]) -> ImagePlanner:
-    """See `ModelFamily.image_planner`."""
-    size, patch, kind, queries = (settings.get(name, flag.default) for name, flag in IMAGE_FLAGS.items())
-    rows = projector_rows(kind, size // patch, queries)
-    side = rows if kind == "qformer" else int(rows**0.5)
-    plan = ImagePlan(
-        rows, (1, side) if kind == "qformer" else (side, side), {"tower": View(size, size, (127, 127, 127))}
+def planner(settings: ImageSettings) -> ImagePlanner:
+    """What pictures become; see `ModelFamily.image_planner`. The only view is `VIEW`, a square."""
+    settings = {name: settings.get(name, flag.default) for name, flag in IMAGE_FLAGS.items()}
+    for error in image_setting_errors(settings):
+        raise ValueError(error)
+    side = int(settings["image_size"])
+    grid = row_grid(
+        str(settings["projector_type"]),
+        side // int(settings["vision_patch_size"]),
+        int(settings["qformer_num_queries"]),
     )
-    return lambda width, height: plan
+    # The golden pictures were made with Pillow 13.
+    view = View(side, side, pad_colour(str(settings["vision_model_type"])), pass_order="pillow13")
+    fits = {"pad": view._replace(fit="pad"), "crop": view._replace(fit="crop"), "stretch": view}
+    plan = ImagePlan(grid[0] * grid[1], grid, {VIEW: fits[str(settings["image_fit"])]})
+
+    def planned(width: int, height: int) -> ImagePlan:
+        if width < 1 or height < 1:
+            raise ValueError(
+                f"a picture of {width} x {height} pixels has no area: leave it out of the dataset"
+            )
+        return plan
+
+    return planned

@@ -8,8 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.models.golden_format import Comparison, GoldenBatch, GoldenPicture, LanguageGolden
+from megatron_eve.models.golden_format import (
+    Comparison,
+    GoldenBatch,
+    GoldenPicture,
+    GoldenRow,
+    LanguageGolden,
+)
 from megatron_eve.models.vila.golden_batches import has_batches, read_batches
+from megatron_eve.models.vila.golden_rows import read_rows
 from megatron_eve.models.vila.hf.layouts import TOWER_KEYS
 
 if TYPE_CHECKING:
@@ -37,6 +44,10 @@ class VILAGolden(LanguageGolden):
         """See `GoldenFormat.batches`."""
         return list(read_batches(folder)) if has_batches(folder) else []
 
+    def rows(self, folder: Path) -> Iterator[GoldenRow]:
+        """See `GoldenFormat.rows`."""
+        return read_rows(folder)
+
     def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:
         """See `GoldenFormat.pictures_alone`."""
         for name, fields in _picture_cases(folder).items():
@@ -60,13 +71,12 @@ class VILAGolden(LanguageGolden):
         """See `GoldenFormat.front_end_outputs`: features of the tower, and rows of the projector."""
         from megatron_eve.models.towers.sharing import shared_features
 
-        count = len(visual.grids)
+        count, patches = len(visual.grids), front_end.tower.settings.patches
+        if not count:
+            return {"vision_features": [], "image_features": []}
         features = shared_features(front_end.tower, visual.pixels["tower"], count)
-        rows = front_end.projector(features)
-        return {
-            "vision_features": features.view(count, front_end.tower.patches, -1) if count else [],
-            "image_features": rows.view(count, -1, rows.shape[-1]) if count else [],
-        }
+        features = features[: count * patches].view(count, patches, -1)
+        return {"vision_features": features, "image_features": front_end.projector(features)}
 
 
 def _picture_cases(folder: Path) -> dict[str, Any]:

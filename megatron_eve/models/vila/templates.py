@@ -37,14 +37,14 @@ def images_in_place(text: str) -> str:
 _VILA_V1 = replace(
     VICUNA_V1,
     name="vila_v1",
-    what="the same as in VILA 1.0, which puts the pictures of a turn in front of it",
+    what="as vicuna_v1, with all pictures of a turn in front of it (VILA 1.0)",
     blank_system_is_default=False,
     place_images=images_first,
 )
 _VILA15_V1 = replace(
     _VILA_V1,
     name="vila15_v1",
-    what="the same as in VILA-1.5, whose pictures stay in their places",
+    what="as vicuna_v1, with pictures in their places (VILA-1.5)",
     place_images=images_in_place,
     place_in_prompt=images_in_place,
     adds_images=True,
@@ -52,7 +52,7 @@ _VILA15_V1 = replace(
 _LLAMA_3 = replace(
     _VILA15_V1,
     name="llama_3",
-    what="a conversation with the headers of Llama 3, as in VILA-1.5 8B",
+    what="a conversation with the headers of Llama 3 (VILA-1.5 8B)",
     question=RoleFormat("<|start_header_id|>user<|end_header_id|>\n\n", after=_END),
     answer=RoleFormat("<|start_header_id|>assistant<|end_header_id|>\n\n", after=_END),
     system=f"<|start_header_id|>system<|end_header_id|>\n\n{{system}}{_END}",
@@ -63,7 +63,7 @@ _LLAMA_3 = replace(
 _QWEN2 = Template(
     name="qwen2",
     kinds=("conversation",),
-    what="a conversation in the chat template of Qwen2, as in NVILA, with a newline behind each picture",
+    what="a conversation in the chat template of Qwen2, a newline behind each picture (NVILA)",
     question=RoleFormat("<|im_start|>user\n", after="<|im_end|>", behind="\n", empty="<|im_end|>\n"),
     answer=RoleFormat("<|im_start|>assistant\n", after="<|im_end|>", behind="\n", empty="<|im_end|>\n"),
     system="<|im_start|>system\n{system}<|im_end|>\n",

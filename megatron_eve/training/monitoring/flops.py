@@ -22,7 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.config import RunConfig
+from megatron_eve.config import LoRAConfig, RunConfig
+from megatron_eve.config.lora_checks import projection_sizes
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.models.flops import FROZEN, TRAINED, attention, decoder_layer, matrix
@@ -66,11 +67,12 @@ def model_flops(config: RunConfig, work: Work) -> dict[str, float]:
         work: what the step holds, on all ranks.
 
     Returns:
-        The family's front end, the decoder (see `decoder_flops`), the family's objectives.
+        The family's front end, the decoder (see `decoder_flops`), its adapters if it has any, the family's objectives.
     """
     family = find_family(config.family).flops(config, work)
     decoder = decoder_flops(config.model, work, decoder_trains=stage_of(config).decoder_trains)
-    parts = {**family.front_end, **decoder, **family.objectives}
+    adapters = {"adapters": adapter_flops(config.model, config.lora, work)} if config.lora.enabled else {}
+    parts = {**family.front_end, **decoder, **adapters, **family.objectives}
     return {part: float(flops) for part, flops in parts.items()}
 
 
@@ -88,3 +90,10 @@ def decoder_flops(model: ModelConfig, work: Work, *, decoder_trains: bool) -> di
         "attention": TRAINED * model.num_layers * attention(work.attended, model.hidden_size),
         "output_layer": factor * work.labels * matrix(model.hidden_size, model.vocab_size),
     }
+
+
+def adapter_flops(model: ModelConfig, lora: LoRAConfig, work: Work) -> int:
+    """FLOPs of the adapters' two matrices, in all layers; they train."""
+    sizes = projection_sizes(model)
+    token = sum(matrix(sum(sizes[name]), lora.lora_rank or 0) for name in lora.lora_target)
+    return TRAINED * work.tokens * model.num_layers * token

@@ -9,6 +9,7 @@ import yaml
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_eve.config import LoRAConfig
 from megatron_eve.config.describe import write_settings
 from megatron_eve.config.memory import in_units
 from megatron_eve.models.kernels import describe_kernels
@@ -52,7 +53,7 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"PP {parallel.pipeline_model_parallel_size}{f' x VPP {virtual}' if virtual else ''} x "
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
-        f"{describe_kernels(config)}\n"
+        f"{_adapters(config.lora)}{describe_kernels(config)}\n"
         f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
         f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
@@ -66,6 +67,16 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
             print(f"all settings could not be written to {error.filename} ({error.strerror})", flush=True)
     if trainer.frozen:
         print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())
+
+
+def _adapters(lora: LoRAConfig) -> str:
+    """A line about the adapters, which train in place of the language model's own weights; empty without any."""
+    if not lora.enabled:
+        return ""
+    return (
+        f"adapters (LoRA) of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}, on "
+        f"{', '.join(lora.lora_target)}; the language model's own weights are frozen\n"
+    )
 
 
 def _samples(data: RunData) -> str:

@@ -47,13 +47,13 @@ def reference(tasks: list[ImageTask], settings: DecodeSettings = SETTINGS) -> li
     return open_decoder("pillow", settings, threads=1, gpu=None).prepare(tasks)
 
 
-def assert_near(found: Views | ImageError, expected: Views | ImageError) -> None:
+def assert_near(found: Views | ImageError, expected: Views | ImageError, mean: float = MEAN) -> None:
     assert isinstance(found, dict) and isinstance(expected, dict)
     assert list(found) == list(expected)
     for ours, theirs in zip(found.values(), expected.values(), strict=True):
         assert ours.dtype == torch.uint8 and ours.shape == theirs.shape
         distance = (ours.int() - theirs.int()).abs().float()
-        assert distance.mean() < MEAN and distance.max() <= LARGEST
+        assert distance.mean() < mean and distance.max() <= LARGEST
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,25 @@ def assert_near(found: Views | ImageError, expected: Views | ImageError) -> None
 def test_sizes(decoder: ImageDecoder, size: tuple[int, int]) -> None:
     tasks = [task(encoded(photo(*size), "JPEG", quality=90), size)]
     assert_near(decoder.prepare(tasks)[0], reference(tasks)[0])
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize(
+    "size", [(320, 240), (240, 320), (200, 200), (500, 40), (37, 480), (1600, 1200), (20, 13), (112, 260)]
+)
+def test_squares(decoder: ImageDecoder, size: tuple[int, int], fit: Any) -> None:
+    """All pictures become squares of one side; turned ones too, and with another view beside."""
+    view = View(112, 112, (122, 116, 104), fit=fit, pass_order="pillow13")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    tasks = [
+        ImageTask(encoded(photo(*size), "PNG"), {"tower": view}),
+        ImageTask(
+            encoded(photo(*size), "JPEG", exif=exif.tobytes()), {"tower": view, "icon": View(9, 9, (0, 0, 0))}
+        ),
+    ]
+    for found, expected in zip(decoder.prepare(tasks), reference(tasks), strict=True):
+        assert_near(found, expected, mean=0.35)  # shrunk, noise in tall pictures rounds a little more often
 
 
 KINDS = [

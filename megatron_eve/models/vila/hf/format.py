@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any, get_args
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.hf_format import Flags, HFFormat, JSONFiles, PartFolder, Stated
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
+from megatron_eve.models.vila.hf.chat_templates import CHAT_TEMPLATES
 from megatron_eve.models.vila.hf.config import field_errors, language_fields, stated
 from megatron_eve.models.vila.hf.layouts import (
     FLAT,
     LLAVA,
+    LLAVA_MODULES,
+    OWN_CODE,
     PARTS,
     PROJECTOR_KEYS,
     TOWER_FOLDER,
     TOWER_KEYS,
     folders_of,
 )
-from megatron_eve.models.vila.hf.llava import llava_files, rows_of
+from megatron_eve.models.vila.hf.llava import code_files, is_llava, rows_of, transformers_files
 from megatron_eve.models.vila.hf.published import flat_files, part_files
 from megatron_eve.models.vila.hf.tower import folder_settings
 
@@ -39,7 +42,7 @@ class VILAFormat(HFFormat):
     """See `HFFormat`."""
 
     title = "VILA"
-    model_types: tuple[str, ...] = ("llava_llama", "llava")
+    model_types: tuple[str, ...] = ("llava_llama", "llava", "megatron_vila")
     other_model_types: Mapping[str, str] = {
         **dict.fromkeys(("llava_mistral", "llava_mixtral", "llava_gemma", "llava_mpt"), _OTHER_DECODER),
         **dict.fromkeys(
@@ -53,6 +56,8 @@ class VILAFormat(HFFormat):
     ignored_keys: Mapping[str, str] = {
         re.escape(TOWER_KEYS) + r"embeddings\.position_ids": "a buffer that is computed"
     }
+
+    chat_templates: Mapping[str, str] = CHAT_TEMPLATES
 
     # --- config.json of a folder ---
 
@@ -93,6 +98,10 @@ class VILAFormat(HFFormat):
         }
         if held[PROJECTOR_KEYS] and not held[TOWER_KEYS]:
             yield "holds no vision tower; name the folder of the one that it was trained with by --vision-tower"
+
+    def module_names(self, vision: VILAConfig) -> Mapping[str, str]:
+        """See `HFFormat.module_names`: of transformers' LLaVA, where it computes the same."""
+        return LLAVA_MODULES if vision.projector_type == "mlp2x_gelu" else {}
 
     # --- import ---
 
@@ -164,11 +173,19 @@ class VILAFormat(HFFormat):
             help="which published layout: one folder (vila1.0), or llm/, vision_tower/ and mm_projector/ (vila1.5, and "
             "NVILA) (default: vila1.0 for a CLIP with a projector that VILA 1.0 has, else vila1.5)",
         )
+        parser.add_argument(
+            "--conv-mode",
+            choices=tuple(CHAT_TEMPLATES),
+            help="template that the model's conversations were made with, for chat_template.jinja of --format "
+            "transformers (default: vila_v1)",
+        )
 
     def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
         """See `HFFormat.check_export_flags`."""
         if not published and flags["published_layout"]:
             yield "--published-layout: is for --format published; leave it out"
+        if published and flags["conv_mode"]:
+            yield "--conv-mode: is for --format transformers; leave it out"
 
     def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
         """See `HFFormat.check_export`."""
@@ -183,7 +200,7 @@ class VILAFormat(HFFormat):
     ) -> Mapping[str, Mapping[str, str]]:
         """See `HFFormat.export_folders`."""
         if not published:
-            return LLAVA
+            return LLAVA if is_llava(vision) else OWN_CODE
         return FLAT if _is_flat(vision, flags) else PARTS
 
     def published_files(
@@ -193,6 +210,11 @@ class VILAFormat(HFFormat):
         files = flat_files if _is_flat(vision, flags) else part_files
         return files(model, vision, dtype, ids)
 
+    def chat_template(self, flags: Flags) -> str | None:
+        """See `HFFormat.chat_template`."""
+        named: str | None = flags.get("conv_mode")
+        return named
+
     def rows(self, model: ModelConfig, image_token_id: int) -> int:
         """See `HFFormat.rows`."""
         return rows_of(model, image_token_id)
@@ -201,7 +223,17 @@ class VILAFormat(HFFormat):
         self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
         """See `HFFormat.transformers_files`."""
-        return llava_files(model, vision, dtype, ids, image_token_id)
+        return transformers_files(model, vision, dtype, ids, image_token_id)
+
+    def code(self, vision: VILAConfig) -> Sequence[Path]:
+        """See `HFFormat.code`."""
+        return code_files(vision)
+
+    def register(self) -> Mapping[str, type]:
+        """See `HFFormat.register`."""
+        from megatron_eve.models.vila.hf.register import register
+
+        return register()
 
 
 def _is_flat(vision: VILAConfig, flags: Flags) -> bool:

@@ -106,6 +106,8 @@ def flat_files(model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[
         "mm_projector_type": vision.projector_type,
         "mm_vision_tower": tower or TOWER_CONFIG,
         "model_type": "llava_llama",
+        # Of today's language models: the public code knows no biases.
+        **({"qkv_bias": True} if model.add_qkv_bias else {}),
         "tokenizer_model_max_length": model.max_position_embeddings,
         "tokenizer_padding_side": "right",
         "tune_mm_mlp_adapter": False,
