@@ -16,8 +16,9 @@ import torch
 from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, LoRAConfig, RunConfig
+from megatron_eve.data.format.indexed import DatasetWriter
 from megatron_eve.data.text.tokenizer import Tokenizer
-from tests.data.helpers import write_dataset
+from tests.data.helpers import MINI_SETTINGS, write_dataset
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 
@@ -47,6 +48,7 @@ DATA = f"{PRETRAIN} --data-path {{set}}"
 PREPROCESS = "--input {rows} --image-root {root} --tokenizer-model {tokenizer} --output-prefix {root}/out"
 ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/answers"
 MODEL = "--model-path {run} --tokenizer-model {tokenizer}"
+CURVE = "--model-path {run} --data-path {set} --output {root}/curve.json"
 IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
 
 # Of several ranks, all of which find the same.
@@ -153,6 +155,10 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{rows}}", "{rows} is not a tokenizer.json ("),
     Mistake("preprocess_data", f"{PREPROCESS} --tokenizer-model {{bare}} --tokenizer-legacy",
             "--tokenizer-legacy: says how a tokenizer.model is read, and {bare} is a tokenizer.json; leave"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit round", "--image-fit round: must be one of"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-size 13", "--image-size 13: is smaller than"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit", "--image-fit: a value is missing behind it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --image-fit pad", "--image-fit: no such flag"),
     Mistake("merge_datasets", "--output-prefix {set} {set} --overwrite", "{set} is one of the datasets to merge:"),
     Mistake("merge_datasets", "--output-prefix {set} {other}", "8 samples): add --overwrite to replace it, or choose"),
     Mistake("merge_datasets", "--output-prefix {root}/ {set}", "{root}/ names a folder: add a name for the dataset"),
@@ -238,6 +244,18 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --tensor-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
     Mistake("chat", "--model-path {adapter}", "{adapter}: holds an adapter of PEFT and no model; merge it"),
     Mistake("chat", "--model-path {tower}", "has no tokenizer.json; if transformers saved the folder"),
+    Mistake("alignment", f"{CURVE} --output {{root}}/x.png", "--output {root}/x.png: must end in .json"),
+    Mistake("alignment", f"{CURVE} --output {{root}}/x/y.json", "--output {root}/x/y.json: {root}/x is no folder"),
+    Mistake("alignment", f"{CURVE} --model-path {{root}}", "--model-path {root}: not a checkpoint"),
+    Mistake("alignment", f"{CURVE} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no model"),
+    Mistake("alignment", f"{CURVE} --ckpt-step 5", "--ckpt-step 5: {run} has no iteration 5; there are 2"),
+    Mistake("alignment", f"{CURVE} --data-path {{set}}x", "{set}x_dataset.json is missing"),
+    Mistake("alignment", f"{CURVE} --model-path {{spoken}}", "was made with another tokenizer"),
+    Mistake("alignment", f"{CURVE} --data-path {{text}}", "{text}: no sample has a picture and text and fits"),
+    Mistake("alignment", f"{CURVE} --samples 0", "--samples 0: must be 1 or more"),
+    Mistake("alignment", f"{CURVE} --with {{rows}}", "{rows}: not a curve; name files that --output of this command"),
+    Mistake("alignment", f"{CURVE} --with {{root}}/x", "{root}/x"),
+    Mistake("alignment", f"{CURVE} --pipeline-model-parallel-size 2", "use torchrun --nproc-per-node 2"),
     Mistake("chat", f"{MODEL} --conv-mode llama_3", "--conv-mode llama_3: it has the control token"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
@@ -257,6 +275,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_dataset(root / "other", 2, 0)
     write_dataset(root / "modern", 2, 0, tokenizer_kind="sentencepiece legacy=False")
     write_dataset(root / "cut", 2, 0)
+    with DatasetWriter(root / "text", MINI_SETTINGS) as writer:
+        writer.add_sample([1, 5, 6], [-100, 5, 6], [])
+        writer.finalise()
     text = root / "cut_text.bin"
     text.write_bytes(text.read_bytes()[:-4])
     recipe = root / "recipe.yaml"
@@ -287,6 +308,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / "adapter" / name).write_text("{}")
     return {
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
+        "text": str(root / "text"),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
         "adapted": str(root / "adapted"),
         "other": str(root / "other"), "modern": str(root / "modern"), "bare": str(bare),

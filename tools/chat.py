@@ -23,7 +23,6 @@ from megatron_eve.inference.opening import (
     check_conv_mode,
     check_model_flags,
     family_title,
-    global_rank,
     model_name,
     run_with_engine,
     show_any_text,
@@ -31,6 +30,7 @@ from megatron_eve.inference.opening import (
 from megatron_eve.inference.sampling import GREEDY, Sampling, add_sampling_flags, sampling_of
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
+from megatron_eve.runtime.ranks import global_rank
 
 if TYPE_CHECKING:
     from megatron_eve.inference.web import ChatPage

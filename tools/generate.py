@@ -18,7 +18,6 @@ from megatron_eve.inference.opening import (
     chat_template,
     check_conv_mode,
     check_model_flags,
-    global_rank,
     run_with_engine,
     show_any_text,
 )
@@ -28,6 +27,7 @@ from megatron_eve.inference.sampling import add_sampling_flags, sampling_of
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
+from megatron_eve.runtime.ranks import global_rank
 
 DESCRIPTION = """\
 Answer a file of questions about pictures.

@@ -19,7 +19,6 @@ from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_data
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
-from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.registry import find_family
 
 
@@ -82,7 +81,9 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     prefixes = (*blend.prefixes, *others.prefixes)
     # For its fingerprint, and whether it keeps newlines: the legacy mode of a tokenizer.model changes neither.
     tokenizer = load_tokenizer(data.tokenizer_model, legacy=True) if data.tokenizer_model else None
-    datasets = [_open(config, prefix, tokenizer) for prefix in prefixes]
+    datasets = [open_one(config, prefix, tokenizer.sha256 if tokenizer else None) for prefix in prefixes]
+    if tokenizer and any(dataset.info.template == "plain" for dataset in datasets):
+        tokenizer.check_newline()
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
 
@@ -147,16 +148,19 @@ def check_split(config: RunConfig, name: str, kept: DatasetSlice, held_out: Data
         )
 
 
-def _open(config: RunConfig, prefix: str, tokenizer: TextTokenizer | None) -> AnyDataset:
+def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> AnyDataset:
+    """Open a dataset for the model of a configuration; the digest of a tokenizer must be that of the dataset's.
+
+    Raises:
+        DataError: damaged files; another tokenizer, vocabulary, family or image setting.
+    """
     settings = find_family(config.family).image_settings(config)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
-        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+        tokenizer_sha256=tokenizer_sha256,
         vocab_size=config.model.vocab_size,
         family=config.family,
         image_settings=settings,
     )
     dataset.use_image_settings(config.family, settings)
-    if tokenizer and dataset.info.template == "plain":
-        tokenizer.check_newline()
     return dataset

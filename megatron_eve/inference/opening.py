@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from megatron_eve.data.text.templates import (
     prompt_templates,
     without_conversation,
 )
+from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model, say, warn
 from megatron_eve.inference.engine import Engine
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.models.text_format import DOCUMENT
 from megatron_eve.runtime.command_line import whole_number
 from megatron_eve.runtime.errors import UserError, show_error
+from megatron_eve.runtime.ranks import world_size
 
 # Of a folder that transformers loads: transformers 5 saves the image processor's settings in the first.
 _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
@@ -33,20 +34,11 @@ _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_con
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which model answers, and under which layout."""
     model = parser.add_argument_group("model", "Which model answers, and on how many processes.")
-    model.add_argument(
-        "--model-path",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder of the model: a checkpoint (what --save of a run or an import wrote, or one iter_ folder in "
+    add_checkpoint_flags(
+        model,
+        "folder of the model: a checkpoint (what --save of a run or an import wrote, or one iter_ folder in "
         "it), or a folder for transformers (what tools/convert_checkpoint.py export --format transformers, or "
         "save_pretrained of model and processor, wrote)",
-    )
-    model.add_argument(
-        "--ckpt-step",
-        type=whole_number(1),
-        metavar="N",
-        help="iteration of a run to take (default: the latest)",
     )
     model.add_argument(
         "--tokenizer-model",
@@ -60,8 +52,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not rotate images as their EXIF data says; for models whose dataset was made with the same flag",
     )
+
+
+def add_checkpoint_flags(group: argparse._ArgumentGroup, folder: str) -> None:
+    """The flags that say which checkpoint a model is of, and under which layout it runs.
+
+    Args:
+        group: of the flags.
+        folder: the help of `--model-path`.
+    """
+    group.add_argument("--model-path", required=True, type=Path, metavar="DIR", help=folder)
+    group.add_argument(
+        "--ckpt-step",
+        type=whole_number(1),
+        metavar="N",
+        help="iteration of a run to take (default: the latest)",
+    )
     for name, what in (("tensor", "tensor-parallel ranks"), ("pipeline", "pipeline stages")):
-        model.add_argument(
+        group.add_argument(
             f"--{name}-model-parallel-size",
             type=whole_number(1),
             default=1,
@@ -92,7 +100,7 @@ def _conv_mode(text: str) -> str:
     return text
 
 
-def _is_exported(folder: Path) -> bool:
+def is_exported(folder: Path) -> bool:
     """Is it a folder in Hugging Face layout, and no run's?
 
     Raises:
@@ -146,7 +154,7 @@ def check_conv_mode(flags: argparse.Namespace, conv_mode: str) -> None:
     Raises:
         ConfigError: naming the token and the remedy.
     """
-    if _is_exported(flags.model_path):
+    if is_exported(flags.model_path):
         return
     from megatron_eve.checkpoint.tokenizer_record import tokenizer_kind
     from megatron_eve.data.text.load_tokenizer import load_kind
@@ -172,7 +180,7 @@ def check_model_flags(flags: argparse.Namespace) -> None:
     from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
 
     flags.model_path = named_checkpoint(flags.model_path, flags.ckpt_step, "--model-path")
-    exported = _is_exported(flags.model_path)
+    exported = is_exported(flags.model_path)
     if not exported and CheckpointStore(flags.model_path).latest() is None:
         raise ConfigError(
             f"--model-path {flags.model_path}: neither a checkpoint (no {TRACKER} there) nor an exported folder (no "
@@ -189,17 +197,46 @@ def check_model_flags(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--tokenizer-model: {flags.model_path} has a tokenizer of its own; leave this out")
     if flags.tokenizer_model is not None and not flags.tokenizer_model.exists():
         raise ConfigError(f"--tokenizer-model {flags.tokenizer_model}: no such file")
-    ranks = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if exported and max(ranks, started) > 1:
+    if exported and max(_ranks(flags), world_size()) > 1:
         raise ConfigError("an exported folder is answered from by one process; several share a checkpoint")
+    _check_layout(flags)
+    if not exported:
+        _choose_tokenizer(flags)
+
+
+def check_checkpoint_flags(flags: argparse.Namespace) -> None:
+    """Refuse what is no checkpoint, or another number of processes, before torch is imported.
+
+    Args:
+        flags: of `add_checkpoint_flags`. Afterwards `model_path` is the folder of one iteration, if one is named.
+
+    Raises:
+        ConfigError, CheckpointError: naming the flag and the remedy.
+    """
+    from megatron_eve.checkpoint.store import CheckpointStore, named_checkpoint
+
+    flags.model_path = named_checkpoint(flags.model_path, flags.ckpt_step, "--model-path")
+    if is_exported(flags.model_path) or CheckpointStore(flags.model_path).latest() is None:
+        raise ConfigError(
+            f"--model-path {flags.model_path}: not a checkpoint (no {TRACKER} there); name the folder that --save of "
+            "a run wrote, or make a checkpoint of a folder in Hugging Face layout (tools/convert_checkpoint.py import)"
+        )
+    _check_layout(flags)
+
+
+def _check_layout(flags: argparse.Namespace) -> None:
+    ranks, started = _ranks(flags), world_size()
     if ranks != started:
         raise ConfigError(
             f"--tensor-model-parallel-size x --pipeline-model-parallel-size = {ranks} ranks, but {started} were "
             f"started; use torchrun --nproc-per-node {ranks}"
         )
-    if not exported:
-        _choose_tokenizer(flags)
+
+
+def _ranks(flags: argparse.Namespace) -> int:
+    """Ranks that the flags lay a model out over."""
+    ranks: int = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
+    return ranks
 
 
 def _choose_tokenizer(flags: argparse.Namespace) -> None:
@@ -212,7 +249,7 @@ def _choose_tokenizer(flags: argparse.Namespace) -> None:
     assert iteration is not None, "there is a checkpoint"
     tokenizer, _ = open_tokenizer(store.folder(iteration), flags.tokenizer_model)
     if flags.tokenizer_model is None:
-        _say(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained")
+        say(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained")
     flags.tokenizer_model = Path(tokenizer.path)
 
 
@@ -225,7 +262,7 @@ def family_title(folder: Path) -> str:
     from megatron_eve.models.registry import find_family
 
     try:
-        if _is_exported(folder):
+        if is_exported(folder):
             family = HFConfig.read(folder).family
             return family.hugging_face().title if family else ""
         store = CheckpointStore(folder)
@@ -243,11 +280,6 @@ def model_name(folder: Path) -> str:
     return f"{folder.parent.name}_{folder.name}" if one else folder.name
 
 
-def global_rank() -> int:
-    """This process's rank, known before torch is imported."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
     """Open the model and work with it on rank 0, while the other ranks follow.
 
@@ -259,6 +291,15 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     Returns:
         The exit status. A rank that fails ends its process.
     """
+    with_model = _with_exported if is_exported(flags.model_path) else _with_checkpoint
+    return run_on_rank(lambda: with_model(flags, conv_mode, work))
+
+
+def run_on_rank(work: Callable[[], int]) -> int:
+    """Work on this rank with its signals and errors taken care of; returns the exit status.
+
+    A rank that fails says so in one line and ends its process.
+    """
     from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
@@ -269,10 +310,7 @@ def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[E
     def rank() -> None:
         nonlocal status
         try:
-            if _is_exported(flags.model_path):
-                status = _with_exported(flags, conv_mode, work)
-            else:
-                status = _with_checkpoint(flags, conv_mode, work)
+            status = work()
         except (UserError, OSError) as error:
             status = show_error(error)
             if "RANK" in os.environ:  # as run_rank does: others may wait for this rank
@@ -286,7 +324,7 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
     from megatron_eve.inference.hf_engine import HFEngine
 
     assert work is not None, "there is one process"
-    _say(f"weights: {flags.model_path}, a folder for transformers")
+    say(f"weights: {flags.model_path}, a folder for transformers")
     engine = HFEngine(flags.model_path, conv_mode, apply_exif=not flags.ignore_exif_orientation)
     _check_answer_length(flags, engine.max_length)
     return work(engine)
@@ -294,37 +332,19 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
 
 def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
     from megatron_eve.checkpoint.compatibility import unlike_training
-    from megatron_eve.checkpoint.files import weights_fingerprint
-    from megatron_eve.checkpoint.state import load_weights, saved_common, saved_config
+    from megatron_eve.checkpoint.state import saved_common
     from megatron_eve.checkpoint.tokenizer_record import check_tokenizer, tokenizer_kind
-    from megatron_eve.config import from_saved, validate
     from megatron_eve.data.text.load_tokenizer import load_kind
-    from megatron_eve.inference.generate import generation_config
     from megatron_eve.inference.megatron_engine import MegatronEngine
-    from megatron_eve.models.build import build_chunks
-    from megatron_eve.models.process_groups import distributed
-    from megatron_eve.runtime.ranks import world_size
 
-    folder = str(flags.model_path)
-    saved, note = from_saved(saved_config(folder), folder)
-    _warn(note)
-    saved = replace(saved, training=replace(saved.training, bf16=saved_in_bfloat16(flags.model_path)))
-    config = generation_config(
-        saved,
-        flags.tensor_model_parallel_size,
-        flags.pipeline_model_parallel_size,
-    )
-    validate(config, world_size())
+    config = checkpoint_config(flags)
     _check_answer_length(flags, config.model.max_position_embeddings)
-    checkpoint, common = saved_common(folder)
+    checkpoint, common = saved_common(str(flags.model_path))
     tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(common))
-    _warn(check_tokenizer(checkpoint, common, tokenizer))
+    warn(check_tokenizer(checkpoint, common, tokenizer))
     for sentence in unlike_training(checkpoint, common, conv_mode, not flags.ignore_exif_orientation):
-        _warn(sentence)
-    _say(f"weights: {checkpoint}, sha256 {weights_fingerprint(checkpoint)}")
-    with distributed(config):
-        (model,) = build_chunks(config, freeze=False)
-        load_weights(folder, [model], config)
+        warn(sentence)
+    with checkpoint_model(flags, config) as model:
         engine = MegatronEngine(
             model, config, tokenizer, conv_mode, apply_exif=not flags.ignore_exif_orientation
         )
@@ -345,32 +365,7 @@ def _check_answer_length(flags: argparse.Namespace, max_length: int) -> None:
         )
 
 
-def _say(line: str) -> None:
-    """A line on standard error, once: standard output has the answers."""
-    if global_rank() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _warn(sentence: str | None) -> None:
-    if sentence:
-        _say(f"warning: {sentence}")
-
-
 def show_any_text() -> None:
     """Print characters that the terminal's encoding lacks as escapes, where Python would raise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def saved_in_bfloat16(folder: Path) -> bool:
-    """Whether the weights of a folder's latest checkpoint are bfloat16; an import has no run that was told so."""
-    import torch
-
-    from megatron_eve.checkpoint.store import CheckpointStore
-    from megatron_eve.convert.dist_folder import DistFolder
-
-    store = CheckpointStore(folder)
-    iteration = store.latest()
-    assert iteration is not None, "its configuration was read"
-    weights = DistFolder(store.folder(iteration))
-    return any(weights.dtype(key) == torch.bfloat16 for key in weights)

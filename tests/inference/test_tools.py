@@ -190,7 +190,7 @@ def test_more_new_tokens_than_the_model_takes_are_refused(
 
 def test_a_checkpoint_is_run_in_the_precision_of_its_weights(tmp_path: Path, exported: Path) -> None:
     """An import has no run that could have said --bf16."""
-    from megatron_eve.inference.opening import saved_in_bfloat16
+    from megatron_eve.inference.checkpoint_model import saved_in_bfloat16
 
     words = [
         "--source",
