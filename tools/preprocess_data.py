@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
@@ -162,6 +162,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Flags in words; empty without any."""
+    *others, last = [*map(_flag, names)] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def _add_settings(
     group: argparse._ArgumentGroup, settings: Mapping[str, ImageFlag], decides_rows: bool
 ) -> None:
@@ -208,15 +214,17 @@ def _add_images(parser: argparse.ArgumentParser, family: str, settings: Mapping[
 
 def _add_storage(parser: argparse.ArgumentParser, settings: Mapping[str, ImageFlag]) -> None:
     """Flags of how pictures are stored."""
-    *others, last = map(_flag, settings)
-    every = f"{', '.join(others)} and {last}" if others else last
+    every = _listed(settings)
+    of_jpeg = _listed(
+        [name for name, one in settings.items() if "jpeg" in one.binds and not one.decides_rows]
+    )
     storage = parser.add_argument_group("storage", "How images are stored in the dataset.")
     storage.add_argument(
         "--image-storage",
         choices=("encoded", "jpeg", "pixels"),
         default=PreprocessConfig.image_storage,
         help="format of stored images. encoded: files as they are; jpeg: JPEG at the model's size, where that is "
-        f"smaller; pixels: decoded, for this {every} only",
+        f"smaller{of_jpeg and f', for this {of_jpeg} only'}; pixels: decoded, for this {every} only",
     )
     storage.add_argument(
         "--image-decoder",

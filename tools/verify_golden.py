@@ -5,8 +5,9 @@
     python tools/verify_golden.py tests/golden/mini224_mixed \\
         --tensor-model-parallel-size 2 --sequence-parallel
 
-A folder may be a model case (meta.json, inputs, outputs), `preprocess`, `tokenize` or `generate`. A layout of several
-ranks starts its ranks by itself. The exit status is 0 if all rows are within tolerance, and 1 if one is not.
+A folder may be a model case (meta.json, inputs, outputs), `preprocess`, `tokenize` or `generate`, or of a form that a
+model family reads. A layout of several ranks starts its ranks by itself. The exit status is 0 if all rows are within
+tolerance, and 1 if one is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take l
 from megatron_eve.config import ConfigError
 from megatron_eve.runtime.command_line import command_parser_of, whole_number
 from megatron_eve.runtime.errors import show_error
+from megatron_eve.verification.forms import CASE_FILES, is_case
 
 
 def parse() -> argparse.Namespace:
@@ -86,13 +88,15 @@ def case_folders(paths: list[Path]) -> list[Path]:
     Raises:
         ConfigError: there are none.
     """
-    marks = ("meta.json", "sizes.json", "cases.json", "greedy.json")
     folders: list[Path] = []
     for path in paths:
         inside = sorted(child for child in path.glob("*") if child.is_dir()) if path.is_dir() else []
-        cases = [folder for folder in [path, *inside] if any((folder / mark).is_file() for mark in marks)]
+        cases = [folder for folder in [path, *inside] if is_case(folder)]
         if not cases:
-            raise ConfigError(f"{path}: no golden case there (a case holds one of {', '.join(marks)})")
+            marks = ", ".join(CASE_FILES)
+            raise ConfigError(
+                f"{path}: no golden case there (a case holds one of {marks}, or is of a form that a model family reads)"
+            )
         folders += cases
     return folders
 

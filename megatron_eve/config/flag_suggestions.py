@@ -8,7 +8,7 @@ from __future__ import annotations
 
 _LLAMA = "the decoder is Llama's (RMSNorm, SwiGLU, rotary positions), so nothing is to be said of it"
 _ONE_FORMAT = "every checkpoint has megatron-core's format torch_dist, which loads under any layout"
-_TOKENIZER = "the tokenizer is one sentencepiece file: --tokenizer-model FILE"
+_TOKENIZER = "the tokenizer is one file, a tokenizer.model or tokenizer.json: --tokenizer-model FILE"
 _WARMUP = "the warm-up is a share of the run: --lr-warmup-fraction"
 _LENGTH = "the rate decays over the whole run, which --train-iters or --train-samples sets"
 _WEIGHTS_ALONE = "--pretrained-checkpoint FOLDER starts from the weights alone"

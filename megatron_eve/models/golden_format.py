@@ -53,6 +53,30 @@ class Comparison(NamedTuple):
     kind: Literal["activation", "gradient", "exact"]
 
 
+class GoldenRow(NamedTuple):
+    """A row of text, and the ids and labels that a published data set made of it.
+
+    Attributes:
+        name: of the row.
+        template: by name.
+        kind: of the row (`data/schema.py`).
+        turns: of the row, as there.
+        pictures: number of its pictures.
+        tokenizer: its file.
+        tokens: ids, -200 for each picture.
+        labels: of the same length, -100 where nothing is learned.
+    """
+
+    name: str
+    template: str
+    kind: str
+    turns: list[dict[str, str]]
+    pictures: int
+    tokenizer: Path
+    tokens: list[int]
+    labels: list[int]
+
+
 class GoldenPicture(NamedTuple):
     """What a published processor made of a picture.
 
@@ -118,6 +142,10 @@ class GoldenFormat(Protocol):
             ConfigError: a case that lacks files.
         """
         return ()
+
+    def rows(self, folder: Path) -> Iterator[GoldenRow]:
+        """Rows of text that such a folder holds."""
+        return iter(())
 
     def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:
         """Pictures that such a folder holds without a model."""

@@ -166,8 +166,8 @@ def _check_embeddings(
                 rows.append(relative(f"inputs_embeds.{sample}", hidden[place], golden, ACTIVATIONS))
             for name in names[sample]:
                 for kind, images in inside.items():
-                    if (golden := case.outputs.get(f"{kind}.{name}")) is not None:
-                        rows.append(relative(f"{kind}.{name}", images[image], golden, ACTIVATIONS))
+                    if (output := f"{kind}.{name}") in case.outputs:
+                        rows.append(relative(output, images[image], case.outputs[output], ACTIVATIONS))
                 image += 1
     return rows
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from megatron_eve.config import ConfigError, ParallelConfig
 from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.registry import loaded_families
 from megatron_eve.verification.cases import (
     batch_case,
     check_pictures_alone,
@@ -14,8 +13,10 @@ from megatron_eve.verification.cases import (
     check_tokenize,
     read_model_case,
 )
+from megatron_eve.verification.forms import is_model_case, reading_family
 from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
+from megatron_eve.verification.rows import check_rows
 
 
 def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False) -> list[CheckResult]:
@@ -29,16 +30,15 @@ def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False
     Raises:
         ConfigError: the folder is of no known form, or lacks files.
     """
-    for family in loaded_families():
-        if family.golden().reads(folder):
-            return _check_own_form(family, folder, parallel, recompute)
+    if (family := reading_family(folder)) is not None:
+        return _check_own_form(family, folder, parallel, recompute)
     if (folder / "sizes.json").is_file():
         return list(check_preprocess(folder))
     if (folder / "cases.json").is_file():
         return list(check_tokenize(folder))
     if (folder / "greedy.json").is_file():
         return check_greedy(folder, parallel)
-    if (folder / "meta.json").is_file():
+    if is_model_case(folder):
         return check_model_case(read_model_case(folder), parallel, recompute)
     raise ConfigError(f"{folder}: not a golden case")
 
@@ -49,5 +49,5 @@ def _check_own_form(
     rows: list[CheckResult] = []
     for batch in family.golden().batches(folder):
         rows += check_model_case(batch_case(folder, batch), parallel, recompute)
-    rows += check_pictures_alone(family, folder)
+    rows += [*check_rows(family, folder), *check_pictures_alone(family, folder)]
     return rows + check_comparisons(folder, family, parallel)

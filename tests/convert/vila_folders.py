@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,37 @@ LANGUAGE = {
 }  # fmt: skip
 
 
-def llava(folder: Path, tower: str = "clip", language: str = "llama", **settings: Any) -> Path:
-    """A LLaVA-1.5 at toy size, as transformers writes it."""
+def llava(
+    folder: Path,
+    tower: str = "clip",
+    language: str = "llama",
+    sizes: Mapping[str, Any] | None = None,
+    image_fit: str = "",
+) -> Path:
+    """A LLaVA-1.5 at toy size, as transformers writes it.
+
+    Args:
+        folder: to be.
+        tower: clip or siglip.
+        language: llama or qwen2.
+        sizes: of the language model, instead of those above.
+        image_fit: with an image processor that fits pictures so.
+    """
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(7)
     vision = AutoConfig.for_model(f"{tower}_vision_model", **TOWER).to_dict()
-    text = AutoConfig.for_model(language, **LANGUAGE).to_dict()
+    text = AutoConfig.for_model(language, **{**LANGUAGE, **(sizes or {})}).to_dict()
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=LANGUAGE["vocab_size"] - 1,
+        image_token_index=text["vocab_size"] - 1,
         vision_feature_select_strategy="default" if tower == "clip" else "full",
-        **settings,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
+    if image_fit:
+        processor = {"do_pad": image_fit == "pad", "do_center_crop": image_fit != "stretch"}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 

@@ -18,12 +18,13 @@ from tests.convert.test_conversion import convert
 from tests.families.eve import EVE
 from tests.families.suite import FamilyCase, Trace, loading_from, run, saving_in, with_weights
 from tests.families.toy.case import TOY
+from tests.families.vila import VILA
 from tests.layouts import ONE, TP2_PP2, Layout
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-CASES = (EVE, TOY)
+CASES = (EVE, TOY, VILA)
 
 
 def each(

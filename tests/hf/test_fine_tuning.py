@@ -197,10 +197,10 @@ def test_the_page_with_trl_and_peft(data: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.slow
 def test_another_transformers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tests of this folder with the oldest transformers that is supported."""
+    """The tests of this folder, and those of towers, with the oldest transformers that is supported."""
     beside = installed_beside(tmp_path_factory.mktemp("older"), OLDER)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hf"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hf", "tests/models/towers"],
         cwd=ROOT, env=with_path(beside), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

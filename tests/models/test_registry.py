@@ -26,6 +26,7 @@ from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import PartCounts, Preset, Stage
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops
+from megatron_eve.models.text_format import TextRules
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Family:
     stages = {{2: Stage("all of it", ("*",))}}
     parts = {{}}
     image_flags = {{}}
+    text_rules = TextRules()
 
     def check_sizes(self, config):
         yield from ()

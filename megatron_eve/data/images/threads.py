@@ -1,7 +1,5 @@
 """The fast way to decode on CPUs: simplejpeg (libjpeg-turbo) and torch's antialiased resize of bytes, in threads.
 
-Squares that are padded or cropped are made by Pillow, as the reference makes them.
-
 Threads, not processes: both libraries release Python's interpreter lock, and no pixels are copied between processes.
 """
 
@@ -13,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import simplejpeg
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
-from megatron_eve.data.images.patches import finished, view_of
+from megatron_eve.data.images.patches import finished, square_margin
+from megatron_eve.data.images.resizing import LONGEST_SIDE_RATIO, Pixels, crop_window, fitted
+from megatron_eve.models.family import View
 
 
 class ThreadsDecoder:
@@ -42,19 +41,36 @@ class ThreadsDecoder:
             pixels = _decode(task.data, self._settings)
         except ImageError as error:
             return error
-        # Channels first in shape but last in memory: the fastest layout for torch's resize of bytes.
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
         return {
-            name: torch.from_numpy(
-                finished(_resize(image, view.height, view.width), view)
-                if view.fit == "stretch"
-                else view_of(Image.fromarray(pixels), view)
-            )
-            for name, view in task.views.items()
+            name: torch.from_numpy(finished(_fitted(pixels, view), view)) for name, view in task.views.items()
         }
 
 
-def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
+def _fitted(pixels: Pixels, view: View) -> Pixels:
+    """A decoded picture resized as a view says; see `resizing.fitted`, which does it to long pictures."""
+    height, width, _ = pixels.shape
+    if view.fit == "stretch":
+        return _resize(pixels, view.height, view.width)
+    if max(width, height) > LONGEST_SIDE_RATIO * min(width, height):
+        return fitted(Image.fromarray(pixels), view)
+    if view.fit == "crop":
+        new_width, new_height, left, top = crop_window(width, height, view.width)
+        return _resize(pixels, new_height, new_width)[
+            top : top + view.height, left : left + view.width
+        ].copy()
+    # The longer side first: the margins are laid around what is small already.
+    if width >= height:
+        pixels, rows, columns = _resize(pixels, height, view.width), width, view.width
+    else:
+        pixels, rows, columns = _resize(pixels, view.height, width), view.height, height
+    height, width, _ = pixels.shape
+    top, left = square_margin(rows, height, 1), square_margin(columns, width, 1)
+    canvas = np.tile(np.array(view.pad_colour, np.uint8), (columns, 1))[None].repeat(rows, axis=0)
+    canvas[top : top + height, left : left + width] = pixels
+    return _resize(canvas, view.height, view.width)
+
+
+def _decode(data: bytes, settings: DecodeSettings) -> Pixels:
     """uint8 [H, W, 3]. Files that the fast decoder does not support or fails on are decoded by Pillow."""
     header = read_header(data, settings.max_pixels)
     if header.format == "JPEG" and header.plain:
@@ -69,7 +85,9 @@ def _decode(data: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
     ).copy()
 
 
-def _resize(image: torch.Tensor, height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [1, 3, H, W] -> uint8 [height, width, 3]; bicubic with antialiasing, as Pillow's default."""
+def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """uint8 [H, W, 3] -> uint8 [height, width, 3]; bicubic with antialiasing, as Pillow's default."""
+    # Channels first in shape but last in memory: the fastest layout for torch's resize of bytes.
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
     resized = functional.interpolate(image, (height, width), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()

@@ -183,7 +183,7 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
     if found is not None and found.question is not None and found.answer is not None:
         question, answer = (form.header.rstrip() for form in (found.question, found.answer))
         behind = re.escape(found.answer.empty + found.question.header)
-        empty_answer = re.compile(f"{re.escape(found.answer.header)}(?={behind})|{re.escape(answer)}$")
+        answer_header = re.compile(f"{re.escape(found.answer.header)}(?={behind})|{re.escape(answer)}\\s*$")
         starts = np.cumsum([0, *(len(text) for text, _, _, _ in pieces)]).tolist()
         whole = "".join(text for text, _, _, _ in pieces)
         end = _system_end(whole, found.default_system, question)
@@ -194,7 +194,7 @@ def _with_roles(pieces: list[tuple[str, bool, int | None, int]], template: str) 
                 stop += 1
             if not pieces[begin][1]:
                 text = whole[starts[begin] : starts[stop]]
-                for match in empty_answer.finditer(text.rstrip()):
+                for match in answer_header.finditer(text):
                     low, high = starts[begin] + match.start(), starts[begin] + match.end()
                     for number in range(begin, stop):
                         if low < starts[number + 1] and starts[number] < high:

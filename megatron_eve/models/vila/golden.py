@@ -8,8 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.models.golden_format import Comparison, GoldenBatch, GoldenPicture, LanguageGolden
+from megatron_eve.models.golden_format import (
+    Comparison,
+    GoldenBatch,
+    GoldenPicture,
+    GoldenRow,
+    LanguageGolden,
+)
 from megatron_eve.models.vila.golden_batches import has_batches, read_batches
+from megatron_eve.models.vila.golden_rows import read_rows
 from megatron_eve.models.vila.hf.layouts import TOWER_KEYS
 
 if TYPE_CHECKING:
@@ -36,6 +43,10 @@ class VILAGolden(LanguageGolden):
     def batches(self, folder: Path) -> Sequence[GoldenBatch]:
         """See `GoldenFormat.batches`."""
         return list(read_batches(folder)) if has_batches(folder) else []
+
+    def rows(self, folder: Path) -> Iterator[GoldenRow]:
+        """See `GoldenFormat.rows`."""
+        return read_rows(folder)
 
     def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:
         """See `GoldenFormat.pictures_alone`."""

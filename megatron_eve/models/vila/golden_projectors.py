@@ -50,7 +50,7 @@ def projector_comparisons(folder: Path) -> Iterator[Comparison]:
             at = f"{side}x{side}"
             if f"y_{at}" not in variant.outputs:
                 continue
-            features = inputs[f"x_{at}"].to(accelerator().device).requires_grad_()
+            features = inputs[f"x_{at}"].clone().to(accelerator().device).requires_grad_()
             golden = variant.outputs[f"y_{at}"]
             rows = _projector(variant, side, features.shape[-1], golden.shape[-1])(features)
             yield Comparison(f"{variant.name}.y_{at}", rows.detach(), golden, "activation")

@@ -173,9 +173,8 @@ class _QFormerLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(width)
         self.cross_attention = _Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, QFORMER_MLP * width), nn.GELU(), nn.Linear(QFORMER_MLP * width, width)
-        )
+        inner = QFORMER_MLP * width
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
     def forward(self, hidden: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         normed = self.self_attention_norm(hidden)

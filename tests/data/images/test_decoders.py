@@ -67,7 +67,7 @@ def test_sizes(decoder: ImageDecoder, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize(
-    "size", [(320, 240), (240, 320), (200, 200), (500, 40), (37, 480), (1600, 1200), (20, 13)]
+    "size", [(320, 240), (240, 320), (200, 200), (500, 40), (37, 480), (1600, 1200), (20, 13), (112, 260)]
 )
 def test_squares(decoder: ImageDecoder, size: tuple[int, int], fit: Any) -> None:
     """All pictures become squares of one side; turned ones too, and with another view beside."""

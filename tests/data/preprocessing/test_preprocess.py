@@ -42,7 +42,7 @@ from tests.data.helpers import (
 from tests.golden_dir import find_golden
 
 GOLDEN_FILES = {
-    "_dataset.json": "68acd8f3eb69bae3",
+    "_dataset.json": "10d1e0cbe0dd1349",
     "_image.bin": "e2baa3c573d9525a",
     "_image.idx": "33aaa8ac6d8ff3bd",
     "_images.npy": "b37052f866721fd9",

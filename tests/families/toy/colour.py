@@ -74,14 +74,9 @@ class ColourHead(torch.nn.Module):
         return (distance * inputs.weights).sum()
 
 
-class _Pixels:
-    """In place of a vision tower: the picture of one pixel is its own feature."""
-
-    patches, width, dtype = 1, 3, torch.float32
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [i, 1, 1, 3] -> [i, 1, 3], 0 to 1."""
-        return images.flatten(1, 2).float() / 255
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """In place of a vision tower: a picture of one pixel is its feature. uint8 [i, 1, 1, 3] -> [i, 1, 3], 0 to 1."""
+    return images.flatten(1, 2).float() / 255
 
 
 class MeanColour:
@@ -89,4 +84,4 @@ class MeanColour:
 
     def __call__(self, pack: Pack) -> torch.Tensor:
         """[I or more, 3], 0 to 1. Collective over the ranks that share the pack."""
-        return shared_features(_Pixels(), pack.pixels["colour"], len(pack.image_starts))
+        return shared_features(_pixels, pack.pixels["colour"], len(pack.image_starts))

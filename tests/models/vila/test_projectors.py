@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +34,8 @@ def compare(layout: Layout, folder: Path) -> dict[str, float]:
     with model_parallel(config):
         for name in (*PROJECTORS, "vila15_mlp_downsample"):
             kind = name.removeprefix("vila15_")
-            vision = VILAConfig(
-                vision_hidden_size=WIDTH,
-                projector_type=kind,  # type: ignore[arg-type]
-                projector_token_order="column" if kind != name else "row",
-            )
+            order: Any = "column" if kind != name else "row"
+            vision = replace(settings(kind), projector_token_order=order)
             projector = build_projector(transformer_config(config), vision)
             golden = load_file(folder / f"{name}.safetensors")
             prefix = "weights.layers." if kind != "linear" else "weights.layers"
@@ -72,8 +71,7 @@ def of_version_1(folder: Path) -> list[float]:
     differences = []
     with model_parallel(config):
         for kind, prefix in (("linear", "linear.weights"), ("mlp2x_gelu", "mlp2x_gelu.weights.")):
-            vision = VILAConfig(vision_hidden_size=WIDTH, projector_type=kind)  # type: ignore[arg-type]
-            projector = build_projector(transformer_config(config), vision)
+            projector = build_projector(transformer_config(config), settings(kind))
             put(projector, published(kind, golden, prefix))
             differences.append(difference(projector(features).detach(), golden[f"{kind}.y_4x4"]))
     return differences
@@ -103,43 +101,55 @@ def test_order_of_blocks(ranks: RankPool) -> None:
         assert torch.equal(found, golden[f"order_{grid}"]), grid
 
 
-QFORMER = VILAConfig(
-    vision_hidden_size=WIDTH, vision_num_attention_heads=3, projector_type="qformer", qformer_num_queries=5
-)
-
-
-def learned_queries(layout: Layout) -> dict[str, torch.Tensor]:
-    """Runs on each rank: rows, and gradients of the features and of replicated parameters."""
+def gradients(layout: Layout) -> dict[str, tuple[torch.Tensor, int | None]]:
+    """Runs on each rank: rows and gradients of every projector, and the dimension that is spread over ranks."""
     from megatron_eve.models.build import transformer_config
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.models.vila.projectors import build_projector
 
     config = run_config(DECODER, layout)
-    with model_parallel(config):
-        projector = build_projector(transformer_config(config), QFORMER)
-        features = torch.randn(3, 16, WIDTH, generator=torch.manual_seed(1)).requires_grad_()
-        rows = projector(features)
-        alone = projector(features[1:2])
-        rows.square().sum().backward()
-        found = {"rows": rows.detach(), "alone": alone.detach(), "features": features.grad}
-        for name, parameter in projector.named_parameters():
-            if not getattr(parameter, "tensor_model_parallel", False):
-                found[name] = parameter.grad
-        nothing = projector(features[:0])
-        assert nothing.shape == (0, 5, DECODER)
-        projector.zero_grad()
-        nothing.sum().backward()
-        assert all(not p.grad.any() for p in projector.parameters())  # zero, and not missing
-        return found
+    found: dict[str, tuple[torch.Tensor, int | None]] = {}
+    for kind in (*PROJECTORS, "qformer"):
+        with model_parallel(config):
+            projector = build_projector(transformer_config(config), settings(kind))
+            features = torch.randn(3, 25, WIDTH, generator=torch.manual_seed(1)).requires_grad_()
+            rows = projector(features)
+            rows.square().sum().backward()
+            found[f"{kind} rows"] = rows.detach(), None
+            found[f"{kind} features"] = features.grad, None
+            for name, parameter in projector.named_parameters():
+                spread = getattr(parameter, "tensor_model_parallel", False)
+                found[f"{kind} {name}"] = parameter.grad, parameter.partition_dim if spread else None
+            alone = projector(features[1:2])
+            assert difference(alone.detach(), rows[1:2].detach()) < 1e-6  # no row depends on another picture
+            projector.zero_grad()
+            projector(features[:0]).sum().backward()  # a pack without pictures
+            assert all(not parameter.grad.any() for parameter in projector.parameters())  # zero, not missing
+    return found
 
 
-def test_learned_queries(ranks: RankPool) -> None:
-    """Rows of a picture do not depend on its neighbours; two tensor-parallel ranks agree with one."""
-    (one,) = ranks.run(1, learned_queries, ONE)
-    assert one["rows"].shape == (3, 5, DECODER)
-    assert difference(one["alone"], one["rows"][1:2]) < 1e-6
-    assert "layers.1.cross_attention.v_proj.weight" in one
-    for two in ranks.run(2, learned_queries, TP2):
-        for name, expected in one.items():
-            if not name.endswith("k_proj.bias"):  # rounding noise: attention does not depend on it
-                assert difference(two[name], expected) < 5e-6, name
+def settings(kind: str) -> VILAConfig:
+    """Of the projector of this name."""
+    return VILAConfig(
+        vision_hidden_size=WIDTH,
+        vision_num_attention_heads=3,
+        projector_type=kind,  # type: ignore[arg-type]
+        qformer_num_queries=5,
+    )
+
+
+def test_two_ranks_have_the_gradients_of_one(ranks: RankPool) -> None:
+    """Of features and weights, from the same initial weights; on packs of several, one and no picture."""
+    (one,) = ranks.run(1, gradients, ONE)
+    assert one["qformer rows"][0].shape == (3, 5, DECODER)
+    first, second = ranks.run(2, gradients, TP2)
+    assert set(first) == set(one)
+    for name, (expected, _) in one.items():
+        dim = first[name][1]
+        if dim is None:
+            assert torch.equal(first[name][0], second[name][0]), name
+            whole = first[name][0]
+        else:
+            whole = torch.cat([first[name][0], second[name][0]], dim)
+        if not name.endswith("k_proj.bias"):  # rounding noise: attention does not depend on it
+            assert difference(whole, expected) < 5e-6, name

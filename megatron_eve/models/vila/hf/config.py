@@ -109,19 +109,20 @@ def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
     _check_features(fields, folder, kind)
     projector = _projector_type(fields)
     column = projector == "mlp_downsample" and not is_nvila(fields)
+    order = fields.get("projector_token_order", "column" if column else "row")
     fit = _FITS[fields.get("image_aspect_ratio")] if layout != "llava" else _llava_fit(folder)
     return [
         *tower,
         Stated("vision_select_layer", _select_layer(fields), _layer_field(fields)),
         Stated("projector_type", projector, "mm_projector_type"),
-        Stated("projector_token_order", "column" if column else "row", "the order of rows that it asks for"),
+        Stated("projector_token_order", order, "the order of rows that it asks for"),
         Stated("image_fit", fit, "image_aspect_ratio"),
     ]
 
 
 def _projector_type(fields: Mapping[str, Any]) -> Any:
     if layout_of(fields) == "llava":
-        return "mlp2x_gelu"
+        return fields.get("mm_projector_type", "mlp2x_gelu")
     section = fields.get("mm_projector_cfg")
     stated = section.get("mm_projector_type") if isinstance(section, dict) else None
     return stated or fields.get("mm_projector_type", "linear")

@@ -17,13 +17,14 @@ from megatron_eve.models.vila.hf.layouts import (
     FLAT,
     LLAVA,
     LLAVA_MODULES,
+    OWN_CODE,
     PARTS,
     PROJECTOR_KEYS,
     TOWER_FOLDER,
     TOWER_KEYS,
     folders_of,
 )
-from megatron_eve.models.vila.hf.llava import llava_files, rows_of
+from megatron_eve.models.vila.hf.llava import code_files, is_llava, rows_of, transformers_files
 from megatron_eve.models.vila.hf.published import flat_files, part_files
 from megatron_eve.models.vila.hf.tower import folder_settings
 
@@ -41,7 +42,7 @@ class VILAFormat(HFFormat):
     """See `HFFormat`."""
 
     title = "VILA"
-    model_types: tuple[str, ...] = ("llava_llama", "llava")
+    model_types: tuple[str, ...] = ("llava_llama", "llava", "megatron_vila")
     other_model_types: Mapping[str, str] = {
         **dict.fromkeys(("llava_mistral", "llava_mixtral", "llava_gemma", "llava_mpt"), _OTHER_DECODER),
         **dict.fromkeys(
@@ -199,7 +200,7 @@ class VILAFormat(HFFormat):
     ) -> Mapping[str, Mapping[str, str]]:
         """See `HFFormat.export_folders`."""
         if not published:
-            return LLAVA
+            return LLAVA if is_llava(vision) else OWN_CODE
         return FLAT if _is_flat(vision, flags) else PARTS
 
     def published_files(
@@ -222,7 +223,17 @@ class VILAFormat(HFFormat):
         self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
         """See `HFFormat.transformers_files`."""
-        return llava_files(model, vision, dtype, ids, image_token_id)
+        return transformers_files(model, vision, dtype, ids, image_token_id)
+
+    def code(self, vision: VILAConfig) -> Sequence[Path]:
+        """See `HFFormat.code`."""
+        return code_files(vision)
+
+    def register(self) -> Mapping[str, type]:
+        """See `HFFormat.register`."""
+        from megatron_eve.models.vila.hf.register import register
+
+        return register()
 
 
 def _is_flat(vision: VILAConfig, flags: Flags) -> bool:

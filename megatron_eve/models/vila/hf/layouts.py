@@ -4,7 +4,7 @@
 |---|---|---|
 | flat | `model_type` llava_llama, no `llm_cfg`: VILA 1.0, LLaVA-1.5 | one; names of `models/vila/names.py` |
 | parts | `llm_cfg`: VILA-1.5 and NVILA | `llm/`, `vision_tower/`, `mm_projector/` |
-| llava | `model_type` llava with `text_config`: transformers' own LLaVA | one; names of its own |
+| llava | `text_config`: transformers' own LLaVA, and `modeling_vila.py` | one; names of transformers |
 """
 
 from __future__ import annotations
@@ -34,14 +34,21 @@ LLAVA: Mapping[str, Mapping[str, str]] = {
         **{f"multi_modal_projector.{theirs}": ours for theirs, ours in _LLAVA_PROJECTOR.items()},
     }
 }
-# As it is read: transformers 5 leaves "vision_model." out, and some versions save the names of their modules.
+# The model of `modeling_vila.py`, for other projectors: the names of modules in transformers 5.
+OWN_CODE: Mapping[str, Mapping[str, str]] = {
+    ".": {
+        "model.language_model.": "model.",
+        "model.vision_tower.": TOWER_KEYS,
+        "model.multi_modal_projector.layers.": PROJECTOR_KEYS,
+    }
+}
+# As both are read: transformers 5 leaves "vision_model." out, and some versions save the names of their modules.
 _LLAVA_READ = {
     ".": {
         **LLAVA["."],
+        **OWN_CODE["."],
         "vision_tower.": TOWER_KEYS,
-        "model.language_model.": "model.",
         "model.vision_tower.vision_model.": TOWER_KEYS,
-        "model.vision_tower.": TOWER_KEYS,
         **{f"model.multi_modal_projector.{theirs}": ours for theirs, ours in _LLAVA_PROJECTOR.items()},
     }
 }

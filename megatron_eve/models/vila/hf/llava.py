@@ -1,13 +1,18 @@
-"""VILA with the projector mlp2x_gelu as transformers' own LLaVA, without any code of this project. Imports no torch."""
+"""VILA for transformers: its own LLaVA for mlp2x_gelu, without any code of ours, and `modeling_vila.py` for the others.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import JSONFiles
 from megatron_eve.models.vila.config import VILAConfig
+from megatron_eve.models.vila.geometry import projector_rows
 from megatron_eve.models.vila.hf.published import PIXELS, language_config, tower_config
 
 # Without a length of its own, transformers ends an answer after 20 tokens. As tools/chat.py does.
@@ -22,10 +27,51 @@ def rows_of(model: ModelConfig, image_token_id: int) -> int:
     return max(model.vocab_size, image_token_id + 1)
 
 
-def llava_files(
+def is_llava(vision: VILAConfig) -> bool:
+    """Does transformers' own LLaVA compute a model of these settings?"""
+    return vision.projector_type == "mlp2x_gelu"
+
+
+def code_files(vision: VILAConfig) -> list[Path]:
+    """See `HFFormat.code`."""
+    names = () if is_llava(vision) else ("configuration_vila.py", "modeling_vila.py")
+    return [Path(__file__).with_name(name) for name in names]
+
+
+def transformers_files(
     model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
 ) -> JSONFiles:
     """See `HFFormat.transformers_files`."""
+    files = _llava_files(model, vision, dtype, ids, image_token_id)
+    if is_llava(vision):
+        return files
+    files["config.json"] |= {
+        "architectures": ["VILAForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_vila.VILAConfig",
+            "AutoModelForImageTextToText": "modeling_vila.VILAForConditionalGeneration",
+        },
+        "mm_projector_type": vision.projector_type,
+        "model_type": "megatron_vila",
+        "projector_token_order": vision.projector_token_order,
+    }
+    # LLaVA's processor counts one row for a picture that is one patch, and so many more.
+    files["processor_config.json"] |= {
+        "patch_size": vision.image_size,
+        "num_additional_image_tokens": _rows_of_picture(vision) - 1,
+        "vision_feature_select_strategy": "full",
+    }
+    return files
+
+
+def _rows_of_picture(vision: VILAConfig) -> int:
+    return projector_rows(vision.projector_type, vision.grid, vision.qformer_num_queries)
+
+
+def _llava_files(
+    model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
+) -> JSONFiles:
+    """Of transformers' own LLaVA."""
     text, tower = language_config(model, dtype, ids), tower_config(vision, dtype)
     for section in (text, tower):
         section.pop("torch_dtype")
@@ -34,7 +80,7 @@ def llava_files(
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "dtype": dtype,
-        "image_seq_length": vision.grid**2,
+        "image_seq_length": _rows_of_picture(vision),
         "image_token_index": image_token_id,
         "model_type": "llava",
         "multimodal_projector_bias": True,

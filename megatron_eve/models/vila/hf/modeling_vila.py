@@ -1,0 +1,98 @@
+"""VILA on transformers' LLaVA, with the projectors that LLaVA does not have (NVlabs/VILA, `multimodal_projector`).
+
+Shapes: I = pictures, G = side of the grid of the tower's features, C = width of the tower, D = decoder width, k = side
+of a block of features (1, 2 or 3), Q = rows of a picture.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+
+from .configuration_vila import VILAConfig
+
+
+class Blocks(nn.Module):
+    """Joins k x k features into one; zeros fill the last blocks of a grid that they do not divide."""
+
+    def __init__(self, side: int, by_columns: bool) -> None:
+        super().__init__()
+        self.side, self.by_columns = side, by_columns
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[I, G * G, C] -> [I, Q, k * k * C]; in a block the features row by row."""
+        grid, side = math.isqrt(features.shape[1]), self.side
+        missing = -grid % side
+        grids = F.pad(features.unflatten(1, (grid, grid)), (0, 0, 0, missing, 0, missing))
+        blocks = grids.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (I, rows, k, columns, k, C)
+        order = (0, 3, 1, 2, 4, 5) if self.by_columns else (0, 1, 3, 2, 4, 5)
+        return blocks.permute(order).flatten(3).flatten(1, 2)
+
+
+class VILAProjector(nn.Module):
+    """[I, G * G, C] -> [I, Q, D]. Its layers are numbered as published."""
+
+    def __init__(self, config: VILAConfig) -> None:
+        super().__init__()
+        kind, by_columns = config.mm_projector_type, config.projector_token_order == "column"
+        tower, decoder = config.vision_config.hidden_size, config.text_config.hidden_size
+        if kind == "linear":
+            self.layers: nn.Module = nn.Linear(tower, decoder)
+            return
+        layers: list[nn.Module]
+        if kind == "mlp3x_gelu":
+            layers = [nn.Linear(tower, decoder), nn.GELU()]
+            tower = decoder
+        elif kind == "mlp_downsample_3x3_fix":
+            layers = [
+                Blocks(3, by_columns),
+                nn.LayerNorm(9 * tower),
+                nn.Linear(9 * tower, 3 * tower),
+                nn.GELU(),
+            ]
+            tower *= 3
+            layers.append(nn.LayerNorm(tower))
+        elif kind in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+            tower *= 4
+            layers = [Blocks(2, by_columns), nn.LayerNorm(tower)]
+        else:
+            raise ValueError(f"mm_projector_type is {kind!r}, which is not known here")
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(tower, decoder), nn.GELU(), nn.Linear(decoder, decoder)
+        )
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """See above."""
+        return self.layers(image_features)
+
+
+class VILAModel(LlavaModel):
+    """LLaVA with another projector, without its head."""
+
+    config_class = VILAConfig
+
+    def __init__(self, config: VILAConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = VILAProjector(config)
+        self.post_init()
+
+
+class VILAForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA with another projector; the keys of its folders are the names of modules in transformers 5."""
+
+    config_class = VILAConfig
+    # transformers 4 wraps the tower once more.
+    _checkpoint_conversion_mapping = {  # noqa: RUF012
+        "^model.vision_tower.(?!vision_model)": "model.vision_tower.vision_model."
+    }
+
+    def __init__(self, config: VILAConfig) -> None:
+        LlavaPreTrainedModel.__init__(
+            self, config
+        )  # LlavaForConditionalGeneration's would build LLaVA's model first
+        self.model = VILAModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
