@@ -229,7 +229,7 @@ def main() -> int:
         help="folder for all that is made (default: vila_text)",
     )
     for flag, default, what in (
-        ("--pretraining", 200, "iterations of the language model"),
+        ("--pretraining", 250, "iterations of the language model"),
         ("--iterations", 40, "iterations of each stage"),
         ("--interval", 10, "iterations between two measurements; a divisor of --iterations"),
     ):
