@@ -359,7 +359,8 @@ def _load_model(
     chunks: Sequence[Any], loaded: dict[str, Any], optional: Callable[[str], bool] | None = None
 ) -> None:
     for i, chunk in enumerate(chunks):
-        result = unwrap(chunk).load_state_dict(loaded[f"model{i}"], strict=False)
+        # megatron-core leaves out a chunk without weights, which an uneven pipeline layout may have.
+        result = unwrap(chunk).load_state_dict(loaded.get(f"model{i}", {}), strict=False)
         missing = [name for name in result.missing_keys if not (optional and optional(name))]
         wrong = [name for name in missing if not name.endswith(_EXTRA)] + result.unexpected_keys
         assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"

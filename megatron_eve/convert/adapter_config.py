@@ -14,6 +14,8 @@ from megatron_eve.runtime.wrong_content import wrong_content
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # The weights as older versions of peft write them: pickled.
 _PICKLED = "adapter_model.bin"
+# What trained beside the adapters, as published training code of VLMs writes it; peft keeps it with the adapters.
+_BESIDE = "non_lora_trainables.bin"
 # Settings of peft that change what an adapter computes, and which nothing here computes: they must be unset.
 _UNSET = (
     "fan_in_fan_out", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform",
@@ -30,13 +32,13 @@ class AdapterFolder:
 
     Attributes:
         path: of the folder.
-        weights: the file with its tensors.
+        files: with its tensors: the adapters, and what trained beside them where that lies in a file of its own.
         lora: settings of the adapters; which matrices have one, its tensors say.
         base: what it calls the model it was trained on; "" where it does not say.
     """
 
     path: Path
-    weights: Path
+    files: tuple[Path, ...]
     lora: LoRAConfig
     base: str
 
@@ -92,7 +94,9 @@ class AdapterFolder:
                 f"{source}: r is {rank!r} and lora_alpha {alpha!r}, which must be above 0; copy the folder again"
             )
         lora = LoRAConfig(lora_rank=rank, lora_alpha=float(alpha), lora_dropout=float(dropout or 0.0))
-        return AdapterFolder(path, weights, lora, str(fields.get("base_model_name_or_path") or ""))
+        beside = path / _BESIDE
+        files = (weights, beside) if beside.is_file() else (weights,)
+        return AdapterFolder(path, files, lora, str(fields.get("base_model_name_or_path") or ""))
 
 
 def config_fields(

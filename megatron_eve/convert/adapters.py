@@ -152,14 +152,21 @@ class AdapterTensors:
     """What an import takes from an adapter's folder.
 
     Attributes:
-        path: the file.
-        names: in the model's folder (see `Rule.hf`), by the keys of the file.
+        files: with the names that their tensors have in the model's folder (see `Rule.hf`), by the keys in the file.
         lora: settings of the adapters, the matrices that have one among them.
     """
 
-    path: Path
-    names: Mapping[str, str]
+    files: Mapping[Path, Mapping[str, str]]
     lora: LoRAConfig
+
+    def names(self) -> set[str]:
+        """Of all tensors, as in the model's folder."""
+        return {name for names in self.files.values() for name in names.values()}
+
+    def put_into(self, folder: HFFolder) -> None:
+        """Put them beside those of the model's folder, or in their place."""
+        for path, names in self.files.items():
+            folder.add_file(path, names)
 
 
 def tensors_of(
@@ -176,52 +183,58 @@ def tensors_of(
     Raises:
         ConfigError: an adapter of another model, one that lacks tensors, or tensors that are none of this model's.
     """
-    folder = HFFolder(adapter.path, {})
-    folder.add_file(adapter.weights)
     flag, on = f"--adapter {adapter.path}", f" (trained on {adapter.base})" if adapter.base else ""
     another = f"so it is an adapter for another model{on}; name the model that it was trained on as --source"
     its = find_family(config.family).hugging_face().module_names(config.vision)
     modules = {**names_there, **{theirs: ours for ours, theirs in its.items()}}
     sizes, rank, layers = projection_sizes(config.model), adapter.lora.lora_rank or 0, config.model.num_layers
-    names, targets = dict[str, str](), set[str]()
-    for key in list(folder.keys()):
-        found = _ADAPTER.fullmatch(key)
-        if found is None:
-            name = renamed(key.removeprefix(_PREFIX), modules)
-            if name not in known and unknown_keys(config, [name]):
+    targets, files = set[str](), dict[Path, dict[str, str]]()
+
+    def is_known(name: str) -> bool:
+        return name in known or not unknown_keys(config, [name])
+
+    for path in adapter.files:
+        folder, names = HFFolder(adapter.path, {}), files.setdefault(path, {})
+        folder.add_file(path)
+        for key in list(folder.keys()):
+            found = _ADAPTER.fullmatch(key)
+            if found is None:
+                name = key.removeprefix(_PREFIX)
+                names[key] = name if is_known(name) else renamed(name, modules)
+                if not is_known(names[key]):
+                    raise ConfigError(
+                        f"{flag}: holds {key}, which is no adapter of a matrix of the decoder ({', '.join(TARGETS)}) "
+                        f"and no tensor of --source, {another}"
+                    )
+                continue
+            layer, block, target, side = found.groups()
+            if int(layer) >= layers or target not in sizes:
                 raise ConfigError(
-                    f"{flag}: holds {key}, which is no adapter of a matrix of the decoder ({', '.join(TARGETS)}) and "
-                    f"no tensor of --source, {another}"
+                    f"{flag}: holds {key}, and the model has {layers} layers with {', '.join(sizes)}, {another}"
                 )
-            names[key] = name
-            continue
-        layer, block, target, side = found.groups()
-        if int(layer) >= layers or target not in sizes:
-            raise ConfigError(
-                f"{flag}: holds {key}, and the model has {layers} layers with {', '.join(sizes)}, {another}"
-            )
-        inputs, outputs = sizes[target]
-        shape, wanted = tuple(folder.describe(key)[0]), (rank, inputs) if side == "A" else (outputs, rank)
-        if shape != wanted:
-            raise ConfigError(
-                f"{flag}: {key} has the shape {shape}, and this model needs {wanted}, {another}"
-            )
-        names[key] = f"model.layers.{layer}.{block}.{target}.lora_{side}.weight"
-        targets.add(target)
+            inputs, outputs = sizes[target]
+            shape, wanted = tuple(folder.describe(key)[0]), (rank, inputs) if side == "A" else (outputs, rank)
+            if shape != wanted:
+                raise ConfigError(
+                    f"{flag}: {key} has the shape {shape}, and this model needs {wanted}, {another}"
+                )
+            names[key] = f"model.layers.{layer}.{block}.{target}.lora_{side}.weight"
+            targets.add(target)
     if not targets:
         raise ConfigError(
             f"{flag}: holds no adapter of a matrix of the decoder ({', '.join(TARGETS)}); copy the folder again"
         )
     lora = replace(adapter.lora, lora_target=tuple(name for name in TARGETS if name in targets))
     missing = {name for rule in adapter_rules(lora) for star in rule.hf for name in _layers(star, layers)}
-    missing -= set(names.values())
+    tensors = AdapterTensors(files, lora)
+    missing -= tensors.names()
     if missing:
         raise ConfigError(
             f"{flag}: has no {min(missing)}, which the other layers have, and the model has {layers}; adapters of some "
             "layers alone are not known here: merge it into its model (merge_and_unload, then save_pretrained), and "
             "import that folder"
         )
-    return AdapterTensors(adapter.weights, names, lora)
+    return tensors
 
 
 def _layers(name: str, layers: int) -> list[str]:

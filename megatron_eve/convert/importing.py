@@ -91,7 +91,7 @@ def plan_import(
         there = next(iter(found.folders.values()))
         plan.adapter = tensors_of(adapter, config, keys, there)
         config = plan.config = replace(config, lora=plan.adapter.lora)
-        folder.add_file(adapter.weights, plan.adapter.names)
+        plan.adapter.put_into(folder)
         keys = set(folder.keys())
     plan.tokenizer = source_tokenizer(
         found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
@@ -99,7 +99,7 @@ def plan_import(
     rules = (*rules_of(config), *adapter_rules(config.lora))
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     with meta_model(config) as model:
-        taken = set(plan.adapter.names.values()) if plan.adapter else set[str]()
+        taken = plan.adapter.names() if plan.adapter else set[str]()
         fresh = {
             e.name
             for e in model.entries
@@ -190,7 +190,7 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
     """
     folder = open_weights(source, HFConfig.read(source).folders, plan.config)
     if plan.adapter is not None:
-        folder.add_file(plan.adapter.path, plan.adapter.names)
+        plan.adapter.put_into(folder)
     for names in plan.mapped.values():
         for name in names:
             tensor = folder.tensor(name)

@@ -84,8 +84,11 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     if flags.adapter is not None:
         AdapterFolder.read(flags.adapter)
     found = HFConfig.read(flags.source)
-    rules = find_family(flags.family).text_rules
-    source_tokenizer(found.language_folder, found.model_config().vocab_size, rules.tokenizer_legacy)
+    family = find_family(flags.family)
+    if found.family in (None, family):  # another one is refused with the weights
+        family.hugging_face().import_settings(found.fields, flags.source, vars(flags))
+    legacy = family.text_rules.tokenizer_legacy
+    source_tokenizer(found.language_folder, found.model_config().vocab_size, legacy)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     LogitsProcessor,
     StoppingCriteria,
@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.data.text.json_tokenizer import bytes_of_characters
 from megatron_eve.data.text.prompts import stop_tokens
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
@@ -66,16 +67,24 @@ class HFEngine:
     @property
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return int(self._model.config.max_position_embeddings)
+        return int(self._model.config.get_text_config().max_position_embeddings)
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
         length = len(self._processor.tokenizer(text)["input_ids"])
         for data in images:
-            tokens = self._processor.num_image_tokens(*self._picture(data).size)
-            length += tokens - 1  # its <image> is counted already
+            length += self._image_tokens(*self._picture(data).size) - 1  # its <image> is counted already
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
+
+    def _image_tokens(self, width: int, height: int) -> int:
+        """Tokens that the `<image>` of a picture of this size, in pixels, becomes."""
+        counted: int | None
+        if (own := getattr(self._processor, "num_image_tokens", None)) is not None:
+            counted = own(width, height)
+        else:  # as transformers counts for its own processors
+            (counted,) = self._processor._get_num_multimodal_tokens([(height, width)]).num_image_tokens
+        return int(counted)
 
     def answers(
         self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
@@ -150,7 +159,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
         _check_type(folder, config)  # before a model of its sizes is built
         processor: Any = AutoProcessor.from_pretrained(folder, **local)
         _check_tokenizer(folder, config, processor)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
         model, loading = opened
@@ -183,7 +192,9 @@ def _check_type(folder: Path, config: Any) -> None:
 
 def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
     """Raise ConfigError for a tokenizer of another model, by the id of `<image>` and the tokens of a text."""
-    image = config.vocab_size if config.image_token_index is None else config.image_token_index
+    image = config.image_token_index
+    if image is None:
+        image = config.vocab_size
     ids = processor.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     if processor.image_token_id != image or PieceText(processor.tokenizer).decode(ids) != _PROBE:
         raise ConfigError(
@@ -198,16 +209,18 @@ class PieceText:
     The `tokenizers` library drops a whole run of byte tokens if one of them is not part of a character.
 
     Args:
-        tokenizer: of transformers, with Llama's pieces.
+        tokenizer: of transformers, with Llama's pieces, or of byte-level BPE.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         special = {number for number, added in tokenizer.added_tokens_decoder.items() if added.special}
         special |= set(tokenizer.all_special_ids)
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self._bytes = [b"" if number in special else _bytes(piece) for number, piece in enumerate(pieces)]
+        by_bytes = type(tokenizer.backend_tokenizer.decoder).__name__ == "ByteLevel"
+        bytes_of = _bytes_of_characters if by_bytes else _bytes
+        self._bytes = [b"" if number in special else bytes_of(piece) for number, piece in enumerate(pieces)]
         # Llama's "▁" in front of a text stands for no space; a byte that is a space does.
-        self._begins = [not _BYTE_PIECE.fullmatch(piece) for piece in pieces]
+        self._begins = [not by_bytes and not _BYTE_PIECE.fullmatch(piece) for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without control tokens; a byte that is part of no character gives U+FFFD."""
@@ -223,6 +236,12 @@ class PieceText:
                 text += content[: error.start].decode() + REPLACEMENT
                 content = content[error.start + 1 :]
         return text
+
+
+def _bytes_of_characters(piece: str) -> bytes:
+    """Of byte-level BPE; added tokens are written as they are."""
+    table = bytes_of_characters()
+    return bytes(map(table.__getitem__, piece)) if all(map(table.__contains__, piece)) else piece.encode()
 
 
 def _bytes(piece: str) -> bytes:

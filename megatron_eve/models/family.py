@@ -115,14 +115,10 @@ class PartCounts(NamedTuple):
     frozen: int = 0
 
 
-# --- data ---
-
-
 class View(NamedTuple):
     """One thing that is decoded of a picture, as uint8; its shape is known before decoding.
 
-    A picture is resized (as `fit` says), then laid on a square canvas (if `square`), then cut into patches (if
-    `patch_size`).
+    A picture is resized by its `fit`, laid on a square canvas (if `square`), and cut into patches (if `patch_size`).
 
     Attributes:
         width, height: pixels that the picture is resized to.
@@ -131,11 +127,9 @@ class View(NamedTuple):
         margin_unit: the margins left of it and above it are whole multiples of this, in pixels.
         patch_size: side of the patches that it is cut into, in pixels; 0: not cut.
         merge: patches come in groups of merge x merge, row by row; so do those of a group.
-        fit: how a picture of another aspect ratio is resized. stretch: its aspect ratio is lost; pad: it is laid in the
-            middle of a square of its longer side first, in `pad_colour`; crop: its shorter side is resized to `width`
-            and the middle of the longer one is kept. With pad and crop width and height are equal.
-        pass_order: order in which rows and columns are resized, which decides the rounding. rows: rows first, as in
-            every Pillow before 13; pillow13: that of Pillow 13.
+        fit: stretch: the aspect ratio is lost; pad: first laid in the middle of a square of its longer side, of
+            `pad_colour`; crop: the shorter side resized, the middle of the longer one kept. The last two give squares.
+        pass_order: what is resized first, which decides the rounding: rows, or as Pillow 13 does.
     """
 
     width: int
@@ -189,10 +183,8 @@ class ViewUse(NamedTuple):
 
 
 ImageSetting = int | str
-"""A whole number, or one of the words that its flag takes."""
-
 ImageSettings = Mapping[str, ImageSetting]
-"""What pictures are made into, by the names of a family's `image_flags`."""
+"""What pictures are made into, by the names of a family's `image_flags`: whole numbers, or words that a flag takes."""
 
 
 class ImageFlag(NamedTuple):
@@ -201,11 +193,10 @@ class ImageFlag(NamedTuple):
     Attributes:
         default: a whole number, or one of `choices`.
         help: of the flag.
-        binds: image storages under which a dataset fits no other value. All, if it decides rows of the sequence; if it
-            changes decoded pixels alone, those that store what it changes: "pixels", and "jpeg" if that is the first
-            view.
+        binds: image storages under which a dataset fits no other value. All, if it decides rows of the sequence; else
+            those that store the pixels that it changes: "pixels", and "jpeg" for the first view.
         choices: the words it may be; empty for a whole number.
-        metavar: what a number counts: PX for pixels, N otherwise.
+        metavar: what a number counts.
         alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
     """
 
@@ -228,9 +219,6 @@ class ImageFlag(NamedTuple):
     def same(self, one: ImageSetting, other: ImageSetting) -> bool:
         """Do two values make the same of every picture?"""
         return one == other or any(one in group and other in group for group in self.alike)
-
-
-# --- the family ---
 
 
 @runtime_checkable

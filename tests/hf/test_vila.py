@@ -10,8 +10,16 @@ import pytest
 import torch
 
 import megatron_eve.hf  # noqa: F401 - registers the model
+from megatron_eve.convert.fast_tokenizer import fast_tokenizer
+from megatron_eve.data.text.conversation import marked_parts
+from megatron_eve.data.text.prompts import prompt_text
+from megatron_eve.data.text.templates import find_template
+from megatron_eve.data.text.tokenizer import Tokenizer
+from megatron_eve.data.text.turns import Turn
+from megatron_eve.models.vila.hf.chat_templates import CHAT_TEMPLATES
 from tests.convert.test_conversion import convert, llama
 from tests.convert.vila_folders import LANGUAGE, llava, same, tensors, tower_alone
+from tests.golden_dir import find_golden
 from tests.hf.vila_models import QUESTIONS, config_of, exported, our_prompts, ours, their_inputs
 from tests.ranks import RankPool
 
@@ -93,6 +101,52 @@ def test_transformers_computes_what_ours_does(ranks: RankPool, model: Model) -> 
                 :, inputs["input_ids"].shape[1] :
             ]
             assert new.tolist() == [answers[number] for number in numbers]
+
+
+def test_the_tools_ask_it(ranks: RankPool, model: Model) -> None:
+    """`tools/generate.py` and `tools/chat.py` on the folder answer as on the checkpoint."""
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    prompts = our_prompts("vila_v1")
+    (found,) = ranks.run(1, ours, config_of(model.source), model.source, prompts, COUNT)
+    engine = HFEngine(model.folder, "vila_v1")
+    texts = [(prompt_text(text, "vila_v1", len(images)), images) for text, images in QUESTIONS]
+    queries = [engine.prepare(text, images, COUNT) for text, images in texts]
+    assert [query.length for query in queries] == [len(rows) for rows in found[0]]
+    eos = engine._processor.tokenizer.eos_token_id
+    wanted = [answer[: answer.index(eos)] if eos in answer else answer for answer in found[1]]
+    assert [list(answer.tokens) for answer in engine.answers(queries, COUNT)] == wanted
+
+
+@pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
+@pytest.mark.parametrize("system", [None, "Be brief, don't guess."])
+def test_chat_templates_write_the_texts_of_training(name: str, system: str | None) -> None:
+    """Conversations with pictures in front, inside and behind, and the end of a prompt."""
+    from transformers import PreTrainedTokenizerFast
+
+    fast, _ = fast_tokenizer(Tokenizer(find_golden("tokenize") / "tokenizer.model", legacy=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast)
+    turns = ["<image>\nWhat is it?", "A box.", "And <image> or\n<image> ?", "Blue.", " No picture "]
+    template = find_template(name)
+    assert template.answer is not None
+    placed = [
+        Turn("gpt" if number % 2 else "human", text if number % 2 else template.place_images(text))
+        for number, text in enumerate(turns)
+    ]
+    parts = marked_parts(template, template.default_system if system is None else system, placed)
+    begin = {"llama_3": "<|begin_of_text|>", "qwen2": ""}.get(name, "<s>")
+    wanted = begin + "".join(part for part, _ in parts) + template.answer.header
+    if template.behind_image:
+        wanted = wanted.replace("<image>", f"<image>{template.behind_image}")
+    messages = [
+        {"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(turns)
+    ]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    found = tokenizer.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATES[name], tokenize=False, add_generation_prompt=True
+    )
+    assert found == wanted
 
 
 def test_transformers_own_model_needs_no_code(model: Model) -> None:

@@ -219,7 +219,7 @@ def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
         ConfigError: neither a family's nor that of a known language model.
     """
     kind = fields.get("model_type")
-    known, meanings = list(_LANGUAGE_MODELS.values()), dict[str, str]()
+    known, meanings = list(_LANGUAGE_MODELS.values()), list[str]()
     if str(kind) in _LANGUAGE_MODELS:
         return None
     for family in loaded_families():
@@ -227,9 +227,10 @@ def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:
         if str(kind) in its.model_types:
             return family
         known.append(its.title)
-        meanings.update(its.other_model_types)
-    meaning = f"{', '.join(known[:-1])} and {known[-1]} are known; take a folder of one of these"
-    raise ConfigError(f"{path}: model_type is {kind!r}, and {meanings.get(str(kind), meaning)}")
+        if (meaning := its.other_model_types.get(str(kind))) is not None:
+            meanings.append(meaning)
+    of_none = f"{', '.join(known[:-1])} and {known[-1]} are known; take a folder of one of these"
+    raise ConfigError(f"{path}: model_type is {kind!r}, and {'; or '.join(meanings) or of_none}")
 
 
 def _read_fields(path: Path) -> dict[str, Any]:

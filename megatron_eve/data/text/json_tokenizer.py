@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class JsonTokenizer(TextTokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: one.content for token, one in added.items()}
         self.byte_level = b'"ByteLevel"' in content
-        self._of_bytes = _bytes_of_characters() if self.byte_level else {}
+        self._of_bytes = bytes_of_characters() if self.byte_level else {}
         config = _config(Path(path).parent / _CONFIG)
         self.bos_id = self._control_token(config, "bos_token")
         eos_id = self._control_token(config, "eos_token")
@@ -114,7 +115,8 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _bytes_of_characters() -> dict[str, int]:
+@cache
+def bytes_of_characters() -> dict[str, int]:
     """{character: the byte that it stands for in byte-level BPE}; GPT-2's table, in which printable ones stay."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

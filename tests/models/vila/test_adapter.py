@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import LoRAConfig
+from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.models.vila.config import VILAConfig
 from tests.convert.test_conversion import convert
 from tests.families.suite import run, saving_in
@@ -72,3 +73,21 @@ def test_an_adapter_brings_what_trained_beside_it(
     assert convert("export", "--source", back, "--target", again, *words) == 0
     tensors, expected = (load_file(folder / "model.safetensors") for folder in (again, merged))
     assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    # So it does from what the published training code writes: the projector in a file of its own, under its own names.
+    if not tower_trains:
+        pieces = load_file(adapter / "adapter_model.safetensors")
+        published = {
+            name.replace("multi_modal_projector.linear_1", "mm_projector.0").replace(
+                "multi_modal_projector.linear_2", "mm_projector.2"
+            ): pieces.pop(name)
+            for name in list(pieces)
+            if "projector" in name
+        }
+        assert len(published) == 4
+        save_file(pieces, adapter / "adapter_model.safetensors")
+        torch.save(published, adapter / "non_lora_trainables.bin")
+        third = tmp_path / "third"
+        assert convert("import", "--source", base, "--adapter", adapter, "--target", third) == 0
+        one, other = (DistFolder(folder / "iter_0000000") for folder in (back, third))
+        assert set(one) == set(other)
+        assert all(torch.equal(one.tensor(key), other.tensor(key)) for key in one)
