@@ -113,16 +113,21 @@ def test_cases_without_a_model(name: str) -> None:
 
 
 def damaged(folder: Path, tmp_path: Path, tensor: str) -> Path:
-    """A copy of a case with one value of one tensor moved by one part in ten thousand of its norm."""
+    """A copy of a case with a damaged output."""
     copy = tmp_path / "golden" / folder.name
     shutil.copytree(folder.parent / "_shared", copy.parent / "_shared")
     shutil.copytree(folder, copy)
-    outputs = load_file(copy / "outputs.safetensors")
+    damage(copy, tensor)
+    return copy
+
+
+def damage(case: Path, tensor: str) -> None:
+    """Move one value of an output of a case by one part in ten thousand of the output's norm."""
+    outputs = load_file(case / "outputs.safetensors")
     flat = outputs[tensor].flatten()
     flat[0] += max(1e-4 * float(flat.norm()), 1e-4)
     outputs[tensor] = flat.reshape(outputs[tensor].shape)
-    save_file(outputs, copy / "outputs.safetensors")
-    return copy
+    save_file(outputs, case / "outputs.safetensors")
 
 
 @pytest.mark.distributed

@@ -15,7 +15,7 @@ from megatron_eve.verification.forms import is_case
 from tests.golden_dir import find_golden
 from tests.layouts import CP2, ONE, PP2, TP2, TP2_PP2, TP2_SP, TP2_SP_CP2, Layout, layout
 from tests.ranks import RankPool
-from tests.verification.test_golden import check, misses
+from tests.verification.test_golden import check, damage, misses
 
 TP4 = layout("TP4", 4, tp=4)
 LAYOUTS = (ONE, TP2, TP2_SP, TP4, PP2, CP2, TP2_PP2, TP2_SP_CP2)
@@ -79,14 +79,10 @@ def test_pictures_alone(ranks: RankPool) -> None:
 
 
 def damaged(name: str, tmp_path: Path, tensor: str) -> Path:
-    """A copy of a case with one value of one output moved."""
+    """A copy of a case with a damaged output."""
     copy = tmp_path / name
     shutil.copytree(find(name), copy)
-    outputs = load_file(copy / "outputs.safetensors")
-    flat = outputs[tensor].flatten()
-    flat[0] += max(1e-4 * float(flat.norm()), 1e-4)
-    outputs[tensor] = flat.reshape(outputs[tensor].shape)
-    save_file(outputs, copy / "outputs.safetensors")
+    damage(copy, tensor)
     return copy
 
 
