@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
 import pytest
 
-from tests.families.vila import PP2_UNEVEN, PP2_VPP2
-from tests.families.vila_steps import CONTENTS, Outcome, Run, Weights, one_step, weights_of
+from tests.families.vila import PP2_UNEVEN, PP2_VPP2, run_config
+from tests.families.vila_steps import CONTENTS, LORA, Outcome, Run, Weights, one_step, weights_of
 from tests.layouts import CP2, DP2, ONE, PP2, PP4, TP2, TP2_PP2, TP2_SP, TP2_SP_CP2, Layout, layout
+from tests.lora.test_counts import held
 from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -106,3 +108,28 @@ def test_the_other_order_of_rows_is_noticed(
 ) -> None:
     found = ranks.run(1, one_step, Run(row_order=True), ONE.parallel, weights(False))[0]
     assert abs(found.loss - one_process(Run()).loss) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("trained", "lora"),
+    [
+        pytest.param(False, False, id="frozen-full"),
+        pytest.param(True, True, id="trained-lora"),
+        pytest.param(True, False, id="trained-full", marks=pytest.mark.slow),
+        pytest.param(False, True, id="frozen-lora", marks=pytest.mark.slow),
+    ],
+)
+def test_a_frozen_tower_takes_no_bytes(ranks: RankPool, trained: bool, lora: bool) -> None:
+    """Gradient buffers and moments of AdamW are those of what trains; of the tower, the layers that run."""
+    config = run_config(replace(TP2.parallel, use_distributed_optimizer=False), 1)
+    config = replace(config, vision=replace(config.vision, freeze_ViT=not trained))
+    config = replace(config, lora=LORA) if lora else config
+    for one in ranks.run(2, held, config):
+        towers = {name for name in one.others if ".tower." in name}
+        assert bool(towers) == trained
+        assert not [name for name in towers if "layers.3" in name or "post_layernorm" in name]
+        assert bool(one.adapters) == lora
+        assert not lora or all(name.startswith("vision_model.") for name in one.others)
+        elements = one.adapters + sum(one.others.values())
+        assert one.gradients == 4 * elements
+        assert one.moments == 8 * elements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,29 @@ def test_a_case_that_lacks_pictures(tmp_path: Path) -> None:
     save_file(inputs, copy / "inputs.safetensors")
     with pytest.raises(ConfigError, match="batch mixed: has 5 placeholders and fewer pictures"):
         find_family("vila").golden().batches(copy)
+
+
+def test_tokens_for_media(tmp_path: Path) -> None:
+    """In NVILA's cases a placeholder is a token, and a line break follows each picture; videos are left out."""
+    copy = tmp_path / "vila15_llm"
+    shutil.copytree(find("vila15_llm"), copy)
+    meta = {"special": {"media_token_ids": {"image": 470, "video": 471}, "newline_ids": [13]}}
+    (copy / "meta.json").write_text(json.dumps(meta))
+    inputs = load_file(copy / "inputs.safetensors")
+    for name, value in inputs.items():
+        inputs[name] = value.masked_fill(value == -200, 470) if name.endswith("input_ids") else value
+    inputs["batch.packing_leak.input_ids"][0, 5] = 471
+    save_file(inputs, copy / "inputs.safetensors")
+    batches = {batch.name: batch for batch in find_family("vila").golden().batches(copy)}
+    assert set(batches) == {"mixed", "no_padding"}
+    texts, (before,) = batches["no_padding"].inputs, inputs["batch.no_padding.input_ids"]
+    (ids,), (labels,) = texts["input_ids"], texts["labels"]
+    places = (ids == -200).nonzero()[:, 0]
+    assert len(places) == 2 and len(ids) == len(before) + 2 and bool(texts["attention_mask"].all())
+    assert ids[places + 1].tolist() == [13, 13]
+    assert labels[places].tolist() == labels[places + 1].tolist() == [-100, -100]
+    kept = [place for place in range(len(ids)) if place - 1 not in places.tolist()]
+    assert ids[kept].tolist() == before.masked_fill(before == 470, -200).tolist()
 
 
 def test_cases_of_other_models_are_none() -> None:
