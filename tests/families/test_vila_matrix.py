@@ -54,6 +54,7 @@ def furthest(found: Outcome, expected: Outcome) -> tuple[float, str]:
     assert set(found.gradients) == set(expected.gradients)
     errors = []
     for name, golden in expected.gradients.items():
+        assert found.gradients[name].isfinite().all(), name  # `max` may pass over what is no number
         scale, error = float(golden.norm()), float((found.gradients[name] - golden).norm())
         # Key biases have no gradient but rounding noise.
         errors.append((error / scale if scale > 1e-9 else error, name))

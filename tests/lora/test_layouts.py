@@ -59,6 +59,7 @@ def one_process(ranks: RankPool, base: Path) -> Callable[[RunConfig], Learned]:
 def furthest(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """The largest distance between two tensors of a name, relative to the larger of its norm and a small one."""
     assert set(found) == set(expected)
+    assert all(value.isfinite().all() for value in found.values())  # `max` may pass over what is no number
     return max(
         float((found[name] - value).norm() / max(float(value.norm()), 1e-7))
         for name, value in expected.items()
