@@ -116,7 +116,7 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}} --lora-rank 8 --lora-target v_proj",
             "was made with --lora-target q_proj v_proj, this run has v_proj; use the same adapters"),
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapter}}", "holds an adapter of PEFT and no model; merge"),
-    Mistake("pretrain", f"{VILA} --vision-tower {{tower}}", "its config.json has "),
+    Mistake("pretrain", f"{VILA} --vision-tower {{tower}}", "its config.json is of --vision-hidden-"),
     Mistake("pretrain", f"{VILA} --vision-tower {{root}}/nowhere", "nowhere: no config.json there; name a"),
     Mistake("pretrain", f"{VILA} --vision-select-layer 5", "a vision tower of 4 layers has the hidden"),
     Mistake("pretrain", f"{VILA} --projector-token-order column", "is for --projector-type mlp_downsample"),
