@@ -79,7 +79,8 @@ class VILAModel(LlavaModel):
 
     def __init__(self, config: VILAConfig) -> None:
         super().__init__(config)
-        self.multi_modal_projector = VILAProjector(config)
+        projector: Any = VILAProjector(config)
+        self.multi_modal_projector = projector
         self.post_init()
 
 
