@@ -44,6 +44,7 @@ class Mistake:
 
 PRETRAIN = "--preset eve_mini --global-batch-size 4 --train-iters 1"
 MOCK = f"{PRETRAIN} --mock-data"
+VILA = MOCK.replace("eve_mini", "vila_tiny")
 DATA = f"{PRETRAIN} --data-path {{set}}"
 PREPROCESS = "--input {rows} --image-root {root} --tokenizer-model {tokenizer} --output-prefix {root}/out"
 ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/answers"
@@ -115,6 +116,12 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapted}} --lora-rank 8 --lora-target v_proj",
             "was made with --lora-target q_proj v_proj, this run has v_proj; use the same adapters"),
     Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{adapter}}", "holds an adapter of PEFT and no model; merge"),
+    Mistake("pretrain", f"{VILA} --vision-tower {{tower}}", "its config.json is of --vision-ffn-hidden-"),
+    Mistake("pretrain", f"{VILA} --vision-tower {{root}}/nowhere", "No such file or directory; name the folder"),
+    Mistake("pretrain", f"{VILA} --vision-select-layer 5", "a vision tower of 4 layers has the hidden"),
+    Mistake("pretrain", f"{VILA} --projector-token-order column", "is for --projector-type mlp_downsample"),
+    Mistake("pretrain", f"{VILA} --freeze-LM --lora-rank 8", "freezes it, so that no adapter would train"),
+    Mistake("pretrain", f"{VILA} --vision-num-attention-heads 5", "must divide --vision-hidden-size 64"),
     Mistake("pretrain", f"{DATA} {{modern}}", "{modern}_dataset.json has the tokenizer mode"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),

@@ -1,8 +1,7 @@
-"""What the experiments share: datasets, runs of one process, and questions, each a command of this repository."""
+"""Datasets and runs of one process for an experiment, each a command of this repository."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +14,6 @@ from report import Console
 from megatron_eve.config.presets import PRESETS
 
 PRESET = "vila_tiny"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and the answer that is right.
-
-    Attributes:
-        pictures: file names.
-        text: the question.
-        right: the answer.
-    """
-
-    pictures: Sequence[str]
-    text: str
-    right: str
 
 
 @dataclass(frozen=True)
@@ -58,15 +42,18 @@ class Runs:
         """Folder of a run."""
         return self.output / "runs" / run
 
-    def preprocess(self, name: str, rows: Path, template: str, *flags: object) -> None:
-        """Make the dataset `data/NAME` of rows, with more flags of `tools/preprocess_data.py` if given."""
+    def preprocess(self, name: str, rows: Path, template: str) -> None:
+        """Make the dataset `data/NAME` of rows."""
         vision = PRESETS[PRESET].vision
-        self._run(
-            f"preprocess-{name}", "tools/preprocess_data.py", "--family", "vila", "--input", rows, "--image-root",
+        arguments = words(
+            "--family", "vila", "--input", rows, "--image-root",
             self.data / "images", "--tokenizer-model", self.tokenizer, "--output-prefix", self.data / name,
             "--template", template, "--image-size", vision.image_size, "--vision-patch-size",
-            vision.vision_patch_size, *flags,
+            vision.vision_patch_size,
         )  # fmt: skip
+        command = [sys.executable, "tools/preprocess_data.py", *arguments]
+        with Command(command, self.output / "logs" / f"preprocess-{name}.log") as running:
+            running.wait()
 
     def train(
         self,
@@ -114,33 +101,3 @@ class Runs:
     def held_out(self, name: str) -> list[dict[str, Any]]:
         """The evaluations of a run: lines with `iteration`, `dataset` and `lm_loss`."""
         return read_records(self.folder(name) / "valid_losses.jsonl")
-
-    def ask(self, name: str, run: str, template: str, questions: Sequence[Question]) -> list[str]:
-        """A run's answers to questions, in their order.
-
-        Args:
-            name: of the questions, and so of their files.
-            run: its name.
-            template: of the prompts.
-            questions: to ask; their pictures lie in `data/images`.
-        """
-        folder = self.folder(run)
-        asked, answers = folder / f"{name}_questions.jsonl", folder / f"{name}_answers.jsonl"
-        answers.unlink(missing_ok=True)
-        rows = [
-            {"question_id": str(i), "image": list(one.pictures), "text": one.text}
-            for i, one in enumerate(questions)
-        ]
-        asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self._run(
-            f"ask-{name}", "tools/generate.py", "--model-path", folder, "--conv-mode", template, "--question-file",
-            asked, "--image-folder", self.data / "images", "--answers-file", answers, "--max-new-tokens", 12,
-            "--batch-size", 32,
-        )  # fmt: skip
-        given = {row["question_id"]: row["text"] for row in read_records(answers)}
-        return [given[row["question_id"]] for row in rows]
-
-    def _run(self, name: str, tool: str, *arguments: object) -> None:
-        command = [sys.executable, tool, *words(*arguments)]
-        with Command(command, self.output / "logs" / f"{name}.log") as running:
-            running.wait()

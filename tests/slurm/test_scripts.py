@@ -335,6 +335,36 @@ def test_three_stages_in_a_row(site: Site) -> None:
 
 @needs_slurm
 @pytest.mark.slow
+def test_three_stages_of_a_family_with_a_vision_tower(site: Site) -> None:
+    """VILA's scripts: stage 1 from a language model and a tower (TOWER), the others from the stage before."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    folder = site.folder
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4}
+    llama = LlamaConfig(hidden_size=128, intermediate_size=352, vocab_size=512, rms_norm_eps=1e-5, **sizes)
+    LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    clip = CLIPVisionConfig(hidden_size=64, intermediate_size=128, image_size=112, patch_size=14, **sizes)
+    CLIPVisionModel(clip).save_pretrained(folder / "clip")
+    settings = {"image_size": 112, "vision_patch_size": 14, "projector_type": "mlp2x_gelu"}
+    data = write_dataset(folder / "vila", 40, 0, family="vila", image_settings=settings, vocab_size=512)
+    before, job = str(folder / "llama"), ""
+    for stage in (1, 2, 3):
+        job = site.submit(
+            f"vila{stage}",
+            "--train-iters", "3", "--pipeline-model-parallel-size", "2",
+            script=f"vila_stage{stage}", options=(f"--dependency=afterok:{job}",) if job else (),
+            LOAD=before, DATA=data, TOWER=str(folder / "clip"),
+            RECIPE=str(ROOT / "examples" / "vila_tiny" / f"stage{stage}.yaml"),
+        )  # fmt: skip
+        before = str(folder / f"vila{stage}")
+    site.finish(job, "vila3")
+    for stage in (1, 2, 3):
+        records = (folder / f"vila{stage}" / "losses.jsonl").read_text().splitlines()
+        assert [json.loads(record)["iteration"] for record in records] == [1, 2, 3]
+
+
+@needs_slurm
+@pytest.mark.slow
 def test_a_run_is_asked_to_leave(site: Site, whole: dict[int, tuple[str, str]]) -> None:
     """It saves and is not done: the job neither goes on by itself nor lets start what waits for it.
 

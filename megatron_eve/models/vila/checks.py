@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import size_differences
-from megatron_eve.models.towers.sizes import TowerFlags, tower_sizes
 from megatron_eve.models.vila.config import VILAConfig
-
-TOWER_FLAGS = TowerFlags("--vision-tower", "none does here", "CLIP ViT-L/14-336 or SigLIP SO400M/14-384")
 
 # Settings that change no shape of the model: another run may start from weights that were made with others.
 _FREE = ("vision_tower", "freeze_ViT", "freeze_LM", "recompute_vision", "image_fit")
@@ -58,28 +56,24 @@ def check_sizes(vision: VILAConfig) -> Iterator[str]:
 
 
 def check_tower(vision: VILAConfig) -> Iterator[str]:
-    """Errors in the folder that `--vision-tower` names: it cannot be read, or holds a tower of other sizes."""
+    """Errors in the folder that `--vision-tower` names: it cannot be read, or holds another tower than the run's."""
     if vision.vision_tower is None:
         return
+    from megatron_eve.models.vila.hf.tower import folder_settings
+
     try:
-        tower = tower_sizes(vision.vision_tower, False, TOWER_FLAGS)
+        stated = folder_settings(Path(vision.vision_tower), "--vision-tower")
     except ConfigError as error:
         yield str(error)
         return
-    there = {
-        "vision_hidden_size": tower.hidden_size,
-        "vision_patch_size": tower.patch_size,
-        "vision_num_layers": tower.num_layers,
-        "vision_ffn_hidden_size": tower.ffn_hidden_size,
-        "image_size": tower.image_size,
-    }
-    for name, value in there.items():
-        if value != getattr(vision, name):
-            yield (
-                f"--vision-tower {vision.vision_tower}: its config.json has {value} where this run has "
-                f"--{name.replace('_', '-')} {getattr(vision, name)}; use the preset of a model with this tower, or "
-                "another tower"
-            )
+    others = [some for some in stated if some.value != getattr(vision, some.setting)]
+    if others:
+        theirs = ", ".join(f"--{some.setting.replace('_', '-')} {some.value}" for some in others)
+        ours = ", ".join(str(getattr(vision, some.setting)) for some in others)
+        yield (
+            f"--vision-tower {vision.vision_tower}: its config.json is of {theirs}, and this run has {ours}; use the "
+            "preset of a model with this tower, these flags, or another tower"
+        )
 
 
 def check_resume(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:

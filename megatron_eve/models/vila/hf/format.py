@@ -18,6 +18,7 @@ from megatron_eve.models.vila.hf.layouts import (
     LLAVA,
     LLAVA_MODULES,
     OWN_CODE,
+    OWN_CODE_MODULES,
     PARTS,
     PROJECTOR_KEYS,
     TOWER_FOLDER,
@@ -100,8 +101,8 @@ class VILAFormat(HFFormat):
             yield "holds no vision tower; name the folder of the one that it was trained with by --vision-tower"
 
     def module_names(self, vision: VILAConfig) -> Mapping[str, str]:
-        """See `HFFormat.module_names`: of transformers' LLaVA, where it computes the same."""
-        return LLAVA_MODULES if vision.projector_type == "mlp2x_gelu" else {}
+        """See `HFFormat.module_names`."""
+        return LLAVA_MODULES if is_llava(vision) else OWN_CODE_MODULES
 
     # --- import ---
 

@@ -52,10 +52,10 @@ _LLAVA_READ = {
         **{f"model.multi_modal_projector.{theirs}": ours for theirs, ours in _LLAVA_PROJECTOR.items()},
     }
 }
-# `HFFormat.module_names`: where the modules are in transformers 5.
+# `HFFormat.module_names`: where the modules are in transformers 5, of transformers' LLaVA and of `modeling_vila.py`.
+OWN_CODE_MODULES: Mapping[str, str] = {ours: theirs for theirs, ours in OWN_CODE["."].items()}
 LLAVA_MODULES: Mapping[str, str] = {
-    "model.": "model.language_model.",
-    TOWER_KEYS: "model.vision_tower.",
+    **OWN_CODE_MODULES,
     **{ours: f"model.multi_modal_projector.{theirs}" for theirs, ours in _LLAVA_PROJECTOR.items()},
 }
 # What keys of a tower's own folder begin with: as transformers 4 saves it, or a model with a text side; as 5 does.

@@ -7,6 +7,7 @@ of a block of features (1, 2 or 3), Q = rows of a picture.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +39,9 @@ class VILAProjector(nn.Module):
     def __init__(self, config: VILAConfig) -> None:
         super().__init__()
         kind, by_columns = config.mm_projector_type, config.projector_token_order == "column"
-        tower, decoder = config.vision_config.hidden_size, config.text_config.hidden_size
+        vision: Any = config.vision_config
+        text: Any = config.text_config
+        tower, decoder = vision.hidden_size, text.hidden_size
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(tower, decoder)
             return
@@ -76,7 +79,8 @@ class VILAModel(LlavaModel):
 
     def __init__(self, config: VILAConfig) -> None:
         super().__init__(config)
-        self.multi_modal_projector = VILAProjector(config)
+        projector: Any = VILAProjector(config)
+        self.multi_modal_projector = projector
         self.post_init()
 
 
@@ -90,9 +94,9 @@ class VILAForConditionalGeneration(LlavaForConditionalGeneration):
     }
 
     def __init__(self, config: VILAConfig) -> None:
-        LlavaPreTrainedModel.__init__(
-            self, config
-        )  # LlavaForConditionalGeneration's would build LLaVA's model first
+        # LlavaForConditionalGeneration's own would build LLaVA's model first.
+        LlavaPreTrainedModel.__init__(self, config)
         self.model = VILAModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
