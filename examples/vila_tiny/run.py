@@ -278,7 +278,7 @@ def main() -> int:
         return 2
     print(
         "VILA at toy size: photos -> datasets -> three stages, a kill, a resume -> answers -> LoRA -> transformers\n"
-        "About seven minutes on two idle cores. The commands that it shows can be typed by hand, after\n"
+        "Ten minutes of CPU time. The commands that it shows can be typed by hand, after\n"
         f"export PATH={Path(sys.executable).parent}:$PATH"
     )
     try:
