@@ -259,7 +259,7 @@ def experiment(output: Path, flags: argparse.Namespace) -> int:
     (output / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n" + table(rows_of(curves, flags.iterations)))
     print(
-        f"The curves are in {shown(output / 'text.png')} and result.json beside it.   {runs.console.elapsed}"
+        f"The curves are in {shown(output / 'result.png')} and result.json beside it.   {runs.console.elapsed}"
     )
     return 0
 

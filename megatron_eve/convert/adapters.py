@@ -7,8 +7,6 @@ What trained beside the adapters, such as a projector, trained whole. It lies in
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from megatron_eve.checkpoint.files import sync_to_disk
 from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import rules_of, unknown_keys
 from megatron_eve.config import ConfigError, LoRAConfig, RunConfig
@@ -27,6 +24,7 @@ from megatron_eve.config.lora_checks import projection_sizes
 from megatron_eve.convert.adapter_config import CONFIG_FILE, WEIGHTS_FILE, AdapterFolder, config_fields
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.exporting import ExportPlan, map_entry
+from megatron_eve.convert.folders import whole_folder
 from megatron_eve.convert.meta_model import meta_model
 from megatron_eve.convert.transformers_folder import write_json
 from megatron_eve.models.decoder.lora_names import adapter_rules
@@ -97,11 +95,7 @@ def write_adapter_export(plan: ExportPlan, target: Path, done: Callable[[int], N
         ConfigError: the folder exists.
         OSError: it cannot be written.
     """
-    if target.exists():
-        raise ConfigError(f"{target}: exists already; choose another --target")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
-    try:
+    with whole_folder(target) as unfinished:
         tensors = {}
         for name, lazy in plan.tensors.items():
             tensors[name] = lazy.tensor().clone()
@@ -113,14 +107,6 @@ def write_adapter_export(plan: ExportPlan, target: Path, done: Callable[[int], N
         for name, content in plan.files.items():
             write_json(unfinished / name, content)
         (unfinished / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
-        unfinished.chmod(0o755)
-        for path in (*unfinished.iterdir(), unfinished):
-            sync_to_disk(path)
-        unfinished.rename(target)
-        sync_to_disk(target.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _fields(config: RunConfig, names: Collection[str], others: Collection[str]) -> dict[str, Any]:

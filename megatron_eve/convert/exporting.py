@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_eve.checkpoint.compatibility import CheckpointError
-from megatron_eve.checkpoint.files import damaged_part, missing_part, sync_to_disk
+from megatron_eve.checkpoint.files import damaged_part, missing_part
 from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.rules import rules_of
@@ -29,6 +28,7 @@ from megatron_eve.checkpoint.tokenizer_record import file_name
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
+from megatron_eve.convert.folders import whole_folder
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
@@ -291,13 +291,7 @@ def write_export(
     Raises:
         ConfigError: the folder exists, or a tokenizer that will not do.
     """
-    if target.exists():
-        raise ConfigError(f"{target}: exists already; choose another --target")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{target.name}.partial.*"):  # by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
-    try:
+    with whole_folder(target) as unfinished:
         # The weights last: what can be wrong with the other files shows before minutes have passed.
         if published:
             _write_published_files(plan, unfinished, tokenizer)
@@ -307,14 +301,6 @@ def write_export(
         for name, tensors in plan.by_folder().items():
             (unfinished / name).mkdir(exist_ok=True)
             write_shards(unfinished / name, tensors, max_shard_size, done)
-        unfinished.chmod(0o755)
-        for path in (*unfinished.rglob("*"), unfinished):
-            sync_to_disk(path)
-        unfinished.rename(target)
-        sync_to_disk(target.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _dtype_name(plan: ExportPlan) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_eve.checkpoint.files import sync_to_disk
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import TOKENIZER_FILE, TOKENIZER_JSON, TokenizerRecord
 from megatron_eve.config import TRACKER, ConfigError
@@ -32,6 +36,37 @@ def check_target(target: Path) -> None:
     # An iteration 0 that no tracker names was written by an import that was killed before it did so.
     if (store.root / TRACKER).exists() or any(store.iterations()):
         raise ConfigError(f"{target}: holds a run already; choose another --target")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder, which gets its name when all is written and on the disk; nothing is left of one that is not.
+
+    Args:
+        target: the name.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; choose another --target")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{target.name}.partial.*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial.", dir=target.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        for path in (*unfinished.rglob("*"), unfinished):
+            sync_to_disk(path)
+        unfinished.rename(target)
+        sync_to_disk(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def check_room(target: Path, size: int) -> None:

@@ -7,7 +7,6 @@ A folder that transformers saved again works too (`save_pretrained` of model and
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -30,12 +29,12 @@ from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.json_tokenizer import bytes_of_characters
 from megatron_eve.data.text.prompts import stop_tokens
+from megatron_eve.data.text.text_tokenizer import BYTE_PIECE, piece_bytes
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
-_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 _PROBE = "two  words,\n猫 🙂"
 
 
@@ -217,10 +216,10 @@ class PieceText:
         special |= set(tokenizer.all_special_ids)
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         by_bytes = type(tokenizer.backend_tokenizer.decoder).__name__ == "ByteLevel"
-        bytes_of = _bytes_of_characters if by_bytes else _bytes
+        bytes_of = _bytes_of_characters if by_bytes else piece_bytes
         self._bytes = [b"" if number in special else bytes_of(piece) for number, piece in enumerate(pieces)]
         # Llama's "▁" in front of a text stands for no space; a byte that is a space does.
-        self._begins = [not by_bytes and not _BYTE_PIECE.fullmatch(piece) for piece in pieces]
+        self._begins = [not by_bytes and not BYTE_PIECE.fullmatch(piece) for piece in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without control tokens; a byte that is part of no character gives U+FFFD."""
@@ -242,11 +241,6 @@ def _bytes_of_characters(piece: str) -> bytes:
     """Of byte-level BPE; added tokens are written as they are."""
     table = bytes_of_characters()
     return bytes(map(table.__getitem__, piece)) if all(map(table.__contains__, piece)) else piece.encode()
-
-
-def _bytes(piece: str) -> bytes:
-    byte = _BYTE_PIECE.fullmatch(piece)
-    return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 
 
 class _Chooser(LogitsProcessor):

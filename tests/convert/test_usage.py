@@ -244,7 +244,7 @@ def full_in_safetensors(*_: object, **__: object) -> None:
     ("command", "place", "failure"),
     [
         ("export", "megatron_eve.checkpoint.hf.folder.save_file", full_in_safetensors),
-        ("export", "megatron_eve.convert.exporting.sync_to_disk", no_space),
+        ("export", "megatron_eve.convert.folders.sync_to_disk", no_space),
         ("export", "megatron_eve.convert.exporting.write_json", no_space),
         ("import", "megatron_eve.convert.dist_folder.torch.save", full_in_torch),
         ("import", "megatron_eve.convert.dist_folder.save_config", no_space),

@@ -82,9 +82,9 @@ class HFConfig:
                 raise ConfigError(f"{path}: {problem}")
             found = HFConfig(fields, path, family, its.folders(fields), its.language_fields(fields) or fields)
         language = found.language_folder / "config.json"
-        if language != path or found.language is not fields:
-            if language != path:
-                found = replace(found, language=_read_fields(language))
+        if language != path:
+            found = replace(found, language=_read_fields(language))
+        if found.language is not fields:
             kind = found.language.get("model_type")
             if kind not in _LANGUAGE_MODELS:
                 known = " and ".join(_LANGUAGE_MODELS.values())

@@ -168,7 +168,7 @@ class DatasetInfo(DatasetSettings):
     @property
     def made_for(self) -> dict[str, ImageSetting]:
         """Image settings that the stored data depends on: `image_settings`, and those that bind the stored pixels."""
-        part = self.parts.get(self._image_part, {})
+        part = self.parts.get(self.image_part, {})
         bound = {
             name: part[name]
             for name, flag in find_family(self.family).image_flags.items()
@@ -177,7 +177,8 @@ class DatasetInfo(DatasetSettings):
         return {**bound, **self.image_settings}
 
     @property
-    def _image_part(self) -> str:
+    def image_part(self) -> str:
+        """Name of the part that holds the images, in `parts`."""
         return PIXELS if self.image_storage == PIXELS else "image"
 
     def to_json(self) -> str:
@@ -224,13 +225,18 @@ def read_info(prefix: str) -> DatasetInfo:
     return info
 
 
+def bound_flags(flags: Mapping[str, ImageFlag], image_storage: str) -> dict[str, ImageFlag]:
+    """Settings that change no rows, and that images are bound to as they are stored."""
+    return {
+        name: flag for name, flag in flags.items() if image_storage in flag.binds and not flag.decides_rows
+    }
+
+
 def _check_part(path: Path, info: DatasetInfo, flags: Mapping[str, ImageFlag]) -> None:
     """Raise DataError if the manifest lacks a setting that its stored images are bound to."""
-    name = PIXELS if info.image_storage == PIXELS else "image"
+    name = info.image_part
     part = info.parts.get(name, {}) if isinstance(info.parts, dict) else None
-    bound = {
-        key: flag for key, flag in flags.items() if info.image_storage in flag.binds and not flag.decides_rows
-    }
+    bound = bound_flags(flags, info.image_storage)
     if (
         not isinstance(part, dict)
         or (name == PIXELS and type(part.get("bytes")) is not int)

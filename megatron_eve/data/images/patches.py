@@ -65,10 +65,15 @@ def padded_square(pixels: Pixels, size: int, unit: int, colour: tuple[int, int, 
         unit: of the margins, see `square_margin`.
         colour: red, green and blue of the margins, 0 to 255.
     """
+    return with_margins(pixels, size, size, unit, colour)
+
+
+def with_margins(pixels: Pixels, rows: int, columns: int, unit: int, colour: tuple[int, int, int]) -> Pixels:
+    """The same with sides of their own: uint8 [rows, columns, 3]."""
     height, width, _ = pixels.shape
-    top, left = (square_margin(size, side, unit) for side in (height, width))
+    top, left = square_margin(rows, height, unit), square_margin(columns, width, unit)
     # Whole rows are copied: a broadcast of three bytes costs ten times as much.
-    canvas = np.tile(np.array(colour, dtype=np.uint8), (size, 1))[None].repeat(size, axis=0)
+    canvas = np.tile(np.array(colour, dtype=np.uint8), (columns, 1))[None].repeat(rows, axis=0)
     canvas[top : top + height, left : left + width] = pixels
     return canvas
 

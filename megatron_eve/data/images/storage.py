@@ -16,6 +16,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
+from megatron_eve.data.format.manifest import bound_flags
 from megatron_eve.data.format.sample_block import StoredImage
 from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.data.images.backends import BackendName, chosen_backend, open_decoder
@@ -58,19 +59,10 @@ class StorageSettings:
         """The manifest's entry for the stored images."""
         manifest_entry: dict[str, Any] = {"image_decoder": self.backend}
         if self.image_storage == "jpeg":
-            bound = {
-                name: self.image_settings[name]
-                for name, flag in find_family(self.family).image_flags.items()
-                if "jpeg" in flag.binds and not flag.decides_rows
-            }
-            return (
-                manifest_entry
-                | bound
-                | {
-                    "jpeg_quality": self.jpeg_quality,
-                    "jpeg_subsampling": self.jpeg_subsampling,
-                }
-            )
+            flags = bound_flags(find_family(self.family).image_flags, self.image_storage)
+            bound = {name: self.image_settings[name] for name in flags}
+            quality = {"jpeg_quality": self.jpeg_quality, "jpeg_subsampling": self.jpeg_subsampling}
+            return manifest_entry | bound | quality
         return manifest_entry | dict(self.image_settings)
 
     def notice(self) -> str | None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from megatron_eve.data.images.decode import ImageError, decode_image, read_header, upright
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
-from megatron_eve.data.images.patches import finished, square_margin
+from megatron_eve.data.images.patches import finished, with_margins
 from megatron_eve.data.images.resizing import LONGEST_SIDE_RATIO, Pixels, crop_window, fitted
 from megatron_eve.models.family import View
 
@@ -63,11 +63,7 @@ def _fitted(pixels: Pixels, view: View) -> Pixels:
         pixels, rows, columns = _resize(pixels, height, view.width), width, view.width
     else:
         pixels, rows, columns = _resize(pixels, view.height, width), view.height, height
-    height, width, _ = pixels.shape
-    top, left = square_margin(rows, height, 1), square_margin(columns, width, 1)
-    canvas = np.tile(np.array(view.pad_colour, np.uint8), (columns, 1))[None].repeat(rows, axis=0)
-    canvas[top : top + height, left : left + width] = pixels
-    return _resize(canvas, view.height, view.width)
+    return _resize(with_margins(pixels, rows, columns, 1, view.pad_colour), view.height, view.width)
 
 
 def _decode(data: bytes, settings: DecodeSettings) -> Pixels:

@@ -81,6 +81,11 @@ def plain_text(value: object, name: str, changes: Counter[str]) -> str:
     return value.replace(IMAGE_TOKEN, IMAGE_TOKEN.upper())
 
 
+def close_to_images(text: str) -> str:
+    """The text of a document without one space on either side of each picture, as published."""
+    return text.replace(f"{IMAGE_TOKEN} ", IMAGE_TOKEN).replace(f" {IMAGE_TOKEN}", IMAGE_TOKEN)
+
+
 def image_names(row: Mapping[str, Any]) -> list[str]:
     """Names of the image files of a row, from `image` or `images`.
 

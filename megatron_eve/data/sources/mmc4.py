@@ -15,7 +15,7 @@ from typing import Any
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.reasons import IMAGES_AT_END, IMAGES_OVER_LIMIT
 from megatron_eve.data.schema import ImageFile, Record
-from megatron_eve.data.sources.fields import plain_text, source_name
+from megatron_eve.data.sources.fields import close_to_images, plain_text, source_name
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.models.text_format import IMAGE_TOKEN
@@ -61,8 +61,7 @@ class Mmc4Source(JsonSource):
         for picture in pictures:
             place = picture["matched_text_index"]
             sentences[place] = IMAGE_TOKEN + sentences[place]
-        text = " ".join(sentences)
-        text = text.replace(f"{IMAGE_TOKEN} ", IMAGE_TOKEN).replace(f" {IMAGE_TOKEN}", IMAGE_TOKEN)
+        text = close_to_images(" ".join(sentences))
         while text.endswith(IMAGE_TOKEN):
             text = text.removesuffix(IMAGE_TOKEN)
             pictures.pop()

@@ -7,12 +7,11 @@ from typing import Any
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile, Kind, Record
-from megatron_eve.data.sources.fields import image_names, plain_text, source_name
+from megatron_eve.data.sources.fields import close_to_images, image_names, plain_text, source_name
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
 from megatron_eve.data.text.turns import is_blank
-from megatron_eve.models.text_format import IMAGE_TOKEN
 
 
 class TextSource(JsonSource):
@@ -68,4 +67,4 @@ def _document(text: object) -> str:
     """The text of a document with pictures, without a space beside a picture."""
     if not isinstance(text, str):
         raise SkipRow("value_not_text", f"text is {type(text).__name__}")
-    return text.replace(f"{IMAGE_TOKEN} ", IMAGE_TOKEN).replace(f" {IMAGE_TOKEN}", IMAGE_TOKEN)
+    return close_to_images(text)

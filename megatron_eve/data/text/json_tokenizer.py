@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import tokenizers
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer, read_tokenizer
+from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer, piece_bytes, read_tokenizer
 from megatron_eve.runtime.wrong_content import wrong_content
 
 _CONFIG = "tokenizer_config.json"
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer(TextTokenizer):
@@ -91,8 +89,7 @@ class JsonTokenizer(TextTokenizer):
         piece = self._tokenizer.id_to_token(int(token)) or ""
         if self._of_bytes:
             return bytes(self._of_bytes[character] for character in piece)
-        byte = _BYTE_PIECE.fullmatch(piece)
-        return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+        return piece_bytes(piece)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer.decode`. Tokens that the file calls special are left out."""

@@ -7,6 +7,7 @@ that it was trained with, so datasets and checkpoints record the kind beside the
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,6 +93,16 @@ class TextTokenizer(ABC):
                 raise ValueError(
                     f"token id {token} is not one of the {self.vocab_size} pieces of {self.path}"
                 )
+
+
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+"""A piece of sentencepiece that stands for one byte."""
+
+
+def piece_bytes(piece: str) -> bytes:
+    """UTF-8 text of a piece of sentencepiece, or its byte; a "▁" is a space."""
+    byte = BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
 
 
 def read_tokenizer(path: str | Path) -> bytes:

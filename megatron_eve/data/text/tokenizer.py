@@ -19,12 +19,12 @@ from megatron_eve.data.text.text_tokenizer import (
     SENTENCEPIECE,
     SENTENCEPIECE_NOT_LEGACY,
     TextTokenizer,
+    piece_bytes,
     read_tokenizer,
 )
 from megatron_eve.runtime.wrong_content import wrong_content
 
 _PREFIX = "\u2581"
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer(TextTokenizer):
@@ -104,9 +104,7 @@ class Tokenizer(TextTokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """See `TextTokenizer.token_bytes`."""
-        piece: str = self._model.id_to_piece(int(token))
-        byte = _BYTE_PIECE.fullmatch(piece)
-        return bytes([int(byte[1], 16)]) if byte else piece.replace(_PREFIX, " ").encode()
+        return piece_bytes(self._model.id_to_piece(int(token)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer.decode`. BOS, EOS and UNK are left out."""

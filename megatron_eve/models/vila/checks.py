@@ -10,6 +10,7 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.vila.config import VILAConfig
+from megatron_eve.models.vila.geometry import IMAGE_FLAGS, image_setting_errors
 
 # Settings that change no shape of the model: another run may start from weights that were made with others.
 _FREE = ("vision_tower", "freeze_ViT", "freeze_LM", "recompute_vision", "image_fit")
@@ -32,11 +33,7 @@ def check_sizes(vision: VILAConfig) -> Iterator[str]:
         yield f"--{name.replace('_', '-')} {getattr(vision, name)}: must be above 0"
     if bad:
         return
-    if vision.image_size < vision.vision_patch_size:
-        yield (
-            f"--image-size {vision.image_size}: is smaller than a patch of the vision tower (--vision-patch-size "
-            f"{vision.vision_patch_size}); use the size that the tower was trained at"
-        )
+    yield from image_setting_errors({name: getattr(vision, name) for name in IMAGE_FLAGS})
     heads = vision.vision_num_attention_heads
     if vision.vision_hidden_size % heads:
         yield (

@@ -20,6 +20,10 @@ ProjectorType = Literal[
 ]
 
 
+BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
+"""Projectors that join the features of a block into one row, and the side of the block."""
+
+
 @dataclass(frozen=True)
 class VILAConfig:
     """The vision tower, and the projector that turns its features into rows of the decoder."""
@@ -75,6 +79,11 @@ class VILAConfig:
     def grid(self) -> int:
         """Features along each side of a picture."""
         return self.image_size // self.vision_patch_size
+
+    @property
+    def block(self) -> int:
+        """Side of the block of features that becomes one row; 1 where none are joined."""
+        return BLOCKS.get(self.projector_type, 1)
 
     @property
     def tower_layers(self) -> int:

@@ -20,6 +20,7 @@ from megatron_eve.models.flops import (
 )
 from megatron_eve.models.model_parts import FamilyFlops, Work
 from megatron_eve.models.vila.config import VILAConfig
+from megatron_eve.models.vila.geometry import projector_rows
 
 # Blocks of the projector `qformer`, and the inner width of their MLP in units of the tower's; the paper says neither.
 QFORMER_LAYERS, QFORMER_MLP = 2, 4
@@ -75,27 +76,25 @@ def projector_flops(vision: VILAConfig, hidden: int) -> int:
         return TRAINED * _qformer(vision, hidden)
     rows, sizes = projector_matrices(vision, hidden)
     first, *others = [rows * matrix(*size) for size in sizes]
-    reads_features = vision.freeze_ViT and not vision.projector_type.startswith("mlp_downsample")
+    reads_features = vision.freeze_ViT and vision.block == 1  # else a norm, which trains, stands in between
     # Behind a frozen tower a matrix is like one behind pixels.
     return (FROM_PIXELS if reads_features else TRAINED) * first + TRAINED * sum(others)
 
 
 def projector_matrices(vision: VILAConfig, hidden: int) -> tuple[int, list[tuple[int, int]]]:
     """Rows of a picture in a projector without attention, and inputs and outputs of its matrices, in order."""
-    width, grid = vision.vision_hidden_size, vision.grid
+    assert vision.projector_type != "qformer", "it attends"
+    rows = projector_rows(vision.projector_type, vision.grid, vision.qformer_num_queries)
+    width = vision.block**2 * vision.vision_hidden_size
+    last = (hidden, hidden)
     match vision.projector_type:
         case "linear":
-            return grid**2, [(width, hidden)]
-        case "mlp2x_gelu":
-            return grid**2, [(width, hidden), (hidden, hidden)]
+            return rows, [(width, hidden)]
         case "mlp3x_gelu":
-            return grid**2, [(width, hidden), (hidden, hidden), (hidden, hidden)]
-        case "mlp_downsample" | "mlp_downsample_2x2_fix":
-            return (-(-grid // 2)) ** 2, [(4 * width, hidden), (hidden, hidden)]
+            return rows, [(width, hidden), last, last]
         case "mlp_downsample_3x3_fix":
-            sizes = [(9 * width, 3 * width), (3 * width, hidden), (hidden, hidden)]
-            return (-(-grid // 3)) ** 2, sizes
-    raise AssertionError(f"{vision.projector_type} attends")
+            return rows, [(width, width // 3), (width // 3, hidden), last]
+    return rows, [(width, hidden), last]
 
 
 def _qformer(vision: VILAConfig, hidden: int) -> int:

@@ -11,13 +11,11 @@ from typing import get_args, get_type_hints
 
 from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, ImageSettings, View
 from megatron_eve.models.towers.normalisation import NORMALISATION
-from megatron_eve.models.vila.config import ProjectorType, VILAConfig
+from megatron_eve.models.vila.config import BLOCKS, ProjectorType, VILAConfig
 
 VIEW = "tower"
 """The view of a picture: uint8 [image_size, image_size, 3]."""
 
-# Projectors that join features of a block into one row, and the side of the block.
-_BLOCKS = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
 _QUERIES = "qformer"
 
 
@@ -90,7 +88,7 @@ def row_grid(projector_type: str, grid: int, queries: int) -> tuple[int, int]:
     """
     if projector_type == _QUERIES:
         return 1, queries
-    side = -(-grid // _BLOCKS.get(projector_type, 1))
+    side = -(-grid // BLOCKS.get(projector_type, 1))
     return side, side
 
 

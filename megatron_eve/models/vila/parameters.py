@@ -53,10 +53,8 @@ def projector_parameters(vision: VILAConfig, hidden: int, tensor_parallel: int =
         encoder = (width + 1) * hidden // tensor_parallel
         return vision.qformer_num_queries * width + 2 * 2 * width + QFORMER_LAYERS * block + encoder
     _, sizes = projector_matrices(vision, hidden)
-    block = {"mlp_downsample": 4, "mlp_downsample_2x2_fix": 4, "mlp_downsample_3x3_fix": 9}.get(
-        vision.projector_type, 0
-    )
-    norms = 2 * block * width + (2 * 3 * width if block == 9 else 0)
+    block = vision.block**2 if vision.block > 1 else 0
+    norms = 2 * block * width + (2 * 3 * width if vision.block == 3 else 0)
     if vision.projector_type == "linear":
         return (width + 1) * hidden // tensor_parallel
     # The last matrix of the MLP is split by its inputs, so that its bias is whole on each rank.

@@ -28,7 +28,8 @@ def build_projector(config: TransformerConfig, vision: VILAConfig) -> nn.Module:
         vision: names the projector and its sizes.
     """
     width = vision.vision_hidden_size
-    by_column = vision.projector_token_order == "column"
+    # The others give their rows row by row, whatever the setting.
+    by_column = vision.projector_type == "mlp_downsample" and vision.projector_token_order == "column"
     match vision.projector_type:
         case "linear":
             return LinearProjector(config, width)
@@ -36,12 +37,8 @@ def build_projector(config: TransformerConfig, vision: VILAConfig) -> nn.Module:
             return MLPProjector(config, width)
         case "mlp3x_gelu":
             return DeeperMLPProjector(config, width)
-        case "mlp_downsample":
-            return DownsamplingProjector(config, width, 2, by_column)
-        case "mlp_downsample_2x2_fix":
-            return DownsamplingProjector(config, width, 2)
-        case "mlp_downsample_3x3_fix":
-            return DownsamplingProjector(config, width, 3)
+        case "mlp_downsample" | "mlp_downsample_2x2_fix" | "mlp_downsample_3x3_fix":
+            return DownsamplingProjector(config, width, vision.block, by_column)
         case "qformer":
             return QFormerProjector(
                 config, width, vision.vision_num_attention_heads, vision.qformer_num_queries
