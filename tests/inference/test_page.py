@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -56,7 +57,10 @@ class Person:
         self.page = self.context.new_page()
         self.asked: list[str] = []
         self.errors: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.events = 0  # events that Gradio has not ended; it drops what is sent before their end
+        self.page.on("request", self._count)
+        for name in ("requestfinished", "requestfailed"):
+            self.page.on(name, self._ended)
         self.page.on("dialog", lambda dialog: self.errors.append("a dialog"))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: self.errors.append(message.text))
@@ -72,6 +76,22 @@ class Person:
         """Answers on the page."""
         return self.page.get_by_test_id("bot")
 
+    def _count(self, request: Any) -> None:
+        self.asked.append(request.url)
+        self.events += "/queue/join" in request.url
+
+    def _ended(self, request: Any) -> None:
+        if "/queue/data" in request.url:  # the stream of all events closes with the last
+            self.events = 0
+
+    def wait(self) -> None:
+        """Wait until a question can be sent: the box is enabled a moment before the last event ends."""
+        expect(self.box).to_be_enabled()
+        deadline = time.monotonic() + 30
+        while self.events and time.monotonic() < deadline:
+            self.page.wait_for_timeout(20)  # milliseconds
+        assert not self.events, "Gradio has not ended the last event"
+
     def drop(self, content: bytes, name: str = "photo.png") -> None:
         expect(self.box).to_be_enabled()
         self.page.set_input_files(
@@ -81,7 +101,7 @@ class Person:
 
     def ask(self, question: str) -> Any:
         """Type a question and send it; the message that gets the answer."""
-        expect(self.box).to_be_enabled()
+        self.wait()
         count = self.told.count()
         self.box.fill(question)
         self.box.press("Enter")
@@ -153,7 +173,9 @@ def test_a_picture_alone_is_a_question(person: Person, engine: ScriptedEngine) -
     expect(person.page.get_by_test_id("user").last).to_have_text("Describe the picture.")
     assert engine.queries[-1].text.endswith("USER: <image>\nDescribe the picture. ASSISTANT:")
     expect(person.ask("And now?")).to_have_text("1 pictures, 2 questions")
-    person.box.press("Enter")  # nothing to ask
+    person.wait()
+    with person.page.expect_request("**/queue/join*"):
+        person.box.press("Enter")  # nothing to ask
     expect(person.ask("And then?")).to_have_text("1 pictures, 3 questions")
     expect(person.page.get_by_test_id("user")).to_have_count(4)  # the picture is one of them
 
