@@ -274,6 +274,7 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --conv-mode llama_3", "--conv-mode llama_3: it has the control token"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
+    Mistake("verify_golden", "{damaged}", "{damaged}/case/meta.json: not JSON (Expecting"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
     Mistake("compare_losses", "HEAD --example", "--example: a value is missing behind it"),
     Mistake("compare_losses", "HEAD --layouts tp3", "--layouts tp3: must be one of tp1, tp2-sp"),
@@ -321,7 +322,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "adapter").mkdir()
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
+    damaged = root / "damaged" / "case"
+    (damaged / "raw").mkdir(parents=True)
+    (damaged / "meta.json").write_text("{")
     return {
+        "damaged": str(damaged.parent),
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "text": str(root / "text"),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
