@@ -106,6 +106,24 @@ def scaling_words(model: ModelConfig) -> str:
     return "not scaled"
 
 
+def position_note(before: ModelConfig, now: ModelConfig) -> str | None:
+    """What a run does, or could do, about positions that a model was not trained on; None where there are none.
+
+    Args:
+        before: sizes of the model that it starts from.
+        now: the run's.
+    """
+    if adds_linear_scaling(before, now):
+        return f"rotary embeddings are not scaled, and {scaling_words(now)} in this run"
+    longer = -(-now.max_position_embeddings // before.max_position_embeddings)
+    if longer > 1 and scaling_field(now) is None:
+        return (
+            f"holds a model of {before.max_position_embeddings} positions, and samples of this run may have "
+            f"{now.max_position_embeddings}; --rotary-seq-len-interpolation-factor {longer} would divide theirs"
+        )
+    return None
+
+
 def adds_linear_scaling(before: ModelConfig, now: ModelConfig) -> bool:
     """Does a run divide positions of a model that was not scaled, so as to take longer samples (interpolation)?"""
     return scaling_field(before) is None and now.rotary_seq_len_interpolation_factor is not None

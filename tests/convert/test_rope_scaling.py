@@ -12,7 +12,7 @@ import pytest
 from megatron_eve.checkpoint.compatibility import CheckpointError, check_model, check_start
 from megatron_eve.checkpoint.hf.config import HFConfig, check_config, settings_of
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
-from megatron_eve.models.rope_scaling import read_scaling, scaling_field, scaling_words
+from megatron_eve.models.rope_scaling import position_note, read_scaling, scaling_field, scaling_words
 from tests.convert.test_conversion import convert
 from tests.convert.test_language_models import LINEAR, LLAMA3, folder_of
 from tests.convert.vila_folders import LANGUAGE, edit_config, llava
@@ -152,6 +152,20 @@ def test_a_run_that_is_scaled_otherwise_is_told(
         assert f"{tmp_path}/config.json: {words}" in str(refused.value)
         with pytest.raises(CheckpointError, match="was made with --"):
             check_start(tmp_path, found.model.__dict__, model)
+
+
+def test_a_run_with_longer_samples_says_so() -> None:
+    short, long = ModelConfig(max_position_embeddings=4096), ModelConfig(max_position_embeddings=8200)
+    assert position_note(long, short) is None and position_note(short, short) is None
+    told = position_note(short, long)
+    assert told is not None and told.endswith(
+        "8200; --rotary-seq-len-interpolation-factor 3 would divide theirs"
+    )
+    told = position_note(short, replace(long, rotary_seq_len_interpolation_factor=3.0))
+    assert told is not None and told.startswith(
+        "rotary embeddings are not scaled, and scaled linearly (--rotary"
+    )
+    assert position_note(replace(short, **BY_32), replace(long, **BY_32)) is None
 
 
 def test_a_checkpoint_of_an_older_version_is_not_scaled(tmp_path: Path) -> None:
