@@ -123,6 +123,10 @@ MISTAKES = [
     Mistake("pretrain", f"{VILA} --freeze-LM --lora-rank 8", "freezes it, so that no adapter would train"),
     Mistake("pretrain", f"{VILA} --vision-num-attention-heads 5", "must divide --vision-hidden-size 64"),
     Mistake("pretrain", f"{DATA} {{modern}}", "{modern}_dataset.json has the tokenizer mode"),
+    Mistake("pretrain", f"{MOCK} --rotary-seq-len-interpolation-factor 0.5", "factor 0.5: positions are divided by it"),
+    Mistake("pretrain", f"{MOCK} --use-rope-scaling --rotary-seq-len-interpolation-factor 2", "give this or --rotary"),
+    Mistake("pretrain", f"{MOCK} --rope-scaling-factor 32", "--rope-scaling-factor 32: is of --use-rope-scaling; add"),
+    Mistake("pretrain", f"{MOCK} --use-rope-scaling --rope-scaling-factor 0", "factor 0: must be above 1"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -270,6 +274,7 @@ MISTAKES = [
     Mistake("chat", f"{MODEL} --conv-mode llama_3", "--conv-mode llama_3: it has the control token"),
     Mistake("verify_golden", "{root} --tensor-parallel 2", "did you mean --tensor-model-parallel-size?"),
     Mistake("verify_golden", "{root}", "{root}: no golden case there"),
+    Mistake("verify_golden", "{damaged}", "{damaged}/case/meta.json: not JSON (Expecting"),
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
     Mistake("compare_losses", "HEAD --example", "--example: a value is missing behind it"),
     Mistake("compare_losses", "HEAD --layouts tp3", "--layouts tp3: must be one of tp1, tp2-sp"),
@@ -317,7 +322,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "adapter").mkdir()
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
+    damaged = root / "damaged" / "case"
+    (damaged / "raw").mkdir(parents=True)
+    (damaged / "meta.json").write_text("{")
     return {
+        "damaged": str(damaged.parent),
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "text": str(root / "text"),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),

@@ -65,7 +65,7 @@ def main() -> None:
     """Start the ranks that the layout needs, then check."""
     arguments = parse()
     try:
-        folders = case_folders(arguments.folders)
+        folders, others = case_folders(arguments.folders)
     except ConfigError as error:
         sys.exit(show_error(error))
     ranks = (
@@ -79,16 +79,17 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *command, *sys.argv])
     from megatron_eve.runtime.ranks import run_rank
 
-    run_rank(lambda: check(arguments, folders))
+    run_rank(lambda: check(arguments, folders, others))
 
 
-def case_folders(paths: list[Path]) -> list[Path]:
-    """The case folders among the given ones or right below them.
+def case_folders(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The case folders among the given ones or right below them, and the other folders beside these.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or one of them is damaged.
     """
     folders: list[Path] = []
+    others: list[Path] = []
     for path in paths:
         inside = sorted(child for child in path.glob("*") if child.is_dir()) if path.is_dir() else []
         cases = [folder for folder in [path, *inside] if is_case(folder)]
@@ -98,11 +99,13 @@ def case_folders(paths: list[Path]) -> list[Path]:
                 f"{path}: no golden case there (a case holds one of {marks}, or is of a form that a model family reads)"
             )
         folders += cases
-    return folders
+        if path not in cases:
+            others += [folder for folder in inside if folder not in cases]
+    return folders, others
 
 
-def check(arguments: argparse.Namespace, folders: list[Path]) -> None:
-    """Check every folder on this rank; exit 1 on any miss."""
+def check(arguments: argparse.Namespace, folders: list[Path], others: list[Path]) -> None:
+    """Check every folder on this rank; exit 1 on any miss. Other folders are only named."""
     from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
@@ -122,6 +125,8 @@ def check(arguments: argparse.Namespace, folders: list[Path]) -> None:
     misses = total = 0
     with process_group(parallel):
         prints = torch.distributed.get_rank() == 0
+        for folder in others if prints else ():
+            print(f"{folder}: passed over: holds no golden case that is read here")
         for folder in folders:
             rows = check_folder(folder, parallel, arguments.recompute)
             total += len(rows)

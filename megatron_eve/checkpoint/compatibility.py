@@ -5,6 +5,7 @@ Model, data and frozen models of both are compared before any tensor is loaded. 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from megatron_eve.config.upgrade import upgrade_saved
 from megatron_eve.data.text.templates import prompt_templates, without_conversation
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.rope_scaling import adds_linear_scaling
 from megatron_eve.runtime.errors import UserError
 
 # Sizes of the decoder that change no weight.
-SHAPELESS = {"max_position_embeddings"}
+_SHAPELESS = {"max_position_embeddings"}
 # What a dataset's fingerprint calls the samples that no pack can hold (see `data.fitting`).
 DROPPED = "dropped samples"
 _CONTENT = "content"
@@ -61,7 +63,7 @@ def check_resume(
         )
     check_family(folder, saved, config)
     saved = with_upgraded_config(saved)
-    check_model(folder, saved["config"]["model"], config.model, ignore=set())
+    check_model(folder, saved["config"]["model"], config.model)
     if check_adapters(folder, saved, config):
         raise CheckpointError(
             f"{folder}: was made without adapters, this run has --lora-rank {config.lora.lora_rank}; leave that out, "
@@ -103,10 +105,29 @@ def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
         )
 
 
-def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: set[str]) -> None:
+def check_model(
+    folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: Collection[str] = ()
+) -> None:
     """Raise CheckpointError if sizes differ from the model's, except those in `ignore`."""
-    for sentence in size_differences(saved, model, ignore):
+    for sentence in size_differences({**asdict(ModelConfig()), **saved}, model, ignore):
         raise CheckpointError(f"{folder}: {sentence}")
+
+
+def check_start(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None:
+    """Raise CheckpointError if a model cannot start from weights of these sizes.
+
+    Samples may be longer, and positions of a model that was not scaled may be divided for that.
+
+    Args:
+        folder: of the checkpoint.
+        saved: sizes that it was made with; settings that an older version did not write have their defaults.
+        model: the run's.
+    """
+    known = {name: saved[name] for name in asdict(ModelConfig()) if name in saved}
+    linear = adds_linear_scaling(ModelConfig(**known), model)
+    check_model(
+        folder, saved, model, _SHAPELESS | ({"rotary_seq_len_interpolation_factor"} if linear else set())
+    )
 
 
 def check_adapters(folder: Path, saved: dict[str, Any], config: RunConfig) -> bool:

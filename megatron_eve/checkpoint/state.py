@@ -21,12 +21,11 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.checkpoint.compatibility import (
-    SHAPELESS,
     CheckpointError,
     check_adapters,
     check_family,
-    check_model,
     check_resume,
+    check_start,
     rank_layout,
     with_upgraded_config,
 )
@@ -181,7 +180,7 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
         raise CheckpointError(f"{path}: {problem}, so this checkpoint is not whole; {_REMEDY}")
     saved = with_upgraded_config(dist_checkpointing.load_common_state_dict(str(path)))
     check_family(path, saved, config)
-    check_model(path, saved["config"]["model"], config.model, ignore=SHAPELESS)
+    check_start(path, saved["config"]["model"], config.model)
     family = find_family(config.family)
     for sentence in family.check_weights(saved, config):
         raise CheckpointError(f"{path}: {sentence}")

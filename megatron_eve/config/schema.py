@@ -63,6 +63,15 @@ class ModelConfig:
     """Epsilon of the RMSNorm layers."""
     rotary_base: int = 10000
     """Base (theta) of the rotary position embedding."""
+    rotary_seq_len_interpolation_factor: Annotated[float | None, Flag(unset="positions are not scaled")] = (
+        None
+    )
+    """Divide positions by this before the rotary embedding (linear scaling), for samples that are so many times longer
+    than those that the model was pretrained on."""
+    use_rope_scaling: bool = False
+    """Scale the rotary embedding as Llama 3.1 does (rope_type llama3 of transformers)."""
+    rope_scaling_factor: float = 8.0
+    """Factor of --use-rope-scaling: 8 in Llama 3.1, 32 in Llama 3.2."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,22 @@ def _sizes(model: ModelConfig) -> Iterator[str]:
     groups = model.num_query_groups
     if groups and groups > 0 and model.num_attention_heads % groups:
         yield f"--num-query-groups {groups}: must divide --num-attention-heads {model.num_attention_heads}"
+    yield from _rope_scaling(model)
+
+
+def _rope_scaling(model: ModelConfig) -> Iterator[str]:
+    linear, factor = model.rotary_seq_len_interpolation_factor, model.rope_scaling_factor
+    if linear is not None and not 1 < linear < math.inf:
+        yield (
+            f"--rotary-seq-len-interpolation-factor {linear:g}: positions are divided by it, so it must be above 1; "
+            "leave it out for positions as they are"
+        )
+    if linear is not None and model.use_rope_scaling:
+        yield "--use-rope-scaling: give this or --rotary-seq-len-interpolation-factor, not both"
+    if not 1 < factor < math.inf:
+        yield f"--rope-scaling-factor {factor:g}: must be above 1"
+    elif factor != ModelConfig.rope_scaling_factor and not model.use_rope_scaling:
+        yield f"--rope-scaling-factor {factor:g}: is of --use-rope-scaling; add that, or leave it out"
 
 
 def _layout(config: RunConfig, world_size: int) -> Iterator[str]:

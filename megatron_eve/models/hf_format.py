@@ -245,6 +245,8 @@ class HFFormat(Protocol):
     ) -> JSONFiles:
         """What the published format holds beside weights and tokenizer, by path in the folder.
 
+        `models/rope_scaling.py` gives `rope_scaling` of config.json.
+
         Args:
             model: sizes of the decoder.
             vision: the family's settings.

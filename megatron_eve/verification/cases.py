@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.data.text.turns import ConversationError
 from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.golden_format import GoldenBatch
+from megatron_eve.models.golden_format import GoldenBatch, read_case_file
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.verification.results import CheckResult, equal
 
@@ -70,7 +69,7 @@ def case_family(meta: Mapping[str, Any]) -> ModelFamily:
 
 def read_model_case(folder: Path) -> ModelCase:
     """Read a case folder (meta.json, inputs.safetensors, outputs.safetensors, records.json, raw/, hf)."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = read_case_file(folder / "meta.json")
     hf = linked(folder, "hf")
     inputs = load_file(folder / "inputs.safetensors")
     raw = {path.name.split("_", 1)[0]: path for path in (folder / "raw").glob("*.png")}
@@ -140,7 +139,7 @@ def check_pictures_alone(family: ModelFamily, folder: Path) -> Iterator[CheckRes
 
 def check_preprocess(folder: Path) -> Iterator[CheckResult]:
     """`preprocess/`: sizes, grids, token counts and, where the raw picture is there, its sha256 after resizing."""
-    content = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    content = read_case_file(folder / "sizes.json")
     family = case_family(content)
     for entry in content["geometry"]:
         width, height = entry["width"], entry["height"]
@@ -165,7 +164,7 @@ def check_preprocess(folder: Path) -> Iterator[CheckResult]:
 def check_tokenize(folder: Path) -> Iterator[CheckResult]:
     """`tokenize/`: ids and labels of both templates, truncation, evaluation prompts, rows that must be rejected."""
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["legacy_true"]
+    cases = read_case_file(folder / "cases.json")["legacy_true"]
     for group, entries in cases.items():
         for entry in entries:
             name = f"{group}.{entry.get('name', entry.get('conv_mode'))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
 from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.golden_format import image_names
+from megatron_eve.models.golden_format import image_names, read_case_file
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
@@ -343,7 +342,7 @@ def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:
     """
     rows = []
     entries: dict[str, list[dict[str, Any]]] = {}
-    for entry in json.loads((folder / "greedy.json").read_text(encoding="utf-8"))["cases"]:
+    for entry in read_case_file(folder / "greedy.json")["cases"]:
         entries.setdefault(entry["case"], []).append(entry)
     for name, some in entries.items():
         if (folder.parent / name).is_dir():
@@ -353,7 +352,7 @@ def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:
 
 def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: ParallelConfig) -> list[CheckResult]:
     """Greedy tokens for prompts of one case, all in one pack."""
-    meta = json.loads((case / "meta.json").read_text(encoding="utf-8"))
+    meta = read_case_file(case / "meta.json")
     hf = linked(case, "hf")
     family = case_family(meta)
     sizes = settings_of(hf, **family.golden().settings(meta, hf, ()))

@@ -13,6 +13,7 @@ from megatron_eve.config import (
     PRESETS,
     Blend,
     ConfigError,
+    ModelConfig,
     RunConfig,
     from_dict,
     from_saved,
@@ -350,7 +351,8 @@ def test_a_configuration_of_an_older_checkpoint() -> None:
         **{name: old["model"][name] for name in asdict(config.vision) if name in old["model"]},
     }
     assert asdict(config.vision) == moved
-    assert {**asdict(config.model), **moved} == {**old["model"], **moved}
+    # What that version did not write has its default.
+    assert {**asdict(config.model), **moved} == {**asdict(ModelConfig()), **old["model"], **moved}
     assert upgrade_saved(config.to_dict()) == config.to_dict()
     assert upgrade_saved(old)["vision"] == asdict(config.vision)
     both = {**old, "vision": {"image_size": 448}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,20 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_eve.config import TRACKER, CheckpointConfig, RunConfig, TrainingConfig
+from megatron_eve.models.rope_scaling import scaling_field
 from tests.checkpoint.hf.test_tables import error
 from tests.convert.test_conversion import TEACHER, convert, pass_through
+from tests.convert.vila_folders import edit_config
 from tests.families.eve import run_config
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2, TP2_PP2, TP2_SP, Layout, parametrize
 from tests.ranks import RankPool
 
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 # At toy width, with what is theirs: grouped queries, bases and epsilons, tied ends, a vocabulary that is padded.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"num_key_value_heads": 4, "rope_theta": 10000.0}),
@@ -29,20 +37,45 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2",
         {"num_key_value_heads": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
     ),
+    "linear": ("Llama", {"num_key_value_heads": 2, "rope_theta": 10000.0, "rope_scaling": LINEAR}),
+    "llama3.1": (
+        "Llama",
+        {
+            "num_key_value_heads": 2,
+            "rope_theta": 500000.0,
+            "rope_scaling": LLAMA3,
+            "max_position_embeddings": 131072,
+        },
+    ),
+    "qwen2 linear": (
+        "Qwen2",
+        {
+            "num_key_value_heads": 2,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+        },
+    ),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Two samples of one pack.
 SAMPLES = ([1, *range(40, 90)], [1, *range(5, 300, 9)])
 
 
-def transformers_model(kind: str) -> Any:
-    """A model of transformers with random weights, none of them as it begins (biases zero, norms one)."""
+def transformers_model(kind: str, **other: Any) -> Any:
+    """A model of transformers with random weights, none of them as it begins (biases zero, norms one).
+
+    Args:
+        kind: of `KINDS`.
+        other: settings in place of that kind's.
+    """
     import transformers
 
     family, settings = KINDS[kind]
+    settings = {**settings, **other}
     sizes = {
         "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4,
-        "vocab_size": 384, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, **settings,
+        "vocab_size": 384, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, **deepcopy(settings),
     }  # fmt: skip
     config = getattr(transformers, f"{family}Config")(**sizes, attn_implementation="eager")
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
@@ -86,10 +119,14 @@ def check_same(source: Path, back: Path) -> None:
             ("llama3 tied", "bfloat16"),
             ("qwen2", "bfloat16"),
             ("qwen2 tied", "float32"),
+            ("llama3.1", "float32"),
         ],
         *(
             pytest.param(kind, dtype, marks=pytest.mark.slow)
-            for kind, dtype in (("llama3", "bfloat16"), ("qwen2", "float32"), ("qwen2 tied", "bfloat16"))
+            for kind, dtype in (
+                *(("llama3", "bfloat16"), ("qwen2", "float32"), ("qwen2 tied", "bfloat16")),
+                *(("linear", "float32"), ("qwen2 linear", "bfloat16")),
+            )
         ),
     ],
 )
@@ -100,6 +137,8 @@ def test_there_and_back(tmp_path: Path, kind: str, dtype: str) -> None:
     family, settings = KINDS[kind]
     expected = (2, settings["rope_theta"], settings.get("rms_norm_eps", 1e-5), family == "Qwen2")
     assert (model.num_query_groups, model.rotary_base, model.norm_epsilon, model.add_qkv_bias) == expected
+    scaling = settings.get("rope_scaling")
+    assert (scaling_field(model) is None) == (scaling is None)
     assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 0
     check_same(source, tmp_path / "back")
     fields = json.loads((tmp_path / "back" / "config.json").read_text())
@@ -109,6 +148,10 @@ def test_there_and_back(tmp_path: Path, kind: str, dtype: str) -> None:
         dtype,
     )
     assert fields.get("qkv_bias") == (True if family == "Qwen2" else None)
+    written = fields["rope_scaling"]
+    if scaling is not None and "type" in written:
+        written = {"rope_type": written["type"], "factor": written["factor"]}
+    assert written == scaling
     if dtype == "bfloat16":
         return
     # What was written is read as the same model.
@@ -170,7 +213,7 @@ def text_logits(config: RunConfig, folder: Path) -> torch.Tensor:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("kind", "layout"),
-    [*((kind, ONE) for kind in KINDS), ("llama3", TP2), ("qwen2 tied", TP2)],
+    [*((kind, ONE) for kind in KINDS), ("llama3", TP2), ("qwen2 tied", TP2), ("llama3.1", TP2)],
     ids=lambda value: value.name if isinstance(value, Layout) else value,
 )
 def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layout: Layout, kind: str) -> None:
@@ -186,6 +229,11 @@ def test_logits_are_those_of_transformers(ranks: RankPool, tmp_path: Path, layou
     with torch.no_grad():
         expected = torch.cat([theirs(torch.tensor([sample])).logits[0] for sample in SAMPLES])
     assert float(expected.std()) > 0.5
+    if "rope_scaling" in KINDS[kind][1]:
+        unscaled = transformers_model(kind, rope_scaling=None)
+        with torch.no_grad():
+            others = torch.cat([unscaled(torch.tensor([sample])).logits[0] for sample in SAMPLES])
+        assert float((others - expected).abs().max()) > 1e-3, "the samples are long enough to tell"
     for found in ranks.run(layout.world_size, text_logits, config, tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -214,24 +262,6 @@ def test_a_run_of_another_kind_is_told(ranks: RankPool, tmp_path: Path) -> None:
             {"layer_types": ["full_attention", "sliding_attention"]},
             "layer_types has 'sliding_attention', and",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type is 'yarn', and rotary"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary embeddings are not scaled here"),
-        (
-            {"rope_scaling": {"rope_type": "linear", "factor": 1.5}},
-            "rope_type is 'linear', and rotary embeddings",
-        ),
-        (
-            {"rope_scaling": {"type": "longrope", "factor": 1}},
-            "rope_type is 'longrope', and rotary embeddings",
-        ),
-        (
-            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "rope_type is 'yarn', and rotary embed",
-        ),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "not scaled here"),
-        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not settings by name"),
-        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta is 'much', and a whole number"),
-        ({"rope_parameters": None, "rope_theta": 10000.5}, "rope_theta is 10000.5, and a whole number"),
         ({"num_hidden_layers": "four"}, "has no num_hidden_layers above 0"),
         ({"num_key_value_heads": [2]}, "has no num_key_value_heads above 0"),
         ({"layer_types": 7}, "layer_types has '7', and"),
@@ -242,39 +272,11 @@ def test_what_the_decoder_cannot_compute_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], message: str
 ) -> None:
     source = folder_of(tmp_path, "qwen2")
-    found = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**found, **fields}))
+    edit_config(source, **fields)
     assert convert("import", "--source", source, "--target", tmp_path / "start") == 2
     told = capsys.readouterr().err
     assert f"error: {source}/config.json: " in told and message in told
     assert not (tmp_path / "start").exists()
-
-
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_scaling": {"rope_type": "default"}},
-        {"rope_scaling": {"type": "default"}, "rope_parameters": None, "rope_theta": 1e6},
-        {"rope_scaling": {"type": "linear", "factor": 1.0}},
-        {"rope_scaling": {"type": "dynamic", "factor": 1}},
-        {"rope_parameters": {"rope_type": "linear", "factor": 1.0, "rope_theta": 1e6}},
-        {"rope_parameters": {"rope_theta": 1e6}},
-        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
-        {"rope_parameters": None, "rope_scaling": {}, "rope_theta": 1e6},
-    ],
-)
-def test_a_rope_that_scales_nothing_is_none(rope_source: Path, tmp_path: Path, rope: dict[str, Any]) -> None:
-    from megatron_eve.checkpoint.hf.config import HFConfig
-
-    fields = json.loads((rope_source / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**fields, **rope}))
-    model = HFConfig.read(tmp_path).model_config()
-    assert model.rotary_base == 1_000_000
-
-
-@pytest.fixture(scope="module")
-def rope_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_of(tmp_path_factory.mktemp("rope"), "qwen2")
 
 
 @pytest.mark.parametrize("change", ["biases", "no biases"])

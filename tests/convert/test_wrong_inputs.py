@@ -124,7 +124,10 @@ WRONG: dict[str, tuple[Make, str]] = {
     "heads": (config(num_key_value_heads=2), "does not make decoder.layers.0.self_attention.linear_qkv.weight"),
     "no sizes": (config(hidden_size=None), "/config.json: has no hidden_size above 0"),
     "heads that do not divide": (config(num_attention_heads=7), "/config.json: head_dim is 9"),
-    "scaled rope": (config(rope_scaling={"type": "linear", "factor": 2}), "rotary embeddings are not scaled here"),
+    "scaled rope": (
+        config(rope_scaling={"type": "dynamic", "factor": 2}),
+        "/config.json: rope_type is 'dynamic', and rotary embeddings are not scaled here but by linear and llama3",
+    ),
     "other JSON": (files(lambda folder: (folder / "config.json").write_text("[]")), "/config.json: holds no settings"),
     "no JSON": (files(lambda folder: cut(folder / "config.json")), "/config.json: not JSON"),
     "no config.json": (files(lambda folder: (folder / "config.json").unlink()), "/config.json: No such file"),

@@ -206,9 +206,11 @@ def test_a_vocabulary_that_grows(exported: Path, tmp_path: Path) -> None:
     assert after.model.image_token_id not in new
 
 
-@pytest.mark.parametrize("kind", ["llama3 tied", "qwen2"])
+@pytest.mark.parametrize(
+    "kind", ["llama3 tied", "qwen2", "llama3.1", pytest.param("linear", marks=pytest.mark.slow)]
+)
 def test_decoders_of_other_families(tmp_path: Path, kind: str) -> None:
-    """Grouped queries, another base, tied ends, biases: the exported model's logits on text are the source's."""
+    """Grouped queries, another base, scaling, tied ends, biases: the exported model has the logits of the source."""
     source = folder_of(tmp_path, kind)
     start_of(source, tmp_path / "start")
     assert convert("export", "--source", tmp_path / "start", "--target", tmp_path / "back") == 0

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.config import (
-    RunConfig,
-)
+from megatron_eve.config import ModelConfig, RunConfig
 from tests.families.eve import run_config
 from tests.families.suite import Trace, loading_from, run, saving_in
 from tests.layouts import (
@@ -85,6 +83,16 @@ def test_fixed_shapes_follow_the_same_path(ranks: RankPool, single_device: Trace
     assert trace.samples == single_device.samples[:5]
     assert trace.losses == pytest.approx(single_device.losses[:5], abs=1e-5, rel=0)
     assert trace.aligning == pytest.approx(single_device.aligning[:5], abs=1e-5, rel=0)
+
+
+@parametrize(TP2_SP_CP2, slow=(TP2_PP2,))
+def test_divided_positions(ranks: RankPool, single_device: Trace, layout: Layout) -> None:
+    """Scaled rotary embeddings are the same on every rank, also where context parallelism cuts a sample."""
+    config = replace(run_config(ONE.parallel), model=ModelConfig(rotary_seq_len_interpolation_factor=2.0))
+    expected = ranks.run(1, run, config, 2)[-1]
+    trace = ranks.run(layout.world_size, run, replace(config, parallel=layout.parallel), 2)[-1]
+    assert trace.losses == pytest.approx(expected.losses, abs=1e-5, rel=0)
+    assert expected.losses != pytest.approx(single_device.losses[:2], abs=1e-3, rel=0)
 
 
 @parametrize(PP2_VPP2_UNEVEN, PP4_ENDS, slow=(PP2_VPP3_EMPTY,))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from megatron_eve.verification.forms import is_case
 from tests.golden_dir import find_golden
 from tests.layouts import CP2, ONE, PP2, TP2, TP2_PP2, TP2_SP, TP2_SP_CP2, Layout, layout
 from tests.ranks import RankPool
-from tests.verification.test_golden import check, damage, misses
+from tests.verification.test_golden import TOOL, check, damage, misses
 
 TP4 = layout("TP4", 4, tp=4)
 LAYOUTS = (ONE, TP2, TP2_SP, TP4, PP2, CP2, TP2_PP2, TP2_SP_CP2)
@@ -144,3 +146,34 @@ def test_cases_of_other_models_are_none() -> None:
     assert is_case(find("vila10_grads")) and is_case(find("vila_projectors"))
     for name in ("vilau_llm_train", "vilau_tower", "vilau_model"):
         assert not is_case(find(name)), name
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"cases": {', b"\xff\xfe", b"[1]", b"", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+@pytest.mark.parametrize("case", ["vila_preprocess", "vila15_llm"])
+def test_a_damaged_description_is_one_sentence(tmp_path: Path, case: str, content: bytes) -> None:
+    copy = tmp_path / case
+    shutil.copytree(find(case), copy)
+    (copy / "meta.json").write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        check(copy, ParallelConfig())
+    told = str(refused.value)
+    assert (
+        told.startswith(f"{copy}/meta.json: ")
+        and told.endswith("; copy the folder again")
+        and "\n" not in told
+    )
+
+
+def test_folders_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    """Beside cases, by the tool; folders inside a case are parts of it."""
+    for name in ("tokenize", "another"):
+        shutil.copytree(find_golden("tokenize"), tmp_path / name)
+    (tmp_path / "another" / "cases.json").unlink()
+    found = subprocess.run(
+        [sys.executable, str(TOOL), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    passed_over = [line for line in found.stdout.splitlines() if "passed over" in line]
+    assert passed_over == [f"{tmp_path}/another: passed over: holds no golden case that is read here"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.models.family import ModelFamily, ModelSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, loaded_families
+from megatron_eve.models.rope_scaling import adds_linear_scaling, read_scaling, rope_entries, scaling_words
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
@@ -29,15 +30,12 @@ LANGUAGE_FIELDS = {
 # Numbers above 0 where they are stated.
 _OPTIONAL = ("num_key_value_heads", "head_dim")
 _FULL = "attention has no sliding window here; take a model with full attention in every layer"
-_UNSCALED = "rotary embeddings are not scaled here"
-# Kinds of scaling (transformers' `rope_type`) that compute the same as none when their factor is 1.
-_NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
 # Fields that must have certain values for the decoder to compute the same: field, allowed values, error message.
 _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": ((None, "silu", "swish"), "the decoder's MLP is gated by SiLU"),
     "attention_bias": ((None, False), "attention has no biases here but Qwen2's, of query, key and value"),
     "mlp_bias": ((None, False), "the MLP has no biases here"),
-    "partial_rotary_factor": ((None, 1), _UNSCALED),
+    "partial_rotary_factor": ((None, 1), "rotary embeddings are of the whole head here"),
     "use_sliding_window": ((None, False), _FULL),
     "quantization_config": ((None,), "quantised weights cannot be trained; take the original ones"),
 }
@@ -81,7 +79,7 @@ class HFConfig:
             for problem in its.check_fields(fields):
                 raise ConfigError(f"{path}: {problem}")
             found = HFConfig(fields, path, family, its.folders(fields), its.language_fields(fields) or fields)
-        language = found.language_folder / "config.json"
+        language = found._language_file
         if language != path:
             found = replace(found, language=_read_fields(language))
         if found.language is not fields:
@@ -91,13 +89,20 @@ class HFConfig:
                 raise ConfigError(f"{language}: model_type is {kind!r}, and {known} are known here")
         _check_language(found.language, language)
         _check_sizes(fields, path, optional=family.hugging_face().fields if family else ())
-        _check_rope(found, language)
+        read_scaling(found.language, language)
+        theta = found.rope_theta
+        if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
+            raise ConfigError(f"{language}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
         return found
 
     @property
     def language_folder(self) -> Path:
         """Where the language model lies, with its tokenizer."""
         return self.source.parent / next(iter(self.folders))
+
+    @property
+    def _language_file(self) -> Path:
+        return self.language_folder / "config.json"
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -113,7 +118,7 @@ class HFConfig:
     @property
     def rope_theta(self) -> float:
         """Base of the rotary embedding, which transformers 5 keeps beside the kind of scaling."""
-        stated = [some.get("rope_theta") for _, some in _rope_settings(self.language)]
+        stated = [some.get("rope_theta") for _, some in rope_entries(self.language, self._language_file)]
         return next((theta for theta in stated if theta), None) or (
             self.language.get("rope_theta") or ModelConfig.rotary_base
         )
@@ -128,6 +133,7 @@ class HFConfig:
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
             add_qkv_bias=self.has_qkv_bias,
             rotary_base=int(self.rope_theta),
+            **read_scaling(fields, self._language_file),
         )
 
 
@@ -209,6 +215,12 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
             f"{config.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
             "or recipe of that model"
         )
+    there, here = scaling_words(theirs), scaling_words(model)
+    if there != here and not adds_linear_scaling(theirs, model):
+        raise ConfigError(
+            f"{config.source}: rotary embeddings are {there}, and {here} in this run; use the preset or recipe of that "
+            "model, or its flags"
+        )
     return config
 
 
@@ -284,30 +296,6 @@ def _check_sizes(
 def _is_positive(value: object, name: str) -> bool:
     kinds = int | float if name == "rms_norm_eps" else int
     return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
-
-
-def _rope_settings(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4."""
-    entries = [(name, fields[name]) for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
-    # transformers 5 has one for each kind of layer where they differ.
-    return [
-        (name, some.get("full_attention") or some if isinstance(some, dict) else some)
-        for name, some in entries
-    ]
-
-
-def _check_rope(found: HFConfig, path: Path) -> None:
-    """Refuse rotary embeddings that are scaled; a kind that scales nothing is none."""
-    for name, some in _rope_settings(found.language):
-        if not isinstance(some, dict):
-            raise ConfigError(f"{path}: {name} is {some!r}, not settings by name; copy the folder again")
-        kind = some.get("rope_type") or some.get("type") or "default"
-        nothing = kind == "default" or (kind in _NONE_AT_FACTOR_1 and some.get("factor") == 1)
-        if not nothing or some.get("partial_rotary_factor") not in (None, 1):
-            raise ConfigError(f"{path}: rope_type is {kind!r}, and {_UNSCALED} ({name}: {some})")
-    theta = found.rope_theta
-    if not isinstance(theta, int | float) or not 1 <= theta < 2**63 or int(theta) != theta:
-        raise ConfigError(f"{path}: rope_theta is {theta!r}, and a whole number from 1 on is needed")
 
 
 def token_ids(tokenizer: TextTokenizer | None) -> dict[str, int]:

@@ -17,6 +17,7 @@ from megatron_eve.config import ConfigError
 from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random, matches
 from megatron_eve.models.name_rules import source_for
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.rope_scaling import position_note
 from megatron_eve.models.tensor_layouts import Layout, Sizes
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
@@ -34,6 +35,8 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
             one that no rule knows, or one of other numbers than floating-point ones. The model is unchanged then.
     """
     found = check_config(folder, settings)
+    if note := position_note(found.model_config(), settings.model):
+        print_rank_0(f"{folder}: {note}")
     family, source = find_family(settings.family), open_weights(folder, found.folders, settings)
     keys = list(source.keys())
     for problem in family.hugging_face().check_weights(settings.vision, keys):

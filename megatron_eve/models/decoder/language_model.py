@@ -64,7 +64,10 @@ class LanguageModel(LanguageModule):
             kv_channels=config.kv_channels,
             rotary_percent=1.0,
             rotary_interleaved=config.rotary_interleaved,
+            seq_len_interpolation_factor=model.rotary_seq_len_interpolation_factor,
             rotary_base=model.rotary_base,
+            rope_scaling=model.use_rope_scaling,
+            rope_scaling_factor=model.rope_scaling_factor,
             use_cpu_initialization=config.use_cpu_initialization,
             cp_group=self.pg_collection.cp,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from megatron_eve.models.golden_format import (
     GoldenPicture,
     GoldenRow,
     LanguageGolden,
+    read_case_file,
 )
 from megatron_eve.models.vila.golden_batches import has_batches, read_batches
 from megatron_eve.models.vila.golden_rows import read_rows
@@ -84,7 +84,7 @@ def _picture_cases(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
     if not (path.is_file() and (folder / "raw").is_dir()):
         return {}
-    cases = json.loads(path.read_text(encoding="utf-8")).get("cases")
+    cases = read_case_file(path).get("cases")
     if not isinstance(cases, dict):
         return {}
     return {name: fields for name, fields in cases.items() if _PROCESSOR.fullmatch(name)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.models.golden_format import GoldenBatch, image_names
+from megatron_eve.models.golden_format import GoldenBatch, image_names, read_case_file
 from megatron_eve.models.vila.hf.layouts import PROJECTOR_KEYS, TOWER_KEYS
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ def _normalisation(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
     for folder in (model, model / "vision_tower"):
         path = folder / "preprocessor_config.json"
         if path.is_file():
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_case_file(path)
             mean, deviation = (
                 torch.tensor(fields[key], dtype=torch.float64).view(3, 1, 1)
                 for key in ("image_mean", "image_std")
@@ -245,5 +244,4 @@ def _keys(path: Path) -> list[str]:
 
 def _meta(home: Path) -> dict[str, Any]:
     path = home / "meta.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return read_case_file(path) if path.is_file() else {}

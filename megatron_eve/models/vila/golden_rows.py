@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.models.golden_format import GoldenRow
+from megatron_eve.models.golden_format import GoldenRow, read_case_file, read_case_rows
 from megatron_eve.models.text_format import IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def read_rows(folder: Path) -> Iterator[GoldenRow]:
         return
     from safetensors.torch import load_file
 
-    meta = json.loads(meta_path.read_text(encoding="utf-8"))
+    meta = read_case_file(meta_path)
     inputs = load_file(inputs_path)
     raw = _raw_rows(folder)
     language = folder / "model" / "llm" if (folder / "model" / "llm").is_dir() else folder / "model"
@@ -65,7 +64,7 @@ def _raw_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
     for file, names in (("conversations.json", ("sft_image", "sft_text")), ("plain.json", ("plain",))):
         path = folder / "data" / file
         if path.is_file():
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = read_case_rows(path)
             found |= {name: row["conversations"] for name, row in zip(names, rows, strict=False)}
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.hf_format import JSONFiles
+from megatron_eve.models.rope_scaling import scaling_field
 
 # CLIP's, which EVE's processors take over.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,7 +93,7 @@ def published_config(
         **bias,
         "requires_cliploss": teacher,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_scaling": None,
+        "rope_scaling": scaling_field(model),
         **rope,
         "tie_word_embeddings": False,
         "torch_dtype": dtype,

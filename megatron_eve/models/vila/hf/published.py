@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import JSONFiles
+from megatron_eve.models.rope_scaling import scaling_field
 from megatron_eve.models.vila.config import VILAConfig
 from megatron_eve.models.vila.hf.config import TOWER_CONFIG
 from megatron_eve.models.vila.hf.tower import TOWER_FIELDS, published_name
@@ -42,7 +43,7 @@ def language_config(model: ModelConfig, dtype: str, ids: Mapping[str, int]) -> d
         "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
         **({"use_sliding_window": False} if qwen else {"pretraining_tp": 1}),
         "rms_norm_eps": model.norm_epsilon,
-        "rope_scaling": None,
+        "rope_scaling": scaling_field(model),
         "rope_theta": float(model.rotary_base),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
