@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from megatron_eve.models.text_format import TextRules
 
@@ -180,45 +181,6 @@ class ViewUse(NamedTuple):
 
     stage: Literal["first", "last"]
     shared: bool
-
-
-ImageSetting = int | str
-ImageSettings = Mapping[str, ImageSetting]
-"""What pictures are made into, by the names of a family's `image_flags`: whole numbers, or words that a flag takes."""
-
-
-class ImageFlag(NamedTuple):
-    """A setting of pictures that datasets are made for, as a flag of tools/preprocess_data.py.
-
-    Attributes:
-        default: a whole number, or one of `choices`.
-        help: of the flag.
-        binds: image storages under which a dataset fits no other value. All, if it decides rows of the sequence; else
-            those that store the pixels that it changes: "pixels", and "jpeg" for the first view.
-        choices: the words it may be; empty for a whole number.
-        metavar: what a number counts.
-        alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
-    """
-
-    default: ImageSetting
-    help: str
-    binds: tuple[Literal["encoded", "jpeg", "pixels"], ...] = ("encoded", "jpeg", "pixels")
-    choices: tuple[str, ...] = ()
-    metavar: str = "PX"
-    alike: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def decides_rows(self) -> bool:
-        """Does it change rows of the sequence, and so bind every dataset?"""
-        return "encoded" in self.binds
-
-    def takes(self, value: object) -> bool:
-        """Can this be its value? Of a number the type alone is checked."""
-        return value in self.choices if self.choices else type(value) is int
-
-    def same(self, one: ImageSetting, other: ImageSetting) -> bool:
-        """Do two values make the same of every picture?"""
-        return one == other or any(one in group and other in group for group in self.alike)
 
 
 @runtime_checkable

@@ -35,7 +35,8 @@ from megatron_eve.data.format.megatron_index import check_index
 from megatron_eve.data.format.sample_block import StoredImage
 from megatron_eve.data.images.patches import stored_shape
 from megatron_eve.data.text.conversation import IGNORE_INDEX
-from megatron_eve.models.family import ImagePlan, ImageSettings
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.image_flags import ImageSettings
 from megatron_eve.models.registry import find_family
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]

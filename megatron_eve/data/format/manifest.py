@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
-from megatron_eve.models.family import ImageFlag, ImageSetting
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 FORMAT_VERSION = 4

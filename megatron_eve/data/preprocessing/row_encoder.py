@@ -24,7 +24,7 @@ from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer
 from megatron_eve.data.text.templates import missing_control_token, templates
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
-from megatron_eve.models.family import ImageSetting, ImageSettings
+from megatron_eve.models.image_flags import ImageSetting, ImageSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.models.text_format import PLAIN
 from megatron_eve.runtime.dali import DALI_REMEDY

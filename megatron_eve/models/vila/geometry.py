@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args, get_type_hints
 
-from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSetting, ImageSettings, View
+from megatron_eve.models.family import ImagePlan, ImagePlanner, View
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 
