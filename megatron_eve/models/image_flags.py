@@ -20,6 +20,8 @@ class ImageFlag(NamedTuple):
             those that store the pixels that it changes: "pixels", and "jpeg" for the first view.
         choices: the words it may be; empty for a whole number.
         metavar: what a number counts.
+        at_most: the run's value is an upper limit: a dataset that was made for less fits it, too, and decides itself.
+            One that records no value was made for the default.
         alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
     """
 
@@ -29,6 +31,7 @@ class ImageFlag(NamedTuple):
     choices: tuple[str, ...] = ()
     metavar: str = "PX"
     alike: tuple[tuple[str, ...], ...] = ()
+    at_most: bool = False
 
     @property
     def decides_rows(self) -> bool:
@@ -39,6 +42,8 @@ class ImageFlag(NamedTuple):
         """Can this be its value? Of a number the type alone is checked."""
         return value in self.choices if self.choices else type(value) is int
 
-    def same(self, one: ImageSetting, other: ImageSetting) -> bool:
-        """Do two values make the same of every picture?"""
-        return one == other or any(one in group and other in group for group in self.alike)
+    def fits(self, dataset: ImageSetting, run: ImageSetting) -> bool:
+        """Can a run with a value train on a dataset that was made for another?"""
+        if self.at_most and isinstance(dataset, int) and isinstance(run, int):
+            return dataset <= run
+        return dataset == run or any(dataset in group and run in group for group in self.alike)
