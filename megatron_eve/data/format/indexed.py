@@ -153,8 +153,8 @@ class IndexedVisionDataset:
             problem = f"images {first} .. {first + count - 1} of {len(self.images)}"
         else:
             plans = [self.image_plan(first + i) for i in range(count)]
-            if problem := placeholder_problem(tokens, plans):
-                raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
+            if misplaced := placeholder_problem(tokens, plans):
+                raise DataError(f"row {index} of {self.prefix}_text.bin: {misplaced}; {AGAIN}")
             length = len(labels) + sum(plan.rows - plan.tiles for plan in plans)
             trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
             if (length, trained) == (sample["length"], sample["labels"]):
