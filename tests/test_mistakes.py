@@ -165,6 +165,8 @@ MISTAKES = [
     Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit round", "--image-fit round: must be one of"),
     Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-size 13", "--image-size 13: is smaller than"),
     Mistake("preprocess_data", f"{PREPROCESS} --family vila --image-fit", "--image-fit: a value is missing behind it"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --max-tiles 6", "--max-tiles 6: is for --image-fit tiles"),
+    Mistake("preprocess_data", f"{PREPROCESS} --family vila --max-tiles 13", "--max-tiles 13: use 1 to"),
     Mistake("preprocess_data", f"{PREPROCESS} --image-fit pad", "--image-fit: no such flag"),
     Mistake("merge_datasets", "--output-prefix {set} {set} --overwrite", "{set} is one of the datasets to merge:"),
     Mistake("merge_datasets", "--output-prefix {set} {other}", "8 samples): add --overwrite to replace it, or choose"),
