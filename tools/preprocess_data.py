@@ -17,7 +17,7 @@ from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preproc
 from megatron_eve.data.preprocessing.summary import format_next, format_summary
 from megatron_eve.data.sources.recognise import FORMATS
 from megatron_eve.data.text.templates import templates
-from megatron_eve.models.family import ImageFlag
+from megatron_eve.models.image_flags import ImageFlag
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command

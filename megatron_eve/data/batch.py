@@ -52,9 +52,9 @@ class PackedBatch:
     cu_seqlens_padded: torch.Tensor
     """[S + 1] int32, bounds of the samples with their padding; the last is T."""
     image_starts: torch.Tensor
-    """[I] first row of each image."""
+    """[I] first row of each image, or of each of its tiles: these count as images in all fields."""
     image_rows: torch.Tensor
-    """[I] rows of each image (`ImagePlan.rows`)."""
+    """[I] rows of each image (`ImagePlan.tile_rows`)."""
     image_grids: torch.Tensor
     """[I, 2] rows and columns of each image's features (`ImagePlan.grid`)."""
     pixels: dict[str, torch.Tensor]
@@ -74,24 +74,25 @@ def expand(
     """Replaces each image placeholder by the rows of its image, then shifts the labels.
 
     Args:
-        tokens: [n] token ids with IMAGE_TOKEN_ID once for each image.
+        tokens: [n] token ids with IMAGE_TOKEN_ID once for each image, or for each of its tiles.
         labels: [n] unshifted labels.
         plans: of the sample's images, in order.
 
     Returns:
         tokens [length] with 0 in image rows; labels [length] shifted by one, so that row t holds what row t + 1
-        is (the last row of an image predicts the first text token after it); [images] first row of each.
+        is (the last row of an image predicts the first text token after it); [images or tiles] first row of each.
 
     Raises:
         DataError: as many placeholders as images are wanted.
     """
     is_image = tokens == IMAGE_TOKEN_ID
-    if int(is_image.sum()) != len(plans):
+    image_rows = [rows for plan in plans for rows in plan.tile_rows]
+    if int(is_image.sum()) != len(image_rows):
         raise DataError(
-            f"a sample has {int(is_image.sum())} image placeholders and {len(plans)} images: preprocess it again"
+            f"a sample has {int(is_image.sum())} image placeholders and {len(image_rows)} images: preprocess it again"
         )
     rows = np.ones(len(tokens), dtype=np.int64)
-    rows[is_image] = [plan.rows for plan in plans]
+    rows[is_image] = image_rows
     expanded = np.repeat(np.where(is_image, 0, tokens), rows)
     unshifted = np.repeat(np.where(is_image, IGNORE_INDEX, labels), rows)
     shifted = np.append(unshifted[1:], IGNORE_INDEX)
@@ -165,7 +166,7 @@ def build_batch(
     total, starts = int(bounds[-1]), bounds[:-1]
 
     tokens, labels, image_starts = _placed(texts, lengths, starts, total)
-    grids = np.array([plan.grid for plan in plans], dtype=np.int64).reshape(-1, 2)
+    grids = [plan.grid for plan in plans for _ in range(plan.tiles)]
 
     pixels, damaged = decode_pixels(dataset, images, plans, views, shared_views, share, decoder)
     return PackedBatch(
@@ -175,8 +176,8 @@ def build_batch(
         cu_seqlens=torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32)),
         cu_seqlens_padded=torch.from_numpy(bounds.astype(np.int32)),
         image_starts=torch.from_numpy(image_starts),
-        image_rows=torch.tensor([plan.rows for plan in plans], dtype=torch.int64),
-        image_grids=torch.from_numpy(grids),
+        image_rows=torch.tensor([rows for plan in plans for rows in plan.tile_rows], dtype=torch.int64),
+        image_grids=torch.tensor(grids, dtype=torch.int64).reshape(-1, 2),
         pixels=pixels,
         pixel_shapes=pack_shapes(plans, dataset.planner),
         sample_ids=torch.tensor(

@@ -74,6 +74,7 @@ class MockDataset:
         self._seed = seed & ((1 << 63) - 1)
         self._plans = [planner(width, height) for width, height in PHOTO_SHAPES]
         image_tokens = np.array([plan.rows for plan in self._plans])
+        tiles = np.array([plan.tiles for plan in self._plans])
         longest_text = seq_length - int(image_tokens.max())
         if longest_text < 8 or vocab_size <= _FIRST_PLAIN_ID or size < 1:
             raise ValueError(
@@ -87,7 +88,8 @@ class MockDataset:
         self._shapes = random.choice(len(PHOTO_SHAPES), int(has_image.sum()), p=PHOTO_SHARES)
 
         self.samples: NDArray[Any] = np.zeros(size, dtype=_SAMPLE_FIELDS)
-        self.samples["text_length"] = 1 + has_image + caption
+        self.samples["text_length"] = 1 + caption
+        self.samples["text_length"][has_image] += tiles[self._shapes].astype(np.int32)
         self.samples["length"] = 1 + caption
         self.samples["length"][has_image] += image_tokens[self._shapes].astype(np.int32)
         self.samples["labels"] = caption
@@ -105,9 +107,10 @@ class MockDataset:
         return self.samples["length"][indices].astype(np.int64)
 
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """([text_length] tokens, [text_length] unshifted labels), the image as one placeholder."""
+        """([text_length] tokens, [text_length] unshifted labels), an image as one placeholder a tile."""
         sample = self.samples[index]
-        head = [_BOS_ID] + [IMAGE_TOKEN_ID] * int(sample["num_images"])
+        placeholders = int(sample["text_length"]) - 1 - int(sample["labels"])
+        head = [_BOS_ID] + [IMAGE_TOKEN_ID] * placeholders
         random = np.random.default_rng((self._seed, 1, index))
         caption = random.integers(_FIRST_PLAIN_ID, self.info.vocab_size, int(sample["labels"]))
         tokens = np.concatenate([np.array(head, dtype=np.int64), caption])

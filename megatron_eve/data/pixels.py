@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -29,7 +30,8 @@ def pack_shapes(plans: Sequence[ImagePlan], planner: ImagePlanner) -> dict[str, 
         planner: gives the other sides of the shapes where there is no image.
 
     Returns:
-        For each view (patches of all images, 3 * patch_size ** 2) if it is cut, else (images, height, width, 3).
+        For each view (patches of all images, 3 * patch_size ** 2) or (tiles of all images, tile, tile, 3) if it is cut,
+        else (images, height, width, 3).
     """
     return {
         name: _pack_shape(view, [plan.views[name] for plan in plans])
@@ -38,7 +40,7 @@ def pack_shapes(plans: Sequence[ImagePlan], planner: ImagePlanner) -> dict[str, 
 
 
 def _pack_shape(like: View, views: Sequence[View]) -> tuple[int, ...]:
-    if like.patch_size:
+    if like.is_cut:
         return sum(view.shape[0] for view in views), *like.shape[1:]
     return len(views), *like.shape
 
@@ -62,23 +64,20 @@ def decode_pixels(
         images: their numbers in it.
         plans: of the images.
         views: wanted of all images.
-        shared_views: wanted of this rank's share of them.
+        shared_views: wanted of this rank's share of them, or of their tiles: two ranks may decode the same image.
         share: which these are; None: none, and no shared view is given.
         decoder: decodes files; by default the plain reference.
 
     Returns:
-        Each view, uint8: patches [P, 3 * patch_size ** 2] if it is cut, else [images, height, width, 3]. And the
+        Each view, uint8: patches [P, 3 * patch_size ** 2] or tiles [.., tile, tile, 3] if it is cut, else
+        [images, height, width, 3]. And the
         images that could not be decoded, with their names and why.
     """
     shared_views = shared_views if share else ()
-    mine = share.images(len(images)) if share else range(0)
+    mine = _shares(plans, share) if share else [range(0)] * len(plans)
     wanted = [
-        {
-            name: view
-            for name, view in plan.views.items()
-            if name in views or (name in shared_views and i in mine)
-        }
-        for i, plan in enumerate(plans)
+        {name: view for name, view in plan.views.items() if name in views or (name in shared_views and tiles)}
+        for plan, tiles in zip(plans, mine, strict=True)
     ]
     found: dict[int, Views] = {}
     tasks: dict[int, ImageTask] = {}
@@ -103,8 +102,22 @@ def decode_pixels(
     pixels: dict[str, torch.Tensor] = {}
     for name, view in (plans[0] if plans else dataset.planner(1, 1)).views.items():
         if name in views or name in shared_views:
-            pixels[name] = _together(view, [found[i][name] for i, some in enumerate(wanted) if name in some])
+            parts = [(found[i][name], mine[i]) for i, some in enumerate(wanted) if name in some]
+            of_share = view.tile and name not in views
+            pixels[name] = _together(
+                view, [part[of.start : of.stop] if of_share else part for part, of in parts]
+            )
     return pixels, damaged
+
+
+def _shares(plans: Sequence[ImagePlan], share: ImageShare) -> list[range]:
+    """Tiles of each image that this rank has: the tiles of all images of a pack are shared out."""
+    ends = list(accumulate(plan.tiles for plan in plans))
+    mine = share.images(ends[-1] if ends else 0)
+    return [
+        range(max(mine.start - end + plan.tiles, 0), max(min(mine.stop - end, 0) + plan.tiles, 0))
+        for plan, end in zip(plans, ends, strict=True)
+    ]
 
 
 def _together(like: View, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -113,4 +126,4 @@ def _together(like: View, parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.empty(_pack_shape(like, ()), dtype=torch.uint8)
     device = next((part.device for part in parts if part.is_cuda), parts[0].device)
     parts = [part.to(device) for part in parts]
-    return torch.cat(parts) if like.patch_size else torch.stack(parts)
+    return torch.cat(parts) if like.is_cut else torch.stack(parts)

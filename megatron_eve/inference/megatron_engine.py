@@ -13,7 +13,7 @@ import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
+from megatron_eve.data.text.conversation import tiled_text
 from megatron_eve.data.text.prompts import encode_text, stop_ids
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
@@ -54,12 +54,15 @@ class MegatronEngine:
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
-        tokens = encode_text(text, self._tokenizer, self.conv_mode)
-        length = len(tokens) - tokens.count(IMAGE_TOKEN_ID)
         planner = image_planner(self._config)
-        for data in images:
-            picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
-            length += planner(*picture.size).rows
+        plans = [
+            planner(*decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS).size)
+            for data in images
+        ]
+        if any(plan.is_tiled for plan in plans):
+            text = tiled_text(text, [plan.tiles for plan in plans])
+        tokens = encode_text(text, self._tokenizer, self.conv_mode)
+        length = len(tokens) + sum(plan.rows - plan.tiles for plan in plans)
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length)
 

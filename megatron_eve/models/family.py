@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from megatron_eve.models.text_format import TextRules
 
@@ -118,7 +119,8 @@ class PartCounts(NamedTuple):
 class View(NamedTuple):
     """One thing that is decoded of a picture, as uint8; its shape is known before decoding.
 
-    A picture is resized by its `fit`, laid on a square canvas (if `square`), and cut into patches (if `patch_size`).
+    A picture is resized by its `fit`, laid on a square canvas (if `square`), and cut into patches (if `patch_size`) or
+    into tiles (if `tile`).
 
     Attributes:
         width, height: pixels that the picture is resized to.
@@ -129,6 +131,8 @@ class View(NamedTuple):
         merge: patches come in groups of merge x merge, row by row; so do those of a group.
         fit: stretch: the aspect ratio is lost; pad: first laid in the middle of a square of its longer side, of
             `pad_colour`; crop: the shorter side resized, the middle of the longer one kept. The last two give squares.
+        tile: side of the square tiles that it is cut into, row by row, in pixels; where there are several, the whole
+            picture as one tile is behind them. 0: not cut. Its `fit` is stretch, without `square` and `patch_size`.
         pass_order: what is resized first, which decides the rounding: rows, or as Pillow 13 does.
     """
 
@@ -140,11 +144,21 @@ class View(NamedTuple):
     patch_size: int = 0
     merge: int = 1
     fit: Literal["stretch", "pad", "crop"] = "stretch"
+    tile: int = 0
     pass_order: Literal["rows", "pillow13"] = "rows"
 
     @property
+    def is_cut(self) -> bool:
+        """Does the first dimension of its shape count parts of a picture? These of all pictures are joined in it."""
+        return bool(self.patch_size or self.tile)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """(height, width, 3), (square, square, 3) or, where it is cut, (patches, 3 * patch_size ** 2)."""
+        """(height, width, 3), (square, square, 3) or, where it is cut, (patches, 3 * patch_size ** 2) or
+        (tiles, tile, tile, 3)."""
+        if self.tile:
+            tiles = self.height * self.width // self.tile**2
+            return tiles + (tiles > 1), self.tile, self.tile, 3
         height, width = (self.square, self.square) if self.square else (self.height, self.width)
         if not self.patch_size:
             return height, width, 3
@@ -156,13 +170,26 @@ class ImagePlan(NamedTuple):
 
     Attributes:
         rows: positions in the sequence.
-        grid: rows and columns of its features.
+        grid: rows and columns of its features, or of those of a tile.
         views: what is decoded of it, by name; the first is what image storage "jpeg" stores.
+        tiles: parts with a placeholder each in a text, all of as many rows; texts may stand between them. A shared view
+            is then cut into as many tiles.
     """
 
     rows: int
     grid: tuple[int, int]
     views: Mapping[str, View]
+    tiles: int = 1
+
+    @property
+    def is_tiled(self) -> bool:
+        """Do texts have placeholders by tiles, each with a newline, as of a picture that is only one tile, too?"""
+        return any(view.tile for view in self.views.values())
+
+    @property
+    def tile_rows(self) -> list[int]:
+        """Rows of each tile."""
+        return [self.rows // self.tiles] * self.tiles
 
 
 ImagePlanner = Callable[[int, int], ImagePlan]
@@ -180,45 +207,6 @@ class ViewUse(NamedTuple):
 
     stage: Literal["first", "last"]
     shared: bool
-
-
-ImageSetting = int | str
-ImageSettings = Mapping[str, ImageSetting]
-"""What pictures are made into, by the names of a family's `image_flags`: whole numbers, or words that a flag takes."""
-
-
-class ImageFlag(NamedTuple):
-    """A setting of pictures that datasets are made for, as a flag of tools/preprocess_data.py.
-
-    Attributes:
-        default: a whole number, or one of `choices`.
-        help: of the flag.
-        binds: image storages under which a dataset fits no other value. All, if it decides rows of the sequence; else
-            those that store the pixels that it changes: "pixels", and "jpeg" for the first view.
-        choices: the words it may be; empty for a whole number.
-        metavar: what a number counts.
-        alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
-    """
-
-    default: ImageSetting
-    help: str
-    binds: tuple[Literal["encoded", "jpeg", "pixels"], ...] = ("encoded", "jpeg", "pixels")
-    choices: tuple[str, ...] = ()
-    metavar: str = "PX"
-    alike: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def decides_rows(self) -> bool:
-        """Does it change rows of the sequence, and so bind every dataset?"""
-        return "encoded" in self.binds
-
-    def takes(self, value: object) -> bool:
-        """Can this be its value? Of a number the type alone is checked."""
-        return value in self.choices if self.choices else type(value) is int
-
-    def same(self, one: ImageSetting, other: ImageSetting) -> bool:
-        """Do two values make the same of every picture?"""
-        return one == other or any(one in group and other in group for group in self.alike)
 
 
 @runtime_checkable

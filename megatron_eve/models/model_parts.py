@@ -55,7 +55,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class ImageShare:
-    """Which images of a pack a rank decodes where ranks share them: equal contiguous shares, the last may be short."""
+    """Which images (or tiles) of a pack a rank has where ranks share them: equal contiguous shares, the last short."""
 
     rank: int
     ranks: int
@@ -72,7 +72,8 @@ class ImageShare:
 
 
 class Pack(Protocol):
-    """What a family sees of a pack on the host (`data.batch.PackedBatch`). I = images, T = tokens with padding.
+    """What a family sees of a pack on the host (`data.batch.PackedBatch`). I = images, or their tiles; T = tokens with
+    padding.
 
     Attributes:
         tokens: int64 [T].
@@ -234,7 +235,7 @@ class Work:
         tokens: positions of the decoder, images expanded.
         attended: query-key pairs of causal attention: the sum over samples of length * (length + 1) / 2.
         labels: rows that reach the output layer.
-        images: pictures.
+        images: pictures, or tiles of pictures.
         merged_patches: the sum over images of rows times columns of their grids.
         image_rows: positions of the decoder that images take.
     """

@@ -53,8 +53,8 @@ class CaseDataset:
     def _length(self, index: int) -> int:
         sample = self.samples[index]
         first, count = int(sample["first_image"]), int(sample["num_images"])
-        rows = sum(self.image_plan(image).rows for image in range(first, first + count))
-        return len(self._texts[index][0]) - count + rows
+        plans = [self.image_plan(image) for image in range(first, first + count)]
+        return len(self._texts[index][0]) + sum(plan.rows - plan.tiles for plan in plans)
 
     def sample_name(self, index: int) -> str:
         """Name of a sample in messages."""

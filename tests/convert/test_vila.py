@@ -248,8 +248,16 @@ def test_a_run_takes_its_tower_from_a_folder(ranks: RankPool, tmp_path: Path, st
             "image_aspect_ratio is 'dynamic_s2', and features of a picture at",
         ),
         (
-            {"image_aspect_ratio": "dynamic"},
-            "image_aspect_ratio is 'dynamic', and pictures are not cut into tiles",
+            {"image_aspect_ratio": "anyres"},
+            "image_aspect_ratio is 'anyres', and pictures are fitted by pad, square, resize and dynamic here",
+        ),
+        (
+            {"image_aspect_ratio": "dynamic", "min_tiles": 2},
+            "min_tiles is 2, and a picture may be one tile here",
+        ),
+        (
+            {"image_aspect_ratio": "dynamic", "max_tiles": 40},
+            "max_tiles is 40, and pictures are cut into 1 to 12",
         ),
         ({"ps3": True}, "ps3 is True, and pictures of 4K by a PS3 tower are not computed here"),
         (

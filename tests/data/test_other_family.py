@@ -23,7 +23,8 @@ from tests.data.preprocessing.test_preprocess_command import flags, load_tool
 FAMILY = """
 from dataclasses import dataclass
 
-from megatron_eve.models.family import ImagePlan, ModelFamily, ImageFlag, View
+from megatron_eve.models.family import ImagePlan, ModelFamily, View
+from megatron_eve.models.image_flags import ImageFlag
 from megatron_eve.models.hf_format import HFFormat
 
 

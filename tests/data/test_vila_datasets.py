@@ -18,6 +18,8 @@ from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.data.images import view_of
 from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset
 from megatron_eve.data.opening import open_datasets
+from megatron_eve.data.text.conversation import Encoded
+from megatron_eve.models.model_parts import ImageShare
 from megatron_eve.models.vila.geometry import planner
 from tests.data.helpers import MakeConfig, caption_row, encoded, opened, run, text_row
 from tests.data.images.test_decoders import photo
@@ -161,3 +163,66 @@ def test_text_made_for_another_family_is_trained_on(
     assert joined.image_plan(0).views["tower"].fit == "crop"
     batch = build_batch(joined, range(len(joined)), **VIEWS)
     assert tuple(batch.pixels["tower"].shape) == (6, 56, 56, 3)
+
+
+@pytest.mark.parametrize("storage", ["encoded", "jpeg", "pixels"])
+def test_pictures_in_tiles(
+    make_config: MakeConfig, rows: list[dict[str, Any]], tmp_path: Path, storage: str
+) -> None:
+    """Each file once, a placeholder and a newline by tile, and a share of the tiles on each rank."""
+    settings = TINY | {"image_fit": "tiles", "max_tiles": 6}
+    config = make_config(
+        rows, template="vicuna_v1", family="vila", image_settings=settings, image_storage=storage,
+        **({} if storage == "encoded" else {"image_decoder": "pillow", "jpeg_quality": 100}),
+    )  # fmt: skip
+    run(config)
+    dataset = open_dataset(config.output_prefix)
+    dataset.use_image_settings("vila", TINY | {"image_fit": "tiles", "max_tiles": 12})
+    assert list(check_dataset(dataset, CheckCounts(), workers=1, advance=lambda num_bytes: None)) == []
+    tiles = [4, 4, 7]  # 3 x 1, 1 x 3 and 3 x 2 (smaller than a tile, yet enlarged), each with the whole
+    assert dataset.info.num_images == 3 and dataset.samples["num_images"].tolist() == [1, 1, 1, 0]
+    tokens, labels = dataset.text(0)
+    places = np.flatnonzero(tokens == -200)
+    assert len(places) == 4 and (labels[: places[-1] + 1] == -100).all()
+    assert (np.diff(places) == places[1] - places[0]).all() and places[1] - places[0] > 1  # a newline between
+    whole = build_batch(dataset, range(4), **VIEWS)
+    assert whole.image_rows.tolist() == [4] * 15 and whole.image_grids.tolist() == [[2, 2]] * 15
+    assert (np.diff(whole.cu_seqlens.numpy()) == dataset.lengths(np.arange(4))).all()
+    assert whole.pixels["tower"].shape == whole.pixel_shapes["tower"] == (15, 56, 56, 3)
+    images = [Image.open(tmp_path / "photos" / name) for name in ("wide.jpg", "tall.jpg", "small.png")]
+    views = [planner(settings)(*image.size).views["tower"] for image in images]
+    assert [view.shape[0] for view in views] == tiles
+    expected = np.concatenate([view_of(image, view) for image, view in zip(images, views, strict=True)])
+    difference = abs(whole.pixels["tower"].numpy().astype(int) - expected)
+    assert difference.max() == 0 if storage != "jpeg" else difference.mean() < 4
+    shares = [
+        build_batch(
+            dataset, range(4), tensor_parallel=1, context_parallel=1, views=[], shared_views=["tower"],
+            share=ImageShare(rank, 3),
+        ).pixels["tower"]
+        for rank in range(3)
+    ]  # fmt: skip
+    assert [len(share) for share in shares] == [5, 5, 5] and torch.equal(
+        torch.cat(shares), whole.pixels["tower"]
+    )
+
+
+def test_tiles_bind_a_dataset(make_config: MakeConfig, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """A run takes datasets of as many tiles as it has, or fewer; one without tiles takes none."""
+    settings = TINY | {"image_fit": "tiles", "max_tiles": 6}
+    config = make_config(rows, template="vicuna_v1", family="vila", image_settings=settings)
+    run(config)
+    dataset = opened(config)
+    dataset.check_compatible(**needs(dataset, image_fit="tiles", max_tiles=12))
+    with pytest.raises(DataError, match=r"made for max tiles 6 and the run has 1: use .*\(--max-tiles 6\)"):
+        dataset.check_compatible(**needs(dataset, max_tiles=1))
+    with pytest.raises(DataError, match="--max-tiles 6: is for --image-fit tiles, and this is pad"):
+        run(make_config(rows, family="vila", image_settings=settings | {"image_fit": "pad"}))
+
+
+def test_a_picture_whose_tiles_do_not_all_fit_is_dropped() -> None:
+    whole = Encoded([1, -200, 9, -200, 9, 7, -200, 9, -200, 9, 7], [-100] * 11)
+    for length, kept in ((100, 11), (16, 6), (12, 6), (11, 5), (10, 4), (9, 1), (1, 1)):
+        cut = whole.cut(length, [[4, 4], [4, 4]])
+        assert len(cut.tokens) == kept, length
+        assert cut.whole_images([2, 2]) == {11: 2, 6: 1, 5: 1, 4: 1, 1: 0}[kept]

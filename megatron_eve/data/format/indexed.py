@@ -28,6 +28,7 @@ from megatron_eve.data.format.manifest import (
     max_padding_rows,
     megatron_datasets,
     open_records,
+    placeholder_problem,
     read_info,
     row_problem,
 )
@@ -35,7 +36,8 @@ from megatron_eve.data.format.megatron_index import check_index
 from megatron_eve.data.format.sample_block import StoredImage
 from megatron_eve.data.images.patches import stored_shape
 from megatron_eve.data.text.conversation import IGNORE_INDEX
-from megatron_eve.models.family import ImagePlan, ImageSettings
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.image_flags import ImageSettings
 from megatron_eve.models.registry import find_family
 
 __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionDataset", "StoredImage"]
@@ -85,9 +87,12 @@ class IndexedVisionDataset:
         Raises:
             DataError: the settings do not go together.
         """
-        settings = {**settings, **(self.info.made_for if self.info.num_images else {})}
+        found = find_family(family)
+        if self.info.num_images:
+            limits = {name: flag.default for name, flag in found.image_flags.items() if flag.at_most}
+            settings = {**settings, **limits, **self.info.made_for}
         try:
-            self.planner = lru_cache(_KEPT_PLANS)(find_family(family).image_planner(settings))
+            self.planner = lru_cache(_KEPT_PLANS)(found.image_planner(settings))
         except ValueError as error:
             remedy = f"; {AGAIN}" if self.info.num_images else ""
             raise DataError(f"{self.prefix}{MANIFEST}: {error}{remedy}") from error
@@ -134,20 +139,23 @@ class IndexedVisionDataset:
         length = int(sample["text_length"])
         row = self._row(self._text, "_text", index, 2 * length).astype(np.int64)
         tokens, labels = row[:length], row[length:]
-        problem = row_problem(tokens, labels, int(sample["num_images"]), self.info.vocab_size)
+        problem = row_problem(tokens, labels, self.info.vocab_size)
         if problem:
             raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
-        self._check_record(index, labels)
+        self._check_record(index, tokens, labels)
         return tokens, labels
 
-    def _check_record(self, index: int, labels: NDArray[np.int64]) -> None:
+    def _check_record(self, index: int, tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
         """Packs and loss denominators were computed from the record, so the text must agree with it."""
         sample = self.samples[index]
         first, count = int(sample["first_image"]), int(sample["num_images"])
         if not 0 <= first <= len(self.images) - count:
             problem = f"images {first} .. {first + count - 1} of {len(self.images)}"
         else:
-            length = len(labels) - count + sum(self.image_plan(first + i).rows for i in range(count))
+            plans = [self.image_plan(first + i) for i in range(count)]
+            if misplaced := placeholder_problem(tokens, plans):
+                raise DataError(f"row {index} of {self.prefix}_text.bin: {misplaced}; {AGAIN}")
+            length = len(labels) + sum(plan.rows - plan.tiles for plan in plans)
             trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
             if (length, trained) == (sample["length"], sample["labels"]):
                 return
@@ -287,7 +295,7 @@ class IndexedVisionDataset:
             if (
                 key not in theirs
                 or theirs[key] == ours
-                or (key in flags and flags[key].same(ours, theirs[key]))
+                or (key in flags and flags[key].fits(ours, theirs[key]))
             ):
                 continue
             name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"

@@ -19,7 +19,8 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
 from megatron_eve.data.text.text_tokenizer import SAME_KIND
-from megatron_eve.models.family import ImagePlan, ImagePlanner, ImageSettings
+from megatron_eve.models.family import ImagePlan, ImagePlanner
+from megatron_eve.models.image_flags import ImageSettings
 
 
 class JoinedSamples:

@@ -23,7 +23,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
-from megatron_eve.models.family import ImageFlag, ImageSetting
+from megatron_eve.models.family import ImagePlan
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 
 FORMAT_VERSION = 4
@@ -311,9 +312,7 @@ def open_records(path: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
     return records
 
 
-def row_problem(
-    tokens: NDArray[np.int64], labels: NDArray[np.int64], num_images: int, vocab_size: int
-) -> str | None:
+def row_problem(tokens: NDArray[np.int64], labels: NDArray[np.int64], vocab_size: int) -> str | None:
     """What is wrong with a sample's tokens and labels, or None."""
     if len(tokens) == 0 or len(tokens) != len(labels):
         return f"{len(tokens)} tokens and {len(labels)} labels"
@@ -323,9 +322,16 @@ def row_problem(
         return f"token id {tokens[outside][0]} is out of range for a vocabulary of {vocab_size}"
     if ((labels != tokens) | is_image)[labels != IGNORE_INDEX].any():
         return "a label is neither its token nor the value that is ignored"
-    if np.count_nonzero(is_image) != num_images:
-        return f"{np.count_nonzero(is_image)} image placeholders for {num_images} images"
     return None
+
+
+def placeholder_problem(tokens: NDArray[np.int64], plans: Sequence[ImagePlan]) -> str | None:
+    """Why the image placeholders of a sample are not those of its images, or None."""
+    found, wanted = np.count_nonzero(tokens == IMAGE_TOKEN_ID), sum(plan.tiles for plan in plans)
+    if found == wanted:
+        return None
+    tiles = f" of {wanted} tiles" if wanted != len(plans) else ""
+    return f"{found} image placeholders for {len(plans)} images{tiles}"
 
 
 def megatron_datasets(module: str) -> Any:

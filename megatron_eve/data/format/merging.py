@@ -103,7 +103,9 @@ def _check_alike(prefixes: Sequence[str], infos: Sequence[DatasetInfo]) -> Datas
     with_images = [number for number, info in enumerate(infos) if info.num_images] or [0]
     first = infos[with_images[0]]
     of_settings = {
-        name: f"preprocess all with the same --{name.replace('_', '-')}" for name in first.image_settings
+        name: f"preprocess all with the same --{name.replace('_', '-')}"
+        for info in infos
+        for name in info.image_settings
     }
     for name, remedy in (_REMEDIES | _REMEDIES_OF_IMAGES | of_settings).items():
         numbers = range(len(infos)) if name in _REMEDIES else with_images

@@ -18,7 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.content_digest import digest_input_of_image, digest_input_of_text
-from megatron_eve.data.format.manifest import IMAGE_DTYPE, SAMPLE_DTYPE, DatasetSettings, row_problem
+from megatron_eve.data.format.manifest import (
+    IMAGE_DTYPE,
+    SAMPLE_DTYPE,
+    DatasetSettings,
+    placeholder_problem,
+    row_problem,
+)
 from megatron_eve.data.format.metadata import SampleMeta
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.registry import find_family
@@ -105,14 +111,15 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
     digest_input: list[bytes] = []
     for number, sample in enumerate(samples):
         tokens, labels = (np.asarray(part, dtype=np.int64) for part in (sample.tokens, sample.labels))
-        problem = row_problem(tokens, labels, len(sample.images), settings.vocab_size)
+        plans = [planner(image.width, image.height) for image in sample.images]
+        problem = row_problem(tokens, labels, settings.vocab_size) or placeholder_problem(tokens, plans)
         if problem:
             raise DataError(f"sample {number} of the block: {problem}")
-        length, first_image = len(tokens), len(images)
+        length = len(tokens) + sum(plan.rows - plan.tiles for plan in plans)
+        first_image = len(images)
         for image in sample.images:
             if len(image.data) > MAX_ROW_BYTES:
                 raise DataError(f"an image of {len(image.data)} bytes: a row holds {MAX_ROW_BYTES}")
-            length += planner(image.width, image.height).rows - 1
             images.append((image.width, image.height, len(image.data)))
             digest_input.append(digest_input_of_image(image.width, image.height, image.data))
         digest_input.append(digest_input_of_text(tokens, labels))

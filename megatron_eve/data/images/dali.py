@@ -26,6 +26,7 @@ from megatron_eve.data.images.patches import square_margin
 from megatron_eve.data.images.pillow import prepare_with_pillow
 from megatron_eve.data.images.png import without_texts
 from megatron_eve.data.images.resizing import crop_window
+from megatron_eve.data.images.tiles import cut_views, uncut_views
 from megatron_eve.models.family import View
 
 # Most pictures of one run of the pipeline; a pack with more takes several runs.
@@ -69,6 +70,14 @@ class DaliDecoder:
 
     def prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
         """See `ImageDecoder`. If a picture breaks the pipeline, all pictures of its run are decoded with Pillow."""
+        results = self._prepare([ImageTask(task.data, uncut_views(task.views)) for task in tasks])
+        return [
+            result if isinstance(result, ImageError) else cut_views(result, task.views)
+            for task, result in zip(tasks, results, strict=True)
+        ]
+
+    def _prepare(self, tasks: Sequence[ImageTask]) -> list[Views | ImageError]:
+        """The same for views that are not cut into tiles."""
         results: list[Views | ImageError | None] = [None] * len(tasks)
         turns: list[Orientation] = [_UPRIGHT] * len(tasks)
         sizes = [(0, 0)] * len(tasks)

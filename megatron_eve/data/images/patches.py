@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from megatron_eve.data.images.resizing import Pixels, fitted
+from megatron_eve.data.images.tiles import cut_views, uncut_picture, uncut_views
 from megatron_eve.models.family import View
 
 
@@ -80,6 +81,10 @@ def with_margins(pixels: Pixels, rows: int, columns: int, unit: int, colour: tup
 
 def view_of(image: Image.Image, view: View) -> Pixels:
     """A view of an upright RGB picture, bit-equal to the published preprocessing: uint8 of `view.shape`."""
+    if view.tile:
+        parts = {name: fitted(image, part) for name, part in uncut_views({"": view}).items()}
+        found: Pixels = cut_views(parts, {"": view})[""]
+        return found
     return finished(fitted(image, view), view)
 
 
@@ -92,6 +97,8 @@ def finished(pixels: Pixels, view: View) -> Pixels:
 
 def picture_of(pixels: Pixels, view: View) -> Pixels:
     """The resized picture that a view was made of, the inverse of `finished`: uint8 [view.height, view.width, 3]."""
+    if view.tile:
+        return uncut_picture(pixels, view)
     if view.patch_size:
         width, height = (view.square, view.square) if view.square else (view.width, view.height)
         pixels = uncut_patches(pixels, width, height, view.patch_size, view.merge)

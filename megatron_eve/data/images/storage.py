@@ -24,7 +24,8 @@ from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask
 from megatron_eve.data.images.patches import picture_of, to_stored, view_of
 from megatron_eve.data.images.resizing import enlarges
-from megatron_eve.models.family import ImageSettings, View
+from megatron_eve.models.family import View
+from megatron_eve.models.image_flags import ImageSettings
 from megatron_eve.models.registry import find_family
 
 

@@ -18,6 +18,7 @@ from megatron_eve.data.images.decode import ImageError, decode_image, read_heade
 from megatron_eve.data.images.interface import DecodeSettings, ImageTask, Views
 from megatron_eve.data.images.patches import finished, with_margins
 from megatron_eve.data.images.resizing import LONGEST_SIDE_RATIO, Pixels, crop_window, fitted
+from megatron_eve.data.images.tiles import cut_views, uncut_views
 from megatron_eve.models.family import View
 
 
@@ -41,9 +42,10 @@ class ThreadsDecoder:
             pixels = _decode(task.data, self._settings)
         except ImageError as error:
             return error
-        return {
-            name: torch.from_numpy(finished(_fitted(pixels, view), view)) for name, view in task.views.items()
+        found = {
+            name: finished(_fitted(pixels, view), view) for name, view in uncut_views(task.views).items()
         }
+        return {name: torch.from_numpy(view) for name, view in cut_views(found, task.views).items()}
 
 
 def _fitted(pixels: Pixels, view: View) -> Pixels:

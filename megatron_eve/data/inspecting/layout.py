@@ -93,16 +93,18 @@ def row_layout(dataset: AnyDataset, row: int, tokenizer: TextTokenizer | None) -
     record = dataset.samples[row]
     first, count = int(record["first_image"]), int(record["num_images"])
     images = list(range(first, first + count))
+    plans = [dataset.image_plan(image) for image in images]
+    owners = [number for number, plan in enumerate(plans) for _ in range(plan.tiles)]
     if tokenizer is None:
-        pieces = _ids(tokens, labels)
+        pieces = _ids(tokens, labels, owners)
     else:
-        pieces = _with_roles(list(_decoded(tokens, labels, tokenizer)), dataset.info.template)
+        pieces = _with_roles(list(_decoded(tokens, labels, owners, tokenizer)), dataset.info.template)
     return RowLayout(
         row=row,
         name=dataset.sample_name(row),
         pieces=pieces,
         images=images,
-        image_tokens=[dataset.image_plan(image).rows for image in images],
+        image_tokens=[plan.rows for plan in plans],
         text_length=int(record["text_length"]),
         length=int(record["length"]),
         labels=int(record["labels"]),
@@ -118,14 +120,17 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Piece]:
-    """Pieces that show token ids. Roles need the text, so tokens that train get the role assistant, and others user."""
+def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64], owners: list[int]) -> list[Piece]:
+    """Pieces that show token ids. Roles need the text, so tokens that train get the role assistant, and others user.
+
+    `owners` has the image of each placeholder.
+    """
     pieces, image = [], 0
     for token, label in zip(tokens.tolist(), labels.tolist(), strict=True):
         trains = label != IGNORE_INDEX
         role: Role = "assistant" if trains else "user"
         if token == IMAGE_TOKEN_ID:
-            pieces.append(Piece(f"[image {image + 1}]", role, trains, image))
+            pieces.append(Piece(f"[image {owners[image] + 1}]", role, trains, owners[image]))
             image += 1
         else:
             pieces.append(Piece(f"{token} ", role, trains))
@@ -133,7 +138,7 @@ def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Piece]:
 
 
 def _decoded(
-    tokens: NDArray[np.int64], labels: NDArray[np.int64], tokenizer: TextTokenizer
+    tokens: NDArray[np.int64], labels: NDArray[np.int64], owners: list[int], tokenizer: TextTokenizer
 ) -> Iterator[tuple[str, bool, int | None, int]]:
     """Text, whether it trains, image and number of tokens of each piece."""
     data, data_tokens, data_trains, image = b"", 0, False, 0
@@ -143,7 +148,7 @@ def _decoded(
             yield _broken(data), data_trains, None, data_tokens
             data, data_tokens = b"", 0
         if token == IMAGE_TOKEN_ID:
-            yield f"[image {image + 1}]", trains, image, 1
+            yield f"[image {owners[image] + 1}]", trains, owners[image], 1
             image += 1
             continue
         # A character may be spread over several tokens: they are one piece.

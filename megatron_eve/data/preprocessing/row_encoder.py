@@ -24,7 +24,7 @@ from megatron_eve.data.text.documents import encode_record
 from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer
 from megatron_eve.data.text.templates import missing_control_token, templates
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
-from megatron_eve.models.family import ImageSetting, ImageSettings
+from megatron_eve.models.image_flags import ImageSetting, ImageSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.models.text_format import PLAIN
 from megatron_eve.runtime.dali import DALI_REMEDY
@@ -172,7 +172,9 @@ class PreprocessConfig:
             template=self.template,
             family=self.family,
             image_settings={
-                name: value for name, value in self.all_image_settings.items() if flags[name].decides_rows
+                name: value
+                for name, value in self.all_image_settings.items()
+                if flags[name].decides_rows and not (flags[name].at_most and value == flags[name].default)
             },
             model_max_length=self.model_max_length,
             apply_exif=self.apply_exif,
@@ -239,6 +241,7 @@ class RowEncoder:
         self._planner = (
             family.image_planner(config.all_image_settings) if family.text_rules.length_counts_rows else None
         )
+        self._tiled = self._planner is not None and self._planner(1, 1).is_tiled
         self.settings = config.dataset_settings(self._tokenizer)
         self._root = config.image_root
         self._excluded = Exclusions(tuple(config.drop_license), config.opt_out)
@@ -312,14 +315,16 @@ class RowEncoder:
                 upright=self._config.apply_exif,
             )
             record = with_frames(record, taken)
-        whole = encode_record(record, self._tokenizer, self._config.template)
-        loaded: list[_LoadedImage] | None = None
-        rows: list[int] | None = None
+        loaded = [self._load_image(image, row) for image in record.images] if self._tiled else None
+        whole = encode_record(
+            record, self._tokenizer, self._config.template, self._tiles(loaded) if self._tiled else None
+        )
+        rows: list[list[int]] | None = None
         if (
             self._planner is not None and record.images
         ):  # where a sample ends depends on the sizes of its pictures
-            loaded = [self._load_image(image, row) for image in record.images]
-            rows = [self._planner(*image.size).rows for image in loaded]
+            loaded = loaded or [self._load_image(image, row) for image in record.images]
+            rows = [self._planner(*image.size).tile_rows for image in loaded]
         encoded = whole.cut(self._config.model_max_length, rows)
         if encoded.num_labels == 0:
             raise SkipRow(
@@ -327,20 +332,26 @@ class RowEncoder:
             )
         if loaded is None:
             loaded = [self._load_image(image, row) for image in record.images]
-        images = [image.stored for image in loaded]
-        changes = {
-            IMAGES_AT_END: len(record.images) - whole.num_images,
-            IMAGES_CUT_OFF: whole.num_images - encoded.num_images,
-        }
+        tiles = self._tiles(loaded)
+        in_text, kept = whole.whole_images(tiles), encoded.whole_images(tiles)
+        changes = {IMAGES_AT_END: len(record.images) - in_text, IMAGES_CUT_OFF: in_text - kept}
         return Sample(
             tokens=np.array(encoded.tokens, dtype=np.int32),
             labels=np.array(encoded.labels, dtype=np.int32),
-            images=images[: encoded.num_images],  # an image whose place was cut off is not part of the sample
+            # An image whose place was cut off is not part of the sample.
+            images=[image.stored for image in loaded[:kept]],
             cut=len(whole.tokens) > len(encoded.tokens),
             meta=sample_meta(record),
             num_missing=record.num_missing,
             changes=sum_changes([record.changes, changes]),
         )
+
+    def _tiles(self, images: Sequence[_LoadedImage] | None) -> list[int]:
+        """Tiles of each image; 1 where images are not cut into tiles."""
+        images = images or ()
+        if not self._tiled or self._planner is None:
+            return [1] * len(images)
+        return [self._planner(*image.size).tiles for image in images]
 
     def _read(self, file: ImageFile | VideoFile, row: RawRow) -> bytes:
         """The whole file of a picture or a video."""

@@ -7,8 +7,10 @@ and drops a whole conversation when these do not match.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from megatron_eve.data.text.templates import find_template
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
@@ -38,7 +40,7 @@ class Encoded:
     """A tokenised conversation, before images are expanded and labels shifted.
 
     Attributes:
-        tokens: n ids; an image is one IMAGE_TOKEN_ID.
+        tokens: n ids; an image is one IMAGE_TOKEN_ID, or one for each of its tiles.
         labels: n values; the token itself where it trains, else IGNORE_INDEX.
         ends_in_text: `cut` also drops images at the end, since no text after them could be learned from them.
     """
@@ -52,35 +54,65 @@ class Encoded:
         """Image placeholders among the tokens."""
         return self.tokens.count(IMAGE_TOKEN_ID)
 
+    def whole_images(self, tiles: Sequence[int]) -> int:
+        """Images of which all tiles have their placeholders; `tiles` are those of each image of the row."""
+        return bisect_right(list(accumulate(tiles)), self.num_images)
+
     @property
     def num_labels(self) -> int:
         """Labels that train once labels are shifted: the first position is never predicted."""
         labels = self.labels[1:]
         return len(labels) - labels.count(IGNORE_INDEX)
 
-    def cut(self, length: int, image_rows: Sequence[int] | None = None) -> Encoded:
+    def cut(self, length: int, image_rows: Sequence[Sequence[int]] | None = None) -> Encoded:
         """The first `length` positions.
 
         Args:
             length: positions that are kept at most.
-            image_rows: positions that each image takes; one that does not fit whole is dropped with all that follows.
-                None: each counts as one.
+            image_rows: positions that the tiles of each image take; an image that does not fit whole is dropped with
+                all that follows. None: each placeholder counts as one.
         """
         kept = min(length, len(self.tokens))
         if image_rows is not None:
-            rows, kept = iter(image_rows), 0
+            rows, kept = iter([tile for image in image_rows for tile in image]), 0
             for token in self.tokens:
                 length -= next(rows) if token == IMAGE_TOKEN_ID else 1
                 if length < 0:
                     break
                 kept += 1
+            kept = self._before_parts(kept, [len(image) for image in image_rows])
         while self.ends_in_text and kept and self.tokens[kept - 1] == IMAGE_TOKEN_ID:
             kept -= 1
         return replace(self, tokens=self.tokens[:kept], labels=self.labels[:kept])
 
+    def _before_parts(self, kept: int, tiles: Sequence[int]) -> int:
+        """`kept` positions without an image at their end that has more tiles behind them."""
+        places = [place for place, token in enumerate(self.tokens) if token == IMAGE_TOKEN_ID]
+        first = 0
+        for count in tiles:
+            if first < len(places) and places[first] < kept <= places[min(first + count, len(places)) - 1]:
+                return places[first]
+            first += count
+        return kept
+
+
+def tiled_text(text: str, tiles: Iterable[int]) -> str:
+    """A text in which each `<image>` is one for each tile of its image, with a newline behind each, as published.
+
+    Args:
+        text: with one `<image>` for each image.
+        tiles: of each image, in order; as many as the text takes are used of an iterator.
+    """
+    counts = iter(tiles)
+    return IMAGE_SPLIT.sub(lambda _: f"{IMAGE_TOKEN}\n" * next(counts, 1), text)
+
 
 def encode_conversation(
-    turns: Sequence[Mapping[str, object]], tokenizer: TextTokenizer, template: str | Template, num_images: int
+    turns: Sequence[Mapping[str, object]],
+    tokenizer: TextTokenizer,
+    template: str | Template,
+    num_images: int,
+    tiles: Sequence[int] | None = None,
 ) -> Encoded:
     """Tokenise one conversation in the LLaVA layout.
 
@@ -90,6 +122,7 @@ def encode_conversation(
             has none and ignores it.
         template: of conversations, or "plain".
         num_images: images of the row; the text must hold as many `<image>`.
+        tiles: of each image, see `tiled_text`; None: images are not cut into tiles.
 
     Raises:
         ConversationError: the conversation does not fit the template; `reason` says how.
@@ -100,7 +133,7 @@ def encode_conversation(
     check_placeholders(checked)
     system, checked = _split_system(checked, template)
     if template.question is None:
-        return _encode_caption(checked, tokenizer, num_images)
+        return _encode_caption(checked, tokenizer, num_images, tiles)
     if checked and checked[0].role == "gpt":
         checked = checked[1:]
     for number, turn in enumerate(checked):
@@ -120,10 +153,15 @@ def encode_conversation(
         checked[0] = Turn("human", f"{IMAGE_TOKEN}\n" * num_images + checked[0].text)
     check_image_count(found, num_images)
     placed = [Turn(turn.role, template.place_images(turn.text)) for turn in checked]
+    if tiles is not None:
+        counts = iter(tiles)
+        placed = [Turn(turn.role, tiled_text(turn.text, counts)) for turn in placed]
     return encode_marked(marked_parts(template, system, placed), tokenizer, template)
 
 
-def _encode_caption(turns: list[Turn], tokenizer: TextTokenizer, num_images: int) -> Encoded:
+def _encode_caption(
+    turns: list[Turn], tokenizer: TextTokenizer, num_images: int, tiles: Sequence[int] | None
+) -> Encoded:
     """Template `plain`: BOS, the images, the caption and a newline, which train. The question is not used."""
     if len(turns) != 2:
         raise ConversationError("plain_turns", f"{len(turns)} turns, not a question and a caption")
@@ -138,7 +176,10 @@ def _encode_caption(turns: list[Turn], tokenizer: TextTokenizer, num_images: int
             "plain_without_image", "no image to caption; text belongs to another template"
         )
     caption_ids = tokenizer.encode(caption.text + "\n") if caption.text else []
-    head = [*tokenizer.bos, *[IMAGE_TOKEN_ID] * num_images]
+    image = [IMAGE_TOKEN_ID]
+    if tiles is not None:
+        image, num_images = [IMAGE_TOKEN_ID, *tokenizer.encode("\n")], sum(tiles)
+    head = [*tokenizer.bos, *image * num_images]
     return Encoded(head + caption_ids, [IGNORE_INDEX] * len(head) + caption_ids)
 
 

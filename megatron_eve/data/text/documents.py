@@ -8,6 +8,8 @@ separator between an image and its text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
 from megatron_eve.data.text.conversation import (
@@ -16,6 +18,7 @@ from megatron_eve.data.text.conversation import (
     IMAGE_TOKEN_ID,
     Encoded,
     encode_conversation,
+    tiled_text,
 )
 from megatron_eve.data.text.templates import find_template
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
@@ -23,7 +26,9 @@ from megatron_eve.data.text.turns import ConversationError, check_image_count, c
 from megatron_eve.models.text_format import DOCUMENT, IMAGE_TOKEN, Template
 
 
-def encode_record(record: Record, tokenizer: TextTokenizer, template: str | Template) -> Encoded:
+def encode_record(
+    record: Record, tokenizer: TextTokenizer, template: str | Template, tiles: Sequence[int] | None = None
+) -> Encoded:
     """Tokenise a record.
 
     With `plain`, a pair becomes a question that holds only the image placeholders, and an answer, the caption.
@@ -32,6 +37,7 @@ def encode_record(record: Record, tokenizer: TextTokenizer, template: str | Temp
         record: of any kind; its images are counted, not read.
         tokenizer: of the dataset.
         template: any.
+        tiles: of each image (`tiled_text`); None: images are not cut into tiles.
 
     Raises:
         SkipRow: the template does not accept records of this kind, or the text does not fit it.
@@ -44,7 +50,7 @@ def encode_record(record: Record, tokenizer: TextTokenizer, template: str | Temp
             "kind_template", f"a row of kind {record.kind}, and --template {template.name} takes {taken}"
         )
     if template is DOCUMENT:
-        return encode_document(record, tokenizer)
+        return encode_document(record, tokenizer, tiles)
     turns = record.turns
     if record.kind == "pair":
         text = caption = _text(record)
@@ -54,10 +60,10 @@ def encode_record(record: Record, tokenizer: TextTokenizer, template: str | Temp
             {"from": "human", "value": text[: len(text) - len(caption)]},
             {"from": "gpt", "value": caption},
         ]
-    return encode_conversation(turns, tokenizer, template, len(record.images))
+    return encode_conversation(turns, tokenizer, template, len(record.images), tiles)
 
 
-def encode_document(record: Record, tokenizer: TextTokenizer) -> Encoded:
+def encode_document(record: Record, tokenizer: TextTokenizer, tiles: Sequence[int] | None = None) -> Encoded:
     """Tokenise a record of kind interleaved, pair or text by the template "document".
 
     Returns:
@@ -73,6 +79,10 @@ def encode_document(record: Record, tokenizer: TextTokenizer) -> Encoded:
         raise SkipRow(
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
+    if tiles is not None:
+        while text.endswith(IMAGE_TOKEN):
+            text = text.removesuffix(IMAGE_TOKEN)
+        text = tiled_text(text, tiles)
     tokens = list(tokenizer.bos)
     labels = [IGNORE_INDEX] * len(tokens)
     for segment in IMAGE_SPLIT.split(text):

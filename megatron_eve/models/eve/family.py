@@ -23,10 +23,7 @@ from megatron_eve.models.eve.objectives import Aligning
 from megatron_eve.models.eve.parameters import ALIGNING_LAYER, PARTS, parameter_counts
 from megatron_eve.models.family import (
     FRONT_END,
-    ImageFlag,
     ImagePlanner,
-    ImageSetting,
-    ImageSettings,
     ModelFamily,
     PartCounts,
     Preset,
@@ -35,6 +32,7 @@ from megatron_eve.models.family import (
 )
 from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_eve.models.eve.constants import PAD_COLOUR
-from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSettings, View
+from megatron_eve.models.family import ImagePlan, ImagePlanner, View
+from megatron_eve.models.image_flags import ImageFlag, ImageSettings
 
 PATCH_SIZE = 14
 """Side of a patch in pixels, for the model and for the teacher."""

@@ -10,10 +10,10 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.vila.config import VILAConfig
-from megatron_eve.models.vila.geometry import IMAGE_FLAGS, image_setting_errors
+from megatron_eve.models.vila.geometry import IMAGE_FLAGS, image_setting_errors, image_settings
 
 # Settings that change no shape of the model: another run may start from weights that were made with others.
-_FREE = ("vision_tower", "freeze_ViT", "freeze_LM", "recompute_vision", "image_fit")
+_FREE = ("vision_tower", "freeze_ViT", "freeze_LM", "recompute_vision", "image_fit", "max_tiles")
 # Those of them that change nothing about a run that is resumed.
 _FREE_AT_RESUME = ("vision_tower", "recompute_vision")
 
@@ -33,12 +33,15 @@ def check_sizes(vision: VILAConfig) -> Iterator[str]:
         yield f"--{name.replace('_', '-')} {getattr(vision, name)}: must be above 0"
     if bad:
         return
-    yield from image_setting_errors({name: getattr(vision, name) for name in IMAGE_FLAGS})
+    every = {name: getattr(vision, name) for name in IMAGE_FLAGS}
+    yield from image_setting_errors(every | image_settings(vision))
     heads = vision.vision_num_attention_heads
     if vision.vision_hidden_size % heads:
         yield (
             f"--vision-num-attention-heads {heads}: must divide --vision-hidden-size {vision.vision_hidden_size}"
         )
+    if vision.image_fit == "tiles" and vision.projector_token_order == "column":
+        yield "--projector-token-order column: is of VILA-1.5, and --image-fit tiles of NVILA; leave one out"
     layers = vision.vision_num_layers
     if not -layers - 1 <= vision.vision_select_layer <= layers:
         yield (

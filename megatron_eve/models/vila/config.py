@@ -57,9 +57,12 @@ class VILAConfig:
     vision_select_layer: int = -2
     """Hidden state of the vision tower that goes to the projector: 0 is its embeddings, -2 the output of its last
     layer but one."""
-    image_fit: Literal["pad", "crop", "stretch"] = "pad"
-    """How a picture becomes a square: pad adds margins of the tower's mean colour, crop takes the middle of it, and
-    stretch gives up its aspect ratio."""
+    image_fit: Literal["pad", "crop", "stretch", "tiles"] = "pad"
+    """How a picture becomes a square: pad adds margins of the tower's mean colour, crop takes the middle of it,
+    stretch gives up its aspect ratio, and tiles makes several squares of it, as NVILA does."""
+    max_tiles: int = 12
+    """Most tiles of a picture with --image-fit tiles, 1 to 12, without the whole picture behind them; datasets may be
+    made for fewer."""
     projector_type: ProjectorType = "mlp2x_gelu"
     """What turns features of the tower into rows of the decoder: an affine map (linear), an MLP (mlp2x_gelu,
     mlp3x_gelu), an MLP over blocks of 2 x 2 or 3 x 3 features (mlp_downsample and the others), or learned queries
@@ -161,5 +164,5 @@ OTHER_NAMES = {
     "--mm-projector": "use --projector-type",
     "--mm-projector-type": "use --projector-type",
     "--mm-vision-select-layer": "use --vision-select-layer",
-    "--image-aspect-ratio": "use --image-fit: pad, crop or stretch (resize)",
+    "--image-aspect-ratio": "use --image-fit: pad, crop, stretch (resize) or tiles (dynamic)",
 }

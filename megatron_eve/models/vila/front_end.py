@@ -30,7 +30,7 @@ class TowerFrontEnd(MegatronModule):
         """Embed the images of a pack.
 
         Args:
-            inputs: with the view "tower", uint8 [i, S, S, 3]: this rank's share of the pictures.
+            inputs: with the view "tower", uint8 [i, S, S, 3]: this rank's share of the pictures, or of their tiles.
 
         Returns:
             [V, D] on every rank that shares the pack, image after image.

@@ -50,8 +50,8 @@ def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int
         tokens=int(lengths.sum()),
         attended=int((lengths * (lengths + 1) // 2).sum()),
         labels=int(samples["labels"].sum()),
-        images=len(plans),
-        merged_patches=sum(plan.grid[0] * plan.grid[1] for plan in plans),
+        images=sum(plan.tiles for plan in plans),
+        merged_patches=sum(plan.tiles * plan.grid[0] * plan.grid[1] for plan in plans),
         image_rows=sum(plan.rows for plan in plans),
     )
 

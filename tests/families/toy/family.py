@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import (
     FRONT_END,
-    ImageFlag,
     ImagePlanner,
-    ImageSetting,
-    ImageSettings,
     ModelFamily,
     PartCounts,
     Preset,
@@ -19,6 +16,7 @@ from megatron_eve.models.family import (
     ViewUse,
 )
 from megatron_eve.models.flops import TRAINED, matrix
+from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from tests.families.toy.config import PRESETS, ToyConfig, check_sizes
 from tests.families.toy.geometry import IMAGE_FLAGS, image_planner

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_eve.models.family import ImageFlag, ImagePlan, ImagePlanner, ImageSettings, View
+from megatron_eve.models.family import ImagePlan, ImagePlanner, View
+from megatron_eve.models.image_flags import ImageFlag, ImageSettings
 
 IMAGE_FLAGS = {
     "toy_image_size": ImageFlag(64, "pixels of a picture's long side"),

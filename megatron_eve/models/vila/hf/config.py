@@ -12,9 +12,10 @@ from megatron_eve.models.hf_format import Stated
 from megatron_eve.models.vila.config import ProjectorType
 from megatron_eve.models.vila.hf.layouts import is_nvila, layout_of
 from megatron_eve.models.vila.hf.tower import folder_settings, published_settings, tower_settings
+from megatron_eve.models.vila.tiles import MOST_TILES
 
 _NO_S2 = "features of a picture at several scales (S2) are not computed here; take a model without them"
-_NO_TILES = "pictures are not cut into tiles here; take a model with image_aspect_ratio pad or resize"
+_OTHER_FIT = "pictures are fitted by pad, square, resize and dynamic here; take a model with one of these"
 # Fields with a meaning that is not built: field, values that ask for nothing, error message.
 _NOT_BUILT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("s2", (None, False), _NO_S2),
@@ -32,7 +33,7 @@ _NOT_BUILT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ),
 )
 # image_aspect_ratio of config.json, and --image-fit. The public code crops where the field says nothing.
-_FITS = {"pad": "pad", "square": "crop", None: "crop", "resize": "stretch"}
+_FITS = {"pad": "pad", "square": "crop", None: "crop", "resize": "stretch", "dynamic": "tiles"}
 # Where a flat folder may hold the config.json of the tower whose weights it has; the published ones name it by its id.
 TOWER_CONFIG = "vision_tower_config"
 # What transformers takes for fields that a section of config.json leaves out.
@@ -68,7 +69,8 @@ def field_errors(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {fields[name]!r}, and {meaning}"
     fit = fields.get("image_aspect_ratio")
     if fit not in _FITS:
-        yield f"image_aspect_ratio is {fit!r}, and {_NO_S2 if fit == 'dynamic_s2' else _NO_TILES}"
+        yield f"image_aspect_ratio is {fit!r}, and {_NO_S2 if fit == 'dynamic_s2' else _OTHER_FIT}"
+    yield from _tile_errors(fields)
     projector = _projector_type(fields)
     if str(projector).endswith(("_s2", "_s2_new")):
         yield f"mm_projector_type is {projector!r}, and {_NO_S2}"
@@ -87,6 +89,16 @@ def field_errors(fields: Mapping[str, Any]) -> Iterator[str]:
             yield "multimodal_projector_bias is false, and the projector has biases here"
         if not isinstance(fields.get("vision_config"), dict):
             yield "vision_config is not there, so the vision tower is not known; copy the folder again"
+
+
+def _tile_errors(fields: Mapping[str, Any]) -> Iterator[str]:
+    if fields.get("image_aspect_ratio") != "dynamic":
+        return
+    if fields.get("min_tiles") not in (None, 1):
+        yield f"min_tiles is {fields['min_tiles']!r}, and a picture may be one tile here; take a model with 1"
+    most = fields.get("max_tiles", MOST_TILES)
+    if type(most) is not int or not 1 <= most <= MOST_TILES:
+        yield f"max_tiles is {most!r}, and pictures are cut into 1 to {MOST_TILES} tiles here"
 
 
 def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
@@ -111,8 +123,10 @@ def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
     column = projector == "mlp_downsample" and not is_nvila(fields)
     order = fields.get("projector_token_order", "column" if column else "row")
     fit = _FITS[fields.get("image_aspect_ratio")] if layout != "llava" else _llava_fit(folder)
+    tiles = [Stated("max_tiles", fields.get("max_tiles", MOST_TILES), "max_tiles")] if fit == "tiles" else []
     return [
         *tower,
+        *tiles,
         Stated("vision_select_layer", _select_layer(fields), _layer_field(fields)),
         Stated("projector_type", projector, "mm_projector_type"),
         Stated("projector_token_order", order, "the order of rows that it asks for"),

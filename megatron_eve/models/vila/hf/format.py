@@ -52,7 +52,7 @@ class VILAFormat(HFFormat):
         ),
         **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), _TOWER_ALONE),
     }
-    run_decides: Collection[str] = ("image_fit",)
+    run_decides: Collection[str] = ("image_fit", "max_tiles")
     optional_parts: Mapping[str, re.Pattern[str]] = {"vision tower": re.compile(re.escape(TOWER_KEYS) + ".*")}
     ignored_keys: Mapping[str, str] = {
         re.escape(TOWER_KEYS) + r"embeddings\.position_ids": "a buffer that is computed"
@@ -127,8 +127,9 @@ class VILAFormat(HFFormat):
         )
         parser.add_argument(
             "--image-fit",
-            choices=("pad", "crop", "stretch"),
-            help="how a picture becomes a square (default: as the folder says; of a language model: pad)",
+            choices=("pad", "crop", "stretch", "tiles"),
+            help="how a picture becomes a square, or several: tiles (default: as the folder says; of a language model: "
+            "pad)",
         )
 
     def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> VILAConfig:
@@ -193,6 +194,8 @@ class VILAFormat(HFFormat):
         projector = config.vision.projector_type
         if projector == "qformer":
             yield "a projector of type qformer is in no published layout, so this checkpoint cannot be exported"
+        elif config.vision.image_fit == "tiles" and _is_flat(config.vision, flags):
+            yield "--image-fit tiles: pictures in tiles are in no VILA 1.0; add --published-layout vila1.5"
         elif flags.get("published_layout") == "vila1.0" and projector not in _FLAT_PROJECTORS:
             yield (f"--published-layout vila1.0: VILA 1.0 has no projector of type {projector}; use vila1.5")
 
@@ -223,7 +226,18 @@ class VILAFormat(HFFormat):
     def transformers_files(
         self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
-        """See `HFFormat.transformers_files`."""
+        """See `HFFormat.transformers_files`.
+
+        Raises:
+            ConfigError: a model of pictures in tiles, which the processor does not make.
+        """
+        from megatron_eve.config.errors import ConfigError
+
+        if vision.image_fit == "tiles":
+            raise ConfigError(
+                "--format transformers: its processor cuts no pictures into tiles (--image-fit tiles); use --format "
+                "published"
+            )
         return transformers_files(model, vision, dtype, ids, image_token_id)
 
     def code(self, vision: VILAConfig) -> Sequence[Path]:

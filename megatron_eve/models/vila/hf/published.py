@@ -19,7 +19,7 @@ PIXELS: Mapping[str, tuple[list[float], list[float]]] = {
 }
 _BICUBIC = 3
 # image_aspect_ratio of the public code.
-_ASPECT_RATIOS = {"pad": "pad", "crop": "square", "stretch": "resize"}
+_ASPECT_RATIOS = {"pad": "pad", "crop": "square", "stretch": "resize", "tiles": "dynamic"}
 # Rows that a projector takes of the tower, as the public code calls them: all but the class token, or all.
 _FEATURES = {"clip": "patch", "siglip": "cls_patch"}
 
@@ -89,6 +89,7 @@ def image_processor(vision: VILAConfig) -> dict[str, Any]:
 def _vision_fields(vision: VILAConfig) -> dict[str, Any]:
     return {
         "image_aspect_ratio": _ASPECT_RATIOS[vision.image_fit],
+        **({"min_tiles": 1, "max_tiles": vision.max_tiles} if vision.image_fit == "tiles" else {}),
         "mm_hidden_size": vision.vision_hidden_size,
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
