@@ -11,7 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 # Packages whose module has another name.
-_MODULES = {"megatron-core": "megatron.core", "pillow": "PIL", "pyyaml": "yaml"}
+_MODULES = {
+    "megatron-core": "megatron.core",
+    "pillow": "PIL",
+    "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
+}
 _NAMESPACES = ("megatron", "nvidia")
 EXTENSION = "fused_weight_gradient_mlp_cuda"  # of NVIDIA's apex; megatron-core imports it by this name
 
