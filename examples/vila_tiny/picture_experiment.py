@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
 
 PROJECTOR = ("--projector-type", "mlp_downsample")
 """16 rows a picture in the place of 64, so that as much time trains on more samples."""
-STAGE1_ITERATIONS, RATES = 20, {1: 1e-3, 3: 2e-3}
+STAGE1_ITERATIONS, RATES = 20, {1: 1e-3, 3: 1.5e-3}
 REPEATED = 50
 """How often the tokenizer reads the texts of this experiment, beside captions that fill its vocabulary."""
 
@@ -258,7 +258,7 @@ def main() -> int:
     parser = experiment_parser(__doc__, "vila_pictures")
     for flag, default, what in (
         ("--pictures", 4800, "pictures to train on"),
-        ("--iterations", 900, "iterations of stage 3, of 16 conversations each"),
+        ("--iterations", 1000, "iterations of stage 3, of 16 conversations each"),
         (
             "--asked",
             48,
