@@ -258,7 +258,7 @@ def main() -> int:
     parser = experiment_parser(__doc__, "vila_pictures")
     for flag, default, what in (
         ("--pictures", 4800, "pictures to train on"),
-        ("--iterations", 1000, "iterations of stage 3, of 16 conversations each"),
+        ("--iterations", 900, "iterations of stage 3, of 16 conversations each"),
         (
             "--asked",
             48,
