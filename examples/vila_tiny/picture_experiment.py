@@ -39,6 +39,8 @@ except ModuleNotFoundError as error:
 PROJECTOR = ("--projector-type", "mlp_downsample")
 """16 rows a picture in the place of 64, so that as much time trains on more samples."""
 STAGE1_ITERATIONS, RATES = 20, {1: 1e-3, 3: 1.5e-3}
+RUNS = ("stage3", "stage3_again")
+"""Stage 3 runs twice, the second time from the weights of the first, and questions are asked after each."""
 REPEATED = 50
 """How often the tokenizer reads the texts of this experiment, beside captions that fill its vocabulary."""
 
@@ -148,7 +150,7 @@ class Experiment:
     Attributes:
         runs: the folder.
         pictures: to train on.
-        iterations: of stage 3.
+        iterations: of stage 3, each time.
         asked: pictures of each kind that the model is asked about.
     """
 
@@ -157,20 +159,27 @@ class Experiment:
     iterations: int
     asked: int
 
-    def run(self) -> Result:
-        """All steps."""
+    def run(self) -> dict[str, Result]:
+        """All steps; returns what comes out of each of `RUNS`."""
         step = self.runs.console.step
         step("Data", f"{self.pictures} pictures of {len(shapes.SEEN)} combinations of colour and shape")
         trained = self._make_inputs()
         step("Stage 1", "the projector trains on captions; vision tower and decoder are random and frozen")
         tower = ("--vision-tower", self.runs.output / "tower")
         self._train("stage1", 1, "captions", STAGE1_ITERATIONS, None, *tower)
-        step(
-            "Stage 3", "vision tower, projector and decoder train on conversations about one picture and two"
-        )
-        self._train("stage3", 3, "conversations", self.iterations, "stage1", "--no-freeze-ViT", show=True)
-        step("Answers", "about pictures trained on, new ones, combinations held out, pairs, grey pictures")
-        return self._ask(trained)
+        results, start = {}, "stage1"
+        for name in RUNS:
+            step(
+                "Stage 3", f"tower, projector and decoder train on conversations, from the weights of {start}"
+            )
+            self._train(
+                name, 3, "conversations", self.iterations, start, "--no-freeze-ViT", show=start == "stage1"
+            )
+            step(
+                "Answers", "about pictures trained on, new ones, combinations held out, pairs, grey pictures"
+            )
+            results[name], start = self._ask(name, trained), name
+        return results
 
     def _make_inputs(self) -> list[Picture]:
         """Pictures, tokenizer, datasets, tower; returns the pictures."""
@@ -201,8 +210,8 @@ class Experiment:
             "--save-interval", iterations, *PROJECTOR, *flags, start=start, show=show,
         )  # fmt: skip
 
-    def _ask(self, trained: Sequence[Picture]) -> Result:
-        """Draw what the model is asked about, ask, and score."""
+    def _ask(self, name: str, trained: Sequence[Picture]) -> Result:
+        """Draw what the model of a run is asked about, ask, and score."""
         images, held_out = self.runs.data / "images", tuple(sorted(shapes.HELD_OUT))
         shapes.draw_grey(images)
         drawn = {
@@ -223,7 +232,7 @@ class Experiment:
         questions += [(text, [shapes.GREY], text) for text in one] + [
             (text, [shapes.GREY] * 2, text) for text in two
         ]
-        answers = self.runs.ask("stage3", questions, "--max-new-tokens", 8, "--batch-size", 32)
+        answers = self.runs.ask(name, questions, "--max-new-tokens", 8, "--batch-size", 32)
         # Both questions about a picture in one text: no colour is a shape.
         scores = {
             f"one picture, {kind}": score(
@@ -258,7 +267,7 @@ def main() -> int:
     parser = experiment_parser(__doc__, "vila_pictures")
     for flag, default, what in (
         ("--pictures", 4800, "pictures to train on"),
-        ("--iterations", 900, "iterations of stage 3, of 16 conversations each"),
+        ("--iterations", 900, "iterations of stage 3, which runs twice, of 16 conversations each"),
         (
             "--asked",
             48,
@@ -271,15 +280,17 @@ def main() -> int:
         parser.error(f"--asked {flags.asked}: must be a multiple of {len(shapes.SEEN)}, at most --pictures")
 
     def run(runs: Runs) -> None:
-        result = Experiment(runs, flags.pictures, flags.iterations, flags.asked).run()
+        results = Experiment(runs, flags.pictures, flags.iterations, flags.asked).run()
         path = runs.output / "result.json"
-        path.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-        print("\n" + table(result.rows()))
-        for question, answer in result.grey.items():
-            runs.console.say(f"grey pictures: {question} {answer}")
+        found = {name: asdict(result) for name, result in results.items()}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for name, result in results.items():
+            print(f"\n{name}\n{table(result.rows())}")
+            for question, answer in result.grey.items():
+                runs.console.say(f"grey pictures: {question} {answer}")
         print(f"All of it is in {shown(path)}.   {runs.console.elapsed}")
 
-    return run_experiment(flags.output.resolve(), 4, run)
+    return run_experiment(flags.output.resolve(), 2 + 2 * len(RUNS), run)
 
 
 if __name__ == "__main__":
