@@ -9,7 +9,6 @@ without. Text that no run has seen is measured throughout.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -24,14 +23,13 @@ NEEDED = "is not installed: make vila installs it, or pip install '.[quickstart]
 try:
     import photos
     import tokenizer
-    from folder import NotOurs, check, prepare
-    from launch import ROOT, StepFailed, shown
-    from report import Console, table
+    from launch import shown
+    from report import table
     from vila_tiny import grammar, inputs
-    from vila_tiny.runs import PRESET, Runs
+    from vila_tiny.runs import PRESET, Runs, experiment_parser, run_experiment
 
     from megatron_eve.config.presets import PRESETS
-    from megatron_eve.runtime.command_line import command_parser_of, whole_number
+    from megatron_eve.runtime.command_line import whole_number
 except ModuleNotFoundError as error:
     print(f"error: {error.name} {NEEDED}", file=sys.stderr)
     sys.exit(2)
@@ -100,7 +98,6 @@ class Experiment:
     def run(self) -> dict[str, Curve]:
         """All runs; returns the curves by the name of the variant."""
         step, iterations = self.runs.console.step, self.iterations
-        prepare(self.runs.output)
         self._make_inputs()
         step("Language model", f"{self.pretraining} iterations on toy English and sums, without a picture")
         self._train("language", 2, (0.5, "sentences", 0.5, "sums"), self.pretraining, None, 32, show=True)
@@ -220,14 +217,7 @@ def rows_of(curves: dict[str, Curve], iterations: int) -> list[tuple[str, str]]:
 
 def main() -> int:
     """Read the command line and run; returns the exit status."""
-    parser = command_parser_of(__doc__)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "vila_text",
-        metavar="DIR",
-        help="folder for all that is made (default: vila_text)",
-    )
+    parser = experiment_parser(__doc__, "vila_text")
     for flag, default, what in (
         ("--pretraining", 250, "iterations of the language model"),
         ("--iterations", 40, "iterations of each stage"),
@@ -235,33 +225,19 @@ def main() -> int:
     ):
         parser.add_argument(flag, type=whole_number(1), default=default, metavar="N", help=what)
     flags = parser.parse_args()
-    output = flags.output.resolve()
     if flags.iterations % flags.interval:
         parser.error(f"--interval {flags.interval}: does not divide --iterations {flags.iterations}")
-    try:
-        check(output)
-    except NotOurs as found:
-        print(f"error: {found}: move it away, or choose another folder with --output", file=sys.stderr)
-        return 2
-    return experiment(output, flags)
 
-
-def experiment(output: Path, flags: argparse.Namespace) -> int:
-    """Run it and show what came out; returns the exit status."""
-    runs = Runs(output, Console(3 + len(VARIANTS)))
-    try:
+    def run(runs: Runs) -> None:
         curves = Experiment(runs, flags.pretraining, flags.iterations, flags.interval).run()
-    except StepFailed as failure:
-        print(f"\nthe experiment failed: {failure}", file=sys.stderr)
-        return 1
-    draw(curves, flags.iterations, output / "result.png")
-    found = {name: curve.__dict__ for name, curve in curves.items()}
-    (output / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("\n" + table(rows_of(curves, flags.iterations)))
-    print(
-        f"The curves are in {shown(output / 'result.png')} and result.json beside it.   {runs.console.elapsed}"
-    )
-    return 0
+        picture, numbers = runs.output / "result.png", runs.output / "result.json"
+        draw(curves, flags.iterations, picture)
+        found = {name: curve.__dict__ for name, curve in curves.items()}
+        numbers.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print("\n" + table(rows_of(curves, flags.iterations)))
+        print(f"The curves are in {shown(picture)} and {numbers.name} beside it.   {runs.console.elapsed}")
+
+    return run_experiment(flags.output.resolve(), 3 + len(VARIANTS), run)
 
 
 if __name__ == "__main__":
