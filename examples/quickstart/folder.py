@@ -15,7 +15,7 @@ MARKER = ".megatron_eve_quickstart"
 """A file that the quickstart leaves in its folder: nothing is deleted where it is missing."""
 MADE = (
     "answers.jsonl", "data", "interrupted", "logs", "loss.png", "questions.jsonl", "reference", "teacher",
-    "export", "lora", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
+    "export", "exported.jsonl", "lora", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
 )  # fmt: skip
 """What the quickstart and the programs of `examples/vila_tiny/` make in their folders. Whatever else lies there is the
 user's, and stays."""

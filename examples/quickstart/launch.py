@@ -23,9 +23,9 @@ class StepFailed(Exception):
 
 
 def module(ranks: int, name: str, *arguments: object) -> list[str]:
-    """The words of `torchrun --nproc-per-node RANKS -m NAME ...` under this interpreter."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*torchrun, "-m", name, *(str(a) for a in arguments)]
+    """The words of `torchrun --nproc-per-node RANKS -m NAME ...` under this interpreter; one rank needs no torchrun."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+    return words(sys.executable, *(torchrun if ranks > 1 else ()), "-m", name, *arguments)
 
 
 def words(*parts: object) -> list[str]:

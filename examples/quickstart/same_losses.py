@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from launch import StepFailed
+from report import Records
 
 
-def require_same_losses(
-    reference: list[dict[str, Any]], other: list[dict[str, Any]], iterations: int
-) -> None:
+def require_same_losses(reference: Records, other: Records, iterations: int) -> None:
     """Compare the exact losses of two runs at every iteration, repeated ones included.
 
     Raises:

@@ -10,7 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.models.vila.config import VILAConfig
+from megatron_eve.config.presets import PRESETS
+
+PRESET = "vila_tiny"
+_VISION = PRESETS[PRESET].vision
+DATASET_FLAGS = (
+    "--family", "vila", "--image-size", _VISION.image_size, "--vision-patch-size", _VISION.vision_patch_size,
+)  # fmt: skip
+"""Of the preprocessing: all datasets are made for the preset."""
 
 NEXT = 7
 """A photo stands with the one so many places behind it."""
@@ -31,19 +38,19 @@ TEXT = (
 )
 
 
-def save_tower(folder: Path, vision: VILAConfig) -> Path:
-    """Save a seeded random vision tower of these sizes in Hugging Face layout; returns the folder."""
+def save_tower(folder: Path) -> Path:
+    """Save a seeded random vision tower of the preset's sizes in Hugging Face layout; returns the folder."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
     config = CLIPVisionConfig(
-        hidden_size=vision.vision_hidden_size,
-        intermediate_size=vision.vision_ffn_hidden_size,
-        num_hidden_layers=vision.vision_num_layers,
-        num_attention_heads=vision.vision_num_attention_heads,
-        image_size=vision.image_size,
-        patch_size=vision.vision_patch_size,
+        hidden_size=_VISION.vision_hidden_size,
+        intermediate_size=_VISION.vision_ffn_hidden_size,
+        num_hidden_layers=_VISION.vision_num_layers,
+        num_attention_heads=_VISION.vision_num_attention_heads,
+        image_size=_VISION.image_size,
+        patch_size=_VISION.vision_patch_size,
     )
     CLIPVisionModel(config).save_pretrained(folder)
     return folder
@@ -58,6 +65,16 @@ def caption_of(row: dict[str, Any]) -> str:
     """The caption of a row in the LLaVA layout."""
     text: str = row["conversations"][-1]["value"]
     return text
+
+
+def photo_rows(captions: Path) -> list[tuple[str, Path, str]]:
+    """The datasets with photos: for each its name, a file of rows that lies beside `captions`, and the template."""
+    folder = captions.parent
+    return [
+        ("captions", captions, "plain"),
+        ("documents", write_documents(captions, folder / "docs_shard_0_v3.jsonl"), "document"),
+        ("conversations", write_conversations(captions, folder / "conversations.json"), "vila_v1"),
+    ]
 
 
 def write_documents(captions: Path, target: Path) -> Path:

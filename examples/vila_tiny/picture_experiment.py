@@ -19,22 +19,18 @@ from pathlib import Path
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]
 
-NEEDED = "is not installed: make vila installs it, or pip install '.[quickstart]'"
+from installed import installed_by  # noqa: E402
 
-try:
+with installed_by("make vila"):
     import photos
     import tokenizer
     from launch import shown
-    from report import table
+    from report import Console, table
+    from runs import Question, Runs, example_parser, run_example
     from vila_tiny import inputs, shapes
-    from vila_tiny.runs import PRESET, Runs, experiment_parser, run_experiment
     from vila_tiny.shapes import Picture
 
-    from megatron_eve.config.presets import PRESETS
     from megatron_eve.runtime.command_line import whole_number
-except ModuleNotFoundError as error:
-    print(f"error: {error.name} {NEEDED}", file=sys.stderr)
-    sys.exit(2)
 
 PROJECTOR = ("--projector-type", "mlp_downsample")
 """16 rows a picture in the place of 64, so that as much time trains on more samples."""
@@ -43,9 +39,6 @@ RUNS = ("stage3", "stage3_again")
 """Stage 3 runs twice, the second time from the weights of the first, and questions are asked after each."""
 REPEATED = 50
 """How often the tokenizer reads the texts of this experiment, beside captions that fill its vocabulary."""
-
-Question = tuple[str, Sequence[str], str]
-"""An id, file names of pictures, and the text."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +184,7 @@ class Experiment:
         self.runs.preprocess("captions", captions, "plain", *PROJECTOR)
         conversations = shapes.write_conversations(drawn, data / "conversations.json")
         self.runs.preprocess("conversations", conversations, "vila_v1", *PROJECTOR)
-        inputs.save_tower(self.runs.output / "tower", PRESETS[PRESET].vision)
+        inputs.save_tower(self.runs.output / "tower")
         return drawn
 
     def _train(
@@ -205,9 +198,9 @@ class Experiment:
         show: bool = False,
     ) -> None:
         self.runs.train(
-            name, (data,), "--stage", stage, "--train-iters", iterations, "--global-batch-size", 16,
-            "--seq-length", 2048, "--lr", RATES[stage], "--lr-warmup-fraction", 0.1, "--adam-beta2", 0.98,
-            "--save-interval", iterations, *PROJECTOR, *flags, start=start, show=show,
+            name, (data,), "--preset", inputs.PRESET, "--stage", stage, "--train-iters", iterations,
+            "--global-batch-size", 16, "--seq-length", 2048, "--lr", RATES[stage], "--lr-warmup-fraction", 0.1,
+            "--adam-beta2", 0.98, "--save-interval", iterations, *PROJECTOR, *flags, start=start, show=show,
         )  # fmt: skip
 
     def _ask(self, name: str, trained: Sequence[Picture]) -> Result:
@@ -264,7 +257,7 @@ class Experiment:
 
 def main() -> int:
     """Read the command line and run; returns the exit status."""
-    parser = experiment_parser(__doc__, "vila_pictures")
+    parser = example_parser(__doc__, "vila_pictures")
     for flag, default, what in (
         ("--pictures", 4800, "pictures to train on"),
         ("--iterations", 900, "iterations of stage 3, which runs twice, of 16 conversations each"),
@@ -279,7 +272,9 @@ def main() -> int:
     if flags.asked % len(shapes.SEEN) or flags.asked > flags.pictures:
         parser.error(f"--asked {flags.asked}: must be a multiple of {len(shapes.SEEN)}, at most --pictures")
 
-    def run(runs: Runs) -> None:
+    runs = Runs(flags.output, Console(2 + 2 * len(RUNS)), inputs.DATASET_FLAGS, ranks=1, subfolder="runs")
+
+    def run() -> None:
         results = Experiment(runs, flags.pictures, flags.iterations, flags.asked).run()
         path = runs.output / "result.json"
         found = {name: asdict(result) for name, result in results.items()}
@@ -290,7 +285,8 @@ def main() -> int:
                 runs.console.say(f"grey pictures: {question} {answer}")
         print(f"All of it is in {shown(path)}.   {runs.console.elapsed}")
 
-    return run_experiment(flags.output.resolve(), 2 + 2 * len(RUNS), run)
+    opening = "A model learns coloured shapes, and is asked about others. About ten minutes on two cores."
+    return run_example("the experiment", runs, opening, run)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,17 @@ from pathlib import Path
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]
 
-NEEDED = "is not installed: make vila installs it, or pip install '.[quickstart]'"
+from installed import installed_by  # noqa: E402
 
-try:
+with installed_by("make vila", "matplotlib"):
     import photos
     import tokenizer
-    from launch import shown
-    from report import table
+    from launch import read_records, shown
+    from report import Console, table
+    from runs import Runs, example_parser, run_example
     from vila_tiny import grammar, inputs
-    from vila_tiny.runs import PRESET, Runs, experiment_parser, run_experiment
 
-    from megatron_eve.config.presets import PRESETS
     from megatron_eve.runtime.command_line import whole_number
-except ModuleNotFoundError as error:
-    print(f"error: {error.name} {NEEDED}", file=sys.stderr)
-    sys.exit(2)
 
 TEXT_SHARE = 0.2
 LORA = ("--lora-rank", 16, "--lora-alpha", 32)
@@ -131,16 +127,13 @@ class Experiment:
         tokenizer.train(texts, runs.tokenizer)
         for prefix, path in made.items():
             runs.preprocess(prefix, path, "document")
-        runs.preprocess("captions", rows, "plain")
-        runs.preprocess(
-            "documents", inputs.write_documents(rows, runs.data / "docs_shard_0_v3.jsonl"), "document"
-        )
-        conversations = inputs.write_conversations(rows, runs.data / "conversations.json")
-        runs.preprocess("conversations", conversations, "vila_v1")
-        some = json.loads(conversations.read_text(encoding="utf-8"))[:PHOTO_CONVERSATIONS]
-        (runs.data / "photos.json").write_text(json.dumps(some), encoding="utf-8")
+        for name, path, template in inputs.photo_rows(rows):
+            runs.preprocess(name, path, template)
+        conversations = json.loads((runs.data / "conversations.json").read_text(encoding="utf-8"))
+        some = json.dumps(conversations[:PHOTO_CONVERSATIONS])
+        (runs.data / "photos.json").write_text(some, encoding="utf-8")
         runs.preprocess(PHOTOS, runs.data / "photos.json", "vila_v1")
-        inputs.save_tower(runs.output / "tower", PRESETS[PRESET].vision)
+        inputs.save_tower(runs.output / "tower")
 
     def _train(
         self,
@@ -156,15 +149,16 @@ class Experiment:
         measured = [self.runs.data / prefix for prefix in (*HELD_OUT, PHOTOS)]
         rate, interval = (1e-3 if stage == 1 else 3e-3), (self.interval if start else iterations)
         self.runs.train(
-            name, blend, "--stage", stage, "--train-iters", iterations, "--global-batch-size", batch, "--seq-length",
-            1024, "--lr", rate, "--lr-warmup-fraction", 0.1, "--adam-beta2", 0.9, "--save-interval", iterations,
-            "--valid-data-path", *measured, "--eval-interval", interval, *flags, start=start, show=show,
+            name, blend, "--preset", inputs.PRESET, "--stage", stage, "--train-iters", iterations,
+            "--global-batch-size", batch, "--seq-length", 1024, "--lr", rate, "--lr-warmup-fraction", 0.1,
+            "--adam-beta2", 0.9, "--save-interval", iterations, "--valid-data-path", *measured,
+            "--eval-interval", interval, *flags, start=start, show=show,
         )  # fmt: skip
 
     def _curve(self, names: tuple[str, str]) -> Curve:
         found: dict[str, dict[int, float]] = {prefix: {} for prefix in (*HELD_OUT, PHOTOS)}
         for name, before in (("stage1", -self.iterations), (names[0], 0), (names[1], self.iterations)):
-            for record in self.runs.held_out(name):
+            for record in read_records(self.runs.folder(name) / "valid_losses.jsonl"):
                 iteration = int(record["iteration"]) + before
                 if iteration >= 0:
                     found[record["dataset"]][iteration] = float(record["lm_loss"])
@@ -217,7 +211,7 @@ def rows_of(curves: dict[str, Curve], iterations: int) -> list[tuple[str, str]]:
 
 def main() -> int:
     """Read the command line and run; returns the exit status."""
-    parser = experiment_parser(__doc__, "vila_text")
+    parser = example_parser(__doc__, "vila_text")
     for flag, default, what in (
         ("--pretraining", 250, "iterations of the language model"),
         ("--iterations", 40, "iterations of each stage"),
@@ -228,7 +222,9 @@ def main() -> int:
     if flags.iterations % flags.interval:
         parser.error(f"--interval {flags.interval}: does not divide --iterations {flags.iterations}")
 
-    def run(runs: Runs) -> None:
+    runs = Runs(flags.output, Console(3 + len(VARIANTS)), inputs.DATASET_FLAGS, ranks=1, subfolder="runs")
+
+    def run() -> None:
         curves = Experiment(runs, flags.pretraining, flags.iterations, flags.interval).run()
         picture, numbers = runs.output / "result.png", runs.output / "result.json"
         draw(curves, flags.iterations, picture)
@@ -237,7 +233,8 @@ def main() -> int:
         print("\n" + table(rows_of(curves, flags.iterations)))
         print(f"The curves are in {shown(picture)} and {numbers.name} beside it.   {runs.console.elapsed}")
 
-    return run_experiment(flags.output.resolve(), 3 + len(VARIANTS), run)
+    opening = "A language model learns text, and then pictures in four ways. About ten minutes on two cores."
+    return run_example("the experiment", runs, opening, run)
 
 
 if __name__ == "__main__":
