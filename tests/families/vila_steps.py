@@ -12,25 +12,13 @@ from PIL import Image
 
 from megatron_eve.config import LoRAConfig, ModelConfig, ParallelConfig, RunConfig
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
-from megatron_eve.models.vila.config import VILAConfig
+from tests.models.vila.golden_front_end import SIGLIP
 
 if TYPE_CHECKING:
     import torch
 
 Weights = dict[str, "torch.Tensor"]
 
-# A grid of 5 x 5 features, which blocks of 2 x 2 do not divide: 9 rows a picture, column by column.
-VISION = VILAConfig(
-    vision_model_type="siglip",
-    image_size=35,
-    vision_patch_size=7,
-    vision_hidden_size=24,
-    vision_num_layers=3,
-    vision_hidden_act="gelu_pytorch_tanh",
-    vision_norm_epsilon=1e-6,
-    projector_type="mlp_downsample",
-    projector_token_order="column",
-)
 # The padded vocabulary is the same with one, two and four tensor-parallel ranks.
 MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attention_heads=4, vocab_size=512)
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
@@ -89,7 +77,7 @@ class Run:
             images.append([_picture(draw) for _ in range(count)])
         labels = np.where(mask & (ids != IMAGE_TOKEN_ID), ids, IGNORE_INDEX)
         vision = replace(
-            VISION,
+            SIGLIP,
             freeze_ViT=not self.trained,
             projector_token_order="row" if self.row_order else "column",
         )
@@ -110,7 +98,7 @@ class Run:
 
 def _picture(draw: np.random.Generator) -> bytes:
     file = io.BytesIO()
-    side = VISION.image_size
+    side = SIGLIP.image_size
     Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, format="PNG")
     return file.getvalue()
 

@@ -13,6 +13,7 @@ from megatron_eve.models.vila.config import VILAConfig
 from tests.layouts import ONE, Layout
 
 # Of vila10_llm (CLIP, mlp2x_gelu) and vila15_llm (SigLIP, mlp_downsample).
+# vila15_llm's grid of 5 x 5 features is not divisible by blocks of 2 x 2: 9 rows a picture, column by column.
 CLIP = VILAConfig(image_size=28, vision_patch_size=7, vision_hidden_size=24, vision_num_layers=3)
 SIGLIP = VILAConfig(
     vision_model_type="siglip",
