@@ -33,6 +33,7 @@ EXCEPTIONS = {
         "image_size": "transformers' name in the configuration of a vision tower",
     },
     "megatron_eve/models/towers/sizes.py": {
+        "CLIP": "a type of towers, beside SigLIP",
         "clip": "a model type of transformers, which loads the towers",
         "image_size": "transformers' name in the config.json of a vision tower",
     },

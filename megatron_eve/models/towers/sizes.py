@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.runtime.wrong_content import wrong_content
@@ -47,21 +47,51 @@ class TowerFlags(NamedTuple):
     example: str
 
 
-# Towers whose config.json is read without transformers, which would load torch first.
-_PLAIN_TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+# Towers whose config.json is read without transformers, which would load torch first: what transformers takes for
+# fields that the file leaves out.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    },
+    "siglip": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    },
+}  # fmt: skip
+
+
+def tower_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config.json of a CLIP or a SigLIP says of its vision tower; the values are not checked.
+
+    Args:
+        fields: of the vision side alone, or of a whole model.
+
+    Returns:
+        The fields of the vision side, with transformers' values for those that it leaves out; `model_type` is clip or
+        siglip.
+
+    Raises:
+        ValueError: another model, or no settings of a vision side; the message says what is there.
+    """
+    kind = str(fields.get("model_type"))
+    name = kind.removesuffix("_vision_model")
+    if name not in _DEFAULTS:
+        raise ValueError(f"model_type is {kind!r}, and a CLIP or a SigLIP tower is known here")
+    vision = fields.get("vision_config", {} if kind == name else fields)
+    if not isinstance(vision, dict):
+        raise ValueError(f"vision_config is {vision!r}, not settings by name; copy the folder again")
+    return {**_DEFAULTS[name], **vision, "model_type": name}
 
 
 def _stated_sizes(path: Path) -> TowerSizes | None:
-    """The sizes that config.json itself states; None where transformers is needed to know them."""
+    """The sizes that config.json says; None where transformers is needed to know them, or to say what is wrong."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["model_type"] not in _PLAIN_TOWERS:
-            return None
-        fields = fields.get("vision_config", fields)
-        names = ("hidden_size", "patch_size", "num_hidden_layers", "intermediate_size", "image_size")
-        sizes = [fields[name] for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        fields = tower_fields(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
         return None
+    names = ("hidden_size", "patch_size", "num_hidden_layers", "intermediate_size", "image_size")
+    sizes = [fields[name] for name in names]
     return TowerSizes(*sizes) if all(type(size) is int and size > 0 for size in sizes) else None
 
 

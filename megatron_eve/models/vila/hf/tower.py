@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.hf_format import Stated
+from megatron_eve.models.towers.sizes import tower_fields
 from megatron_eve.models.vila.config import PRESETS, VILAConfig
 from megatron_eve.runtime.wrong_content import wrong_content
 
@@ -24,17 +25,6 @@ TOWER_FIELDS = {
     "hidden_act": "vision_hidden_act",
     "layer_norm_eps": "vision_norm_epsilon",
 }
-# What transformers takes for fields that a config.json leaves out.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "clip": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-    },
-    "siglip": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
-    },
-}  # fmt: skip
 _SETTINGS = ("vision_model_type", *TOWER_FIELDS.values())
 _ACTIVATIONS = get_args(get_type_hints(VILAConfig)["vision_hidden_act"])
 # Towers that published folders name and do not hold.
@@ -57,16 +47,11 @@ def tower_settings(fields: Mapping[str, Any], source: str) -> list[Stated]:
     Raises:
         ConfigError: another tower, or one that is not computed here.
     """
-    kind = str(fields.get("model_type"))
-    name = kind.removesuffix("_vision_model")
-    if name not in _DEFAULTS:
-        raise ConfigError(f"{source}: model_type is {kind!r}, and a CLIP or a SigLIP tower is known here")
-    vision = fields.get("vision_config", {} if kind == name else fields)
-    if not isinstance(vision, dict):
-        raise ConfigError(
-            f"{source}: vision_config is {vision!r}, not settings by name; copy the folder again"
-        )
-    values = {field: vision.get(field, default) for field, default in _DEFAULTS[name].items()}
+    try:
+        vision = tower_fields(fields)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    values = {field: vision[field] for field in TOWER_FIELDS}
     for field, value in values.items():
         number = isinstance(value, float if field == "layer_norm_eps" else int) and not isinstance(
             value, bool
@@ -87,7 +72,7 @@ def tower_settings(fields: Mapping[str, Any], source: str) -> list[Stated]:
             "the published tower"
         )
     return [
-        Stated("vision_model_type", name, "model_type of the vision tower"),
+        Stated("vision_model_type", vision["model_type"], "model_type of the vision tower"),
         *(
             Stated(ours, values[field], f"{field} of the vision tower")
             for field, ours in TOWER_FIELDS.items()
