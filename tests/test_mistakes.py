@@ -127,6 +127,8 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --use-rope-scaling --rotary-seq-len-interpolation-factor 2", "give this or --rotary"),
     Mistake("pretrain", f"{MOCK} --rope-scaling-factor 32", "--rope-scaling-factor 32: is of --use-rope-scaling; add"),
     Mistake("pretrain", f"{MOCK} --use-rope-scaling --rope-scaling-factor 0", "factor 0: must be above 1"),
+    Mistake("pretrain", f"{VILA} --projector-type mlp_downsample_3x3_fix --vision-hidden-size 63 "
+            "--vision-num-attention-heads 3 --tensor-model-parallel-size 2", "must divide 189, three times", ranks=2),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),

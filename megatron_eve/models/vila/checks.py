@@ -55,6 +55,17 @@ def check_sizes(vision: VILAConfig) -> Iterator[str]:
         )
 
 
+def check_parallel(config: RunConfig) -> Iterator[str]:
+    """Widths that tensor-parallel ranks cannot share; most are the decoder's, and are checked with its sizes."""
+    vision, tensor = config.vision, config.parallel.tensor_model_parallel_size
+    width = 3 * vision.vision_hidden_size
+    if vision.projector_type == "mlp_downsample_3x3_fix" and tensor > 0 and width % tensor:
+        yield (
+            f"--tensor-model-parallel-size {tensor}: must divide {width}, three times --vision-hidden-size, the inner "
+            "width of --projector-type mlp_downsample_3x3_fix"
+        )
+
+
 def check_tower(vision: VILAConfig) -> Iterator[str]:
     """Errors in the folder that `--vision-tower` names: it cannot be read, or holds another tower than the run's."""
     if vision.vision_tower is None:

@@ -18,7 +18,13 @@ from megatron_eve.models.family import (
 from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
-from megatron_eve.models.vila.checks import check_resume, check_sizes, check_tower, check_weights
+from megatron_eve.models.vila.checks import (
+    check_parallel,
+    check_resume,
+    check_sizes,
+    check_tower,
+    check_weights,
+)
 from megatron_eve.models.vila.config import OTHER_NAMES, PRESETS, VILAConfig
 from megatron_eve.models.vila.geometry import IMAGE_FLAGS, image_setting_errors, image_settings, planner
 from megatron_eve.models.vila.templates import TEXT_RULES
@@ -58,7 +64,8 @@ class VILAFamily(ModelFamily):
 
     def check(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check`."""
-        return check_tower(config.vision)
+        yield from check_parallel(config)
+        yield from check_tower(config.vision)
 
     def stage(self, config: RunConfig) -> Stage:
         """See `ModelFamily.stage`: without the decoder with `--freeze-LM`, with the tower with `--no-freeze-ViT`."""
