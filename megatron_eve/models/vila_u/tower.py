@@ -164,7 +164,7 @@ def _file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as tensors:
-                yield from ((key, tensors.get_tensor(key)) for key in tensors)
+                yield from ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118 -- no iterator
         else:
             whole: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
             yield from whole.items()
