@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ToyTower:
-    """See `CodeTower`."""
+    """See `CodeTower`.
+
+    Attributes:
+        slow: seconds that a batch takes, for tests that kill processes.
+        broken: its weights cannot be loaded.
+    """
 
     folder: Path
     image_size: int
     grid: tuple[int, int]
     depth: int
     codebook_size: int
+    slow: float = 0.0
+    broken: bool = False
 
     def sha256(self) -> str:
         """See `CodeTower.sha256`."""
@@ -45,6 +53,7 @@ class ToyDigits:
         """See `CodeModel.encode`."""
         import torch
 
+        time.sleep(self.tower.slow)
         (rows, columns), size = self.tower.grid, self.tower.image_size
         blocks = pixels.double().reshape(len(pixels), rows, size // rows, columns, size // columns, 3)
         part = blocks.mean(dim=(2, 4, 5)) / 256  # (n, h, w), in 0 .. 1
@@ -90,4 +99,6 @@ class ToyCodes:
     def load_tower(self, tower: CodeTower, device: torch.device, dtype: torch.dtype) -> ToyDigits:
         """See `ImageCodes.load_tower`."""
         assert isinstance(tower, ToyTower)
+        if tower.broken:
+            raise ConfigError("the weights are damaged")
         return ToyDigits(tower)
