@@ -35,6 +35,7 @@ COUNTS_AS = dict.fromkeys(
         "models.family",
         "models.golden_format",
         "models.hf_format",
+        "models.image_codes",
         "models.image_flags",
         "models.model_parts",
         "models.name_rules",
