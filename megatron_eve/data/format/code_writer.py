@@ -157,8 +157,17 @@ class CodeWork:
                 self._remove_folder()
 
     def chunks(self) -> Iterator[Chunk]:
-        """Chunks for this process, each locked until `write` or `close`; those of other processes are left to them."""
-        start = random.randrange(self.num_chunks)  # so that processes seldom want the same one
+        """Chunks for this process, each locked until `write`, until other processes have all that are left."""
+        while True:
+            found = False
+            for chunk in self._free(random.randrange(self.num_chunks)):  # processes seldom want the same one
+                found = True
+                yield chunk
+            if not found:
+                return
+
+    def _free(self, start: int) -> Iterator[Chunk]:
+        """Chunks that are neither there nor locked, each looked at once."""
         for number in (*range(start, self.num_chunks), *range(start)):
             mark, path = self._mark(number), self._folder / f"{number:05}.lock"
             try:
