@@ -35,6 +35,7 @@ FAST = {
     (TP2_PP2, Run("mixed")),
     (TP2_SP_CP2, Run("mixed")),
     (DP2, Run("lone")),
+    (TP2_SP, Run("tiles")),
 }
 
 

@@ -48,7 +48,7 @@ class VILAFormat(HFFormat):
         **dict.fromkeys(("llava_mistral", "llava_mixtral", "llava_gemma", "llava_mpt"), _OTHER_DECODER),
         **dict.fromkeys(
             ("llava_next", "llava_onevision"),
-            "pictures are not cut into tiles here; take LLaVA-1.5 or a VILA",
+            "pictures are cut into tiles as NVILA's here and not as these; take LLaVA-1.5 or a VILA",
         ),
         **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), _TOWER_ALONE),
     }
