@@ -127,6 +127,8 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --use-rope-scaling --rotary-seq-len-interpolation-factor 2", "give this or --rotary"),
     Mistake("pretrain", f"{MOCK} --rope-scaling-factor 32", "--rope-scaling-factor 32: is of --use-rope-scaling; add"),
     Mistake("pretrain", f"{MOCK} --use-rope-scaling --rope-scaling-factor 0", "factor 0: must be above 1"),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --use-rope-scaling", "rotary embeddings are not scaled, and scaled as"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{run}} --use-rope-scaling", "run; use the same flags"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),

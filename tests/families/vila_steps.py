@@ -33,6 +33,11 @@ VISION = VILAConfig(
 )
 # The padded vocabulary is the same with one, two and four tensor-parallel ranks.
 MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attention_heads=4, vocab_size=512)
+ROPES: dict[str, dict[str, Any]] = {
+    "not scaled": {},
+    "linear": {"rotary_seq_len_interpolation_factor": 3.0},
+    "llama3": {"use_rope_scaling": True},
+}
 LORA = LoRAConfig(lora_rank=3, lora_alpha=6.0, lora_dropout=0.0)
 # Pictures of each sample, and tokens of its text: the longer ones have a pack of their own.
 CONTENTS = {
@@ -59,6 +64,7 @@ class Run:
         lora: adapters train in place of the decoder.
         row_order: the rows of a picture lie row by row, which is not what the others have.
         unmarked: the tower's parameters lose the mark by which their gradients are averaged.
+        rope: how rotary embeddings are scaled, one of `ROPES`.
     """
 
     content: str = "mixed"
@@ -66,6 +72,7 @@ class Run:
     lora: bool = False
     row_order: bool = False
     unmarked: bool = False
+    rope: str = "not scaled"
 
     def __str__(self) -> str:
         words = [self.content, "trained" if self.trained else "frozen", "lora" if self.lora else "full"]
@@ -76,6 +83,7 @@ class Run:
         from megatron_eve.verification.case_run import case_config
 
         config = case_config(self.case(), parallel, recompute=False)
+        config = replace(config, model=replace(config.model, **ROPES[self.rope]))
         return replace(config, lora=LORA) if self.lora else config
 
     def case(self) -> Any:
