@@ -228,6 +228,7 @@ MISTAKES = [
     Mistake("convert_checkpoint", f"{EXPORT} --format adapter --tokenizer {{tokenizer}}", "an adapter has none; leave"),
     Mistake("convert_checkpoint", "import --source {tower} --target {root}/y", "is named by --vision-tower"),
     Mistake("convert_checkpoint", f"{IMPORT} --family vila --image-fit anyres", "be one of pad, crop, stretch, tiles"),
+    Mistake("convert_checkpoint", f"{IMPORT} --family vila --qformer-num-queries 0", "0: must be 1 or more"),
     Mistake("convert_checkpoint", f"{EXPORT} --family vila --published-layout vila2", "must be one of vila1"),
     Mistake("convert_checkpoint", f"{EXPORT} --family vila --conv-mode llama_3", "--conv-mode: is for --format"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),
