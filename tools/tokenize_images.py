@@ -6,18 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
-from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.format.code_part import CODES, CODES_MANIFEST
 from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.format.output import check_prefix
-from megatron_eve.data.images.squares import FITS
 from megatron_eve.data.tokenizing.config import TokenizeConfig
+from megatron_eve.data.tokenizing.flags import add_tower_flags, read_tower, tower_family
 from megatron_eve.data.tokenizing.tokenize import Outcome, tokenize
-from megatron_eve.models.image_codes import ImageCodes
-from megatron_eve.models.registry import find_code_family
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
 
@@ -42,23 +38,10 @@ torchrun --nproc-per-node 8 tools/tokenize_images.py --tower models/tower \\
 """
 
 
-def build_parser(codes: ImageCodes) -> argparse.ArgumentParser:
-    """The flags, with those that the family's towers need."""
+def build_parser(family: str | None) -> argparse.ArgumentParser:
+    """The flags, with those that the towers of a family need."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    tower = parser.add_argument_group("tower", "What makes the codes.")
-    tower.add_argument("--tower", required=True, type=Path, metavar="DIR", help=codes.tower)
-    tower.add_argument(
-        "--family",
-        metavar="NAME",
-        help="model family of the tower (default: the only one whose models read codes)",
-    )
-    codes.add_flags(tower)
-    tower.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="precision of the tower; bfloat16 is faster on GPUs, and changes some codes",
-    )
+    add_tower_flags(parser, family)
     files = parser.add_argument_group("input and output", "Which pictures, and where their codes go.")
     files.add_argument(
         "--input",
@@ -77,13 +60,6 @@ def build_parser(codes: ImageCodes) -> argparse.ArgumentParser:
         action="store_true",
         help="replace codes that are there and were made with something else, or are damaged; they open until the new "
         "ones are complete",
-    )
-    files.add_argument(
-        "--fit",
-        choices=FITS,
-        default=FITS[0],
-        help="how a picture becomes a square. stretch: its aspect ratio is lost, for pictures to read; square: the "
-        "middle of a wide picture, the top of a tall one, for pictures to draw",
     )
     speed = parser.add_argument_group("speed", "How the work is shared out.")
     speed.add_argument(
@@ -108,16 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def work() -> int:
-        family, codes = find_code_family(flag_value(argv, "--family"))
-        flags = build_parser(codes).parse_args(argv)
+        family = tower_family(argv)
+        flags = build_parser(family).parse_args(argv)
         prefix = flags.input.removesuffix(MANIFEST)
         output = (flags.output_prefix or prefix).removesuffix(CODES_MANIFEST)
         check_prefix(output)
-        tower = codes.read_tower(flags.tower, vars(flags))
+        tower = read_tower(flags, family)
         config = TokenizeConfig(
-            family=family,
-            tower=tower,
-            square_size=codes.square_size(tower),
+            family=tower.family,
+            tower=tower.settings,
+            square_size=tower.codes.square_size(tower.settings),
             input=prefix,
             output_prefix=output,
             overwrite=flags.overwrite,

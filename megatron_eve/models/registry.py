@@ -21,7 +21,6 @@ from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_eve.config.schema import RunConfig
-    from megatron_eve.models.image_codes import ImageCodes
 
 ENTRY_POINTS = "megatron_eve.families"
 # The family of a run that names none, and of checkpoints from before there were several.
@@ -88,29 +87,8 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
     )
 
 
-def find_code_family(name: str | None) -> tuple[str, ImageCodes]:
-    """The family whose towers make codes of pictures, by its name; None: the only one there is.
-
-    Returns:
-        Its name, and what it says of its towers.
-
-    Raises:
-        FamilyError: there is none of this name, its models do not read codes, or a name is needed.
-    """
-    if name is not None:
-        if (codes := find_family(name).image_codes()) is not None:
-            return name, codes
-        raise FamilyError(
-            f"--family {name}: its models do not read codes; choose one of {', '.join(_code_families())}"
-        )
-    match _code_families():
-        case [only]:
-            return find_code_family(only)
-        case names:
-            raise FamilyError(f"--family: name the family of the tower, one of {', '.join(names)}")
-
-
-def _code_families() -> list[str]:
+def code_families() -> list[str]:
+    """The names of the families whose models read pictures as codes (`ModelFamily.image_codes`)."""
     return [name for name in family_names() if find_family(name).image_codes() is not None]
 
 
