@@ -200,7 +200,7 @@ def _resume(config: RunConfig) -> Iterator[str]:
 
 @check("weights to start from")
 def _pretrained(config: RunConfig) -> Iterator[str]:
-    from megatron_eve.checkpoint.compatibility import check_adapters
+    from megatron_eve.checkpoint.compatibility import check_weights
     from megatron_eve.checkpoint.saved_state import read_common
     from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained
 
@@ -227,7 +227,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
         )
         return
     elif "config" in (saved := read_common(store.folder(iteration)) or {}):
-        check_adapters(store.folder(iteration), saved, config)
+        check_weights(store.folder(iteration), saved, config)
     _check_pretrained_tokenizer(config, folder)
 
 

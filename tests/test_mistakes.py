@@ -129,6 +129,8 @@ MISTAKES = [
     Mistake("pretrain", f"{MOCK} --use-rope-scaling --rope-scaling-factor 0", "factor 0: must be above 1"),
     Mistake("pretrain", f"{VILA} --projector-type mlp_downsample_3x3_fix --vision-hidden-size 63 "
             "--vision-num-attention-heads 3 --tensor-model-parallel-size 2", "must divide 189, three times", ranks=2),
+    Mistake("pretrain", f"{MOCK} --load {{run}} --use-rope-scaling", "rotary embeddings are not scaled, and scaled as"),
+    Mistake("pretrain", f"{MOCK} --pretrained-checkpoint {{run}} --use-rope-scaling", "run; use the same flags"),
     Mistake("preflight", f"--ranks 3 {MOCK} --tensor-model-parallel-size 2", "but 3 were started"),
     Mistake("preflight", "--preset eve_7b --mock-data --train-iters 1 --num-layers 32000", "out of memory before"),
     Mistake("preflight", f"--ranks many {MOCK}", "--ranks many: the number of ranks"),
@@ -228,6 +230,7 @@ MISTAKES = [
     Mistake("convert_checkpoint", f"{EXPORT} --format adapter --tokenizer {{tokenizer}}", "an adapter has none; leave"),
     Mistake("convert_checkpoint", "import --source {tower} --target {root}/y", "is named by --vision-tower"),
     Mistake("convert_checkpoint", f"{IMPORT} --family vila --image-fit anyres", "be one of pad, crop, stretch, tiles"),
+    Mistake("convert_checkpoint", f"{IMPORT} --family vila --qformer-num-queries 0", "0: must be 1 or more"),
     Mistake("convert_checkpoint", f"{EXPORT} --family vila --published-layout vila2", "must be one of vila1"),
     Mistake("convert_checkpoint", f"{EXPORT} --family vila --conv-mode llama_3", "--conv-mode: is for --format"),
     Mistake("generate", f"{ASK} --model-path {{root}}", "--model-path {root}: neither a checkpoint"),

@@ -144,6 +144,7 @@ def _add_text(parser: argparse.ArgumentParser, family: str) -> None:
     text.add_argument(
         "--template",
         choices=tuple(templates()),
+        metavar="NAME",
         default=PreprocessConfig.template,
         help="what a sample is made of. "
         + "; ".join(f"{name}: {one.what}" for name, one in templates().items()),

@@ -23,7 +23,12 @@ from megatron_eve.config.upgrade import upgrade_saved
 from megatron_eve.data.text.templates import prompt_templates, without_conversation
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
-from megatron_eve.models.rope_scaling import adds_linear_scaling
+from megatron_eve.models.rope_scaling import (
+    SCALING_SETTINGS,
+    adds_linear_scaling,
+    position_note,
+    scaling_words,
+)
 from megatron_eve.runtime.errors import UserError
 
 # Sizes of the decoder that change no weight.
@@ -95,6 +100,25 @@ def family_of(saved: dict[str, Any]) -> str:
     return saved["config"].get("family", DEFAULT_FAMILY)
 
 
+def check_weights(folder: Path, saved: dict[str, Any], config: RunConfig) -> bool:
+    """Raise CheckpointError if a run of other data and schedule cannot start from the weights of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        saved: what its `common.pt` holds.
+        config: of the run.
+
+    Returns:
+        True if the run has adapters and the checkpoint has none.
+    """
+    check_family(folder, saved, config)
+    saved = with_upgraded_config(saved)
+    check_start(folder, saved["config"]["model"], config.model)
+    for sentence in find_family(config.family).check_weights(saved, config):
+        raise CheckpointError(f"{folder}: {sentence}")
+    return check_adapters(folder, saved, config)
+
+
 def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raise CheckpointError if the checkpoint is of another model family."""
     family = family_of(saved)
@@ -105,12 +129,22 @@ def check_family(folder: Path, saved: dict[str, Any], config: RunConfig) -> None
         )
 
 
-def check_model(
-    folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: Collection[str] = ()
-) -> None:
-    """Raise CheckpointError if sizes differ from the model's, except those in `ignore`."""
-    for sentence in size_differences({**asdict(ModelConfig()), **saved}, model, ignore):
-        raise CheckpointError(f"{folder}: {sentence}")
+def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None:
+    """Raise CheckpointError if a run of this model cannot go on from a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        saved: sizes that it was made with; settings that an older version did not write have their defaults.
+        model: the run's.
+    """
+    before = _saved_model(saved)
+    if scaling_words(before) != scaling_words(model):
+        anew = ", or start anew from its weights with --pretrained-checkpoint"
+        raise CheckpointError(
+            f"{folder}: its rotary embeddings are {scaling_words(before)}, and {scaling_words(model)} in this run; "
+            f"resume with the same flags{anew if adds_linear_scaling(before, model) else ''}"
+        )
+    _check_sizes(folder, saved, model)
 
 
 def check_start(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None:
@@ -123,11 +157,31 @@ def check_start(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None
         saved: sizes that it was made with; settings that an older version did not write have their defaults.
         model: the run's.
     """
-    known = {name: saved[name] for name in asdict(ModelConfig()) if name in saved}
-    linear = adds_linear_scaling(ModelConfig(**known), model)
-    check_model(
-        folder, saved, model, _SHAPELESS | ({"rotary_seq_len_interpolation_factor"} if linear else set())
-    )
+    before = _saved_model(saved)
+    if scaling_words(before) != scaling_words(model) and not adds_linear_scaling(before, model):
+        raise CheckpointError(
+            f"{folder}: its rotary embeddings are {scaling_words(before)}, and {scaling_words(model)} in this run; "
+            "use the same flags, its preset or recipe, or another checkpoint"
+        )
+    _check_sizes(folder, saved, model, ignore=_SHAPELESS)
+
+
+def start_note(folder: Path, saved: dict[str, Any], model: ModelConfig) -> str | None:
+    """What a run does, or could do, for longer samples than those of the weights that it starts from."""
+    note = position_note(_saved_model(saved), model)
+    return note and f"{folder}: {note}"
+
+
+def _saved_model(saved: dict[str, Any]) -> ModelConfig:
+    """Sizes that a checkpoint was made with."""
+    return ModelConfig(**{name: saved[name] for name in asdict(ModelConfig()) if name in saved})
+
+
+def _check_sizes(
+    folder: Path, saved: dict[str, Any], model: ModelConfig, ignore: Collection[str] = ()
+) -> None:
+    for sentence in size_differences({**asdict(ModelConfig()), **saved}, model, {*ignore, *SCALING_SETTINGS}):
+        raise CheckpointError(f"{folder}: {sentence}")
 
 
 def check_adapters(folder: Path, saved: dict[str, Any], config: RunConfig) -> bool:

@@ -22,11 +22,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_eve.checkpoint.compatibility import (
     CheckpointError,
-    check_adapters,
-    check_family,
     check_resume,
-    check_start,
+    check_weights,
     rank_layout,
+    start_note,
     with_upgraded_config,
 )
 from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, missing_part
@@ -179,13 +178,12 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     if problem:
         raise CheckpointError(f"{path}: {problem}, so this checkpoint is not whole; {_REMEDY}")
     saved = with_upgraded_config(dist_checkpointing.load_common_state_dict(str(path)))
-    check_family(path, saved, config)
-    check_start(path, saved["config"]["model"], config.model)
+    lacks_adapters = check_weights(path, saved, config)
+    if note := start_note(path, saved["config"]["model"], config.model):
+        print_rank_0(note)
     family = find_family(config.family)
-    for sentence in family.check_weights(saved, config):
-        raise CheckpointError(f"{path}: {sentence}")
     lacking = dict(family.missing_parts(saved, config))
-    if check_adapters(path, saved, config):
+    if lacks_adapters:
         lacking[ADAPTERS] = "holds no adapters, so those of this run begin anew"
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None

@@ -252,8 +252,8 @@ class DataConfig:
     seq_length: int = 2048
     """Length of a pack, in tokens; samples that are longer are left out, and counted when the run starts."""
     max_images_per_pack: Annotated[int | None, Flag(unset="no limit")] = None
-    """Largest number of images in a pack, which limits the memory of their activations; samples with more are left out,
-    and counted when the run starts."""
+    """Largest number of images in a pack, each tile of an image counted, which limits the memory of their activations;
+    samples with more are left out, and counted when the run starts."""
     shuffle: bool = True
     """Shuffle the samples of each epoch, by --seed; without it, they keep the order of the dataset."""
     group_by_modality: bool = False

@@ -133,7 +133,7 @@ def plan_export(
         CheckpointError: a tensor that is missing or of another shape.
     """
     family = find_family(config.family).hugging_face()
-    for problem in family.check_export(config, flags):
+    for problem in family.check_export(config, published, flags):
         raise ConfigError(problem)
     source = DistFolder(checkpoint)
     plan = ExportPlan(config, flags)

@@ -32,6 +32,9 @@ class VisionDataset(Protocol):
     def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Expanded tokens of each sample."""
 
+    def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Images of each sample, of which one that is cut into tiles counts as so many."""
+
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and unshifted labels of a sample, images not expanded."""
 
@@ -52,3 +55,14 @@ class VisionDataset(Protocol):
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Have the images of these samples read ahead, where that means anything."""
+
+
+def planned_tiles(dataset: VisionDataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`VisionDataset.tile_counts` from the plan of every image: of few samples, in memory."""
+    counts = [
+        sum(dataset.image_plan(first + i).tiles for i in range(count))
+        for first, count in zip(
+            *(dataset.samples[indices][name].tolist() for name in ("first_image", "num_images")), strict=True
+        )
+    ]
+    return np.array(counts, dtype=np.int64)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from megatron_eve.data.dataset import planned_tiles
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan, ImagePlanner
 
@@ -105,6 +106,10 @@ class MockDataset:
     def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """[n] expanded tokens of each sample."""
         return self.samples["length"][indices].astype(np.int64)
+
+    def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] images of each sample, tile by tile."""
+        return planned_tiles(self, indices)
 
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """([text_length] tokens, [text_length] unshifted labels), an image as one placeholder a tile."""

@@ -117,9 +117,9 @@ def _divide(
         first += len(dataset)
         if number < trained:
             check_split(config, prefix, kept, out)
-        rows = limits.oversized(dataset.samples, dataset.info.longest_length)
+        rows = limits.oversized(dataset)
         if len(rows):
-            notes.append(limits.describe(dataset.samples, rows, dataset.sample_name))
+            notes.append(limits.describe(dataset, rows))
             kept, out = (_without(part, rows, prefix, notes[-1]) for part in (kept, out))
         if number < trained:
             training.append(kept)

@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
+from megatron_eve.data.dataset import planned_tiles
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
@@ -243,6 +244,9 @@ class _Prompts:
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         return np.array([len(self._prompts[i].tokens) for i in indices], dtype=np.int64)
+
+    def tile_counts(self, indices: np.ndarray) -> np.ndarray:
+        return planned_tiles(self, indices)
 
     def stored_pixels(self, image: int) -> None:
         """Always None: pictures are files here."""

@@ -17,12 +17,12 @@ from megatron_eve.convert.usage import family_of_source
 from megatron_eve.data.text.templates import (
     missing_control_token,
     prompt_templates,
+    templates,
     without_conversation,
 )
 from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model, say, warn
 from megatron_eve.inference.engine import Engine
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
-from megatron_eve.models.text_format import DOCUMENT
 from megatron_eve.runtime.command_line import whole_number
 from megatron_eve.runtime.errors import UserError, show_error
 from megatron_eve.runtime.ranks import world_size
@@ -91,7 +91,7 @@ def add_conv_mode_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def _conv_mode(text: str) -> str:
-    if text == DOCUMENT.name:
+    if text in templates() and text not in prompt_templates():
         first, *others = prompt_templates()
         raise argparse.ArgumentTypeError(
             f"data of the template {text} is text without questions, which no prompt fits: use {first} or "

@@ -175,17 +175,15 @@ class ImagePlan(NamedTuple):
         views: what is decoded of it, by name; the first is what image storage "jpeg" stores.
         tiles: parts with a placeholder each in a text, all of as many rows; texts may stand between them. A shared view
             is then cut into as many tiles.
+        is_tiled: pictures are cut into tiles, all of them or none, and texts have a newline behind each placeholder,
+            also of a picture that is one tile.
     """
 
     rows: int
     grid: tuple[int, int]
     views: Mapping[str, View]
     tiles: int = 1
-
-    @property
-    def is_tiled(self) -> bool:
-        """Do texts have placeholders by tiles, each with a newline, as of a picture that is only one tile, too?"""
-        return any(view.tile for view in self.views.values())
+    is_tiled: bool = False
 
     @property
     def tile_rows(self) -> list[int]:
@@ -321,7 +319,8 @@ class ModelFamily(Protocol):
         ...
 
     def image_work(self, config: RunConfig) -> float:
-        """What a picture costs in the front end, in tokens of the decoder's matrix products, forward and backward.
+        """What a picture, or a tile of one, costs in the front end, in tokens of the decoder's matrix products, forward
+        and backward.
 
         Packs are balanced with it, so that data-parallel ranks have equal work; 0 where the front end is too small to
         count. It must not depend on the parallel layout.

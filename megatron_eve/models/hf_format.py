@@ -209,8 +209,14 @@ class HFFormat(Protocol):
         """
         return iter(())
 
-    def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
-        """Why a checkpoint cannot be exported: a sentence each."""
+    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
+        """Why a checkpoint cannot be exported: a sentence each.
+
+        Args:
+            config: it was made with.
+            published: in the published format, not in that for transformers.
+            flags: of the export.
+        """
         return iter(())
 
     def export_settings(self, vision: Any, flags: Flags) -> Any:

@@ -22,6 +22,7 @@ class ImageFlag(NamedTuple):
         metavar: what a number counts.
         at_most: the run's value is an upper limit: a dataset that was made for less fits it, too, and decides itself.
             One that records no value was made for the default.
+        beside: a flag with its value that a run's value goes with, such as "--fit tiles", for messages.
         alike: groups of choices that make the same of every picture: a dataset made for one fits them all.
     """
 
@@ -32,6 +33,7 @@ class ImageFlag(NamedTuple):
     metavar: str = "PX"
     alike: tuple[tuple[str, ...], ...] = ()
     at_most: bool = False
+    beside: str = ""
 
     @property
     def decides_rows(self) -> bool:

@@ -18,6 +18,9 @@ _NONE_AT_FACTOR_1 = ("linear", "dynamic", "llama3")
 # What megatron-core's RotaryEmbedding has as constants; those of Llama 3.1, 3.2 and 3.3.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
+SCALING_SETTINGS = ("rotary_seq_len_interpolation_factor", "use_rope_scaling", "rope_scaling_factor")
+"""The settings of `ModelConfig` that scale a rotary embedding."""
+
 
 def rope_entries(fields: Mapping[str, Any], path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """Settings of the rotary embedding that config.json states, each with its name: of transformers 5, and of 4.

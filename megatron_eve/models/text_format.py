@@ -83,6 +83,11 @@ class Template:
     stop: tuple[str, ...] = ()
     prompts: bool = True
 
+    @property
+    def is_document(self) -> bool:
+        """Are its samples whole texts, with or without pictures in them?"""
+        return "interleaved" in self.kinds
+
     def system_text(self, system: str) -> str:
         """What stands in front of the first turn."""
         return self.system.replace("{system}", system) if system else self.no_system

@@ -14,6 +14,7 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
+from megatron_eve.data.dataset import planned_tiles
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
@@ -49,6 +50,10 @@ class CaseDataset:
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         """Tokens with images expanded."""
         return np.array([self._length(int(i)) for i in indices], dtype=np.int64)
+
+    def tile_counts(self, indices: np.ndarray) -> np.ndarray:
+        """Pictures, tile by tile."""
+        return planned_tiles(self, indices)
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]

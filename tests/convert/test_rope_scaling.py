@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.checkpoint.compatibility import CheckpointError, check_model, check_start
+from megatron_eve.checkpoint.compatibility import CheckpointError, check_model, check_start, start_note
 from megatron_eve.checkpoint.hf.config import HFConfig, check_config, settings_of
 from megatron_eve.config import ConfigError, ModelConfig, RunConfig
 from megatron_eve.models.rope_scaling import position_note, read_scaling, scaling_field, scaling_words
@@ -144,14 +144,13 @@ def test_a_run_that_is_scaled_otherwise_is_told(
             check_config(tmp_path, config)
             check_start(tmp_path, found.model.__dict__, model)
             continue
-        words = (
-            f"rotary embeddings are {scaling_words(found.model)}, and {scaling_words(model)} in this run; use"
-        )
+        words = f"rotary embeddings are {scaling_words(found.model)}, and {scaling_words(model)} in this run; use "
         with pytest.raises(ConfigError) as refused:
             check_config(tmp_path, config)
         assert f"{tmp_path}/config.json: {words}" in str(refused.value)
-        with pytest.raises(CheckpointError, match="was made with --"):
+        with pytest.raises(CheckpointError) as unlike:
             check_start(tmp_path, found.model.__dict__, model)
+        assert str(unlike.value).startswith(f"{tmp_path}: its {words}")
 
 
 def test_a_run_with_longer_samples_says_so() -> None:
@@ -172,10 +171,41 @@ def test_a_checkpoint_of_an_older_version_is_not_scaled(tmp_path: Path) -> None:
     """It resumes as it was, and as nothing else."""
     saved = {name: value for name, value in ModelConfig().__dict__.items() if name not in {**BY_4, **BY_32}}
     check_model(tmp_path, saved, ModelConfig())
-    for settings in (BY_4, BY_32):
-        with pytest.raises(CheckpointError, match="was made with --"):
-            check_model(tmp_path, saved, ModelConfig(**settings))
+    with pytest.raises(
+        CheckpointError, match=r"8\) in this run; resume with the same flags$|32\) in this run"
+    ):
+        check_model(tmp_path, saved, ModelConfig(**BY_32))
+    with pytest.raises(
+        CheckpointError, match="with the same flags, or start anew from its weights with --pre"
+    ):
+        check_model(tmp_path, saved, ModelConfig(**BY_4))
     check_start(tmp_path, saved, ModelConfig(**BY_4))
+
+
+def test_a_resumed_run_is_scaled_as_it_was(tmp_path: Path) -> None:
+    for before in (PLAIN, BY_2, BY_4, BY_32):
+        saved = ModelConfig(**before)
+        for now in (PLAIN, BY_2, BY_4, BY_32):
+            model = ModelConfig(**now)
+            if before == now:
+                check_model(tmp_path, saved.__dict__, model)
+                continue
+            with pytest.raises(CheckpointError) as refused:
+                check_model(tmp_path, saved.__dict__, model)
+            words = (
+                f"{scaling_words(saved)}, and {scaling_words(model)} in this run; resume with the same flags"
+            )
+            assert str(refused.value).startswith(f"{tmp_path}: its rotary embeddings are {words}")
+
+
+def test_a_start_from_a_checkpoint_says_so_too(tmp_path: Path) -> None:
+    """An import has the positions of its folder."""
+    saved = ModelConfig(max_position_embeddings=4096).__dict__
+    assert start_note(tmp_path, saved, ModelConfig(max_position_embeddings=4096)) is None
+    told = start_note(tmp_path, saved, ModelConfig(max_position_embeddings=8192))
+    assert told is not None and told.startswith(
+        f"{tmp_path}: holds a model of 4096 positions, and samples of this"
+    )
 
 
 @pytest.mark.parametrize(

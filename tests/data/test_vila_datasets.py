@@ -214,7 +214,8 @@ def test_tiles_bind_a_dataset(make_config: MakeConfig, rows: list[dict[str, Any]
     run(config)
     dataset = opened(config)
     dataset.check_compatible(**needs(dataset, image_fit="tiles", max_tiles=12))
-    with pytest.raises(DataError, match=r"made for max tiles 6 and the run has 1: use .*\(--max-tiles 6\)"):
+    remedy = r"made for max tiles 6 and the run has 1: use the .*\(--image-fit tiles --max-tiles 6\), or"
+    with pytest.raises(DataError, match=remedy):
         dataset.check_compatible(**needs(dataset, max_tiles=1))
     with pytest.raises(DataError, match="--max-tiles 6: is for --image-fit tiles, and this is pad"):
         run(make_config(rows, family="vila", image_settings=settings | {"image_fit": "pad"}))

@@ -11,7 +11,20 @@ import pytest
 
 from tests.families.vila import PP2_UNEVEN, PP2_VPP2, run_config
 from tests.families.vila_steps import CONTENTS, LORA, Outcome, Run, Weights, one_step, weights_of
-from tests.layouts import CP2, DP2, ONE, PP2, PP4, TP2, TP2_PP2, TP2_SP, TP2_SP_CP2, Layout, layout
+from tests.layouts import (
+    CP2,
+    DP2,
+    ONE,
+    PP2,
+    PP4,
+    TP2,
+    TP2_PP2,
+    TP2_SP,
+    TP2_SP_CP2,
+    Layout,
+    layout,
+    parametrize,
+)
 from tests.lora.test_counts import held
 from tests.ranks import RankPool
 
@@ -35,6 +48,7 @@ FAST = {
     (TP2_PP2, Run("mixed")),
     (TP2_SP_CP2, Run("mixed")),
     (DP2, Run("lone")),
+    (TP2_SP, Run("tiles")),
 }
 
 
@@ -89,6 +103,25 @@ def test_the_layout_changes_nothing(
     assert found.loss == pytest.approx(expected.loss, abs=5e-6)  # the cross entropy is float32
     error, name = furthest(found, expected)
     assert error < 1e-6, name
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3"])
+@parametrize(CP2, slow=(TP2_SP_CP2, PP2_VPP2))
+def test_positions_are_scaled_alike_in_every_layout(
+    ranks: RankPool,
+    weights: Callable[[bool], Weights],
+    one_process: Callable[[Run], Outcome],
+    layout: Layout,
+    rope: str,
+) -> None:
+    """The angles of a sample that is spread over context-parallel ranks are those of one process, by its positions."""
+    run = Run(rope=rope)
+    expected = one_process(run)
+    found = ranks.run(layout.world_size, one_step, run, layout.parallel, weights(False))[-1]
+    assert found.loss == pytest.approx(expected.loss, abs=5e-6)
+    error, name = furthest(found, expected)
+    assert error < 1e-6, name
+    assert furthest(one_process(Run()), expected)[0] > 1e-3, "without scaling it is another model"
 
 
 @pytest.mark.parametrize("layout", [TP2_SP, TP2_SP_CP2], ids=lambda layout: layout.name)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
-from megatron_eve.config import RunConfig
+from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.data.text.prompts import encode_text, prompt_text
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.inference.generate import Prompt, generation_config
@@ -31,8 +31,13 @@ QUESTIONS: list[tuple[str, list[bytes]]] = [
 
 def exported(folder: Path, source: Path, *words: object) -> Path:
     """A folder for transformers of a model that is published otherwise, by way of a checkpoint."""
-    tokenizer = find_golden("tokenize") / "tokenizer.model"
     assert convert("import", "--source", source, "--target", folder / "run") == 0
+    return exported_run(folder, *words)
+
+
+def exported_run(folder: Path, *words: object) -> Path:
+    """A folder for transformers of the checkpoint in `run`."""
+    tokenizer = find_golden("tokenize") / "tokenizer.model"
     flags = ("--format", "transformers", "--tokenizer", tokenizer, *words)
     assert convert("export", "--source", folder / "run", "--target", folder / "for transformers", *flags) == 0
     return folder / "for transformers"
@@ -66,12 +71,17 @@ def _content(question: str, images: list[bytes]) -> list[dict[str, Any]]:
     return [*pictures, {"type": "text", "text": question.replace("<image>\n", "")}]
 
 
-def config_of(source: Path) -> RunConfig:
-    """To generate with a folder's model in one process."""
+def config_of(source: Path, tensor_parallel: int = 1) -> RunConfig:
+    """To generate with the model of a folder, or of an import's checkpoint."""
     from megatron_eve.checkpoint.hf.config import settings_of
+    from megatron_eve.checkpoint.state import saved_config
+    from megatron_eve.config import from_saved
 
+    if (source / TRACKER).is_file():
+        return generation_config(from_saved(saved_config(str(source)), str(source))[0], tensor_parallel, 1)
     sizes = settings_of(source)
-    return generation_config(RunConfig(family="vila", model=sizes.model, vision=sizes.vision), 1, 1)
+    config = RunConfig(family="vila", model=sizes.model, vision=sizes.vision)
+    return generation_config(config, tensor_parallel, 1)
 
 
 def ours(
@@ -79,6 +89,7 @@ def ours(
 ) -> tuple[list[Any], list[list[int]]]:
     """Runs on each rank: logits [L, W] of each prompt, and so many greedy ids."""
     from megatron_eve.checkpoint.hf.load import load_hf_weights
+    from megatron_eve.checkpoint.state import load_weights
     from megatron_eve.inference.generate import _prompt_batch, generate
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
@@ -86,7 +97,10 @@ def ours(
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)
-        load_hf_weights(source, [model], config)
+        if (source / TRACKER).is_file():
+            load_weights(str(source), [model], config)
+        else:
+            load_hf_weights(source, [model], config)
         batch = _prompt_batch(prompts, config, apply_exif=True)
         inputs = model_inputs(DevicePack(batch), model)
         inputs.labels, inputs.output_rows = None, torch.arange(len(batch.tokens))

@@ -127,6 +127,23 @@ class IndexedVisionDataset:
         """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
         return self.samples["length"][indices].astype(np.int64)
 
+    def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Images of the samples at `indices`, of which one that is cut into tiles counts as so many: int64 [n]."""
+        samples = self.samples[indices]
+        counts = np.maximum(samples["num_images"], 0).astype(np.int64)
+        if not (self.info.num_images and counts.any() and self.planner(1, 1).is_tiled):
+            return counts
+        owner = np.repeat(np.arange(len(counts)), counts)
+        images = np.arange(len(owner)) + (samples["first_image"] - counts.cumsum() + counts)[owner]
+        # A record that names no images, or images without area, is refused when its text is read.
+        records = self.images[images.clip(0, len(self.images) - 1)]
+        sizes = (records["width"].astype(np.int64) << 32) + records["height"]
+        found, which = np.unique(sizes, return_inverse=True)
+        tiles = [
+            self.planner(max(int(size >> 32), 1), max(int(size & 0xFFFFFFFF), 1)).tiles for size in found
+        ]
+        return np.bincount(owner, np.array(tiles)[which], len(counts)).astype(np.int64)
+
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of sample `index`: int64 [n] each, images not expanded, labels not shifted.
 
@@ -300,9 +317,10 @@ class IndexedVisionDataset:
                 continue
             name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"
             if key in info.image_settings:
+                beside = f"{flags[key].beside} " if key in flags and flags[key].beside else ""
                 raise DataError(
                     f"{path} was made for {name} {ours} and the run has {theirs[key]}: use the matching recipe "
-                    f"({flag} {ours}), or preprocess the data with {flag} {theirs[key]}"
+                    f"({beside}{flag} {ours}), or preprocess the data with {flag} {theirs[key]}"
                 )
             raise DataError(
                 f"{path} holds {STORED_AS[info.image_storage]} that were made for {name} {ours} and the run has "

@@ -105,6 +105,15 @@ class JoinedDataset:
         """Tokens of the samples at `indices` once images are expanded: int64, of the shape of `indices`."""
         return self.samples[indices]["length"].astype(np.int64)
 
+    def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Images, tile by tile, of each sample (see `IndexedVisionDataset.tile_counts`)."""
+        which = np.searchsorted(self._sample_bounds, indices, side="right")
+        counts = np.empty(len(indices), dtype=np.int64)
+        for number in np.unique(which):
+            dataset, here = self._datasets[number], which == number
+            counts[here] = dataset.tile_counts(indices[here] - (self._sample_bounds[number] - len(dataset)))
+        return counts
+
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of a sample (see `IndexedVisionDataset.text`)."""
         dataset, row = self._locate(self._sample_bounds, index)

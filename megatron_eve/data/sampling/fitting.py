@@ -6,14 +6,17 @@ sample order and prints a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_eve.data.dataset import VisionDataset
+
 _FIRST_NAMED = 5  # samples named in a message
+_COUNTED_AT_ONCE = 1 << 20  # samples whose images are counted at a time
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class PackLimits:
     Attributes:
         seq_length: tokens of a pack.
         positions: positions of the model within a sample (--max-position-embeddings).
-        max_images: images of a pack; None for no limit.
+        max_images: images of a pack, tile by tile; None for no limit.
     """
 
     seq_length: int
@@ -35,43 +38,37 @@ class PackLimits:
         """Tokens of the longest sample that fits."""
         return min(self.seq_length, self.positions)
 
-    def oversized(self, samples: Any, longest: int) -> NDArray[np.int64]:
-        """Rows of a dataset that exceed a limit.
-
-        Args:
-            samples: SAMPLE_DTYPE [n] of the dataset, indexed like an array; read only if a sample may be too large.
-            longest: tokens of its longest sample, from its manifest.
-
-        Returns:
-            int64 [m] rows, ascending.
-        """
+    def oversized(self, dataset: VisionDataset) -> NDArray[np.int64]:
+        """Rows of a dataset that exceed a limit: int64 [m], ascending. Records are read if one may be too large."""
+        samples = dataset.samples
         too_large = np.zeros(len(samples), dtype=bool)
-        if longest > self.longest:
+        if dataset.info.longest_length > self.longest:
             too_large |= samples["length"] > self.longest
         if self.max_images is not None:
-            too_large |= samples["num_images"] > self.max_images
+            for start in range(0, len(samples), _COUNTED_AT_ONCE):
+                some = np.arange(start, min(start + _COUNTED_AT_ONCE, len(samples)), dtype=np.int64)
+                too_large[some] |= dataset.tile_counts(some) > self.max_images
         return np.flatnonzero(too_large).astype(np.int64)
 
-    def describe(self, samples: Any, rows: NDArray[np.int64], sample_name: Callable[[int], str]) -> str:
+    def describe(self, dataset: VisionDataset, rows: NDArray[np.int64]) -> str:
         """Message about the samples that do not fit: how many, why, which ones, and the remedy.
 
         Args:
-            samples: SAMPLE_DTYPE [n] of the dataset.
+            dataset: of the samples.
             rows: int64 [m], those that do not fit; at least one.
-            sample_name: returns the name of a row in a message.
         """
-        records = samples[rows]
+        records, images = dataset.samples[rows], dataset.tile_counts(rows)
         examples = ", ".join(
-            f"{sample_name(int(row))} ({record['length']} tokens, {record['num_images']} images)"
-            for row, record in zip(rows[:_FIRST_NAMED], records, strict=False)
+            f"{dataset.sample_name(int(row))} ({record['length']} tokens, {_images(record, count)})"
+            for row, record, count in zip(rows[:_FIRST_NAMED], records, images, strict=False)
         )
         more = f" and {len(rows) - _FIRST_NAMED:,} more" if len(rows) > _FIRST_NAMED else ""
         return (
-            f"{len(rows):,} of {len(samples):,} samples cannot be packed and are left out: {examples}{more}; "
-            f"{'; '.join(self._reasons(records))}"
+            f"{len(rows):,} of {len(dataset.samples):,} samples cannot be packed and are left out: {examples}{more}; "
+            f"{'; '.join(self._reasons(records, images))}"
         )
 
-    def _reasons(self, records: NDArray[Any]) -> Iterator[str]:
+    def _reasons(self, records: NDArray[Any], images: NDArray[np.int64]) -> Iterator[str]:
         """For each limit that is exceeded, the number of records and the remedy."""
         long = records[records["length"] > self.seq_length]
         if len(long):
@@ -92,9 +89,16 @@ class PackLimits:
                 f"(use a model with {over_limit['length'].max()} or more)"
             )
         if self.max_images is not None:
-            many = records[records["num_images"] > self.max_images]
-            if len(many):
+            many = images > self.max_images
+            if many.any():
+                tiles = ", tile by tile," if (images != records["num_images"]).any() else ""
                 yield (
-                    f"{len(many):,} with more images than --max-images-per-pack {self.max_images} (raise it to "
-                    f"{many['num_images'].max()} or more)"
+                    f"{many.sum():,} with more images{tiles} than --max-images-per-pack {self.max_images} (raise it to "
+                    f"{images.max()} or more)"
                 )
+
+
+def _images(record: Any, count: int) -> str:
+    """How many images a sample has, and how many tiles they are cut into."""
+    tiles = f" in {count} tiles" if count != record["num_images"] else ""
+    return f"{record['num_images']} images{tiles}"

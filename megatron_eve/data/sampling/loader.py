@@ -183,8 +183,9 @@ class StepLoader:
             fixed_length: pad the packs of a step, on all ranks, to one length: that which the longest of them needs
                 ("step"), or ``seq_length``. They are balanced, so the first is little, where the second may be nearly
                 half of a step whose packs had to be a multiple of the data-parallel size. None leaves them.
-            max_images: images that a pack may hold; None does not bound it.
-            image_work: cost of an image in the front end, for packs of equal work (`ModelFamily.image_work`).
+            max_images: images that a pack may hold, tile by tile; None does not bound it.
+            image_work: cost of an image, or of a tile of one, in the front end, for packs of equal work
+                (`ModelFamily.image_work`).
             views: of all images that this rank decodes.
             shared_views: of its share of each pack's images that this rank decodes.
             share: which images those are; without one there are no shared views.
@@ -245,7 +246,7 @@ class StepLoader:
             num_samples: at most, and by default, ``global_batch_size``; less only for the last step of a run.
 
         Raises:
-            ValueError: a number out of range, or a sample with more images than a pack may hold.
+            ValueError: a number out of range, or a sample with more images, or tiles of them, than a pack may hold.
             DataError: a sample that is longer than ``seq_length``, or a damaged record.
         """
         count = self._global_batch_size if num_samples is None else num_samples
@@ -295,16 +296,18 @@ class StepLoader:
                 f"not as long as that, {AGAIN}"
             )
         lengths_in_pack = padded_lengths(lengths, self._context_parallel)
+        counted = self._max_images is not None or self._image_work
+        images = self._dataset.tile_counts(ids) if counted else None
         packs = pack_step(
             lengths_in_pack,
             self._seq_length,
             self._ranks * self._pack_multiple,
-            rows["num_images"],
+            images,
             self._max_images,
             # Packs that are padded to one length cost the same in the decoder, so that they must be alike in length.
             0.0 if self._fixed_length else self._image_work,
         )
-        assigned = assign_packs(packs, lengths_in_pack, self._ranks, rows["num_images"], self._image_work)
+        assigned = assign_packs(packs, lengths_in_pack, self._ranks, images, self._image_work)
         mine = assigned[self._rank]
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])

@@ -38,7 +38,7 @@ def pack_step(
         capacity: tokens of a pack.
         multiple: number of packs that the layout takes at a time (data-parallel size, times the
             pipeline-parallel size under an interleaved schedule).
-        images: [n] images of each sample; only used with ``max_images`` and ``image_work``.
+        images: [n] images of each sample, tile by tile; only used with ``max_images`` and ``image_work``.
         max_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
         image_work: of the front end for an image (`sample_work`).
 

@@ -23,7 +23,7 @@ from megatron_eve.data.text.conversation import (
 from megatron_eve.data.text.templates import find_template
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.data.text.turns import ConversationError, check_image_count, checked_turns, is_blank
-from megatron_eve.models.text_format import DOCUMENT, IMAGE_TOKEN, Template
+from megatron_eve.models.text_format import IMAGE_TOKEN, Template
 
 
 def encode_record(
@@ -49,8 +49,8 @@ def encode_record(
         raise SkipRow(
             "kind_template", f"a row of kind {record.kind}, and --template {template.name} takes {taken}"
         )
-    if template is DOCUMENT:
-        return encode_document(record, tokenizer, tiles)
+    if template.is_document:
+        return encode_document(record, tokenizer, template, tiles)
     turns = record.turns
     if record.kind == "pair":
         text = caption = _text(record)
@@ -63,12 +63,15 @@ def encode_record(
     return encode_conversation(turns, tokenizer, template, len(record.images), tiles)
 
 
-def encode_document(record: Record, tokenizer: TextTokenizer, tiles: Sequence[int] | None = None) -> Encoded:
-    """Tokenise a record of kind interleaved, pair or text by the template "document".
+def encode_document(
+    record: Record, tokenizer: TextTokenizer, template: Template, tiles: Sequence[int] | None = None
+) -> Encoded:
+    """Tokenise a record of kind interleaved, pair or text by the template "document", or one that is like it.
 
     Returns:
-        n tokens and n labels; BOS and images do not train, all else does. Images at the end of the document are
-        dropped, so there may be fewer IMAGE_TOKEN_ID than images in the record; the first ones are kept.
+        n tokens and n labels; BOS and images do not train, nor does what is behind an image by the template; all else
+        does. Images at the end of the document are dropped, so there may be fewer IMAGE_TOKEN_ID than images in the
+        record; the first ones are kept.
 
     Raises:
         SkipRow: it has not exactly one turn from "gpt", another number of `<image>` than images, or no visible text.
@@ -79,22 +82,23 @@ def encode_document(record: Record, tokenizer: TextTokenizer, tiles: Sequence[in
         raise SkipRow(
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
+    while text.endswith(IMAGE_TOKEN):
+        text = text.removesuffix(IMAGE_TOKEN)
+    text = template.place_images(text)
     if tiles is not None:
-        while text.endswith(IMAGE_TOKEN):
-            text = text.removesuffix(IMAGE_TOKEN)
         text = tiled_text(text, tiles)
+    image = [IMAGE_TOKEN_ID, *(tokenizer.encode(template.behind_image) if template.behind_image else ())]
     tokens = list(tokenizer.bos)
     labels = [IGNORE_INDEX] * len(tokens)
     for segment in IMAGE_SPLIT.split(text):
         if segment == IMAGE_TOKEN:
-            tokens.append(IMAGE_TOKEN_ID)
-            labels.append(IGNORE_INDEX)
+            tokens += image
+            labels += [IGNORE_INDEX] * len(image)
         else:
             ids = tokenizer.encode(segment)
             tokens += ids
             labels += ids
-    whole = Encoded(tokens, labels, ends_in_text=True).cut(len(tokens))
-    return Encoded([*whole.tokens, tokenizer.eos_id], [*whole.labels, tokenizer.eos_id], ends_in_text=True)
+    return Encoded([*tokens, tokenizer.eos_id], [*labels, tokenizer.eos_id], ends_in_text=True)
 
 
 def _text(record: Record) -> str:

@@ -49,6 +49,7 @@ IMAGE_FLAGS = {
         "published code has 6 for interleaved documents and 12 else",
         metavar="N",
         at_most=True,
+        beside="--image-fit tiles",
     ),
     "vision_model_type": ImageFlag(
         "clip",
@@ -138,7 +139,8 @@ def planner(settings: ImageSettings) -> ImagePlanner:
         "pad": view._replace(fit="pad"),
         "crop": view._replace(fit="crop"),
         "stretch": view,
-        "tiles": view,
+        # Also of a dataset of one tile a picture, which may share a pack with others.
+        "tiles": view._replace(tile=side),
     }
     max_tiles = int(settings["max_tiles"])
     plan = ImagePlan(grid[0] * grid[1], grid, {VIEW: fits[str(settings["image_fit"])]})
@@ -153,6 +155,6 @@ def planner(settings: ImageSettings) -> ImagePlanner:
         columns, rows = tile_grid(width, height, side, max_tiles)
         tiled = view._replace(width=columns * side, height=rows * side, tile=side)
         tiles = tiled.shape[0]
-        return ImagePlan(tiles * plan.rows, grid, {VIEW: tiled}, tiles)
+        return ImagePlan(tiles * plan.rows, grid, {VIEW: tiled}, tiles, is_tiled=True)
 
     return planned

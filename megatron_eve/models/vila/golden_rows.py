@@ -19,6 +19,8 @@ _PICTURE, _IGNORED = -200, -100
 _SHOWN_PICTURE = re.compile("<unk> ?")
 _TURN = re.compile(r"USER: (?P<question>.*?) ASSISTANT: (?P<answer>.*?)</s>", re.DOTALL)
 _CHAT_TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\n", re.DOTALL)
+_OF_NVILA = ("qwen2", "nvila_document")
+_END_OF_DOCUMENT = re.compile(r"<\|(im_end|endoftext)\|>$")
 _CHAT_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
@@ -44,7 +46,8 @@ def read_rows(folder: Path) -> Iterator[GoldenRow]:
         shown = meta.get("decoded", {}).get(key) or meta.get(f"decoded.{name}")
         if not isinstance(shown, str) or "<vila/video>" in shown:
             continue
-        template, kind, turns = _conversation(shown, language.name == "llm")
+        is_nvila = "media_token_ids" in meta.get("special", {})
+        template, kind, turns = _conversation(shown, language.name == "llm", is_nvila)
         ids, labels = _expanded(inputs[key], inputs[f"sample.{name}.labels"], meta)
         yield GoldenRow(
             name=f"sample.{name}",
@@ -52,7 +55,7 @@ def read_rows(folder: Path) -> Iterator[GoldenRow]:
             kind=kind,
             turns=raw.get(name, turns),
             pictures=ids.count(_PICTURE),
-            tokenizer=language / ("tokenizer.json" if template == "qwen2" else "tokenizer.model"),
+            tokenizer=language / ("tokenizer.json" if template in _OF_NVILA else "tokenizer.model"),
             tokens=ids,
             labels=labels,
         )
@@ -69,16 +72,20 @@ def _raw_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _conversation(shown: str, later: bool) -> tuple[str, str, list[dict[str, str]]]:
+def _conversation(shown: str, later: bool, is_nvila: bool) -> tuple[str, str, list[dict[str, str]]]:
     """Template, kind and turns of a text that meta.json shows.
 
     Args:
         shown: the text.
         later: of VILA-1.5 or NVILA, in whose turns pictures stay where they are.
+        is_nvila: of NVILA, whose documents end in its tokenizer's EOS and have a newline behind each picture.
     """
     if shown.startswith("<|im_start|>"):
         found = _CHAT_TURN.findall(shown)
         return "qwen2", "conversation", [{"from": _CHAT_ROLES[role], "value": text} for role, text in found]
+    if is_nvila:
+        text = _END_OF_DOCUMENT.sub("", shown).replace(f"{IMAGE_TOKEN}\n", IMAGE_TOKEN)
+        return "nvila_document", "interleaved", [{"from": "gpt", "value": text}]
     text = _SHOWN_PICTURE.sub(IMAGE_TOKEN, shown.removeprefix("<s>"))
     if "USER: " in text:
         turns = [{"from": "system", "value": text[: text.index("USER: ")].strip()}]

@@ -34,7 +34,8 @@ def rules(projector_type: ProjectorType) -> tuple[Rule, ...]:
     """All rules beside the decoder's; those of a qformer, which no published layout has, keep our names."""
     found = [Rule("vision_model.tower.*", (f"{TOWER_KEYS}*",), Replicated())]
     if projector_type == "qformer":
-        return (*found, Rule(f"{_OURS}.*", (f"{PROJECTOR_KEYS}*",), Replicated()))
+        last = Rule(f"{_OURS}.encoder.*", (f"{PROJECTOR_KEYS}encoder.*",), Column())
+        return (*found, last, Rule(f"{_OURS}.*", (f"{PROJECTOR_KEYS}*",), Replicated()))
     for module, (number, layouts) in _MODULES[projector_type].items():
         theirs = f"{PROJECTOR_KEYS}{number}." if number else PROJECTOR_KEYS
         for tensor, layout in zip(("weight", "bias"), layouts, strict=True):

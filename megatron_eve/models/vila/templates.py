@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_eve.models.text_format import IMAGE_TOKEN, VICUNA_V1, RoleFormat, Template, TextRules
+from megatron_eve.models.text_format import DOCUMENT, IMAGE_TOKEN, VICUNA_V1, RoleFormat, Template, TextRules
 
 _LLAMA_3_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -24,6 +24,11 @@ def images_first(text: str) -> str:
     return (
         f"{IMAGE_TOKEN}\n" * (count - 1) + f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
     )
+
+
+def newline_behind(text: str) -> str:
+    """A newline behind each picture."""
+    return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN}\n")
 
 
 def images_in_place(text: str) -> str:
@@ -75,9 +80,18 @@ _QWEN2 = Template(
     behind_image="\n",
     stop=("<|im_end|>", "<|endoftext|>"),
 )
+_NVILA_DOCUMENT = replace(
+    DOCUMENT,
+    name="nvila_document",
+    what="as document, with a newline behind each picture that trains, and in front of it one that does not (NVILA)",
+    place_images=newline_behind,
+    behind_image="\n",
+)
 
 TEXT_RULES = TextRules(
-    templates={template.name: template for template in (_VILA_V1, _VILA15_V1, _LLAMA_3, _QWEN2)},
+    templates={
+        template.name: template for template in (_VILA_V1, _VILA15_V1, _LLAMA_3, _QWEN2, _NVILA_DOCUMENT)
+    },
     tokenizer_legacy=False,
     length_counts_rows=True,
 )

@@ -120,6 +120,7 @@ def test_which_template_takes_which_kind(tokenizer: Tokenizer, kind: Any, templa
         "plain": {"conversation", "pair"},
         "vicuna_v1": {"conversation"},
         "document": {"interleaved", "pair", "text"},
+        "nvila_document": {"interleaved", "pair", "text"},
     }
     row = record(kind, "A cat." if kind == "text" else "<image>A cat.", kind != "text")
     if kind == "conversation":

@@ -26,7 +26,7 @@ from megatron_eve.models.vila.templates import TEXT_RULES
 from tests.data.helpers import turns
 from tests.golden_dir import find_golden
 
-VILA_V1, VILA15_V1, LLAMA_3, QWEN2 = TEXT_RULES.templates.values()
+VILA_V1, VILA15_V1, LLAMA_3, QWEN2, _ = TEXT_RULES.templates.values()
 NO_SYSTEM = {"from": "system", "value": ""}
 
 

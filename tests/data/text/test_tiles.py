@@ -49,6 +49,27 @@ def test_a_caption_and_its_prompt_begin_alike(tokenizer: TextTokenizer) -> None:
     assert found.tokens[: len(prompt)] == prompt and prompt.count(IMAGE_TOKEN_ID) == 2
 
 
+def test_a_document_of_nvila_is_the_published_text(tokenizer: TextTokenizer) -> None:
+    """Of `LazyMMC4Dataset`: a picture is `<image>` and a newline, then one of both by tile, and all of it trains; the
+    encoder puts a newline behind each picture that does not. EOS is the tokenizer's."""
+    row = record("interleaved", [("gpt", "One.<image>Two. <image><image>Three.<image>")], 4)
+    for tiles, texts in (
+        (None, ["One.", "\nTwo. ", "\n", "\nThree."]),
+        ([3, 1, 2, 1], ["One.", "\n", "\n", "\n\nTwo. ", "\n\n", "\n", "\n\nThree."]),
+    ):
+        found = encode_record(row, tokenizer, "nvila_document", tiles)
+        (newline,) = tokenizer.encode("\n")
+        expected, labels = [], []
+        for number, text in enumerate(texts):
+            if number:
+                expected += [IMAGE_TOKEN_ID, newline]
+                labels += [IGNORE_INDEX] * 2
+            expected += tokenizer.encode(text)
+            labels += tokenizer.encode(text)
+        assert found.tokens == [*tokenizer.bos, *expected, tokenizer.eos_id]
+        assert found.labels == [*[IGNORE_INDEX] * len(tokenizer.bos), *labels, tokenizer.eos_id]
+
+
 def test_a_document_still_loses_the_pictures_at_its_end(tokenizer: TextTokenizer) -> None:
     row = record("interleaved", [("gpt", "<image>One.<image>Two.<image>")], 3)
     found = encode_record(row, tokenizer, "document", [2, 3, 4])

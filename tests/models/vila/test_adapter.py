@@ -48,6 +48,7 @@ def answered(folder: Path, adapter: Path | None = None) -> torch.Tensor:
         ("mlp2x_gelu", False),
         pytest.param("mlp2x_gelu", True, marks=pytest.mark.slow),
         pytest.param("mlp_downsample", False, marks=pytest.mark.slow),
+        pytest.param("qformer", False, marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_brings_what_trained_beside_it(

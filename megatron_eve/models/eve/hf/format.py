@@ -153,15 +153,15 @@ class EVEFormat(HFFormat):
         if not published and flags["teacher_model"]:
             yield "--format transformers: it is for inference; leave --teacher-model out"
 
-    def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
+    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
         """See `HFFormat.check_export`."""
         vision: EVEConfig = config.vision
         # The layout has no field for it: another number would load and compute something else.
-        heads, published = vision.patch_embedding_heads, EVEConfig.patch_embedding_heads
-        if heads != published:
+        heads, layout_heads = vision.patch_embedding_heads, EVEConfig.patch_embedding_heads
+        if heads != layout_heads:
             yield (
                 f"the patch embedding of this checkpoint has {heads} heads, and that of the published layout always "
-                f"has {published}: it cannot be exported"
+                f"has {layout_heads}: it cannot be exported"
             )
         if flags.get("teacher_model") is None:
             return

@@ -123,10 +123,12 @@ def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
     column = projector == "mlp_downsample" and not is_nvila(fields)
     order = fields.get("projector_token_order", "column" if column else "row")
     fit = _FITS[fields.get("image_aspect_ratio")] if layout != "llava" else _llava_fit(folder)
+    queries = [Stated(name, fields[name], name) for name in ("qformer_num_queries",) if name in fields]
     tiles = [Stated("max_tiles", fields.get("max_tiles", MOST_TILES), "max_tiles")] if fit == "tiles" else []
     return [
         *tower,
         *tiles,
+        *queries,
         Stated("vision_select_layer", _select_layer(fields), _layer_field(fields)),
         Stated("projector_type", projector, "mm_projector_type"),
         Stated("projector_token_order", order, "the order of rows that it asks for"),

@@ -28,6 +28,7 @@ from megatron_eve.models.vila.hf.layouts import (
 from megatron_eve.models.vila.hf.llava import code_files, is_llava, rows_of, transformers_files
 from megatron_eve.models.vila.hf.published import flat_files, part_files
 from megatron_eve.models.vila.hf.tower import folder_settings
+from megatron_eve.runtime.command_line import whole_number
 
 if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
@@ -48,10 +49,11 @@ class VILAFormat(HFFormat):
         **dict.fromkeys(("llava_mistral", "llava_mixtral", "llava_gemma", "llava_mpt"), _OTHER_DECODER),
         **dict.fromkeys(
             ("llava_next", "llava_onevision"),
-            "pictures are not cut into tiles here; take LLaVA-1.5 or a VILA",
+            "pictures are cut into tiles as NVILA's here and not as these; take LLaVA-1.5 or a VILA",
         ),
         **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), _TOWER_ALONE),
     }
+    fields: Mapping[str, str] = {"qformer_num_queries": "qformer_num_queries"}
     run_decides: Collection[str] = ("image_fit", "max_tiles")
     optional_parts: Mapping[str, re.Pattern[str]] = {"vision tower": re.compile(re.escape(TOWER_KEYS) + ".*")}
     ignored_keys: Mapping[str, str] = {
@@ -120,6 +122,12 @@ class VILAFormat(HFFormat):
             help="projector that a language model gets, with random weights (default: mlp2x_gelu)",
         )
         parser.add_argument(
+            "--qformer-num-queries",
+            type=whole_number(1),
+            metavar="N",
+            help="learned queries of --projector-type qformer, and so rows of a picture (default: 64)",
+        )
+        parser.add_argument(
             "--vision-select-layer",
             type=int,
             metavar="N",
@@ -153,14 +161,18 @@ class VILAFormat(HFFormat):
                 "a language model alone" if of_language_model else "a model whose vision tower is not there"
             )
             raise ConfigError(f"{folder}: is {what}; add --vision-tower DIR, the folder of a CLIP or SigLIP")
-        for name in ("projector_type", "vision_select_layer"):
-            if flags[name] is not None:
-                if not of_language_model and flags[name] != settings[name]:
-                    raise ConfigError(
-                        f"--{name.replace('_', '-')} {flags[name]}: --source {folder} has {settings[name]}; leave the "
-                        "flag out, which is for a language model alone"
-                    )
-                settings[name] = flags[name]
+        for name in ("projector_type", "vision_select_layer", "qformer_num_queries"):
+            if flags[name] is None:
+                continue
+            flag = f"--{name.replace('_', '-')} {flags[name]}"
+            if name == "qformer_num_queries" and settings.get("projector_type") != "qformer":
+                raise ConfigError(f"{flag}: is for --projector-type qformer; add that, or leave it out")
+            if not of_language_model and flags[name] != settings[name]:
+                raise ConfigError(
+                    f"{flag}: --source {folder} has {settings[name]}; leave the flag out, which is for a language "
+                    "model alone"
+                )
+            settings[name] = flags[name]
         if flags["image_fit"] is not None:
             settings["image_fit"] = flags["image_fit"]
         return VILAConfig(**settings, vision_tower=tower)
@@ -189,11 +201,17 @@ class VILAFormat(HFFormat):
         if published and flags["conv_mode"]:
             yield "--conv-mode: is for --format transformers; leave it out"
 
-    def check_export(self, config: RunConfig, flags: Flags) -> Iterator[str]:
+    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
         """See `HFFormat.check_export`."""
         projector = config.vision.projector_type
-        if projector == "qformer":
-            yield "a projector of type qformer is in no published layout, so this checkpoint cannot be exported"
+        if not published:
+            if config.vision.image_fit == "tiles":
+                yield (
+                    "--format transformers: its processor cuts no pictures into tiles (--image-fit tiles); use "
+                    "--format published"
+                )
+        elif projector == "qformer":
+            yield "a projector of type qformer is in no published layout; use --format transformers"
         elif config.vision.image_fit == "tiles" and _is_flat(config.vision, flags):
             yield "--image-fit tiles: pictures in tiles are in no VILA 1.0; add --published-layout vila1.5"
         elif flags.get("published_layout") == "vila1.0" and projector not in _FLAT_PROJECTORS:
@@ -226,18 +244,7 @@ class VILAFormat(HFFormat):
     def transformers_files(
         self, model: ModelConfig, vision: VILAConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
-        """See `HFFormat.transformers_files`.
-
-        Raises:
-            ConfigError: a model of pictures in tiles, which the processor does not make.
-        """
-        from megatron_eve.config.errors import ConfigError
-
-        if vision.image_fit == "tiles":
-            raise ConfigError(
-                "--format transformers: its processor cuts no pictures into tiles (--image-fit tiles); use --format "
-                "published"
-            )
+        """See `HFFormat.transformers_files`."""
         return transformers_files(model, vision, dtype, ids, image_token_id)
 
     def code(self, vision: VILAConfig) -> Sequence[Path]:

@@ -55,6 +55,8 @@ def transformers_files(
         "model_type": "megatron_vila",
         "projector_token_order": vision.projector_token_order,
     }
+    if vision.projector_type == "qformer":
+        files["config.json"]["qformer_num_queries"] = vision.qformer_num_queries
     # LLaVA's processor counts one row for a picture that is one patch, and so many more.
     files["processor_config.json"] |= {
         "patch_size": vision.image_size,

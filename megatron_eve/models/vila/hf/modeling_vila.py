@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
@@ -33,6 +34,63 @@ class Blocks(nn.Module):
         return blocks.permute(order).flatten(3).flatten(1, 2)
 
 
+class Attention(nn.Module):
+    """Attention of [I, Q, C] to [I, n, C]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, queries: Tensor, others: Tensor) -> Tensor:
+        """See above."""
+        q, k, v = (
+            projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.q_proj(queries), self.k_proj(others), self.v_proj(others))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class QFormerLayer(nn.Module):
+    """Attention among the queries, attention to the features, an MLP; a norm in front of each."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.cross_attention_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """[I, Q, C], and normed features [I, G * G, C] -> [I, Q, C]."""
+        normed = self.self_attention_norm(hidden)
+        hidden = hidden + self.self_attention(normed, normed)
+        hidden = hidden + self.cross_attention(self.cross_attention_norm(hidden), features)
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class QFormer(nn.Module):
+    """Learned queries that attend to the features in two blocks, then an affine map: [I, G * G, C] -> [I, Q, D]."""
+
+    def __init__(self, width: int, heads: int, queries: int, decoder: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(queries, width).normal_(std=0.02))
+        self.features_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(QFormerLayer(width, heads) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+        self.encoder = nn.Linear(width, decoder)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See above."""
+        hidden, features = self.queries.expand(len(features), -1, -1), self.features_norm(features)
+        for layer in self.layers:
+            hidden = layer(hidden, features)
+        return self.encoder(self.norm(hidden))
+
+
 class VILAProjector(nn.Module):
     """[I, G * G, C] -> [I, Q, D]. Its layers are numbered as published."""
 
@@ -44,6 +102,10 @@ class VILAProjector(nn.Module):
         tower, decoder = vision.hidden_size, text.hidden_size
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(tower, decoder)
+            return
+        if kind == "qformer":
+            heads = vision.num_attention_heads
+            self.layers = QFormer(tower, heads, config.qformer_num_queries, decoder)
             return
         layers: list[nn.Module]
         if kind == "mlp3x_gelu":
