@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from megatron_eve.config.schema import ModelConfig, RunConfig
     from megatron_eve.models.golden_format import GoldenFormat
     from megatron_eve.models.hf_format import HFFormat
-    from megatron_eve.models.image_codes import ImageCodes
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -351,10 +350,6 @@ class ModelFamily(Protocol):
     def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
         """Which views a run of this configuration decodes, and where."""
         ...
-
-    def image_codes(self) -> ImageCodes | None:
-        """The towers that make codes of pictures; None where a family's models do not read codes."""
-        return None
 
     # --- Hugging Face ---
 

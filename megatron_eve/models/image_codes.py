@@ -1,7 +1,8 @@
 """What a family says of the tower that turns pictures into codes, and codes into pictures: the typed interface.
 
-`ModelFamily.image_codes()` gives an object of the type `ImageCodes`, for tools/tokenize_images.py and
-tools/reconstruct.py. Imports no torch: what is wrong with a folder is said before that is loaded.
+`IMAGE_CODES` of the module `image_codes` in a family's folder is an `ImageCodes` (`registry.find_image_codes`), for
+tools/tokenize_images.py and tools/reconstruct.py. Imports no torch: what is wrong with a folder is said before that is
+loaded.
 
 Shapes: n = pictures, S = side of a picture in pixels, h x w = positions, D = codes of a position, K = size of the
 codebook.

@@ -12,7 +12,7 @@ from PIL import Image
 from megatron_eve.inference.reconstruction import draw_sheet, peak_signal_to_noise, reconstruct
 from tests.data.helpers import picture
 from tests.data.tokenizing.helpers import FAMILY, write_tower
-from tests.families.toy.codes import ToyCodes
+from tests.families.toy.image_codes import ToyCodes
 from tools.reconstruct import main
 
 
@@ -67,7 +67,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"--input": "{}/x.png"}, "--input {}/x.png: No such file or directory; name files of pictures"),
         ({"--input": "{}/tower/config.json"}, "--input {}/tower/config.json: not JPEG, PNG"),
         ({"--tower": "{}"}, "--tower {}: is not folder of a toy tower"),
-        ({"--family": "vila"}, "--family vila: its models do not read codes; choose one of"),
+        ({"--family": "vila"}, "--family vila: has no towers that make codes of pictures; choose"),
     ],
 )
 def test_mistakes(

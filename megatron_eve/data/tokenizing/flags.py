@@ -10,7 +10,7 @@ from typing import NamedTuple
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.images.squares import FITS
 from megatron_eve.models.image_codes import CodeTower, ImageCodes
-from megatron_eve.models.registry import FamilyError, code_families, find_family
+from megatron_eve.models.registry import FamilyError, code_families, find_image_codes
 
 
 class NamedTower(NamedTuple):
@@ -31,23 +31,20 @@ def tower_family(argv: Sequence[str] | None) -> str | None:
     """The model family of the tower, which has flags of its own: as `--family` says, or the only one; None else.
 
     Raises:
-        FamilyError: there is no such family, or its models do not read codes.
+        FamilyError: there is no such family, or it has no towers that make codes.
     """
     name = flag_value(argv, "--family")
     if name is None:
         names = code_families()
         return names[0] if len(names) == 1 else None
-    if find_family(name).image_codes() is None:
-        raise FamilyError(
-            f"--family {name}: its models do not read codes; choose one of {', '.join(code_families())}"
-        )
+    find_image_codes(name)
     return name
 
 
 def add_tower_flags(parser: argparse.ArgumentParser, family: str | None) -> None:
     """Add the flags, those of the family among them (`tower_family`)."""
     tower = parser.add_argument_group("tower", "What makes the codes, and how it sees a picture.")
-    codes = find_family(family).image_codes() if family else None
+    codes = find_image_codes(family) if family else None
     tower.add_argument(
         "--tower",
         required=True,
@@ -58,7 +55,7 @@ def add_tower_flags(parser: argparse.ArgumentParser, family: str | None) -> None
     tower.add_argument(
         "--family",
         metavar="NAME",
-        help="model family of the tower (default: the only one whose models read codes)",
+        help="model family of the tower (default: the only one whose towers make codes)",
     )
     if codes:
         codes.add_flags(tower)
@@ -83,7 +80,7 @@ def read_tower(flags: argparse.Namespace, family: str | None) -> NamedTower:
     Raises:
         UserError: it is no tower, or a family has to be named.
     """
-    codes = find_family(family).image_codes() if family else None
+    codes = find_image_codes(family) if family else None
     if family is None or codes is None:
         raise FamilyError(f"--family: name the family of the tower, one of {', '.join(code_families())}")
     return NamedTower(family, codes, codes.read_tower(flags.tower, vars(flags)))

@@ -22,7 +22,7 @@ from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.inspecting.pictures import read_picture, stored_bytes
 from megatron_eve.data.tokenizing.config import TokenizeConfig
 from megatron_eve.models.image_codes import CodeModel
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_image_codes
 from megatron_eve.runtime.accelerator import accelerator
 
 _BATCHES_AHEAD = 3  # that are decoded while the tower works on one
@@ -62,8 +62,7 @@ def make_codes(config: TokenizeConfig, work: CodeWork, done: Callable[[int], obj
     if device.type == "cpu":
         # Sums of one thread do not depend on how many there are: the same codes whatever --workers is.
         torch.set_num_threads(1)
-    codes = find_family(config.family).image_codes()
-    assert codes is not None
+    codes = find_image_codes(config.family)
     model = codes.load_tower(config.tower, device, getattr(torch, config.dtype))
     done(0)
     placeholder = placeholder_square(codes.pad_colour, config.square_size)

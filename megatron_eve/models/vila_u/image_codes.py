@@ -45,3 +45,6 @@ class VILAUCodes:
 
         assert isinstance(tower, TowerSettings)
         return load_tower(tower, device, dtype)
+
+
+IMAGE_CODES = VILAUCodes()

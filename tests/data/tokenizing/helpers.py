@@ -31,7 +31,7 @@ SETTINGS = CodeSettings(
 
 
 def write_tower(folder: Path, **sizes: Any) -> Path:
-    """A toy tower; see `tests/families/toy/codes.py`."""
+    """A toy tower; see `tests/families/toy/image_codes.py`."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SIZES | sizes))
     return folder

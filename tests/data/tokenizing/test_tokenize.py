@@ -27,7 +27,7 @@ from megatron_eve.data.images.squares import square_of
 from megatron_eve.data.inspecting.pictures import read_picture
 from tests.data.helpers import MINI_SETTINGS, encoded, picture, write_dataset
 from tests.data.tokenizing.helpers import FAMILY, write_tower
-from tests.families.toy.codes import ToyCodes
+from tests.families.toy.image_codes import ToyCodes
 from tools.tokenize_images import main
 
 ROOT = Path(__file__).parents[3]

@@ -18,7 +18,6 @@ from megatron_eve.models.family import (
 from megatron_eve.models.flops import TRAINED, matrix
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
-from tests.families.toy.codes import ToyCodes
 from tests.families.toy.config import PRESETS, ToyConfig, check_sizes
 from tests.families.toy.geometry import IMAGE_FLAGS, image_planner
 from tests.families.toy.hugging_face import ToyFormat
@@ -89,10 +88,6 @@ class ToyFamily(ModelFamily):
     def views(self, config: RunConfig) -> Mapping[str, ViewUse]:
         """See `ModelFamily.views`."""
         return {"patches": ViewUse("first", shared=False), "colour": ViewUse("last", shared=True)}
-
-    def image_codes(self) -> ToyCodes:
-        """See `ModelFamily.image_codes`."""
-        return ToyCodes()
 
     # --- Hugging Face ---
 

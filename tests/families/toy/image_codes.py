@@ -102,3 +102,6 @@ class ToyCodes:
         if tower.broken:
             raise ConfigError("the weights are damaged")
         return ToyDigits(tower)
+
+
+IMAGE_CODES = ToyCodes()
