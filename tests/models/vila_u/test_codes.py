@@ -72,7 +72,7 @@ def test_the_published_square_of_pictures_to_draw() -> None:
             assert abs(square.transpose(2, 0, 1) - golden).max() < 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_codes_do_not_depend_on_the_processes(tmp_path: Path, dtype: str) -> None:
     write_tower(tmp_path / "tower")
     data = write_pictures(tmp_path / "set", [picture(40 + number, 50, seed=number) for number in range(11)])
