@@ -16,9 +16,13 @@ import torch
 from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, LoRAConfig, RunConfig
+from megatron_eve.data.format.code_part import dataset_digest
 from megatron_eve.data.format.indexed import DatasetWriter
+from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.text.tokenizer import Tokenizer
-from tests.data.helpers import MINI_SETTINGS, write_dataset
+from tests.data.helpers import MINI_SETTINGS, picture, write_dataset
+from tests.data.tokenizing.helpers import write_codes, write_tower
+from tests.families.toy.image_codes import ToyCodes
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
 
@@ -50,6 +54,8 @@ PREPROCESS = "--input {rows} --image-root {root} --tokenizer-model {tokenizer} -
 ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/answers"
 MODEL = "--model-path {run} --tokenizer-model {tokenizer}"
 CURVE = "--model-path {run} --data-path {set} --output {root}/curve.json"
+CODES = "--family tests.families.toy.family --tower {toy}"
+SHEET = f"{CODES} --input {{photo}} --output {{root}}/sheet.png"
 IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
 
 # Of several ranks, all of which find the same.
@@ -184,6 +190,7 @@ MISTAKES = [
     Mistake("merge_datasets", "--output-prefix {root}/all", "required: PREFIX"),
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {modern}",
             "{modern}_dataset.json has tokenizer_kind 'sentencepiece legacy=False'"),
+    Mistake("merge_datasets", "--output-prefix {root}/all {coded} {cut_codes}", "{cut_codes}_codes.bin is truncated"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
     Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
     Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),
@@ -201,6 +208,7 @@ MISTAKES = [
     Mistake("inspect_data", "{set} --sample many", "--sample many: must be a whole number"),
     Mistake("inspect_data", "{set} --tokenizer-model {recipe}", "is not a sentencepiece model: use"),
     Mistake("inspect_data", "{set} --output-dir {recipe}/look", "--output-dir {recipe}/look: {recipe} is a file; name"),
+    Mistake("inspect_data", "{set} --codes {root}/x", "--codes {root}/x: {root}/x_codes.json is missing; name the"),
     Mistake("convert_checkpoint", "import --source {root}/x --target {root}/y", "{root}/x"),
     Mistake("convert_checkpoint", "import --source {root} --target {run}", "{run}: holds a run already"),
     Mistake("convert_checkpoint", "import --source {root} --target {recipe}", "{recipe}: is a file"),
@@ -285,6 +293,34 @@ MISTAKES = [
     Mistake("compare_losses", "HEAD --stage 2", "--stage: no such flag; did you mean --stages?"),
     Mistake("compare_losses", "HEAD --example", "--example: a value is missing behind it"),
     Mistake("compare_losses", "HEAD --layouts tp3", "--layouts tp3: must be one of tp1, tp2-sp"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}}x", "{set}x_dataset.json is missing: the path of a dataset is"),
+    Mistake("tokenize_images", f"{CODES} --input {{text}}", "{text} has no images: there is nothing to make codes of"),
+    Mistake("tokenize_images", f"{CODES} --input {{cut}}", "{cut}_text.bin is truncated"),
+    Mistake("tokenize_images", f"{CODES} --input {{coded}} --fit square",
+            "{coded}_codes.json is there already, made with --fit stretch, and this command has square: add"),
+    Mistake("tokenize_images", f"{CODES} --input {{coded}} --dtype bfloat16", "made with --dtype float32, and this"),
+    Mistake("tokenize_images", f"{CODES} --input {{coded}} --micro-batch-size 8", "made with --micro-batch-size 16,"),
+    Mistake("tokenize_images", f"{CODES} --tower {{other_toy}} --input {{coded}}", "made with another tower (sha256"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --output-prefix {{coded}}", "made of another dataset, or"),
+    Mistake("tokenize_images", f"{CODES} --input {{cut_codes}}", "{cut_codes}_codes.bin is truncated: it has"),
+    Mistake("tokenize_images", f"{CODES} --input {{begun}} --fit square", "holds unfinished codes, made with --fit"),
+    Mistake("tokenize_images", f"{CODES} --tower {{root}} --input {{set}}", "--tower {root}: is not folder of a toy"),
+    Mistake("tokenize_images", f"{CODES} --family vila --input {{set}}", "--family vila: has no towers that make"),
+    Mistake("tokenize_images", f"{CODES} --family no_such --input {{set}}", "--family no_such: has no towers that"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --fit crop", "--fit crop: must be one of stretch, square"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --workers 0", "--workers 0: must be 1 or more"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --output-prefix {{root}}/", "{root}/ names a folder: add a"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --output {{root}}/x", "did you mean --output-prefix?"),
+    Mistake("tokenize_images", "--input {set}", "required: --tower; see --help"),
+    Mistake("tokenize_images", "--tower {tower} --input {set}", "{tower}/config.json: model_type is 'clip_vision"),
+    Mistake("tokenize_images", "--tower {root}/x --input {set}", "{root}/x/config.json: No such file or directory"),
+    Mistake("reconstruct", f"{SHEET} --output {{root}}/x.jpg", "--output {root}/x.jpg: must end in .png"),
+    Mistake("reconstruct", f"{SHEET} --output {{root}}/x/y.png", "--output {root}/x/y.png: {root}/x is no folder;"),
+    Mistake("reconstruct", f"{SHEET} --input {{root}}/x", "--input {root}/x: No such file or directory; name files of"),
+    Mistake("reconstruct", f"{SHEET} --input {{rows}}", "--input {rows}: not JPEG, PNG"),
+    Mistake("reconstruct", f"{SHEET} --input {{root}}", "--input {root}: Is a directory; name files of pictures"),
+    Mistake("reconstruct", f"{SHEET} --tower {{root}}", "--tower {root}: is not folder of a toy tower"),
+    Mistake("reconstruct", f"{SHEET} --dtype float16", "--dtype float16: must be one of float32, bfloat16"),
     Mistake("doctor", "--fix", "--fix: no such flag; --help lists them all"),
 ]  # fmt: skip
 ON_RANKS = [Mistake(one.tool, one.words, one.says, ranks=4) for one in SHARED]
@@ -329,11 +365,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "adapter").mkdir()
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
+    write_coded_datasets(root / "of_codes")
     damaged = root / "damaged" / "case"
     (damaged / "raw").mkdir(parents=True)
     (damaged / "meta.json").write_text("{")
     return {
         "damaged": str(damaged.parent),
+        **{name: str(root / "of_codes" / name) for name in ("toy", "other_toy", "coded", "cut_codes", "begun")},
+        "photo": str(root / "of_codes" / "photo.png"),
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
         "text": str(root / "text"),
         "unlike": str(unlike), "spoken": str(root / "spoken"), "adapter": str(root / "adapter"),
@@ -342,6 +381,32 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "rows": str(root / "rows.json"), "questions": str(root / "questions.jsonl"),
         "run": str(root / "run"), "tower": str(tower), "tokenizer": str(find_golden("tokenize") / "tokenizer.model"),
     }  # fmt: skip
+
+
+def write_coded_datasets(root: Path) -> None:
+    """Datasets with codes by the toy tower, of which some are damaged or unfinished, and a picture."""
+    root.mkdir()
+    tower, codes = write_tower(root / "toy"), ToyCodes()
+    write_tower(root / "other_toy", depth=2)
+    settings = codes.read_tower(tower, {})
+    for name in ("coded", "cut_codes", "begun"):
+        dataset = open_dataset(write_dataset(root / name, 2, 0))
+        made = {
+            "grid": (4, 4),
+            "depth": 3,
+            "codebook_size": 8,
+            "tower_sha256": settings.sha256(),
+            "dtype": "float32",
+        }
+        made |= {
+            "micro_batch_size": 16,
+            "dataset_sha256": dataset_digest(dataset),
+            "num_images": dataset.info.num_images,
+        }
+        write_codes(root / name, **made, begin_only=name == "begun")
+    path = root / "cut_codes_codes.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    picture(20, 20).save(root / "photo.png")
 
 
 def write_run(folder: Path, **more: Any) -> Path:

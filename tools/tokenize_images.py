@@ -16,6 +16,7 @@ from megatron_eve.data.tokenizing.flags import add_tower_flags, read_tower, towe
 from megatron_eve.data.tokenizing.tokenize import Outcome, tokenize
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
+from megatron_eve.runtime.ranks import global_rank
 
 DESCRIPTION = """\
 Write the codes of the pictures of a dataset, for models that read pictures as codes of a visual tokenizer.
@@ -102,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             micro_batch_size=flags.micro_batch_size,
             workers=flags.workers,
         )
-        print(summary(tokenize(config), output))
+        outcome = tokenize(config)
+        if global_rank() == 0 or outcome.finished:
+            print(summary(outcome, output))
         return 0
 
     return run_command(work, stopped="stopped; the same command goes on with what is missing")
@@ -113,7 +116,8 @@ def summary(outcome: Outcome, prefix: str) -> str:
     info, rows = outcome.info, []
     if outcome.images:
         rate = outcome.images / max(outcome.seconds, 1e-9)
-        rows.append(("made", f"{outcome.images:,} images in {outcome.seconds:,.1f} s: {rate:,.1f} images/s"))
+        shown = f"{rate:,.1f}" if rate >= 10 else f"{rate:.2f}"
+        rows.append(("made", f"{outcome.images:,} images in {outcome.seconds:,.1f} s: {shown} images/s"))
     if info is None:
         rows.append(
             (

@@ -57,29 +57,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert figures.shape == (3, 2) and (figures > 5).all()
     assert figures[2] == pytest.approx(figures[:2].mean(axis=0), abs=0.01)
     assert Image.open(tmp_path / "sheet.png").size == (8 + 3 * 104, 22 + 2 * 140 + 8)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"--output": "{}/sheet.jpg"}, "--output {}/sheet.jpg: must end in .png"),
-        ({"--output": "{}/x/sheet.png"}, "--output {}/x/sheet.png: {}/x is no folder; make it first"),
-        ({"--input": "{}/x.png"}, "--input {}/x.png: No such file or directory; name files of pictures"),
-        ({"--input": "{}/tower/config.json"}, "--input {}/tower/config.json: not JPEG, PNG"),
-        ({"--tower": "{}"}, "--tower {}: is not folder of a toy tower"),
-        ({"--family": "vila"}, "--family vila: has no towers that make codes of pictures; choose"),
-    ],
-)
-def test_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], says: str
-) -> None:
-    write_tower(tmp_path / "tower")
-    picture(20, 20).save(tmp_path / "one.png")
-    flags = {
-        "--family": FAMILY, "--tower": f"{tmp_path}/tower", "--input": f"{tmp_path}/one.png",
-        "--output": f"{tmp_path}/sheet.png",
-    }  # fmt: skip
-    flags |= {flag: value.format(tmp_path) for flag, value in change.items()}
-    assert main([word for pair in flags.items() for word in pair]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {says.format(tmp_path, tmp_path)}") and told.count("\n") == 1

@@ -231,11 +231,12 @@ class CodeWork:
             return len(marks) * self.chunk_size - (short if last in marks else 0)
         return self.settings.num_images  # the folder is gone: another process has finished
 
-    def finish(self) -> CodeInfo | None:
+    def finish(self) -> tuple[CodeInfo | None, bool]:
         """Put the codes in place if all chunks are there, the manifest last.
 
         Returns:
-            The manifest; None if other processes still make some of the chunks, of which the last one finishes.
+            The manifest; None if other processes still make some of the chunks, of which the last one finishes. And
+            whether this process put the codes in place, not another one before.
 
         Raises:
             DataError: a code that the codebook has not is in the file.
@@ -243,10 +244,10 @@ class CodeWork:
         with self._mutex():
             if not (self._folder / "settings.json").exists():  # another process has finished
                 self._remove_folder()
-                return read_code_info(self.prefix)
+                return read_code_info(self.prefix), False
             marks = [self._mark(number) for number in range(self.num_chunks)]
             if not all(mark.exists() for mark in marks):
-                return None
+                return None, False
             damaged = [reason for mark in marks for reason in json.loads(mark.read_text(encoding="utf-8"))]
             info = CodeInfo(
                 **vars(self.settings),
@@ -256,7 +257,7 @@ class CodeWork:
             )
             self._write_json(self._folder / "manifest.json", dataclasses.asdict(info))
             self._publish()
-            return info
+            return info, True
 
     def close(self) -> None:
         """Leave the work to others."""

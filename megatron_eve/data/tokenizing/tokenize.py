@@ -40,12 +40,14 @@ class Outcome:
         images: made by this command; 0 where the codes were there already.
         seconds: that it took, without loading the tower.
         left: images that other commands still make.
+        finished: this command put the codes in place.
     """
 
     info: CodeInfo | None
     images: int = 0
     seconds: float = 0.0
     left: int = 0
+    finished: bool = False
 
 
 def code_settings(config: TokenizeConfig) -> CodeSettings:
@@ -102,9 +104,9 @@ def tokenize(config: TokenizeConfig, *, progress: bool = True) -> Outcome:
                     make_codes(config, work, bar.add)
                 else:
                     _run_workers(config, settings, bar)
-            info = work.finish()
+            info, here = work.finish()
             left = 0 if info else settings.num_images - work.done_images()
-            return Outcome(info, bar.images, bar.seconds, left)
+            return Outcome(info, bar.images, bar.seconds, left, here)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -75,14 +75,14 @@ def test_processes_share_the_work_and_a_kill_costs_a_chunk(tmp_path: Path) -> No
         made.add(chunk.number)
         damaged = [f"image {chunk.first}"] if chunk.number in (3, 40) else []
         works[turn % 2].write(chunk, some_codes(SETTINGS, chunk.first, chunk.stop), damaged)
-    assert works[0].finish() is None or killed.number in made
+    assert works[0].finish()[0] is None or killed.number in made
     for work in works[:2]:
         for chunk in work.chunks():
             made.add(chunk.number)
             work.write(chunk, some_codes(SETTINGS, chunk.first, chunk.stop), [])
     assert killed.number in made and works[0].done_images() == 301
-    info = works[1].finish()
-    assert info is not None and works[0].finish() == info
+    info, here = works[1].finish()
+    assert info is not None and here and works[0].finish() == (info, False)
     assert (info.num_damaged, info.damaged_first) == (2, ["image 18", "image 240"])
     assert (tmp_path / "shared_codes.bin").read_bytes() == (tmp_path / "alone_codes.bin").read_bytes()
     assert len(list(tmp_path.iterdir())) == 4
@@ -179,9 +179,9 @@ def test_files_that_cannot_be_locked(
         late = next(two.chunks())
         for chunk in one.chunks():
             one.write(chunk, some_codes(SETTINGS, chunk.first, chunk.stop), [])
-        info = one.finish()
+        info, _ = one.finish()
         two.write(late, some_codes(SETTINGS, late.first, late.stop), [])
-        assert not list(two.chunks()) and two.finish() == info == CodePart(prefix).info
+        assert not list(two.chunks()) and two.finish() == (info, False) and info == CodePart(prefix).info
     assert capsys.readouterr().err.count("warning") == 1
 
 

@@ -43,11 +43,16 @@ def some_codes(settings: CodeSettings, first: int, stop: int) -> NDArray[np.int6
     return (values % settings.codebook_size).reshape(-1, *settings.image_shape)
 
 
-def write_codes(prefix: Path, **changes: Any) -> str:
-    """Codes without a dataset, or with the fingerprint of one among the `changes` of SETTINGS."""
+def write_codes(prefix: Path, *, begin_only: bool = False, **changes: Any) -> str:
+    """Codes without a dataset, or with the fingerprint of one among the `changes` of SETTINGS.
+
+    With `begin_only` the work is left before its first chunk.
+    """
     settings = replace(SETTINGS, **changes)
     with CodeWork(str(prefix), settings, overwrite=False) as work:
+        if begin_only:
+            return str(prefix)
         for chunk in work.chunks():
             work.write(chunk, some_codes(settings, chunk.first, chunk.stop), [])
-        assert work.finish() is not None
+        assert work.finish()[1]
     return str(prefix)
