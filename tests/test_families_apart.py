@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_eve.models.registry import family_names, find_family
+from megatron_eve.models.registry import code_families, family_names, find_family
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = [name for name in family_names() if (ROOT / "megatron_eve" / "models" / name).is_dir()]
+OWN = [
+    name for name in (*family_names(), *code_families()) if (ROOT / "megatron_eve" / "models" / name).is_dir()
+]
 
 # Where a family may be named: its own folder, the registry (which has the default), and `import megatron_eve.hf`,
 # which stays the public entry for transformers.
@@ -51,7 +53,9 @@ def patterns() -> list[re.Pattern[str]]:
         re.compile(r"teacher|(?<![a-z])aligning|align[ _-]loss|patch[ _-]?embedding", re.IGNORECASE),
         re.compile(r"\bCLIP\b|(?<=[\"'/])clip(?=[\"'_-])(?!_grad)"),  # not a gradient's, nor a video's
     ]
-    settings = {field.name for name in OWN for field in fields(find_family(name).Config)}
+    settings = {
+        field.name for name in family_names() if name in OWN for field in fields(find_family(name).Config)
+    }
     written = {setting.replace("_", "[_-]") for setting in settings}
     return [*found, re.compile(rf"(?<![A-Za-z_])(?:{'|'.join(sorted(written))})(?![A-Za-z_])")]
 

@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.code_part import CODES_MANIFEST
 from megatron_eve.data.format.joined import AnyDataset, open_dataset
 from megatron_eve.data.format.manifest import MANIFEST
 from megatron_eve.data.inspecting.checking import CheckCounts, check_dataset, parts_of
+from megatron_eve.data.inspecting.codes import Codes, check_codes, describe_codes, find_dataset_codes
 from megatron_eve.data.inspecting.inspection import PAGE, draw_sample, write_inspection
 from megatron_eve.data.inspecting.layout import check_tokenizer
 from megatron_eve.data.text.load_tokenizer import load_kind
@@ -30,9 +32,10 @@ Look at a dataset: its figures, and rows drawn at random with their pictures and
 DIR/index.html is the page, one file that needs no network; DIR/row_N.png are its rows. Tokens that train are green.
 A dataset holds no tokenizer: without --tokenizer-model the rows show token ids.
 
---check reads all of the dataset instead: every record, token id and label, every picture, and the digest of the
-content. What is damaged is listed by row on standard output. The exit status is 0 if all is whole, 1 if something is
-damaged, and 2 if the dataset cannot be opened. With --output-dir the page is written too.
+--check reads all of the dataset instead: every record, token id and label, every picture, the digest of the content,
+and the codes of its pictures if it has some. What is damaged is listed by row on standard output. The exit status is 0
+if all is whole, 1 if something is damaged, and 2 if the dataset cannot be opened. With --output-dir the page is written
+too.
 """
 EXAMPLES = """\
 python tools/inspect_data.py data/captions \\
@@ -47,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument(
         "dataset", metavar="PREFIX", help="the dataset: its --output-prefix, or the file PREFIX_dataset.json"
+    )
+    parser.add_argument(
+        "--codes",
+        metavar="PREFIX",
+        help="codes of the pictures, the --output-prefix of tools/tokenize_images.py (default: those at the dataset's "
+        "prefix, if there are any)",
     )
     page = parser.add_argument_group("page", "The page that shows the dataset.")
     page.add_argument(
@@ -94,14 +103,16 @@ def inspect(flags: argparse.Namespace) -> int:
     for there in (folder, *folder.parents):
         if there.exists() and not there.is_dir():
             raise UserError(f"--output-dir {folder}: {there} is a file; name a folder")
-    damaged = check(dataset, prefix, flags.workers) if flags.check else 0
+    codes = find_dataset_codes(dataset, flags.codes and flags.codes.removesuffix(CODES_MANIFEST))
+    damaged = check(dataset, prefix, flags.workers, codes) if flags.check else 0
     if flags.output_dir is not None or not flags.check:
-        write_inspection(dataset, prefix, folder, draw_sample(dataset, flags.sample, flags.seed), tokenizer)
+        rows = draw_sample(dataset, flags.sample, flags.seed)
+        write_inspection(dataset, prefix, folder, rows, tokenizer, codes)
         print(f"page      {folder / PAGE}")
     return SOME_DAMAGED if damaged else 0
 
 
-def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
+def check(dataset: AnyDataset, prefix: str, workers: int, codes: Sequence[Codes]) -> int:
     """Check a dataset, list damage and print what was read; returns the number of damaged things."""
     with contextlib.suppress(DataError):
         dataset.text(0)  # loads megatron-core first: these seconds should not count as the check's
@@ -111,11 +122,17 @@ def check(dataset: AnyDataset, prefix: str, workers: int) -> int:
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", mininterval=interval) as bar:
         for damage in check_dataset(dataset, tally, workers=workers, advance=bar.update):
             bar.write(f"damaged   {damage}", file=sys.stdout)
+    for one in codes:
+        for damage in check_codes(one):
+            tally.damaged += 1
+            print(f"damaged   {damage}")
     seconds = time.monotonic() - started
     print(
         f"checked   {tally.samples:,} samples, {tally.images:,} images, {tally.num_bytes:,} bytes in {seconds:.1f} s "
         f"({tally.num_bytes / max(seconds, 1e-9) / 1e6:.1f} MB/s)"
     )
+    for one in codes:
+        print(f"codes     {describe_codes(one)}")
     for name in tally.without_digest:
         print(f"note      {name}{MANIFEST} has no content_sha256: an older version made it")
     print(f"result    {prefix} {f'has damage: {tally.damaged:,} found' if tally.damaged else 'is whole'}")

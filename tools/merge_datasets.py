@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
+from megatron_eve.data.format.joined import MergedDataset, open_dataset
 from megatron_eve.data.format.manifest import MANIFEST, PARTIAL
-from megatron_eve.data.format.merging import merge_datasets
+from megatron_eve.data.format.merging import check_codes_alike, merge_datasets
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
 
@@ -55,16 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = build_parser().parse_args(argv)
 
     def work() -> int:
+        prefix = flags.output_prefix.removesuffix(MANIFEST)
         info = merge_datasets(
-            flags.output_prefix.removesuffix(MANIFEST),
+            prefix,
             [name.removesuffix(MANIFEST) for name in flags.datasets],
             overwrite=flags.overwrite,
         )
         for folder in sorted({Path(name).parent for name in flags.datasets}):
             for path in sorted(folder.glob(f"*{MANIFEST}{PARTIAL}")):
-                prefix = str(path).removesuffix(MANIFEST + PARTIAL)
-                if not Path(prefix + MANIFEST).exists():
-                    print(f"warning: {prefix} is not finished, so it is left out", file=sys.stderr)
+                partial = str(path).removesuffix(MANIFEST + PARTIAL)
+                if not Path(partial + MANIFEST).exists():
+                    print(f"warning: {partial} is not finished, so it is left out", file=sys.stderr)
+        merged = open_dataset(prefix)
+        assert isinstance(merged, MergedDataset)
+        if without := check_codes_alike(merged.parts):
+            print(
+                f"warning: {', '.join(without)} have no codes, and others have: {prefix} has none until these are made "
+                "(tools/tokenize_images.py)",
+                file=sys.stderr,
+            )
         print(
             f"{flags.output_prefix}{MANIFEST}: {info.num_samples:,} samples, {info.num_images:,} images and "
             f"{info.num_tokens:,} tokens of {len(info.datasets):,} datasets"

@@ -21,6 +21,7 @@ from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_eve.config.schema import RunConfig
+    from megatron_eve.models.image_codes import ImageCodes
 
 ENTRY_POINTS = "megatron_eve.families"
 # The family of a run that names none, and of checkpoints from before there were several.
@@ -85,6 +86,35 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
         f"{named}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
         "(package.module)"
     )
+
+
+def code_families() -> tuple[str, ...]:
+    """The package's families that have towers which make codes of pictures; see `find_image_codes`."""
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/image_codes.py")))
+
+
+def find_image_codes(name: str) -> ImageCodes:
+    """What makes codes of pictures: `IMAGE_CODES` of the module `image_codes` in the folder of a family.
+
+    A folder may have that module without a `family.py`: its towers are of use without a decoder that reads codes.
+
+    Args:
+        name: of one of `code_families`, or a module beside that module, as for `find_family`.
+
+    Raises:
+        FamilyError: there is none.
+    """
+    folder = f"megatron_eve.models.{name}" if name in code_families() else name.rpartition(".")[0]
+    try:
+        codes: ImageCodes = import_module(f"{folder}.image_codes").IMAGE_CODES
+        return codes
+    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative name, where the folder is none
+        missing = getattr(error, "name", None) or ""
+        if folder and not f"{folder}.image_codes.".startswith(f"{missing}."):
+            raise FamilyError(f"--family {name}: it needs the module {missing}, which is not here") from None
+        raise FamilyError(
+            f"--family {name}: has no towers that make codes of pictures; choose one of {', '.join(code_families())}"
+        ) from None
 
 
 def image_planner(config: RunConfig) -> ImagePlanner:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.code_part import CodePart, JoinedCodes, has_codes
 from megatron_eve.data.format.indexed import IndexedVisionDataset
+from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.format.manifest import (
     IMAGE_PARTS,
     MANIFEST,
@@ -70,8 +72,10 @@ def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = Fa
     for part, count in Counter(os.path.realpath(part) for part in parts).items():
         if count > 1:
             raise DataError(f"{part} is named {count} times: its samples would stand twice in {prefix}")
-    infos = [IndexedVisionDataset(part).info for part in parts]
+    datasets = [IndexedVisionDataset(part) for part in parts]
+    infos = [dataset.info for dataset in datasets]
     first = _check_alike(parts, infos)
+    check_codes_alike(datasets)
     folder = Path(prefix).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     merged = _merged_info(first, [os.path.relpath(part, folder) for part in parts], infos)
@@ -87,6 +91,21 @@ def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = Fa
         }:  # of a dataset that was replaced
             Path(prefix + part).unlink(missing_ok=True)
     return merged
+
+
+def check_codes_alike(datasets: Sequence[AnyDataset]) -> list[str]:
+    """Check that the codes of datasets, where they have some, go together: a merged dataset has those of its parts.
+
+    Returns:
+        Prefixes of the datasets with images that lack codes while others have some, so that the merged one has none.
+
+    Raises:
+        DataError: codes that do not open, or of several towers.
+    """
+    with_images = [dataset for dataset in datasets if dataset.info.num_images]
+    if codes := [CodePart(one.prefix, one) for one in with_images if has_codes(one.prefix)]:
+        JoinedCodes(codes)
+    return [one.prefix for one in with_images if codes and not has_codes(one.prefix)]
 
 
 def _parts(prefix: str) -> Iterator[str]:

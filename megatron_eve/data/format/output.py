@@ -32,6 +32,13 @@ def check_output(prefix: str, overwrite: bool) -> None:
     Raises:
         DataError: naming the flag, what is there, and the remedy.
     """
+    check_prefix(prefix)
+    if not overwrite:
+        refuse_existing(prefix)
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise DataError if nothing can be written at `prefix` (--output-prefix)."""
     if Path(prefix).name in ("", "..") or prefix.endswith(("/", "/.")):
         raise DataError(
             f"--output-prefix {prefix} names a folder: add a name for the dataset, as in "
@@ -40,8 +47,6 @@ def check_output(prefix: str, overwrite: bool) -> None:
     for folder in Path(prefix).absolute().parents:
         if folder.exists() and not folder.is_dir():
             raise DataError(f"--output-prefix {prefix}: {folder} is a file; choose another --output-prefix")
-    if not overwrite:
-        refuse_existing(prefix)
 
 
 def refuse_existing(prefix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.joined import AnyDataset
+from megatron_eve.data.inspecting.codes import Codes
 from megatron_eve.data.inspecting.drawing import MOST_PICTURES, draw_row
 from megatron_eve.data.inspecting.layout import RowLayout, row_layout
 from megatron_eve.data.inspecting.page import ShownRow, dataset_page
@@ -33,7 +35,12 @@ def draw_sample(dataset: AnyDataset, size: int, seed: int) -> list[int]:
 
 
 def write_inspection(
-    dataset: AnyDataset, prefix: str, folder: Path, rows: list[int], tokenizer: TextTokenizer | None
+    dataset: AnyDataset,
+    prefix: str,
+    folder: Path,
+    rows: list[int],
+    tokenizer: TextTokenizer | None,
+    codes: Sequence[Codes] = (),
 ) -> Path:
     """Write index.html and a row_N.png for each row; returns the path of the page.
 
@@ -45,6 +52,7 @@ def write_inspection(
         folder: made if it does not exist.
         rows: row numbers to draw.
         tokenizer: the one that the dataset was made with; None shows token ids.
+        codes: of its images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
@@ -59,7 +67,8 @@ def write_inspection(
         (folder / f"row_{row}.png").write_bytes(stream.getvalue())
         samples.append(ShownRow(row, layout, stream.getvalue()))
     page = folder / PAGE
-    text = dataset_page(dataset, prefix, read_statistics(dataset), samples, ids_only=tokenizer is None)
+    statistics = read_statistics(dataset)
+    text = dataset_page(dataset, prefix, statistics, samples, ids_only=tokenizer is None, codes=codes)
     page.write_text(text, encoding="utf-8")
     return page
 

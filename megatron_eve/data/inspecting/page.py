@@ -10,6 +10,7 @@ from html import escape
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
 from megatron_eve.data.inspecting.checking import parts_of
+from megatron_eve.data.inspecting.codes import Codes, describe_codes
 from megatron_eve.data.inspecting.layout import RowLayout
 from megatron_eve.data.inspecting.statistics import MOST_IMAGES, SIDES, Histogram, Statistics
 from megatron_eve.data.reasons import REASONS
@@ -48,7 +49,13 @@ class ShownRow:
 
 
 def dataset_page(
-    dataset: AnyDataset, prefix: str, statistics: Statistics, samples: Sequence[ShownRow], *, ids_only: bool
+    dataset: AnyDataset,
+    prefix: str,
+    statistics: Statistics,
+    samples: Sequence[ShownRow],
+    *,
+    ids_only: bool,
+    codes: Sequence[Codes] = (),
 ) -> str:
     """The text of the HTML file.
 
@@ -58,6 +65,7 @@ def dataset_page(
         statistics: of its records.
         samples: rows to show.
         ids_only: the rows were laid out without a tokenizer.
+        codes: of its images.
     """
     shown = "".join(_sample(sample) for sample in samples)
     note = "<p>The rows show token ids: give --tokenizer-model to see their text.</p>" if ids_only else ""
@@ -71,7 +79,7 @@ def dataset_page(
         "style-src 'unsafe-inline'\">"
         f"<title>{escape(prefix)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>Dataset {escape(prefix)}</h1>"
-        f"<h2>Counts</h2>{_counts(dataset)}"
+        f"<h2>Counts</h2>{_counts(dataset, codes)}"
         f"<h2>Text and tokens</h2>{_token_charts(statistics)}"
         f"{_picture_part(dataset, statistics)}"
         f"<h2>Rows left out</h2>{_skipped(dataset)}"
@@ -81,7 +89,7 @@ def dataset_page(
     )
 
 
-def _counts(dataset: AnyDataset) -> str:
+def _counts(dataset: AnyDataset, codes: Sequence[Codes]) -> str:
     info, stored = dataset.info, sum(part.info.stored_bytes for part in parts_of(dataset))
     rows = [
         ("samples", f"{info.num_samples:,} of {info.num_rows:,} rows read"),
@@ -111,6 +119,7 @@ def _counts(dataset: AnyDataset) -> str:
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),
         ("content_sha256", info.content_sha256 or "none"),
     ]
+    rows += [("codes", describe_codes(one)) for one in codes]
     rows += [("part", f"{part['prefix']}, {part['num_samples']:,} samples") for part in info.datasets]
     return _table(rows)
 

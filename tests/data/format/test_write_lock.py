@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.format import write_lock
+from megatron_eve.data.format import file_lock
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.indexed_writer import DatasetWriter
 from megatron_eve.data.format.merging import merge_datasets
@@ -73,11 +73,11 @@ def test_the_other_run_ends_while_its_lock_is_asked_for(
     prefix, real = str(tmp_path / "set"), fcntl.flock
 
     def ends_before(file: int, how: int) -> None:
-        monkeypatch.setattr(write_lock.fcntl, "flock", real)
+        monkeypatch.setattr(file_lock.fcntl, "flock", real)
         (tmp_path / "set_dataset.json.partial").unlink()
         real(file, how)
 
-    monkeypatch.setattr(write_lock.fcntl, "flock", ends_before)
+    monkeypatch.setattr(file_lock.fcntl, "flock", ends_before)
     with WriteLock(prefix), pytest.raises(DataError, match=r"set is being written by PID"):
         WriteLock(prefix)
 
@@ -88,7 +88,7 @@ def test_a_file_system_without_locks(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(write_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(file_lock.fcntl, "flock", refuse)
     assert len(IndexedVisionDataset(write_dataset(tmp_path / "set", 2, 0))) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Images of a dataset to codes; `tools/tokenize_images.py` is the command."""

@@ -1,0 +1,50 @@
+"""VILA-U's towers, for the tools that write codes and pictures of them. Imports no torch at its top."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_eve.models.image_codes import CodeModel, CodeTower
+from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, TowerSettings, read_tower_folder
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VILAUCodes:
+    """See `ImageCodes`."""
+
+    tower = "the tower: vision_tower of a VILA-U, or the folder that has it"
+    pad_colour = (127, 127, 127)
+
+    def add_flags(self, parser: argparse._ActionsContainer) -> None:
+        """See `ImageCodes.add_flags`."""
+        parser.add_argument(
+            SIGLIP_FLAG,
+            type=Path,
+            metavar="DIR",
+            help="folder of the tower's SigLIP, of which config.json is read (default: the one that it names, if "
+            "that is beside or in its folder or is one of the published two; nothing is fetched)",
+        )
+
+    def read_tower(self, folder: Path, flags: Mapping[str, Any]) -> TowerSettings:
+        """See `ImageCodes.read_tower`."""
+        return read_tower_folder(folder, flags.get("siglip_config"))
+
+    def square_size(self, tower: CodeTower) -> int:
+        """See `ImageCodes.square_size`."""
+        assert isinstance(tower, TowerSettings)
+        return tower.image_size
+
+    def load_tower(self, tower: CodeTower, device: torch.device, dtype: torch.dtype) -> CodeModel:
+        """See `ImageCodes.load_tower`."""
+        from megatron_eve.models.vila_u.tower import load_tower
+
+        assert isinstance(tower, TowerSettings)
+        return load_tower(tower, device, dtype)
+
+
+IMAGE_CODES = VILAUCodes()

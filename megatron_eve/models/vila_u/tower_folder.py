@@ -1,0 +1,340 @@
+"""What the folder of a VILA-U tower says, read without loading a weight. Imports no torch.
+
+A published model has it in `vision_tower/`: config.json with the sections `rqvaesiglip` and `rqtransformer`, and
+weights. The sizes of its SigLIP stand in a config.json elsewhere, which `pretrained_model` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.models.towers.sizes import tower_fields
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.wrong_content import wrong_content
+
+SIGLIP_FLAG = "--siglip-config"
+
+_MODEL_TYPE = "rqvaesigliptransformer_model"
+_SECTION = "rqvaesiglip"
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Vision sides of the SigLIPs that published towers name as their `pretrained_model` and do not hold.
+_PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "google/siglip-large-patch16-256": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": 256, "patch_size": 16,
+    },
+    "google/siglip-so400m-patch14-384": {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "image_size": 384, "patch_size": 14,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """The SigLIP of a tower.
+
+    Attributes:
+        hidden_size: C.
+        ffn_hidden_size: inner width of its MLP.
+        num_layers: encoder layers, the last of which codes do not use.
+        num_attention_heads: of each layer.
+        image_size: side in pixels of its pictures.
+        patch_size: side of a patch in pixels.
+        hidden_act: activation of the MLP, as transformers calls it.
+        norm_epsilon: of the norms.
+    """
+
+    hidden_size: int
+    ffn_hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    hidden_act: str
+    norm_epsilon: float
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """The pixel decoder of a tower, by the names of `ddconfig`.
+
+    Attributes:
+        ch: channels that the multipliers multiply.
+        ch_mult: multiplier of each level, the level of whole pixels first; each further one is half as fine.
+        num_res_blocks: residual blocks of a level, less one.
+        attn_resolutions: sides in pixels of the levels with attention.
+        z_channels: channels of the input.
+        resolution: side of the picture.
+        out_ch: channels of the picture.
+    """
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    z_channels: int
+    resolution: int
+    out_ch: int
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid of features that gives a picture of this resolution."""
+        return self.resolution // 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """A tower that turns pictures into codes, and codes into pictures.
+
+    Attributes:
+        folder: where its weights are.
+        encoder: its SigLIP.
+        decoder: its pixel decoder.
+        latent_shape: features of a picture: rows, columns, width.
+        code_shape: codes of a picture: rows, columns, depth.
+        codebook_sizes: K of each depth.
+        shared_codebook: one codebook for all depths.
+        decoder_latent_shape: the grid that features are resized to for the decoder, where it is another.
+    """
+
+    folder: Path
+    encoder: EncoderSizes
+    decoder: DecoderSizes
+    latent_shape: tuple[int, int, int]
+    code_shape: tuple[int, int, int]
+    codebook_sizes: tuple[int, ...]
+    shared_codebook: bool
+    decoder_latent_shape: tuple[int, int] | None
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures that it reads."""
+        return self.encoder.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the codes of a picture."""
+        return self.code_shape[:2]
+
+    @property
+    def depth(self) -> int:
+        """Codes of each position."""
+        return self.code_shape[2]
+
+    @property
+    def codebook_size(self) -> int:
+        """The largest K of the depths."""
+        return max(self.codebook_sizes)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files with the weights, safetensors where there are both."""
+        for name in _WEIGHTS:
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            if path.suffix != ".json":
+                return (path,)
+            return tuple(
+                self.folder / shard for shard in sorted(set(_read(path).get("weight_map", {}).values()))
+            )
+        raise ConfigError(f"{self.folder}: no weights there (model.safetensors); copy the folder again")
+
+    def sha256(self) -> str:
+        """Fingerprint of what decides the codes: of the sizes, and of the files of the weights, which it reads."""
+        sizes = {name: value for name, value in vars(self).items() if name != "folder"}
+        total = hashlib.sha256(repr(sorted(sizes.items())).encode())
+        for path in self.weights:
+            total.update(file_digest(path).encode())
+        return total.hexdigest()
+
+
+def read_tower_folder(folder: Path, siglip_config: Path | None = None) -> TowerSettings:
+    """Read config.json of a tower and that of its SigLIP.
+
+    The latter is in the folder that `siglip_config` names, or in one beside or inside the tower's that
+    `pretrained_model` names, or known here by its name on the hub. Nothing is fetched, and no code of a folder runs.
+
+    Args:
+        folder: `vision_tower/` of a published model, or the model's folder.
+        siglip_config: folder of the SigLIP, or its config.json.
+
+    Raises:
+        ConfigError: it is not the folder of such a tower, lacks something, or its sizes do not fit each other.
+    """
+    if (
+        not (folder / "config.json").is_file()
+        or _read(folder / "config.json").get("model_type") != _MODEL_TYPE
+    ):
+        inner = folder / "vision_tower"
+        folder = inner if (inner / "config.json").is_file() else folder
+    path = folder / "config.json"
+    fields = _read(path)
+    if fields.get("model_type") != _MODEL_TYPE:
+        raise ConfigError(
+            f"{path}: model_type is {fields.get('model_type')!r}, and {_MODEL_TYPE!r} is needed; name the folder "
+            "vision_tower of a VILA-U"
+        )
+    section = _Section(path, fields, _SECTION)
+    latent, code = section.numbers("latent_shape", 3), section.numbers("code_shape", 3)
+    n_embed, shared = section.value("n_embed"), bool(section.value("shared_codebook"))
+    sizes = tuple(n_embed) if isinstance(n_embed, list) else (n_embed,) * code[2]
+    resized = section.value("decoder_latent_shape")
+    decoder = _Section(path, section.fields, "ddconfig")
+    settings = TowerSettings(
+        folder,
+        _encoder(path, section.value("pretrained_model"), siglip_config),
+        DecoderSizes(
+            ch=decoder.number("ch"),
+            ch_mult=decoder.numbers("ch_mult"),
+            num_res_blocks=decoder.number("num_res_blocks"),
+            attn_resolutions=decoder.numbers("attn_resolutions"),
+            z_channels=decoder.number("z_channels"),
+            resolution=decoder.number("resolution"),
+            out_ch=decoder.number("out_ch"),
+        ),
+        latent_shape=(latent[0], latent[1], latent[2]),
+        code_shape=(code[0], code[1], code[2]),
+        codebook_sizes=sizes,
+        shared_codebook=shared,
+        decoder_latent_shape=None if resized is None else section.numbers("decoder_latent_shape", 2),  # type: ignore[arg-type]
+    )
+    for problem in _problems(settings):
+        raise ConfigError(f"{path}: {problem}")
+    return settings
+
+
+def _problems(tower: TowerSettings) -> Iterator[str]:
+    """Sizes that do not fit each other."""
+    (rows, columns, width), (code_rows, code_columns, depth) = tower.latent_shape, tower.code_shape
+    side = tower.encoder.image_size // tower.encoder.patch_size
+    if (rows, columns, width) != (side, side, tower.encoder.hidden_size):
+        yield (
+            f"latent_shape is {list(tower.latent_shape)}, and its SigLIP gives {side} x {side} features of the width "
+            f"{tower.encoder.hidden_size}; name the config.json of its own SigLIP with {SIGLIP_FLAG}"
+        )
+    if rows % code_rows or columns % code_columns:
+        yield (
+            f"code_shape is {list(tower.code_shape)}, whose grid does not divide latent_shape "
+            f"{list(tower.latent_shape)}"
+        )
+    if (
+        any(type(size) is not int or size < 1 for size in tower.codebook_sizes)
+        or len(tower.codebook_sizes) != depth
+    ):
+        yield f"n_embed is {list(tower.codebook_sizes)}, and {depth} sizes above 0 are needed"
+    elif tower.shared_codebook and len(set(tower.codebook_sizes)) > 1:
+        yield f"n_embed is {list(tower.codebook_sizes)} with shared_codebook, which needs one size"
+    grid = tower.decoder_latent_shape or (rows, columns)
+    if grid != (tower.decoder.grid, tower.decoder.grid) or tower.decoder.resolution != tower.image_size:
+        yield (
+            f"its decoder makes a picture of {tower.decoder.resolution} pixels from {tower.decoder.grid} x "
+            f"{tower.decoder.grid} features, and gets {grid[0]} x {grid[1]} of a picture of {tower.image_size} pixels; "
+            "correct latent_shape, decoder_latent_shape or ddconfig"
+        )
+
+
+def _encoder(path: Path, pretrained: Any, siglip_config: Path | None) -> EncoderSizes:
+    """Sizes of the SigLIP; see `read_tower_folder`."""
+    name = str(pretrained)
+    source, fields = f"{path}: pretrained_model {name}", dict(_PUBLISHED.get(name, {}))
+    if fields:
+        fields = {"model_type": "siglip", "vision_config": fields}
+    found = siglip_config
+    if found is None:
+        # The public code takes it as a hub id or a path; only folders of the model itself are looked at.
+        near = [parent / Path(name).name / "config.json" for parent in (path.parent, path.parent.parent)]
+        found = next((some for some in near if some.is_file()), None)
+    if found is not None:
+        found = found / "config.json" if found.is_dir() else found
+        source, fields = str(found), _read(found, SIGLIP_FLAG if siglip_config else "")
+    if not fields:
+        raise ConfigError(
+            f"{path}: its SigLIP is {name!r}, whose sizes are not known here, and nothing is fetched; copy that "
+            f"model's config.json and name it with {SIGLIP_FLAG}"
+        )
+    try:
+        vision = tower_fields(fields)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    if vision["model_type"] != "siglip":
+        raise ConfigError(f"{source}: model_type is {vision['model_type']!r}, and a SigLIP is needed")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    )
+    for some in names:
+        if type(vision[some]) is not int or vision[some] < 1:
+            raise ConfigError(f"{source}: {some} is {vision[some]!r}, and a whole number above 0 is needed")
+    return EncoderSizes(
+        hidden_size=vision["hidden_size"],
+        ffn_hidden_size=vision["intermediate_size"],
+        num_layers=vision["num_hidden_layers"],
+        num_attention_heads=vision["num_attention_heads"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        hidden_act=vision["hidden_act"],
+        norm_epsilon=vision["layer_norm_eps"],
+    )
+
+
+class _Section:
+    """A section of config.json."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any], name: str) -> None:
+        found = fields.get(name)
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: no section {name}; copy the folder again")
+        self.path, self.name, self.fields = path, name, found
+
+    def value(self, name: str) -> Any:
+        if name not in self.fields:
+            raise ConfigError(f"{self.path}: {self.name} has no {name}; copy the folder again")
+        return self.fields[name]
+
+    def number(self, name: str) -> int:
+        return self._whole(name, self.value(name))
+
+    def numbers(self, name: str, count: int | None = None) -> tuple[int, ...]:
+        values = self.value(name)
+        if not isinstance(values, list) or count not in (None, len(values)):
+            wanted = f"{count} numbers are" if count else "a list of numbers is"
+            raise ConfigError(f"{self.path}: {name} is {values!r}, and {wanted} needed")
+        return tuple(self._whole(name, value) for value in values)
+
+    def _whole(self, name: str, value: Any) -> int:
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{self.path}: {name} is {value!r}, and whole numbers above 0 are needed")
+        return value
+
+
+def _read(path: Path, flag: str = "") -> dict[str, Any]:
+    """The fields of a JSON file."""
+    named = f"{flag} {path}" if flag else str(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{named}: {error.strerror}; name a model folder in Hugging Face layout") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{named}: not JSON ({wrong_content(path) or error}); copy the folder again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{named}: holds no settings by name; copy the folder again")
+    return fields

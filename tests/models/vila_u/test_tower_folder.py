@@ -1,0 +1,86 @@
+"""config.json of a tower: where the sizes of its SigLIP come from, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.models.vila_u.tower_folder import read_tower_folder
+from tests.models.vila_u.towers import CONFIG, SIGLIP, changed, write_sizes
+
+
+def test_sizes_of_a_folder(tmp_path: Path) -> None:
+    tower = read_tower_folder(write_sizes(tmp_path / "model" / "vision_tower"))
+    assert (tower.image_size, tower.grid, tower.depth, tower.codebook_size) == (32, (4, 4), 4, 64)
+    assert read_tower_folder(tmp_path / "model") == tower  # the model's folder will do
+
+
+def test_the_siglip_is_named_by_a_flag_known_by_name_or_asked_for(tmp_path: Path) -> None:
+    alone = write_sizes(tmp_path / "alone", siglip=None)
+    with pytest.raises(
+        ConfigError, match=r"its SigLIP is 'someone/siglip-tiny', .* nothing is fetched; .* --siglip-config"
+    ):
+        read_tower_folder(alone)
+    elsewhere = tmp_path / "siglip.json"
+    elsewhere.write_text(json.dumps(SIGLIP))
+    assert read_tower_folder(alone, elsewhere).encoder.hidden_size == 32
+    published = changed(
+        CONFIG, pretrained_model="google/siglip-large-patch16-256", latent_shape=[16, 16, 1024], resolution=256,
+        code_shape=[16, 16, 4], ch=128, ch_mult=[1, 1, 2, 2, 4], n_embed=16384, z_channels=256, attn_resolutions=[16],
+    )  # fmt: skip
+    tower = read_tower_folder(write_sizes(tmp_path / "known", published, None))
+    assert (tower.encoder.num_layers, tower.encoder.num_attention_heads, tower.grid) == (24, 16, (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"latent_shape": [8, 8, 32]}, r"latent_shape is \[8, 8, 32\], and its SigLIP gives 4 x 4 features"),
+        ({"latent_shape": [4, 4, 24]}, "its SigLIP gives 4 x 4 features of the width 32"),
+        ({"code_shape": [3, 4, 4]}, "whose grid does not divide latent_shape"),
+        ({"n_embed": 0}, "sizes above 0 are needed"),
+        ({"n_embed": [64, 64]}, "4 sizes above 0 are needed"),
+        ({"n_embed": [64, 64, 64, 32]}, "with shared_codebook, which needs one size"),
+        (
+            {"ch_mult": [1, 2]},
+            "its decoder makes a picture of 32 pixels from 16 x 16 features, and gets 4 x 4",
+        ),
+        ({"decoder_latent_shape": [8, 8]}, "from 4 x 4 features, and gets 8 x 8"),
+        ({"resolution": 64}, "makes a picture of 64 pixels"),
+        ({"num_res_blocks": -1}, "num_res_blocks is -1, and whole numbers above 0 are needed"),
+        ({"code_shape": [4, 4]}, "code_shape is .4, 4., and 3 numbers are needed"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    folder = write_sizes(tmp_path / "tower", changed(CONFIG, **changes))
+    with pytest.raises(ConfigError, match=sentence) as error:
+        read_tower_folder(folder)
+    assert str(error.value).startswith(str(folder / "config.json"))
+
+
+def test_another_folder_is_refused_by_its_type(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name a model folder"):
+        read_tower_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(
+        ConfigError, match=r"model_type is 'llama', .* name the folder vision_tower of a VILA-U"
+    ):
+        read_tower_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"not JSON"):
+        read_tower_folder(tmp_path)
+
+
+def test_the_fingerprint_is_of_sizes_and_weights(tmp_path: Path) -> None:
+    one, other = (write_sizes(tmp_path / name) for name in ("a", "b"))
+    for folder in (one, other):
+        (folder / "model.safetensors").write_bytes(b"weights")
+    assert read_tower_folder(one).sha256() == read_tower_folder(other).sha256()
+    (other / "model.safetensors").write_bytes(b"others")
+    assert read_tower_folder(one).sha256() != read_tower_folder(other).sha256()
