@@ -59,6 +59,7 @@ class ExportPlan:
         added: Hugging Face keys that the checkpoint does not hold, and where they come from.
         adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
         files: of the folder of an adapter: what each holds.
+        base: matrices of the model that an adapter belongs to, of which a sample is written beside it.
         folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
             have those that are written, with their folder in front where there are several.
     """
@@ -71,6 +72,7 @@ class ExportPlan:
     added: dict[str, str] = field(default_factory=dict)
     adapters: dict[str, LazyTensor] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base: dict[str, LazyTensor] = field(default_factory=dict)
     folders: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {".": {}})
 
     def by_folder(self) -> dict[str, dict[str, LazyTensor]]:

@@ -24,6 +24,7 @@ from megatron_eve.checkpoint.state import CONTENT
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import ConfigError, RunConfig, validate_sizes
+from megatron_eve.convert.adapter_base import check_base
 from megatron_eve.convert.adapter_config import AdapterFolder
 from megatron_eve.convert.adapters import AdapterTensors, tensors_of
 from megatron_eve.convert.dist_folder import write_dist_folder
@@ -69,7 +70,7 @@ def plan_import(
     seed: int,
     adapter: AdapterFolder | None = None,
 ) -> ImportPlan:
-    """Decide what becomes of every tensor of a folder; reads names and shapes, no data.
+    """Decide what becomes of every tensor of a folder; reads names and shapes, and no data but a sample of it.
 
     Args:
         source: the folder.
@@ -91,6 +92,7 @@ def plan_import(
         there = next(iter(found.folders.values()))
         plan.adapter = tensors_of(adapter, config, keys, there)
         config = plan.config = replace(config, lora=plan.adapter.lora)
+        check_base(adapter.files[0], f"--adapter {adapter.path}", folder.tensor, config.model.num_layers)
         plan.adapter.put_into(folder)
         keys = set(folder.keys())
     plan.tokenizer = source_tokenizer(
