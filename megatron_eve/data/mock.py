@@ -114,7 +114,7 @@ class MockDataset:
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """([text_length] tokens, [text_length] unshifted labels), an image as one placeholder a tile."""
         sample = self.samples[index]
-        placeholders = int(sample["text_length"]) - 1 - int(sample["labels"])
+        placeholders = int(self.tile_counts(np.array([index]))[0])
         head = [_BOS_ID] + [IMAGE_TOKEN_ID] * placeholders
         random = np.random.default_rng((self._seed, 1, index))
         caption = random.integers(_FIRST_PLAIN_ID, self.info.vocab_size, int(sample["labels"]))
