@@ -186,9 +186,9 @@ class CodePart:
         except FileNotFoundError:
             raise DataError(f"{path} is missing: copy it again, or {TOKENIZE_AGAIN}") from None
         if size != info.num_bytes:
-            problem = "is truncated: it has" if size < info.num_bytes else "has"
+            has = "is truncated: it has" if size < info.num_bytes else "has"
             raise DataError(
-                f"{path} {problem} {size:,} bytes where {info.num_images:,} images of {info.image_bytes:,} bytes are "
+                f"{path} {has} {size:,} bytes where {info.num_images:,} images of {info.image_bytes:,} bytes are "
                 f"{info.num_bytes:,}; copy it again, or {TOKENIZE_AGAIN}"
             )
         if dataset is not None:

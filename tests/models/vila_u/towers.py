@@ -70,6 +70,7 @@ def write_tower(
         seed: of the weights.
         copies: write a shared codebook for each depth, as older writers do.
     """
+    from megatron_eve.models.vila_u.quantizer import Codebook
     from megatron_eve.models.vila_u.tower import UnifiedTower
     from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 
@@ -78,6 +79,7 @@ def write_tower(
         torch.manual_seed(seed)
         tower = UnifiedTower(settings)
         for codebook in tower.quantizer.codebooks:
+            assert isinstance(codebook, Codebook)
             codebook.weight[:-1].normal_()
             codebook.embed_ema.copy_(codebook.weight[:-1])
     tensors = {}
