@@ -5,8 +5,8 @@
     python benchmarks/tokenizing.py --toy
 
 Photos of 640x480, about 80 kB each, in a dataset of their files. Without --tower two towers with random weights are
-written to a temporary folder: a small one of 64 pixels, and one with the sizes of the published 256-pixel VILA-U. The
-time begins when the first process has loaded its tower. With a GPU there is one process for it.
+written to a temporary folder: a small one of 64 pixels, and one with the sizes of the published 256-pixel VILA-U. Rates
+are those of the command, from when the first process has loaded its tower; with a GPU there is one process for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,14 @@ import torch
 from gpu_common import parser, photos
 from tables import Table
 
+from megatron_eve.data.format.code_writer import CodeWork
 from megatron_eve.data.format.indexed import DatasetWriter, StoredImage
+from megatron_eve.data.tokenizing.flags import tower_family
+from megatron_eve.data.tokenizing.tokenize import code_settings
+from megatron_eve.data.tokenizing.worker import make_codes
 from tests.data.helpers import MINI_SETTINGS
 from tests.models.vila_u.towers import CONFIG, SIGLIP, changed, write_tower
+from tools.tokenize_images import build_parser, tokenize_config
 
 SMALL = 100  # times as many photos for the small tower
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,20 +55,10 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def tokenize(tower: Path, data: str, output: Path, *flags: str) -> str:
+def tokenize(words: list[str]) -> str:
     """Run the command; images a second, as it says."""
-    command = [
-        "tools/tokenize_images.py",
-        "--tower",
-        str(tower),
-        "--input",
-        data,
-        "--output-prefix",
-        str(output),
-    ]
-    done = subprocess.run(
-        [sys.executable, *command, *flags], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "tools/tokenize_images.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     found = re.search(r"([\d,.]+) images/s$", done.stdout, re.MULTILINE)
     if found is None:
         sys.exit(done.stdout + done.stderr)
@@ -80,7 +76,8 @@ def main() -> None:
         "--micro-batch-size", dest="batch", type=int, default=4, help="as of the command"
     )
     flags = flags_parser.parse_args()
-    table = Table("Codes of pictures", ("tower", "precision", "processes", "images", "images/s"), flags.out)
+    header = ("tower", "precision", "images", "CPU ms an image", "images/s, 1 process", "2 processes")
+    table = Table("Codes of pictures", header, flags.out)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, (title, tower) in enumerate(find_towers(flags.tower, folder, flags.toy)):
@@ -88,11 +85,23 @@ def main() -> None:
             count, data = 6 if flags.toy else count, str(folder / f"photos{number}")
             write_photos(data, count)
             for dtype in ("float32", "bfloat16"):
-                for workers in ("1",) if torch.cuda.is_available() else ("1", "2"):
-                    words = ("--dtype", dtype, "--workers", workers, "--micro-batch-size", str(flags.batch))
-                    rate = tokenize(tower, data, folder / f"codes{number}_{dtype}_{workers}", *words)
-                    table.add(title, dtype, workers, count, rate)
+                words = ["--tower", str(tower), "--input", data, "--dtype", dtype]
+                words += ["--micro-batch-size", str(flags.batch), "--output-prefix"]
+                milliseconds = cpu_milliseconds([*words, f"{data}_cpu_{dtype}"]) / count
+                both = ("1",) if torch.cuda.is_available() else ("1", "2")
+                rates = [tokenize([*words, f"{data}_{n}_{dtype}", "--workers", n]) for n in both]
+                table.add(title, dtype, count, f"{milliseconds:,.1f}", *rates, *["-"] * (2 - len(rates)))
     table.close()
+
+
+def cpu_milliseconds(words: list[str]) -> float:
+    """CPU time of one process for all images, without loading the tower: other work on the machine is not in it."""
+    family = tower_family(words)
+    config = tokenize_config(build_parser(family).parse_args(words), family)
+    times: list[float] = []
+    with CodeWork(config.output_prefix, code_settings(config), overwrite=False) as work:
+        make_codes(config, work, lambda _: times.append(time.process_time()))
+    return 1000 * (times[-1] - times[0])
 
 
 def write_photos(prefix: str, count: int) -> None:

@@ -25,7 +25,7 @@ BENCHMARKS = {
         "preprocessing-image-storage.md",
         "preprocessing-cpu-of-the-parent.md",
     ),
-    "tokenizing.py": ("| bfloat16 | 2 | 6 |", "codes-of-pictures.md"),
+    "tokenizing.py": ("| bfloat16 | 6 |", "codes-of-pictures.md"),
     "large_sources.py": ("| tar, 50 members | whole |", "large-sources.md"),
 }
 

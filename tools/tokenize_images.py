@@ -81,31 +81,40 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def tokenize_config(flags: argparse.Namespace, family: str | None) -> TokenizeConfig:
+    """The settings that the flags say.
+
+    Raises:
+        UserError: a folder that is no tower, or a prefix at which nothing can be written.
+    """
+    prefix = flags.input.removesuffix(MANIFEST)
+    output = (flags.output_prefix or prefix).removesuffix(CODES_MANIFEST)
+    check_prefix(output)
+    tower = read_tower(flags, family)
+    return TokenizeConfig(
+        family=tower.family,
+        tower=tower.settings,
+        square_size=tower.codes.square_size(tower.settings),
+        input=prefix,
+        output_prefix=output,
+        overwrite=flags.overwrite,
+        fit=flags.fit,
+        dtype=flags.dtype,
+        micro_batch_size=flags.micro_batch_size,
+        workers=flags.workers,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def work() -> int:
         family = tower_family(argv)
         flags = build_parser(family).parse_args(argv)
-        prefix = flags.input.removesuffix(MANIFEST)
-        output = (flags.output_prefix or prefix).removesuffix(CODES_MANIFEST)
-        check_prefix(output)
-        tower = read_tower(flags, family)
-        config = TokenizeConfig(
-            family=tower.family,
-            tower=tower.settings,
-            square_size=tower.codes.square_size(tower.settings),
-            input=prefix,
-            output_prefix=output,
-            overwrite=flags.overwrite,
-            fit=flags.fit,
-            dtype=flags.dtype,
-            micro_batch_size=flags.micro_batch_size,
-            workers=flags.workers,
-        )
+        config = tokenize_config(flags, family)
         outcome = tokenize(config)
         if global_rank() == 0 or outcome.finished:
-            print(summary(outcome, output))
+            print(summary(outcome, config.output_prefix))
         return 0
 
     return run_command(work, stopped="stopped; the same command goes on with what is missing")
