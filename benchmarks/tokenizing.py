@@ -1,6 +1,6 @@
 """Codes of pictures: images a second of tools/tokenize_images.py, by tower, precision and number of processes.
 
-    python benchmarks/tokenizing.py --images 16 --out tables
+    python benchmarks/tokenizing.py --images 24 --out tables
     python benchmarks/tokenizing.py --tower models/tower --images 2000
     python benchmarks/tokenizing.py --toy
 
@@ -69,7 +69,7 @@ def main() -> None:
     """Measure and print."""
     flags_parser = parser(__doc__)
     flags_parser.add_argument(
-        "--images", type=int, default=16, help="photos; of the small tower a hundred times as many"
+        "--images", type=int, default=24, help="photos; of the small tower a hundred times as many"
     )
     flags_parser.add_argument("--tower", type=Path, metavar="DIR", help="a real tower (default: random ones)")
     flags_parser.add_argument(
