@@ -7,27 +7,22 @@ that cuts rows and puts samples in order moves little, and keeps many workers bu
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.sample_block import ImageBytes, SampleBlock, make_block
 from megatron_eve.data.preprocessing.row_encoder import PreprocessConfig, RowEncoder, SkippedRow
 from megatron_eve.data.sources.source import CHUNK_ROWS, RawRow, Source
+from megatron_eve.data.worker_processes import WorkerProcesses, reporting
 
 _CHUNKS_AHEAD = 3  # chunks in flight for each worker: enough to keep it busy, few enough to bound memory
-_END_SECONDS = 10.0  # that a worker has to end in
 
 
 class EncodedChunk(NamedTuple):
@@ -87,25 +82,19 @@ def _encode(
     return block, [image.data for sample in samples for image in sample.images], skipped
 
 
-class _Workers:
+class _Workers(WorkerProcesses):
     """Processes that encode rows; chunk i goes to process i % n."""
 
     def __init__(self, config: PreprocessConfig, source: Source, image_path: str) -> None:
-        self._inputs = " ".join(config.inputs)
-        self._connections: list[Connection] = []
-        self._processes = []
-        context = multiprocessing.get_context("spawn")
-        for _ in range(config.workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, config, source, image_path), daemon=True)
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
+        died = (
+            f"a worker died while reading {' '.join(config.inputs)}, it may have run out of memory: "
+            "use fewer --workers or a smaller --max-image-pixels"
+        )
+        super().__init__(config.workers, _work, (config, source, image_path), died)
 
     def encode(self, chunks: Iterable[list[RawRow]]) -> Iterator[EncodedChunk]:
         """See `encode_rows`."""
-        workers = self._connections
+        workers = self.connections
         sent = received = 0
         for chunk in chunks:
             self._send(workers[sent % len(workers)], chunk)
@@ -119,10 +108,10 @@ class _Workers:
         for worker in workers:
             self._send(worker, None)
         for worker in workers:
-            self._answer(worker)
+            self.answer(worker)
 
     def _receive(self, worker: Connection) -> EncodedChunk:
-        block, skipped = self._answer(worker)
+        block, skipped = self.answer(worker)
         return EncodedChunk(block, skipped, partial(self._send, worker))
 
     def _send(self, worker: Connection, message: object) -> None:
@@ -130,47 +119,14 @@ class _Workers:
             worker.send(message)
         except ConnectionError:  # it has ended; why, it says behind its last results
             while True:
-                self._answer(worker)
-
-    def _answer(self, worker: Connection) -> Any:
-        """The next message of a worker.
-
-        Raises:
-            DataError: it died.
-            Exception: what it raised.
-        """
-        try:
-            message = worker.recv()
-        except (EOFError, ConnectionError) as error:
-            raise DataError(
-                f"a worker died while reading {self._inputs}, it may have run out of memory: "
-                "use fewer --workers or a smaller --max-image-pixels"
-            ) from error
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for connection in self._connections:
-            connection.close()  # which ends a worker that still has work
-        for process in self._processes:
-            process.join(_END_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+                self.answer(worker)
 
 
 def _work(connection: Connection, config: PreprocessConfig, source: Source, image_path: str) -> None:
     """A worker process: answers rows with (block, skipped), writes images at an offset, and ends at None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the end
-    inbox: SimpleQueue[list[RawRow] | int | None] = SimpleQueue()
-    threading.Thread(target=_take_in, args=(connection, inbox), daemon=True).start()
-    try:
+    with reporting(connection):
+        inbox: SimpleQueue[list[RawRow] | int | None] = SimpleQueue()
+        threading.Thread(target=_take_in, args=(connection, inbox), daemon=True).start()
         encoder, file = RowEncoder(config, source), ImageBytes(image_path)
         held: deque[list[bytes]] = deque()  # images of chunks whose place is not known yet
         while (message := inbox.get()) is not None:
@@ -182,9 +138,6 @@ def _work(connection: Connection, config: PreprocessConfig, source: Source, imag
                 held.append(images)
             connection.send((block, skipped))
         connection.send(None)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        connection.send(error)
 
 
 def _take_in(connection: Connection, inbox: SimpleQueue[list[RawRow] | int | None]) -> None:

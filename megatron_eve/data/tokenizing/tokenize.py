@@ -7,13 +7,10 @@ codes (`data/format/code_writer.py`); the one that makes the last chunk puts the
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 
@@ -24,11 +21,11 @@ from megatron_eve.data.format.code_part import MOST_CODES, CodeInfo, CodeSetting
 from megatron_eve.data.format.code_writer import CodeWork
 from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.tokenizing.config import TokenizeConfig
+from megatron_eve.data.worker_processes import WorkerProcesses, reporting
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import global_rank
 
 _MOST_WORKERS = 8  # by default, on CPUs: each has a copy of the tower
-_END_SECONDS = 10.0  # that a process has to end in
 
 
 @dataclass(frozen=True)
@@ -135,64 +132,32 @@ def _run_workers(config: TokenizeConfig, settings: CodeSettings, bar: _ProgressB
         DataError: a process died.
         Exception: what one of them raised.
     """
-    context = multiprocessing.get_context("spawn")
-    processes, connections = [], list[Connection]()
-    for _ in range(config.workers):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, config, settings), daemon=True)
-        process.start()
-        theirs.close()
-        processes.append(process)
-        connections.append(ours)
-    open_ones = set(connections)
-    try:
+    died = (
+        "a process of this command died, it may have run out of memory: give fewer --workers or a smaller "
+        "--micro-batch-size; what is made is kept"
+    )
+    with WorkerProcesses(config.workers, _work, (config, settings), died) as workers:
+        open_ones = set(workers.connections)
         while open_ones:
             for connection in wait(open_ones):
                 assert isinstance(connection, Connection)
-                message = _receive(connection)
-                if message is None:
+                made: int | None = workers.answer(connection)
+                if made is None:
                     open_ones.remove(connection)
                 else:
-                    bar.add(message)
-    finally:
-        for connection in connections:
-            connection.close()  # which ends a process that still has work
-        for process in processes:
-            process.join(_END_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-
-
-def _receive(connection: Connection) -> int | None:
-    """The next message of a process: images that it has made, or None at its end."""
-    try:
-        message = connection.recv()
-    except (EOFError, ConnectionError) as error:
-        raise DataError(
-            "a process of this command died, it may have run out of memory: give fewer --workers or a smaller "
-            "--micro-batch-size; what is made is kept"
-        ) from error
-    if isinstance(message, Exception):
-        raise message
-    assert message is None or isinstance(message, int)
-    return message
+                    bar.add(made)
 
 
 def _work(connection: Connection, config: TokenizeConfig, settings: CodeSettings) -> None:
     """A process: sends the number of images of each batch, and at the end None or what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent sees to the end
-    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
-    try:
+    with reporting(connection):
+        threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
         from megatron_eve.data.tokenizing.worker import make_codes
 
         with CodeWork(config.output_prefix, settings, overwrite=config.overwrite) as work:
             if work.finished is None:
                 make_codes(config, work, connection.send)
         connection.send(None)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        connection.send(error)
 
 
 def _end_with_parent(connection: Connection) -> None:
