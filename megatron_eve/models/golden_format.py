@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.runtime.wrong_content import wrong_content
+from megatron_eve.config.json_file import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ def read_case_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is not JSON, or holds something else.
     """
-    content = _json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no values by name; copy the folder again")
     return content
@@ -32,19 +31,10 @@ def read_case_file(path: Path) -> dict[str, Any]:
 
 def read_case_rows(path: Path) -> list[Any]:
     """The rows of a JSON file of a golden case; likewise."""
-    content = _json(path)
+    content = read_json(path)
     if not isinstance(content, list):
         raise ConfigError(f"{path}: holds no rows; copy the folder again")
     return content
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: not JSON ({wrong_content(path) or error}); copy the folder again"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ weights. The sizes of its SigLIP stand in a config.json elsewhere, which `pretra
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.json_file import read_settings
 from megatron_eve.models.towers.sizes import tower_fields
 from megatron_eve.runtime.digests import file_digest
-from megatron_eve.runtime.wrong_content import wrong_content
 
 SIGLIP_FLAG = "--siglip-config"
 
@@ -325,16 +324,4 @@ class _Section:
 
 
 def _read(path: Path, flag: str = "") -> dict[str, Any]:
-    """The fields of a JSON file."""
-    named = f"{flag} {path}" if flag else str(path)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{named}: {error.strerror}; name a model folder in Hugging Face layout") from None
-    except ValueError as error:
-        raise ConfigError(
-            f"{named}: not JSON ({wrong_content(path) or error}); copy the folder again"
-        ) from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{named}: holds no settings by name; copy the folder again")
-    return fields
+    return read_settings(path, "name a model folder in Hugging Face layout", flag)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.json_file import read_settings
 from megatron_eve.models.hf_format import Stated
 from megatron_eve.models.towers.sizes import tower_fields
 from megatron_eve.models.vila.config import PRESETS, VILAConfig
-from megatron_eve.runtime.wrong_content import wrong_content
 
 # config.json of a tower against our settings.
 TOWER_FIELDS = {
@@ -91,20 +90,8 @@ def folder_settings(folder: Path, flag: str = "") -> list[Stated]:
         ConfigError: no config.json there, or one of something else.
     """
     path = folder / "config.json"
-    named = f"{flag} {path}" if flag else str(path)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{named}: {error.strerror}; name the folder of a CLIP or SigLIP tower in Hugging Face layout"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(
-            f"{named}: not JSON ({wrong_content(path) or error}); copy the folder again"
-        ) from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{named}: holds no settings by name; copy the folder again")
-    return tower_settings(fields, named)
+    fields = read_settings(path, "name the folder of a CLIP or SigLIP tower in Hugging Face layout", flag)
+    return tower_settings(fields, f"{flag} {path}" if flag else str(path))
 
 
 def published_settings(name: str) -> list[Stated]:
