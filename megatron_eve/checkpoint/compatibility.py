@@ -27,7 +27,7 @@ from megatron_eve.models.rope_scaling import (
     SCALING_SETTINGS,
     adds_linear_scaling,
     position_note,
-    scaling_words,
+    scaling_difference,
 )
 from megatron_eve.runtime.errors import UserError
 
@@ -138,12 +138,10 @@ def check_model(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None
         model: the run's.
     """
     before = _saved_model(saved)
-    if scaling_words(before) != scaling_words(model):
-        anew = ", or start anew from its weights with --pretrained-checkpoint"
-        raise CheckpointError(
-            f"{folder}: its rotary embeddings are {scaling_words(before)}, and {scaling_words(model)} in this run; "
-            f"resume with the same flags{anew if adds_linear_scaling(before, model) else ''}"
-        )
+    if difference := scaling_difference(before, model):
+        linear = adds_linear_scaling(before, model)
+        anew = ", or start anew from its weights with --pretrained-checkpoint" if linear else ""
+        raise CheckpointError(f"{folder}: its {difference}; resume with the same flags{anew}")
     _check_sizes(folder, saved, model)
 
 
@@ -158,10 +156,10 @@ def check_start(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None
         model: the run's.
     """
     before = _saved_model(saved)
-    if scaling_words(before) != scaling_words(model) and not adds_linear_scaling(before, model):
+    difference = scaling_difference(before, model)
+    if difference and not adds_linear_scaling(before, model):
         raise CheckpointError(
-            f"{folder}: its rotary embeddings are {scaling_words(before)}, and {scaling_words(model)} in this run; "
-            "use the same flags, its preset or recipe, or another checkpoint"
+            f"{folder}: its {difference}; use the same flags, its preset or recipe, or another checkpoint"
         )
     _check_sizes(folder, saved, model, ignore=_SHAPELESS)
 

@@ -109,6 +109,13 @@ def scaling_words(model: ModelConfig) -> str:
     return "not scaled"
 
 
+def scaling_difference(before: ModelConfig, now: ModelConfig) -> str | None:
+    """How a run scales rotary embeddings otherwise than the model that it starts from; None where it does not."""
+    if scaling_words(before) == scaling_words(now):
+        return None
+    return f"rotary embeddings are {scaling_words(before)}, and {scaling_words(now)} in this run"
+
+
 def position_note(before: ModelConfig, now: ModelConfig) -> str | None:
     """What a run does, or could do, about positions that a model was not trained on; None where there are none.
 
@@ -117,7 +124,7 @@ def position_note(before: ModelConfig, now: ModelConfig) -> str | None:
         now: the run's.
     """
     if adds_linear_scaling(before, now):
-        return f"rotary embeddings are not scaled, and {scaling_words(now)} in this run"
+        return scaling_difference(before, now)
     longer = -(-now.max_position_embeddings // before.max_position_embeddings)
     if longer > 1 and scaling_field(now) is None:
         return (

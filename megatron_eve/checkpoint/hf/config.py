@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron_eve.config import ConfigError, ModelConfig
 from megatron_eve.models.family import ModelFamily, ModelSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, loaded_families
-from megatron_eve.models.rope_scaling import adds_linear_scaling, read_scaling, rope_entries, scaling_words
+from megatron_eve.models.rope_scaling import (
+    adds_linear_scaling,
+    read_scaling,
+    rope_entries,
+    scaling_difference,
+)
 from megatron_eve.runtime.wrong_content import wrong_content
 
 if TYPE_CHECKING:
@@ -215,11 +220,10 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
             f"{config.source}: num_key_value_heads is {there}, this run has --num-query-groups {here}; use the preset "
             "or recipe of that model"
         )
-    there, here = scaling_words(theirs), scaling_words(model)
-    if there != here and not adds_linear_scaling(theirs, model):
+    difference = scaling_difference(theirs, model)
+    if difference and not adds_linear_scaling(theirs, model):
         raise ConfigError(
-            f"{config.source}: rotary embeddings are {there}, and {here} in this run; use the preset or recipe of that "
-            "model, or its flags"
+            f"{config.source}: {difference}; use the preset or recipe of that model, or its flags"
         )
     return config
 
