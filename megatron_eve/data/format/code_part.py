@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
-from megatron_eve.data.format.joined import AnyDataset, MergedDataset
+from megatron_eve.data.format.joined import AnyDataset, MergedDataset, part_and_row
 from megatron_eve.data.format.manifest import MANIFEST
 
 CODES = "_codes.bin"
@@ -319,8 +319,8 @@ class JoinedCodes:
         """See `CodePart.codes`."""
         if not 0 <= image < len(self):
             raise IndexError(f"index {image} is out of range for {len(self)} images")
-        number = int(np.searchsorted(self._bounds, image, side="right"))
-        return self.parts[number].codes(image - (int(self._bounds[number - 1]) if number else 0))
+        number, row = part_and_row(self._bounds, image)
+        return self.parts[number].codes(row)
 
     def check_tower(self, **needs: Any) -> None:
         """See `CodePart.check_tower`."""

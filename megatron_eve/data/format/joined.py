@@ -159,8 +159,19 @@ class JoinedDataset:
     def _locate(self, bounds: NDArray[np.int64], index: int) -> tuple[AnyDataset, int]:
         if not 0 <= index < bounds[-1]:
             raise IndexError(f"index {index} is out of range for {bounds[-1]} rows")
-        number = int(np.searchsorted(bounds, index, side="right"))
-        return self._datasets[number], int(index) - (int(bounds[number - 1]) if number else 0)
+        number, row = part_and_row(bounds, index)
+        return self._datasets[number], row
+
+
+def part_and_row(bounds: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """Of rows that are counted through several parts: the part that has row `index`, and the row in it.
+
+    Args:
+        bounds: rows up to the end of each part.
+        index: below the last of them.
+    """
+    number = int(np.searchsorted(bounds, index, side="right"))
+    return number, int(index) - (int(bounds[number - 1]) if number else 0)
 
 
 class MergedDataset(JoinedDataset):
