@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 NODES = 2
@@ -33,6 +33,17 @@ def why_not() -> str | None:
         check=False,
     )
     return None if probe.returncode == 0 else "namespaces are not allowed here (unshare)"
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster from its start to its stop; its folder is made."""
+    cluster.folder.mkdir()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def _path() -> str:

@@ -27,7 +27,7 @@ from megatron_eve.data.format.merging import merge_datasets
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from tests.data.helpers import encoded, picture
 from tests.golden_dir import find_golden
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import Cluster, running, why_not
 from tools.merge_datasets import main as merge_command
 
 ROOT = Path(__file__).parents[2]
@@ -111,13 +111,8 @@ def _makes(process: psutil.Process, prefix: str) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("site") / "cluster")
-    cluster.folder.mkdir()
-    try:
-        cluster.start()
+    with running(Cluster(tmp_path_factory.mktemp("site") / "cluster")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

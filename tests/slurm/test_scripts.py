@@ -20,7 +20,7 @@ import yaml
 from megatron_eve.runtime.digests import file_digest
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import Cluster, running, why_not
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -43,7 +43,6 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "cluster").mkdir()
         self.cluster = Cluster(folder / "cluster")
         # Of the tokenizer that the checkpoint is exported with.
         digest = file_digest(find_golden("tokenize") / "tokenizer.model")
@@ -125,11 +124,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if why_not():
         pytest.skip(str(why_not()))
     site = Site(tmp_path_factory.mktemp("site"))
-    try:
-        site.cluster.start()
+    with running(site.cluster):
         yield site
-    finally:
-        site.cluster.stop()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from megatron_eve.data.format.code_part import CodePart
 from tests.data.helpers import write_dataset
 from tests.data.tokenizing.helpers import FAMILY, write_tower
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import Cluster, running, why_not
 from tests.slurm.test_launch import Launch
 from tools.tokenize_images import main
 
@@ -54,13 +54,8 @@ def test_what_is_missing_stops_a_task(tmp_path: Path, given: dict[str, str], sen
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster")
-    cluster.folder.mkdir()
-    try:
-        cluster.start()
+    with running(Cluster(tmp_path / "cluster")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.mark.slow
