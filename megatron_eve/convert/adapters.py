@@ -65,7 +65,7 @@ def plan_adapter_export(
     its, source, plan = family.hugging_face(), DistFolder(checkpoint), ExportPlan(config, flags)
     rules, modules = (*rules_of(config), *adapter_rules(config.lora)), its.module_names(config.vision)
     beside = tuple(pattern for some in family.parts.values() for pattern in some)
-    base = ExportPlan(config, flags)
+    base, sampled = ExportPlan(config, flags), set(sampled_names(config.model.num_layers))
     others: set[str] = set()  # words in the names of modules beside the decoder
     with meta_model(replace(config, vision=its.export_settings(config.vision, flags))) as model:
         sizes, rows = Sizes.of(config.model, model.padded_vocab_size), config.model.vocab_size
@@ -74,7 +74,7 @@ def plan_adapter_export(
                 others.update(word for name in rule_for(entry.name, rules)[1] for word in name.split("."))
             if stage.trains(entry.name):
                 map_entry(plan, entry, rules, source, sizes, dtype, rows)
-            elif set(rule_for(entry.name, rules)[1]) & set(sampled_names(config.model.num_layers)):
+            elif sampled.intersection(rule_for(entry.name, rules)[1]):
                 map_entry(base, entry, rules, source, sizes, None, rows)
     plan.base = base.tensors
     peft = {name: _PREFIX + renamed(name, modules) for name in plan.tensors}
@@ -105,18 +105,14 @@ def write_adapter_export(plan: ExportPlan, target: Path, done: Callable[[int], N
         for name, lazy in plan.tensors.items():
             tensors[name] = lazy.tensor().clone()
             done(tensors[name].nbytes)
-        metadata = {"format": "pt", METADATA: sample_of(_base_tensor(plan), plan.config.model.num_layers)}
+        base = sample_of(lambda name: plan.base[name].tensor(), plan.config.model.num_layers)
         try:
-            save_file(tensors, unfinished / WEIGHTS_FILE, metadata=metadata)
+            save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt", METADATA: base})
         except SafetensorError as error:  # for example a full disk
             raise OSError(f"{unfinished / WEIGHTS_FILE}: cannot be written ({error})") from None
         for name, content in plan.files.items():
             write_json(unfinished / name, content)
         (unfinished / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
-
-
-def _base_tensor(plan: ExportPlan) -> Callable[[str], torch.Tensor]:
-    return lambda name: plan.base[name].tensor()
 
 
 def _fields(config: RunConfig, names: Collection[str], others: Collection[str]) -> dict[str, Any]:

@@ -55,10 +55,10 @@ def read_scaling(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ConfigError: a kind of scaling, or settings of it, that are not computed here.
     """
     scaling: dict[str, Any] = {}
-    for name, some in rope_entries(fields, path):
-        scaling = _scaling(
-            some, f"{path}: ", f" ({name}: {some})"
-        )  # of two, transformers takes `rope_scaling`
+    for name, some in rope_entries(
+        fields, path
+    ):  # of two, transformers takes `rope_scaling`, which is the last
+        scaling = _scaling(some, f"{path}: ", f" ({name}: {some})")
     return scaling
 
 

@@ -49,10 +49,8 @@ from megatron_eve.data.format.file_lock import lock_file
 from megatron_eve.data.format.manifest import sync
 
 _FOLDER = "_codes.partial"
-_SOME_CHUNKS, _MOST_CHUNKS = (
-    64,
-    4096,
-)  # chunks of a small dataset, to share out; of a large one, to bound files
+_SOME_CHUNKS = 64  # chunks of a small dataset, to share out
+_MOST_CHUNKS = 4096  # of a large one, to bound the number of files
 _CHUNK_IMAGES = 256  # of a chunk, while there are fewer than `_MOST_CHUNKS`: all that a kill costs
 _FIRST_DAMAGED = 5  # damaged images that the manifest names
 
@@ -203,9 +201,8 @@ class CodeWork:
                 f"and its codebook has {settings.codebook_size:,}: its weights do not belong to its configuration"
             )
         data = memoryview(np.ascontiguousarray(codes, CODE_DTYPE).tobytes())
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # without locks another process may have made it, and finished
+        # Without locks another process may have made it, and finished.
+        with contextlib.suppress(FileNotFoundError):
             self._write_at(data, chunk.first * settings.image_bytes)
             self._write_json(self._mark(chunk.number), list(damaged))
         self._unlock(self._folder / f"{chunk.number:05}.lock", chunk.lock)
@@ -349,9 +346,8 @@ class CodeWork:
             return
         if self._codes.exists():
             sync(str(self._codes))
-            Path(self.prefix + CODES_MANIFEST).unlink(
-                missing_ok=True
-            )  # from here on codes of before are gone
+            # From here on codes of before are gone.
+            Path(self.prefix + CODES_MANIFEST).unlink(missing_ok=True)
             os.replace(self._codes, self.prefix + CODES)
         os.replace(self._folder / "manifest.json", self.prefix + CODES_MANIFEST)
         self._remove_folder()

@@ -168,8 +168,6 @@ def _file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         else:
             whole: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
             yield from whole.items()
-    except ConfigError:
-        raise
     except Exception as error:  # both raise nearly anything on a file they cannot read
         raise ConfigError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); copy it again"
