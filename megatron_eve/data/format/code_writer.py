@@ -147,7 +147,12 @@ class CodeWork:
         with self._mutex():
             self._publish()
         with self._mutex():
-            self.finished = check_codes_output(prefix, settings, overwrite)
+            try:
+                self.finished = check_codes_output(prefix, settings, overwrite)
+            except DataError:
+                if self._there() is None:  # nothing was begun, so the folder is this command's
+                    self._remove_folder()
+                raise
             if self.finished is None:
                 self._begin(overwrite)
                 self._in_use = lock_file(self._folder / "in_use", shared=True)

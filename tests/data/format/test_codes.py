@@ -110,6 +110,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         DataError, match=r"one_codes.json is there already, made with --fit stretch, and this comm"
     ):
         CodeWork(prefix, square, overwrite=False)
+    assert not Path(f"{prefix}_codes.partial").exists()
     before = (tmp_path / "one_codes.bin").read_bytes()
     with CodeWork(prefix, square, overwrite=True) as work:
         with pytest.raises(
