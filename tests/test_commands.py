@@ -108,7 +108,7 @@ def test_pretrain_then_generate(dataset: Path, tokenizer: str, tmp_path: Path) -
         r"next stage +python -m megatron_eve.pretrain --stage 3 --pretrained-checkpoint .*",
     ):
         assert re.search(f"^{row}$", second.stdout, re.MULTILINE), row
-    assert re.search("^run ended +--exit-interval 2$", first.stdout, re.MULTILINE)
+    assert re.search("^run ended +--exit-interval 2$", first.stdout, re.MULTILINE), first.stdout
     # The first start's settings: what differs is printed, all of them are in a file that --config reads.
     assert "  parallel: tensor_model_parallel_size = 2 [1]\n" in first.stdout
     assert "ffn_hidden_size" not in first.stdout

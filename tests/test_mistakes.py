@@ -313,7 +313,7 @@ MISTAKES = [
     Mistake("tokenize_images", f"{CODES} --input {{set}} --output {{root}}/x", "did you mean --output-prefix?"),
     Mistake("tokenize_images", "--input {set}", "required: --tower; see --help"),
     Mistake("tokenize_images", "--tower {tower} --input {set}", "{tower}/config.json: model_type is 'clip_vision"),
-    Mistake("tokenize_images", "--tower {root}/x --input {set}", "{root}/x/config.json: No such file or directory"),
+    Mistake("tokenize_images", "--tower {root}/x --input {set}", "--tower {root}/x: no such folder; name that of a"),
     Mistake("reconstruct", f"{SHEET} --output {{root}}/x.jpg", "--output {root}/x.jpg: must end in .png"),
     Mistake("reconstruct", f"{SHEET} --output {{root}}/x/y.png", "--output {root}/x/y.png: {root}/x is no folder;"),
     Mistake("reconstruct", f"{SHEET} --input {{root}}/x", "--input {root}/x: No such file or directory; name files of"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_eve.config.early_flags import flag_value
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.data.images.squares import FITS
 from megatron_eve.models.image_codes import CodeTower, ImageCodes
 from megatron_eve.models.registry import FamilyError, code_families, find_image_codes
@@ -83,4 +84,6 @@ def read_tower(flags: argparse.Namespace, family: str | None) -> NamedTower:
     codes = find_image_codes(family) if family else None
     if family is None or codes is None:
         raise FamilyError(f"--family: name the family of the tower, one of {', '.join(code_families())}")
+    if not flags.tower.is_dir():
+        raise ConfigError(f"--tower {flags.tower}: no such folder; name that of a tower")
     return NamedTower(family, codes, codes.read_tower(flags.tower, vars(flags)))
