@@ -97,7 +97,7 @@ def measured(*words: str) -> tuple[float, float]:
 
 def digests(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the name of each tensor and the sha256 of its bytes."""
-    from megatron_eve.checkpoint.hf.folder import HFFolder
+    from megatron_eve.models.hf_folder import HFFolder
 
     source = HFFolder(folder)
     for key in sorted(source.keys()):

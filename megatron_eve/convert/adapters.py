@@ -16,20 +16,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import rules_of, unknown_keys
 from megatron_eve.config import ConfigError, LoRAConfig, RunConfig
 from megatron_eve.config.lora import TARGETS
 from megatron_eve.config.lora_checks import projection_sizes
 from megatron_eve.convert.adapter_base import METADATA, sample_of, sampled_names
 from megatron_eve.convert.adapter_config import CONFIG_FILE, WEIGHTS_FILE, AdapterFolder, config_fields
-from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.exporting import ExportPlan, map_entry
 from megatron_eve.convert.folders import whole_folder
 from megatron_eve.convert.meta_model import meta_model
 from megatron_eve.convert.transformers_folder import write_json
 from megatron_eve.models.decoder.lora_names import adapter_rules
+from megatron_eve.models.dist_folder import DistFolder
 from megatron_eve.models.family import matches
+from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.name_rules import renamed, rule_for
 from megatron_eve.models.registry import find_family

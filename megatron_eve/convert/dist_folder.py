@@ -1,13 +1,12 @@
-"""Weights in megatron-core's distributed checkpoint format (`torch_dist`), without a model: one tensor at a time.
+"""Writes weights in megatron-core's distributed checkpoint format (`torch_dist`) without a model, one tensor at a time.
 
-torch's planner requests each tensor when it is about to write it, and only requested tensors are read, so converting a
-7B model takes a few hundred megabytes of memory.
+torch's planner requests each tensor when it is about to write it, so converting a 7B model takes a few hundred
+megabytes of memory. `models/dist_folder.py` reads them.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,24 +15,16 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem
 from typing_extensions import override
 
 from megatron_eve.checkpoint.hf.folder import LazyTensor
+from megatron_eve.models.dist_folder import alone
 
 # torch writes in C++, whose errors (of a full disk) name the file of its code or its class.
 _WRITER = re.compile(r"inline_container|PytorchStreamWriter")
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """torch warns that there is no process group, which is the intent."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 @contextmanager
@@ -46,44 +37,6 @@ def _own_errors() -> Iterator[None]:
         if isinstance(cause, RuntimeError) and _WRITER.search(str(cause)):
             raise OSError(f"the checkpoint cannot be written ({str(cause).splitlines()[0]})") from None
         raise cause from None
-
-
-class DistFolder:
-    """Reads a checkpoint's tensors by their keys, whole, whatever layout wrote them.
-
-    Args:
-        folder: the checkpoint (`iter_0000100`).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._reader = FileSystemReader(folder)
-        found = self._reader.read_metadata().state_dict_metadata
-        self._tensors = {key: part for key, part in found.items() if isinstance(part, TensorStorageMetadata)}
-        self._last: tuple[str, torch.Tensor] | None = None
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def shape(self, key: str) -> torch.Size:
-        """Of the whole tensor."""
-        return self._tensors[key].size
-
-    def dtype(self, key: str) -> torch.dtype:
-        """As it was saved."""
-        return self._tensors[key].properties.dtype
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """Read one tensor. The last one is kept: several of another layout may be made of it, one after another."""
-        if self._last is None or self._last[0] != key:
-            self._last = None
-            whole = torch.empty(self.shape(key), dtype=self.dtype(key))
-            with _alone():
-                dcp.load({key: whole}, storage_reader=self._reader, no_dist=True)
-            self._last = key, whole
-        return self._last[1]
 
 
 class _StreamPlanner(DefaultSavePlanner):
@@ -116,7 +69,7 @@ def write_dist_folder(
     """
     # A file a tensor: torch's writer holds all tensors of a file until the file is whole.
     writer = FileSystemWriter(folder, single_file_per_rank=False, thread_count=1)
-    with _alone(), _own_errors():
+    with alone(), _own_errors():
         dcp.save(
             {key: lazy.empty() for key, lazy in tensors.items()},
             storage_writer=writer,

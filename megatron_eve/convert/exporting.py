@@ -21,19 +21,20 @@ from megatron.core import dist_checkpointing
 from megatron_eve.checkpoint.compatibility import CheckpointError
 from megatron_eve.checkpoint.files import damaged_part, missing_part
 from megatron_eve.checkpoint.hf.config import token_ids
-from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor, write_shards
+from megatron_eve.checkpoint.hf.folder import LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.rules import rules_of
 from megatron_eve.checkpoint.store import CheckpointStore
 from megatron_eve.checkpoint.tokenizer_record import file_name
 from megatron_eve.config import ConfigError, RunConfig, from_saved
-from megatron_eve.convert.dist_folder import DistFolder
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.folders import whole_folder
 from megatron_eve.convert.meta_model import Entry, meta_model
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
+from megatron_eve.models.dist_folder import DistFolder
 from megatron_eve.models.family import ADAPTER_PARAMETERS, matches
+from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, placed, rule_for
 from megatron_eve.models.registry import find_family

@@ -12,7 +12,7 @@ import torch
 
 from megatron_eve.checkpoint.files import write_checksums, write_config
 from megatron_eve.checkpoint.hf.config import HFConfig
-from megatron_eve.checkpoint.hf.folder import HFFolder, LazyTensor
+from megatron_eve.checkpoint.hf.folder import LazyTensor
 from megatron_eve.checkpoint.hf.rules import (
     ignored_because,
     lacking_parts,
@@ -32,6 +32,7 @@ from megatron_eve.convert.folders import check_target, source_tokenizer
 from megatron_eve.convert.meta_model import Entry, MetaModel, meta_model
 from megatron_eve.models.decoder.lora_names import adapter_rules
 from megatron_eve.models.family import ModelFamily, begins_at_random
+from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.name_rules import HEAD_KEY, Rule, rule_for, source_for
 from megatron_eve.models.registry import find_family

@@ -69,7 +69,7 @@ def saved_in_bfloat16(folder: Path) -> bool:
     import torch
 
     from megatron_eve.checkpoint.store import CheckpointStore
-    from megatron_eve.convert.dist_folder import DistFolder
+    from megatron_eve.models.dist_folder import DistFolder
 
     store = CheckpointStore(folder)
     iteration = store.latest()

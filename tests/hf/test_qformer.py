@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import megatron_eve.hf  # noqa: F401 - registers the model
-from megatron_eve.convert.dist_folder import DistFolder
+from megatron_eve.models.dist_folder import DistFolder
 from tests.convert.test_conversion import convert, llama
 from tests.convert.vila_folders import tower_alone
 from tests.golden_dir import find_golden

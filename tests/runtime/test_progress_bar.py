@@ -47,7 +47,7 @@ def start(config: RunConfig, terminal: bool = True, seconds: float = 0.0) -> str
 
     from torch.distributed.checkpoint import FileSystemReader
 
-    from megatron_eve.checkpoint.hf.folder import HFFolder
+    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.process_groups import model_parallel
     from megatron_eve.training.loop.train import setup
 

@@ -11,10 +11,10 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_eve.checkpoint.hf.config import check_config
-from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.checkpoint.hf.rules import lacking_parts, open_weights, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
 from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random, matches
+from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.name_rules import source_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.rope_scaling import position_note

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_eve.checkpoint.hf.folder import HFFolder
 from megatron_eve.models.decoder.names import IGNORED_KEYS, decoder_rules
 from megatron_eve.models.family import ModelFamily, ModelSettings
+from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.name_rules import Rule, rule_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import megatron_eve.hf  # noqa: F401 - registers the model
 from megatron_eve.config import LoRAConfig
-from megatron_eve.convert.dist_folder import DistFolder
+from megatron_eve.models.dist_folder import DistFolder
 from megatron_eve.models.vila.config import VILAConfig
 from tests.convert.test_conversion import convert
 from tests.families.suite import run, saving_in
