@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config.early_flags import flag_value
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.registry import (
+    DEFAULT_FAMILY,
+    code_families,
+    family_names,
+    find_family,
+    find_image_codes,
+)
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import run_command
 
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_eve.models.family import ModelFamily
+    from megatron_eve.models.image_codes import CodeTower
 
 DESCRIPTION = """\
 Weights from Hugging Face folders to checkpoints of this project, and back.
@@ -32,15 +39,18 @@ The flags of each: import --help, export --help.
 """
 IMPORT_DESCRIPTION = """\
 Make a checkpoint of a folder in Hugging Face layout: of a language model (Vicuna, Llama, Qwen2), for stage 1 to start
-from, or of a model in its published layout, to train on or to ask.
+from, of a model in its published layout, to train on or to ask, or of a tower that makes codes of pictures (VILA-U's
+vision_tower), for tokenize_images.py and reconstruct.py.
 """
 EXPORT_DESCRIPTION = """\
 Make a folder in Hugging Face layout of a checkpoint, whatever parallel layout it was saved under: the published one, or
-one for transformers.
+one for transformers. A tower that makes codes of pictures comes back with every tensor that its folder had.
 """
 IMPORT_EXAMPLES = """\
 python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 \\
     --target runs/vicuna --dtype bfloat16
+python tools/convert_checkpoint.py import --source vila-u-7b-256/vision_tower \\
+    --target runs/tower
 """
 EXPORT_EXAMPLES = """\
 python tools/convert_checkpoint.py export --source runs/stage3 \\
@@ -54,8 +64,13 @@ EXAMPLES = IMPORT_EXAMPLES + EXPORT_EXAMPLES
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
-    """The two commands and their flags, those of the family among them."""
+def build_parser(family: ModelFamily | None, tower: str | None) -> argparse.ArgumentParser:
+    """The two commands and their flags.
+
+    Args:
+        family: of the model, whose flags are among them; None for a tower that makes codes of pictures.
+        tower: the family of such a tower.
+    """
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="{import,export}", prog=parser.prog
@@ -91,7 +106,7 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         )
         one.add_argument(
             "--family",
-            default=family.name,
+            default=tower if family is None else family.name,
             metavar="NAME",
             help=f"model family, which has flags of its own (default: that of --source, or {DEFAULT_FAMILY})",
         )
@@ -137,19 +152,36 @@ def build_parser(family: ModelFamily) -> argparse.ArgumentParser:
         metavar="SIZE",
         help="largest file of weights, which is also what is held in memory",
     )
-    family.hugging_face().add_import_flags(incoming)
-    family.hugging_face().add_export_flags(outgoing)
+    if family is not None:
+        family.hugging_face().add_import_flags(incoming)
+        family.hugging_face().add_export_flags(outgoing)
+    if tower is not None:
+        find_image_codes(tower).add_flags(incoming)
     return parser
 
 
-def chosen_family(argv: Sequence[str] | None) -> ModelFamily:
-    """The family that --family names, or --source is of; without either the default one."""
-    from megatron_eve.convert.usage import family_of_source
+def chosen_family(argv: Sequence[str] | None) -> tuple[ModelFamily | None, str | None]:
+    """The family that --family names, or --source is of, and without either the default one; of a tower that makes
+    codes of pictures its name alone.
+
+    Raises:
+        ConfigError: --family names another one than the tower's.
+        FamilyError: there is none of that name.
+    """
+    from megatron_eve.config import ConfigError
+    from megatron_eve.convert.usage import family_of_source, tower_of_source
 
     named, source = flag_value(argv, "--family"), flag_value(argv, "--source")
+    tower = tower_of_source(Path(source)) if source is not None else None
+    if tower is not None and named not in (None, tower):
+        raise ConfigError(f"--family {named}: {source} is a tower of the family {tower}; leave --family out")
+    if tower is None and named in code_families() and named not in family_names():
+        tower = named
+    if tower is not None:
+        return None, tower
     if named is None and source is not None:
         named = family_of_source(Path(source))
-    return find_family(named or DEFAULT_FAMILY)
+    return find_family(named or DEFAULT_FAMILY), None
 
 
 def run_import(flags: argparse.Namespace) -> None:
@@ -227,6 +259,44 @@ def run_export(flags: argparse.Namespace) -> None:
         print(dry_run_line(files, size_of(plan.tensors), flags.target))
 
 
+def convert_tower(flags: argparse.Namespace, tower: CodeTower) -> None:
+    """Plan, check and write a checkpoint or a folder of a tower that makes codes of pictures."""
+    from megatron_eve.checkpoint.hf.folder import count_shards
+    from megatron_eve.convert.folders import check_room
+    from megatron_eve.convert.summary import dry_run_line, size_of, summary
+    from megatron_eve.convert.towers import (
+        check_tower,
+        plan_tower_export,
+        plan_tower_import,
+        write_tower_export,
+        write_tower_import,
+    )
+    from megatron_eve.convert.usage import shard_bytes, tower_folders
+    from megatron_eve.runtime.progress_bar import byte_progress
+
+    folders, dtype = tower_folders(flags.family), _dtype(flags)
+    write: Callable[[Callable[[int], None]], None]
+    if flags.command == "import":
+        plan = plan_tower_import(tower, folders, dtype)
+        files = len(plan.tensors)
+        write = partial(write_tower_import, plan, flags.family, flags.target)
+    else:
+        published, shard = flags.format == "published", shard_bytes(flags.max_shard_size)
+        plan = plan_tower_export(tower, folders, dtype, published)
+        files = count_shards(plan.tensors, shard)
+        write = partial(write_tower_export, plan, flags.target, shard, published)
+    check_room(flags.target, size_of(plan.tensors))
+    if flags.command == "import":
+        with byte_progress("checking", plan.source_bytes) as done:
+            check_tower(plan, done)
+    if not flags.dry_run:
+        with byte_progress("writing", size_of(plan.tensors)) as done:
+            write(done)
+    print(summary(plan.tensors, plan.mapped, {"dropped": plan.dropped}, flags.dry_run))
+    if flags.dry_run:
+        print(dry_run_line(files, size_of(plan.tensors), flags.target))
+
+
 def _dtype(flags: argparse.Namespace) -> torch.dtype | None:
     import torch
 
@@ -237,23 +307,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed here that wants a GPU
     return run_command(
-        lambda: convert(build_parser(chosen_family(argv)).parse_args(argv)),
+        lambda: convert(*parse(argv)),
         stopped="stopped; nothing was written",
     )
 
 
-def convert(flags: argparse.Namespace) -> int:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, bool]:
+    """The flags, and whether they are of a tower that makes codes of pictures."""
+    family, tower = chosen_family(argv)
+    return build_parser(family, tower).parse_args(argv), tower is not None
+
+
+def convert(flags: argparse.Namespace, of_tower: bool) -> int:
     """Check the folders, then import or export; returns the exit status.
 
     Raises:
         UserError: what cannot be converted; OSError, what cannot be read or written.
     """
-    from megatron_eve.convert.usage import check_export_flags, check_import_flags
+    from megatron_eve.convert.usage import check_export_flags, check_import_flags, check_tower_flags
 
-    check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
+    tower = check_tower_flags(flags) if of_tower else None
+    if tower is None:
+        check_import_flags(flags) if flags.command == "import" else check_export_flags(flags)
     from megatron_eve.runtime.accelerator import accelerator
 
     accelerator()
+    if tower is not None:
+        convert_tower(flags, tower)
+        return 0
     run_import(flags) if flags.command == "import" else run_export(flags)
     return 0
 

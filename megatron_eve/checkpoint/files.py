@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from megatron_eve.config import RunConfig
 from megatron_eve.runtime.digests import file_digest, file_digest_in_pieces
 
 # Written once per checkpoint, beside the tensors of the ranks.
@@ -121,9 +121,10 @@ def write_checksums(folder: Path, writer: str, names: Iterable[str]) -> None:
     _write_sums(folder / f"{writer}{_SUMS}", {name: file_digest(folder / name) for name in names})
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
-    """Write the configuration of a run to `config.yaml` in the checkpoint; `saved_config` reads it."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+def write_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings (`RunConfig.to_dict` of a run) to `config.yaml` in the checkpoint."""
+    text = yaml.safe_dump(dict(settings), sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def drop_optimizer(folder: Path) -> None:

@@ -139,7 +139,7 @@ class CheckpointSaver:
     def _publish(self, folder: Path, train_state: TrainState) -> None:
         """On the first rank: write the last files, rename the folder, and remove old checkpoints."""
         settings = self._config.checkpoint
-        write_config(folder, self._config)
+        write_config(folder, self._config.to_dict())
         self._store.publish(folder, train_state.iteration)
         try:
             problems = self._store.prune(

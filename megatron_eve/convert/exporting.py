@@ -96,6 +96,20 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
     Raises:
         CheckpointError: none there, or a damaged one.
     """
+    folder = whole_checkpoint(source)
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    config, note = from_saved(common["config"], source=str(folder))
+    if note:
+        print(f"warning: {note}", file=sys.stderr)
+    return folder, config
+
+
+def whole_checkpoint(source: Path) -> Path:
+    """The folder of the latest checkpoint of a run's folder.
+
+    Raises:
+        CheckpointError: none there, or a damaged one.
+    """
     store = CheckpointStore(source)
     iteration = store.latest()
     if iteration is None:
@@ -106,11 +120,7 @@ def open_checkpoint(source: Path) -> tuple[Path, RunConfig]:
     problem = missing_part(folder) or damaged_part(folder, 0, 1)
     if problem:
         raise CheckpointError(f"{folder}: {problem}, so this checkpoint is not whole")
-    common = dist_checkpointing.load_common_state_dict(str(folder))
-    config, note = from_saved(common["config"], source=str(folder))
-    if note:
-        print(f"warning: {note}", file=sys.stderr)
-    return folder, config
+    return folder
 
 
 def plan_export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -196,11 +196,20 @@ def check_finite(source: Path, plan: ImportPlan, done: Callable[[int], None]) ->
         plan.adapter.put_into(folder)
     for names in plan.mapped.values():
         for name in names:
-            tensor = folder.tensor(name)
-            # Twenty times as fast as asking each value: the least and the greatest tell, and NaN is both of them.
-            if tensor.numel() and not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
-                raise ConfigError(f"{source}: {name} holds values that are not finite; copy the folder again")
-            done(tensor.nbytes)
+            done(finite_tensor(folder, name).nbytes)
+
+
+def finite_tensor(folder: HFFolder, name: str) -> torch.Tensor:
+    """Read a tensor.
+
+    Raises:
+        ConfigError: it holds NaN or infinity.
+    """
+    tensor = folder.tensor(name)
+    # Twenty times as fast as asking each value: the least and the greatest tell, and NaN is both of them.
+    if tensor.numel() and not all(bool(edge.isfinite()) for edge in tensor.aminmax()):
+        raise ConfigError(f"{folder.folder}: {name} holds values that are not finite; copy the folder again")
+    return tensor
 
 
 def write_import(
@@ -217,19 +226,43 @@ def write_import(
     Raises:
         ConfigError: see `check_target`.
     """
+    tokenizer = plan.tokenizer.to_dict() if plan.tokenizer else None
+    write_iteration(
+        target, plan.tensors, plan.config.to_dict(), {"frozen": frozen, "tokenizer": tokenizer}, done
+    )
+
+
+def write_iteration(
+    target: Path,
+    tensors: Mapping[str, LazyTensor],
+    settings: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    done: Callable[[int], None],
+) -> None:
+    """Write weights as iteration 0 of a run's folder, under its name only when it is whole.
+
+    Args:
+        target: the run's folder.
+        tensors: by key.
+        settings: of the run, as config.yaml holds them.
+        origin: what else `common.pt` holds: `frozen` and `tokenizer`.
+        done: called with the bytes of each tensor.
+
+    Raises:
+        ConfigError: see `check_target`.
+    """
     check_target(target)
     store = CheckpointStore(target)
     store.clear()
     partial_folder = store.begin(0)
     try:
         common = {
-            "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": plan.config.to_dict(),
-            "dataset": None, "frozen": frozen,
-            "tokenizer": plan.tokenizer.to_dict() if plan.tokenizer else None, "content_metadata": dict(CONTENT),
+            "checkpoint_version": 3.0, "iteration": 0, "consumed_samples": 0, "config": dict(settings),
+            "dataset": None, **origin, "content_metadata": dict(CONTENT),
         }  # fmt: skip
-        write_dist_folder(partial_folder, plan.tensors, common, done)
+        write_dist_folder(partial_folder, tensors, common, done)
         store.free_reserve(partial_folder)
-        write_config(partial_folder, plan.config)
+        write_config(partial_folder, settings)
         write_checksums(partial_folder, "rank00000", [path.name for path in partial_folder.glob("*.distcp")])
         store.publish(partial_folder, 0)
     except BaseException:

@@ -19,7 +19,8 @@ from megatron_eve.checkpoint.tokenizer_record import open_tokenizer
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.adapter_config import AdapterFolder
 from megatron_eve.convert.folders import check_target, source_tokenizer
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.image_codes import CodeTower, TowerFolders
+from megatron_eve.models.registry import code_families, find_family, find_image_codes
 from megatron_eve.runtime.errors import UserError
 
 # As transformers and huggingface_hub spell sizes; the binary ones are those of older transformers.
@@ -69,6 +70,69 @@ def family_of_source(source: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def tower_of_source(source: Path) -> str | None:
+    """The family whose tower a folder is, published or a checkpoint; None where it is none."""
+    for name in code_families():
+        folders = find_image_codes(name).folders
+        if folders is not None and folders.is_tower(source):
+            return name
+    return None
+
+
+def tower_folders(family: str) -> TowerFolders:
+    """The folders of a family's towers.
+
+    Raises:
+        ConfigError: its towers are not converted.
+    """
+    folders = find_image_codes(family).folders
+    if folders is None:
+        raise ConfigError(f"--family {family}: its towers have no folders that are converted")
+    return folders
+
+
+# Flags of the command, with their defaults, that mean something of models alone.
+_OF_MODELS = {"seed": 1234, "adapter": None, "tokenizer": None, "tokenizer_kind": None}
+
+
+def check_tower_flags(flags: argparse.Namespace) -> CodeTower:
+    """Refuse what the flags and folders of a tower's conversion alone show to be wrong.
+
+    Args:
+        flags: of the command. Afterwards `source` is the folder of one iteration, if an export names one.
+
+    Returns:
+        The tower, as its folder describes it.
+
+    Raises:
+        ConfigError, CheckpointError: naming the flag or the folder, and the remedy.
+    """
+    folders, incoming = tower_folders(flags.family), flags.command == "import"
+    for name, default in _OF_MODELS.items():
+        if getattr(flags, name, default) != default:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: {flags.source} is a tower, which has none; leave it out"
+            )
+    if incoming:
+        _check_folders(flags)
+        check_target(flags.target)
+        if not folders.is_published(flags.source):
+            whole = flags.source / "vision_tower"
+            if folders.is_tower(flags.source):
+                raise ConfigError(
+                    f"--source {flags.source}: is a checkpoint already; an import takes a published folder"
+                )
+            if folders.is_tower(whole):
+                raise ConfigError(f"--source {flags.source}: is a whole model; name its tower, {whole}")
+    else:
+        if flags.format == "adapter":
+            raise ConfigError("--format adapter: a tower has no adapters; choose published or transformers")
+        shard_bytes(flags.max_shard_size)
+        flags.source = named_checkpoint(flags.source, flags.ckpt_step, "--source")
+        _check_export_folders(flags)
+    return find_image_codes(flags.family).read_tower(flags.source, vars(flags))
+
+
 def check_import_flags(flags: argparse.Namespace) -> None:
     """Refuse what an import's flags and folders alone show to be wrong.
 
@@ -106,14 +170,7 @@ def check_export_flags(flags: argparse.Namespace) -> None:
         raise ConfigError(problem)
     shard_bytes(flags.max_shard_size)
     flags.source = named_checkpoint(flags.source, flags.ckpt_step, "--source")
-    _check_folders(flags)
-    if flags.target.exists() or flags.target.is_symlink():
-        raise ConfigError(f"{flags.target}: exists already; choose another --target")
-    if not (flags.source / TRACKER).is_file() and (flags.source / "config.json").is_file():
-        raise ConfigError(
-            f"--source {flags.source}: is a model in Hugging Face layout already; an export takes a checkpoint, the "
-            "folder that --save of a run, or an import, wrote"
-        )
+    _check_export_folders(flags)
     iteration = CheckpointStore(flags.source).latest()
     if iteration is None:
         raise CheckpointError(
@@ -150,6 +207,18 @@ def _choose_tokenizer(flags: argparse.Namespace, checkpoint: Path, needed: bool)
     if flags.tokenizer is None:
         print(f"tokenizer: {tokenizer.path}, with which the checkpoint was trained", file=sys.stderr)
     flags.tokenizer, flags.tokenizer_kind = Path(tokenizer.path), tokenizer.kind
+
+
+def _check_export_folders(flags: argparse.Namespace) -> None:
+    """Is the source no model folder, and the target new?"""
+    _check_folders(flags)
+    if flags.target.exists() or flags.target.is_symlink():
+        raise ConfigError(f"{flags.target}: exists already; choose another --target")
+    if not (flags.source / TRACKER).is_file() and (flags.source / "config.json").is_file():
+        raise ConfigError(
+            f"--source {flags.source}: is a model in Hugging Face layout already; an export takes a checkpoint, the "
+            "folder that --save of a run, or an import, wrote"
+        )
 
 
 def _check_folders(flags: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Pictures, and what a tower's codes keep of them: reconstructions at each depth, their PSNR, and a sheet of all.
 
-Shapes: S = side of a picture in pixels, D = codes of a position.
+Shapes: S = side in pixels of a picture that is read, P = of one that is made of codes, D = codes of a position.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Reconstruction:
 
     Attributes:
         name: of the picture.
-        square: as the tower reads it, uint8 [S, S, 3].
-        pictures: of its codes, by depth from 1 to D: uint8 [S, S, 3] each.
+        square: as the tower reads it, uint8 [P, P, 3]; resized where P is not S.
+        pictures: of its codes, by depth from 1 to D: uint8 [P, P, 3] each.
     """
 
     name: str
@@ -67,6 +67,8 @@ def reconstruct(
             model.decode(codes, depth=level)[0].float().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
             for level in range(1, depth + 1)
         ]
+    if (side := len(pictures[0])) != len(square):
+        square = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
     return Reconstruction(name, square, tuple(pictures))
 
 

@@ -4,8 +4,8 @@
 tools/tokenize_images.py and tools/reconstruct.py. Imports no torch: what is wrong with a folder is said before that is
 loaded.
 
-Shapes: n = pictures, S = side of a picture in pixels, h x w = positions, D = codes of a position, K = size of the
-codebook.
+Shapes: n = pictures, S = side of a picture in pixels, P = side of one that is made of codes, h x w = positions,
+D = codes of a position, K = size of the codebook.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 class CodeTower(Protocol):
     """A tower as its folder describes it. Objects are pickled for other processes."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its weights are."""
+        ...
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -64,8 +69,63 @@ class CodeModel(Protocol):
             depth: codes of each position that count, from the first; None: all.
 
         Returns:
-            float [n, S, S, 3] in 0 .. 255.
+            float [n, P, P, 3] in 0 .. 255.
         """
+        ...
+
+
+class TowerFolders(Protocol):
+    """The folders in which towers of a family lie, for tools/convert_checkpoint.py: published, checkpoints, and for
+    transformers.
+
+    A checkpoint keeps every tensor of a published folder once, under one of its names there.
+    """
+
+    def is_tower(self, folder: Path) -> bool:
+        """Is this a tower's folder, published or a checkpoint (one, or the folder that has several)?"""
+        ...
+
+    def is_published(self, folder: Path) -> bool:
+        """Is it a published one?"""
+        ...
+
+    def record(self, tower: CodeTower) -> dict[str, Any]:
+        """What a checkpoint keeps beside its tensors, as plain values for YAML; `ImageCodes.read_tower` reads it."""
+        ...
+
+    def stored_name(self, name: str, tower: CodeTower) -> str | None:
+        """The name in a checkpoint of a tensor of a published folder; copies have one name; None of an unknown one."""
+        ...
+
+    def published_names(self, name: str, tower: CodeTower) -> tuple[str, ...]:
+        """The names in a published folder of a tensor of a checkpoint, its copies included."""
+        ...
+
+    def shapes(self, tower: CodeTower) -> Mapping[str, tuple[int, ...]]:
+        """The tensors that a tower cannot do without, by name in a checkpoint, with their shapes. It loads torch."""
+        ...
+
+    def keeps_dtype(self, name: str) -> bool:
+        """Does a tensor of a checkpoint stay as it is under `--dtype`? Codebooks do: rounded ones give other codes."""
+        ...
+
+    def left_out(self, name: str, tower: CodeTower) -> str | None:
+        """Why a tensor of a checkpoint is no part of a folder for transformers; None if it is one."""
+        ...
+
+    def write_files(self, folder: Path, tower: CodeTower, dtype: str, published: bool) -> None:
+        """Write what stands beside the weights.
+
+        Args:
+            folder: an existing one.
+            tower: that is exported.
+            dtype: of the weights, such as "bfloat16".
+            published: in the published layout; else for transformers.
+        """
+        ...
+
+    def register(self) -> Mapping[str, type]:
+        """Register the towers with transformers; returns the classes by name (`megatron_eve.hf`)."""
         ...
 
 
@@ -76,10 +136,12 @@ class ImageCodes(Protocol):
         tower: what `--tower` names, for its help.
         pad_colour: red, green and blue (0 to 255) of the placeholder image, which replaces a picture that does not
             decode.
+        folders: in which towers lie; None where tools/convert_checkpoint.py knows none.
     """
 
     tower: str
     pad_colour: tuple[int, int, int]
+    folders: TowerFolders | None
 
     def add_flags(self, parser: argparse._ActionsContainer) -> None:
         """Flags that a tower needs beside `--tower`; names are none of the tools that read towers."""
@@ -88,7 +150,7 @@ class ImageCodes(Protocol):
         """Read a folder, without the weights themselves.
 
         Args:
-            folder: `--tower`.
+            folder: `--tower`; published, or a checkpoint.
             flags: values of `add_flags` by name.
 
         Raises:

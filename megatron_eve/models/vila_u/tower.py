@@ -2,14 +2,11 @@
 
 The encoder is a SigLIP up to its last layer but one, whose raw output the quantiser reads.
 
-Shapes: n = pictures, S = side of a picture in pixels, H x W x C = features of one, h x w = positions with codes,
-D = depth.
+Shapes: n = pictures, S = side of a picture in pixels, P = side of one that is made of codes, H x W x C = features of
+one, h x w = positions with codes, D = depth.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -20,9 +17,8 @@ from megatron_eve.models.towers import tower_module
 from megatron_eve.models.vila_u.pixel_decoder import PixelDecoder
 from megatron_eve.models.vila_u.quantizer import Quantized, Quantizer
 from megatron_eve.models.vila_u.tower_folder import TowerSettings
-
-_PREFIX = "rqvaesiglip."
-_ENCODER = f"{_PREFIX}siglip_model.vision_model."
+from megatron_eve.models.vila_u.tower_names import published_name, stored_name
+from megatron_eve.models.vila_u.tower_weights import TowerWeights
 
 
 class UnifiedTower(nn.Module):
@@ -90,13 +86,13 @@ class UnifiedTower(nn.Module):
             depth: codes of each position that count, from the first; None: all.
 
         Returns:
-            float32 [n, S, S, 3], 0 .. 255.
+            float32 [n, P, P, 3], 0 .. 255.
         """
         pixels = self.decode_features(self.quantizer.embed(codes, depth))
         return pixels.float().add(1).mul(127.5).clamp(0, 255).permute(0, 2, 3, 1)
 
     def decode_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [n, H, W, C], quantised or not -> pictures [n, 3, S, S], about -1 .. 1."""
+        """Features [n, H, W, C], quantised or not -> pictures [n, 3, P, P], about -1 .. 1."""
         hidden = features.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         if grid := self.settings.decoder_latent_shape:
             hidden = nn.functional.interpolate(hidden.float(), grid, mode="bilinear", align_corners=False)
@@ -115,60 +111,17 @@ def load_tower(settings: TowerSettings, device: torch.device, dtype: torch.dtype
     Raises:
         ConfigError: weights that are missing, damaged or of other sizes.
     """
-    tower = UnifiedTower(settings)
+    tower, weights = UnifiedTower(settings), TowerWeights(settings)
     wanted = tower.state_dict()
-    keys = {name: _published(name) for name in wanted}
-    found = _tensors(settings, set(keys.values()))
-    _copy_shared(found, settings)
-    for name, key in keys.items():
-        if key not in found:
-            raise ConfigError(f"{settings.folder}: the weights lack {key}; copy the folder again")
-        if found[key].shape != wanted[name].shape:
+    found = {}
+    for name, tensor in wanted.items():
+        key = stored_name(published_name(name), settings)
+        assert key is not None
+        if key in weights and weights.shape(key) != tensor.shape:
             raise ConfigError(
-                f"{settings.folder}: {key} is {list(found[key].shape)} in the weights, and config.json says "
-                f"{list(wanted[name].shape)}; copy both from the same model"
+                f"{settings.folder}: {key} is {list(weights.shape(key))} in the weights, and its settings say "
+                f"{list(tensor.shape)}; copy both from the same model"
             )
-    tower.load_state_dict({name: found[key] for name, key in keys.items()})
+        found[name] = weights.tensor(key)
+    tower.load_state_dict(found)
     return tower.to(device=device, dtype=dtype).eval().requires_grad_(False)
-
-
-def _published(name: str) -> str:
-    """The name in a published folder of a tensor here."""
-    if name.startswith("encoder."):
-        return _ENCODER + name.removeprefix("encoder.")
-    return _PREFIX + name
-
-
-def _copy_shared(found: dict[str, torch.Tensor], settings: TowerSettings) -> None:
-    """Give each depth its codebook where one is shared: newer writers of safetensors leave copies out."""
-    if not settings.shared_codebook:
-        return
-    first = f"{_PREFIX}quantizer.codebooks.0."
-    for key in [key for key in found if key.startswith(first)]:
-        for level in range(1, settings.depth):
-            found.setdefault(f"{_PREFIX}quantizer.codebooks.{level}.{key.removeprefix(first)}", found[key])
-
-
-def _tensors(settings: TowerSettings, keys: set[str]) -> dict[str, torch.Tensor]:
-    """Those of the tensors that the files hold."""
-    found: dict[str, torch.Tensor] = {}
-    for path in settings.weights:
-        found.update((key, tensor) for key, tensor in _file(path) if key in keys)
-    return found
-
-
-def _file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a file. Of a pickle only tensors are read: no code in it runs."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as tensors:
-                yield from ((key, tensors.get_tensor(key)) for key in tensors.keys())  # noqa: SIM118 -- no iterator
-        else:
-            whole: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-            yield from whole.items()
-    except Exception as error:  # both raise nearly anything on a file they cannot read
-        raise ConfigError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); copy it again"
-        ) from None

@@ -1,32 +1,31 @@
-"""What the folder of a VILA-U tower says, read without loading a weight. Imports no torch.
+"""What the folder of a VILA-U tower says, read without loading a weight. Imports no torch at its top.
 
 A published model has it in `vision_tower/`: config.json with the sections `rqvaesiglip` and `rqtransformer`, and
 weights. The sizes of its SigLIP stand in a config.json elsewhere, which `pretrained_model` names.
+A checkpoint that tools/convert_checkpoint.py made of such a folder keeps all that in its config.yaml (`TowerRecord`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from megatron_eve.config import TRACKER
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.json_file import read_settings
 from megatron_eve.models.towers.sizes import tower_fields
-from megatron_eve.runtime.digests import file_digest
 
 SIGLIP_FLAG = "--siglip-config"
+CONFIG, SETTINGS = "config.json", "config.yaml"
 
 _MODEL_TYPE = "rqvaesigliptransformer_model"
 _SECTION = "rqvaesiglip"
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# Files of a published folder beside config.json that a checkpoint keeps.
+_OTHER_FILES = ("preprocessor_config.json",)
 # Vision sides of the SigLIPs that published towers name as their `pretrained_model` and do not hold.
 _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "google/siglip-large-patch16-256": {
@@ -123,6 +122,11 @@ class TowerSettings:
         return self.encoder.image_size
 
     @property
+    def picture_size(self) -> int:
+        """Side in pixels of the pictures that it makes of codes."""
+        return self.decoder.resolution
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the codes of a picture."""
         return self.code_shape[:2]
@@ -137,55 +141,117 @@ class TowerSettings:
         """The largest K of the depths."""
         return max(self.codebook_sizes)
 
-    @property
-    def weights(self) -> tuple[Path, ...]:
-        """The files with the weights, safetensors where there are both."""
-        for name in _WEIGHTS:
-            path = self.folder / name
-            if not path.is_file():
-                continue
-            if path.suffix != ".json":
-                return (path,)
-            return tuple(
-                self.folder / shard for shard in sorted(set(_read(path).get("weight_map", {}).values()))
-            )
-        raise ConfigError(f"{self.folder}: no weights there (model.safetensors); copy the folder again")
-
     def sha256(self) -> str:
-        """Fingerprint of what decides the codes: of the sizes, and of the files of the weights, which it reads."""
-        sizes = {name: value for name, value in vars(self).items() if name != "folder"}
-        total = hashlib.sha256(repr(sorted(sizes.items())).encode())
-        for path in self.weights:
-            total.update(file_digest(path).encode())
-        return total.hexdigest()
+        """Fingerprint of what decides the codes: the sizes, and the tensors that make codes, which it reads.
+
+        The folder of a tower and its checkpoint have the same.
+
+        Raises:
+            ConfigError: weights that are missing or damaged.
+        """
+        from megatron_eve.models.vila_u.tower_weights import fingerprint
+
+        return fingerprint(self)
+
+
+@dataclass(frozen=True)
+class TowerRecord:
+    """What a checkpoint keeps of a tower beside its tensors, in config.yaml under `tower`.
+
+    Attributes:
+        files: the JSON files of its published folder, by name, as they were read.
+        siglip: sizes of its SigLIP, which that folder does not hold (`EncoderSizes`).
+    """
+
+    files: Mapping[str, Mapping[str, Any]]
+    siglip: Mapping[str, Any]
+
+
+def is_tower(folder: Path) -> bool:
+    """Is this the folder of a tower, published or a checkpoint of one?"""
+    try:
+        return _checkpoint_of(folder) is not None or is_published(folder)
+    except ConfigError:
+        return False
+
+
+def tower_record(tower: TowerSettings) -> TowerRecord:
+    """What a checkpoint of this tower keeps.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    if (record := _checkpoint_of(tower.folder)) is not None:
+        return record[1]
+    there = [CONFIG, *(name for name in _OTHER_FILES if (tower.folder / name).is_file())]
+    return TowerRecord({name: _read(tower.folder / name) for name in there}, asdict(tower.encoder))
 
 
 def read_tower_folder(folder: Path, siglip_config: Path | None = None) -> TowerSettings:
-    """Read config.json of a tower and that of its SigLIP.
+    """Read what a tower's folder, or the settings of its checkpoint, say of it.
 
-    The latter is in the folder that `siglip_config` names, or in one beside or inside the tower's that
-    `pretrained_model` names, or known here by its name on the hub. Nothing is fetched, and no code of a folder runs.
+    The sizes of its SigLIP are in the checkpoint; else in the folder that `siglip_config` names, or in one beside or
+    inside the tower's that `pretrained_model` names, or known here by its name on the hub. Nothing is fetched, and no
+    code of a folder runs.
 
     Args:
-        folder: `vision_tower/` of a published model, or the model's folder.
+        folder: `vision_tower/` of a published model, the model's folder, or a checkpoint's (one of its iterations, or
+            the folder that has them).
         siglip_config: folder of the SigLIP, or its config.json.
 
     Raises:
         ConfigError: it is not the folder of such a tower, lacks something, or its sizes do not fit each other.
     """
-    if (
-        not (folder / "config.json").is_file()
-        or _read(folder / "config.json").get("model_type") != _MODEL_TYPE
-    ):
-        inner = folder / "vision_tower"
-        folder = inner if (inner / "config.json").is_file() else folder
-    path = folder / "config.json"
+    if (found := _checkpoint_of(folder)) is not None:
+        place, record = found
+        path = place / SETTINGS
+        try:
+            fields, sizes = record.files[CONFIG], EncoderSizes(**record.siglip)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: no settings of a tower ({error}); import the tower again") from None
+        return _settings(place, path, fields, sizes)
+    if not is_published(folder) and (folder / "vision_tower" / CONFIG).is_file():
+        folder = folder / "vision_tower"
+    path = folder / CONFIG
     fields = _read(path)
     if fields.get("model_type") != _MODEL_TYPE:
         raise ConfigError(
             f"{path}: model_type is {fields.get('model_type')!r}, and {_MODEL_TYPE!r} is needed; name the folder "
             "vision_tower of a VILA-U"
         )
+    pretrained = _Section(path, fields, _SECTION).value("pretrained_model")
+    return _settings(folder, path, fields, _encoder(path, pretrained, siglip_config))
+
+
+def is_published(folder: Path) -> bool:
+    """Is it the published folder of a tower?
+
+    Raises:
+        ConfigError: its config.json cannot be read.
+    """
+    path = folder / CONFIG
+    return path.is_file() and _read(path).get("model_type") == _MODEL_TYPE
+
+
+def _checkpoint_of(folder: Path) -> tuple[Path, TowerRecord] | None:
+    """The folder of the checkpoint that a path names (its latest, where it has several), and what that keeps of a
+    tower; None where it is no checkpoint of a tower."""
+    place, tracker = folder, folder / TRACKER
+    if tracker.is_file():
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        place = folder / f"iter_{text:0>7}"
+    path = place / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return place, TowerRecord(**settings["tower"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        return None
+
+
+def _settings(folder: Path, path: Path, fields: Mapping[str, Any], encoder: EncoderSizes) -> TowerSettings:
+    """Settings from config.json, of which messages name `path`."""
     section = _Section(path, fields, _SECTION)
     latent, code = section.numbers("latent_shape", 3), section.numbers("code_shape", 3)
     n_embed, shared = section.value("n_embed"), bool(section.value("shared_codebook"))
@@ -194,7 +260,7 @@ def read_tower_folder(folder: Path, siglip_config: Path | None = None) -> TowerS
     decoder = _Section(path, section.fields, "ddconfig")
     settings = TowerSettings(
         folder,
-        _encoder(path, section.value("pretrained_model"), siglip_config),
+        encoder,
         DecoderSizes(
             ch=decoder.number("ch"),
             ch_mult=decoder.numbers("ch_mult"),
@@ -237,11 +303,11 @@ def _problems(tower: TowerSettings) -> Iterator[str]:
     elif tower.shared_codebook and len(set(tower.codebook_sizes)) > 1:
         yield f"n_embed is {list(tower.codebook_sizes)} with shared_codebook, which needs one size"
     grid = tower.decoder_latent_shape or (rows, columns)
-    if grid != (tower.decoder.grid, tower.decoder.grid) or tower.decoder.resolution != tower.image_size:
+    if grid != (tower.decoder.grid, tower.decoder.grid):
         yield (
             f"its decoder makes a picture of {tower.decoder.resolution} pixels from {tower.decoder.grid} x "
-            f"{tower.decoder.grid} features, and gets {grid[0]} x {grid[1]} of a picture of {tower.image_size} pixels; "
-            "correct latent_shape, decoder_latent_shape or ddconfig"
+            f"{tower.decoder.grid} features, and gets {grid[0]} x {grid[1]}; correct latent_shape, "
+            "decoder_latent_shape or ddconfig"
         )
 
 

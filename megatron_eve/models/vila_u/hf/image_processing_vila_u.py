@@ -1,0 +1,68 @@
+"""Pictures to pixel values for a VILA-U tower, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+
+class VILAUImageProcessor(BaseImageProcessor):
+    """The published preprocessing: a square of S x S by Pillow's bicubic filter, normalised to -1 .. 1.
+
+    Args:
+        image_size: S, in pixels.
+        image_mean, image_std: of the three colours, on a scale from 0 to 1.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+
+    def preprocess(
+        self, images: Any, fit: str = "stretch", return_tensors: str = "pt", **_: Any
+    ) -> BatchFeature:
+        """Pictures to pixel values.
+
+        Args:
+            images: a PIL image or a list of them.
+            fit: stretch: the aspect ratio is lost, as of pictures that are read; square: the largest square is cut out
+                first, the middle of a wide picture or the top of a tall one, as of pictures that are to be drawn.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            `pixel_values`: float32 [n, 3, S, S].
+        """
+        if fit not in ("stretch", "square"):
+            raise ValueError(f"fit is {fit!r}, and stretch or square is needed")
+        pictures = images if isinstance(images, list | tuple) else [images]
+        squares = np.stack([np.asarray(self._square(image.convert("RGB"), fit)) for image in pictures])
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        values = torch.from_numpy(squares).float().div(255).sub(mean).div(std)
+        return BatchFeature({"pixel_values": values.permute(0, 3, 1, 2)}, tensor_type=return_tensors)
+
+    def postprocess(self, pictures: torch.Tensor) -> list[Image.Image]:
+        """Pictures of `VILAUTowerModel.decode`, [n, 3, P, P], as PIL images."""
+        values = pictures.float().add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def _square(self, image: Image.Image, fit: str) -> Image.Image:
+        if fit == "square":
+            side = min(image.size)
+            left = (image.width - side) // 2
+            image = image.crop((left, 0, left + side, side))
+        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)

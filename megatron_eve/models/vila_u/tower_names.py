@@ -1,0 +1,80 @@
+"""Names of the tensors of a VILA-U tower: in published folders, in checkpoints, and in `tower.UnifiedTower`.
+
+A checkpoint keeps the names of a published folder, each tensor once: a published folder may hold a shared codebook once
+for each depth, and two scalars of the SigLIP under two names, since older writers wrote them so. `rqtransformer.*`
+is the head of the decoder that draws: it lies in the tower's folder and has no part in codes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from megatron_eve.models.vila_u.tower_folder import TowerSettings
+
+HEAD = "rqtransformer."
+_PREFIX = "rqvaesiglip."
+_ENCODER = f"{_PREFIX}siglip_model.vision_model."
+_ALIASES = {f"{_PREFIX}siglip_model.{name}": f"{_PREFIX}{name}" for name in ("logit_scale", "logit_bias")}
+_CODEBOOK = re.compile(
+    rf"{re.escape(_PREFIX)}quantizer\.codebooks\.(\d+)\.(weight|cluster_size_ema|embed_ema)"
+)
+_OTHERS = re.compile(
+    rf"{re.escape(HEAD)}.+|{re.escape(_PREFIX)}(?:siglip_model\.(?:vision|text)_model\..+|logit_scale|logit_bias|"
+    r"post_quant_conv\.(?:weight|bias)|decoder\..+)"
+)
+
+
+def published_name(name: str) -> str:
+    """The name in a published folder of a tensor of `tower.UnifiedTower`."""
+    if name.startswith("encoder."):
+        return _ENCODER + name.removeprefix("encoder.")
+    return _PREFIX + name
+
+
+def stored_name(name: str, tower: TowerSettings) -> str | None:
+    """The name in a checkpoint of a tensor of a published folder: of copies the first's; None of an unknown one."""
+    if name in _ALIASES:
+        return _ALIASES[name]
+    if found := _CODEBOOK.fullmatch(name):
+        level = int(found[1])
+        if level >= tower.depth:
+            return None
+        return _codebook(0 if tower.shared_codebook else level, found[2])
+    return name if _OTHERS.fullmatch(name) else None
+
+
+def copies(name: str, tower: TowerSettings) -> tuple[str, ...]:
+    """The names in a published folder of a tensor of a checkpoint, its copies included."""
+    found = _CODEBOOK.fullmatch(name)
+    if found and tower.shared_codebook:
+        return tuple(_codebook(level, found[2]) for level in range(tower.depth))
+    return (name, *(alias for alias, first in _ALIASES.items() if first == name))
+
+
+def decides_codes(name: str, tower: TowerSettings) -> bool:
+    """Do codes depend on a tensor of this name in a checkpoint? On the encoder's last layer they do not."""
+    if found := _CODEBOOK.fullmatch(name):
+        return found[2] == "weight"
+    return name.startswith(tuple(_encoder_parts(tower)))
+
+
+def is_codebook(name: str) -> bool:
+    """Is a tensor of this name in a checkpoint part of a codebook?"""
+    return _CODEBOOK.fullmatch(name) is not None
+
+
+def is_used(name: str, tower: TowerSettings) -> bool:
+    """Do codes, or pictures of codes, depend on a tensor of this name in a checkpoint?"""
+    pictures = (f"{_PREFIX}post_quant_conv.", f"{_PREFIX}decoder.")
+    return decides_codes(name, tower) or name.startswith(pictures)
+
+
+def _encoder_parts(tower: TowerSettings) -> Iterator[str]:
+    yield f"{_ENCODER}embeddings."
+    for layer in range(tower.encoder.num_layers - 1):
+        yield f"{_ENCODER}encoder.layers.{layer}."
+
+
+def _codebook(level: int, name: str) -> str:
+    return f"{_PREFIX}quantizer.codebooks.{level}.{name}"
