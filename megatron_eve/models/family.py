@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from megatron_eve.models.image_codes import CodeTower
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from megatron_eve.models.text_format import TextRules
@@ -226,6 +227,8 @@ class ModelFamily(Protocol):
             folder of weights lacks keeps its initial weights.
         image_flags: settings of pictures that a dataset is made for, by their names in `image_settings`.
         text_rules: templates of the family's own, and how its texts are tokenised and cut.
+        reads_codes: packs of its runs have `codes` on the first and on the last pipeline stage, from the code parts of
+            the datasets (`data/format/code_part.py`); no pixels are decoded then (`views` is empty).
     """
 
     name: str
@@ -236,6 +239,7 @@ class ModelFamily(Protocol):
     parts: Mapping[str, tuple[str, ...]]
     image_flags: Mapping[str, ImageFlag]
     text_rules: TextRules = TextRules()
+    reads_codes: bool = False
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
@@ -327,6 +331,14 @@ class ModelFamily(Protocol):
         return 0.0
 
     # --- data ---
+
+    def code_tower(self, config: RunConfig) -> CodeTower | None:
+        """The tower whose codes a run reads, where the family reads codes and the run names it.
+
+        Raises:
+            ConfigError: a tower that cannot be read.
+        """
+        return None
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
         """What a run's model makes of pictures, by the names of `image_flags`.

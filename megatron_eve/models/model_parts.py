@@ -20,10 +20,12 @@ class SampleCounts(NamedTuple):
     Attributes:
         labels: tokens that are predicted.
         images: pictures, damaged ones included.
+        visual_labels: positions of pictures that are to be drawn, each with codes to predict.
     """
 
     labels: int
     images: int
+    visual_labels: int = 0
 
 
 class Objective(Protocol):
@@ -82,6 +84,9 @@ class Pack(Protocol):
         image_grids: int64 [I, 2], rows and columns of each image's merged patches.
         image_rows: int64 [I], rows of the sequence that each image takes.
         pixels: uint8, views of the images that this rank decodes, by name (see `data.batch.PackedBatch`).
+        codes: int64 [V, D], codes of all images, image after image, row by row within one; None where this rank reads
+            none.
+        drawn: bool [I], is the image to be drawn (predicted)?
     """
 
     @property
@@ -114,6 +119,16 @@ class Pack(Protocol):
         """See above."""
         ...
 
+    @property
+    def codes(self) -> torch.Tensor | None:
+        """See above."""
+        ...
+
+    @property
+    def drawn(self) -> torch.Tensor:
+        """See above."""
+        ...
+
 
 @dataclass
 class VisualInputs:
@@ -122,10 +137,12 @@ class VisualInputs:
     Attributes:
         pixels: decoded views of the images by name, uint8, on the device.
         grids: int64 [I, 2], rows and columns of each image's merged patches, on the host: shapes follow from them.
+        codes: int64 [V, D], codes of all image rows, image after image, on the device; None where a family reads none.
     """
 
     pixels: dict[str, torch.Tensor]
     grids: torch.Tensor
+    codes: torch.Tensor | None = None
 
 
 class FrontEnd(Protocol):
@@ -178,7 +195,14 @@ class FamilyObjective(Objective, Protocol):
     Attributes:
         module: attribute name of its module on the last stage, which is part of checkpoint keys; None without weights.
         features: intermediate features that it wants; at most one objective of a model may want any.
+        gathers_rows: under sequence parallelism its head takes the hidden states of all tensor-parallel ranks, gathered
+            as those of labelled rows are, and not this rank's share alone.
     """
+
+    @property
+    def gathers_rows(self) -> bool:
+        """See above."""
+        ...
 
     @property
     def module(self) -> str | None:
@@ -194,8 +218,8 @@ class FamilyObjective(Objective, Protocol):
         """The module of the last stage; R = this rank's rows.
 
         Its `forward(hidden [n, 1, D], features [J, R, K] or None, rows, inputs)` takes this rank's hidden states behind
-        the final norm, the intermediate features, `PackRows.rows` and what `inputs` gave, and returns float32 losses of
-        any shape (see `Objective`).
+        the final norm (see `gathers_rows`), the intermediate features, `PackRows.rows` and what `inputs` gave, and
+        returns float32 losses of any shape (see `Objective`).
         """
         ...
 
@@ -238,6 +262,7 @@ class Work:
         images: pictures, or tiles of pictures.
         merged_patches: the sum over images of rows times columns of their grids.
         image_rows: positions of the decoder that images take.
+        visual_labels: those of them that images to be drawn take, each with codes to predict.
     """
 
     tokens: int
@@ -246,6 +271,7 @@ class Work:
     images: int
     merged_patches: int
     image_rows: int
+    visual_labels: int = 0
 
 
 class FamilyFlops(NamedTuple):

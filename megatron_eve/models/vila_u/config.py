@@ -25,7 +25,9 @@ class VILAUConfig:
     ] = None
     """Folder of the vision tower that made the codes of the dataset: vision_tower of a VILA-U, or the folder that has
     it. Its codebook is a frozen part of the model."""
-    siglip_config: Annotated[str | None, Flag("DIR", "the one that --vision-tokenizer names, if it is near it")] = None
+    siglip_config: Annotated[
+        str | None, Flag("DIR", "the one that --vision-tokenizer names, if it is near it")
+    ] = None
     """Folder of the SigLIP of --vision-tokenizer, of which config.json is read; nothing is fetched."""
     code_grid: Annotated[int, Flag("N")] = 4
     """Positions along each side of a picture; a picture is N x N rows of the sequence."""
@@ -64,7 +66,13 @@ class VILAUConfig:
 
 
 # Settings that change no shape of the model.
-TRAINING_SETTINGS = ("vision_tokenizer", "siglip_config", "depth_dropout", "visual_loss_weight", "visual_loss_chunk")
+TRAINING_SETTINGS = (
+    "vision_tokenizer",
+    "siglip_config",
+    "depth_dropout",
+    "visual_loss_weight",
+    "visual_loss_chunk",
+)
 
 PRESETS: dict[str, Preset] = {
     # Llama 2 with the four special tokens, and the tower of 256 pixels.

@@ -86,9 +86,7 @@ def _numbers(fields: Mapping[str, Any], path: Path, name: str) -> list[int]:
 def _number(fields: Mapping[str, Any], path: Path, section: str, keys: tuple[str, ...]) -> int:
     value = _value(fields, path, section, keys)
     if type(value) is not int or value < 1:
-        raise ConfigError(
-            f"{path}: {section} has {'.'.join(keys)} {value!r}, and a number above 0 is needed"
-        )
+        raise ConfigError(f"{path}: {section} has {'.'.join(keys)} {value!r}, and a number above 0 is needed")
     return value
 
 

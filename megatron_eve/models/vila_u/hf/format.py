@@ -41,7 +41,8 @@ class VILAUFormat(HFFormat):
     ignored_keys: Mapping[str, str] = {
         re.escape(CODEBOOK_KEYS) + r"\d+\.(cluster_size_ema|embed_ema)": _TRAINS_TOWERS,
         re.escape(CODEBOOK_KEYS) + r"[1-9]\d*\.weight": _COPY,
-        re.escape(TOWER_KEYS) + r"rqvaesiglip\.(?!quantizer\.).*": "of the tower, which a model does not hold",
+        re.escape(TOWER_KEYS)
+        + r"rqvaesiglip\.(?!quantizer\.).*": "of the tower, which a model does not hold",
     }
 
     # --- config.json of a folder ---
