@@ -1,0 +1,52 @@
+"""VILA-U's golden cases: see `GoldenFormat`. Imports no torch at its top."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_eve.models.golden_format import Comparison, GoldenBatch, LanguageGolden
+from megatron_eve.models.vila_u.golden_batches import code_comparisons, has_batches, read_batches
+from megatron_eve.models.vila_u.hf.layouts import DEPTH_KEYS
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_eve.models.model_parts import VisualInputs
+
+
+class VILAUGolden(LanguageGolden):
+    """See `GoldenFormat`: batches of the public code."""
+
+    losses: Mapping[str, str] = {"image_loss": "visual loss"}
+    heads: Mapping[str, tuple[str, str]] = {"visual loss": ("image_logits", "image_targets")}
+    without_gradient = re.compile(re.escape(DEPTH_KEYS) + r".*\.attn\.key\.bias")
+
+    def reads(self, folder: Path) -> bool:
+        """See `GoldenFormat.reads`."""
+        return has_batches(folder)
+
+    def batches(self, folder: Path) -> Sequence[GoldenBatch]:
+        """See `GoldenFormat.batches`."""
+        return read_batches(folder) if has_batches(folder) else []
+
+    def comparisons(self, folder: Path) -> Iterator[Comparison]:
+        """See `GoldenFormat.comparisons`: the codes of all pictures."""
+        return code_comparisons(folder) if has_batches(folder) else iter(())
+
+    def front_end_outputs(self, front_end: Any, visual: VisualInputs) -> Mapping[str, Sequence[torch.Tensor]]:
+        """See `GoldenFormat.front_end_outputs`: rows of the projector."""
+        count = len(visual.grids)
+        return {"image_features": front_end(visual).view(count, -1, front_end.config.hidden_size)}
+
+    def predictions(self, head: torch.nn.Module, given: tuple[Any, ...]) -> torch.Tensor:
+        """See `GoldenFormat.predictions`: logits of all depths of a position, [R, D * K]."""
+        hidden, _, _, inputs = given
+        logits: torch.Tensor = head.logits(hidden, inputs)  # type: ignore[operator]
+        return logits.flatten(1)
+
+    def row_places(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `GoldenFormat.row_places`."""
+        return rows.images, rows.numbers
