@@ -395,7 +395,7 @@ def write_coded_datasets(root: Path) -> None:
             "grid": (4, 4),
             "depth": 3,
             "codebook_size": 8,
-            "tower_sha256": settings.sha256(),
+            "tower_sha256": codes.sha256(settings),
             "dtype": "float32",
         }
         made |= {

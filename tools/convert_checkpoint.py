@@ -39,8 +39,8 @@ The flags of each: import --help, export --help.
 """
 IMPORT_DESCRIPTION = """\
 Make a checkpoint of a folder in Hugging Face layout: of a language model (Vicuna, Llama, Qwen2), for stage 1 to start
-from, of a model in its published layout, to train on or to ask, or of a tower that makes codes of pictures (VILA-U's
-vision_tower), for tokenize_images.py and reconstruct.py.
+from, of a model in its published layout, to train on or to ask, or of a tower that makes codes of
+pictures, for tokenize_images.py and reconstruct.py.
 """
 EXPORT_DESCRIPTION = """\
 Make a folder in Hugging Face layout of a checkpoint, whatever parallel layout it was saved under: the published one, or
@@ -49,7 +49,7 @@ one for transformers. A tower that makes codes of pictures comes back with every
 IMPORT_EXAMPLES = """\
 python tools/convert_checkpoint.py import --source vicuna-7b-v1.5 \\
     --target runs/vicuna --dtype bfloat16
-python tools/convert_checkpoint.py import --source vila-u-7b-256/vision_tower \\
+python tools/convert_checkpoint.py import --source models/tower \\
     --target runs/tower
 """
 EXPORT_EXAMPLES = """\

@@ -58,13 +58,13 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
     source, plan = HFFolder(tower.folder), TowerPlan(tower, folders)
     unknown = []
     for key in sorted(source.keys()):
-        name = folders.stored_name(key, tower)
-        if name is None:
+        stored = folders.stored_name(key, tower)
+        if stored is None:
             unknown.append(key)
             continue
-        plan.mapped[name] = (*plan.mapped.get(name, ()), key)
-        shape, kind = source.describe(key)
-        plan.source_bytes += shape.numel() * kind.itemsize
+        plan.mapped[stored] = (*plan.mapped.get(stored, ()), key)
+        size, kind = source.describe(key)
+        plan.source_bytes += size.numel() * kind.itemsize
     if unknown:
         raise ConfigError(
             f"{tower.folder}: holds {len(unknown)} tensors of unknown names ({', '.join(unknown[:3])}); is this "
@@ -82,9 +82,9 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
                 "the same model"
             )
     for name, keys in plan.mapped.items():
-        shape, kind = source.describe(keys[0])
+        size, kind = source.describe(keys[0])
         wanted = _dtype(name, kind, dtype, folders)
-        plan.tensors[name] = LazyTensor(shape, wanted, partial(source.tensor, keys[0]))
+        plan.tensors[name] = LazyTensor(size, wanted, partial(source.tensor, keys[0]))
     return plan
 
 

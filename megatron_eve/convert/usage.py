@@ -117,13 +117,12 @@ def check_tower_flags(flags: argparse.Namespace) -> CodeTower:
         _check_folders(flags)
         check_target(flags.target)
         if not folders.is_published(flags.source):
-            whole = flags.source / "vision_tower"
             if folders.is_tower(flags.source):
                 raise ConfigError(
-                    f"--source {flags.source}: is a checkpoint already; an import takes a published folder"
+                    f"--source {flags.source}: is a checkpoint already; name a published folder"
                 )
-            if folders.is_tower(whole):
-                raise ConfigError(f"--source {flags.source}: is a whole model; name its tower, {whole}")
+            if (inside := folders.tower_in(flags.source)) is not None:
+                raise ConfigError(f"--source {flags.source}: is a whole model; name its tower, {inside}")
     else:
         if flags.format == "adapter":
             raise ConfigError("--format adapter: a tower has no adapters; choose published or transformers")

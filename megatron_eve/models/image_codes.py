@@ -42,10 +42,6 @@ class CodeTower(Protocol):
         """Size of the codebook, K."""
         ...
 
-    def sha256(self) -> str:
-        """Fingerprint of what decides the codes. It may read whole files."""
-        ...
-
 
 class CodeModel(Protocol):
     """A tower with its weights, on a device."""
@@ -87,6 +83,10 @@ class TowerFolders(Protocol):
 
     def is_published(self, folder: Path) -> bool:
         """Is it a published one?"""
+        ...
+
+    def tower_in(self, folder: Path) -> Path | None:
+        """Where the tower lies in the published folder of a whole model; None in another folder."""
         ...
 
     def record(self, tower: CodeTower) -> dict[str, Any]:
@@ -155,6 +155,14 @@ class ImageCodes(Protocol):
 
         Raises:
             ConfigError: it is not such a folder, or lacks something; one sentence with the remedy.
+        """
+        ...
+
+    def sha256(self, tower: CodeTower) -> str:
+        """Fingerprint of what decides the codes, the same for a published folder and its checkpoint. It reads weights.
+
+        Raises:
+            ConfigError: weights that are missing or damaged.
         """
         ...
 

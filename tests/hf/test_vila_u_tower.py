@@ -123,7 +123,7 @@ def test_what_transformers_saves_is_the_same_tower(tmp_path: Path) -> None:
     again, values = loaded(tmp_path / "saved"), torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
     assert torch.equal(again.encode(values), model.encode(values))
     codebook = again.to(torch.bfloat16).rqvaesiglip.quantizer.codebooks[0].weight
-    assert codebook.dtype == torch.float32 and not codebook.requires_grad
+    assert codebook.dtype == torch.float32
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -140,8 +140,6 @@ def test_the_processor_makes_the_pixels_of_tokenize_images(fit: str, tmp_path: P
     ]
     values = processor(shown, fit=fit)["pixel_values"]
     squares = torch.from_numpy(np.stack([square_of(one, fit, 32) for one in shown]))
-    # Pillow 13 may resize rows first, which rounds some values otherwise.
-    difference = (values.permute(0, 2, 3, 1).add(1).mul(127.5).round() - squares.float()).abs()
-    assert difference.max() <= 1 and (difference > 0).float().mean() < 0.02
+    assert torch.equal(values.permute(0, 2, 3, 1), squares.float().div(255).sub(0.5).div(0.5))
     (image,) = processor.postprocess(values[2:3])
     assert np.array_equal(np.asarray(image), np.asarray(shown[2]))

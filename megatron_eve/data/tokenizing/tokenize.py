@@ -22,6 +22,7 @@ from megatron_eve.data.format.code_writer import CodeWork
 from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.tokenizing.config import TokenizeConfig
 from megatron_eve.data.worker_processes import WorkerProcesses, reporting
+from megatron_eve.models.registry import find_image_codes
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import global_rank
 
@@ -62,7 +63,7 @@ def code_settings(config: TokenizeConfig) -> CodeSettings:
             f"{MOST_CODES:,}"
         )
     with phase("fingerprint of the tower"):
-        sha256 = tower.sha256()
+        sha256 = find_image_codes(config.family).sha256(tower)
     return CodeSettings(
         family=config.family,
         tower_sha256=sha256,

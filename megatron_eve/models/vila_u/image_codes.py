@@ -36,6 +36,13 @@ class VILAUCodes:
         """See `ImageCodes.read_tower`."""
         return read_tower_folder(folder, flags.get("siglip_config"))
 
+    def sha256(self, tower: CodeTower) -> str:
+        """See `ImageCodes.sha256`."""
+        from megatron_eve.models.vila_u.tower_weights import fingerprint
+
+        assert isinstance(tower, TowerSettings)
+        return fingerprint(tower)
+
     def square_size(self, tower: CodeTower) -> int:
         """See `ImageCodes.square_size`."""
         assert isinstance(tower, TowerSettings)

@@ -1,4 +1,4 @@
-"""What the folder of a VILA-U tower says, read without loading a weight. Imports no torch at its top.
+"""What the folder of a VILA-U tower says, read without loading a weight. Imports no torch.
 
 A published model has it in `vision_tower/`: config.json with the sections `rqvaesiglip` and `rqtransformer`, and
 weights. The sizes of its SigLIP stand in a config.json elsewhere, which `pretrained_model` names.
@@ -140,18 +140,6 @@ class TowerSettings:
     def codebook_size(self) -> int:
         """The largest K of the depths."""
         return max(self.codebook_sizes)
-
-    def sha256(self) -> str:
-        """Fingerprint of what decides the codes: the sizes, and the tensors that make codes, which it reads.
-
-        The folder of a tower and its checkpoint have the same.
-
-        Raises:
-            ConfigError: weights that are missing or damaged.
-        """
-        from megatron_eve.models.vila_u.tower_weights import fingerprint
-
-        return fingerprint(self)
 
 
 @dataclass(frozen=True)

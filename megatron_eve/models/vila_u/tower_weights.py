@@ -78,7 +78,12 @@ class TowerWeights:
 
 
 def fingerprint(tower: TowerSettings) -> str:
-    """See `TowerSettings.sha256`."""
+    """Of what decides the codes: the sizes, and the tensors that make codes. A published folder and its checkpoint have
+    the same.
+
+    Raises:
+        ConfigError: weights that are missing or damaged.
+    """
     weights = TowerWeights(tower)
     sizes = [(one.name, getattr(tower, one.name)) for one in fields(tower) if one.name not in _NOT_OF_CODES]
     total = hashlib.sha256(repr(sizes).encode())
@@ -86,5 +91,5 @@ def fingerprint(tower: TowerSettings) -> str:
         if decides_codes(name, tower):
             tensor = weights.tensor(name).contiguous()
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

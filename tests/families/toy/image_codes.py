@@ -38,10 +38,6 @@ class ToyTower:
     slow: float = 0.0
     broken: bool = False
 
-    def sha256(self) -> str:
-        """See `CodeTower.sha256`."""
-        return file_digest(self.folder / "config.json")
-
 
 @dataclass(frozen=True)
 class ToyDigits:
@@ -91,6 +87,10 @@ class ToyCodes:
             return ToyTower(folder, **{**sizes, "grid": tuple(sizes["grid"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"--tower {folder}: is not {self.tower} ({error})") from error
+
+    def sha256(self, tower: CodeTower) -> str:
+        """See `ImageCodes.sha256`."""
+        return file_digest(tower.folder / "config.json")
 
     def square_size(self, tower: CodeTower) -> int:
         """See `ImageCodes.square_size`."""

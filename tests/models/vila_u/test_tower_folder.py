@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.models.vila_u.image_codes import IMAGE_CODES
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
-from tests.models.vila_u.towers import CONFIG, SIGLIP, changed, write_sizes
+from tests.models.vila_u.towers import CONFIG, SIGLIP, changed, write_sizes, write_tower
+
+LAYER = "siglip_model.vision_model.encoder.layers.{}.layer_norm1.bias"
 
 
 def test_sizes_of_a_folder(tmp_path: Path) -> None:
@@ -50,7 +54,7 @@ def test_the_siglip_is_named_by_a_flag_known_by_name_or_asked_for(tmp_path: Path
             "its decoder makes a picture of 32 pixels from 16 x 16 features, and gets 4 x 4",
         ),
         ({"decoder_latent_shape": [8, 8]}, "from 4 x 4 features, and gets 8 x 8"),
-        ({"resolution": 64}, "makes a picture of 64 pixels"),
+        ({"resolution": 64}, "makes a picture of 64 pixels from 8 x 8 features, and gets 4 x 4"),
         ({"num_res_blocks": -1}, "num_res_blocks is -1, and whole numbers above 0 are needed"),
         ({"code_shape": [4, 4]}, "code_shape is .4, 4., and 3 numbers are needed"),
     ],
@@ -77,10 +81,21 @@ def test_another_folder_is_refused_by_its_type(tmp_path: Path) -> None:
         read_tower_folder(tmp_path)
 
 
-def test_the_fingerprint_is_of_sizes_and_weights(tmp_path: Path) -> None:
-    one, other = (write_sizes(tmp_path / name) for name in ("a", "b"))
-    for folder in (one, other):
-        (folder / "model.safetensors").write_bytes(b"weights")
-    assert read_tower_folder(one).sha256() == read_tower_folder(other).sha256()
-    (other / "model.safetensors").write_bytes(b"others")
-    assert read_tower_folder(one).sha256() != read_tower_folder(other).sha256()
+def test_the_fingerprint_is_of_what_decides_the_codes(tmp_path: Path) -> None:
+    def fingerprint(name: str, seed: int = 0, **weights: float) -> str:
+        folder = write_tower(tmp_path / name, seed=seed)
+        tensors = load_file(folder / "model.safetensors")
+        for key, value in weights.items():
+            tensors[f"rqvaesiglip.{key}"][0] += value
+        save_file(tensors, folder / "model.safetensors")
+        return IMAGE_CODES.sha256(read_tower_folder(folder))
+
+    first = fingerprint("first")
+    assert fingerprint("same") == first != fingerprint("other", seed=1)
+    assert fingerprint("decoder", **{"decoder.conv_in.bias": 1.0}) == first
+    assert fingerprint("codebook", **{"quantizer.codebooks.0.weight": 1.0}) != first
+    assert (
+        fingerprint("last layer", **{LAYER.format(2): 1.0})
+        == first
+        != fingerprint("layer", **{LAYER.format(1): 1.0})
+    )

@@ -65,4 +65,8 @@ class VILAUImageProcessor(BaseImageProcessor):
             side = min(image.size)
             left = (image.width - side) // 2
             image = image.crop((left, 0, left + side, side))
-        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        # In two steps, as Pillow 13 orders them, which every Pillow then rounds alike.
+        size, (width, height) = self.image_size, image.size
+        columns_first = size < height and height - size > 2 * (width - size)
+        between = (width, size) if columns_first else (size, height)
+        return image.resize(between, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,6 +89,37 @@ class EncoderLayer(nn.Module):
         return hidden + self.mlp(self.layer_norm2(hidden))
 
 
+class Layers(nn.Module):
+    """The encoder's layers."""
+
+    def __init__(self, config: VILAUTowerConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class VisionModel(nn.Module):
+    """The SigLIP without its last layer."""
+
+    def __init__(self, config: VILAUTowerConfig) -> None:
+        super().__init__()
+        self.embeddings, self.encoder = Embeddings(config), Layers(config)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[n, 3, S, S] -> [n, H * W, C]."""
+        hidden = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.weight.dtype))
+        for layer in self.encoder.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class SiglipModel(nn.Module):
+    """Holds the vision model under its published name."""
+
+    def __init__(self, config: VILAUTowerConfig) -> None:
+        super().__init__()
+        self.vision_model = VisionModel(config)
+
+
 class Codebook(nn.Module):
     """K vectors and a row of zeros. They stay float32: rounded to bfloat16 they would give other codes."""
 
@@ -125,7 +157,9 @@ class Quantizer(nn.Module):
 
     def codebook(self, level: int) -> Codebook:
         """That of a depth."""
-        return self.codebooks[level if len(self.codebooks) > 1 else 0]
+        codebook = self.codebooks[level if len(self.codebooks) > 1 else 0]
+        assert isinstance(codebook, Codebook)
+        return codebook
 
     def encode(self, features: Tensor) -> Tensor:
         """[n, H, W, C] -> codes int64 [n, h, w, D]."""
@@ -191,6 +225,51 @@ class PixelAttention(nn.Module):
         return x + self.proj_out(hidden.transpose(1, 2).reshape(x.shape))
 
 
+class Upsample(nn.Module):
+    """Twice as many pixels along each side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, H, W] -> [n, channels, 2 H, 2 W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one size of the picture, with attention behind each where the configuration says so."""
+
+    def __init__(self, channels: int, width: int, blocks: int, attends: bool, upsamples: bool) -> None:
+        super().__init__()
+        widths = [channels, *[width] * blocks]
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(PixelAttention(width) for _ in range(blocks * attends))
+        self.upsample = Upsample(width) if upsamples else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[n, channels, H, W] -> [n, width, H, W], or twice as many pixels along each side."""
+        for number, block in enumerate(self.block):
+            hidden = block(hidden)
+            if len(self.attn):
+                hidden = self.attn[number](hidden)
+        return hidden if self.upsample is None else self.upsample(hidden)
+
+
+class Middle(nn.Module):
+    """Two residual blocks with attention between them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = PixelAttention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[n, channels, H, W] -> the same."""
+        return self.block_2(self.attn_1(self.block_1(hidden)))
+
+
 class PixelDecoder(nn.Module):
     """Convolutions from the grid to the picture, level by level (VQGAN's decoder, arXiv 2012.09841)."""
 
@@ -199,41 +278,44 @@ class PixelDecoder(nn.Module):
         base, factors = ddconfig["ch"], ddconfig["ch_mult"]
         channels = base * factors[-1]
         self.conv_in = nn.Conv2d(ddconfig["z_channels"], channels, 3, padding=1)
-        self.mid = nn.Module()
-        self.mid.block_1 = ResidualBlock(channels, channels)
-        self.mid.attn_1 = PixelAttention(channels)
-        self.mid.block_2 = ResidualBlock(channels, channels)
-        levels, side = [], ddconfig["resolution"] // 2 ** (len(factors) - 1)
+        self.mid = Middle(channels)
+        levels = []
         for level in reversed(range(len(factors))):
-            stage, width = nn.Module(), base * factors[level]
-            stage.block, stage.attn = nn.ModuleList(), nn.ModuleList()
-            for _ in range(ddconfig["num_res_blocks"] + 1):
-                stage.block.append(ResidualBlock(channels, width))
-                channels = width
-                if side in ddconfig["attn_resolutions"]:
-                    stage.attn.append(PixelAttention(channels))
-            if level:
-                stage.upsample = nn.Module()
-                stage.upsample.conv = nn.Conv2d(channels, channels, 3, padding=1)
-                side *= 2
-            levels.append(stage)
+            attends = ddconfig["resolution"] // 2**level in ddconfig["attn_resolutions"]
+            width = base * factors[level]
+            levels.append(Level(channels, width, ddconfig["num_res_blocks"] + 1, attends, level > 0))
+            channels = width
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = nn.GroupNorm(32, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, ddconfig["out_ch"], 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """[n, z_channels, H, W] -> [n, 3, P, P]."""
-        hidden = self.conv_in(features)
-        hidden = self.mid.block_2(self.mid.attn_1(self.mid.block_1(hidden)))
-        for level in reversed(range(len(self.up))):
-            stage = self.up[level]
-            for number, block in enumerate(stage.block):
-                hidden = block(hidden)
-                if len(stage.attn):
-                    hidden = stage.attn[number](hidden)
-            if level:
-                hidden = stage.upsample.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        hidden = self.mid(self.conv_in(features))
+        for level in reversed(self.up):
+            hidden = level(hidden)
         return self.conv_out(F.silu(self.norm_out(hidden)))
+
+
+class Tower(nn.Module):
+    """Encoder, quantiser and pixel decoder, under their published names."""
+
+    def __init__(self, config: VILAUTowerConfig) -> None:
+        super().__init__()
+        self.siglip_model = SiglipModel(config)
+        self.quantizer = Quantizer(config)
+        self.post_quant_conv = nn.Conv2d(config.latent_shape[2], config.ddconfig["z_channels"], 1)
+        self.decoder = PixelDecoder(config.ddconfig)
+        self.decoder_grid = config.decoder_latent_shape
+
+    def picture(self, features: Tensor) -> Tensor:
+        """Features [n, H, W, C] -> pictures [n, 3, P, P]."""
+        hidden = features.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
+        if self.decoder_grid:
+            grid = tuple(self.decoder_grid)
+            resized = F.interpolate(hidden.float(), grid, mode="bilinear", align_corners=False)
+            hidden = resized.to(hidden.dtype)
+        return self.decoder(self.post_quant_conv(hidden))
 
 
 @dataclass
@@ -261,17 +343,7 @@ class VILAUTowerModel(PreTrainedModel):
 
     def __init__(self, config: VILAUTowerConfig) -> None:
         super().__init__(config)
-        encoder = nn.Module()
-        encoder.embeddings = Embeddings(config)
-        encoder.encoder = nn.Module()
-        encoder.encoder.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
-        tower = nn.Module()
-        tower.siglip_model = nn.Module()
-        tower.siglip_model.vision_model = encoder
-        tower.quantizer = Quantizer(config)
-        tower.post_quant_conv = nn.Conv2d(config.latent_shape[2], config.ddconfig["z_channels"], 1)
-        tower.decoder = PixelDecoder(config.ddconfig)
-        self.rqvaesiglip = tower
+        self.rqvaesiglip = Tower(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -279,10 +351,7 @@ class VILAUTowerModel(PreTrainedModel):
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Features in front of the quantiser: [n, 3, S, S] -> [n, H, W, C]."""
-        encoder = self.rqvaesiglip.siglip_model.vision_model
-        hidden = encoder.embeddings(pixel_values.to(encoder.embeddings.patch_embedding.weight.dtype))
-        for layer in encoder.encoder.layers:
-            hidden = layer(hidden)
+        hidden = self.rqvaesiglip.siglip_model.vision_model(pixel_values)
         return hidden.view(len(pixel_values), *self.config.latent_shape)
 
     @torch.no_grad()
@@ -308,18 +377,12 @@ class VILAUTowerModel(PreTrainedModel):
         Returns:
             [n, 3, P, P], about -1 .. 1.
         """
-        return self._picture(self.rqvaesiglip.quantizer.embed(codes, depth))
+        return self.rqvaesiglip.picture(self.rqvaesiglip.quantizer.embed(codes, depth))
 
     def forward(self, pixel_values: Tensor) -> VILAUTowerOutput:
         """Codes of pictures [n, 3, S, S], and the pictures that they give."""
         codes = self.encode(pixel_values)
         features = self.rqvaesiglip.quantizer.embed(codes)
-        return VILAUTowerOutput(codes=codes, features=features, reconstruction=self._picture(features))
-
-    def _picture(self, features: Tensor) -> Tensor:
-        tower, grid = self.rqvaesiglip, self.config.decoder_latent_shape
-        hidden = features.permute(0, 3, 1, 2).to(tower.post_quant_conv.weight.dtype)
-        if grid:
-            resized = F.interpolate(hidden.float(), tuple(grid), mode="bilinear", align_corners=False)
-            hidden = resized.to(hidden.dtype)
-        return tower.decoder(tower.post_quant_conv(hidden))
+        return VILAUTowerOutput(
+            codes=codes, features=features, reconstruction=self.rqvaesiglip.picture(features)
+        )
