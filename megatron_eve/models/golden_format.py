@@ -48,6 +48,8 @@ class GoldenBatch:
             `attention_mask` bool [B, n].
         outputs: by name.
         pictures: of each sample, as files.
+        codes: int64 [pictures, h, w, D] of all pictures, where the model reads codes. Of a picture that it is to draw
+            the label in `inputs` is -200, too.
         settings: of the family, as far as the folder of weights does not hold them.
         stage: of training that its gradients are of.
     """
@@ -57,6 +59,7 @@ class GoldenBatch:
     inputs: Mapping[str, torch.Tensor]
     outputs: Mapping[str, torch.Tensor]
     pictures: Sequence[Sequence[bytes]]
+    codes: torch.Tensor | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     stage: int = 3
 
@@ -141,7 +144,8 @@ class GoldenFormat(Protocol):
         sizes: image sizes of the case `preprocess`, by its names of them, as `ModelFamily.image_planner` takes them.
         losses: losses beside `llm_loss`, and the objectives that compute them.
         gradients: of those losses, the prefix of their own part of a gradient.
-        heads: by objective, the outputs that hold predictions and targets of its head.
+        heads: by objective, the outputs that hold predictions and targets of its head; of predictions, those of the first
+            rows of a sample alone, if a case holds no more.
         recomputing: settings of the family in a run with recomputation.
         without_gradient: of parameters (keys of a folder in Hugging Face layout) whose gradients are rounding noise,
             since they cancel; these are compared absolutely.

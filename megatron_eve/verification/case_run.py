@@ -16,6 +16,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.data.dataset import planned_tiles
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.cases import ModelCase
@@ -37,7 +38,10 @@ class CaseDataset:
         self.samples = np.zeros(
             len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
         )
-        self.samples["labels"] = [(labels[1:] != -100).sum() for _, labels in self._texts]
+        self._codes = case.codes
+        self.samples["labels"] = [
+            ((labels[1:] != IGNORE_INDEX) & (ids[1:] != IMAGE_TOKEN_ID)).sum() for ids, labels in self._texts
+        ]
         self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
 
     def __len__(self) -> int:
@@ -54,6 +58,21 @@ class CaseDataset:
     def tile_counts(self, indices: np.ndarray) -> np.ndarray:
         """Pictures, tile by tile."""
         return planned_tiles(self, indices)
+
+    def visual_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Positions of pictures that are to be drawn."""
+        return np.array([self._drawn_rows(int(i)) for i in indices], dtype=np.int64)
+
+    def _drawn_rows(self, index: int) -> int:
+        ids, labels = self._texts[index]
+        first = int(self.samples[index]["first_image"])
+        drawn = (labels[ids == IMAGE_TOKEN_ID] == IMAGE_TOKEN_ID).nonzero()[0].tolist()
+        return sum(self.image_plan(first + image).rows for image in drawn)
+
+    def codes(self, image: int) -> np.ndarray:
+        """Codes of a picture: uint16 [h, w, D]."""
+        assert self._codes is not None
+        return self._codes[image].numpy().astype(np.uint16)
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -96,7 +97,8 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
             # Samples without an image have no rows here; the published code runs the layer on them without using the
             # result.
             if case.images[sample] and name in case.outputs:
-                rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
+                expected = case.outputs[name]
+                rows.append(relative(name, outputs[kind, sample][: len(expected)], expected, ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -143,6 +145,26 @@ def _check_labels(case: ModelCase, batches: Sequence[PackedBatch]) -> Iterator[C
             ours = torch.full_like(merged[sample, 1:], IGNORE_INDEX)
             ours[: place.stop - place.start - 1] = batch.labels[place][:-1]
             yield equal(f"labels_merged.{sample}", int((ours != merged[sample, 1:]).sum()))
+        if batch.codes is not None and "codes_merged" in case.outputs:
+            yield from _check_codes(case.outputs["codes_merged"], batch)
+
+
+def _check_codes(merged: torch.Tensor, batch: PackedBatch) -> Iterator[CheckResult]:
+    """Codes of the pictures that are to be drawn, at their places: [samples, L, D]."""
+    assert batch.codes is not None
+    depth = merged.shape[-1]
+    ours = torch.full((len(batch.tokens), depth), IGNORE_INDEX)
+    place = 0
+    for start, rows, drawn in zip(
+        batch.image_starts.tolist(), batch.image_rows.tolist(), batch.drawn.tolist(), strict=True
+    ):
+        if drawn:
+            ours[start : start + rows] = batch.codes[place : place + rows]
+        place += rows
+    for sample, some in _samples(batch):
+        length = some.stop - some.start
+        different = int((ours[some] != merged[sample, :length]).sum())
+        yield equal(f"codes_merged.{sample}", different)
 
 
 @torch.no_grad()
@@ -236,7 +258,7 @@ def _forward(
         parts.setdefault(name, []).append((rows, values))
     whole = {}
     for name, some in parts.items():
-        values = torch.cat([value for _, value in some])
+        values = torch.cat([value if value.is_floating_point() else value.double() for _, value in some])
         whole[name] = values.new_full(
             (int(max(r.max() for r, _ in some if len(r))) + 1, values.shape[1]), torch.nan
         )
@@ -258,6 +280,8 @@ def _head_pieces(
     images, numbers = places
     for image, owner in enumerate(owners.tolist()):
         here = images == image
+        if not here.any():
+            continue
         yield (name, int(batch.sample_ids[owner])), numbers[here], values[here.to(values.device)].cpu()
 
 
@@ -317,6 +341,8 @@ def _check_gradients(
         if objective not in objectives and float(outputs.get(loss, torch.zeros(()))) != 0.0
     ]
     for key, golden in outputs.items():
+        if key.startswith("gradnorm.") and not apart:
+            rows.append(_compare_norm(key, golden, gradients, noise))
         if not key.startswith("grad."):
             continue
         name = key.removeprefix("grad.")
@@ -333,6 +359,18 @@ def _check_gradients(
         elif name == "lm_head.weight":
             rows.append(relative(f"language {key}", gradients[name], golden, GRADIENTS))
     return rows
+
+
+def _compare_norm(
+    key: str, golden: torch.Tensor, gradients: dict[str, torch.Tensor], noise: re.Pattern[str] | None
+) -> CheckResult:
+    """The norm of a gradient of which a case holds no more."""
+    name = key.removeprefix("gradnorm.")
+    if name not in gradients:
+        return equal(f"{key} is missing", 1)
+    norm = gradients[name].double().norm()
+    compare = distance if noise is not None and noise.fullmatch(name) else relative
+    return compare(key, norm, golden, GRADIENTS)
 
 
 def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:

@@ -61,6 +61,10 @@ def check_parallel(config: RunConfig) -> Iterator[str]:
     heads = vision.depth_num_attention_heads
     if tensor > 0 and heads > 0 and heads % tensor:
         yield f"--tensor-model-parallel-size {tensor}: must divide --depth-num-attention-heads {heads}"
+    if tensor > 0 and vision.visual_codebook_size % tensor:
+        yield (
+            f"--tensor-model-parallel-size {tensor}: must divide --visual-codebook-size {vision.visual_codebook_size}"
+        )
 
 
 def check_tower(config: RunConfig) -> Iterator[str]:

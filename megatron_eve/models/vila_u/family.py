@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import ImagePlanner, ModelFamily, PartCounts, Preset, Stage, ViewUse
+from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.image_codes import CodeTower
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
@@ -137,6 +138,14 @@ class VILAUFamily(ModelFamily):
         from megatron_eve.models.vila_u.hf.format import VILAUFormat
 
         return VILAUFormat()
+
+    # --- verification ---
+
+    def golden(self) -> GoldenFormat:
+        """See `ModelFamily.golden`."""
+        from megatron_eve.models.vila_u.golden import VILAUGolden
+
+        return VILAUGolden()
 
 
 FAMILY: ModelFamily = VILAUFamily()

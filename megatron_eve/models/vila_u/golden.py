@@ -38,8 +38,7 @@ class VILAUGolden(LanguageGolden):
 
     def front_end_outputs(self, front_end: Any, visual: VisualInputs) -> Mapping[str, Sequence[torch.Tensor]]:
         """See `GoldenFormat.front_end_outputs`: rows of the projector."""
-        count = len(visual.grids)
-        return {"image_features": front_end(visual).view(count, -1, front_end.config.hidden_size)}
+        return {"image_features": front_end(visual).split(visual.grids.prod(1).tolist())}
 
     def predictions(self, head: torch.nn.Module, given: tuple[Any, ...]) -> torch.Tensor:
         """See `GoldenFormat.predictions`: logits of all depths of a position, [R, D * K]."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_eve.models.vila_u.visual_head import VisualHead, VisualHeadInputs
+    from megatron_eve.models.vila_u.visual_head import VisualHead, VisualHeadInputs, VisualRows
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class VisualLoss:
         """The codes are in the pack."""
         return None
 
-    def rows(self, pack: Pack, sequence_parallel: bool) -> None:
-        """The head takes hidden states of all rows, and picks its own."""
-        return None
+    def rows(self, pack: Pack, sequence_parallel: bool) -> VisualRows:
+        """Rows that predict codes, among all rows of this context-parallel rank."""
+        from megatron_eve.models.vila_u.visual_head import visual_rows
 
-    def inputs(self, pack: Pack, rows: None, targets: torch.Tensor | None) -> VisualHeadInputs | None:
+        return visual_rows(pack)
+
+    def inputs(self, pack: Pack, rows: VisualRows, targets: torch.Tensor | None) -> VisualHeadInputs | None:
         """Rows that predict codes, and these codes; None for a pack without codes, as when generating."""
         if pack.codes is None:
             return None
         from megatron_eve.models.vila_u.visual_head import visual_head_inputs
 
-        return visual_head_inputs(pack)
+        return visual_head_inputs(pack, rows)
