@@ -57,10 +57,6 @@ class PackedBatch:
     """[I] rows of each image (`ImagePlan.tile_rows`)."""
     image_grids: torch.Tensor
     """[I, 2] rows and columns of each image's features (`ImagePlan.grid`)."""
-    drawn: torch.Tensor
-    """[I] bool: is the image to be drawn, so that its codes are predicted?"""
-    codes: torch.Tensor | None
-    """[V, D] codes of all images, image after image, row by row within one; None where this rank reads none."""
     pixels: dict[str, torch.Tensor]
     """uint8, by view: those that this rank decodes, of all images or of its share of them, in order. The patches of
     images lie one behind the other; views that are not cut are stacked."""
@@ -133,7 +129,6 @@ def build_batch(
     shared_views: Collection[str] = (),
     share: ImageShare | None = None,
     decoder: ImageDecoder | None = None,
-    codes: bool = False,
 ) -> PackedBatch:
     """Builds the microbatch of one pack.
 
@@ -149,13 +144,12 @@ def build_batch(
         shared_views: decode these views of this rank's share of the images.
         share: which images those are; without one there are no shared views.
         decoder: decodes them; by default the plain reference.
-        codes: read the codes of all images.
 
     Raises:
         ValueError: a length that the samples do not fit into, or that the layout cannot cut.
         DataError: a sample whose text and images do not match.
     """
-    texts, images, plans, drawn = _texts(dataset, sample_indices)
+    texts, images, plans = _texts(dataset, sample_indices)
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
     multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
@@ -184,8 +178,6 @@ def build_batch(
         image_starts=torch.from_numpy(image_starts),
         image_rows=torch.tensor([rows for plan in plans for rows in plan.tile_rows], dtype=torch.int64),
         image_grids=torch.tensor(grids, dtype=torch.int64).reshape(-1, 2),
-        drawn=torch.tensor(drawn, dtype=torch.bool),
-        codes=_codes(dataset, images) if codes else None,
         pixels=pixels,
         pixel_shapes=pack_shapes(plans, dataset.planner),
         sample_ids=torch.tensor(
@@ -213,35 +205,22 @@ def _placed(
 
 def _texts(
     dataset: VisionDataset, sample_indices: Sequence[int]
-) -> tuple[list[Text], list[int], list[ImagePlan], list[bool]]:
-    """Expanded samples (of an empty pack its padding sample), the numbers of their images, their plans, and whether
-    they, or their tiles, are to be drawn."""
+) -> tuple[list[Text], list[int], list[ImagePlan]]:
+    """Expanded samples (of an empty pack its padding sample), the numbers of their images, and their plans."""
     texts: list[Text] = []
     all_images: list[int] = []
     all_plans: list[ImagePlan] = []
-    drawn: list[bool] = []
     for index in sample_indices:
         sample = dataset.samples[index]
         images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
-        tokens, labels = dataset.text(index)  # refuses a sample whose record names images that are not there
+        text = dataset.text(index)  # refuses a sample whose record names images that are not there
         plans = [dataset.image_plan(image) for image in images]
-        texts.append(expand(tokens, labels, plans))
-        drawn += (labels[tokens == IMAGE_TOKEN_ID] == IMAGE_TOKEN_ID).tolist()
+        texts.append(expand(*text, plans))
         all_images.extend(images)
         all_plans.extend(plans)
     if not texts:
         texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
-    return texts, all_images, all_plans, drawn
-
-
-def _codes(dataset: VisionDataset, images: Sequence[int]) -> torch.Tensor:
-    """Codes of images, int64 [V, D], image after image; [0, 0] of none."""
-    found = [dataset.codes(image) for image in images]
-    if not found:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    return torch.from_numpy(
-        np.concatenate([codes.reshape(-1, codes.shape[-1]) for codes in found]).astype(np.int64)
-    )
+    return texts, all_images, all_plans
 
 
 def _padding_samples(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:

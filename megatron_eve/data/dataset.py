@@ -35,9 +35,6 @@ class VisionDataset(Protocol):
     def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Images of each sample, of which one that is cut into tiles counts as so many."""
 
-    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of pictures that are to be drawn, of each sample; known without reading texts."""
-
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and unshifted labels of a sample, images not expanded."""
 
@@ -46,9 +43,6 @@ class VisionDataset(Protocol):
 
     def stored_pixels(self, image: int) -> Mapping[str, NDArray[np.uint8]] | None:
         """The image as stored already decoded: each view, uint8 of `stored_shape`; None where it is a file."""
-
-    def codes(self, image: int) -> NDArray[np.uint16]:
-        """The image as codes of a visual tokenizer: [h, w, D]."""
 
     def sample_name(self, index: int) -> str:
         """What a message calls a sample."""

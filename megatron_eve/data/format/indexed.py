@@ -144,14 +144,6 @@ class IndexedVisionDataset:
         ]
         return np.bincount(owner, np.array(tiles)[which], len(counts)).astype(np.int64)
 
-    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of pictures that are to be drawn, of each sample: int64 [n]."""
-        return np.zeros(len(indices), dtype=np.int64)
-
-    def codes(self, image: int) -> NDArray[np.uint16]:
-        """Codes of image `image`: uint16 [h, w, D]."""
-        raise DataError(f"{self.prefix}: its codes are not opened")
-
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of sample `index`: int64 [n] each, images not expanded, labels not shifted.
 

@@ -114,20 +114,6 @@ class JoinedDataset:
             counts[here] = dataset.tile_counts(indices[here] - (self._sample_bounds[number] - len(dataset)))
         return counts
 
-    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions of pictures that are to be drawn, of each sample (see `IndexedVisionDataset.visual_labels`)."""
-        which = np.searchsorted(self._sample_bounds, indices, side="right")
-        counts = np.empty(len(indices), dtype=np.int64)
-        for number in np.unique(which):
-            dataset, here = self._datasets[number], which == number
-            counts[here] = dataset.visual_labels(indices[here] - (self._sample_bounds[number] - len(dataset)))
-        return counts
-
-    def codes(self, image: int) -> NDArray[np.uint16]:
-        """Codes of an image (see `IndexedVisionDataset.codes`)."""
-        dataset, row = self._locate(self._image_bounds, image)
-        return dataset.codes(row)
-
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of a sample (see `IndexedVisionDataset.text`)."""
         dataset, row = self._locate(self._sample_bounds, index)

@@ -117,8 +117,6 @@ class Step:
     """Rows with a label."""
     num_images: int
     """Images."""
-    num_visual_labels: int
-    """Positions of images that are to be drawn."""
     num_tokens: int
     """Tokens of the samples with images expanded, without any padding."""
     capacity_fraction: float
@@ -170,7 +168,6 @@ class StepLoader:
         shared_views: Collection[str] = (),
         share: ImageShare | None = None,
         decoder: ImageDecoder | None = None,
-        codes: bool = False,
         upload: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """
@@ -193,7 +190,6 @@ class StepLoader:
             shared_views: of its share of each pack's images that this rank decodes.
             share: which images those are; without one there are no shared views.
             decoder: decodes the images; closed with the loader. By default the plain reference.
-            codes: this rank reads the codes of all images.
             upload: takes a batch's pixels to where they are used, while earlier batches run; by default they stay.
 
         Raises:
@@ -230,7 +226,6 @@ class StepLoader:
             shared_views=shared_views,
             share=share,
             decoder=decoder,
-            codes=codes,
         )
         self._decoder = decoder
         self._upload = upload
@@ -329,7 +324,6 @@ class StepLoader:
             num_packs=sum(bool(pack) for pack in packs),
             num_labels=int(rows["labels"].sum()),
             num_images=int(rows["num_images"].sum()),
-            num_visual_labels=int(self._dataset.visual_labels(ids).sum()),
             num_tokens=num_tokens,
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,

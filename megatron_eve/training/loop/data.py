@@ -34,7 +34,7 @@ from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import Uploader
-from megatron_eve.training.loop.microbatch import decoded_views, image_share, reads_codes
+from megatron_eve.training.loop.microbatch import decoded_views, image_share
 
 MOCK_SAMPLES = 4096
 
@@ -162,6 +162,5 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         shared_views=shared_views,
         share=image_share(),
         decoder=decoder,
-        codes=reads_codes(config),
         upload=Uploader() if accelerator().name == "cuda" else None,
     )

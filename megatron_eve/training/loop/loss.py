@@ -34,7 +34,7 @@ def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
 
 def counts_of(step: Step) -> SampleCounts:
     """Counts of a step, over all data-parallel ranks."""
-    return SampleCounts(step.num_labels, step.num_images, step.num_visual_labels)
+    return SampleCounts(step.num_labels, step.num_images)
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ class Normalizer:
         packs = self.num_microbatches * self.data_parallel_size
         counts, scale = self.counts, float(packs)
         if self.kind == "microbatch":
-            counts = SampleCounts(
-                labels=int((batch.labels != IGNORE_INDEX).sum()),
-                images=len(batch.image_grids),
-                visual_labels=int(batch.image_rows[batch.drawn].sum()),
-            )
+            counts = SampleCounts(int((batch.labels != IGNORE_INDEX).sum()), len(batch.image_grids))
             scale = packs / max(self.num_packs, 1)
 
         def loss_function(losses: ModelLosses) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -44,14 +44,6 @@ def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def reads_codes(config: RunConfig) -> bool:
-    """Does this rank's loader read codes? On both ends of the pipeline: nothing of them travels between ranks."""
-    ends = parallel_state.is_pipeline_first_stage(
-        ignore_virtual=True
-    ) or parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-    return find_family(config.family).reads_codes and ends
-
-
 def image_share() -> ImageShare:
     """This rank's share of the images of a pack, if the ranks of a stage share them."""
     return ImageShare(
@@ -150,9 +142,9 @@ def model_inputs(
             name: to_device(batch.pixels[name], device) if use.shared else shared_pixels(batch, name)
             for name, use in chunk.views.items()
         }
-        codes = None if batch.codes is None else to_device(batch.codes, device)
-        # Grids stay on the host, which needs them for sizes.
-        inputs.visual = VisualInputs(pixels, batch.image_grids, codes)
+        inputs.visual = VisualInputs(
+            pixels, batch.image_grids
+        )  # grids stay on the host, which needs them for sizes
         inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
         labels = batch.labels if pack.rank_rows is None else batch.labels[pack.rank_rows]
