@@ -20,10 +20,12 @@ class SampleCounts(NamedTuple):
     Attributes:
         labels: tokens that are predicted.
         images: pictures, damaged ones included.
+        visual_labels: positions of pictures that are to be drawn, each with codes to predict.
     """
 
     labels: int
     images: int
+    visual_labels: int = 0
 
 
 class Objective(Protocol):
@@ -82,6 +84,9 @@ class Pack(Protocol):
         image_grids: int64 [I, 2], rows and columns of each image's merged patches.
         image_rows: int64 [I], rows of the sequence that each image takes.
         pixels: uint8, views of the images that this rank decodes, by name (see `data.batch.PackedBatch`).
+        codes: int64 [V, D], codes of all images, image after image, row by row within one; None where this rank reads
+            none.
+        drawn: bool [I], is the image to be drawn (predicted)?
     """
 
     @property
@@ -114,6 +119,16 @@ class Pack(Protocol):
         """See above."""
         ...
 
+    @property
+    def codes(self) -> torch.Tensor | None:
+        """See above."""
+        ...
+
+    @property
+    def drawn(self) -> torch.Tensor:
+        """See above."""
+        ...
+
 
 @dataclass
 class VisualInputs:
@@ -122,10 +137,12 @@ class VisualInputs:
     Attributes:
         pixels: decoded views of the images by name, uint8, on the device.
         grids: int64 [I, 2], rows and columns of each image's merged patches, on the host: shapes follow from them.
+        codes: int64 [V, D], codes of all image rows, image after image, on the device; None where a family reads none.
     """
 
     pixels: dict[str, torch.Tensor]
     grids: torch.Tensor
+    codes: torch.Tensor | None = None
 
 
 class FrontEnd(Protocol):
@@ -238,6 +255,7 @@ class Work:
         images: pictures, or tiles of pictures.
         merged_patches: the sum over images of rows times columns of their grids.
         image_rows: positions of the decoder that images take.
+        visual_labels: those of them that images to be drawn take, each with codes to predict.
     """
 
     tokens: int
@@ -246,6 +264,7 @@ class Work:
     images: int
     merged_patches: int
     image_rows: int
+    visual_labels: int = 0
 
 
 class FamilyFlops(NamedTuple):

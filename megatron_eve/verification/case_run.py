@@ -14,14 +14,14 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.data.dataset import planned_tiles
+from megatron_eve.data.dataset import WithoutCodes, planned_tiles, planned_visual_labels
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.cases import ModelCase
 
 
-class CaseDataset:
+class CaseDataset(WithoutCodes):
     """A case's samples with the interface of a dataset, so that the loader packs them as it packs any other."""
 
     def __init__(self, case: ModelCase) -> None:
@@ -37,8 +37,11 @@ class CaseDataset:
         self.samples = np.zeros(
             len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
         )
-        self.samples["labels"] = [(labels[1:] != -100).sum() for _, labels in self._texts]
+        self.samples["labels"] = [(~np.isin(labels[1:], (-100, -200))).sum() for _, labels in self._texts]
         self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
+        self._drawn = [
+            bool(drawn) for tokens, labels in self._texts for drawn in labels[tokens == -200] == -200
+        ]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -54,6 +57,14 @@ class CaseDataset:
     def tile_counts(self, indices: np.ndarray) -> np.ndarray:
         """Pictures, tile by tile."""
         return planned_tiles(self, indices)
+
+    def visual_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Rows of pictures that are to be drawn."""
+        return planned_visual_labels(self, indices)
+
+    def drawn(self, image: int) -> bool:
+        """As the label at the picture's placeholder says."""
+        return self._drawn[image]
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]
