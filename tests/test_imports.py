@@ -37,6 +37,7 @@ COUNTS_AS = dict.fromkeys(
         "models.hf_format",
         "models.image_codes",
         "models.image_flags",
+        "models.image_plan",
         "models.model_parts",
         "models.name_rules",
         "models.registry",

@@ -66,6 +66,12 @@ class PackedBatch:
     """[S] index in the dataset; -1 = a padding sample, which fills an empty pack or makes one as long as others."""
     damaged: dict[int, str]
     """Images that this rank could not decode, with their names and why; a placeholder image has their place."""
+    drawn: torch.Tensor
+    """[I] bool, is each image to be drawn (predicted)? Rows `image_starts - 1` .. `image_starts + image_rows - 2` of
+    one that is predict its codes; they have no label."""
+    codes: torch.Tensor | None = None
+    """[V, D] codes of all images, image after image, row by row within one; V = the sum of `image_rows`. None where
+    this rank reads none."""
 
 
 def expand(
@@ -75,7 +81,7 @@ def expand(
 
     Args:
         tokens: [n] token ids with IMAGE_TOKEN_ID once for each image, or for each of its tiles.
-        labels: [n] unshifted labels.
+        labels: [n] unshifted labels; IMAGE_TOKEN_ID at a placeholder says that the image is to be drawn.
         plans: of the sample's images, in order.
 
     Returns:
@@ -129,6 +135,7 @@ def build_batch(
     shared_views: Collection[str] = (),
     share: ImageShare | None = None,
     decoder: ImageDecoder | None = None,
+    codes: bool = False,
 ) -> PackedBatch:
     """Builds the microbatch of one pack.
 
@@ -144,12 +151,13 @@ def build_batch(
         shared_views: decode these views of this rank's share of the images.
         share: which images those are; without one there are no shared views.
         decoder: decodes them; by default the plain reference.
+        codes: read the codes of all images.
 
     Raises:
         ValueError: a length that the samples do not fit into, or that the layout cannot cut.
-        DataError: a sample whose text and images do not match.
+        DataError: a sample whose text and images do not match, or codes that are missing or damaged.
     """
-    texts, images, plans = _texts(dataset, sample_indices)
+    texts, images, plans, drawn = _texts(dataset, sample_indices)
     lengths = np.array([len(tokens) for tokens, _, _ in texts], dtype=np.int64)
     padded = padded_lengths(lengths, context_parallel)
     multiples = padding_multiples(tensor_parallel, context_parallel, row_multiple)
@@ -184,7 +192,27 @@ def build_batch(
             [*sample_indices, *[PADDING_SAMPLE_ID] * (len(texts) - len(sample_indices))], dtype=torch.int64
         ),
         damaged=damaged,
+        drawn=torch.from_numpy(drawn),
+        codes=_read_codes(dataset, images, plans) if codes else None,
     )
+
+
+def _read_codes(dataset: VisionDataset, images: Sequence[int], plans: Sequence[ImagePlan]) -> torch.Tensor:
+    """`PackedBatch.codes`.
+
+    Raises:
+        DataError: an image has codes of another number of positions than it has rows.
+    """
+    every = [np.zeros((0, dataset.code_depth), dtype=np.int64)]
+    for image, plan in zip(images, plans, strict=True):
+        codes = dataset.codes(image)
+        if codes.shape[0] * codes.shape[1] != plan.rows:
+            raise DataError(
+                f"{dataset.image_name(image)} has {codes.shape[0]} x {codes.shape[1]} codes and {plan.rows} rows: make "
+                "the codes again with the tower of the model (tools/tokenize_images.py --overwrite)"
+            )
+        every.append(codes.reshape(plan.rows, -1).astype(np.int64))
+    return torch.from_numpy(np.concatenate(every))
 
 
 def _placed(
@@ -205,22 +233,26 @@ def _placed(
 
 def _texts(
     dataset: VisionDataset, sample_indices: Sequence[int]
-) -> tuple[list[Text], list[int], list[ImagePlan]]:
-    """Expanded samples (of an empty pack its padding sample), the numbers of their images, and their plans."""
+) -> tuple[list[Text], list[int], list[ImagePlan], NDArray[np.bool_]]:
+    """Expanded samples (of an empty pack its padding sample), the numbers of their images, their plans, and which of
+    the images, or tiles, are to be drawn."""
     texts: list[Text] = []
     all_images: list[int] = []
     all_plans: list[ImagePlan] = []
+    drawn = [np.zeros(0, dtype=np.bool_)]
     for index in sample_indices:
         sample = dataset.samples[index]
         images = range(int(sample["first_image"]), int(sample["first_image"]) + int(sample["num_images"]))
-        text = dataset.text(index)  # refuses a sample whose record names images that are not there
+        # Refuses a sample whose record names images that are not there, or says otherwise which are drawn.
+        text = tokens, labels = dataset.text(index)
         plans = [dataset.image_plan(image) for image in images]
         texts.append(expand(*text, plans))
         all_images.extend(images)
         all_plans.extend(plans)
+        drawn.append(labels[tokens == IMAGE_TOKEN_ID] == IMAGE_TOKEN_ID)
     if not texts:
         texts.append((np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64), _NO_TEXT[2]))
-    return texts, all_images, all_plans
+    return texts, all_images, all_plans, np.concatenate(drawn)
 
 
 def _padding_samples(length: int, used: int, sample_multiple: int, pack_multiple: int) -> NDArray[np.int64]:

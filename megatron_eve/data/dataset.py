@@ -41,6 +41,19 @@ class VisionDataset(Protocol):
     def image_bytes(self, image: int) -> bytes:
         """The image file."""
 
+    @property
+    def code_depth(self) -> int:
+        """Codes of a position of an image, D; 0 where images have no codes."""
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of an image: [h, w, D]."""
+
+    def drawn(self, image: int) -> bool:
+        """Is the image to be drawn (predicted)? Known without reading texts."""
+
+    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] rows of those images of each sample that are to be drawn."""
+
     def stored_pixels(self, image: int) -> Mapping[str, NDArray[np.uint8]] | None:
         """The image as stored already decoded: each view, uint8 of `stored_shape`; None where it is a file."""
 
@@ -66,3 +79,39 @@ def planned_tiles(dataset: VisionDataset, indices: NDArray[np.int64]) -> NDArray
         )
     ]
     return np.array(counts, dtype=np.int64)
+
+
+def planned_visual_labels(dataset: VisionDataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`VisionDataset.visual_labels`, likewise."""
+    counts = [
+        sum(dataset.image_plan(image).rows for image in range(first, first + count) if dataset.drawn(image))
+        for first, count in zip(
+            *(dataset.samples[indices][name].tolist() for name in ("first_image", "num_images")), strict=True
+        )
+    ]
+    return np.array(counts, dtype=np.int64)
+
+
+class WithoutCodes:
+    """Of a dataset whose images have no codes, and are not to be drawn."""
+
+    code_depth = 0
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Always an error."""
+        raise ValueError("these images have no codes")
+
+    def drawn(self, image: int) -> bool:
+        """Always False."""
+        return False
+
+    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] zeros."""
+        return np.zeros(len(indices), dtype=np.int64)
+
+
+class Codes(Protocol):
+    """Codes of the images of a dataset, by number; `data/format/code_part.py` provides it."""
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of an image: [h, w, D]."""

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_eve.data.dataset import planned_tiles
+from megatron_eve.data.dataset import planned_tiles, planned_visual_labels
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
-from megatron_eve.models.family import ImagePlan, ImagePlanner
+from megatron_eve.models.family import CodeSizes, ImagePlan, ImagePlanner
 
 # Width and height of the noise pictures, and how often: photo shapes at a quarter of their usual size. Only the
 # ratio sets the token count, and small files keep the mock from measuring a JPEG decoder.
 PHOTO_SHAPES = ((160, 120), (120, 160), (160, 107), (107, 160), (160, 90), (128, 128))
 PHOTO_SHARES = (0.30, 0.10, 0.30, 0.10, 0.10, 0.10)
 _TEXT_ONLY_SHARE = 1 / 16
+_DRAWN_SHARE = 1 / 2  # of the pictures, where these are codes
 _BOS_ID = 1
 _FIRST_PLAIN_ID = 3  # after <unk>, <s>, </s>
 
@@ -48,7 +49,10 @@ class MockInfo:
 
 
 class MockDataset:
-    """Caption samples of random content: ``<s><image> caption``, one in sixteen without an image."""
+    """Caption samples of random content: ``<s><image> caption``, one in sixteen without an image.
+
+    Where images are codes, half of them are to be drawn, and stand behind their caption, in front of its last token.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class MockDataset:
         planner: ImagePlanner,
         seq_length: int,
         seed: int,
+        codes: CodeSizes | None = None,
     ) -> None:
         """
         Args:
@@ -65,7 +70,8 @@ class MockDataset:
             vocab_size: token ids are drawn below it.
             planner: what pictures become.
             seq_length: no sample is longer than this, in tokens.
-            seed: of shapes, lengths, texts and pictures.
+            seed: of shapes, lengths, texts, pictures and codes.
+            codes: sizes of the codes of images; None: images have none.
 
         Raises:
             ValueError: a sequence length that has no room for a picture and a few words.
@@ -99,6 +105,10 @@ class MockDataset:
         self.images: NDArray[Any] = np.zeros(len(self._shapes), dtype=_IMAGE_FIELDS)
         self.images["width"] = np.array(PHOTO_SHAPES)[self._shapes, 0]
         self.images["height"] = np.array(PHOTO_SHAPES)[self._shapes, 1]
+        self._codes = codes
+        self._drawn = np.zeros(len(self._shapes), dtype=np.bool_)
+        if codes is not None:
+            self._drawn = np.random.default_rng((self._seed, 3)).random(len(self._shapes)) < _DRAWN_SHARE
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,6 +121,26 @@ class MockDataset:
         """[n] images of each sample, tile by tile."""
         return planned_tiles(self, indices)
 
+    @property
+    def code_depth(self) -> int:
+        """Codes of a position of an image; 0 without codes."""
+        return self._codes.depth if self._codes else 0
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Random codes of a picture: [h, w, D]."""
+        assert self._codes is not None, "this mock data has no codes"
+        random = np.random.default_rng((self._seed, 4, image))
+        shape = (*self._codes.grid, self._codes.depth)
+        return random.integers(0, self._codes.codebook_size, shape, dtype=np.uint16)
+
+    def drawn(self, image: int) -> bool:
+        """Is a picture to be drawn?"""
+        return bool(self._drawn[image])
+
+    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] rows of pictures of each sample that are to be drawn."""
+        return planned_visual_labels(self, indices)
+
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """([text_length] tokens, [text_length] unshifted labels), an image as one placeholder a tile."""
         sample = self.samples[index]
@@ -118,6 +148,10 @@ class MockDataset:
         head = [_BOS_ID] + [IMAGE_TOKEN_ID] * placeholders
         random = np.random.default_rng((self._seed, 1, index))
         caption = random.integers(_FIRST_PLAIN_ID, self.info.vocab_size, int(sample["labels"]))
+        if placeholders and self.drawn(int(sample["first_image"])):
+            picture = head[1:]
+            tokens = np.concatenate([[_BOS_ID], caption[:-1], picture, caption[-1:]]).astype(np.int64)
+            return tokens, np.append(IGNORE_INDEX, tokens[1:])
         tokens = np.concatenate([np.array(head, dtype=np.int64), caption])
         labels = np.concatenate([np.full(len(head), IGNORE_INDEX, dtype=np.int64), caption])
         return tokens, labels

@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.code_part import JoinedCodes, open_codes
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_family, find_image_codes
+
+# Codes of each part that are looked through when a dataset is opened; one that is out of range in the rest is found
+# when it is read, or by tools/inspect_data.py --check.
+_CHECKED_CODE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     datasets = [open_one(config, prefix, tokenizer.sha256 if tokenizer else None) for prefix in prefixes]
     if tokenizer and any(dataset.info.template == "plain" for dataset in datasets):
         tokenizer.check_newline()
+    with_images = [dataset for dataset in datasets if dataset.info.num_images]
+    if find_family(config.family).reads_codes and with_images:
+        JoinedCodes([open_codes(dataset) for dataset in with_images])  # refuses codes of several towers
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
 
@@ -163,4 +171,40 @@ def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> An
         image_settings=settings,
     )
     dataset.use_image_settings(config.family, settings)
+    if find_family(config.family).reads_codes:
+        _use_codes(config, dataset)
     return dataset
+
+
+def _use_codes(config: RunConfig, dataset: AnyDataset) -> None:
+    """Open the codes of a dataset's images, and refuse those that the model cannot read.
+
+    Which tower they are of is checked when torch is there (`check_code_tower`).
+
+    Raises:
+        DataError: codes are missing, truncated, not of this dataset, or of another grid, depth or codebook.
+    """
+    sizes = find_family(config.family).code_sizes(config)
+    assert sizes is not None, f"the family {config.family} reads codes"
+    codes = open_codes(dataset) if dataset.info.num_images else None
+    if codes is not None:
+        codes.check_tower(**sizes._asdict())
+        codes.check_first_codes(_CHECKED_CODE_BYTES)
+    dataset.use_codes(codes, sizes.depth)
+
+
+def check_code_tower(config: RunConfig, datasets: Sequence[AnyDataset]) -> None:
+    """Refuse codes of another tower than the run names. It reads the tower's weights, so one rank asks.
+
+    Raises:
+        DataError: codes of another tower.
+        ConfigError: a tower that cannot be read.
+    """
+    family = find_family(config.family)
+    sizes, tower = family.code_sizes(config), family.code_tower(config)
+    with_images = [dataset for dataset in datasets if dataset.info.num_images]
+    if sizes is None or tower is None or not with_images:
+        return
+    sha256 = find_image_codes(config.family).sha256(tower)
+    for dataset in with_images:
+        open_codes(dataset).check_tower(**sizes._asdict(), tower_sha256=sha256)

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
-from megatron_eve.data.dataset import planned_tiles
+from megatron_eve.data.dataset import WithoutCodes, planned_tiles
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
@@ -219,7 +219,7 @@ def _step_inputs(
     )
 
 
-class _Prompts:
+class _Prompts(WithoutCodes):
     """Prompts with the interface of a dataset, so that the loader's code packs them."""
 
     def __init__(self, prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool) -> None:

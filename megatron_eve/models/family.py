@@ -7,13 +7,14 @@ checks and stages are asked for before torch is loaded. A family imports torch i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from megatron_eve.models.image_codes import CodeTower
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
+from megatron_eve.models.image_plan import CodeSizes, ImagePlan, ImagePlanner, View, ViewUse
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 from megatron_eve.models.text_format import TextRules
 
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
     from megatron_eve.config.schema import ModelConfig, RunConfig
     from megatron_eve.models.golden_format import GoldenFormat
     from megatron_eve.models.hf_format import HFFormat
+
+__all__ = [
+    "ADAPTERS",
+    "ADAPTER_PARAMETERS",
+    "FRONT_END",
+    "CodeSizes",
+    "ImagePlan",
+    "ImagePlanner",
+    "ModelFamily",
+    "ModelSettings",
+    "PartCounts",
+    "Preset",
+    "Stage",
+    "View",
+    "ViewUse",
+    "begins_at_random",
+    "matches",
+    "size_differences",
+]
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -115,97 +135,6 @@ class PartCounts(NamedTuple):
     first_stage: int
     last_stage: int
     frozen: int = 0
-
-
-class View(NamedTuple):
-    """One thing that is decoded of a picture, as uint8; its shape is known before decoding.
-
-    A picture is resized by its `fit`, laid on a square canvas (if `square`), and cut into patches (if `patch_size`) or
-    into tiles (if `tile`).
-
-    Attributes:
-        width, height: pixels that the picture is resized to.
-        pad_colour: red, green and blue (0 to 255) of the canvas, and of what replaces a picture that does not decode.
-        square: side in pixels of the canvas in whose middle the picture lies; 0: none.
-        margin_unit: the margins left of it and above it are whole multiples of this, in pixels.
-        patch_size: side of the patches that it is cut into, in pixels; 0: not cut.
-        merge: patches come in groups of merge x merge, row by row; so do those of a group.
-        fit: stretch: the aspect ratio is lost; pad: first laid in the middle of a square of its longer side, of
-            `pad_colour`; crop: the shorter side resized, the middle of the longer one kept. The last two give squares.
-        tile: side of the square tiles that it is cut into, row by row, in pixels; where there are several, the whole
-            picture as one tile is behind them. 0: not cut. Its `fit` is stretch, without `square` and `patch_size`.
-        pass_order: what is resized first, which decides the rounding: rows, or as Pillow 13 does.
-    """
-
-    width: int
-    height: int
-    pad_colour: tuple[int, int, int]
-    square: int = 0
-    margin_unit: int = 1
-    patch_size: int = 0
-    merge: int = 1
-    fit: Literal["stretch", "pad", "crop"] = "stretch"
-    tile: int = 0
-    pass_order: Literal["rows", "pillow13"] = "rows"
-
-    @property
-    def is_cut(self) -> bool:
-        """Does the first dimension of its shape count parts of a picture? These of all pictures are joined in it."""
-        return bool(self.patch_size or self.tile)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(height, width, 3), (square, square, 3) or, where it is cut, (patches, 3 * patch_size ** 2) or
-        (tiles, tile, tile, 3)."""
-        if self.tile:
-            tiles = self.height * self.width // self.tile**2
-            return tiles + (tiles > 1), self.tile, self.tile, 3
-        height, width = (self.square, self.square) if self.square else (self.height, self.width)
-        if not self.patch_size:
-            return height, width, 3
-        return height * width // self.patch_size**2, 3 * self.patch_size**2
-
-
-class ImagePlan(NamedTuple):
-    """What one picture becomes, from its width and height alone. Plans are shared: nobody changes one.
-
-    Attributes:
-        rows: positions in the sequence.
-        grid: rows and columns of its features, or of those of a tile.
-        views: what is decoded of it, by name; the first is what image storage "jpeg" stores.
-        tiles: parts with a placeholder each in a text, all of as many rows; texts may stand between them. A shared view
-            is then cut into as many tiles.
-        is_tiled: pictures are cut into tiles, all of them or none, and texts have a newline behind each placeholder,
-            also of a picture that is one tile.
-    """
-
-    rows: int
-    grid: tuple[int, int]
-    views: Mapping[str, View]
-    tiles: int = 1
-    is_tiled: bool = False
-
-    @property
-    def tile_rows(self) -> list[int]:
-        """Rows of each tile."""
-        return [self.rows // self.tiles] * self.tiles
-
-
-ImagePlanner = Callable[[int, int], ImagePlan]
-"""The plan of an upright picture of (width, height) pixels; raises ValueError for a size below 1."""
-
-
-class ViewUse(NamedTuple):
-    """Which ranks decode a view of the pictures of a pack.
-
-    Attributes:
-        stage: first or last pipeline stage.
-        shared: each of the ranks that share a pack decodes its share of the pictures. Otherwise the first of these
-            ranks decodes all and sends them to the others.
-    """
-
-    stage: Literal["first", "last"]
-    shared: bool
 
 
 @runtime_checkable
@@ -338,6 +267,10 @@ class ModelFamily(Protocol):
         Raises:
             ConfigError: a tower that cannot be read.
         """
+        return None
+
+    def code_sizes(self, config: RunConfig) -> CodeSizes | None:
+        """Sizes of the codes that a run's model reads; None where the family reads none."""
         return None
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_eve.config import (
@@ -14,7 +15,7 @@ from megatron_eve.config import (
     RunConfig,
     TrainingConfig,
 )
-from megatron_eve.data.dataset import planned_tiles
+from megatron_eve.data.dataset import WithoutCodes, planned_tiles, planned_visual_labels
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
@@ -22,7 +23,7 @@ from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.cases import ModelCase
 
 
-class CaseDataset:
+class CaseDataset(WithoutCodes):
     """A case's samples with the interface of a dataset, so that the loader packs them as it packs any other."""
 
     def __init__(self, case: ModelCase) -> None:
@@ -38,11 +39,16 @@ class CaseDataset:
         self.samples = np.zeros(
             len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
         )
-        self._codes = case.codes
-        self.samples["labels"] = [
-            ((labels[1:] != IGNORE_INDEX) & (ids[1:] != IMAGE_TOKEN_ID)).sum() for ids, labels in self._texts
-        ]
+        ignored = IGNORE_INDEX, IMAGE_TOKEN_ID
+        self.samples["labels"] = [(~np.isin(labels[1:], ignored)).sum() for _, labels in self._texts]
         self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
+        self._drawn = [
+            bool(label == IMAGE_TOKEN_ID)
+            for tokens, labels in self._texts
+            for label in labels[tokens == IMAGE_TOKEN_ID]
+        ]
+        self._codes = None if case.codes is None else case.codes.numpy().astype(np.uint16)
+        self.code_depth = 0 if self._codes is None else self._codes.shape[-1]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -60,19 +66,16 @@ class CaseDataset:
         return planned_tiles(self, indices)
 
     def visual_labels(self, indices: np.ndarray) -> np.ndarray:
-        """Positions of pictures that are to be drawn."""
-        return np.array([self._drawn_rows(int(i)) for i in indices], dtype=np.int64)
+        """Rows of pictures that are to be drawn."""
+        return planned_visual_labels(self, indices)
 
-    def _drawn_rows(self, index: int) -> int:
-        ids, labels = self._texts[index]
-        first = int(self.samples[index]["first_image"])
-        drawn = (labels[ids == IMAGE_TOKEN_ID] == IMAGE_TOKEN_ID).nonzero()[0].tolist()
-        return sum(self.image_plan(first + image).rows for image in drawn)
+    def drawn(self, image: int) -> bool:
+        """As the label at the picture's placeholder says."""
+        return self._drawn[image]
 
-    def codes(self, image: int) -> np.ndarray:
-        """Codes of a picture: uint16 [h, w, D]."""
-        assert self._codes is not None
-        return self._codes[image].numpy().astype(np.uint16)
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of a picture: [h, w, D]."""
+        return super().codes(image) if self._codes is None else self._codes[image]
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]

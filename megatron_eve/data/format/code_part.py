@@ -218,9 +218,19 @@ class CodePart:
         if not 0 <= image < len(self):
             raise IndexError(f"index {image} is out of range for {len(self)} images")
         codes = np.array(self._codes[image])
-        if codes.max() >= self.info.codebook_size:
-            raise DataError(f"{self._damage(image, int(codes.max()))}; copy it again, or {TOKENIZE_AGAIN}")
+        self._check_codes(image, codes[None])
         return codes
+
+    def _check_codes(self, first: int, codes: NDArray[np.uint16]) -> None:
+        """Refuse codes [images, h, w, D], of images from number `first` on, that the codebook has not."""
+        if codes.max() < self.info.codebook_size:
+            return
+        largest = codes.reshape(len(codes), -1).max(axis=1)
+        row = int(np.flatnonzero(largest >= self.info.codebook_size)[0])
+        raise DataError(
+            f"image {first + row} of {self.prefix}{CODES}: {self._too_large(int(largest[row]))}; copy it again, or "
+            f"{TOKENIZE_AGAIN}"
+        )
 
     def check_tower(
         self,
@@ -257,6 +267,12 @@ class CodePart:
                 f"model's is {tower_sha256[:12]}...): {remedy}"
             )
 
+    def check_first_codes(self, num_bytes: int) -> None:
+        """Check that the codes in the first `num_bytes` bytes are below the size of the codebook; else DataError."""
+        images = max(num_bytes // self.info.image_bytes, 1)
+        for first, block in blocks(self._codes[:images]):
+            self._check_codes(first, block)
+
     def damage(self) -> Iterator[tuple[str, str]]:
         """Read all codes; yield what is damaged, each with the file and the image, and the reason."""
         digest, path = hashlib.sha256(), self.prefix + CODES
@@ -271,9 +287,6 @@ class CodePart:
                 f"sha256 is {self.info.sha256[:12]}... and the codes' is {digest.hexdigest()[:12]}...: bytes were "
                 "changed since it was written",
             )
-
-    def _damage(self, image: int, code: int) -> str:
-        return f"image {image} of {self.prefix}{CODES}: {self._too_large(code)}"
 
     def _too_large(self, code: int) -> str:
         return f"code {code:,} is not below the size of the codebook, {self.info.codebook_size:,}"
@@ -326,6 +339,11 @@ class JoinedCodes:
         """See `CodePart.check_tower`."""
         for part in self.parts:
             part.check_tower(**needs)
+
+    def check_first_codes(self, num_bytes: int) -> None:
+        """See `CodePart.check_first_codes`; so many of each part."""
+        for part in self.parts:
+            part.check_first_codes(num_bytes)
 
 
 AnyCodes = CodePart | JoinedCodes

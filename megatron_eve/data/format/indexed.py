@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_eve.data.dataset import Codes
 from megatron_eve.data.errors import AGAIN, DataError
+from megatron_eve.data.format.compatible import check_compatible
+from megatron_eve.data.format.drawn import DRAWN, drawn_in_text, open_drawn
 from megatron_eve.data.format.indexed_writer import DatasetWriter
 from megatron_eve.data.format.manifest import (
     IMAGE_DTYPE,
     MANIFEST,
     PIXELS,
     SAMPLE_DTYPE,
-    STORED_AS,
     DatasetInfo,
     DatasetSettings,
-    max_padding_rows,
+    count_labels,
     megatron_datasets,
     open_records,
     placeholder_problem,
@@ -35,7 +38,6 @@ from megatron_eve.data.format.manifest import (
 from megatron_eve.data.format.megatron_index import check_index
 from megatron_eve.data.format.sample_block import StoredImage
 from megatron_eve.data.images.patches import stored_shape
-from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.image_flags import ImageSettings
 from megatron_eve.models.registry import find_family
@@ -59,6 +61,7 @@ class IndexedVisionDataset:
         samples: SAMPLE_DTYPE [samples], mapped.
         images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
         planner: gives the image plan of a width and height; see `use_image_settings`.
+        code_depth: codes of a position of an image, once `use_codes` was called; else 0.
 
     Raises:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
@@ -75,6 +78,9 @@ class IndexedVisionDataset:
             check_index(
                 self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
             )
+        self._drawn = open_drawn(self.prefix, info)
+        self._codes: Codes | None = None
+        self.code_depth = 0
         self._mmap_bin_files = mmap_bin_files
         self.use_image_settings(info.family, {})
 
@@ -129,20 +135,38 @@ class IndexedVisionDataset:
 
     def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Images of the samples at `indices`, of which one that is cut into tiles counts as so many: int64 [n]."""
+        if not (self.info.num_images and self.planner(1, 1).is_tiled):
+            return np.maximum(self.samples["num_images"][indices], 0).astype(np.int64)
+        images, owner = self._images_of(indices)
+        return np.bincount(owner, self._planned(images, lambda plan: plan.tiles), len(indices)).astype(
+            np.int64
+        )
+
+    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of those images of the samples at `indices` that are to be drawn: int64 [n]."""
+        if self._drawn is None:
+            return np.zeros(len(indices), dtype=np.int64)
+        images, owner = self._images_of(indices)
+        drawn = np.array(self._drawn[images])
+        rows = self._planned(images[drawn], lambda plan: plan.rows)
+        return np.bincount(owner[drawn], rows, len(indices)).astype(np.int64)
+
+    def _images_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Images of samples, one after another, and the number of the sample of each: int64 [m] both."""
         samples = self.samples[indices]
         counts = np.maximum(samples["num_images"], 0).astype(np.int64)
-        if not (self.info.num_images and counts.any() and self.planner(1, 1).is_tiled):
-            return counts
         owner = np.repeat(np.arange(len(counts)), counts)
         images = np.arange(len(owner)) + (samples["first_image"] - counts.cumsum() + counts)[owner]
         # A record that names no images, or images without area, is refused when its text is read.
-        records = self.images[images.clip(0, len(self.images) - 1)]
+        return images.clip(0, max(len(self.images) - 1, 0)), owner
+
+    def _planned(self, images: NDArray[np.int64], of: Callable[[ImagePlan], int]) -> NDArray[np.int64]:
+        """A number of the plan of each of these images."""
+        records = self.images[images]
         sizes = (records["width"].astype(np.int64) << 32) + records["height"]
         found, which = np.unique(sizes, return_inverse=True)
-        tiles = [
-            self.planner(max(int(size >> 32), 1), max(int(size & 0xFFFFFFFF), 1)).tiles for size in found
-        ]
-        return np.bincount(owner, np.array(tiles)[which], len(counts)).astype(np.int64)
+        plans = [self.planner(max(int(size >> 32), 1), max(int(size & 0xFFFFFFFF), 1)) for size in found]
+        return np.array([of(plan) for plan in plans], dtype=np.int64)[which]
 
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of sample `index`: int64 [n] each, images not expanded, labels not shifted.
@@ -173,7 +197,8 @@ class IndexedVisionDataset:
             if misplaced := placeholder_problem(tokens, plans):
                 raise DataError(f"row {index} of {self.prefix}_text.bin: {misplaced}; {AGAIN}")
             length = len(labels) + sum(plan.rows - plan.tiles for plan in plans)
-            trained = np.count_nonzero(labels[1:] != IGNORE_INDEX)
+            self._check_drawn(index, tokens, labels, plans)
+            trained = count_labels(labels)
             if (length, trained) == (sample["length"], sample["labels"]):
                 return
             problem = (
@@ -181,6 +206,50 @@ class IndexedVisionDataset:
                 f"{length} and {trained}"
             )
         raise DataError(f"record {index} of {self.prefix}_samples.npy says {problem}; {AGAIN}")
+
+    def _check_drawn(
+        self, index: int, tokens: NDArray[np.int64], labels: NDArray[np.int64], plans: Sequence[ImagePlan]
+    ) -> None:
+        """The loss of codes is divided by what the part says, so the labels must agree with it."""
+        first = int(self.samples[index]["first_image"])
+        recorded = np.array([self.drawn(first + i) for i in range(len(plans))], dtype=np.bool_)
+        drawn, problem = drawn_in_text(tokens, labels, plans)
+        if problem is None and (drawn != recorded).any():
+            problem = (
+                f"its labels say that {drawn.sum()} of {len(plans)} images are to be drawn, which is not what "
+                f"{self.prefix}{DRAWN} says"
+            )
+        if problem is not None:
+            raise DataError(f"row {index} of {self.prefix}_text.bin: {problem}; {AGAIN}")
+
+    def drawn(self, image: int) -> bool:
+        """Is image `image` to be drawn (predicted)?
+
+        Raises:
+            IndexError: no such image.
+        """
+        image = _checked_index(image, len(self.images))
+        return self._drawn is not None and bool(self._drawn[image])
+
+    def use_codes(self, codes: Codes | None, depth: int) -> None:
+        """Read the codes of images from these (`data/format/code_part.py`), which are those of this dataset.
+
+        Args:
+            codes: None for a dataset without images.
+            depth: of them.
+        """
+        self._codes, self.code_depth = codes, depth
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of image `image`: [h, w, D].
+
+        Raises:
+            IndexError: no such image.
+            DataError: a code is not below the size of the codebook.
+        """
+        if self._codes is None:
+            raise ValueError(f"no codes of {self.prefix} were opened")
+        return self._codes.codes(image)
 
     def image_bytes(self, image: int) -> bytes:
         """The bytes of the file of image `image`, as stored.
@@ -284,49 +353,7 @@ class IndexedVisionDataset:
         Raises:
             DataError: the run cannot train on it; the message names the file, what differs and the remedy.
         """
-        info, path = self.info, self.prefix + MANIFEST
-        if tokenizer_sha256 is not None and tokenizer_sha256 != info.tokenizer_sha256:
-            raise DataError(
-                f"{path} was made with another tokenizer (sha256 {info.tokenizer_sha256[:12]}..., the run's "
-                f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
-            )
-        if not info.vocab_size <= vocab_size <= info.vocab_size + max_padding_rows(info.tokenizer_kind):
-            cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
-            raise DataError(
-                f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
-                f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
-                f"{cut if info.vocab_size < vocab_size else ''}"
-            )
-        if info.num_images and info.family != family:
-            raise DataError(
-                f"{path} was made for the family {info.family} and the run has {family}: give --family {info.family}, "
-                f"or preprocess the data with --family {family}"
-            )
-        if info.num_images:
-            self._check_image_settings(image_settings)
-
-    def _check_image_settings(self, theirs: ImageSettings) -> None:
-        info, path = self.info, self.prefix + MANIFEST
-        flags = find_family(info.family).image_flags
-        for key, ours in info.made_for.items():
-            if (
-                key not in theirs
-                or theirs[key] == ours
-                or (key in flags and flags[key].fits(ours, theirs[key]))
-            ):
-                continue
-            name, flag = key.replace("_", " "), f"--{key.replace('_', '-')}"
-            if key in info.image_settings:
-                beside = f"{flags[key].beside} " if key in flags and flags[key].beside else ""
-                raise DataError(
-                    f"{path} was made for {name} {ours} and the run has {theirs[key]}: use the matching recipe "
-                    f"({beside}{flag} {ours}), or preprocess the data with {flag} {theirs[key]}"
-                )
-            raise DataError(
-                f"{path} holds {STORED_AS[info.image_storage]} that were made for {name} {ours} and the run has "
-                f"{theirs[key]}: preprocess the data with {flag} {theirs[key]}, or with --image-storage encoded, "
-                f"which fits any {name}"
-            )
+        check_compatible(self.prefix, self.info, tokenizer_sha256, vocab_size, family, image_settings)
 
     def _row(self, indexed: Any, part: str, row: int, expected: int) -> NDArray[Any]:
         """A copy of one row: the array that megatron-core returns is a view into its dataset's memory map."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_eve.data.dataset import Codes
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
@@ -107,17 +108,42 @@ class JoinedDataset:
 
     def tile_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Images, tile by tile, of each sample (see `IndexedVisionDataset.tile_counts`)."""
+        return self._of_samples(indices, lambda dataset, rows: dataset.tile_counts(rows))
+
+    def _of_samples(
+        self, indices: NDArray[np.int64], count: Callable[[AnyDataset, NDArray[np.int64]], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """A number of each sample: int64 [n]; `count` gives those of rows of one dataset."""
         which = np.searchsorted(self._sample_bounds, indices, side="right")
         counts = np.empty(len(indices), dtype=np.int64)
         for number in np.unique(which):
             dataset, here = self._datasets[number], which == number
-            counts[here] = dataset.tile_counts(indices[here] - (self._sample_bounds[number] - len(dataset)))
+            counts[here] = count(dataset, indices[here] - (self._sample_bounds[number] - len(dataset)))
         return counts
 
     def text(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens and labels of a sample (see `IndexedVisionDataset.text`)."""
         dataset, row = self._locate(self._sample_bounds, index)
         return dataset.text(row)
+
+    def visual_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of images to draw of each sample (see `IndexedVisionDataset.visual_labels`)."""
+        return self._of_samples(indices, lambda dataset, rows: dataset.visual_labels(rows))
+
+    def drawn(self, image: int) -> bool:
+        """Is an image to be drawn (see `IndexedVisionDataset.drawn`)?"""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.drawn(row)
+
+    @property
+    def code_depth(self) -> int:
+        """Codes of a position of an image; 0 where codes are not read."""
+        return self._datasets[0].code_depth
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of an image (see `IndexedVisionDataset.codes`)."""
+        dataset, row = self._locate(self._image_bounds, image)
+        return dataset.codes(row)
 
     def image_bytes(self, image: int) -> bytes:
         """The file of an image (see `IndexedVisionDataset.image_bytes`)."""
@@ -203,6 +229,8 @@ class MergedDataset(JoinedDataset):
                 )
         super().__init__(parts)
         self.info = info
+        self._codes: Codes | None = None
+        self._code_depth = 0
 
     @property
     def parts(self) -> list[AnyDataset]:
@@ -213,6 +241,21 @@ class MergedDataset(JoinedDataset):
         """See `IndexedVisionDataset.use_image_settings`."""
         for dataset in self._datasets:
             dataset.use_image_settings(family, settings)
+
+    def use_codes(self, codes: Codes | None, depth: int) -> None:
+        """See `IndexedVisionDataset.use_codes`; images are numbered through all parts."""
+        self._codes, self._code_depth = codes, depth
+
+    @property
+    def code_depth(self) -> int:
+        """See `IndexedVisionDataset`."""
+        return self._code_depth
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """See `IndexedVisionDataset.codes`."""
+        if self._codes is None:
+            raise ValueError(f"no codes of {self.prefix} were opened")
+        return self._codes.codes(image)
 
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""

@@ -7,13 +7,14 @@ A dataset is a prefix, OUT, and these files:
     OUT_pixels.bin, .idx  the same, in place of OUT_image: row j is image j decoded, see `IMAGE_STORAGES`
     OUT_samples.npy       SAMPLE_DTYPE [samples]
     OUT_images.npy        IMAGE_DTYPE [images]
+    OUT_drawn.npy         bool [images], which images are to be drawn (`data/format/drawn.py`), if any
     OUT_meta.parquet      source of each sample (`data/format/metadata.py`), if known; training does not read it
     OUT_dataset.json      the manifest (DatasetInfo), written last: without it nothing opens
 
 The image parts are absent when no sample has an image.
 
 The manifest's `parts` names the indexed datasets OUT_<name>.bin and .idx beside the text, and records how each was
-made. Unknown parts are ignored, so that later versions may add some.
+made; and, as "drawn", the images that are to be drawn. Unknown parts are ignored, so that later versions may add some.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import AGAIN, DataError
-from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, NOT_TEXT_LABELS
 from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting
@@ -59,7 +60,7 @@ SAMPLE_DTYPE = np.dtype(
     [
         ("length", "<i4"),  # tokens once images are expanded
         ("text_length", "<i4"),  # tokens with an image counted as one
-        ("labels", "<i4"),  # labels that train, after the shift
+        ("labels", "<i4"),  # tokens that train, after the shift
         ("num_images", "<i4"),
         ("first_image", "<i8"),  # the sample's images are rows first_image .. first_image + num_images - 1
     ]
@@ -122,7 +123,7 @@ class DatasetInfo(DatasetSettings):
     Attributes:
         num_tokens: tokens of all samples once images are expanded.
         num_text_tokens: the same with an image counted as one.
-        num_labels: labels that train, after the shift.
+        num_labels: tokens that train, after the shift.
         num_cut: samples cut at `model_max_length`.
         text_bytes, image_bytes: sizes of OUT_text.bin and OUT_image.bin.
         parts: for each indexed dataset other than the text, by name: how it was made, its `dtype` and its `bytes`.
@@ -320,9 +321,16 @@ def row_problem(tokens: NDArray[np.int64], labels: NDArray[np.int64], vocab_size
     outside = ~is_image & ((tokens < 0) | (tokens >= vocab_size))
     if outside.any():
         return f"token id {tokens[outside][0]} is out of range for a vocabulary of {vocab_size}"
-    if ((labels != tokens) | is_image)[labels != IGNORE_INDEX].any():
+    if (labels != tokens)[labels != IGNORE_INDEX].any():
         return "a label is neither its token nor the value that is ignored"
+    if labels[0] == IMAGE_TOKEN_ID:
+        return "an image that is to be drawn stands first, so that nothing predicts it"
     return None
+
+
+def count_labels(labels: NDArray[np.int64]) -> int:
+    """Tokens that train, once labels are shifted."""
+    return int(np.count_nonzero(~np.isin(labels[1:], NOT_TEXT_LABELS)))
 
 
 def placeholder_problem(tokens: NDArray[np.int64], plans: Sequence[ImagePlan]) -> str | None:

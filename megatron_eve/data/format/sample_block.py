@@ -22,11 +22,11 @@ from megatron_eve.data.format.manifest import (
     IMAGE_DTYPE,
     SAMPLE_DTYPE,
     DatasetSettings,
+    count_labels,
     placeholder_problem,
     row_problem,
 )
 from megatron_eve.data.format.metadata import SampleMeta
-from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.registry import find_family
 
 MAX_ROW_BYTES = 2**31 - 1
@@ -124,8 +124,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
             digest_input.append(digest_input_of_image(image.width, image.height, image.data))
         digest_input.append(digest_input_of_text(tokens, labels))
         texts.append(np.concatenate([tokens, labels]).astype("<i4").tobytes())
-        num_labels = int(np.count_nonzero(labels[1:] != IGNORE_INDEX))
-        records.append((length, len(tokens), num_labels, len(sample.images), first_image))
+        records.append((length, len(tokens), count_labels(labels), len(sample.images), first_image))
     found = np.array(records, dtype=SAMPLE_DTYPE)
     return SampleBlock(
         b"".join(texts),

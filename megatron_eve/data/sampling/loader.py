@@ -125,6 +125,8 @@ class Step:
     """[n] dataset indices of the step, in their order."""
     pack_length: int | None = None
     """Tokens of each pack with its padding, the same for all packs of all ranks; None if they differ."""
+    num_visual_labels: int = 0
+    """Rows of images that are to be drawn, each with codes to predict."""
 
 
 def _checked_multiples(
@@ -169,6 +171,7 @@ class StepLoader:
         share: ImageShare | None = None,
         decoder: ImageDecoder | None = None,
         upload: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        codes: bool = False,
     ) -> None:
         """
         Args:
@@ -191,6 +194,7 @@ class StepLoader:
             share: which images those are; without one there are no shared views.
             decoder: decodes the images; closed with the loader. By default the plain reference.
             upload: takes a batch's pixels to where they are used, while earlier batches run; by default they stay.
+            codes: this rank reads the codes of each pack's images.
 
         Raises:
             ValueError: an empty dataset, or sizes that do not go together.
@@ -226,6 +230,7 @@ class StepLoader:
             shared_views=shared_views,
             share=share,
             decoder=decoder,
+            codes=codes,
         )
         self._decoder = decoder
         self._upload = upload
@@ -328,6 +333,7 @@ class StepLoader:
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,
             pack_length=length,
+            num_visual_labels=int(self._dataset.visual_labels(ids).sum()),
         )
 
     def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int | None:

@@ -31,6 +31,10 @@ IMAGE_TOKEN_ID = -200
 IGNORE_INDEX = -100
 """Label of a position that does not train."""
 
+NOT_TEXT_LABELS = (IGNORE_INDEX, IMAGE_TOKEN_ID)
+"""Values of labels that are no token to predict. IMAGE_TOKEN_ID, at a placeholder, says that the image is to be drawn:
+its codes are to be predicted."""
+
 IMAGE_SPLIT = re.compile(f"({re.escape(IMAGE_TOKEN)})")
 """Splits a text at its placeholders; `split` keeps them."""
 
@@ -41,7 +45,8 @@ class Encoded:
 
     Attributes:
         tokens: n ids; an image is one IMAGE_TOKEN_ID, or one for each of its tiles.
-        labels: n values; the token itself where it trains, else IGNORE_INDEX.
+        labels: n values; the token itself where it trains, IMAGE_TOKEN_ID at an image that is to be drawn, else
+            IGNORE_INDEX.
         ends_in_text: `cut` also drops images at the end, since no text after them could be learned from them.
     """
 
@@ -60,9 +65,14 @@ class Encoded:
 
     @property
     def num_labels(self) -> int:
-        """Labels that train once labels are shifted: the first position is never predicted."""
+        """Tokens that train once labels are shifted: the first position is never predicted."""
         labels = self.labels[1:]
-        return len(labels) - labels.count(IGNORE_INDEX)
+        return len(labels) - sum(labels.count(value) for value in NOT_TEXT_LABELS)
+
+    @property
+    def num_drawn(self) -> int:
+        """Image placeholders of images that are to be drawn."""
+        return self.labels.count(IMAGE_TOKEN_ID)
 
     def cut(self, length: int, image_rows: Sequence[Sequence[int]] | None = None) -> Encoded:
         """The first `length` positions.

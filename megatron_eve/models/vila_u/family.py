@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.family import ImagePlanner, ModelFamily, PartCounts, Preset, Stage, ViewUse
+from megatron_eve.models.family import CodeSizes, ImagePlanner, ModelFamily, PartCounts, Preset, Stage, ViewUse
 from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.image_codes import CodeTower
@@ -114,6 +114,12 @@ class VILAUFamily(ModelFamily):
     def code_tower(self, config: RunConfig) -> CodeTower | None:
         """See `ModelFamily.code_tower`."""
         return None if config.vision.vision_tokenizer is None else read_tower(config.vision)
+
+    def code_sizes(self, config: RunConfig) -> CodeSizes:
+        """See `ModelFamily.code_sizes`."""
+        vision: VILAUConfig = config.vision
+        grid = vision.code_grid, vision.code_grid
+        return CodeSizes(grid, vision.code_depth, vision.visual_codebook_size)
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
         """See `ModelFamily.image_settings`."""

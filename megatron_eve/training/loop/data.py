@@ -17,7 +17,7 @@ from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.images.backends import open_decoder
 from megatron_eve.data.mock import MockDataset
-from megatron_eve.data.opening import check_split, open_datasets, pack_limits
+from megatron_eve.data.opening import check_code_tower, check_split, open_datasets, pack_limits
 from megatron_eve.data.pixels import decode_settings
 from megatron_eve.data.sampling.cache import cached_array
 from megatron_eve.data.sampling.loader import StepLoader
@@ -33,8 +33,9 @@ from megatron_eve.data.sampling.orders import (
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.models.shapes import fixed_length
 from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.runtime.ranks import global_rank
 from megatron_eve.runtime.transfer import Uploader
-from megatron_eve.training.loop.microbatch import decoded_views, image_share
+from megatron_eve.training.loop.microbatch import decoded_views, image_share, reads_codes
 
 MOCK_SAMPLES = 4096
 
@@ -76,10 +77,13 @@ def open_data(config: RunConfig) -> RunData:
             planner=image_planner(config),
             seq_length=pack_limits(config).longest,
             seed=config.training.seed,
+            codes=find_family(config.family).code_sizes(config),
         )
         return data_in_memory(config, mock)
     opened = open_datasets(config)
     dataset, training = opened.joined(), opened.training
+    if global_rank() == 0:
+        check_code_tower(config, opened.datasets)
     modalities = partial(
         cached_array,
         data.data_cache_path,
@@ -163,4 +167,5 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         share=image_share(),
         decoder=decoder,
         upload=Uploader() if accelerator().name == "cuda" else None,
+        codes=reads_codes(config),
     )

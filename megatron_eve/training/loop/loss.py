@@ -1,9 +1,9 @@
 """The losses of a step, one for each objective, and what they are divided by.
 
-One normaliser for the whole step: the labels and the images of all packs on all ranks, known from the manifest
-before the step runs. megatron-core divides each microbatch's loss by the number of microbatches M (and multiplies
-it by the context-parallel size), DDP averages over the ranks that hold the same weights, so a sum over labels is
-returned times M * D over the labels of the step, D being the data-parallel size.
+One normaliser for the whole step: the labels, the images and the rows of images to draw, of all packs on all ranks,
+known from the manifest before the step runs. megatron-core divides each microbatch's loss by the number of
+microbatches M (and multiplies it by the context-parallel size), DDP averages over the ranks that hold the same weights,
+so a sum over labels is returned times M * D over the labels of the step, D being the data-parallel size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
 
 def counts_of(step: Step) -> SampleCounts:
     """Counts of a step, over all data-parallel ranks."""
-    return SampleCounts(step.num_labels, step.num_images)
+    return SampleCounts(step.num_labels, step.num_images, step.num_visual_labels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ class Normalizer:
         packs = self.num_microbatches * self.data_parallel_size
         counts, scale = self.counts, float(packs)
         if self.kind == "microbatch":
-            counts = SampleCounts(int((batch.labels != IGNORE_INDEX).sum()), len(batch.image_grids))
+            counts = SampleCounts(
+                labels=int((batch.labels != IGNORE_INDEX).sum()),
+                images=len(batch.image_grids),
+                visual_labels=int(batch.image_rows[batch.drawn].sum()),
+            )
             scale = packs / max(self.num_packs, 1)
 
         def loss_function(losses: ModelLosses) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

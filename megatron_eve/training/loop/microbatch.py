@@ -2,7 +2,8 @@
 
 Every rank knows a pack's shapes from the manifest. On the first stage one of the ranks that share a pack decodes
 its pictures and sends the pixels to the others, or each decodes its share; the last stage does the same for the
-pictures of target models (`ModelFamily.views`). Pixels never travel between stages.
+pictures of target models (`ModelFamily.views`). Pixels never travel between stages. Codes of pictures do not travel at
+all: each rank of these stages reads them from the dataset.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def decoded_views(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(name for name, use in used.items() if not use.shared and sends),
         tuple(name for name, use in used.items() if use.shared),
     )
+
+
+def reads_codes(config: RunConfig) -> bool:
+    """Does this rank's loader read codes of images? On the first and the last pipeline stage, if the family does."""
+    ends = parallel_state.is_pipeline_first_stage(
+        ignore_virtual=True
+    ) or parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    return ends and find_family(config.family).reads_codes
 
 
 def image_share() -> ImageShare:
@@ -142,9 +151,9 @@ def model_inputs(
             name: to_device(batch.pixels[name], device) if use.shared else shared_pixels(batch, name)
             for name, use in chunk.views.items()
         }
-        inputs.visual = VisualInputs(
-            pixels, batch.image_grids
-        )  # grids stay on the host, which needs them for sizes
+        codes = None if batch.codes is None else to_device(batch.codes, device)
+        # Grids stay on the host, which needs them for sizes.
+        inputs.visual = VisualInputs(pixels, batch.image_grids, codes)
         inputs.image_rows = to_device(image_rows(batch.image_starts, batch.image_rows), device)
     if chunk.post_process:
         labels = batch.labels if pack.rank_rows is None else batch.labels[pack.rank_rows]

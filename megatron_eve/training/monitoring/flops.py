@@ -53,6 +53,7 @@ def step_work(dataset: VisionDataset, sample_ids: Sequence[int] | NDArray[np.int
         images=sum(plan.tiles for plan in plans),
         merged_patches=sum(plan.tiles * plan.grid[0] * plan.grid[1] for plan in plans),
         image_rows=sum(plan.rows for plan in plans),
+        visual_labels=int(dataset.visual_labels(ids).sum()),
     )
 
 
