@@ -51,7 +51,7 @@ def check_sizes(vision: VILAUConfig) -> Iterator[str]:
         yield f"--depth-num-attention-heads {heads}: must divide --depth-hidden-size {vision.depth_hidden_size}"
     if not 0 <= vision.depth_dropout < 1:
         yield f"--depth-dropout {vision.depth_dropout:g}: must lie in [0, 1); 0.1 is the published one"
-    if not 0 <= vision.visual_loss_weight:
+    if not vision.visual_loss_weight >= 0:
         yield f"--visual-loss-weight {vision.visual_loss_weight:g}: must be 0 or more"
 
 

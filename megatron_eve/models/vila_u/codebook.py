@@ -39,7 +39,9 @@ class FrozenCodebook(MegatronModule):
         super().__init__(config=config)
         shape = vision.codebooks, vision.visual_codebook_size + 1, vision.code_vector_size
         # The same on both stages, and for every layout: no stream of random numbers moves.
-        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * vision.code_vector_size**-0.5
+        weight = (
+            torch.randn(shape, generator=torch.Generator().manual_seed(0)) * vision.code_vector_size**-0.5
+        )
         weight[:, -1] = 0
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         if not config.use_cpu_initialization:

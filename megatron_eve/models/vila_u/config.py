@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
         ModelConfig(
             num_layers=4, hidden_size=128, ffn_hidden_size=352, num_attention_heads=4, vocab_size=512
         ),
-        VILAUConfig(depth_dropout=0.0),
+        VILAUConfig(),
     ),
 }
 

@@ -40,10 +40,7 @@ class DepthTransformer(MegatronModule):
         self.in_mlp_2 = replicated(_linear(config.hidden_size, width), config)
         position = torch.nn.init.normal_(torch.empty(1, vision.code_depth, width), std=_DEVIATION)
         self.pos_emb_d = torch.nn.Parameter(position.to(config.params_dtype))
-        self.blocks = torch.nn.ModuleList(
-            _Block(own, width, vision.depth_num_attention_heads, vision.depth_dropout)
-            for _ in range(vision.depth_num_layers)
-        )
+        self.blocks = _Blocks(own, vision)
         self.layer_norm = replicated(torch.nn.LayerNorm(width, eps=_EPSILON), config)
         self.classifier = _column(own, width, vision.visual_codebook_size)
         if not config.use_cpu_initialization:
@@ -62,10 +59,26 @@ class DepthTransformer(MegatronModule):
         first = self.in_mlp_2(hidden)[:, None]  # (R, 1, E)
         others = self.in_mlp_1(sums.to(first.dtype))  # (R, D - 1, E)
         tokens = torch.cat([first, others], dim=1) + self.pos_emb_d  # (R, D, E)
-        for block in self.blocks:
-            tokens = block(tokens)
-        logits, _ = self.classifier(self.layer_norm(tokens))
+        logits, _ = self.classifier(self.layer_norm(self.blocks(tokens)))
         return logits  # type: ignore[no-any-return]
+
+
+class _Blocks(MegatronModule):
+    """All blocks, by number. Not a ModuleList, whose tensors megatron-core would take for whole ones in a checkpoint."""
+
+    def __init__(self, config: TransformerConfig, vision: VILAUConfig) -> None:
+        super().__init__(config=config)
+        for number in range(vision.depth_num_layers):
+            block = _Block(
+                config, vision.depth_hidden_size, vision.depth_num_attention_heads, vision.depth_dropout
+            )
+            self.add_module(str(number), block)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[R, D, E] -> [R, D, E]."""
+        for block in self.children():
+            tokens = block(tokens)
+        return tokens
 
 
 class _Block(MegatronModule):
@@ -90,7 +103,9 @@ class _Block(MegatronModule):
 
     def _attention(self, normed: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            part(normed)[0].unflatten(2, (-1, self.head_size)).transpose(1, 2)  # (R, heads / tp, D, E / heads)
+            part(normed)[0]
+            .unflatten(2, (-1, self.head_size))
+            .transpose(1, 2)  # (R, heads / tp, D, E / heads)
             for part in (self.query, self.key, self.value)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.family import CodeSizes, ImagePlanner, ModelFamily, PartCounts, Preset, Stage, ViewUse
+from megatron_eve.models.family import (
+    CodeSizes,
+    ImagePlanner,
+    ModelFamily,
+    PartCounts,
+    Preset,
+    Stage,
+    ViewUse,
+)
 from megatron_eve.models.golden_format import GoldenFormat
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.image_codes import CodeTower

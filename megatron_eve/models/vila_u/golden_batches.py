@@ -78,9 +78,7 @@ def read_batches(folder: Path) -> list[GoldenBatch]:
 def _batch(folder: Path, model: Path, name: str, inputs: Tensors, outputs: Tensors) -> GoldenBatch:
     texts = {key: inputs[f"{name}.{key}"] for key in ("input_ids", "labels", "attention_mask")}
     of_batch = {
-        key.removeprefix(f"{name}."): value
-        for key, value in outputs.items()
-        if key.startswith(f"{name}.")
+        key.removeprefix(f"{name}."): value for key, value in outputs.items() if key.startswith(f"{name}.")
     }
     vocabulary = _vocabulary(model)
     texts["labels"] = drawn_labels(texts["input_ids"], texts["labels"], vocabulary)
@@ -173,14 +171,18 @@ def _head_outputs(batch: Tensors, codes: torch.Tensor) -> dict[str, torch.Tensor
     depth = codes.shape[-1]
     by_sample = {sample: rows[rows[:, 0] != _IGNORED] for sample, rows in enumerate(codes)}
     rest, logits = targets.view(-1, depth), batch.get("train.image_logits_first128rows")
-    logits = None if logits is None else logits[: len(logits) // depth * depth].view(-1, depth * logits.shape[1])
+    logits = (
+        None if logits is None else logits[: len(logits) // depth * depth].view(-1, depth * logits.shape[1])
+    )
     found: dict[str, torch.Tensor] = {}
     while len(rest):
         for sample, rows in by_sample.items():
             if len(rows) and rest[: len(rows)].equal(rows):
                 break
         else:
-            raise ConfigError("a golden batch has targets of codes that are no sample's; copy the folder again")
+            raise ConfigError(
+                "a golden batch has targets of codes that are no sample's; copy the folder again"
+            )
         found[f"image_targets.{sample}"] = rows
         if logits is not None and len(logits):
             found[f"image_logits.{sample}"], logits = logits[: len(rows)], logits[len(rows) :]
@@ -237,7 +239,7 @@ def _encode(model: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=2)
-def _tower(model: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- its type needs torch
+def _tower(model: Path):  # type: ignore[no-untyped-def]
     import torch
 
     from megatron_eve.models.vila_u.tower import load_tower

@@ -1,4 +1,4 @@
-"""Names of VILA-U's tensors, beside the decoder's, as published; `hf/layouts.py` says what keys of folders begin with."""
+"""Names of VILA-U's tensors, beside the decoder's, as published; `hf/layouts.py` says in which folders they lie."""
 
 from __future__ import annotations
 

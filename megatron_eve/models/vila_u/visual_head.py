@@ -117,7 +117,10 @@ class VisualHead(MegatronModule):
         return torch.cat(
             [
                 checkpoint(  # what a chunk needs for its gradient is computed again, with the same dropout
-                    self._losses, picked[first : first + size], codes[first : first + size], use_reentrant=False
+                    self._losses,
+                    picked[first : first + size],
+                    codes[first : first + size],
+                    use_reentrant=False,
                 )
                 for first in range(0, count, size)
             ]

@@ -43,7 +43,8 @@ def stated(folder: Path) -> list[Stated]:
     classes = _number(fields, path, _DEPTH, ("vocab_size",))
     if classes != sizes["visual_codebook_size"]:
         raise ConfigError(
-            f"{path}: {_DEPTH} has {classes} classes and the codebook {sizes['visual_codebook_size']} vectors; {_REMEDY}"
+            f"{path}: {_DEPTH} has {classes} classes and the codebook {sizes['visual_codebook_size']} vectors; "
+            f"{_REMEDY}"
         )
     return [Stated(name, value, f"{name.replace('_', ' ')} of vision_tower") for name, value in sizes.items()]
 
