@@ -117,6 +117,10 @@ class VILAUFamily(ModelFamily):
 
         return vila_u_flops(config, work)
 
+    def draws_random_numbers(self, config: RunConfig) -> bool:
+        """See `ModelFamily.draws_random_numbers`: the dropout of the depth transformer."""
+        return bool(config.vision.depth_dropout > 0)
+
     # --- data ---
 
     def code_tower(self, config: RunConfig) -> CodeTower | None:

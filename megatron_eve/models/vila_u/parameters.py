@@ -23,7 +23,7 @@ def parameter_counts(config: RunConfig) -> PartCounts:
     split, whole = projector_parameters(vision, hidden)
     front_end = codebook + split // tensor + whole
     split, whole = depth_parameters(vision, hidden)
-    return PartCounts(front_end, codebook + split // tensor + whole, frozen=codebook)
+    return PartCounts(front_end, codebook + split // tensor + whole, frozen=codebook, last_frozen=codebook)
 
 
 def projector_parameters(vision: VILAUConfig, hidden: int) -> tuple[int, int]:
