@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_eve.models.model_parts import VisualInputs
+
+
+_LONGEST_HEADER = 100_000_000  # bytes, the bound of safetensors itself
 
 
 def read_case_file(path: Path) -> dict[str, Any]:
@@ -35,6 +39,17 @@ def read_case_rows(path: Path) -> list[Any]:
     if not isinstance(content, list):
         raise ConfigError(f"{path}: holds no rows; copy the folder again")
     return content
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, of which the header alone is read; none in another file."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            names = json.loads(file.read(size) if size < _LONGEST_HEADER else b"")
+        return set(names) - {"__metadata__"}
+    except (OSError, ValueError):
+        return set()
 
 
 @dataclass(frozen=True)
@@ -70,13 +85,14 @@ class Comparison(NamedTuple):
     Attributes:
         name: of the row.
         ours, golden: of one shape.
-        kind: activations and gradients are compared by relative L2 norm; what is exact, entry by entry.
+        kind: activations, gradients and what differs by rounding alone (1e-6) are compared by relative L2 norm; what is
+            exact, entry by entry.
     """
 
     name: str
     ours: torch.Tensor
     golden: torch.Tensor
-    kind: Literal["activation", "gradient", "exact"]
+    kind: Literal["activation", "gradient", "rounding", "exact"]
 
 
 class GoldenRow(NamedTuple):

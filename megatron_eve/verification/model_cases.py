@@ -28,8 +28,7 @@ from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.golden_format import image_names, read_case_file
+from megatron_eve.models.golden_format import GoldenFormat, image_names, read_case_file
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
@@ -64,14 +63,13 @@ def check_model_case(case: ModelCase, parallel: ParallelConfig, recompute: bool 
     return [replace(row, name=f"{case.name}.{row.name}") for row in rows] if case.name else rows
 
 
-def check_comparisons(folder: Path, family: ModelFamily, parallel: ParallelConfig) -> list[CheckResult]:
+def check_comparisons(folder: Path, golden: GoldenFormat, parallel: ParallelConfig) -> list[CheckResult]:
     """What a family compares by itself, under the tensor parallelism of a layout; likewise."""
     config = RunConfig(
-        family=family.name,
         parallel=ParallelConfig(tensor_model_parallel_size=parallel.tensor_model_parallel_size),
     )
     with model_parallel(config):
-        return gathered([compared(one) for one in family.golden().comparisons(folder)])
+        return gathered([compared(one) for one in golden.comparisons(folder)])
 
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]:
