@@ -155,7 +155,9 @@ class PreprocessConfig:
                 f"{self.tokenizer_model} is a tokenizer.json; leave the flag out"
             )
         rules = find_family(self.family).text_rules
-        found = load_tokenizer(self.tokenizer_model, rules.tokenizer_legacy if legacy is None else legacy)
+        found = load_tokenizer(
+            self.tokenizer_model, rules.tokenizer_legacy if legacy is None else legacy, rules.added_tokens
+        )
         if (token := missing_control_token(self.template, found.encode)) is not None:
             raise DataError(
                 f"--template {self.template}: it has the control token {token}, which {self.tokenizer_model} lacks; "
