@@ -258,7 +258,7 @@ def _instead_of_dataset(prefix: str) -> str:
             )
         return f"{prefix} is a folder without a dataset: name a dataset by its --output-prefix"
     if path.is_file():
-        for part in (*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, SKIPPED, "_meta.parquet"):
+        for part in (*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, SKIPPED, "_meta.parquet", "_drawn.npy"):
             if prefix.endswith(part) and Path(prefix.removesuffix(part) + MANIFEST).exists():
                 return f"{prefix} is a file of the dataset {prefix.removesuffix(part)}: name that"
         return (

@@ -9,6 +9,7 @@ separator between an image and its text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
@@ -113,6 +114,22 @@ def encode_document(
             tokens += ids
             labels += ids
     return Encoded([*tokens, tokenizer.eos_id], [*labels, tokenizer.eos_id], ends_in_text=True)
+
+
+def as_generation(record: Record) -> Record:
+    """A pair as a record of kind generation: its picture, or its video, is to be drawn from its caption.
+
+    Raises:
+        SkipRow: it is not one turn.
+    """
+    caption = _text(record)
+    while caption.startswith(IMAGE_TOKEN):
+        caption = caption.removeprefix(IMAGE_TOKEN)
+    turns = [
+        {"from": "human", "value": caption},
+        {"from": "gpt", "value": IMAGE_TOKEN * (len(record.images) or 1)},
+    ]
+    return replace(record, kind="generation", turns=turns, drawn=True)
 
 
 def _with_prompt(record: Record, template: Template) -> list[dict[str, str]]:

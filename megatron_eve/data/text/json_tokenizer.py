@@ -56,8 +56,8 @@ class JsonTokenizer(TextTokenizer):
         )
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {token: one.content for token, one in added.items()}
+        decoder = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token: one.content for token, one in decoder.items()}
         self.byte_level = b'"ByteLevel"' in content
         self._of_bytes = bytes_of_characters() if self.byte_level else {}
         config = _config(Path(path).parent / _CONFIG)

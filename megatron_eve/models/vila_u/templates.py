@@ -15,8 +15,8 @@ _V1 = replace(
     VICUNA_V1,
     name="v1",
     kinds=("conversation", "generation"),
-    what="as vicuna_v1, with <im_start> and <im_end> around pictures, which are read or to be drawn, and <vi_start> and "
-    "<vi_end> around the frames of a video to draw (VILA-U)",
+    what="as vicuna_v1, with <im_start> and <im_end> around pictures to read or to draw, and <vi_start> and <vi_end> "
+    "around the frames of a video to draw (VILA-U)",
     blank_system_is_default=False,
     place_images=images_in_place,
     place_in_prompt=images_in_place,
