@@ -28,7 +28,8 @@ Make an indexed dataset from rows of text and pictures. The layout of the input 
   llava        .json, .jsonl, .ndjson: an array, or a line each, of {"id", "image": a file name, a list or absent,
                "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}, with one
                <image> in the text for each image; or "video": a file name, in place of "image"; or "messages":
-               [{"role": "user", "content": text, or a list of text and image parts}, ...], with "images"
+               [{"role": "user", "content": text, or a list of text and image parts}, ...], with "images".
+               "draw": true, or a list of true and false for the images, says which of them are to be drawn
   webdataset   .tar: shards of img2dataset (LAION, COYO) and of video2dataset (WebVid), and SA-1B's
   parquet      .parquet: data sets of the Hugging Face hub with an image and a caption, or with conversations or
                messages; and shards of records (docs/data.md)
@@ -148,6 +149,12 @@ def _add_text(parser: argparse.ArgumentParser, family: str) -> None:
         default=PreprocessConfig.template,
         help="what a sample is made of. "
         + "; ".join(f"{name}: {one.what}" for name, one in templates().items()),
+    )
+    text.add_argument(
+        "--draw",
+        action="store_true",
+        help="images and videos that have a caption are to be drawn from it, by a model that can: rows of text and "
+        'picture, in this order. Without it those whose row says "draw": true are (docs/data.md)',
     )
     text.add_argument(
         "--model-max-length",

@@ -22,6 +22,8 @@ from megatron_eve.data.text.text_tokenizer import (
     SENTENCEPIECE_NOT_LEGACY,
     TOKENIZERS,
     TextTokenizer,
+    kind_with,
+    split_kind,
 )
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.errors import UserError
@@ -35,7 +37,7 @@ class TokenizerRecord:
     """What identifies a tokenizer. Two are the same if kind and sha256 are.
 
     Attributes:
-        kind: how its file is read: of `text_tokenizer.KINDS`.
+        kind: how its file is read (`TextTokenizer.kind`).
         sha256: of its file, in hexadecimal digits.
         path: where the file was, absolute; None where that is not known (a dataset records the sha256 alone).
     """
@@ -58,7 +60,9 @@ class TokenizerRecord:
         return asdict(self)
 
     def __str__(self) -> str:
-        mode = ", legacy=False" if self.kind == SENTENCEPIECE_NOT_LEGACY else ""
+        base, added = split_kind(self.kind)
+        mode = ", legacy=False" if base == SENTENCEPIECE_NOT_LEGACY else ""
+        mode += f", with {' '.join(added)}" if added else ""
         return f"{self.path or self.kind.split()[0]} (sha256 {self.sha256[:12]}...{mode})"
 
 
@@ -90,8 +94,10 @@ def tokenizer_kind(saved: dict[str, Any]) -> str:
 
 def family_kind(family: str) -> str:
     """How a tokenizer.model of a family's models is read unless something says otherwise."""
-    legacy = find_family(family).text_rules.tokenizer_legacy
-    return SENTENCEPIECE if legacy else SENTENCEPIECE_NOT_LEGACY
+    rules = find_family(family).text_rules
+    return kind_with(
+        SENTENCEPIECE if rules.tokenizer_legacy else SENTENCEPIECE_NOT_LEGACY, rules.added_tokens
+    )
 
 
 def tokenizer_of_folder(folder: Path, kind: str = SENTENCEPIECE) -> TokenizerRecord | None:
@@ -117,7 +123,7 @@ def tokenizer_of_folder(folder: Path, kind: str = SENTENCEPIECE) -> TokenizerRec
 
 def file_name(kind: str) -> str:
     """Name of a tokenizer's file in a folder of weights."""
-    return TOKENIZER_JSON if kind == TOKENIZERS else TOKENIZER_FILE
+    return TOKENIZER_JSON if split_kind(kind)[0] == TOKENIZERS else TOKENIZER_FILE
 
 
 def _of_file(path: Path, kind: str) -> TokenizerRecord | None:
@@ -154,7 +160,10 @@ def check_pretrained_tokenizer(folder: Path, data: TokenizerRecord) -> None:
     """
     before = tokenizer_of_folder(folder, data.kind)
     if before is not None and before.sha256 == data.sha256 and before.kind != data.kind:
-        flag = "--tokenizer-legacy" if before.kind == SENTENCEPIECE else "--no-tokenizer-legacy"
+        (base, added), (_, theirs) = split_kind(before.kind), split_kind(data.kind)
+        flag = "--tokenizer-legacy" if base == SENTENCEPIECE else "--no-tokenizer-legacy"
+        if added != theirs:
+            flag = "the --family of these weights"
         raise CheckpointError(
             f"--pretrained-checkpoint {folder}: was trained with the tokenizer mode {before.kind!r}, and --data-path "
             f"was made with {data.kind!r}, which gives other ids for the same text; preprocess the data with {flag}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,7 +93,9 @@ def decimal_size(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord | None:
+def source_tokenizer(
+    source: Path, rows: int, legacy: bool, added: Sequence[str] = ()
+) -> TokenizerRecord | None:
     """The tokenizer.model beside the weights of an import, else a tokenizer.json of bytes; None without one.
 
     Other files tokenizer.json are made of a tokenizer.model, and give other ids than it.
@@ -102,6 +104,7 @@ def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord |
         source: the folder.
         rows: of the model's embedding.
         legacy: how a tokenizer.model is read (`TextRules.tokenizer_legacy` of the family).
+        added: its control tokens (`TextRules.added_tokens`), which an embedding may lack.
 
     Raises:
         ConfigError: it cannot be read (its fingerprint would shut out the right one later), or has more pieces than the
@@ -115,12 +118,12 @@ def source_tokenizer(source: Path, rows: int, legacy: bool) -> TokenizerRecord |
     if other := wrong_content(path):
         raise ConfigError(f"{path}: cannot be read: it {other}")
     try:
-        tokenizer = load_tokenizer(path, legacy)
+        tokenizer = load_tokenizer(path, legacy, added)
     except DataError as error:
         raise ConfigError(f"{error}; or take it out of --source") from None
     if isinstance(tokenizer, JsonTokenizer) and not tokenizer.byte_level:
         return None
-    if tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size - len(added) > rows:
         raise ConfigError(
             f"{path}: has {tokenizer.vocab_size} pieces, and the embedding {rows} rows, so it is not "
             "this model's tokenizer; copy the right one there, or take this one out of --source"

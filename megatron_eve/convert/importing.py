@@ -96,8 +96,9 @@ def plan_import(
         check_base(adapter.files[0], f"--adapter {adapter.path}", folder.tensor, config.model.num_layers)
         plan.adapter.put_into(folder)
         keys = set(folder.keys())
+    text = family.text_rules
     plan.tokenizer = source_tokenizer(
-        found.language_folder, config.model.vocab_size, family.text_rules.tokenizer_legacy
+        found.language_folder, config.model.vocab_size, text.tokenizer_legacy, text.added_tokens
     )
     rules = (*rules_of(config), *adapter_rules(config.lora))
     lacking = lacking_parts(family, keys, language_model=found.family is None)

@@ -150,8 +150,9 @@ def check_import_flags(flags: argparse.Namespace) -> None:
     family = find_family(flags.family)
     if found.family in (None, family):  # another one is refused with the weights
         family.hugging_face().import_settings(found.fields, flags.source, vars(flags))
-    legacy = family.text_rules.tokenizer_legacy
-    source_tokenizer(found.language_folder, found.model_config().vocab_size, legacy)
+    text = family.text_rules
+    rows = found.model_config().vocab_size
+    source_tokenizer(found.language_folder, rows, text.tokenizer_legacy, text.added_tokens)
 
 
 def check_export_flags(flags: argparse.Namespace) -> None:

@@ -122,6 +122,33 @@ REASONS = {
         "more pixels than --max-image-pixels", "raise --max-image-pixels, or write the image smaller"
     ),
     "image_damaged": Reason("the image is truncated or corrupt", _DOWNLOAD_AGAIN),
+    "draw_field": Reason(
+        "'draw' is neither true nor false, nor a list of these with one for each image",
+        "write true where all images of the row are to be drawn, or a list such as [false, true]",
+    ),
+    "draw_template": Reason(
+        "an image is to be drawn, and samples of --template draw none",
+        "choose a template of a family that draws, such as v1, or take 'draw' out of the row",
+    ),
+    "drawn_in_question": Reason(
+        "an image that is to be drawn stands in a question",
+        "move its <image> into the answer, or give it false in the list 'draw'",
+    ),
+    "drawn_without_place": Reason(
+        "a video is to be drawn, and no answer has <video>", "write <video> into the answer"
+    ),
+    "drawn_cut_off": Reason(
+        "the image or video that is to be drawn does not fit into --model-max-length",
+        "raise --model-max-length: an image takes its rows, a video those of all its frames",
+    ),
+    "generation_turns": Reason(
+        "a row of kind generation has not two turns, from 'human' what is to be drawn and from 'gpt' the image",
+        "write the text as a turn from 'human' and <image> as one from 'gpt'",
+    ),
+    "generation_prompt": Reason(
+        "an image or a video is to be drawn, and there is no text to draw it from",
+        "give the row a caption, or leave it out",
+    ),
     "video_field": Reason(
         "'video' (or 'videos') is not the name of one file", "name one file; make a row of each video"
     ),
@@ -130,6 +157,10 @@ REASONS = {
         "write it as H.264 in mp4, with ffmpeg say",
     ),
     "video_no_frames": Reason("the file has no video stream, or one without frames", _DOWNLOAD_AGAIN),
+    "video_too_short": Reason(
+        "a video that is to be drawn has fewer frames than --video-frames",
+        "nothing if they are few; the model draws that many frames",
+    ),
     "video_damaged": Reason("the video is truncated or corrupt", _DOWNLOAD_AGAIN),
     "video_too_long": Reason(
         "the video has more than 1,000,000 frames, or more than 1,000 have to be decoded for one frame",

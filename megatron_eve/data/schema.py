@@ -4,8 +4,9 @@ Stages exchange records as parquet shards with these columns (`ARROW_SCHEMA` in 
 
     id      string
     source  string                                     where it came from: a data set, a shard
-    kind    string                                     conversation | interleaved | pair | text
+    kind    string                                     conversation | interleaved | pair | text | generation
     images  list<struct<bytes, path, sha256>>          in the order of their <image>
+    draw    list<bool>                                 which of the images are to be drawn; null or absent: none
     turns   list<struct<from, value>>                  <image> marks the position of each picture
     meta    string                                     a JSON object: licence, URL, author, scores
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["conversation", "interleaved", "pair", "text"]
+Kind = Literal["conversation", "interleaved", "pair", "text", "generation"]
 """What the turns of a row are.
 
 - ``conversation``: alternating turns from "human" and "gpt" (LLaVA), in front of which may be one from "system".
@@ -24,8 +25,10 @@ Kind = Literal["conversation", "interleaved", "pair", "text"]
 - ``pair``: one turn, ``<image>`` and a caption (LAION, COYO, SA-1B once it has captions); an ``<image>`` for each frame
   of a video (WebVid).
 - ``text``: one turn, a text without pictures.
+- ``generation``: two turns, from "human" what is to be drawn, and from "gpt" ``<image>``, or one for each frame of a
+  video. Its pictures are to be drawn.
 
-The one turn of the last three kinds is from "gpt", so all of its text may train.
+The one turn of the three kinds before it is from "gpt", so all of its text may train.
 """
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -73,6 +76,9 @@ class Record:
         changes: what else was left out or changed of the row: counts by the names of `reasons.CHANGES`.
         video: a video whose frames have not been extracted yet; such a row has no images and no
             placeholder (`data/sources/frames.py`).
+        drawn: True where all images, or the frames of the video, are to be drawn (predicted), False where none is; or
+            one for each image.
+        is_video: the images are the frames of one video.
     """
 
     id: str | None
@@ -84,3 +90,12 @@ class Record:
     num_missing: int = 0
     video: VideoFile | None = None
     changes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    drawn: bool | tuple[bool, ...] = False
+    is_video: bool = False
+
+    @property
+    def drawn_images(self) -> tuple[bool, ...]:
+        """Of each image, is it to be drawn?"""
+        if isinstance(self.drawn, tuple):
+            return self.drawn
+        return (self.drawn or self.kind == "generation",) * len(self.images)

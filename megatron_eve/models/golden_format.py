@@ -106,7 +106,11 @@ class GoldenRow(NamedTuple):
         pictures: number of its pictures.
         tokenizer: its file.
         tokens: ids, -200 for each picture.
-        labels: of the same length, -100 where nothing is learned.
+        labels: of the same length, -100 where nothing is learned, -200 at pictures that are to be drawn.
+        drawn: of each picture, is it to be drawn? Empty: none is.
+        is_video: the pictures are the frames of one video.
+        prompt: the row is a prompt, of one turn: "text" for one that is answered, "image" or "video" for one from which
+            a picture or a video is drawn; "" for a row to train on.
     """
 
     name: str
@@ -117,6 +121,9 @@ class GoldenRow(NamedTuple):
     tokenizer: Path
     tokens: list[int]
     labels: list[int]
+    drawn: tuple[bool, ...] = ()
+    is_video: bool = False
+    prompt: Literal["", "text", "image", "video"] = ""
 
 
 class GoldenPicture(NamedTuple):

@@ -64,6 +64,12 @@ class Template:
         behind_image: text that follows each picture and does not train.
         stop: control tokens that end an answer, beside the tokenizer's EOS.
         prompts: a model can be asked with it.
+        around_image: control tokens in front of a picture that is read and behind it; not in prompts, and not around
+            frames of a video.
+        around_drawn: the same of a picture that is to be drawn. None: samples of the template draw none.
+        around_drawn_video: the same of all frames of a video that is to be drawn.
+        place_frames: a turn's text with all frames of a video that is read; None: `place_images`.
+        blank_prompt: what a picture without a caption is to be drawn from.
     """
 
     name: str
@@ -82,6 +88,11 @@ class Template:
     behind_image: str = ""
     stop: tuple[str, ...] = ()
     prompts: bool = True
+    around_image: tuple[str, str] = ("", "")
+    around_drawn: tuple[str, str] | None = None
+    around_drawn_video: tuple[str, str] | None = None
+    place_frames: Callable[[str], str] | None = None
+    blank_prompt: str = ""
 
     @property
     def is_document(self) -> bool:
@@ -95,7 +106,9 @@ class Template:
     def control_tokens(self) -> Iterator[str]:
         """Control tokens that its texts hold, each of which a tokenizer must have as one token."""
         parts = [self.system, self.no_system, *(self.question or ()), *(self.answer or ())]
-        yield from dict.fromkeys(found for part in parts for found in _CONTROL.findall(part))
+        found = [token for part in parts for token in _CONTROL.findall(part)]
+        around = [*self.around_image, *(self.around_drawn or ()), *(self.around_drawn_video or ())]
+        yield from dict.fromkeys([*found, *filter(None, around)])
 
 
 VICUNA_SYSTEM = (
@@ -109,6 +122,14 @@ def only_image_first(text: str) -> str:
     if text.count(IMAGE_TOKEN) != 1:
         return text
     return f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+
+
+def images_in_place(text: str) -> str:
+    """Pictures where they are: a space before and a newline after each, and no other white space beside them."""
+    if IMAGE_TOKEN not in text:
+        return text
+    *before, last = (part.strip() for part in text.split(IMAGE_TOKEN))
+    return f"{IMAGE_TOKEN}\n".join([*(f"{part} " for part in before), last]).strip()
 
 
 PLAIN = Template(
@@ -148,10 +169,12 @@ class TextRules:
         templates: of its own, by name.
         tokenizer_legacy: how a sentencepiece tokenizer.model is read unless `--tokenizer-legacy` says otherwise; see
             `data/text/tokenizer.py`.
+        added_tokens: control tokens behind the tokenizer's own, for tokenizers that lack them; in this order.
         length_counts_rows: `--model-max-length` counts the rows of a picture, and one that does not fit whole is
             dropped with all that follows. Otherwise a picture counts as one.
     """
 
     templates: Mapping[str, Template] = field(default_factory=dict)
     tokenizer_legacy: bool = True
+    added_tokens: tuple[str, ...] = ()
     length_counts_rows: bool = False

@@ -125,6 +125,7 @@ def test_a_pack_is_its_samples_end_to_end(dataset: ListDataset) -> None:
 def test_dtypes(dataset: ListDataset) -> None:
     for batch in (build(dataset, [0, 2]), build(dataset, [1]), build(dataset, [])):
         types = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        assert types.pop("codes") is None and types.pop("drawn").dtype == torch.bool
         del types["pixel_shapes"], types["damaged"]
         types |= types.pop("pixels")
         narrow = {"cu_seqlens": torch.int32, "cu_seqlens_padded": torch.int32, "patches": torch.uint8}

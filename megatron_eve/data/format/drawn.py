@@ -33,8 +33,8 @@ def part_record(images: int, visual_labels: int) -> dict[str, Any]:
 
 def drawn_counts(info: DatasetInfo) -> tuple[int, int]:
     """Images that are to be drawn, and rows of these; (0, 0) where there are none."""
-    part = info.parts.get(PART, {})
-    return int(part.get("images", 0)), int(part.get("visual_labels", 0))
+    part = info.parts.get(PART)
+    return (int(part["images"]), int(part["visual_labels"])) if part else (0, 0)
 
 
 def open_drawn(prefix: str, info: DatasetInfo) -> NDArray[np.bool_] | None:
@@ -45,6 +45,11 @@ def open_drawn(prefix: str, info: DatasetInfo) -> NDArray[np.bool_] | None:
     """
     if PART not in info.parts:
         return None
+    part = info.parts[PART]
+    if not isinstance(part, dict) or not all(
+        type(part.get(key)) is int for key in ("images", "visual_labels")
+    ):
+        raise DataError(f"{prefix}{MANIFEST} does not say how many images are to be drawn: {AGAIN}")
     drawn = open_records(prefix + DRAWN, DRAWN_DTYPE, info.num_images)
     images, _ = drawn_counts(info)
     if (found := int(np.count_nonzero(drawn))) != images:

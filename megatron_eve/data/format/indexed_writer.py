@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.content_digest import ContentDigest
+from megatron_eve.data.format.drawn import DRAWN, DRAWN_DTYPE, PART, part_record
 from megatron_eve.data.format.manifest import (
     IMAGE_DTYPE,
     IMAGE_PARTS,
@@ -83,6 +84,8 @@ class DatasetWriter:
         self._image_index = IndexWriter(f"{self.prefix}_{self._part}.idx{PARTIAL}", np.dtype(np.uint8))
         self._samples = _RecordWriter(self.prefix + "_samples.npy", SAMPLE_DTYPE)
         self._images = _RecordWriter(self.prefix + "_images.npy", IMAGE_DTYPE)
+        self._drawn = _RecordWriter(self.prefix + DRAWN, DRAWN_DTYPE)
+        self._num_drawn = self._visual_labels = 0
         self._text_bytes = self._tokens = self._text_tokens = self._labels = self._cut = self._missing = 0
         self._changes: dict[str, int] = {}
         self._longest = (0, 0)  # (sample, tokens)
@@ -138,6 +141,9 @@ class DatasetWriter:
         self.image_bytes += int(block.images["num_bytes"].sum())
         self._samples.add(samples)
         self._images.add(block.images)
+        self._drawn.add(block.drawn)
+        self._num_drawn += int(np.count_nonzero(block.drawn))
+        self._visual_labels += block.num_visual_labels
         self._content.add(block.digest_input)
         self._tokens += int(samples["length"].sum(dtype=np.int64))
         self._text_tokens += int(samples["text_length"].sum(dtype=np.int64))
@@ -196,14 +202,14 @@ class DatasetWriter:
         )
         for close in (
             self._text.close, self._image_file.close, self._text_index.close, self._image_index.close,
-            self._samples.close, self._images.close,
+            self._samples.close, self._images.close, self._drawn.close,
         ):  # fmt: skip
             close()
         if self._meta:
             self._meta.close()
         Path(self.prefix + MANIFEST + PARTIAL).write_text(info.to_json(), encoding="utf-8")
         images = self._image_parts if info.num_images else ()
-        parts = [*TEXT_PARTS, *([META] if self._meta else []), *images]
+        parts = [*TEXT_PARTS, *([META] if self._meta else []), *images, *([DRAWN] if self._num_drawn else [])]
         for part in (*parts, MANIFEST):  # takes long where much was written; the old dataset still opens
             sync(self.prefix + part + PARTIAL)
         Path(self.prefix + MANIFEST).unlink(missing_ok=True)  # from here on the old dataset is gone
@@ -212,7 +218,9 @@ class DatasetWriter:
         if not images:  # megatron-core cannot map an empty file
             for part in self._image_parts:
                 Path(self.prefix + part + PARTIAL).unlink()
-        for part in {META, *IMAGE_PARTS, *PIXEL_PARTS}.difference(parts):  # of the old dataset
+        if not self._num_drawn:
+            Path(self.prefix + DRAWN + PARTIAL).unlink()
+        for part in {META, DRAWN, *IMAGE_PARTS, *PIXEL_PARTS}.difference(parts):  # of the old dataset
             Path(self.prefix + part).unlink(missing_ok=True)
         publish(self.prefix + MANIFEST)
         self._lock.release()
@@ -220,7 +228,8 @@ class DatasetWriter:
 
     def _described(self) -> dict[str, dict[str, Any]]:
         """The manifest's `parts`."""
-        return {self._part: {**self._made_with, "dtype": "uint8", "bytes": self.image_bytes}}
+        drawn = {PART: part_record(self._num_drawn, self._visual_labels)} if self._num_drawn else {}
+        return {self._part: {**self._made_with, "dtype": "uint8", "bytes": self.image_bytes}, **drawn}
 
     def abort(self) -> None:
         """Close and remove what was written. Does nothing after `finalise`."""
@@ -228,7 +237,8 @@ class DatasetWriter:
             return
         for close in (
             self._text.close, self._image_file.close, self._text_index.discard, self._image_index.discard,
-            self._samples.discard, self._images.discard, *([self._meta.discard] if self._meta else []),
+            self._samples.discard, self._images.discard, self._drawn.discard,
+            *([self._meta.discard] if self._meta else []),
         ):  # fmt: skip
             with contextlib.suppress(OSError):  # closing flushes, which fails on a full disk
                 close()
@@ -237,7 +247,7 @@ class DatasetWriter:
         self._lock.release()
 
     def _remove_partial(self) -> None:
-        for part in {*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, META}:
+        for part in {*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, DRAWN, META}:
             Path(self.prefix + part + PARTIAL).unlink(missing_ok=True)
 
     def __enter__(self) -> DatasetWriter:

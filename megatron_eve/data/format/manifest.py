@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID, NOT_TEXT_LABELS
-from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS
+from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TOKENIZERS, split_kind
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
@@ -86,7 +86,7 @@ def max_padding_rows(tokenizer_kind: str) -> int:
     These are added tokens, and padding to a multiple of 64 (transformers' `resize_token_embeddings`); published models
     with a tokenizer.json, such as Qwen2, have some hundred.
     """
-    return _MAX_PADDING_ROWS.get(tokenizer_kind, _PADDING_ROWS)
+    return _MAX_PADDING_ROWS.get(split_kind(tokenizer_kind)[0], _PADDING_ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class DatasetSettings:
         image_settings: what images were made into, by name, for those of the family's `image_flags` that decide the
             number of tokens of an image.
         image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ.
-        tokenizer_kind: how the tokenizer's file was read: of `text_tokenizer.KINDS`. Manifests of older versions lack
+        tokenizer_kind: how the tokenizer's file was read, `TextTokenizer.kind`. Manifests of older versions lack
             it: there was one kind.
     """
 
@@ -258,7 +258,7 @@ def _instead_of_dataset(prefix: str) -> str:
             )
         return f"{prefix} is a folder without a dataset: name a dataset by its --output-prefix"
     if path.is_file():
-        for part in (*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, SKIPPED, "_meta.parquet"):
+        for part in (*TEXT_PARTS, *IMAGE_PARTS, *PIXEL_PARTS, SKIPPED, "_meta.parquet", "_drawn.npy"):
             if prefix.endswith(part) and Path(prefix.removesuffix(part) + MANIFEST).exists():
                 return f"{prefix} is a file of the dataset {prefix.removesuffix(part)}: name that"
         return (

@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.code_part import CodePart, JoinedCodes, has_codes
+from megatron_eve.data.format.drawn import DRAWN, PART, drawn_counts, part_record
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.format.manifest import (
@@ -86,6 +87,7 @@ def merge_datasets(prefix: str, prefixes: Sequence[str], *, overwrite: bool = Fa
             *TEXT_PARTS,
             *IMAGE_PARTS,
             *PIXEL_PARTS,
+            DRAWN,
             META,
             SKIPPED,
         }:  # of a dataset that was replaced
@@ -159,6 +161,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         for reason, rows in info.skipped_first.items():
             named = [{"dataset": name, **row} for row in rows]
             skipped_first[reason] = [*skipped_first.get(reason, []), *named][:_FIRST_SKIPPED]
+    drawn = [sum(counts) for counts in zip(*map(drawn_counts, infos), strict=True)]
     changes = sum_changes(info.changes for info in infos)
     contents = [info.content_sha256 for info in infos]
     return DatasetInfo(
@@ -171,6 +174,7 @@ def _merged_info(first: DatasetInfo, names: Sequence[str], infos: Sequence[Datas
         content_sha256=hashlib.sha256("".join(contents).encode()).hexdigest() if all(contents) else "",
         changes=changes,
         licenses=dict(licenses),
+        parts={PART: part_record(*drawn)} if drawn[0] else {},
         datasets=[
             {"prefix": name, "num_samples": info.num_samples, "content_sha256": info.content_sha256}
             for name, info in zip(names, infos, strict=True)

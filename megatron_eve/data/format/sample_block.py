@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.content_digest import digest_input_of_image, digest_input_of_text
+from megatron_eve.data.format.drawn import drawn_in_text
 from megatron_eve.data.format.manifest import (
     IMAGE_DTYPE,
     SAMPLE_DTYPE,
@@ -50,7 +51,8 @@ class Sample(NamedTuple):
 
     Attributes:
         tokens: n ids; each image is one IMAGE_TOKEN_ID.
-        labels: n values, not shifted: the token where it trains, else IGNORE_INDEX.
+        labels: n values, not shifted: the token where it trains, IMAGE_TOKEN_ID at an image that is to be drawn, else
+            IGNORE_INDEX.
         images: one for each IMAGE_TOKEN_ID, in order.
         cut: the text was longer than `model_max_length`.
         meta: the source of the sample. Either all samples of a dataset have it or none has.
@@ -75,6 +77,8 @@ class SampleBlock(NamedTuple):
         text_sizes: int32 [samples], values of each in it.
         samples: SAMPLE_DTYPE [samples]; `first_image` is counted from the block's first image.
         images: IMAGE_DTYPE [images].
+        drawn: bool [images], which are to be drawn.
+        num_visual_labels: rows of these.
         digest_input: their part of what `ContentDigest` hashes.
         num_cut: samples that were cut.
         num_missing: missing images.
@@ -86,6 +90,8 @@ class SampleBlock(NamedTuple):
     text_sizes: NDArray[np.int32]
     samples: NDArray[Any]
     images: NDArray[Any]
+    drawn: NDArray[np.bool_]
+    num_visual_labels: int
     digest_input: bytes
     num_cut: int
     num_missing: int
@@ -108,13 +114,19 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
     texts: list[bytes] = []
     records: list[tuple[int, ...]] = []
     images: list[tuple[int, int, int]] = []
+    drawn = [np.zeros(0, dtype=np.bool_)]
+    num_visual_labels = 0
     digest_input: list[bytes] = []
     for number, sample in enumerate(samples):
         tokens, labels = (np.asarray(part, dtype=np.int64) for part in (sample.tokens, sample.labels))
         plans = [planner(image.width, image.height) for image in sample.images]
         problem = row_problem(tokens, labels, settings.vocab_size) or placeholder_problem(tokens, plans)
+        if problem is None:
+            found_drawn, problem = drawn_in_text(tokens, labels, plans)
         if problem:
             raise DataError(f"sample {number} of the block: {problem}")
+        drawn.append(found_drawn)
+        num_visual_labels += sum(plan.rows for plan, one in zip(plans, found_drawn, strict=True) if one)
         length = len(tokens) + sum(plan.rows - plan.tiles for plan in plans)
         first_image = len(images)
         for image in sample.images:
@@ -131,6 +143,8 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         2 * found["text_length"],
         found,
         np.array(images, dtype=IMAGE_DTYPE),
+        np.concatenate(drawn),
+        num_visual_labels,
         b"".join(digest_input),
         sum(sample.cut for sample in samples),
         sum(sample.num_missing for sample in samples),

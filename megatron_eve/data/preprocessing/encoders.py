@@ -18,7 +18,8 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from megatron_eve.data.format.sample_block import ImageBytes, SampleBlock, make_block
-from megatron_eve.data.preprocessing.row_encoder import PreprocessConfig, RowEncoder, SkippedRow
+from megatron_eve.data.preprocessing.config import PreprocessConfig
+from megatron_eve.data.preprocessing.row_encoder import RowEncoder, SkippedRow
 from megatron_eve.data.sources.source import CHUNK_ROWS, RawRow, Source
 from megatron_eve.data.worker_processes import WorkerProcesses, reporting
 

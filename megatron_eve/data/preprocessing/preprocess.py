@@ -24,8 +24,9 @@ from megatron_eve.data.format.indexed_writer import DatasetWriter
 from megatron_eve.data.format.manifest import SKIPPED, DatasetInfo
 from megatron_eve.data.format.metadata import Exclusions
 from megatron_eve.data.format.output import check_output, refuse_existing
+from megatron_eve.data.preprocessing.config import PreprocessConfig
 from megatron_eve.data.preprocessing.encoders import encode_rows
-from megatron_eve.data.preprocessing.row_encoder import PreprocessConfig, SkippedRow
+from megatron_eve.data.preprocessing.row_encoder import SkippedRow
 from megatron_eve.data.preprocessing.summary import format_skipped
 from megatron_eve.data.sources.recognise import open_source
 from megatron_eve.data.sources.source import Source

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_eve.data.format.drawn import drawn_counts
 from megatron_eve.data.format.manifest import SKIPPED, DatasetInfo
 from megatron_eve.data.reasons import CHANGES, REASONS
 
@@ -27,6 +28,8 @@ def format_summary(info: DatasetInfo, prefix: str) -> str:
         f"(text {info.text_bytes:,}, images {info.stored_bytes:,})",
         f"rows skipped      {skipped:,}" + (f" ({skipped / info.num_rows:.1%})" if skipped else ""),
     ]
+    if (drawn := drawn_counts(info))[0]:
+        lines.append(f"images to draw    {drawn[0]:,}, of {drawn[1]:,} rows")
     if info.num_missing_images:
         lines.append(
             f"images missing    {info.num_missing_images:,}, which documents that were kept go on without"

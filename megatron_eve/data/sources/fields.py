@@ -20,9 +20,15 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
 MAX_TEXT = 1 << 24
 """Maximum size in bytes of the caption file or JSON file of an image."""
 
+DRAW_KEY = "draw"
+"""Key, or column, that says which images of a row are to be drawn."""
+
+# Keys of a caption in the .json of an image; the last two are of text-to-image sets in webdataset shards.
+_CAPTIONS = ("caption", "sharegpt4v", "prompt")
+
 _BOM = b"\xef\xbb\xbf"
 # Already in other fields of the record, or only about the download. EXIF is in the image file itself.
-_NOT_META = frozenset({"caption", "key", "status", "error_message", "exif"})
+_NOT_META = frozenset({"caption", "key", "status", "error_message", "exif", DRAW_KEY})
 
 
 def parse_json(text: bytes, name: str = "") -> Any:
@@ -103,6 +109,28 @@ def image_names(row: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in names]
 
 
+def drawn_of(row: Mapping[str, Any], num_images: int) -> bool | tuple[bool, ...]:
+    """What the key `draw` of a row says (`Record.drawn`): true, false (as if it were absent), or a list of these.
+
+    Args:
+        row: the row's fields.
+        num_images: of the row; 0 with a video.
+
+    Raises:
+        SkipRow: it says something else, or of another number of images.
+    """
+    value = row.get(DRAW_KEY)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if (
+        not isinstance(value, list)
+        or not all(isinstance(one, bool) for one in value)
+        or len(value) != num_images
+    ):
+        raise SkipRow("draw_field", f"{value!r:.80}, where the row has {num_images} images")
+    return tuple(value) if any(value) else False
+
+
 def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any], changes: Counter[str]) -> str:
     """Caption of an image or a video: from its .txt file, else from its .json file, else empty.
 
@@ -123,8 +151,10 @@ def caption_beside(text: bytes | None, name: str, metadata: Mapping[str, Any], c
             return plain_text(text.decode("utf-8-sig"), name, changes)
         except UnicodeDecodeError as error:
             raise SkipRow("text_not_unicode", f"{name}: {error.reason} at byte {error.start}") from None
-    given = metadata.get("caption")
-    return "" if given is None else plain_text(given, "caption", changes)
+    for key in _CAPTIONS:
+        if metadata.get(key) is not None:
+            return plain_text(metadata[key], key, changes)
+    return ""
 
 
 def meta_beside(metadata: Mapping[str, Any]) -> dict[str, Any]:

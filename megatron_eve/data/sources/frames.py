@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -26,9 +26,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import DataError, SkipRow
-from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.video_container import demuxer_of
-from megatron_eve.models.text_format import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -139,34 +137,6 @@ def extract_frames(data: bytes, *, count: int, max_pixels: int, upright: bool = 
         files,
         [round(float((stamp - first) * tick), 3) for stamp in wanted],
         round(float((timeline.end - first) * tick), 3),
-    )
-
-
-def with_frames(record: Record, taken: VideoFrames) -> Record:
-    """Replace the video of a record by its frames.
-
-    The text gets one `<image>` per frame: in a conversation in front of the first question, each followed by a newline,
-    as in NVlabs/VILA (`llava/data/dataset.py`); otherwise in front of the text, without separators.
-
-    Args:
-        record: a record with a video and no images.
-        taken: frames of its video.
-
-    Returns:
-        The new record; its `meta` also has `video_duration` and `video_frame_times`, in seconds.
-    """
-    role, mark = ("human", f"{IMAGE_TOKEN}\n") if record.kind == "conversation" else ("gpt", IMAGE_TOKEN)
-    turns = list(record.turns) if isinstance(record.turns, list) else record.turns
-    for place, turn in enumerate(turns if isinstance(turns, list) else []):
-        if isinstance(turn, dict) and turn.get("from") == role and isinstance(turn.get("value"), str):
-            turns[place] = {**turn, "value": mark * len(taken.files) + turn["value"]}
-            break
-    return replace(
-        record,
-        images=[ImageFile(file) for file in taken.files],
-        turns=turns,
-        meta={**record.meta, "video_duration": taken.duration, "video_frame_times": taken.times},
-        video=None,
     )
 
 

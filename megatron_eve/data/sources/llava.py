@@ -12,7 +12,7 @@ from typing import Any
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record, VideoFile
 from megatron_eve.data.sources.conversation_rows import read_conversation
-from megatron_eve.data.sources.fields import image_names, source_name
+from megatron_eve.data.sources.fields import DRAW_KEY, drawn_of, image_names, source_name
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
@@ -36,6 +36,9 @@ class LlavaSource(JsonSource):
     newline, and the frames go in front of the first question, as published: some data sets write `<video>`, some
     `<image>`, some neither.
 
+    `"draw"` says which images are to be drawn: true for all of the row, or a list of true and false with one for each;
+    their `<image>` stand in answers. With a video it is true or absent, and the answer has `<video>`.
+
     Args:
         files: JSON arrays, or JSON lines.
         image_root: folder that image names are relative to.
@@ -50,7 +53,7 @@ class LlavaSource(JsonSource):
         if not said.images:
             _check_other_keys(fields)
         video = None if said.images else _video_name(fields)
-        used = ("id", "image", "images", said.key)
+        used = ("id", "image", "images", said.key, DRAW_KEY)
         return Record(
             id=None if name is None else str(name),
             source=source_name(row.file),
@@ -59,6 +62,7 @@ class LlavaSource(JsonSource):
             turns=said.turns if video is None else _without_placeholders(said.turns),
             meta={key: value for key, value in fields.items() if key not in used},
             video=None if video is None else VideoFile(None, video),
+            drawn=drawn_of(fields, len(said.images)),
         )
 
 

@@ -16,7 +16,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.sample_block import MAX_ROW_BYTES
 from megatron_eve.data.schema import KINDS, ImageFile, Record
 from megatron_eve.data.sources import conversation_rows
-from megatron_eve.data.sources.fields import parse_object, plain_text, source_name
+from megatron_eve.data.sources.fields import DRAW_KEY, drawn_of, parse_object, plain_text, source_name
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.row_groups import UNREADABLE, RowGroupReader, one_line, open_file
 from megatron_eve.data.sources.source import RawRow, Source
@@ -40,6 +40,7 @@ ARROW_SCHEMA = pyarrow.schema(
             pyarrow.list_(pyarrow.struct([("from", pyarrow.string()), ("value", pyarrow.string())])),
         ),
         ("meta", pyarrow.string()),
+        ("draw", pyarrow.list_(pyarrow.bool_())),
     ]
 )
 """Columns of a shard of records; `meta` is the text of a JSON object."""
@@ -57,7 +58,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     Args:
         path: of the shard, `*.parquet`.
         records: in order. A row group holds one row, or at most 32 MiB of images and text. Videos must have been
-            replaced by their frames (`frames.with_frames`), since a shard has no column for videos.
+            replaced by their frames (`frame_rows.with_frames`), since a shard has no column for videos.
     """
     partial = Path(f"{path}.partial")
     rows: list[dict[str, Any]] = []
@@ -91,7 +92,8 @@ class ParquetSource(Source):
       conversation (`conversation_rows`);
     - an image (image, images, jpg ...) and a caption (caption, text, txt ...): a pair.
 
-    An image is bytes, `{bytes, path}` as on the hub, a path under `image_root`, or a list of these. Other columns of
+    A column `draw`, of true and false or of lists of them, says which images are to be drawn. An image is bytes,
+    `{bytes, path}` as on the hub, a path under `image_root`, or a list of these. Other columns of
     numbers and strings go into `meta`.
 
     Args:
@@ -159,6 +161,7 @@ def _row_of(record: Record) -> dict[str, Any]:
         "images": [{"bytes": one.data, "path": one.path, "sha256": one.sha256} for one in record.images],
         "turns": [{"from": turn["from"], "value": turn["value"]} for turn in record.turns],
         "meta": json.dumps(dict(record.meta)),
+        "draw": list(record.drawn_images) if any(record.drawn_images) else None,
     }
 
 
@@ -239,15 +242,22 @@ def _record(row: RawRow, fields: dict[str, Any]) -> Record:
             raise SkipRow("parquet_row", f"{key} is {type(value).__name__}, not text")
     meta = parse_object((given["meta"] or "{}").encode(), "meta")
     source = given["source"] or source_name(row.file)
-    return Record(_id(fields), source, fields["kind"], _pictures(fields["images"]), fields["turns"], meta)
+    images, kind = _pictures(fields["images"]), fields["kind"]
+    # Several images of a caption are the frames of a video.
+    is_video = kind in ("pair", "generation") and len(images) > 1
+    drawn = drawn_of(fields, len(images))
+    return Record(_id(fields), source, kind, images, fields["turns"], meta, drawn=drawn, is_video=is_video)
 
 
 def _conversation(row: RawRow, fields: dict[str, Any]) -> Record:
     name = _first(_PICTURES, fields)
     given = None if name is None else fields[name]
     said = conversation_rows.read_conversation(fields, [] if given is None else _pictures(given))
-    meta = _meta(fields, (said.key, name))
-    return Record(_id(fields), source_name(row.file), "conversation", said.images, said.turns, meta)
+    meta = _meta(fields, (said.key, name, DRAW_KEY))
+    drawn = drawn_of(fields, len(said.images))
+    return Record(
+        _id(fields), source_name(row.file), "conversation", said.images, said.turns, meta, drawn=drawn
+    )
 
 
 def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
@@ -259,8 +269,11 @@ def _pair(row: RawRow, fields: dict[str, Any]) -> Record:
     changes: Counter[str] = Counter()
     text = plain_text("" if fields[caption] is None else fields[caption], caption, changes)
     turns = [{"from": "gpt", "value": IMAGE_TOKEN + text}]
-    meta = _meta(fields, (name, caption))
-    return Record(_id(fields), source_name(row.file), "pair", images, turns, meta, changes=changes)
+    meta = _meta(fields, (name, caption, DRAW_KEY))
+    drawn = drawn_of(fields, len(images))
+    return Record(
+        _id(fields), source_name(row.file), "pair", images, turns, meta, changes=changes, drawn=drawn
+    )
 
 
 _LAYOUTS: tuple[tuple[Callable[[Iterable[str]], bool], Callable[[RawRow, dict[str, Any]], Record]], ...] = (

@@ -7,7 +7,14 @@ from typing import Any
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import ImageFile, Kind, Record
-from megatron_eve.data.sources.fields import close_to_images, image_names, plain_text, source_name
+from megatron_eve.data.sources.fields import (
+    DRAW_KEY,
+    close_to_images,
+    drawn_of,
+    image_names,
+    plain_text,
+    source_name,
+)
 from megatron_eve.data.sources.image_files import image_file
 from megatron_eve.data.sources.json_source import JsonSource
 from megatron_eve.data.sources.source import RawRow
@@ -19,8 +26,9 @@ class TextSource(JsonSource):
 
     `{"text": ...}` becomes a record of kind "text". With `"images": [names]` (or `"image"`) beside it, it becomes
     one of kind "interleaved": each `<image>` in the text marks the place of a picture, and one space on either side of
-    it goes, as in documents of MMC4. `{"inputs": ..., "targets": ...}` (github.com/google-research/FLAN) becomes a
-    conversation of one question and its answer. `id` is kept if there is one; other keys go into `meta`.
+    it goes, as in documents of MMC4; `"draw"` says which of them are to be drawn. `{"inputs": ..., "targets": ...}`
+    (github.com/google-research/FLAN) becomes a conversation of one question and its answer. `id` is kept if there is
+    one; other keys go into `meta`.
 
     Args:
         files: JSON lines, or JSON arrays.
@@ -58,8 +66,9 @@ class TextSource(JsonSource):
             kind=kind,
             images=images,
             turns=[{"from": role, "value": text} for role, text in zip(roles, texts, strict=True)],
-            meta={key: value for key, value in fields.items() if key not in (*used, "id")},
+            meta={key: value for key, value in fields.items() if key not in (*used, "id", DRAW_KEY)},
             changes=changes,
+            drawn=drawn_of(fields, len(images)),
         )
 
 

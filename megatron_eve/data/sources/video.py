@@ -8,7 +8,14 @@ from pathlib import Path
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record, VideoFile
-from megatron_eve.data.sources.fields import MAX_TEXT, caption_beside, meta_beside, parse_object, source_name
+from megatron_eve.data.sources.fields import (
+    MAX_TEXT,
+    caption_beside,
+    drawn_of,
+    meta_beside,
+    parse_object,
+    source_name,
+)
 from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.source import RawRow, Source
 
@@ -16,7 +23,8 @@ from megatron_eve.data.sources.source import RawRow, Source
 class VideoSource(Source):
     """One pair of a video and its caption for each file.
 
-    The caption is the .txt file, else the caption in the .json file, else empty. `meta` is the content of the .json.
+    The caption is the .txt file, else the caption in the .json file, else empty. `meta` is the content of the .json;
+    `"draw": true` in it says that the video is to be drawn from the caption.
 
     Args:
         files: video files.
@@ -54,6 +62,7 @@ class VideoSource(Source):
             meta=meta_beside(meta),
             video=VideoFile(data, file.name),
             changes=changes,
+            drawn=drawn_of(meta, 0),
         )
 
 

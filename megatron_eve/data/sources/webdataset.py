@@ -23,6 +23,7 @@ from megatron_eve.data.sources.fields import (
     MAX_TEXT,
     VIDEO_SUFFIXES,
     caption_beside,
+    drawn_of,
     meta_beside,
     parse_object,
     source_name,
@@ -55,7 +56,7 @@ class WebdatasetSource(Source):
     (github.com/webdataset/webdataset). A row without .txt takes the caption of its .json; a row without either, as in
     SA-1B, has an empty caption. `meta` is the content of the .json without exif. Its `sha256` is that of the downloaded
     file, which img2dataset then resized, so it is not the digest of the image in the shard. If a key has both a video
-    and an image, the video is used.
+    and an image, the video is used. `"draw": true` in the .json says that it is to be drawn from the caption.
 
     Args:
         files: uncompressed tar archives.
@@ -106,6 +107,7 @@ class WebdatasetSource(Source):
             meta=meta_beside(meta),
             video=VideoFile(data, name) if found.is_video else None,
             changes=changes,
+            drawn=drawn_of(meta, 0 if found.is_video else 1),
         )
 
     def _metadata(self, file: str, member: tuple[str, int, int] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -47,7 +47,8 @@ class Encoded:
         tokens: n ids; an image is one IMAGE_TOKEN_ID, or one for each of its tiles.
         labels: n values; the token itself where it trains, IMAGE_TOKEN_ID at an image that is to be drawn, else
             IGNORE_INDEX.
-        ends_in_text: `cut` also drops images at the end, since no text after them could be learned from them.
+        ends_in_text: `cut` also drops images at the end that are read, since no text after them could be learned from
+            them.
     """
 
     tokens: list[int]
@@ -79,8 +80,8 @@ class Encoded:
 
         Args:
             length: positions that are kept at most.
-            image_rows: positions that the tiles of each image take; an image that does not fit whole is dropped with
-                all that follows. None: each placeholder counts as one.
+            image_rows: positions that the tiles of each image take, or the frames of a video that is to be drawn; what
+                does not fit whole is dropped with all that follows. None: each placeholder counts as one.
         """
         kept = min(length, len(self.tokens))
         if image_rows is not None:
@@ -91,7 +92,14 @@ class Encoded:
                     break
                 kept += 1
             kept = self._before_parts(kept, [len(image) for image in image_rows])
-        while self.ends_in_text and kept and self.tokens[kept - 1] == IMAGE_TOKEN_ID:
+        if 0 < kept < len(self.tokens) and self.labels[kept] == IMAGE_TOKEN_ID:
+            kept -= 1  # what announces an image to draw goes with it
+        while (
+            self.ends_in_text
+            and kept
+            and self.tokens[kept - 1] == IMAGE_TOKEN_ID
+            and self.labels[kept - 1] == IGNORE_INDEX
+        ):
             kept -= 1
         return replace(self, tokens=self.tokens[:kept], labels=self.labels[:kept])
 
@@ -123,6 +131,8 @@ def encode_conversation(
     template: str | Template,
     num_images: int,
     tiles: Sequence[int] | None = None,
+    drawn: Sequence[bool] = (),
+    is_video: bool = False,
 ) -> Encoded:
     """Tokenise one conversation in the LLaVA layout.
 
@@ -133,6 +143,8 @@ def encode_conversation(
         template: of conversations, or "plain".
         num_images: images of the row; the text must hold as many `<image>`.
         tiles: of each image, see `tiled_text`; None: images are not cut into tiles.
+        drawn: of each image, is it to be drawn? Empty: none is.
+        is_video: the images are the frames of one video.
 
     Raises:
         ConversationError: the conversation does not fit the template; `reason` says how.
@@ -143,6 +155,8 @@ def encode_conversation(
     check_placeholders(checked)
     system, checked = _split_system(checked, template)
     if template.question is None:
+        if any(drawn):
+            raise ConversationError("draw_template", f"--template {template.name} draws no pictures")
         return _encode_caption(checked, tokenizer, num_images, tiles)
     if checked and checked[0].role == "gpt":
         checked = checked[1:]
@@ -162,11 +176,24 @@ def encode_conversation(
         found = num_images
         checked[0] = Turn("human", f"{IMAGE_TOKEN}\n" * num_images + checked[0].text)
     check_image_count(found, num_images)
-    placed = [Turn(turn.role, template.place_images(turn.text)) for turn in checked]
+    placed = place_pictures(checked, template, drawn or (False,) * num_images, is_video)
     if tiles is not None:
         counts = iter(tiles)
         placed = [Turn(turn.role, tiled_text(turn.text, counts)) for turn in placed]
-    return encode_marked(marked_parts(template, system, placed), tokenizer, template)
+    return encode_marked(
+        marked_parts(template, system, placed), tokenizer, template, drawn_placeholders(drawn, tiles)
+    )
+
+
+def drawn_placeholders(drawn: Sequence[bool], tiles: Sequence[int] | None) -> list[bool]:
+    """`drawn` of each placeholder: of each image, or of each of its tiles."""
+    counts = [1] * len(drawn) if tiles is None else tiles
+    return [one for one, count in zip(drawn, counts, strict=False) for _ in range(count)]
+
+
+def image_labels(drawn: bool, count: int) -> list[int]:
+    """Labels of an image's placeholder, and of what follows it by the template: `count` values."""
+    return [IMAGE_TOKEN_ID if drawn else IGNORE_INDEX, *[IGNORE_INDEX] * (count - 1)]
 
 
 def _encode_caption(
@@ -228,17 +255,69 @@ def marked_parts(template: Template, system: str, turns: Sequence[Turn]) -> list
     return parts
 
 
-def encode_marked(parts: Sequence[tuple[str, bool]], tokenizer: TextTokenizer, template: Template) -> Encoded:
-    """Tokenise (text, whether it trains) pairs as one text; a token trains if its first character does."""
+def place_pictures(
+    turns: Sequence[Turn], template: Template, drawn: Sequence[bool], is_video: bool
+) -> list[Turn]:
+    """Turns with their pictures where the template wants them, and with its control tokens around them.
+
+    Args:
+        drawn: of each picture, is it to be drawn?
+        is_video: the pictures are the frames of one video, which stand together.
+
+    Raises:
+        ConversationError: a picture that is to be drawn stands in a question, or the template draws none.
+    """
+    if is_video and len(drawn) and all(drawn):
+        frames = IMAGE_TOKEN * len(drawn)
+        turns = [Turn(turn.role, turn.text.replace(frames, IMAGE_TOKEN)) for turn in turns]
+        check_image_count(sum(turn.text.count(IMAGE_TOKEN) for turn in turns), 1)
+        around, drawn, whole = template.around_drawn_video, (True,), frames
+        place = template.place_images
+    else:
+        around, whole = template.around_drawn, IMAGE_TOKEN
+        place = template.place_frames if is_video and template.place_frames else template.place_images
+    read = ("", "") if is_video else template.around_image
+    each = iter(drawn)
+
+    def surrounded(role: str) -> Callable[[object], str]:
+        def one(_: object) -> str:
+            if not next(each):
+                return f"{read[0]}{IMAGE_TOKEN}{read[1]}"
+            if around is None:
+                raise ConversationError("draw_template", f"--template {template.name} draws no pictures")
+            if role != "gpt":
+                raise ConversationError("drawn_in_question", f"it stands in a turn from {role!r}")
+            return f"{around[0]}{whole}{around[1]}"
+
+        return one
+
+    return [
+        Turn(turn.role, re.sub(re.escape(IMAGE_TOKEN), surrounded(turn.role), place(turn.text)))
+        for turn in turns
+    ]
+
+
+def encode_marked(
+    parts: Sequence[tuple[str, bool]],
+    tokenizer: TextTokenizer,
+    template: Template,
+    drawn: Sequence[bool] = (),
+) -> Encoded:
+    """Tokenise (text, whether it trains) pairs as one text; a token trains if its first character does.
+
+    Args:
+        drawn: of each placeholder, is its image to be drawn? Empty: none is.
+    """
     text = "".join(part for part, _ in parts)
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     image = [IMAGE_TOKEN_ID, *(tokenizer.encode(template.behind_image) if template.behind_image else ())]
     tokens = list(tokenizer.bos)
     labels, start = [IGNORE_INDEX] * len(tokens), 0
+    draw = iter(drawn)
     for segment in IMAGE_SPLIT.split(text):
         if segment == IMAGE_TOKEN:
             tokens += image
-            labels += [IGNORE_INDEX] * len(image)
+            labels += image_labels(next(draw, False), len(image))
         else:
             for token, begin in tokenizer.encode_with_offsets(segment):
                 tokens.append(token)

@@ -9,6 +9,7 @@ separator between an image and its text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.schema import Record
@@ -17,12 +18,15 @@ from megatron_eve.data.text.conversation import (
     IMAGE_SPLIT,
     IMAGE_TOKEN_ID,
     Encoded,
+    drawn_placeholders,
     encode_conversation,
+    image_labels,
+    place_pictures,
     tiled_text,
 )
 from megatron_eve.data.text.templates import find_template
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
-from megatron_eve.data.text.turns import ConversationError, check_image_count, checked_turns, is_blank
+from megatron_eve.data.text.turns import ConversationError, Turn, check_image_count, checked_turns, is_blank
 from megatron_eve.models.text_format import IMAGE_TOKEN, Template
 
 
@@ -49,9 +53,16 @@ def encode_record(
         raise SkipRow(
             "kind_template", f"a row of kind {record.kind}, and --template {template.name} takes {taken}"
         )
+    drawn = record.drawn_images
+    if any(drawn) and template.around_drawn is None:
+        raise SkipRow("draw_template", f"--template {template.name} draws no pictures")
+    if len(drawn) != len(record.images):
+        raise SkipRow("draw_field", f"{len(drawn)} values for {len(record.images)} images")
     if template.is_document:
         return encode_document(record, tokenizer, template, tiles)
     turns = record.turns
+    if record.kind == "generation":
+        turns = _with_prompt(record, template)
     if record.kind == "pair":
         text = caption = _text(record)
         while caption.startswith(IMAGE_TOKEN):
@@ -60,7 +71,7 @@ def encode_record(
             {"from": "human", "value": text[: len(text) - len(caption)]},
             {"from": "gpt", "value": caption},
         ]
-    return encode_conversation(turns, tokenizer, template, len(record.images), tiles)
+    return encode_conversation(turns, tokenizer, template, len(record.images), tiles, drawn, record.is_video)
 
 
 def encode_document(
@@ -70,8 +81,8 @@ def encode_document(
 
     Returns:
         n tokens and n labels; BOS and images do not train, nor does what is behind an image by the template; all else
-        does. Images at the end of the document are dropped, so there may be fewer IMAGE_TOKEN_ID than images in the
-        record; the first ones are kept.
+        does. Images at the end of the document are dropped unless they are to be drawn, so there may be fewer
+        IMAGE_TOKEN_ID than images in the record; the first ones are kept.
 
     Raises:
         SkipRow: it has not exactly one turn from "gpt", another number of `<image>` than images, or no visible text.
@@ -82,23 +93,56 @@ def encode_document(
         raise SkipRow(
             "nothing_to_train", "there is no text" + (" beside its pictures" if record.images else "")
         )
-    while text.endswith(IMAGE_TOKEN):
+    drawn = list(record.drawn_images)
+    while text.endswith(IMAGE_TOKEN) and not drawn[-1]:
         text = text.removesuffix(IMAGE_TOKEN)
-    text = template.place_images(text)
+        drawn.pop()
+    [placed] = place_pictures([Turn("gpt", text)], template, drawn, record.is_video)
+    text = placed.text
     if tiles is not None:
         text = tiled_text(text, tiles)
     image = [IMAGE_TOKEN_ID, *(tokenizer.encode(template.behind_image) if template.behind_image else ())]
     tokens = list(tokenizer.bos)
     labels = [IGNORE_INDEX] * len(tokens)
+    draw = iter(drawn_placeholders(drawn, tiles))
     for segment in IMAGE_SPLIT.split(text):
         if segment == IMAGE_TOKEN:
             tokens += image
-            labels += [IGNORE_INDEX] * len(image)
+            labels += image_labels(next(draw), len(image))
         else:
             ids = tokenizer.encode(segment)
             tokens += ids
             labels += ids
     return Encoded([*tokens, tokenizer.eos_id], [*labels, tokenizer.eos_id], ends_in_text=True)
+
+
+def as_generation(record: Record) -> Record:
+    """A pair as a record of kind generation: its picture, or its video, is to be drawn from its caption.
+
+    Raises:
+        SkipRow: it is not one turn.
+    """
+    caption = _text(record)
+    while caption.startswith(IMAGE_TOKEN):
+        caption = caption.removeprefix(IMAGE_TOKEN)
+    turns = [
+        {"from": "human", "value": caption},
+        {"from": "gpt", "value": IMAGE_TOKEN * (len(record.images) or 1)},
+    ]
+    return replace(record, kind="generation", turns=turns, drawn=True)
+
+
+def _with_prompt(record: Record, template: Template) -> list[dict[str, str]]:
+    """The turns of a record of kind generation; a blank prompt is the template's."""
+    turns = checked_turns(record.turns)
+    if [turn.role for turn in turns] != ["human", "gpt"]:
+        raise ConversationError("generation_turns", f"{len(turns)} turns")
+    prompt = turns[0].text
+    if is_blank(prompt):
+        prompt = "" if record.is_video else template.blank_prompt
+    if not prompt:
+        raise SkipRow("generation_prompt", "there is no text to draw from")
+    return [{"from": "human", "value": prompt}, {"from": "gpt", "value": turns[1].text}]
 
 
 def _text(record: Record) -> str:

@@ -12,7 +12,13 @@ from typing import Any
 import tokenizers
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer, piece_bytes, read_tokenizer
+from megatron_eve.data.text.text_tokenizer import (
+    TOKENIZERS,
+    TextTokenizer,
+    kind_with,
+    piece_bytes,
+    read_tokenizer,
+)
 from megatron_eve.runtime.wrong_content import wrong_content
 
 _CONFIG = "tokenizer_config.json"
@@ -23,6 +29,7 @@ class JsonTokenizer(TextTokenizer):
 
     Args:
         path: of the tokenizer.json.
+        added: control tokens of a family; those that it lacks have the ids behind its own, in this order.
 
     Attributes:
         byte_level: its tokens are of bytes, as of Llama 3 and Qwen2. Otherwise it is made of a tokenizer.model.
@@ -31,10 +38,9 @@ class JsonTokenizer(TextTokenizer):
         DataError: one of the files is missing or no such file, or names no EOS token that the tokenizer has.
     """
 
-    kind = TOKENIZERS
-
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, added: Sequence[str] = ()) -> None:
         self.path = str(path)
+        self.kind = kind_with(TOKENIZERS, added)
         content = read_tokenizer(path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
@@ -45,10 +51,13 @@ class JsonTokenizer(TextTokenizer):
             raise DataError(f"{path} {wrong_content(Path(path)) or message}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.add_special_tokens(
+            [token for token in added if self._tokenizer.token_to_id(token) is None]
+        )
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {token: one.content for token, one in added.items()}
+        decoder = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token: one.content for token, one in decoder.items()}
         self.byte_level = b'"ByteLevel"' in content
         self._of_bytes = bytes_of_characters() if self.byte_level else {}
         config = _config(Path(path).parent / _CONFIG)

@@ -51,6 +51,28 @@ def prompt_text(
     return "".join(part for part, _ in parts) + template.answer.header
 
 
+def drawing_prompt(
+    question: str, template: str | Template, *, video: bool = False, system: str | None = None
+) -> str:
+    """The text from which a model draws a picture, or a video: a prompt with what announces one behind it.
+
+    Args:
+        question: what is to be drawn; "" for the unconditional prompt of guidance.
+        template: one that draws.
+        video: a video.
+        system: in place of the template's system prompt.
+
+    Raises:
+        ConversationError: the question holds `<image>`.
+        ValueError: an unknown template, or one that draws none.
+    """
+    template = _prompt_template(template)
+    around = template.around_drawn_video if video else template.around_drawn
+    if around is None or template.answer is None:
+        raise ValueError(f"template {template.name!r} draws no {'videos' if video else 'pictures'}")
+    return f"{prompt_text(question, template, 0, system=system)}{template.answer.before}{around[0]}"
+
+
 def encode_text(text: str, tokenizer: TextTokenizer, template: str | Template) -> list[int]:
     """Token ids of a prompt's text, BOS in front, each `<image>` as IMAGE_TOKEN_ID.
 

@@ -23,8 +23,25 @@ KINDS = {
     TOKENIZERS: "a tokenizer.json",
 }
 """How a tokenizer's file is read, and what that is in messages."""
-SAME_KIND = "preprocess all with the same file and with --tokenizer-legacy, or all with --no-tokenizer-legacy"
+SAME_KIND = (
+    "preprocess all with the same file, for the same --family, and with --tokenizer-legacy, or all with "
+    "--no-tokenizer-legacy"
+)
 """Remedy for datasets whose tokenizers' files were read in different ways."""
+
+
+_WITH = " with "
+
+
+def kind_with(kind: str, added: Sequence[str]) -> str:
+    """One of `KINDS` with control tokens of a family behind the tokenizer's own (`TextRules.added_tokens`)."""
+    return f"{kind}{_WITH}{' '.join(added)}" if added else kind
+
+
+def split_kind(kind: str) -> tuple[str, tuple[str, ...]]:
+    """The inverse of `kind_with`."""
+    base, _, added = kind.partition(_WITH)
+    return base, tuple(added.split())
 
 
 class TextTokenizer(ABC):
@@ -33,7 +50,7 @@ class TextTokenizer(ABC):
     Attributes:
         path: its file, as passed in.
         sha256: hexadecimal digest of the file.
-        kind: of `KINDS`.
+        kind: of `KINDS`, or one of these with added tokens (`kind_with`).
         vocab_size: number of tokens, added ones included.
         bos_id: of the token in front of every text; None where there is none (Qwen2).
         eos_id: of the token that ends a text.

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_eve.models.text_format import DOCUMENT, IMAGE_TOKEN, VICUNA_V1, RoleFormat, Template, TextRules
+from megatron_eve.models.text_format import (
+    DOCUMENT,
+    IMAGE_TOKEN,
+    VICUNA_V1,
+    RoleFormat,
+    Template,
+    TextRules,
+    images_in_place,
+)
 
 _LLAMA_3_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -29,14 +37,6 @@ def images_first(text: str) -> str:
 def newline_behind(text: str) -> str:
     """A newline behind each picture."""
     return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN}\n")
-
-
-def images_in_place(text: str) -> str:
-    """Pictures where they are: a space before and a newline after each, and no other white space beside them."""
-    if IMAGE_TOKEN not in text:
-        return text
-    *before, last = (part.strip() for part in text.split(IMAGE_TOKEN))
-    return f"{IMAGE_TOKEN}\n".join([*(f"{part} " for part in before), last]).strip()
 
 
 _VILA_V1 = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,16 @@ Pack = tuple[list[float], list[float]]
 PACKS: list[Pack] = [([1.0, 2.0, 3.0], [0.5, 0.7]), ([10.0], []), ([], [0.9]), ([4.0, 4.0], [0.1])]
 
 
+def pack(labels: list[int], images: int, drawn: Sequence[int] = ()) -> Any:
+    """What is counted of a pack; each image has 3 rows, and those of these numbers are to be drawn."""
+    return SimpleNamespace(
+        labels=torch.tensor(labels),
+        image_grids=torch.ones(images, 2),
+        image_rows=torch.full((images,), 3),
+        drawn=torch.tensor([image in drawn for image in range(images)], dtype=torch.bool),
+    )
+
+
 def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tuple[float, float, float]:
     """(loss as the schedule and DDP average it, sums of both reported shares) of packs dealt to ranks."""
     each = len(packs) // ranks
@@ -37,9 +48,7 @@ def shares(kind: str, packs: list[Pack], ranks: int, weight: float = 1.0) -> tup
     averaged = language = aligning = 0.0
     for labels, images in packs:
         # A row more than there are labels: the batch is counted, not the losses.
-        batch: Any = SimpleNamespace(
-            labels=torch.tensor([*[1] * len(labels), -100]), image_grids=torch.ones(len(images), 2)
-        )
+        batch = pack([*[1] * len(labels), -100], len(images))
         losses = {"lm loss": torch.tensor(labels), "align loss": torch.tensor(sum(images))}
         loss, report = normalizer.loss_function(batch)(losses)
         language, aligning = language + float(report["lm loss"]), aligning + float(report["align loss"])
@@ -77,7 +86,7 @@ def test_a_step_without_labels_and_images_is_zero(kind: str) -> None:
 
 
 def test_without_an_aligning_layer_there_is_no_aligning_loss() -> None:
-    batch: Any = SimpleNamespace(labels=torch.tensor([1]), image_grids=torch.ones(1, 2))
+    batch = pack([1], 1)
     objectives = objectives_of(RunConfig())
     normalizer = Normalizer(objectives, SampleCounts(labels=1, images=1), 1, 1, 1)
     loss, report = normalizer.loss_function(batch)({"lm loss": torch.tensor([3.0])})
@@ -96,13 +105,37 @@ def test_an_objective_that_this_package_does_not_know() -> None:
         def count(self, counts: SampleCounts) -> int:
             return 3 * counts.images
 
-    batch: Any = SimpleNamespace(labels=torch.tensor([1, 1]), image_grids=torch.ones(4, 2))
+    batch = pack([1, 1], 4)
     normalizer = Normalizer((NextToken(), Colour()), SampleCounts(labels=2, images=4), 1, 1, 1)
     loss, report = normalizer.loss_function(batch)(
         {"lm loss": torch.tensor([3.0, 5.0]), "mean colour": torch.tensor(6.0)}
     )
     assert float(loss) == 8 / 2 + 10 * 6 / 12
     assert {name: float(share) for name, share in report.items()} == {"lm loss": 4.0, "mean colour": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["global", "microbatch"])
+def test_rows_of_images_to_draw_are_counted(kind: Any) -> None:
+    """Two packs, with one and three images to draw, then a pack and a step without any: nothing is divided by zero."""
+
+    @dataclass(frozen=True)
+    class Codes:
+        name: str = "visual loss"
+        weight: float = 1.0
+        adds_over_tensor_parallel: bool = False
+
+        def count(self, counts: SampleCounts) -> int:
+            return 4 * counts.visual_labels
+
+    packs = [(pack([1], 3, [1]), 12.0), (pack([1], 4, [0, 2, 3]), 72.0), (pack([1], 2), 0.0)]
+    normalizer = Normalizer((Codes(),), SampleCounts(3, 9, 12), 3, 3, 1, kind)
+    shares = [
+        float(normalizer.loss_function(one)({"visual loss": torch.tensor(sum_)})[1]["visual loss"])
+        for one, sum_ in packs
+    ]
+    assert sum(shares) == pytest.approx(84 / 48 if kind == "global" else (12 / 12 + 72 / 36 + 0) / 3)
+    nothing = Normalizer((Codes(),), SampleCounts(3, 9), 3, 3, 1, kind)
+    assert float(nothing.loss_function(packs[2][0])({"visual loss": torch.tensor(0.0)})[0]) == 0
 
 
 def test_the_family_says_what_is_trained_beside_the_next_token() -> None:
