@@ -167,8 +167,8 @@ class GoldenFormat(Protocol):
         sizes: image sizes of the case `preprocess`, by its names of them, as `ModelFamily.image_planner` takes them.
         losses: losses beside `llm_loss`, and the objectives that compute them.
         gradients: of those losses, the prefix of their own part of a gradient.
-        heads: by objective, the outputs that hold predictions and targets of its head; of predictions, those of the first
-            rows of a sample alone, if a case holds no more.
+        heads: by objective, the outputs that hold predictions and targets of its head; a case may hold predictions of
+            the first rows of a sample alone.
         recomputing: settings of the family in a run with recomputation.
         without_gradient: of parameters (keys of a folder in Hugging Face layout) whose gradients are rounding noise,
             since they cancel; these are compared absolutely.

@@ -93,13 +93,9 @@ class Run:
             trains = kind in ("drawn", "silent", "video")
             is_picture = text == IMAGE_TOKEN_ID
             words = IGNORE_INDEX if kind == "silent" else text
-            labels[row, : len(text)] = np.where(
-                is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words
-            )
+            labels[row, : len(text)] = np.where(is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words)
             images.append([_picture()] * count)
-            codes += [
-                draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.code_depth))
-            ] * count
+            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.code_depth))] * count
         empty = np.zeros((0, GRID, GRID, VISION.code_depth), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         return ModelCase(

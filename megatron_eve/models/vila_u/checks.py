@@ -136,7 +136,9 @@ def tower_fingerprint(vision: VILAUConfig) -> dict[str, Any] | None:
     """
     if vision.vision_tokenizer is None:
         return None
-    sha256 = read_tower(vision).sha256()
+    from megatron_eve.models.vila_u.tower_weights import fingerprint
+
+    sha256 = fingerprint(read_tower(vision))
     return {"path": vision.vision_tokenizer, "sha256": sha256}
 
 

@@ -8,9 +8,7 @@ from typing import Annotated
 from megatron_eve.config.flag_types import Flag
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import Preset
-
-SPECIAL_TOKENS = ("<im_start>", "<im_end>", "<vi_start>", "<vi_end>")
-"""What stands around a picture and around the pictures of a video: the last rows of the vocabulary, in this order."""
+from megatron_eve.models.vila_u.templates import SPECIAL_TOKENS
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class DepthTransformer(MegatronModule):
 
 
 class _Blocks(MegatronModule):
-    """All blocks, by number. Not a ModuleList, whose tensors megatron-core would take for whole ones in a checkpoint."""
+    """All blocks, by number. Not a ModuleList: megatron-core would save its shards as if they were whole tensors."""
 
     def __init__(self, config: TransformerConfig, vision: VILAUConfig) -> None:
         super().__init__(config=config)

@@ -21,7 +21,6 @@ from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.image_codes import CodeTower
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
-from megatron_eve.models.text_format import TextRules
 from megatron_eve.models.vila_u.checks import (
     check_parallel,
     check_resume,
@@ -35,6 +34,7 @@ from megatron_eve.models.vila_u.config import OTHER_NAMES, PRESETS, TRAINING_SET
 from megatron_eve.models.vila_u.geometry import IMAGE_FLAGS, image_setting_errors, image_settings, planner
 from megatron_eve.models.vila_u.objectives import VisualLoss
 from megatron_eve.models.vila_u.parameters import DEPTH_HEAD, PARTS, PROJECTOR, parameter_counts
+from megatron_eve.models.vila_u.templates import TEXT_RULES
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -58,12 +58,12 @@ class VILAUFamily(ModelFamily):
     presets: Mapping[str, Preset] = PRESETS
     other_names: Mapping[str, str] = OTHER_NAMES
     stages: Mapping[int, Stage] = {
-        2: Stage("unified pretraining", _TRAINED),
+        2: Stage("unified pretraining", _TRAINED, template="v1_document"),
         3: Stage("supervised fine-tuning", _TRAINED, template="v1"),
     }
     parts: Mapping[str, tuple[str, ...]] = PARTS
     image_flags: Mapping[str, ImageFlag] = IMAGE_FLAGS
-    text_rules = TextRules(tokenizer_legacy=False)
+    text_rules = TEXT_RULES
     reads_codes = True
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:

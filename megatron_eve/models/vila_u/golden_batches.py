@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.golden_format import Comparison, GoldenBatch, image_names, read_case_file
-from megatron_eve.models.vila_u.config import SPECIAL_TOKENS
 from megatron_eve.models.vila_u.hf.layouts import PROJECTOR_KEYS, TOWER_KEYS
+from megatron_eve.models.vila_u.templates import SPECIAL_TOKENS
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def _batch(folder: Path, model: Path, name: str, inputs: Tensors, outputs: Tenso
 def drawn_labels(ids: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """Labels with -200 at the pictures that are to be drawn, and -100 at the others.
 
-    The public code decides by positions. The same on all its batches: a picture is drawn where the label just before it,
-    or before the run of pictures that it is in, is a trained <im_start> or <vi_start>.
+    The public code decides by positions. On all its batches the same comes of this rule: a picture is drawn where the
+    label just before it, or before the run of pictures that it is in, is a trained <im_start> or <vi_start>.
 
     Args:
         ids, labels: int64 [B, n].
@@ -176,17 +176,19 @@ def _head_outputs(batch: Tensors, codes: torch.Tensor) -> dict[str, torch.Tensor
     )
     found: dict[str, torch.Tensor] = {}
     while len(rest):
-        for sample, rows in by_sample.items():
-            if len(rows) and rest[: len(rows)].equal(rows):
-                break
-        else:
+        matching = [
+            sample for sample, rows in by_sample.items() if len(rows) and rest[: len(rows)].equal(rows)
+        ]
+        if not matching:
             raise ConfigError(
                 "a golden batch has targets of codes that are no sample's; copy the folder again"
             )
+        sample = matching[0]
+        rows = by_sample.pop(sample)
         found[f"image_targets.{sample}"] = rows
         if logits is not None and len(logits):
             found[f"image_logits.{sample}"], logits = logits[: len(rows)], logits[len(rows) :]
-        rest = rest[len(by_sample.pop(sample)) :]
+        rest = rest[len(rows) :]
     return found
 
 

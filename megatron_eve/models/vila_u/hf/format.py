@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import Flags, HFFormat, JSONFiles, PartFolder, Stated
-from megatron_eve.models.vila_u.config import SPECIAL_TOKENS, VILAUConfig
+from megatron_eve.models.vila_u.config import VILAUConfig
 from megatron_eve.models.vila_u.hf.config import field_errors, stated
 from megatron_eve.models.vila_u.hf.layouts import CODEBOOK_KEYS, DEPTH_KEYS, PARTS, PROJECTOR_KEYS, TOWER_KEYS
 from megatron_eve.models.vila_u.parameters import CODEBOOK, DEPTH_HEAD, PROJECTOR
@@ -32,7 +32,6 @@ class VILAUFormat(HFFormat):
         "language model or a VILA-U",
     }
     run_decides: Collection[str] = ()
-    added_tokens: tuple[str, ...] = SPECIAL_TOKENS
     optional_parts: Mapping[str, re.Pattern[str]] = {
         CODEBOOK: re.compile(re.escape(CODEBOOK_KEYS) + r"\d+\.weight"),
         PROJECTOR: re.compile(re.escape(PROJECTOR_KEYS) + ".*"),
