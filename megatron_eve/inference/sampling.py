@@ -128,6 +128,27 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], s
         return logits.argmax(-1)
     import torch
 
+    summed = kept_probabilities(logits, sampling).cumsum(-1)
+    # Of 24 bits, so that its product with the sum lies below the sum, and some token above it.
+    drawn = [
+        np.random.Generator(np.random.Philox(key=key, counter=step)).random(dtype=np.float32) for key in keys
+    ]
+    wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * summed[:, -1:]
+    return torch.searchsorted(summed, wanted, right=True)[:, 0]
+
+
+def kept_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The probabilities that are drawn from: of a sampling that is not greedy, float64 [B, W], 0 of what is left out.
+
+    The `top_k` most likely tokens are kept, and all that are as likely as the last of them; of these the most likely
+    ones up to the one with which their probabilities reach `top_p`.
+
+    Args:
+        logits: float32 [B, W].
+        sampling: not greedy.
+    """
+    import torch
+
     scores = logits.double() / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k).values[:, -1:]
@@ -138,10 +159,4 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], s
         before = shares.cumsum(-1) - shares
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, places, before >= sampling.top_p)
         scores = scores.masked_fill(cut, -math.inf)
-    summed = scores.softmax(-1).cumsum(-1)
-    # Of 24 bits, so that its product with the sum lies below the sum, and some token above it.
-    drawn = [
-        np.random.Generator(np.random.Philox(key=key, counter=step)).random(dtype=np.float32) for key in keys
-    ]
-    wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * summed[:, -1:]
-    return torch.searchsorted(summed, wanted, right=True)[:, 0]
+    return scores.softmax(-1)
