@@ -88,9 +88,7 @@ def draw(
         Codes int64 [n, f, h, w, D] on the host, the same on every rank.
     """
     sizes = code_sizes(config)
-    steps = list(
-        drawing_steps(model, drawings, config, sampling=sampling, guidance=guidance, frames=frames)
-    )
+    steps = list(drawing_steps(model, drawings, config, sampling=sampling, guidance=guidance, frames=frames))
     shape = len(drawings), frames, *sizes.grid, sizes.depth
     return torch.stack(steps, dim=1).reshape(shape) if drawings else torch.zeros(shape, dtype=torch.int64)
 

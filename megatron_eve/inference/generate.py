@@ -27,7 +27,13 @@ from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, image_share, model_inputs, reads_codes
+from megatron_eve.training.loop.microbatch import (
+    DevicePack,
+    decoded_views,
+    image_share,
+    model_inputs,
+    reads_codes,
+)
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
@@ -201,7 +207,9 @@ def run_stages(
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
         def choose(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros((), device=output.device), choose_from(output)  # the schedule divides the first
+            return torch.zeros((), device=output.device), choose_from(
+                output
+            )  # the schedule divides the first
 
         return stage(inputs), choose
 

@@ -71,18 +71,32 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags that say how tokens are chosen."""
+def add_sampling_flags(
+    group: argparse._ArgumentGroup, defaults: Sampling = GREEDY, thing: str = "token", gives: str = "answers"
+) -> None:
+    """The flags that say how tokens are chosen, or what else a model predicts, such as a code.
+
+    Args:
+        group: of the flags.
+        defaults: of them.
+        thing: what is chosen.
+        gives: what it makes.
+    """
     for name, kind, default, what in (
         (
             "temperature",
             float,
-            0.0,
-            "draw tokens at random, the more freely the higher; 0 takes the most likely token",
+            defaults.temperature,
+            f"draw {thing}s at random, the more freely the higher; 0 takes the most likely {thing}",
         ),
-        ("top-p", float, 1.0, "draw from the most likely tokens whose probabilities add up to P; 1 is all"),
-        ("top-k", int, 0, "draw from the K most likely tokens; 0 is all"),
-        ("seed", int, 0, "seed of the random numbers; the same one gives the same answers"),
+        (
+            "top-p",
+            float,
+            defaults.top_p,
+            f"draw from the most likely {thing}s whose probabilities add up to P; 1 is all",
+        ),
+        ("top-k", int, defaults.top_k, f"draw from the K most likely {thing}s; 0 is all"),
+        ("seed", int, defaults.seed, f"seed of the random numbers; the same one gives the same {gives}"),
     ):
         group.add_argument(
             f"--{name}",
