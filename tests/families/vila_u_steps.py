@@ -70,7 +70,7 @@ class Run:
 
     def spoil(self, chunk: Any) -> None:
         """Do wrong what the mutation says, until `undo`."""
-        _mutate(self.mutation)
+        mutate(self.mutation)
 
     def case(self) -> Any:
         """The samples, in the form of a golden case."""
@@ -95,7 +95,9 @@ class Run:
             words = IGNORE_INDEX if kind == "silent" else text
             labels[row, : len(text)] = np.where(is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words)
             images.append([_picture()] * count)
-            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))] * count
+            codes += [
+                draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))
+            ] * count
         empty = np.zeros((0, GRID, GRID, VISION.codes_per_position), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         return ModelCase(
@@ -125,10 +127,10 @@ _UNDONE: list[Any] = []
 
 def undo() -> None:
     """Runs on each rank: take back what a mutation patched in its process."""
-    _mutate("")
+    mutate("")
 
 
-def _mutate(mutation: Mutation) -> None:
+def mutate(mutation: Mutation) -> None:
     """Patch this process for one kind of mistake, in place of what an earlier call patched."""
     from unittest.mock import patch
 
