@@ -118,7 +118,12 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
         others = parts.first_stage * first + parts.last_stage * last + layers * adapters
-        trained = others - parts.frozen * first + decoder * (decoder_trains and not config.lora.enabled)
+        trained = (
+            others
+            - parts.frozen * first
+            - parts.last_frozen * last
+            + decoder * (decoder_trains and not config.lora.enabled)
+        )
         needed.append(
             RankMemory(
                 weights=(decoder + others) * (2 if training.bf16 else 4),

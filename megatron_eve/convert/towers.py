@@ -70,6 +70,12 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
             f"{tower.folder}: holds {len(unknown)} tensors of unknown names ({', '.join(unknown[:3])}); is this "
             "another model?"
         )
+    for name, keys in plan.mapped.items():
+        if len(keys) not in (1, wanted := len(folders.published_names(name, tower))):
+            raise ConfigError(
+                f"{tower.folder}: holds {name} {len(keys)} times, and its config.json asks for {wanted}; copy both "
+                "from the same model"
+            )
     for name, shape in folders.shapes(tower).items():
         if name not in plan.mapped:
             raise ConfigError(
@@ -83,8 +89,8 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
             )
     for name, keys in plan.mapped.items():
         size, kind = source.describe(keys[0])
-        wanted = _dtype(name, kind, dtype, folders)
-        plan.tensors[name] = LazyTensor(size, wanted, partial(source.tensor, keys[0]))
+        kept = _dtype(name, kind, dtype, folders)
+        plan.tensors[name] = LazyTensor(size, kept, partial(source.tensor, keys[0]))
     return plan
 
 

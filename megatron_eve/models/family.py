@@ -130,11 +130,13 @@ class PartCounts(NamedTuple):
     Attributes:
         first_stage, last_stage: all of them.
         frozen: those of the first stage that do not train, so that they have no gradient and no optimizer state.
+        last_frozen: likewise of the last stage.
     """
 
     first_stage: int
     last_stage: int
     frozen: int = 0
+    last_frozen: int = 0
 
 
 @runtime_checkable
@@ -258,6 +260,10 @@ class ModelFamily(Protocol):
         count. It must not depend on the parallel layout.
         """
         return 0.0
+
+    def draws_random_numbers(self, config: RunConfig) -> bool:
+        """Do modules of the family draw random numbers in a training step, for dropout? The step seeds them then."""
+        return False
 
     # --- data ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_eve.models.model_parts import VisualInputs
+
+
+_LONGEST_HEADER = 100_000_000  # bytes, the bound of safetensors itself
 
 
 def read_case_file(path: Path) -> dict[str, Any]:
@@ -37,6 +41,17 @@ def read_case_rows(path: Path) -> list[Any]:
     return content
 
 
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, of which the header alone is read; none in another file."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            names = json.loads(file.read(size) if size < _LONGEST_HEADER else b"")
+        return set(names) - {"__metadata__"}
+    except (OSError, ValueError):
+        return set()
+
+
 @dataclass(frozen=True)
 class GoldenBatch:
     """A batch of samples, and what a published model computed of it, under the names of `verification/cases.py`.
@@ -48,6 +63,8 @@ class GoldenBatch:
             `attention_mask` bool [B, n].
         outputs: by name.
         pictures: of each sample, as files.
+        codes: int64 [pictures, h, w, D] of all pictures, where the model reads codes. Of a picture that it is to draw
+            the label in `inputs` is -200, too.
         settings: of the family, as far as the folder of weights does not hold them.
         stage: of training that its gradients are of.
     """
@@ -57,6 +74,7 @@ class GoldenBatch:
     inputs: Mapping[str, torch.Tensor]
     outputs: Mapping[str, torch.Tensor]
     pictures: Sequence[Sequence[bytes]]
+    codes: torch.Tensor | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     stage: int = 3
 
@@ -67,13 +85,14 @@ class Comparison(NamedTuple):
     Attributes:
         name: of the row.
         ours, golden: of one shape.
-        kind: activations and gradients are compared by relative L2 norm; what is exact, entry by entry.
+        kind: activations, gradients and what differs by rounding alone (1e-6) are compared by relative L2 norm; what is
+            exact, entry by entry.
     """
 
     name: str
     ours: torch.Tensor
     golden: torch.Tensor
-    kind: Literal["activation", "gradient", "exact"]
+    kind: Literal["activation", "gradient", "rounding", "exact"]
 
 
 class GoldenRow(NamedTuple):
@@ -148,7 +167,8 @@ class GoldenFormat(Protocol):
         sizes: image sizes of the case `preprocess`, by its names of them, as `ModelFamily.image_planner` takes them.
         losses: losses beside `llm_loss`, and the objectives that compute them.
         gradients: of those losses, the prefix of their own part of a gradient.
-        heads: by objective, the outputs that hold predictions and targets of its head.
+        heads: by objective, the outputs that hold predictions and targets of its head; a case may hold predictions of
+            the first rows of a sample alone.
         recomputing: settings of the family in a run with recomputation.
         without_gradient: of parameters (keys of a folder in Hugging Face layout) whose gradients are rounding noise,
             since they cancel; these are compared absolutely.

@@ -172,6 +172,7 @@ class HFFormat(Protocol):
 
     def add_import_flags(self, parser: argparse.ArgumentParser) -> None:
         """Flags of an import that are the family's own; names are none of `tools/convert_checkpoint.py`."""
+        return None
 
     def check_import_flags(self, flags: Flags) -> Iterator[str]:
         """Errors in those flags: a sentence each, with the flag and the remedy.
@@ -199,6 +200,7 @@ class HFFormat(Protocol):
 
     def add_export_flags(self, parser: argparse.ArgumentParser) -> None:
         """Flags of an export that are the family's own."""
+        return None
 
     def check_export_flags(self, published: bool, flags: Flags) -> Iterator[str]:
         """Errors in those flags: a sentence each.

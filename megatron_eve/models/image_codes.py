@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from megatron_eve.models.golden_format import GoldenFormat
+
 
 class CodeTower(Protocol):
     """A tower as its folder describes it. Objects are pickled for other processes."""
@@ -136,11 +138,13 @@ class ImageCodes(Protocol):
         tower: what `--tower` names, for its help.
         pad_colour: red, green and blue (0 to 255) of the placeholder image, which replaces a picture that does not
             decode.
+        golden: their golden cases, of which `comparisons` are compared; None without any.
         folders: in which towers lie; None where tools/convert_checkpoint.py knows none.
     """
 
     tower: str
     pad_colour: tuple[int, int, int]
+    golden: GoldenFormat | None
     folders: TowerFolders | None
 
     def add_flags(self, parser: argparse._ActionsContainer) -> None:

@@ -195,7 +195,14 @@ class FamilyObjective(Objective, Protocol):
     Attributes:
         module: attribute name of its module on the last stage, which is part of checkpoint keys; None without weights.
         features: intermediate features that it wants; at most one objective of a model may want any.
+        gathers_rows: under sequence parallelism its head takes the hidden states of all tensor-parallel ranks, gathered
+            as those of labelled rows are, and not this rank's share alone.
     """
+
+    @property
+    def gathers_rows(self) -> bool:
+        """See above."""
+        ...
 
     @property
     def module(self) -> str | None:
@@ -211,8 +218,8 @@ class FamilyObjective(Objective, Protocol):
         """The module of the last stage; R = this rank's rows.
 
         Its `forward(hidden [n, 1, D], features [J, R, K] or None, rows, inputs)` takes this rank's hidden states behind
-        the final norm, the intermediate features, `PackRows.rows` and what `inputs` gave, and returns float32 losses of
-        any shape (see `Objective`).
+        the final norm (see `gathers_rows`), the intermediate features, `PackRows.rows` and what `inputs` gave, and
+        returns float32 losses of any shape (see `Objective`).
         """
         ...
 

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_eve.config import (
@@ -16,6 +17,7 @@ from megatron_eve.config import (
 )
 from megatron_eve.data.dataset import WithoutCodes, planned_tiles, planned_visual_labels
 from megatron_eve.data.mock import MockInfo
+from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.verification.cases import ModelCase
@@ -37,11 +39,16 @@ class CaseDataset(WithoutCodes):
         self.samples = np.zeros(
             len(counts), dtype=[("labels", np.int64), ("first_image", np.int64), ("num_images", np.int32)]
         )
-        self.samples["labels"] = [(~np.isin(labels[1:], (-100, -200))).sum() for _, labels in self._texts]
+        ignored = IGNORE_INDEX, IMAGE_TOKEN_ID
+        self.samples["labels"] = [(~np.isin(labels[1:], ignored)).sum() for _, labels in self._texts]
         self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
         self._drawn = [
-            bool(drawn) for tokens, labels in self._texts for drawn in labels[tokens == -200] == -200
+            bool(label == IMAGE_TOKEN_ID)
+            for tokens, labels in self._texts
+            for label in labels[tokens == IMAGE_TOKEN_ID]
         ]
+        self._codes = None if case.codes is None else case.codes.numpy().astype(np.uint16)
+        self.code_depth = 0 if self._codes is None else self._codes.shape[-1]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -65,6 +72,10 @@ class CaseDataset(WithoutCodes):
     def drawn(self, image: int) -> bool:
         """As the label at the picture's placeholder says."""
         return self._drawn[image]
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of a picture: [h, w, D]."""
+        return super().codes(image) if self._codes is None else self._codes[image]
 
     def _length(self, index: int) -> int:
         sample = self.samples[index]

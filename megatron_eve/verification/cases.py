@@ -47,6 +47,7 @@ class ModelCase:
         model: sizes of the decoder.
         vision: settings of the family.
         images: for each sample, its picture files.
+        codes: int64 [pictures, h, w, D], where the model reads codes.
         stage: of training that its gradients are of.
     """
 
@@ -60,6 +61,7 @@ class ModelCase:
     vision: Any
     images: Sequence[Sequence[bytes]]
     stage: int
+    codes: torch.Tensor | None = None
 
 
 def case_family(meta: Mapping[str, Any]) -> ModelFamily:
@@ -107,6 +109,7 @@ def batch_case(folder: Path, batch: GoldenBatch) -> ModelCase:
         vision=settings.vision,
         images=batch.pictures,
         stage=batch.stage,
+        codes=batch.codes,
     )
 
 

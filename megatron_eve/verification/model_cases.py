@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,7 @@ from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.golden_format import image_names, read_case_file
+from megatron_eve.models.golden_format import GoldenFormat, image_names, read_case_file
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
@@ -63,14 +63,13 @@ def check_model_case(case: ModelCase, parallel: ParallelConfig, recompute: bool 
     return [replace(row, name=f"{case.name}.{row.name}") for row in rows] if case.name else rows
 
 
-def check_comparisons(folder: Path, family: ModelFamily, parallel: ParallelConfig) -> list[CheckResult]:
+def check_comparisons(folder: Path, golden: GoldenFormat, parallel: ParallelConfig) -> list[CheckResult]:
     """What a family compares by itself, under the tensor parallelism of a layout; likewise."""
     config = RunConfig(
-        family=family.name,
         parallel=ParallelConfig(tensor_model_parallel_size=parallel.tensor_model_parallel_size),
     )
     with model_parallel(config):
-        return gathered([compared(one) for one in family.golden().comparisons(folder)])
+        return gathered([compared(one) for one in golden.comparisons(folder)])
 
 
 def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]:
@@ -96,7 +95,8 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
             # Samples without an image have no rows here; the published code runs the layer on them without using the
             # result.
             if case.images[sample] and name in case.outputs:
-                rows.append(relative(name, outputs[kind, sample], case.outputs[name], ACTIVATIONS))
+                expected = case.outputs[name]
+                rows.append(relative(name, outputs[kind, sample][: len(expected)], expected, ACTIVATIONS))
     normalizer = Normalizer.of(step, objectives_of(config))
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -143,6 +143,26 @@ def _check_labels(case: ModelCase, batches: Sequence[PackedBatch]) -> Iterator[C
             ours = torch.full_like(merged[sample, 1:], IGNORE_INDEX)
             ours[: place.stop - place.start - 1] = batch.labels[place][:-1]
             yield equal(f"labels_merged.{sample}", int((ours != merged[sample, 1:]).sum()))
+        if batch.codes is not None and "codes_merged" in case.outputs:
+            yield from _check_codes(case.outputs["codes_merged"], batch)
+
+
+def _check_codes(merged: torch.Tensor, batch: PackedBatch) -> Iterator[CheckResult]:
+    """Codes of the pictures that are to be drawn, at their places: [samples, L, D]."""
+    assert batch.codes is not None
+    depth = merged.shape[-1]
+    ours = torch.full((len(batch.tokens), depth), IGNORE_INDEX)
+    place = 0
+    for start, rows, drawn in zip(
+        batch.image_starts.tolist(), batch.image_rows.tolist(), batch.drawn.tolist(), strict=True
+    ):
+        if drawn:
+            ours[start : start + rows] = batch.codes[place : place + rows]
+        place += rows
+    for sample, some in _samples(batch):
+        length = some.stop - some.start
+        different = int((ours[some] != merged[sample, :length]).sum())
+        yield equal(f"codes_merged.{sample}", different)
 
 
 @torch.no_grad()
@@ -236,7 +256,7 @@ def _forward(
         parts.setdefault(name, []).append((rows, values))
     whole = {}
     for name, some in parts.items():
-        values = torch.cat([value for _, value in some])
+        values = torch.cat([value if value.is_floating_point() else value.double() for _, value in some])
         whole[name] = values.new_full(
             (int(max(r.max() for r, _ in some if len(r))) + 1, values.shape[1]), torch.nan
         )
@@ -258,6 +278,8 @@ def _head_pieces(
     images, numbers = places
     for image, owner in enumerate(owners.tolist()):
         here = images == image
+        if not here.any():
+            continue
         yield (name, int(batch.sample_ids[owner])), numbers[here], values[here.to(values.device)].cpu()
 
 
@@ -317,6 +339,8 @@ def _check_gradients(
         if objective not in objectives and float(outputs.get(loss, torch.zeros(()))) != 0.0
     ]
     for key, golden in outputs.items():
+        if key.startswith("gradnorm.") and not apart:
+            rows.append(_compare_norm(key, golden, gradients, noise))
         if not key.startswith("grad."):
             continue
         name = key.removeprefix("grad.")
@@ -333,6 +357,18 @@ def _check_gradients(
         elif name == "lm_head.weight":
             rows.append(relative(f"language {key}", gradients[name], golden, GRADIENTS))
     return rows
+
+
+def _compare_norm(
+    key: str, golden: torch.Tensor, gradients: dict[str, torch.Tensor], noise: re.Pattern[str] | None
+) -> CheckResult:
+    """The norm of a gradient of which a case holds no more."""
+    name = key.removeprefix("gradnorm.")
+    if name not in gradients:
+        return equal(f"{key} is missing", 1)
+    norm = gradients[name].double().norm()
+    compare = distance if noise is not None and noise.fullmatch(name) else relative
+    return compare(key, norm, golden, GRADIENTS)
 
 
 def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:

@@ -12,6 +12,9 @@ from megatron_eve.models.golden_format import Comparison
 ACTIVATIONS = 5e-6
 LOSSES = 1e-5
 GRADIENTS = 5e-5
+# The same numbers, added in the same order.
+ROUNDING = 1e-6
+_TOLERANCES = {"activation": ACTIVATIONS, "gradient": GRADIENTS, "rounding": ROUNDING}
 # A gradient below this is rounding noise of the reference: its error is divided by this floor instead of its norm.
 SMALLEST_NORM = 1e-4
 
@@ -62,9 +65,7 @@ def equal(name: str, differences: int) -> CheckResult:
 def compared(one: Comparison) -> CheckResult:
     """The row of what a family compares by itself; exact ones count the entries that differ."""
     if one.kind != "exact":
-        return relative(
-            one.name, one.ours, one.golden, ACTIVATIONS if one.kind == "activation" else GRADIENTS
-        )
+        return relative(one.name, one.ours, one.golden, _TOLERANCES[one.kind])
     if one.ours.shape != one.golden.shape:
         return CheckResult(
             f"{one.name} (shape {tuple(one.ours.shape)}, golden {tuple(one.golden.shape)})", float("inf"), 0.0

@@ -13,7 +13,7 @@ from megatron_eve.verification.cases import (
     check_tokenize,
     read_model_case,
 )
-from megatron_eve.verification.forms import is_model_case, reading_family
+from megatron_eve.verification.forms import is_model_case, reading_family, tower_golden
 from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
 from megatron_eve.verification.results import CheckResult
 from megatron_eve.verification.rows import check_rows
@@ -32,6 +32,8 @@ def check_folder(folder: Path, parallel: ParallelConfig, recompute: bool = False
     """
     if (family := reading_family(folder)) is not None:
         return _check_own_form(family, folder, parallel, recompute)
+    if (golden := tower_golden(folder)) is not None:
+        return check_comparisons(folder, golden, parallel)
     if (folder / "sizes.json").is_file():
         return list(check_preprocess(folder))
     if (folder / "cases.json").is_file():
@@ -50,4 +52,4 @@ def _check_own_form(
     for batch in family.golden().batches(folder):
         rows += check_model_case(batch_case(folder, batch), parallel, recompute)
     rows += [*check_rows(family, folder), *check_pictures_alone(family, folder)]
-    return rows + check_comparisons(folder, family, parallel)
+    return rows + check_comparisons(folder, family.golden(), parallel)

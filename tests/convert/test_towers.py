@@ -174,9 +174,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: Cap
     shape = spoilt("shape", lambda tensors: tensors.update({conv: torch.ones(7)}))
     nan = spoilt("nan", lambda tensors: tensors[conv].fill_(float("nan")))
     copy = spoilt("copy", lambda tensors: tensors[book.format(2)][0].add_(1))
+    deeper = spoilt("deeper", lambda tensors: tensors.pop(book.format(3)))
     new, run = tmp_path / "new", tmp_path / "run"
     for words, says in (
         (("import", "--source", lacking), f"has no tensor {conv}; this is not a whole tower"),
+        (("import", "--source", deeper), f"holds {book.format(0)} 3 times, and its config.json asks for 4"),
         (("import", "--source", other), "1 tensors of unknown names (rqvaesiglip.more)"),
         (("import", "--source", shape), f"{conv} is (7,) in the weights, and its config.json says (32,)"),
         (("import", "--source", nan), f"{conv} holds values that are not finite"),

@@ -90,6 +90,7 @@ class FamilyCase:
         resumed: under which a resumed run is the same bit for bit.
         saved: a layout to save under, and those to resume under.
         conversion: flags of the family's own for `tools/convert_checkpoint.py`, import and export.
+        converts, answers: the family's models are converted, and answer questions about picture files.
     """
 
     family: str
@@ -101,6 +102,8 @@ class FamilyCase:
     slow_resumed: tuple[Layout, ...]
     saved: tuple[Layout, tuple[Layout, ...]]
     conversion: Callable[[], list[str]] = list
+    converts: bool = True
+    answers: bool = True
 
     @property
     def name(self) -> str:

@@ -9,8 +9,9 @@ from itertools import product
 
 import pytest
 
+from tests.families.steps import Outcome, Weights, furthest, one_step, weights_of
 from tests.families.vila import PP2_UNEVEN, PP2_VPP2, run_config
-from tests.families.vila_steps import CONTENTS, LORA, Outcome, Run, Weights, one_step, weights_of
+from tests.families.vila_steps import CONTENTS, LORA, Run
 from tests.layouts import (
     CP2,
     DP2,
@@ -61,18 +62,6 @@ def weights(ranks: RankPool) -> Callable[[bool], Weights]:
 @pytest.fixture(scope="module")
 def one_process(ranks: RankPool, weights: Callable[[bool], Weights]) -> Callable[[Run], Outcome]:
     return cache(lambda run: ranks.run(1, one_step, run, ONE.parallel, weights(run.lora))[0])
-
-
-def furthest(found: Outcome, expected: Outcome) -> tuple[float, str]:
-    """The largest relative L2 distance of a gradient, and whose it is; absolute where there is none."""
-    assert set(found.gradients) == set(expected.gradients)
-    errors = []
-    for name, golden in expected.gradients.items():
-        assert found.gradients[name].isfinite().all(), name  # `max` may pass over what is no number
-        scale, error = float(golden.norm()), float((found.gradients[name] - golden).norm())
-        # Key biases have no gradient but rounding noise.
-        errors.append((error / scale if scale > 1e-9 else error, name))
-    return max(errors)
 
 
 @pytest.mark.parametrize(

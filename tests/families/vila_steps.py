@@ -1,11 +1,11 @@
-"""One step of VILA in float64, under any layout, as the equivalence matrix runs it on each rank."""
+"""The steps of VILA that its equivalence matrix runs (`tests/families/steps.py`)."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,11 +13,6 @@ from PIL import Image
 from megatron_eve.config import LoRAConfig, ModelConfig, ParallelConfig, RunConfig
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from tests.models.vila.golden_front_end import SIGLIP
-
-if TYPE_CHECKING:
-    import torch
-
-Weights = dict[str, "torch.Tensor"]
 
 # The padded vocabulary is the same with one, two and four tensor-parallel ranks.
 MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attention_heads=4, vocab_size=512)
@@ -65,6 +60,12 @@ class Run:
     def __str__(self) -> str:
         words = [self.content, "trained" if self.trained else "frozen", "lora" if self.lora else "full"]
         return "-".join(words)
+
+    def spoil(self, chunk: Any) -> None:
+        """Take the marks of the tower away, if asked."""
+        for name, parameter in chunk.named_parameters():
+            if self.unmarked and ".tower." in name:
+                parameter.average_gradients_across_tp_domain = False
 
     def config(self, parallel: ParallelConfig) -> RunConfig:
         """Of a run of this cell under a layout."""
@@ -123,91 +124,3 @@ def _picture(draw: np.random.Generator, size: tuple[int, int]) -> bytes:
     width, height = size
     Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, format="PNG")
     return file.getvalue()
-
-
-@dataclass
-class Outcome:
-    """Of a step: its loss, and whole gradients by Hugging Face name."""
-
-    loss: float
-    gradients: Weights
-
-
-def weights_of(run: Run) -> Weights:
-    """Runs on one rank: weights, float64, by Hugging Face name, none of them 0."""
-    import torch
-
-    from megatron_eve.models.build import build_chunks
-    from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.models.tensor_layouts import Sizes
-
-    config = run.config(ParallelConfig())
-    draw = torch.Generator().manual_seed(3)
-    found: Weights = {}
-    with model_parallel(config):
-        (chunk,) = build_chunks(config, freeze=False)
-        sizes = Sizes.of(MODEL, chunk.vocab_size)
-        for name, parameter in chunk.global_named_parameters():
-            drawn = 0.2 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
-            if "norm" in name and name.endswith("weight"):
-                drawn = drawn + 1
-            rule, keys = _rule(name, config)
-            found |= {
-                key: part.clone()
-                for key, part in zip(keys, rule.layout.split(drawn, sizes, len(keys)), strict=True)
-            }
-    return found
-
-
-def _rule(name: str, config: RunConfig) -> Any:
-    from megatron_eve.checkpoint.hf.rules import rules_of
-    from megatron_eve.models.decoder.lora_names import adapter_rules
-    from megatron_eve.models.name_rules import rule_for
-
-    return rule_for(name, (*rules_of(config), *adapter_rules(config.lora)))
-
-
-def one_step(run: Run, parallel: ParallelConfig, weights: Weights) -> Outcome | None:
-    """Runs on each rank: forward and backward of all packs; the outcome is the last rank's."""
-    import torch
-    from megatron.core import parallel_state
-
-    from megatron_eve.models.build import build_chunks
-    from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.models.tensor_layouts import Sizes
-    from megatron_eve.training.loop.data import build_loader, data_in_memory
-    from megatron_eve.training.loop.loss import Normalizer, objectives_of
-    from megatron_eve.training.loop.step import forward_backward
-    from megatron_eve.training.loop.wrap import wrap_for_training
-    from megatron_eve.verification.case_run import CaseDataset
-    from tests.lora.runs import whole
-
-    config = run.config(parallel)
-    with model_parallel(config):
-        bare = build_chunks(config)
-        rank = parallel_state.get_tensor_model_parallel_rank()
-        size = parallel_state.get_tensor_model_parallel_world_size()
-        for chunk in bare:
-            chunk.double()
-            chunk.config.params_dtype = chunk.config.pipeline_dtype = torch.float64
-            sizes = Sizes.of(MODEL, chunk.vocab_size)
-            for name, parameter in chunk.global_named_parameters():
-                rule, keys = _rule(name, config)
-                merged = rule.layout.merge([weights[key] for key in keys], sizes)
-                with torch.no_grad():
-                    parameter.copy_(rule.layout.shard(merged, rank, size))
-                if run.unmarked and ".tower." in name:
-                    parameter.average_gradients_across_tp_domain = False
-        chunks = wrap_for_training(config, bare)
-        # What is frozen has no gradient buffer.
-        trained = sum(p.numel() for chunk in bare for p in chunk.parameters() if p.requires_grad)
-        assert sum(buffer.grad_data.numel() for chunk in chunks for buffer in chunk.buffers) == trained
-        loader = build_loader(config, data_in_memory(config, CaseDataset(run.case())))
-        step = loader.step(0)
-        for wrapped in chunks:
-            wrapped.zero_grad_buffer()
-        losses = forward_backward(chunks, step, Normalizer.of(step, objectives_of(config)), {})
-        loader.close()
-        gradients = whole(chunks, config, "main_grad")
-    last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-    return Outcome(float(losses["lm loss"]), gradients) if last else None

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from megatron_eve.data.images.decode import decode_image
 from megatron_eve.data.images.squares import FITS, square_of
 from megatron_eve.models.vila_u.tower import load_tower
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
@@ -124,6 +125,34 @@ def test_what_transformers_saves_is_the_same_tower(tmp_path: Path) -> None:
     assert torch.equal(again.encode(values), model.encode(values))
     codebook = again.to(torch.bfloat16).rqvaesiglip.quantizer.codebooks[0].weight
     assert codebook.dtype == torch.float32
+
+
+def test_what_is_no_code_is_refused(tmp_path: Path) -> None:
+    model = loaded(exported(write_tower(tmp_path / "tower"), tmp_path))
+    codes = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    for depth in (0, 5):
+        with pytest.raises(ValueError, match=f"depth is {depth}, and 1 to 4 are there"):
+            model.decode(codes, depth)
+    for wrong in (-1, 64):
+        with pytest.raises(ValueError, match=r"codes of depth 3 are not all in 0 .. 63"):
+            model.decode(codes.index_fill(3, torch.tensor(2), wrong))
+
+
+def test_the_processor_turns_pictures_and_scales_gray_ones_as_preprocessing_does(tmp_path: Path) -> None:
+    from megatron_eve.models.vila_u.hf.image_processing_vila_u import VILAUImageProcessor
+
+    random = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(random.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(
+        tmp_path / "a.jpg", exif=turned
+    )
+    Image.fromarray(random.integers(0, 65536, (30, 50), dtype=np.uint16)).save(tmp_path / "b.png")
+    for name in ("a.jpg", "b.png"):
+        values = VILAUImageProcessor(32)([Image.open(tmp_path / name)])["pixel_values"]
+        upright = decode_image((tmp_path / name).read_bytes(), apply_exif=True, max_pixels=10**6)
+        square = torch.from_numpy(square_of(upright, "stretch", 32))
+        assert torch.equal(values[0].permute(1, 2, 0), square.float().div(255).sub(0.5).div(0.5)), name
 
 
 @pytest.mark.parametrize("fit", FITS)

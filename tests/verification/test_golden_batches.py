@@ -144,7 +144,7 @@ def test_tokens_for_media(tmp_path: Path) -> None:
 
 def test_cases_of_other_models_are_none() -> None:
     assert is_case(find("vila10_grads")) and is_case(find("vila_projectors"))
-    for name in ("vilau_llm_train", "vilau_tower", "vilau_model"):
+    for name in ("vilau_llm_train", "vilau_model"):
         assert not is_case(find(name)), name
 
 

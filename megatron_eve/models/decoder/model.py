@@ -243,13 +243,21 @@ class VisionLanguageModel(LanguageModel):
             assert rows is not None
             hidden, features = split_stream(hidden, rows, self.features_out, self.features.width)
         hidden = self.final_layernorm(hidden)
-        losses = {
-            name: head(hidden, features, rows, inputs.heads[name])
-            for name, head in self.heads.items()
-            if name in inputs.heads
-        }
+        computed = [objective for objective in self.objectives if objective.name in inputs.heads]
+        losses: ModelLosses = {}
+
+        def compute(objective: FamilyObjective) -> None:
+            head = self.heads[objective.name]
+            losses[objective.name] = head(hidden, features, rows, inputs.heads[objective.name])
+
+        for objective in computed:
+            if not objective.gathers_rows:
+                compute(objective)
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        for objective in computed:
+            if objective.gathers_rows:
+                compute(objective)
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
         group = self.pg_collection.tp
         if inputs.labels is None:

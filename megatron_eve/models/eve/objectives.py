@@ -29,6 +29,7 @@ class Aligning:
     name: ClassVar[str] = "align loss"
     module: ClassVar[str] = "aligning_layer"
     adds_over_tensor_parallel: ClassVar[bool] = True
+    gathers_rows: ClassVar[bool] = False
 
     @property
     def weight(self) -> float:

@@ -121,16 +121,23 @@ class VisionTower(MegatronModule):
             return self._features(pictures)[:count]
 
     def _features(self, pictures: torch.Tensor) -> torch.Tensor:
-        hidden = self.embeddings(self._normalised(pictures))
+        for hidden in self.hidden_states(self._normalised(pictures)):
+            last = hidden
+        return last[:, last.shape[1] - self.settings.patches :]  # the class token stands in front
+
+    def hidden_states(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Embedded patches of normalised pictures [i, 3, S, S], then what each layer that is run gives: [i, n, K]."""
+        hidden = self.embeddings(pixels)
         if hasattr(self, "pre_layrnorm"):
             hidden = self.pre_layrnorm(hidden)
+        yield hidden
         for layer in islice(self.encoder.layers, self.settings.layers_run):
             if self.settings.recompute and torch.is_grad_enabled():
                 # There is no dropout, so no random number to restore.
                 hidden = checkpoint(self._run, layer, hidden, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden = self._run(layer, hidden)
-        return hidden[:, hidden.shape[1] - self.settings.patches :]  # the class token stands in front
+            yield hidden
 
     def _run(self, layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         output = layer(hidden, *self._masks)

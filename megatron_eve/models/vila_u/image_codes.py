@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.models.image_codes import CodeModel, CodeTower
+from megatron_eve.models.vila_u.golden_towers import TowerGolden
 from megatron_eve.models.vila_u.tower_export import VILAUFolders
 from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, TowerSettings, read_tower_folder
 
@@ -20,6 +21,7 @@ class VILAUCodes:
 
     tower = "the tower: vision_tower of a VILA-U, the folder that has it, or what an import made of it"
     pad_colour = (127, 127, 127)
+    golden = TowerGolden()
     folders = VILAUFolders()
 
     def add_flags(self, parser: argparse._ActionsContainer) -> None:

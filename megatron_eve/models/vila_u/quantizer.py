@@ -127,15 +127,20 @@ class Quantizer(nn.Module):
 
         Args:
             codes: int64 [n, h, w, D], 0 .. K - 1.
-            depth: codes of each position that count, from the first; None: all.
+            depth: codes of each position that count, from the first, 1 .. D; None: all.
 
         Returns:
             float32 [n, H, W, C].
         """
+        assert depth is None or 1 <= depth <= self.depth
         total = self._lookup(0, codes[..., 0])
         for level in range(1, self.depth if depth is None else depth):
             total = total + self._lookup(level, codes[..., level])
         return self.unfold(total)
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """The codebook vectors of codes int64 [n, h, w, D]: float32 [n, h, w, D, F]."""
+        return torch.stack([self._lookup(level, codes[..., level]) for level in range(self.depth)], dim=-2)
 
     def fold(self, features: torch.Tensor) -> torch.Tensor:
         """[n, H, W, C] -> [n, h, w, F]: a block's features one behind the other, row by row."""

@@ -23,7 +23,7 @@ SIGLIP_FLAG = "--siglip-config"
 CONFIG, SETTINGS = "config.json", "config.yaml"
 
 _MODEL_TYPE = "rqvaesigliptransformer_model"
-_SECTION = "rqvaesiglip"
+_SECTION, _HEAD_SECTION = "rqvaesiglip", "rqtransformer"
 # Files of a published folder beside config.json that a checkpoint keeps.
 _OTHER_FILES = ("preprocessor_config.json",)
 # Vision sides of the SigLIPs that published towers name as their `pretrained_model` and do not hold.
@@ -264,9 +264,19 @@ def _settings(folder: Path, path: Path, fields: Mapping[str, Any], encoder: Enco
         shared_codebook=shared,
         decoder_latent_shape=None if resized is None else section.numbers("decoder_latent_shape", 2),  # type: ignore[arg-type]
     )
-    for problem in _problems(settings):
+    for problem in (*_problems(settings), *_head_problems(settings, fields.get(_HEAD_SECTION))):
         raise ConfigError(f"{path}: {problem}")
     return settings
+
+
+def _head_problems(tower: TowerSettings, head: Any) -> Iterator[str]:
+    """Sizes of codes that the section of the decoder's head, where there is one, has otherwise."""
+    for name, ours in (("block_size", list(tower.code_shape)), ("vocab_size", tower.codebook_size)):
+        if isinstance(head, dict) and head.get(name, ours) != ours:
+            yield (
+                f"{name} of {_HEAD_SECTION} is {head[name]}, and {_SECTION} has codes of {ours}; copy config.json "
+                "again"
+            )
 
 
 def _problems(tower: TowerSettings) -> Iterator[str]:

@@ -12,7 +12,7 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.dist_folder import DistFolder
 from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.vila_u.tower_folder import CONFIG, TowerSettings
-from megatron_eve.models.vila_u.tower_names import decides_codes, stored_name
+from megatron_eve.models.vila_u.tower_names import copies, decides_codes, stored_name
 
 # Left out of the fingerprint: where a tower lies, and what only its pictures depend on.
 _NOT_OF_CODES = ("folder", "decoder", "decoder_latent_shape")
@@ -32,12 +32,20 @@ class TowerWeights:
         self._tower = tower
         self._published: HFFolder | None = None
         self._keys: dict[str, str] = {}
+        found: dict[str, int] = {}
         if (tower.folder / CONFIG).is_file():
             self._published = HFFolder(tower.folder)
             for key in sorted(self._published.keys()):
                 name = stored_name(key, tower)
                 if name is not None:
                     self._keys.setdefault(name, key)
+                    found[name] = found.get(name, 0) + 1
+            for name, count in found.items():
+                if count not in (1, wanted := len(copies(name, tower))):
+                    raise ConfigError(
+                        f"{tower.folder}: holds {name} {count} times, and its config.json asks for {wanted}; copy both "
+                        "from the same model"
+                    )
             return
         try:
             self._checkpoint = DistFolder(tower.folder)

@@ -1,4 +1,4 @@
-"""Seeds of the random numbers in a step: those of the adapters' dropout, which is the only one (`--lora-dropout`)."""
+"""Seeds of the random numbers in a step: those of dropout, of the adapters (`--lora-dropout`) or of the family."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_eve.config import RunConfig
+from megatron_eve.models.registry import find_family
 
 
 def seed_dropout(config: RunConfig, consumed_samples: int) -> None:
@@ -20,7 +21,8 @@ def seed_dropout(config: RunConfig, consumed_samples: int) -> None:
         config: of the run; nothing is done without dropout, so that such a run keeps the random numbers it had.
         consumed_samples: before the step.
     """
-    if not (config.lora.enabled and config.lora.lora_dropout):
+    adapters = config.lora.enabled and config.lora.lora_dropout
+    if not (adapters or find_family(config.family).draws_random_numbers(config)):
         return
     words = (
         config.training.seed,

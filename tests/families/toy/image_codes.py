@@ -75,6 +75,7 @@ class ToyCodes:
 
     tower = "folder of a toy tower: a config.json of image_size, grid, depth and codebook_size"
     pad_colour = (127, 127, 127)
+    golden = None
     folders = None
 
     def add_flags(self, parser: argparse._ActionsContainer) -> None:

@@ -24,6 +24,7 @@ class ColourLoss:
     module: ClassVar[str] = "colour_head"
     features: ClassVar[None] = None
     adds_over_tensor_parallel: ClassVar[bool] = True
+    gathers_rows: ClassVar[bool] = False
 
     @property
     def weight(self) -> float:

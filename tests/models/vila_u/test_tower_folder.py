@@ -55,6 +55,11 @@ def test_the_siglip_is_named_by_a_flag_known_by_name_or_asked_for(tmp_path: Path
         ),
         ({"decoder_latent_shape": [8, 8]}, "from 4 x 4 features, and gets 8 x 8"),
         ({"resolution": 64}, "makes a picture of 64 pixels from 8 x 8 features, and gets 4 x 4"),
+        (
+            {"rqtransformer": {"block_size": [4, 4, 8]}},
+            r"block_size of rqtransformer is \[4, 4, 8\], and .* \[4, 4, 4\]",
+        ),
+        ({"rqtransformer": {"vocab_size": 65}}, "vocab_size of rqtransformer is 65, and .* has codes of 64"),
         ({"num_res_blocks": -1}, "num_res_blocks is -1, and whole numbers above 0 are needed"),
         ({"code_shape": [4, 4]}, "code_shape is .4, 4., and 3 numbers are needed"),
     ],

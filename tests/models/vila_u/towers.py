@@ -37,6 +37,9 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     found = copy.deepcopy(config)
     section = found["rqvaesiglip"]
     for name, value in changes.items():
+        if name == "rqtransformer":
+            found[name] = value
+            continue
         (section["ddconfig"] if name in section["ddconfig"] else section)[name] = value
     return found
 

@@ -171,7 +171,20 @@ class Quantizer(nn.Module):
         return torch.stack(codes, dim=-1)
 
     def embed(self, codes: Tensor, depth: int | None = None) -> Tensor:
-        """Codes int64 [n, h, w, D] -> the sums of their vectors, of the first `depth` ones: float32 [n, H, W, C]."""
+        """Codes int64 [n, h, w, D] -> the sums of their vectors, of the first `depth` ones: float32 [n, H, W, C].
+
+        Raises:
+            ValueError: a depth that is not 1 .. D, or a code that is not below the size of its codebook.
+        """
+        if depth is not None and not 1 <= depth <= self.depth:
+            raise ValueError(f"depth is {depth}, and 1 to {self.depth} are there")
+        for level in range(self.depth):
+            size = len(self.codebook(level).weight) - 1
+            if (
+                codes[..., level].numel()
+                and not 0 <= codes[..., level].min() <= codes[..., level].max() < size
+            ):
+                raise ValueError(f"codes of depth {level + 1} are not all in 0 .. {size - 1}")
         total = F.embedding(codes[..., 0], self.codebook(0).weight)
         for level in range(1, self.depth if depth is None else depth):
             total = total + F.embedding(codes[..., level], self.codebook(level).weight)
