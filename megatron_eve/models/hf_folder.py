@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from megatron_eve.config import ConfigError
+from megatron_eve.models.dist_folder import DistFolder
 from megatron_eve.models.hf_format import PartFolder
 from megatron_eve.models.name_rules import renamed
 from megatron_eve.runtime.wrong_content import wrong_content
@@ -26,11 +27,16 @@ _DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values
 # Names of the weights' files in a folder: shards with an index, or one file; the older ones are pickles.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+# What says of a folder that it is a checkpoint of this package (`dist_folder`): a part may be one.
+_CHECKPOINT = ".metadata"
+
 _ALL_IN_ONE: Mapping[str, Mapping[str, str]] = {".": {}}
 
 
 class HFFolder:
     """The shards of a folder, safetensors or pickled, as one lazily read collection of tensors.
+
+    A part may lie in a checkpoint of this package instead, under its published names.
 
     From a pickle only tensors are read (torch's `weights_only`): no code in it runs.
 
@@ -71,6 +77,8 @@ class HFFolder:
 
     def _shards(self, folder: Path) -> dict[str, Path]:
         """The shard of each tensor of a folder, by its key there."""
+        if (folder / _CHECKPOINT).is_file():
+            return dict.fromkeys(self._tensors(folder), folder)
         whole, index = _weights_of(folder)
         if whole is not None:
             return dict.fromkeys(self._tensors(whole).keys(), whole)
@@ -113,7 +121,9 @@ class HFFolder:
         """
         path, name = self._place(key)
         tensors = self._tensors(path)
-        if isinstance(tensors, dict):
+        if isinstance(tensors, DistFolder):
+            shape, dtype = tensors.shape(name), str(tensors.dtype(name)).removeprefix("torch.")
+        elif isinstance(tensors, dict):
             shape, dtype = tensors[name].shape, str(tensors[name].dtype).removeprefix("torch.")
         else:
             part = tensors.get_slice(name)
@@ -132,6 +142,8 @@ class HFFolder:
         """
         path, name = self._place(key)
         tensors = self._tensors(path)
+        if isinstance(tensors, DistFolder):
+            return tensors.tensor(name)
         return tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
 
     def _place(self, key: str) -> tuple[Path, str]:
@@ -141,17 +153,19 @@ class HFFolder:
         return self._places[key]
 
     def _tensors(self, path: Path) -> Any:
-        """An open shard: the reader of a safetensors file, or the memory-mapped dictionary of a pickle."""
+        """An open shard: a reader of safetensors, the memory-mapped dictionary of a pickle, or a checkpoint."""
         if path not in self._open:
             try:
-                if path.suffix == ".safetensors":
+                if path.is_dir():
+                    self._open[path] = DistFolder(path)
+                elif path.suffix == ".safetensors":
                     self._open[path] = safe_open(path, "pt")
                 else:
                     mapped = zipfile.is_zipfile(path)  # as torch has written since 1.6
                     self._open[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except Exception as error:  # a damaged pickle raises nearly any
                 raise ConfigError(f"{path}: {_error_text(path, error)}") from None
-            if path.suffix != ".safetensors":
+            if path.suffix != ".safetensors" and not path.is_dir():
                 _check_pickle(path, self._open[path])
         return self._open[path]
 

@@ -17,11 +17,12 @@ from megatron_eve.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes a layout needs beside the tensors themselves."""
+    """Sizes a layout needs beside the tensors themselves; `vocab_size` is without padding."""
 
     num_query_groups: int
     head_dim: int
     padded_vocab_size: int
+    vocab_size: int
 
     @staticmethod
     def of(model: ModelConfig, padded_vocab_size: int) -> Sizes:
@@ -30,6 +31,7 @@ class Sizes:
             model.num_query_groups or model.num_attention_heads,
             model.hidden_size // model.num_attention_heads,
             padded_vocab_size,
+            model.vocab_size,
         )
 
 
@@ -85,12 +87,18 @@ class Row(Layout):
 class Vocabulary(Column):
     """Rows are tokens, padded with zeros to what divides over ranks; export strips the padding.
 
+    Rows that the vocabulary has beyond those of a folder, for tokens that a family adds, begin as the mean of these.
+
     `split` needs the true size, so the exporter narrows its result to the vocabulary; see `checkpoint/hf/rules.py`.
     """
 
     @override
     def merge(self, parts: Sequence[torch.Tensor], sizes: Sizes) -> torch.Tensor:
         (part,) = parts
+        if (added := sizes.vocab_size - part.shape[0]) > 0:
+            part = torch.cat(
+                [part, part.mean(0, keepdim=True, dtype=torch.float32).to(part).expand(added, -1)]
+            )
         padding = part.new_zeros(sizes.padded_vocab_size - part.shape[0], *part.shape[1:])
         return torch.cat([part, padding], 0)
 

@@ -20,7 +20,7 @@ MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attent
 GRID = 3
 VISION = VILAUConfig(
     code_grid=GRID,
-    code_depth=3,
+    codes_per_position=3,
     visual_codebook_size=40,
     code_vector_size=12,
     separate_codebooks=True,
@@ -95,8 +95,8 @@ class Run:
             words = IGNORE_INDEX if kind == "silent" else text
             labels[row, : len(text)] = np.where(is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words)
             images.append([_picture()] * count)
-            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.code_depth))] * count
-        empty = np.zeros((0, GRID, GRID, VISION.code_depth), dtype=np.int64)
+            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))] * count
+        empty = np.zeros((0, GRID, GRID, VISION.codes_per_position), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         return ModelCase(
             name="",

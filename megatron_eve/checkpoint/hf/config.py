@@ -204,6 +204,8 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
         for name, ours in names.items()
         if ours != "max_position_embeddings"
     }
+    if added_rows(config, theirs, family, model):
+        del pairs["vocab_size"]
     its = family.hugging_face()
     for some in its.stated(config.fields, folder) if config.family else ():
         if some.setting not in its.run_decides and not some.assumed:
@@ -226,6 +228,18 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
             f"{config.source}: {difference}; use the preset or recipe of that model, or its flags"
         )
     return config
+
+
+def added_rows(config: HFConfig, theirs: ModelConfig, family: ModelFamily, model: ModelConfig) -> int:
+    """Rows of the vocabulary that a run adds to a language model, for the family's control tokens; 0 where it has them.
+
+    Args:
+        config: of the folder.
+        theirs: sizes of its decoder.
+        family, model: of the run.
+    """
+    added = len(family.text_rules.added_tokens)
+    return added if config.family is None and theirs.vocab_size + added == model.vocab_size else 0
 
 
 def _family_of(fields: dict[str, Any], path: Path) -> ModelFamily | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from megatron_eve.checkpoint.hf.config import check_config
+from megatron_eve.checkpoint.hf.config import added_rows, check_config
 from megatron_eve.checkpoint.hf.rules import lacking_parts, open_weights, rules_of, unknown_keys
 from megatron_eve.config import ConfigError
 from megatron_eve.models.family import ADAPTERS, ModelSettings, begins_at_random, matches
@@ -37,6 +37,11 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
     found = check_config(folder, settings)
     if note := position_note(found.model_config(), settings.model):
         print_rank_0(f"{folder}: {note}")
+    if added_rows(found, found.model_config(), find_family(settings.family), settings.model):
+        tokens = ", ".join(find_family(settings.family).text_rules.added_tokens)
+        print_rank_0(
+            f"{folder}: has no rows for {tokens}; those of this run begin as the mean of its other rows"
+        )
     family, source = find_family(settings.family), open_weights(folder, found.folders, settings)
     keys = list(source.keys())
     for problem in family.hugging_face().check_weights(settings.vision, keys):

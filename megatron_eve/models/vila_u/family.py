@@ -131,7 +131,7 @@ class VILAUFamily(ModelFamily):
         """See `ModelFamily.code_sizes`."""
         vision: VILAUConfig = config.vision
         grid = vision.code_grid, vision.code_grid
-        return CodeSizes(grid, vision.code_depth, vision.visual_codebook_size)
+        return CodeSizes(grid, vision.codes_per_position, vision.visual_codebook_size)
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
         """See `ModelFamily.image_settings`."""
