@@ -95,7 +95,9 @@ class Run:
             words = IGNORE_INDEX if kind == "silent" else text
             labels[row, : len(text)] = np.where(is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words)
             images.append([_picture()] * count)
-            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))] * count
+            codes += [
+                draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))
+            ] * count
         empty = np.zeros((0, GRID, GRID, VISION.codes_per_position), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         return ModelCase(
