@@ -38,7 +38,7 @@ MAX_ROW_BYTES = 2**31 - 1
 class StoredImage:
     """An image as it goes into a dataset: its bytes, and its size in pixels as it will be decoded.
 
-    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`). One that is
+    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`). One with
     `drawn` is to be drawn (predicted); the label at its placeholder says the same.
     """
 
