@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_eve.config import PRESETS
 from megatron_eve.models.eve.config import EVEConfig
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.command_line import command_parser_of
 
 
@@ -41,7 +42,10 @@ def main() -> None:
         "folder", type=Path, metavar="DIR", help="folder for config.json and model.safetensors"
     )
     parser.add_argument(
-        "--preset", default="eve_tiny", choices=PRESETS, help="model sizes that it has to fit"
+        "--preset",
+        default="eve_tiny",
+        choices=find_family("eve").presets,
+        help="model sizes that it has to fit",
     )
     arguments = parser.parse_args()
     print(f"-> {save_toy_teacher(arguments.folder, PRESETS[arguments.preset].vision)}")

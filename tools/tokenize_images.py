@@ -34,7 +34,7 @@ EXAMPLES = """\
 python tools/tokenize_images.py --tower models/tower \\
     --input data/captions
 torchrun --nproc-per-node 8 tools/tokenize_images.py --tower models/tower \\
-    --input data/laion --output-prefix data/laion_drawn --fit square \\
+    --input data/laion --output-prefix data/laion_squares --fit square \\
     --dtype bfloat16 --micro-batch-size 64
 """
 
@@ -42,7 +42,7 @@ torchrun --nproc-per-node 8 tools/tokenize_images.py --tower models/tower \\
 def build_parser(family: str | None) -> argparse.ArgumentParser:
     """The flags, with those that the towers of a family need."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    add_tower_flags(parser, family)
+    add_tower_flags(parser, family, of_dataset=True)
     files = parser.add_argument_group("input and output", "Which pictures, and where their codes go.")
     files.add_argument(
         "--input",

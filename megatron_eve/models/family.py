@@ -261,6 +261,10 @@ class ModelFamily(Protocol):
         """
         return 0.0
 
+    def visual_label_work(self, config: RunConfig) -> float:
+        """What a position of a picture that is to be drawn costs in the objectives, in the same tokens; likewise."""
+        return 0.0
+
     def draws_random_numbers(self, config: RunConfig) -> bool:
         """Do modules of the family draw random numbers in a training step, for dropout? The step seeds them then."""
         return False

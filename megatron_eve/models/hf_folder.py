@@ -153,7 +153,7 @@ class HFFolder:
         return self._places[key]
 
     def _tensors(self, path: Path) -> Any:
-        """An open shard: the reader of a safetensors file, the memory-mapped dictionary of a pickle, or a checkpoint."""
+        """An open shard: a reader of safetensors, the memory-mapped dictionary of a pickle, or a checkpoint."""
         if path not in self._open:
             try:
                 if path.is_dir():

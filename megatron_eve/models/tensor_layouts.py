@@ -96,7 +96,9 @@ class Vocabulary(Column):
     def merge(self, parts: Sequence[torch.Tensor], sizes: Sizes) -> torch.Tensor:
         (part,) = parts
         if (added := sizes.vocab_size - part.shape[0]) > 0:
-            part = torch.cat([part, part.mean(0, keepdim=True, dtype=torch.float32).to(part).expand(added, -1)])
+            part = torch.cat(
+                [part, part.mean(0, keepdim=True, dtype=torch.float32).to(part).expand(added, -1)]
+            )
         padding = part.new_zeros(sizes.padded_vocab_size - part.shape[0], *part.shape[1:])
         return torch.cat([part, padding], 0)
 

@@ -106,3 +106,24 @@ def test_recipes_of_vila(name: str) -> None:
         config, data=replace(config.data, mock_data=True), checkpoint=replace(config.checkpoint, save="run")
     )
     validate(ready, 32)
+
+
+# Stage, batch, rate and samples of VILA-U's recipes; the published ones but for the samples.
+VILA_U = {
+    "vila_u_7b/pretrain": (2, 4096, 5e-5, 23_000_000),
+    "vila_u_7b/sft": (3, 4096, 1e-4, 4_000_000),
+}
+
+
+@pytest.mark.parametrize("name", VILA_U)
+def test_recipes_of_vila_u(name: str) -> None:
+    config = _load(name)
+    training, optimizer = config.training, config.optimizer
+    assert (training.stage, training.global_batch_size, optimizer.lr, training.train_samples) == VILA_U[name]
+    assert (optimizer.lr_warmup_fraction, optimizer.clip_grad, optimizer.weight_decay) == (0.03, 0.0, 0.0)
+    assert config.family == "vila_u" and config.vision.depth_dropout == 0.1
+    assert (config.data.seq_length, config.model.rotary_seq_len_interpolation_factor) == (8192, 2.0)
+    ready = replace(
+        config, data=replace(config.data, mock_data=True), checkpoint=replace(config.checkpoint, save="run")
+    )
+    validate(ready, 32)

@@ -20,7 +20,7 @@ MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attent
 GRID = 3
 VISION = VILAUConfig(
     code_grid=GRID,
-    code_depth=3,
+    codes_per_position=3,
     visual_codebook_size=40,
     code_vector_size=12,
     separate_codebooks=True,
@@ -70,7 +70,7 @@ class Run:
 
     def spoil(self, chunk: Any) -> None:
         """Do wrong what the mutation says, until `undo`."""
-        _mutate(self.mutation)
+        mutate(self.mutation)
 
     def case(self) -> Any:
         """The samples, in the form of a golden case."""
@@ -95,8 +95,10 @@ class Run:
             words = IGNORE_INDEX if kind == "silent" else text
             labels[row, : len(text)] = np.where(is_picture, IMAGE_TOKEN_ID if trains else IGNORE_INDEX, words)
             images.append([_picture()] * count)
-            codes += [draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.code_depth))] * count
-        empty = np.zeros((0, GRID, GRID, VISION.code_depth), dtype=np.int64)
+            codes += [
+                draw.integers(0, VISION.visual_codebook_size, (GRID, GRID, VISION.codes_per_position))
+            ] * count
+        empty = np.zeros((0, GRID, GRID, VISION.codes_per_position), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         return ModelCase(
             name="",
@@ -125,10 +127,10 @@ _UNDONE: list[Any] = []
 
 def undo() -> None:
     """Runs on each rank: take back what a mutation patched in its process."""
-    _mutate("")
+    mutate("")
 
 
-def _mutate(mutation: Mutation) -> None:
+def mutate(mutation: Mutation) -> None:
     """Patch this process for one kind of mistake, in place of what an earlier call patched."""
     from unittest.mock import patch
 

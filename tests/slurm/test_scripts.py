@@ -20,7 +20,9 @@ import yaml
 from megatron_eve.runtime.digests import file_digest
 from tests.data.helpers import write_dataset
 from tests.golden_dir import find_golden
+from tests.models.vila_u.towers import write_tower
 from tests.slurm.cluster import Cluster, running, why_not
+from tests.test_commands import command
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -356,6 +358,43 @@ def test_three_stages_of_a_family_with_a_vision_tower(site: Site) -> None:
     site.finish(job, "vila3")
     for stage in (1, 2, 3):
         records = (folder / f"vila{stage}" / "losses.jsonl").read_text().splitlines()
+        assert [json.loads(record)["iteration"] for record in records] == [1, 2, 3]
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_pretraining_and_fine_tuning_of_a_family_that_draws(site: Site) -> None:
+    """VILA-U's scripts: from a language model without control tokens and a tower (TOWER), then from that run."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = site.folder
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4}
+    llama = LlamaConfig(hidden_size=128, intermediate_size=352, vocab_size=508, rms_norm_eps=1e-5, **sizes)
+    LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    tower = write_tower(folder / "vision_tower")
+    data = write_dataset(
+        folder / "vila_u", 40, 0, family="vila_u", image_settings={"code_grid": 4}, vocab_size=512
+    )
+    made = command("tools/tokenize_images.py", "--tower", str(tower), "--input", str(data))
+    assert made.returncode == 0, made.stderr
+    recipe = {
+        "preset": "vila_u_tiny",
+        "vision": {"visual_codebook_size": 64},
+        "training": {"global_batch_size": 4},
+    }
+    before, job = str(folder / "llama"), ""
+    for stage, name in ((2, "pretrain"), (3, "sft")):
+        recipe["training"]["stage"] = stage
+        (folder / f"{name}.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+        job = site.submit(
+            name, "--train-iters", "3", "--pipeline-model-parallel-size", "2", script=f"vila_u_{name}",
+            options=(f"--dependency=afterok:{job}",) if job else (), LOAD=before, DATA=data, TOWER=str(tower),
+            RECIPE=str(folder / f"{name}.yaml"),
+        )  # fmt: skip
+        before = str(folder / name)
+    site.finish(job, "sft")
+    for name in ("pretrain", "sft"):
+        records = (folder / name / "losses.jsonl").read_text().splitlines()
         assert [json.loads(record)["iteration"] for record in records] == [1, 2, 3]
 
 

@@ -50,7 +50,7 @@ class CodeSettings:
         grid: positions of an image, (h, w).
         depth: codes of a position, D.
         codebook_size: codes lie in 0 .. codebook_size - 1.
-        fit: how an image becomes a square, of `FITS`.
+        fit: how an image becomes a square, of `FITS`, or `AUTO` where that depends on the image.
         dtype: in which the tower ran, "float32" or "bfloat16".
         micro_batch_size: images that went through the tower together, which decides the last bits of its sums.
         dataset_sha256: see `dataset_digest`.

@@ -38,12 +38,14 @@ MAX_ROW_BYTES = 2**31 - 1
 class StoredImage:
     """An image as it goes into a dataset: its bytes, and its size in pixels as it will be decoded.
 
-    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`).
+    The bytes are those of a file, or with image storage "pixels" a row of OUT_pixels (see `IMAGE_STORAGES`). One with
+    `drawn` is to be drawn (predicted); the label at its placeholder says the same.
     """
 
     data: bytes
     width: int
     height: int
+    drawn: bool = False
 
 
 class Sample(NamedTuple):
@@ -123,6 +125,7 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         problem = row_problem(tokens, labels, settings.vocab_size) or placeholder_problem(tokens, plans)
         if problem is None:
             found_drawn, problem = drawn_in_text(tokens, labels, plans)
+            problem = problem or _drawn_problem(found_drawn, sample.images)
         if problem:
             raise DataError(f"sample {number} of the block: {problem}")
         drawn.append(found_drawn)
@@ -151,6 +154,14 @@ def make_block(samples: Sequence[Sample], settings: DatasetSettings) -> SampleBl
         sum_changes(sample.changes for sample in samples),
         [sample.meta for sample in samples if sample.meta is not None],
     )
+
+
+def _drawn_problem(found: NDArray[np.bool_], images: Sequence[StoredImage]) -> str | None:
+    """What is wrong with the labels at images, of which `found` are to be drawn by their labels; or None."""
+    wanted = np.array([image.drawn for image in images], dtype=np.bool_)
+    if (found & ~wanted).any():
+        return "a label is neither its token nor the value that is ignored: it is at an image that is not to be drawn"
+    return "an image that is to be drawn has no label" if (wanted & ~found).any() else None
 
 
 def sum_changes(some: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -9,6 +9,8 @@ from megatron_eve.data.images.patches import view_of
 from megatron_eve.data.images.resizing import Pixels
 from megatron_eve.models.family import View
 
+AUTO = "auto"
+"""The fit of each picture as the dataset marks it: square where it is to be drawn, stretch where it is read."""
 FITS = ("stretch", "square")
 """How a picture becomes a square.
 

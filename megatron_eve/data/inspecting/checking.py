@@ -18,6 +18,7 @@ import numpy as np
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.format.content_digest import ContentDigest, digest_input_of_image, digest_input_of_text
+from megatron_eve.data.format.drawn import drawn_counts
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.joined import AnyDataset, MergedDataset
 from megatron_eve.data.format.manifest import MANIFEST
@@ -96,7 +97,7 @@ def _check_part(
     samples, images = len(part), part.info.num_images
     digest: ContentDigest | None = ContentDigest()
     totals = dict.fromkeys(("num_tokens", "num_text_tokens", "num_labels", "num_images"), 0)
-    longest = 0
+    longest = visual_labels = 0
     next_image: int | None = 0  # None after a damaged row, whose record may be wrong
     pending: deque[tuple[Future[list[Damage]], int]] = deque()
     if images:
@@ -136,6 +137,7 @@ def _check_part(
         ):
             totals[name] += int(records[column].astype(np.int64).sum())
         longest = max(longest, int(records["length"].max()))
+        visual_labels += int(part.visual_labels(np.arange(start, stop)).sum())
         tally.samples += stop - start
         tally.images += last - first
         count(_share(part.info.text_bytes, start, stop, samples))
@@ -143,7 +145,7 @@ def _check_part(
             yield from decoded()
     while pending:
         yield from decoded()
-    yield from _check_manifest(part, {**totals, "longest_length": longest})
+    yield from _check_manifest(part, {**totals, "longest_length": longest}, visual_labels)
     recorded = part.info.content_sha256
     if not recorded:
         tally.without_digest.append(part.prefix)
@@ -205,8 +207,13 @@ def _share(num_bytes: int, first: int, last: int, rows: int) -> int:
     return num_bytes * last // rows - num_bytes * first // rows
 
 
-def _check_manifest(part: IndexedVisionDataset, values: dict[str, int]) -> Iterator[Damage]:
+def _check_manifest(
+    part: IndexedVisionDataset, values: dict[str, int], visual_labels: int
+) -> Iterator[Damage]:
     for name, value in values.items():
         recorded = getattr(part.info, name)
         if recorded != value:
             yield Damage(part.prefix + MANIFEST, f"{name} is {recorded} and the records have {value}")
+    if (recorded := drawn_counts(part.info)[1]) != visual_labels:
+        reason = f"visual_labels of drawn is {recorded} and the images to draw have {visual_labels} rows"
+        yield Damage(part.prefix + MANIFEST, reason)

@@ -140,6 +140,7 @@ def draw_row(row: RowLayout, pictures: list[Image.Image | str]) -> Image.Image:
     for number, (tile, (x, y)) in enumerate(zip(tiles, places, strict=True)):
         page.paste(tile, (x, y))
         caption = f"image {number + 1}: {row.image_tokens[number]} tokens"
+        caption += ", to draw" if number < len(row.drawn) and row.drawn[number] else ""
         draw.text((x, y + tile.height + 2), caption, (90, 90, 90), small)
     for line, role in roles.items():
         if line < MOST_LINES:
@@ -160,6 +161,7 @@ def _facts(row: RowLayout) -> str:
     return (
         f"{row.text_length:,} tokens of text, {row.length:,} once images are expanded, {row.labels:,} labels that "
         f"train; {len(row.images)} image{'' if len(row.images) == 1 else 's'}"
+        + (f", {sum(row.drawn)} of them to draw" if any(row.drawn) else "")
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ class Piece:
     Attributes:
         text: its text; unprintable characters are escaped, such as \\u200b, except newlines.
         role: system, user or assistant.
-        trains: its label is the token itself.
+        trains: its label is the token itself; of an image placeholder, the image is to be drawn.
         image: for an image placeholder, the number of the image within the row, from 0; None for text.
         tokens: number of its tokens.
     """
@@ -56,7 +56,8 @@ class RowLayout:
         image_tokens: number of tokens of each image.
         text_length: tokens with an image counted as one.
         length: tokens once images are expanded.
-        labels: number of labels that train.
+        labels: number of tokens that train.
+        drawn: of each image, is it to be drawn?
     """
 
     row: int
@@ -67,6 +68,7 @@ class RowLayout:
     text_length: int
     length: int
     labels: int
+    drawn: list[bool] = field(default_factory=list)
 
 
 def check_tokenizer(dataset: AnyDataset, prefix: str, tokenizer: TextTokenizer) -> None:
@@ -108,6 +110,7 @@ def row_layout(dataset: AnyDataset, row: int, tokenizer: TextTokenizer | None) -
         text_length=int(record["text_length"]),
         length=int(record["length"]),
         labels=int(record["labels"]),
+        drawn=[dataset.drawn(image) for image in images],
     )
 
 
@@ -130,11 +133,15 @@ def _ids(tokens: NDArray[np.int64], labels: NDArray[np.int64], owners: list[int]
         trains = label != IGNORE_INDEX
         role: Role = "assistant" if trains else "user"
         if token == IMAGE_TOKEN_ID:
-            pieces.append(Piece(f"[image {owners[image] + 1}]", role, trains, owners[image]))
+            pieces.append(Piece(_placeholder(owners[image], trains), role, trains, owners[image]))
             image += 1
         else:
             pieces.append(Piece(f"{token} ", role, trains))
     return pieces
+
+
+def _placeholder(image: int, drawn: bool) -> str:
+    return f"[image {image + 1}{', to draw' if drawn else ''}]"
 
 
 def _decoded(
@@ -148,7 +155,7 @@ def _decoded(
             yield _broken(data), data_trains, None, data_tokens
             data, data_tokens = b"", 0
         if token == IMAGE_TOKEN_ID:
-            yield f"[image {owners[image] + 1}]", trains, owners[image], 1
+            yield _placeholder(owners[image], trains), trains, owners[image], 1
             image += 1
             continue
         # A character may be spread over several tokens: they are one piece.

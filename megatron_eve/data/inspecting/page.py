@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from megatron_eve.data.format.drawn import drawn_counts
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
 from megatron_eve.data.inspecting.checking import parts_of
@@ -119,6 +120,8 @@ def _counts(dataset: AnyDataset, codes: Sequence[Codes]) -> str:
         ("tokenizer", f"{info.vocab_size:,} pieces, sha256 {info.tokenizer_sha256}"),
         ("content_sha256", info.content_sha256 or "none"),
     ]
+    images, labels = drawn_counts(info)
+    rows += [("images to draw", f"{images:,}, of {labels:,} rows")] if images else []
     rows += [("codes", describe_codes(one)) for one in codes]
     rows += [("part", f"{part['prefix']}, {part['num_samples']:,} samples") for part in info.datasets]
     return _table(rows)

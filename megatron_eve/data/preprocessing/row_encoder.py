@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -95,13 +95,17 @@ class RowEncoder:
         stored = iter(self._store.store([image.data for _, result in kept for image in result.images]))
         for number, result in kept:
             images = [next(stored) for _ in result.images]
-            whole = [image for image in images if isinstance(image, StoredImage)]
+            whole = [
+                replace(image, drawn=one.drawn)
+                for image, one in zip(images, result.images, strict=True)
+                if isinstance(image, StoredImage)
+            ]
             if len(whole) == len(images):
                 results[number] = result._replace(images=whole)
                 continue
             encoded = self.encode(rows[number])
             if isinstance(encoded, Sample):  # Pillow decides whether a picture can be used
-                again = [self._store.with_pillow(one.data) for one in result.images]
+                again = [replace(self._store.with_pillow(one.data), drawn=one.drawn) for one in result.images]
                 encoded = result._replace(images=again)
             results[number] = encoded
         return results
@@ -174,7 +178,10 @@ class RowEncoder:
             tokens=np.array(encoded.tokens, dtype=np.int32),
             labels=np.array(encoded.labels, dtype=np.int32),
             # An image whose place was cut off is not part of the sample.
-            images=[image.stored for image in loaded[:kept]],
+            images=[
+                replace(image.stored, drawn=drawn)
+                for image, drawn in zip(loaded[:kept], record.drawn_images, strict=False)
+            ],
             cut=len(whole.tokens) > len(encoded.tokens),
             meta=sample_meta(record),
             num_missing=record.num_missing,

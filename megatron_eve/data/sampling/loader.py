@@ -166,6 +166,7 @@ class StepLoader:
         fixed_length: Literal["step", "seq_length"] | None = None,
         max_images: int | None = None,
         image_work: float = 0.0,
+        visual_label_work: float = 0.0,
         views: Collection[str],
         shared_views: Collection[str] = (),
         share: ImageShare | None = None,
@@ -189,6 +190,8 @@ class StepLoader:
             max_images: images that a pack may hold, tile by tile; None does not bound it.
             image_work: cost of an image, or of a tile of one, in the front end, for packs of equal work
                 (`ModelFamily.image_work`).
+            visual_label_work: likewise of a position of an image that is to be drawn, in the objectives
+                (`ModelFamily.visual_label_work`).
             views: of all images that this rank decodes.
             shared_views: of its share of each pack's images that this rank decodes.
             share: which images those are; without one there are no shared views.
@@ -217,6 +220,7 @@ class StepLoader:
         self._context_parallel = context_parallel
         self._fixed_length = fixed_length
         self._max_images, self._image_work = max_images, image_work
+        self._visual_label_work = visual_label_work
         self.wait = WaitTime()
         self.damaged: dict[int, str] = {}
         """Images that this rank could not decode so far, with their names and why."""
@@ -303,6 +307,8 @@ class StepLoader:
         lengths_in_pack = padded_lengths(lengths, self._context_parallel)
         counted = self._max_images is not None or self._image_work
         images = self._dataset.tile_counts(ids) if counted else None
+        visual_labels = self._dataset.visual_labels(ids)
+        other_work = visual_labels * self._visual_label_work if self._visual_label_work else None
         packs = pack_step(
             lengths_in_pack,
             self._seq_length,
@@ -311,8 +317,9 @@ class StepLoader:
             self._max_images,
             # Packs that are padded to one length cost the same in the decoder, so that they must be alike in length.
             0.0 if self._fixed_length else self._image_work,
+            None if self._fixed_length else other_work,
         )
-        assigned = assign_packs(packs, lengths_in_pack, self._ranks, images, self._image_work)
+        assigned = assign_packs(packs, lengths_in_pack, self._ranks, images, self._image_work, other_work)
         mine = assigned[self._rank]
         if self._reads_images:
             self._dataset.will_need(ids[[i for pack in mine for i in pack]])
@@ -333,7 +340,7 @@ class StepLoader:
             capacity_fraction=num_tokens / (len(packs) * self._seq_length),
             sample_ids=ids,
             pack_length=length,
-            num_visual_labels=int(self._dataset.visual_labels(ids).sum()),
+            num_visual_labels=int(visual_labels.sum()),
         )
 
     def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int | None:

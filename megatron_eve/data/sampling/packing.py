@@ -25,6 +25,7 @@ def pack_step(
     images: ArrayLike | None = None,
     max_images: int | None = None,
     image_work: float = 0.0,
+    other_work: ArrayLike | None = None,
 ) -> list[list[int]]:
     """Split the samples of a step into packs of at most ``capacity`` tokens (and ``max_images`` images).
 
@@ -41,6 +42,7 @@ def pack_step(
         images: [n] images of each sample, tile by tile; only used with ``max_images`` and ``image_work``.
         max_images: maximum images of a pack, which bounds the activations kept for images; None for no limit.
         image_work: of the front end for an image (`sample_work`).
+        other_work: of each sample (`sample_work`).
 
     Returns:
         Packs, each a sorted list of positions in ``lengths``. A pack is empty only where there are more packs
@@ -50,7 +52,7 @@ def pack_step(
         ValueError: a sample is longer than a pack or has more images, there is no sample, or an argument is invalid.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    work = sample_work(sizes, images, image_work)
+    work = sample_work(sizes, images, image_work, other_work)
     counts = np.zeros_like(sizes) if images is None or max_images is None else np.asarray(images, np.int64)
     image_limit = max_images or 1
     if sizes.ndim != 1 or not sizes.size:
@@ -88,6 +90,7 @@ def assign_packs(
     ranks: int,
     images: ArrayLike | None = None,
     image_work: float = 0.0,
+    other_work: ArrayLike | None = None,
 ) -> list[list[list[int]]]:
     """Assign the packs of a step to the data-parallel ranks: the same number and about the same work for each.
 
@@ -96,7 +99,7 @@ def assign_packs(
 
     Args:
         packs: result of :func:`pack_step`; their number is a multiple of ``ranks``.
-        lengths, images, image_work: what was packed.
+        lengths, images, image_work, other_work: what was packed.
         ranks: data-parallel size.
 
     Returns:
@@ -104,7 +107,7 @@ def assign_packs(
     """
     if len(packs) % ranks:
         raise ValueError(f"{len(packs)} packs cannot be divided equally among {ranks} data-parallel ranks")
-    work = sample_work(np.asarray(lengths, dtype=np.int64), images, image_work)
+    work = sample_work(np.asarray(lengths, dtype=np.int64), images, image_work, other_work)
     pack_work = np.array([float(work[pack].sum()) for pack in packs])
     heaviest_first = np.argsort(-pack_work, kind="stable")
     assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
@@ -118,7 +121,10 @@ def assign_packs(
 
 
 def sample_work(
-    sizes: NDArray[np.int64], images: ArrayLike | None = None, image_work: float = 0.0
+    sizes: NDArray[np.int64],
+    images: ArrayLike | None = None,
+    image_work: float = 0.0,
+    other_work: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """[n] cost of each sample, in tokens of matrix-product work: its length, its attention and its images' front end.
 
@@ -126,8 +132,10 @@ def sample_work(
         sizes: [n] tokens of each sample.
         images: [n] images of each sample; None where they cost nothing beside their tokens.
         image_work: cost of an image in the front end, in tokens of matrix-product work (`ModelFamily.image_work`).
+        other_work: [n] what else each sample costs, such as its share of the objectives, in the same tokens.
     """
     work: NDArray[np.float64] = sizes * (1.0 + sizes / _ATTENTION_LENGTH)
+    work = work if other_work is None else work + np.asarray(other_work, dtype=np.float64)
     return work if images is None else work + image_work * np.asarray(images, dtype=np.int64)
 
 

@@ -18,7 +18,7 @@ class TokenizeConfig:
         input: prefix of the dataset.
         output_prefix: of the codes.
         overwrite: replace codes that are there.
-        fit: how a picture becomes a square, of `FITS`.
+        fit: how a picture becomes a square, of `FITS`, or `AUTO`.
         dtype: in which the tower runs: "float32" or "bfloat16".
         micro_batch_size: pictures that go through the tower together.
         workers: processes, each with a copy of the tower; 0: as many as suit the machine.

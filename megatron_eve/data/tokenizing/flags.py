@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.data.images.squares import FITS
+from megatron_eve.data.images.squares import AUTO, FITS
 from megatron_eve.models.image_codes import CodeTower, ImageCodes
 from megatron_eve.models.registry import FamilyError, code_families, find_image_codes
 
@@ -42,8 +42,12 @@ def tower_family(argv: Sequence[str] | None) -> str | None:
     return name
 
 
-def add_tower_flags(parser: argparse.ArgumentParser, family: str | None) -> None:
-    """Add the flags, those of the family among them (`tower_family`)."""
+def add_tower_flags(parser: argparse.ArgumentParser, family: str | None, *, of_dataset: bool = False) -> None:
+    """Add the flags, those of the family among them (`tower_family`).
+
+    Args:
+        of_dataset: the pictures are a dataset's, which marks those that are to be drawn: their fit may follow.
+    """
     tower = parser.add_argument_group("tower", "What makes the codes, and how it sees a picture.")
     codes = find_image_codes(family) if family else None
     tower.add_argument(
@@ -62,10 +66,15 @@ def add_tower_flags(parser: argparse.ArgumentParser, family: str | None) -> None
         codes.add_flags(tower)
     tower.add_argument(
         "--fit",
-        choices=FITS,
-        default=FITS[0],
+        choices=(AUTO, *FITS) if of_dataset else FITS,
+        default=AUTO if of_dataset else FITS[0],
         help="how a picture becomes a square. stretch: its aspect ratio is lost, as of pictures that are read; square: "
-        "the middle of a wide picture, the top of a tall one, as of pictures to draw",
+        "the middle of a wide picture, the top of a tall one, as of pictures to draw"
+        + (
+            "; auto: square for those that the dataset marks as to be drawn, stretch for the others"
+            if of_dataset
+            else ""
+        ),
     )
     tower.add_argument(
         "--dtype",

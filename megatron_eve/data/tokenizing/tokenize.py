@@ -19,7 +19,9 @@ from tqdm import tqdm
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.code_part import MOST_CODES, CodeInfo, CodeSettings, dataset_digest
 from megatron_eve.data.format.code_writer import CodeWork
+from megatron_eve.data.format.drawn import drawn_counts
 from megatron_eve.data.format.joined import open_dataset
+from megatron_eve.data.images.squares import AUTO, FITS
 from megatron_eve.data.tokenizing.config import TokenizeConfig
 from megatron_eve.data.worker_processes import WorkerProcesses, reporting
 from megatron_eve.models.registry import find_image_codes
@@ -71,7 +73,8 @@ def code_settings(config: TokenizeConfig) -> CodeSettings:
         grid=tower.grid,
         depth=tower.depth,
         codebook_size=tower.codebook_size,
-        fit=config.fit,
+        # Where no picture is to be drawn, all have the same fit.
+        fit=FITS[0] if config.fit == AUTO and not drawn_counts(dataset.info)[0] else config.fit,
         dtype=config.dtype,
         micro_batch_size=config.micro_batch_size,
         dataset_sha256=dataset_digest(dataset),

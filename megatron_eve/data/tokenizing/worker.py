@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.format.code_part import CodeSettings
 from megatron_eve.data.format.code_writer import Chunk, CodeWork
 from megatron_eve.data.format.joined import AnyDataset, open_dataset
 from megatron_eve.data.images.decode import ImageError
-from megatron_eve.data.images.squares import placeholder_square, square_of
+from megatron_eve.data.images.squares import AUTO, placeholder_square, square_of
 from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.inspecting.pictures import read_picture, stored_bytes
 from megatron_eve.data.tokenizing.config import TokenizeConfig
@@ -70,7 +71,7 @@ def make_codes(config: TokenizeConfig, work: CodeWork, done: Callable[[int], obj
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
 
         def decode(image: int) -> tuple[NDArray[np.uint8], str | None]:
-            return _square(dataset, image, config, placeholder)
+            return _square(dataset, image, work.settings, placeholder)
 
         made: list[NDArray[np.int64]] = []
         damaged: list[str] = []
@@ -109,14 +110,17 @@ def _batches(
 
 
 def _square(
-    dataset: AnyDataset, image: int, config: TokenizeConfig, placeholder: NDArray[np.uint8]
+    dataset: AnyDataset, image: int, settings: CodeSettings, placeholder: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], str | None]:
     """An image as the tower reads it, uint8 [S, S, 3], and why it is the placeholder, if it is."""
     try:
         picture = read_picture(dataset, image)
     except ImageError as error:
         return placeholder, f"{dataset.image_name(image)}: {error}"
-    return square_of(picture, config.fit, config.square_size), None
+    fit = settings.fit
+    if fit == AUTO:
+        fit = "square" if dataset.drawn(image) else "stretch"
+    return square_of(picture, fit, settings.square_size), None
 
 
 def _encode(

@@ -28,7 +28,7 @@ def check_sizes(vision: VILAUConfig) -> Iterator[str]:
     """Errors in the sizes of codes and of the depth transformer; see `ModelFamily.check_sizes`."""
     yield from image_setting_errors(image_settings(vision))
     names = (
-        "code_depth",
+        "codes_per_position",
         "visual_codebook_size",
         "code_vector_size",
         "depth_hidden_size",
@@ -121,7 +121,7 @@ def tower_sizes(tower: TowerSettings) -> dict[str, Any]:
     height, width = tower.latent_shape[0] // tower.grid[0], tower.latent_shape[1] // tower.grid[1]
     return {
         "code_grid": tower.grid[0],
-        "code_depth": tower.depth,
+        "codes_per_position": tower.depth,
         "visual_codebook_size": tower.codebook_size,
         "code_vector_size": height * width * tower.latent_shape[2],
         "separate_codebooks": not tower.shared_codebook,

@@ -46,7 +46,7 @@ class FrozenCodebook(MegatronModule):
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         if not config.use_cpu_initialization:
             self.cuda()
-        self.depth, self._copy = vision.code_depth, copy
+        self.depth, self._copy = vision.codes_per_position, copy
 
     def embed(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Sums of the vectors of codes: float32 [V, F].

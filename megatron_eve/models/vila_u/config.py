@@ -29,7 +29,7 @@ class VILAUConfig:
     """Folder of the SigLIP of --vision-tokenizer, of which config.json is read; nothing is fetched."""
     code_grid: Annotated[int, Flag("N")] = 4
     """Positions along each side of a picture; a picture is N x N rows of the sequence."""
-    code_depth: Annotated[int, Flag("D")] = 4
+    codes_per_position: Annotated[int, Flag("D")] = 4
     """Residual codes of each position."""
     visual_codebook_size: Annotated[int, Flag("K")] = 1024
     """Vectors of the codebook, and classes of the depth transformer."""
@@ -47,7 +47,7 @@ class VILAUConfig:
     """Dropout of the depth transformer, on both residual branches of each layer."""
     visual_loss_weight: float = 1.0
     """Weight of the visual loss, the mean over positions and depths as in the public code; the paper's equation sums
-    over the depths, which is the weight --code-depth."""
+    over the depths, which is the weight --codes-per-position."""
     visual_loss_chunk: Annotated[int | None, Flag("N", "all at once")] = 256
     """Positions that go through the depth transformer at a time; those of a chunk are computed again in the backward
     pass, so that the logits of one chunk at most are in memory."""
@@ -60,7 +60,7 @@ class VILAUConfig:
     @property
     def codebooks(self) -> int:
         """Codebooks that are kept: one, or one for each depth."""
-        return self.code_depth if self.separate_codebooks else 1
+        return self.codes_per_position if self.separate_codebooks else 1
 
 
 # Settings that change no shape of the model.
@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
         ),
         VILAUConfig(
             code_grid=16,
-            code_depth=4,
+            codes_per_position=4,
             visual_codebook_size=16384,
             code_vector_size=1024,
             depth_hidden_size=2560,

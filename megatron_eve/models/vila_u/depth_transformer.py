@@ -38,7 +38,7 @@ class DepthTransformer(MegatronModule):
         width, own = vision.depth_hidden_size, _own_config(config)
         self.in_mlp_1 = replicated(_linear(vision.code_vector_size, width), config)
         self.in_mlp_2 = replicated(_linear(config.hidden_size, width), config)
-        position = torch.nn.init.normal_(torch.empty(1, vision.code_depth, width), std=_DEVIATION)
+        position = torch.nn.init.normal_(torch.empty(1, vision.codes_per_position, width), std=_DEVIATION)
         self.pos_emb_d = torch.nn.Parameter(position.to(config.params_dtype))
         self.blocks = _Blocks(own, vision)
         self.layer_norm = replicated(torch.nn.LayerNorm(width, eps=_EPSILON), config)

@@ -117,6 +117,12 @@ class VILAUFamily(ModelFamily):
 
         return vila_u_flops(config, work)
 
+    def visual_label_work(self, config: RunConfig) -> float:
+        """See `ModelFamily.visual_label_work`."""
+        from megatron_eve.models.vila_u.flops import visual_label_work
+
+        return visual_label_work(config)
+
     def draws_random_numbers(self, config: RunConfig) -> bool:
         """See `ModelFamily.draws_random_numbers`: the dropout of the depth transformer."""
         return bool(config.vision.depth_dropout > 0)
@@ -131,7 +137,7 @@ class VILAUFamily(ModelFamily):
         """See `ModelFamily.code_sizes`."""
         vision: VILAUConfig = config.vision
         grid = vision.code_grid, vision.code_grid
-        return CodeSizes(grid, vision.code_depth, vision.visual_codebook_size)
+        return CodeSizes(grid, vision.codes_per_position, vision.visual_codebook_size)
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:
         """See `ModelFamily.image_settings`."""

@@ -35,7 +35,7 @@ def position_flops(vision: VILAUConfig, hidden: int) -> int:
         vision: settings.
         hidden: width of the decoder.
     """
-    width, depth = vision.depth_hidden_size, vision.code_depth
+    width, depth = vision.depth_hidden_size, vision.codes_per_position
     inputs = matrix(hidden, width) + (depth - 1) * matrix(vision.code_vector_size, width)
     layer = depth * (4 * matrix(width, width) + 2 * matrix(width, 4 * width))
     layer += attention(depth * (depth + 1) // 2, width)

@@ -15,6 +15,7 @@ from megatron_eve.models.golden_format import (
     read_case_file,
 )
 from megatron_eve.models.vila_u.golden_batches import code_comparisons, has_batches, read_batches
+from megatron_eve.models.vila_u.golden_head import head_comparisons, is_head_case
 from megatron_eve.models.vila_u.golden_rows import read_rows
 from megatron_eve.models.vila_u.hf.layouts import DEPTH_KEYS
 from megatron_eve.models.vila_u.templates import SPECIAL_TOKENS
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class VILAUGolden(LanguageGolden):
-    """See `GoldenFormat`: batches of the public code, and its rows of text."""
+    """See `GoldenFormat`: batches of the public code, its rows of text, and its depth transformer alone."""
 
     losses: Mapping[str, str] = {"image_loss": "visual loss"}
     heads: Mapping[str, tuple[str, str]] = {"visual loss": ("image_logits", "image_targets")}
@@ -34,7 +35,7 @@ class VILAUGolden(LanguageGolden):
 
     def reads(self, folder: Path) -> bool:
         """See `GoldenFormat.reads`."""
-        return has_batches(folder) or _has_rows(folder)
+        return has_batches(folder) or _has_rows(folder) or is_head_case(folder)
 
     def batches(self, folder: Path) -> Sequence[GoldenBatch]:
         """See `GoldenFormat.batches`."""
@@ -45,7 +46,9 @@ class VILAUGolden(LanguageGolden):
         return read_rows(folder) if _has_rows(folder) else iter(())
 
     def comparisons(self, folder: Path) -> Iterator[Comparison]:
-        """See `GoldenFormat.comparisons`: the codes of all pictures."""
+        """See `GoldenFormat.comparisons`: the codes of all pictures, or the depth transformer alone."""
+        if is_head_case(folder):
+            return head_comparisons(folder)
         return code_comparisons(folder) if has_batches(folder) else iter(())
 
     def front_end_outputs(self, front_end: Any, visual: VisualInputs) -> Mapping[str, Sequence[torch.Tensor]]:

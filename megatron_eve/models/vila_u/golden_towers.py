@@ -102,7 +102,7 @@ def _tower_comparisons(folder: Path, inputs: Tensors, golden: Tensors) -> Iterat
     from megatron_eve.runtime.accelerator import accelerator
 
     device = accelerator().device
-    tower = load_tower(read_tower_folder(_weights(folder)), device, torch.float32)
+    tower = load_tower(read_tower_folder(case_tower(folder)), device, torch.float32)
     with torch.no_grad():
         found = _read(tower, inputs["images"].to(device))
         features = golden.get("z_q", found["z_q"]).to(device)
@@ -166,7 +166,7 @@ def _made(tower: UnifiedTower, codes: torch.Tensor, features: torch.Tensor) -> d
     }
 
 
-def _weights(folder: Path) -> Path:
+def case_tower(folder: Path) -> Path:
     """The folder of the case's weights: in the case, or the model's beside it (`..._model` of `..._tower`)."""
     beside = [folder.parent / folder.name.replace("tower", "model"), *sorted(folder.parent.glob("*_model"))]
     for place in (folder, folder / "model", folder / "hf", *beside):

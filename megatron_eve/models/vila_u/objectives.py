@@ -37,7 +37,7 @@ class VisualLoss:
 
     def count(self, counts: SampleCounts) -> int:
         """One for each code."""
-        depth: int = self.config.vision.code_depth
+        depth: int = self.config.vision.codes_per_position
         return counts.visual_labels * depth
 
     def head(self, transformer: TransformerConfig) -> VisualHead:

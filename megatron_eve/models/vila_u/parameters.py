@@ -39,6 +39,6 @@ def depth_parameters(vision: VILAUConfig, hidden: int) -> tuple[int, int]:
     width, classes = vision.depth_hidden_size, vision.visual_codebook_size
     layer = 3 * (width + 1) * width + width * width + (width + 1) * 4 * width + 4 * width * width
     norms_and_biases = 2 * 2 * width + 2 * width
-    inputs = (hidden + 1) * width + (vision.code_vector_size + 1) * width + vision.code_depth * width
+    inputs = (hidden + 1) * width + (vision.code_vector_size + 1) * width + vision.codes_per_position * width
     split = vision.depth_num_layers * layer + (width + 1) * classes
     return split, vision.depth_num_layers * norms_and_biases + inputs + 2 * width

@@ -162,6 +162,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         fixed_length=fixed_length(config),
         max_images=config.data.max_images_per_pack,
         image_work=find_family(config.family).image_work(config),
+        visual_label_work=find_family(config.family).visual_label_work(config),
         views=views,
         shared_views=shared_views,
         share=image_share(),

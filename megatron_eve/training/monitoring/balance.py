@@ -127,6 +127,8 @@ def typical_work(config: RunConfig, data: RunData) -> tuple[Work, int]:
 def describe_balance(config: RunConfig, data: RunData) -> str | None:
     """What the ends of the pipeline cost, what an equal split wastes, and the split that wastes least; two lines.
 
+    A third one where an end alone is more than a stage's share of the work, so that no split helps.
+
     None without a pipeline.
     """
     stages, layers = config.parallel.pipeline_model_parallel_size, config.model.num_layers
@@ -142,11 +144,18 @@ def describe_balance(config: RunConfig, data: RunData) -> str | None:
     )
     virtual = "--num-layers-per-virtual-pipeline-stage"
     instead = f" in place of {virtual}" if config.parallel.num_layers_per_virtual_pipeline_stage else ""
+    own, share = max(costs), (layers + sum(costs)) / stages
     proposal = (
         f"least, {_percent(least)}, with --pipeline-model-parallel-layout '{write_layout(best)}'{instead}"
         if now - least > _WORTH
         else "no split wastes much less"
     )
+    if own > share:
+        which = "last" if own == costs.last else "first"
+        proposal += (
+            f"\nno split is even: without a layer the {which} stage has {own / share:.1f} times its share of the work; "
+            "use --pipeline-model-parallel-size 1 with more tensor-parallel ranks"
+        )
     return (
         f"pipeline balance (FLOPs of {samples:,} samples of the run): the front end costs {costs.first:.1f} decoder "
         f"layers on the first stage, the output layer and objectives {costs.last:.1f} on the last\n"

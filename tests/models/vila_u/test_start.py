@@ -62,7 +62,10 @@ def started(config: RunConfig) -> dict[str, Any]:
 def test_a_whole_model(ranks: RankPool, layout: Layout) -> None:
     found = ranks.run(layout.world_size, started, run_config(layout, model_folder(), None))
     golden = load_file(model_folder() / "vision_tower" / "model.safetensors")
-    for some, name in ((found[0], "vision_model.codebook.weight"), (found[-1], "visual_head.codebook.weight")):
+    for some, name in (
+        (found[0], "vision_model.codebook.weight"),
+        (found[-1], "visual_head.codebook.weight"),
+    ):
         assert torch.equal(some[name][0], golden[CODEBOOK])
         assert some[name].dtype == torch.float32
     position = found[-1]["visual_head.transformer.pos_emb_d"]

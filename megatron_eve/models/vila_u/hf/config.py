@@ -66,7 +66,7 @@ def _code_sizes(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: n_embed is {sizes!r}, and codebooks of one size are needed")
     return {
         "code_grid": rows,
-        "code_depth": depth,
+        "codes_per_position": depth,
         "visual_codebook_size": every[0],
         "code_vector_size": latent[0] // rows * (latent[1] // columns) * latent[2],
         "separate_codebooks": not shared,
