@@ -13,7 +13,7 @@ import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take l
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.tokenizing.flags import tower_family
-from megatron_eve.inference.drawn_pictures import DrawnPictures, Place
+from megatron_eve.inference.drawn_pictures import VIDEO_FRAMES, DrawnPictures, Place
 from megatron_eve.inference.opening import (
     add_checkpoint_flags,
     add_conv_mode_flag,
@@ -239,7 +239,7 @@ def encoded(
             drawing_prompt(text, flags.conv_mode, video=flags.video), tokenizer, flags.conv_mode
         )
 
-    frames, tokens = 8 if flags.video else 1, []
+    frames, tokens = VIDEO_FRAMES if flags.video else 1, []
     height, width = tower.grid
     room = config.model.max_position_embeddings - frames * height * width + 1
     for number, prompt in enumerate(prompts):
@@ -307,8 +307,8 @@ def settings(flags: argparse.Namespace, drawn: Plan) -> dict[str, Any]:
     }
 
 
-def draw_all(flags: argparse.Namespace, drawn: Plan) -> int:
-    """Open the model, draw what is missing; rank 0 writes it. Returns the exit status."""
+def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | None) -> int:
+    """Open the model, draw what is missing; rank 0, which has the output, writes it. Returns the exit status."""
     import torch
     from tqdm import tqdm
 
@@ -316,25 +316,21 @@ def draw_all(flags: argparse.Namespace, drawn: Plan) -> int:
     from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model
     from megatron_eve.inference.drawing import draw
 
-    config, leads = checkpoint_config(flags), global_rank() == 0
+    config = checkpoint_config(flags)
     with checkpoint_model(flags, config) as model:
         box: list[Any] = [None]
-        if leads:
-            output = DrawnPictures(flags.output_dir, drawn.prompts, settings(flags, drawn), drawn.frames)
-            wanted = [
-                Place(*both)
-                for prompt in range(len(drawn.prompts))
-                for both in ((prompt, n) for n in range(flags.num_images))
-            ]
+        prompts = range(len(drawn.prompts))
+        wanted = [Place(prompt, number) for prompt in prompts for number in range(flags.num_images)]
+        if output is not None:
             box = [[place for place in wanted if not output.is_whole(place)]]
         torch.distributed.broadcast_object_list(box, src=0)
         missing: list[Place] = box[0]
         tower = (
             find_image_codes(drawn.config.family).load_tower(drawn.tower, code_device(), torch.float32)
-            if leads and missing
+            if output is not None and missing
             else None
         )
-        with tqdm(total=len(missing), desc="pictures", disable=not leads) as bar:
+        with tqdm(total=len(missing), desc="pictures", disable=output is None) as bar:
             for places in batches(missing, flags.batch_size):
                 codes = draw(
                     model,
@@ -344,12 +340,12 @@ def draw_all(flags: argparse.Namespace, drawn: Plan) -> int:
                     guidance=flags.cfg,
                     frames=drawn.frames,
                 )
-                if tower is not None:
+                if output is not None and tower is not None:
                     for place, some in zip(places, codes, strict=True):
                         pixels = tower.decode(some.to(code_device())).float().round().clamp(0, 255)
                         output.write(place, some.numpy(), pixels.to(torch.uint8).cpu().numpy())
                 bar.update(len(places))
-        if leads:
+        if output is not None:
             kept = len(wanted) - len(missing)
             print(f"drawn     {len(missing)}, and {kept} that were there\nsheet     {output.write_sheet()}")
     return 0
@@ -367,7 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = build_parser(tower_family(argv)).parse_args(argv)
         show_any_text()
         drawn = plan(flags, flag_value(argv, "--top-k") is not None)
-        return run_on_rank(lambda: draw_all(flags, drawn))
+        output = None
+        if global_rank() == 0:
+            output = DrawnPictures(flags.output_dir, drawn.prompts, settings(flags, drawn), drawn.frames)
+        return run_on_rank(lambda: draw_all(flags, drawn, output))
 
     return run_command(work)
 

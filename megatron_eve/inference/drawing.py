@@ -28,9 +28,6 @@ from megatron_eve.models.model_parts import CodeHead, VisualInputs
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.accelerator import accelerator
 
-VIDEO_FRAMES = 8
-"""Pictures of a video."""
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -65,12 +62,6 @@ def code_sizes(config: RunConfig) -> CodeSizes:
             f"--model-path: a model of the family {config.family} draws no pictures; name one of a family that does"
         )
     return sizes
-
-
-def most_prompt_tokens(config: RunConfig, frames: int) -> int:
-    """Tokens that a prompt may have, so that pictures of so many frames fit behind it; 0 or less: none."""
-    height, width = code_sizes(config).grid
-    return config.model.max_position_embeddings - frames * height * width + 1
 
 
 def draw(

@@ -21,6 +21,8 @@ from megatron_eve.config import ConfigError
 from megatron_eve.config.json_file import read_json
 from megatron_eve.data.inspecting.drawing import load_font, shown
 
+VIDEO_FRAMES = 8
+"""Pictures of a video."""
 RECORD, SHEET = "drawing.json", "sheet.png"
 _MOST_SHEET, _MOST_CELL = 6000, 256  # pixels
 _GAP, _LINE = 8, 22
