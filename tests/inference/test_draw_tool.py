@@ -38,7 +38,9 @@ def model(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Model:
     config = run_config(ONE.parallel)
     vision = replace(config.vision, visual_codebook_size=64, vision_tokenizer=str(tower))
     (folder / "run").mkdir()
-    with_weights(replace(config, vision=vision), ranks, folder / "run")
+    # The tokenizer's pieces, and the four control tokens.
+    sizes = replace(config.model, vocab_size=388)
+    with_weights(replace(config, vision=vision, model=sizes), ranks, folder / "run")
     tokenizer = find_golden("tokenize") / "tokenizer.model"
     return Model(["--model-path", str(folder / "run"), "--tokenizer-model", str(tokenizer)], folder)
 

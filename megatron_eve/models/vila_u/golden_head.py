@@ -1,10 +1,12 @@
-"""Golden cases of VILA-U's depth transformer alone: logits, loss and gradients for given hidden states and codes.
+"""Golden cases of VILA-U's depth transformer alone: logits, loss and gradients for given hidden states and codes, and
+the most likely codes for hidden states alone (generate.safetensors).
 
 Imports no torch at its top.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
     from megatron_eve.models.vila_u.visual_head import VisualHead
 
-_INPUTS, _OUTPUTS = "inputs.safetensors", "outputs.safetensors"
+_INPUTS, _OUTPUTS, _GENERATED = "inputs.safetensors", "outputs.safetensors", "generate.safetensors"
+_ARGMAX = re.compile(r"(argmax_cfg([\d.]+))\.code")
 
 
 def is_head_case(folder: Path) -> bool:
@@ -47,7 +50,7 @@ def head_comparisons(folder: Path) -> Iterator[Comparison]:
     device = accelerator().device
     hidden = inputs["embed_from_body"].flatten(0, 1)[:, None].to(device).requires_grad_()
     codes = inputs["code"].flatten(0, 1).to(device)
-    head, rules = _head(folder, hidden.shape[-1])
+    head, rules = case_head(folder, hidden.shape[-1])
     given = VisualHeadInputs(torch.arange(len(codes), device=device), codes)
     with torch.no_grad():
         sums, logits = head.codebook.cumulative(codes), head.logits(hidden, given)
@@ -69,6 +72,43 @@ def head_comparisons(folder: Path) -> Iterator[Comparison]:
             gradient = head.get_parameter(name).grad
             assert gradient is not None
             yield Comparison(f"grad.{key}", gradient, rule.layout.shard(whole, rank, size), "gradient")
+    if (folder / _GENERATED).is_file():
+        yield from _drawing_comparisons(head, load_file(folder / _GENERATED))
+
+
+def _drawing_comparisons(head: VisualHead, golden: Mapping[str, torch.Tensor]) -> Iterator[Comparison]:
+    """Most likely codes and their guided logits, of conditional rows and as many unconditional ones behind them."""
+    import torch
+
+    from megatron_eve.runtime.accelerator import accelerator
+
+    hidden = golden["embed_from_body"].flatten(0, 1).to(accelerator().device)
+    for name in sorted(golden):
+        if not (case := _ARGMAX.fullmatch(name)):
+            continue
+        guidance, guided = float(case[2]), list[torch.Tensor]()
+
+        def choose(
+            logits: torch.Tensor,
+            depth: int,
+            guidance: float = guidance,
+            guided: list[torch.Tensor] = guided,
+        ) -> torch.Tensor:
+            conditional, unconditional = logits.chunk(2)
+            guided.append(unconditional + guidance * (conditional - unconditional))
+            return guided[-1].argmax(-1).repeat(2)
+
+        with torch.no_grad():
+            codes = head.draw_codes(hidden, choose)
+            sums = head.codebook.embed(codes)
+        theirs = golden[name]
+        yield Comparison(f"{case[1]}.code", _like(codes, theirs), theirs, "exact")
+        for key, ours, kind in (
+            ("guided_logits", torch.stack(guided, dim=1), "activation"),
+            ("out_features", sums, "rounding"),
+        ):
+            if (theirs := golden.get(f"{case[1]}.{key}")) is not None:
+                yield Comparison(f"{case[1]}.{key}", _like(ours, theirs), theirs, kind)
 
 
 def _like(ours: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
@@ -76,7 +116,7 @@ def _like(ours: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
     return ours.reshape(golden.shape) if ours.numel() == golden.numel() else ours
 
 
-def _head(folder: Path, hidden_size: int) -> tuple[VisualHead, Mapping[str, tuple[Rule, str]]]:
+def case_head(folder: Path, hidden_size: int) -> tuple[VisualHead, Mapping[str, tuple[Rule, str]]]:
     """The head with the case's weights, without dropout, and the rule and the published key of each parameter."""
     import torch
     from megatron.core import parallel_state
