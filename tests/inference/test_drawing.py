@@ -91,7 +91,7 @@ def plain_steps(
     import torch
 
     vision = config.vision
-    depth, head = vision.code_depth, model.visual_head
+    depth, head = vision.codes_per_position, model.visual_head
     codes = torch.zeros(0, depth, dtype=torch.int64)
     for _ in range(frames * vision.rows):
         hidden = [last_hidden(model, tokens, codes) for tokens in (drawing.tokens, drawing.unconditional)]
