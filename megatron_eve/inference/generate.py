@@ -27,7 +27,13 @@ from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
 from megatron_eve.models.registry import find_family, image_planner
 from megatron_eve.runtime.accelerator import accelerator
-from megatron_eve.training.loop.microbatch import DevicePack, decoded_views, image_share, model_inputs
+from megatron_eve.training.loop.microbatch import (
+    DevicePack,
+    decoded_views,
+    image_share,
+    model_inputs,
+    reads_codes,
+)
 
 _PATIENCE_MINUTES = 7 * 24 * 60
 
@@ -136,19 +142,13 @@ def generation_steps(
         return
     model.eval()
     cache = KeyValueCache()
-    batch = _prompt_batch(prompts, config, apply_exif)
-    positions = batch.cu_seqlens.diff().tolist()
+    inputs, positions = prompt_inputs(model, prompts, config, cache, apply_exif)
     active = list(range(len(prompts)))
-    inputs = model_inputs(DevicePack(batch), model)
-    inputs.packed.cache, inputs.packed.samples = cache, active
-    inputs.labels = None
-    inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
     for step in range(max_new_tokens):
         keys = [prompts[sample].key for sample in active]
-        tokens = _next_tokens(
-            model, inputs, partial(next_tokens, sampling=sampling, keys=keys, step=step), len(keys)
-        )
-        chosen = list(zip(active, tokens, strict=True))
+        choose = partial(next_tokens, sampling=sampling, keys=keys, step=step)
+        tokens = run_stages(model, inputs, choose, (len(keys),))
+        chosen = list(zip(active, tokens.tolist(), strict=True))
         for sample, token in chosen:
             if token in stop_ids:
                 cache.drop(sample)
@@ -157,29 +157,59 @@ def generation_steps(
             return
         yield found
         active = [sample for sample, _ in found]
-        inputs = _step_inputs(
+        inputs = step_inputs(
             [token for _, token in found], [positions[s] + step for s in active], active, cache
         )
 
 
-def _next_tokens(
+def prompt_inputs(
+    model: VisionLanguageModel,
+    prompts: Sequence[Prompt],
+    config: RunConfig,
+    cache: KeyValueCache,
+    apply_exif: bool = True,
+) -> tuple[ModelInputs, list[int]]:
+    """Prompts as one pack whose last rows get logits, and how many positions each takes.
+
+    Args:
+        model: this rank's stage.
+        prompts: in the order of their samples, whose names in the cache are their numbers.
+        config: its family plans the images.
+        cache: an empty one, which the pack fills.
+        apply_exif: turn pictures upright.
+    """
+    batch = _prompt_batch(prompts, config, apply_exif)
+    inputs = model_inputs(DevicePack(batch), model)
+    inputs.packed.cache, inputs.packed.samples = cache, list(range(len(prompts)))
+    inputs.labels = None
+    inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
+    return inputs, batch.cu_seqlens.diff().tolist()
+
+
+def run_stages(
     model: VisionLanguageModel,
     inputs: ModelInputs,
     choose_from: Callable[[torch.Tensor], torch.Tensor],
-    count: int,
-) -> list[int]:
-    """Run one pack through all stages and tell every rank the next token of each sample.
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    """Run one pack through all stages and tell every rank what comes next of each sample. Collective.
 
     Args:
         model: this rank's stage.
         inputs: the pack.
-        choose_from: logits [B, W], the same on all tensor-parallel ranks of the last stage -> token ids [B].
-        count: samples of the pack.
+        choose_from: what the last stage returns (logits [B, W]), the same on all its tensor-parallel ranks -> int64 of
+            `shape`.
+        shape: of the result: [B], or [B, ...].
+
+    Returns:
+        int64 of `shape`, on the device.
     """
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
-        def choose(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return logits.new_zeros(()), choose_from(logits)
+        def choose(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros((), device=output.device), choose_from(
+                output
+            )  # the schedule divides the first
 
         return stage(inputs), choose
 
@@ -192,17 +222,17 @@ def _next_tokens(
         micro_batch_size=1,
         forward_only=True,
     )
-    tokens = results[0] if results else torch.empty(count, dtype=torch.int64, device=accelerator().device)
+    chosen = results[0] if results else torch.empty(shape, dtype=torch.int64, device=accelerator().device)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast(
-            tokens,
+            chosen,
             src=parallel_state.get_pipeline_model_parallel_last_rank(),
             group=parallel_state.get_pipeline_model_parallel_group(),
         )
-    return tokens.tolist()
+    return chosen
 
 
-def _step_inputs(
+def step_inputs(
     tokens: list[int], positions: list[int], samples: list[int], cache: KeyValueCache
 ) -> ModelInputs:
     """A pack of one token a sample, at the position that follows what the cache holds."""
@@ -282,4 +312,5 @@ def _prompt_batch(prompts: Sequence[Prompt], config: RunConfig, apply_exif: bool
         views=views,
         shared_views=shared_views,
         share=image_share(),
+        codes=reads_codes(config),
     )

@@ -71,18 +71,32 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def add_sampling_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags that say how tokens are chosen."""
+def add_sampling_flags(
+    group: argparse._ArgumentGroup, defaults: Sampling = GREEDY, thing: str = "token", gives: str = "answers"
+) -> None:
+    """The flags that say how tokens are chosen, or what else a model predicts, such as a code.
+
+    Args:
+        group: of the flags.
+        defaults: of them.
+        thing: what is chosen.
+        gives: what it makes.
+    """
     for name, kind, default, what in (
         (
             "temperature",
             float,
-            0.0,
-            "draw tokens at random, the more freely the higher; 0 takes the most likely token",
+            defaults.temperature,
+            f"draw {thing}s at random, the more freely the higher; 0 takes the most likely {thing}",
         ),
-        ("top-p", float, 1.0, "draw from the most likely tokens whose probabilities add up to P; 1 is all"),
-        ("top-k", int, 0, "draw from the K most likely tokens; 0 is all"),
-        ("seed", int, 0, "seed of the random numbers; the same one gives the same answers"),
+        (
+            "top-p",
+            float,
+            defaults.top_p,
+            f"draw from the most likely {thing}s whose probabilities add up to P; 1 is all",
+        ),
+        ("top-k", int, defaults.top_k, f"draw from the K most likely {thing}s; 0 is all"),
+        ("seed", int, defaults.seed, f"seed of the random numbers; the same one gives the same {gives}"),
     ):
         group.add_argument(
             f"--{name}",
@@ -128,6 +142,27 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], s
         return logits.argmax(-1)
     import torch
 
+    summed = kept_probabilities(logits, sampling).cumsum(-1)
+    # Of 24 bits, so that its product with the sum lies below the sum, and some token above it.
+    drawn = [
+        np.random.Generator(np.random.Philox(key=key, counter=step)).random(dtype=np.float32) for key in keys
+    ]
+    wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * summed[:, -1:]
+    return torch.searchsorted(summed, wanted, right=True)[:, 0]
+
+
+def kept_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The probabilities that are drawn from: of a sampling that is not greedy, float64 [B, W], 0 of what is left out.
+
+    The `top_k` most likely tokens are kept, and all that are as likely as the last of them; of these the most likely
+    ones up to the one with which their probabilities reach `top_p`.
+
+    Args:
+        logits: float32 [B, W].
+        sampling: not greedy.
+    """
+    import torch
+
     scores = logits.double() / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k).values[:, -1:]
@@ -138,10 +173,4 @@ def next_tokens(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], s
         before = shares.cumsum(-1) - shares
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, places, before >= sampling.top_p)
         scores = scores.masked_fill(cut, -math.inf)
-    summed = scores.softmax(-1).cumsum(-1)
-    # Of 24 bits, so that its product with the sum lies below the sum, and some token above it.
-    drawn = [
-        np.random.Generator(np.random.Philox(key=key, counter=step)).random(dtype=np.float32) for key in keys
-    ]
-    wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * summed[:, -1:]
-    return torch.searchsorted(summed, wanted, right=True)[:, 0]
+    return scores.softmax(-1)

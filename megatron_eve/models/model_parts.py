@@ -5,9 +5,9 @@ Protocols and plain tuples; imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +247,27 @@ class FamilyObjective(Objective, Protocol):
             pack: on the host.
             rows: what `rows` gave for it.
             targets: from the target model; None without one, or where a run has not loaded it.
+        """
+        ...
+
+
+@runtime_checkable
+class CodeHead(Protocol):
+    """The head of an objective that draws: it predicts the codes of a position, one after another."""
+
+    def draw_codes(
+        self, hidden: torch.Tensor, choose: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> torch.Tensor:
+        """Codes of one position of each row, chosen depth by depth.
+
+        Args:
+            hidden: [R, D_model] behind the final norm, the same on all tensor-parallel ranks: the rows in front of the
+                positions.
+            choose: gets float32 logits [R, K] of all classes, and the depth, counted from 0; returns codes int64 [R],
+                the same on all tensor-parallel ranks. What it chooses is what the next depth sees.
+
+        Returns:
+            int64 [R, depths].
         """
         ...
 

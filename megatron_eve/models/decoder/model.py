@@ -57,6 +57,8 @@ class ModelInputs:
         labels: int64 [R], next token of each output row, or None for logits instead of losses (last stage).
         heads: what the heads of objectives are given, by the name of the objective; one that is left out is not
             computed (last stage).
+        output: makes what the last stage returns of the hidden states [R, D] of the output rows behind the final norm,
+            in place of losses or logits, as for drawing; the same on all tensor-parallel ranks.
     """
 
     packed: PackedParams
@@ -68,6 +70,7 @@ class ModelInputs:
     output_rows: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     heads: dict[str, Any] = field(default_factory=dict)
+    output: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 ModelLosses = dict[str, torch.Tensor]
@@ -183,7 +186,8 @@ class VisionLanguageModel(LanguageModel):
 
         Returns:
             Before the last stage: hidden states [T (or its shard), 1, D], with the intermediate features behind them.
-            On the last stage: losses where there are labels, else logits [R, W] of the full vocabulary.
+            On the last stage: losses where there are labels, else logits [R, W] of the full vocabulary; or what
+            `inputs.output` makes.
         """
         hidden = self._sharded_embedding(inputs) if self.pre_process else self.decoder.input_tensor
         features = None
@@ -258,6 +262,8 @@ class VisionLanguageModel(LanguageModel):
         for objective in computed:
             if objective.gathers_rows:
                 compute(objective)
+        if inputs.output is not None:
+            return inputs.output(hidden[inputs.output_rows, 0])
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
         group = self.pg_collection.tp
         if inputs.labels is None:

@@ -55,21 +55,21 @@ class FrozenCodebook(MegatronModule):
             codes: int64 [V, D], 0 .. K - 1.
             depth: codes of each position that count, from the first; None: all.
         """
-        total = self._vectors(0, codes)
+        total = self.vectors(0, codes[:, 0])
         for level in range(1, self.depth if depth is None else depth):
-            total = total + self._vectors(level, codes)
+            total = total + self.vectors(level, codes[:, level])
         return total
 
     def cumulative(self, codes: torch.Tensor) -> torch.Tensor:
         """Sums of the vectors of the first 1 .. D codes of each position: float32 [V, D, F]."""
-        sums = [self._vectors(0, codes)]
+        sums = [self.vectors(0, codes[:, 0])]
         for level in range(1, self.depth):
-            sums.append(sums[-1] + self._vectors(level, codes))
+            sums.append(sums[-1] + self.vectors(level, codes[:, level]))
         return torch.stack(sums, dim=1)
 
-    def _vectors(self, level: int, codes: torch.Tensor) -> torch.Tensor:
-        book = self.weight[level if len(self.weight) > 1 else 0]
-        return torch.nn.functional.embedding(codes[:, level], book)
+    def vectors(self, level: int, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors of the codes of one depth, counted from 0: int64 [V] -> float32 [V, F]."""
+        return torch.nn.functional.embedding(codes, self.weight[level if len(self.weight) > 1 else 0])
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

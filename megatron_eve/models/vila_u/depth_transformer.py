@@ -59,8 +59,43 @@ class DepthTransformer(MegatronModule):
         first = self.in_mlp_2(hidden)[:, None]  # (R, 1, E)
         others = self.in_mlp_1(sums.to(first.dtype))  # (R, D - 1, E)
         tokens = torch.cat([first, others], dim=1) + self.pos_emb_d  # (R, D, E)
-        logits, _ = self.classifier(self.layer_norm(self.blocks(tokens)))
+        return self._classes(self.blocks(tokens))
+
+    def step(self, inputs: torch.Tensor, depth: int, cache: DepthCache) -> torch.Tensor:
+        """Logits of the codes of one depth, where those of the depths before it went through the same cache.
+
+        Args:
+            inputs: hidden states [R, H] at depth 0; after it [R, F], sums of the vectors of the codes so far.
+            depth: counted from 0.
+            cache: a new one at depth 0.
+
+        Returns:
+            [R, K / tp], this rank's classes.
+        """
+        layer = self.in_mlp_1 if depth else self.in_mlp_2
+        token = layer(inputs.to(layer.weight.dtype))[:, None] + self.pos_emb_d[:, depth : depth + 1]
+        return self._classes(self.blocks(token, cache))[:, 0]
+
+    def _classes(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits, _ = self.classifier(self.layer_norm(tokens))
         return logits  # type: ignore[no-any-return]
+
+
+class DepthCache:
+    """Keys and values of the depths before, of each block: [R, heads / tp, depths, E / heads]."""
+
+    def __init__(self) -> None:
+        self._store: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def extend(
+        self, block: torch.nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append those of one more depth, and return all of them."""
+        if block in self._store:
+            earlier_key, earlier_value = self._store[block]
+            key, value = torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)
+        self._store[block] = key, value
+        return key, value
 
 
 class _Blocks(MegatronModule):
@@ -74,10 +109,10 @@ class _Blocks(MegatronModule):
             )
             self.add_module(str(number), block)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[R, D, E] -> [R, D, E]."""
+    def forward(self, tokens: torch.Tensor, cache: DepthCache | None = None) -> torch.Tensor:
+        """[R, D, E] -> [R, D, E]; with a cache, the next depth of each row alone: [R, 1, E] -> [R, 1, E]."""
         for block in self.children():
-            tokens = block(tokens)
+            tokens = block(tokens, cache)
         return tokens
 
 
@@ -94,21 +129,24 @@ class _Block(MegatronModule):
         self.fc1 = _column(config, width, _MLP * width)
         self.fc2 = _row(config, _MLP * width, width)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[R, D, E] -> [R, D, E]."""
-        tokens = tokens + self._dropped(self._attention(self.ln1(tokens)))
+    def forward(self, tokens: torch.Tensor, cache: DepthCache | None = None) -> torch.Tensor:
+        """See `_Blocks.forward`."""
+        tokens = tokens + self._dropped(self._attention(self.ln1(tokens), cache))
         inner, _ = self.fc1(self.ln2(tokens))
         outputs, _ = self.fc2(functional.gelu(inner))
         return tokens + self._dropped(outputs)
 
-    def _attention(self, normed: torch.Tensor) -> torch.Tensor:
+    def _attention(self, normed: torch.Tensor, cache: DepthCache | None) -> torch.Tensor:
         query, key, value = (
             part(normed)[0]
             .unflatten(2, (-1, self.head_size))
             .transpose(1, 2)  # (R, heads / tp, D, E / heads)
             for part in (self.query, self.key, self.value)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if cache is not None:
+            key, value = cache.extend(self, key, value)
+        # The newest depth sees all of the cache.
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
         outputs, _ = self.proj(mixed.transpose(1, 2).flatten(2))
         return outputs  # type: ignore[no-any-return]
 

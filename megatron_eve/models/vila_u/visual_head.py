@@ -6,6 +6,7 @@ decoder, n = rows of hidden states.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from megatron_eve.models.decoder.pack_rows import rows_on_rank
 from megatron_eve.models.model_parts import Pack
 from megatron_eve.models.vila_u.codebook import FrozenCodebook
 from megatron_eve.models.vila_u.config import VILAUConfig
-from megatron_eve.models.vila_u.depth_transformer import DepthTransformer
+from megatron_eve.models.vila_u.depth_transformer import DepthCache, DepthTransformer
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.transfer import to_device
 
@@ -131,6 +132,18 @@ class VisualHead(MegatronModule):
         codes = inputs.targets.reshape(-1, self.codebook.depth)
         logits = self._logits(hidden[inputs.here, 0], codes)
         return gather_from_tensor_model_parallel_region(logits)  # type: ignore[no-any-return]
+
+    def draw_codes(
+        self, hidden: torch.Tensor, choose: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> torch.Tensor:
+        """See `CodeHead.draw_codes`: each depth runs once, with a cache."""
+        inputs, cache, codes, total = hidden, DepthCache(), [], None
+        for depth in range(self.codebook.depth):
+            logits = self.transformer.step(inputs, depth, cache)
+            codes.append(choose(gather_from_tensor_model_parallel_region(logits).float(), depth))
+            vectors = self.codebook.vectors(depth, codes[-1])
+            inputs = total = vectors if total is None else total + vectors
+        return torch.stack(codes, dim=1)
 
     def _losses(self, hidden: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return vocab_parallel_cross_entropy(self._logits(hidden, codes).float(), codes)  # type: ignore[no-any-return]
