@@ -52,10 +52,11 @@ The same command again goes on with what is missing: after a stop the folder hol
 added at the end, and --num-images may be another; other settings are refused.
 """
 EXAMPLES = """\
-python tools/draw.py --model-path runs/unified --prompt "A red car on a beach" \\
+python tools/draw.py --model-path runs/unified --prompt "A red car" \\
     --cfg 3 --num-images 4 --output-dir drawn
 torchrun --nproc-per-node 2 tools/draw.py --tensor-model-parallel-size 2 \\
-    --model-path runs/unified --prompt-file prompts.txt --video --output-dir drawn
+    --model-path runs/unified --prompt-file prompts.txt --video \\
+    --output-dir drawn
 """
 # As the public code of published models that draw has it.
 PUBLISHED = Sampling(temperature=1.0, top_k=900, top_p=0.96)
