@@ -38,6 +38,10 @@ def stored_bytes(dataset: AnyDataset, image: int) -> bytes:
 
 def stored_sizes(part: IndexedVisionDataset, image: int) -> list[tuple[int, int]]:
     """The (width, height) in pixels that `read_picture` may return: the recorded size, or the model's."""
-    record, view = part.images[image], next(iter(part.image_plan(image).views.values()))
-    recorded, model = (int(record["width"]), int(record["height"])), (view.width, view.height)
-    return {"encoded": [recorded], "jpeg": [recorded, model]}.get(part.info.image_storage, [model])
+    record = part.images[image]
+    recorded = (int(record["width"]), int(record["height"]))
+    if part.info.image_storage == "encoded":
+        return [recorded]
+    view = next(iter(part.image_plan(image).views.values()))
+    model = (view.width, view.height)
+    return [recorded, model] if part.info.image_storage == "jpeg" else [model]

@@ -65,6 +65,28 @@ def expected(data: str, image: int, fit: str = "stretch") -> np.ndarray:
 
 
 @pytest.mark.parametrize("fit", ["stretch", "square"])
+def test_the_fit_follows_what_is_to_be_drawn(tmp_path: Path) -> None:
+    """By default; what is read keeps all of the picture, and of what is drawn the middle is cut out."""
+    write_tower(tmp_path / "tower")
+    data = str(tmp_path / "set")
+    with DatasetWriter(data, MINI_SETTINGS) as writer:
+        for seed, drawn in enumerate((False, True, True)):
+            file = encoded(picture(90, 30, seed=seed), "PNG")
+            labels = [-100, 5, -200 if drawn else -100, 6]
+            writer.add_sample([1, 5, -200, 6], labels, [StoredImage(file, 90, 30, drawn)])
+        writer.finalise()
+    assert "fit auto" in make(tmp_path, data)
+    codes = CodePart(data)
+    assert codes.info.fit == "auto"
+    for image, fit in enumerate(("stretch", "square", "square")):
+        assert (codes.codes(image) == expected(data, image, fit)).all()
+        assert (codes.codes(image) != expected(data, image, {"stretch": "square"}.get(fit, "stretch"))).any()
+    assert main(words(tmp_path, data, "--fit", "stretch")) == 2  # others are there
+    merge_datasets(str(tmp_path / "all"), [data])
+    make(tmp_path, str(tmp_path / "all"))
+    assert (CodePart(tmp_path / "all").codes(1) == codes.codes(1)).all()
+
+
 def test_codes_of_a_dataset(tmp_path: Path, fit: str) -> None:
     write_tower(tmp_path / "tower")
     data = write_dataset(tmp_path / "set", 10, 0)
