@@ -103,12 +103,12 @@ def _drawing_comparisons(head: VisualHead, golden: Mapping[str, torch.Tensor]) -
             sums = head.codebook.embed(codes)
         theirs = golden[name]
         yield Comparison(f"{case[1]}.code", _like(codes, theirs), theirs, "exact")
-        for key, ours, kind in (
-            ("guided_logits", torch.stack(guided, dim=1), "activation"),
-            ("out_features", sums, "rounding"),
-        ):
-            if (theirs := golden.get(f"{case[1]}.{key}")) is not None:
-                yield Comparison(f"{case[1]}.{key}", _like(ours, theirs), theirs, kind)
+        logits, features = f"{case[1]}.guided_logits", f"{case[1]}.out_features"
+        if logits in golden:
+            ours = _like(torch.stack(guided, dim=1), golden[logits])
+            yield Comparison(logits, ours, golden[logits], "activation")
+        if features in golden:
+            yield Comparison(features, _like(sums, golden[features]), golden[features], "rounding")
 
 
 def _like(ours: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,6 @@ def expected(data: str, image: int, fit: str = "stretch") -> np.ndarray:
     return tower.encode(torch.from_numpy(pixels)[None])[0].numpy()
 
 
-@pytest.mark.parametrize("fit", ["stretch", "square"])
 def test_the_fit_follows_what_is_to_be_drawn(tmp_path: Path) -> None:
     """By default; what is read keeps all of the picture, and of what is drawn the middle is cut out."""
     write_tower(tmp_path / "tower")
@@ -87,6 +86,7 @@ def test_the_fit_follows_what_is_to_be_drawn(tmp_path: Path) -> None:
     assert (CodePart(tmp_path / "all").codes(1) == codes.codes(1)).all()
 
 
+@pytest.mark.parametrize("fit", ["stretch", "square"])
 def test_codes_of_a_dataset(tmp_path: Path, fit: str) -> None:
     write_tower(tmp_path / "tower")
     data = write_dataset(tmp_path / "set", 10, 0)
