@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights
-from megatron_eve.checkpoint.hf.rules import optional_part, to_hf
+from megatron_eve.checkpoint.hf.rules import to_hf
 from megatron_eve.config import (
     ParallelConfig,
     RunConfig,
@@ -40,14 +39,13 @@ from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
 from megatron_eve.verification.cases import ModelCase, case_family, check_pictures, linked
+from megatron_eve.verification.gradients import check_gradients
 from megatron_eve.verification.results import (
     ACTIVATIONS,
-    GRADIENTS,
     LOSSES,
     CheckResult,
     absolute,
     compared,
-    distance,
     equal,
     gathered,
     relative,
@@ -102,7 +100,7 @@ def _check_under_layout(case: ModelCase, config: RunConfig) -> list[CheckResult]
         chunk.zero_grad_buffer()
     losses = forward_backward(chunks, step, normalizer, models)
     rows += gathered(_check_losses(case, objectives, losses))
-    rows += _check_gradients(case, objectives, whole_gradients(bare, case))
+    rows += check_gradients(case, objectives, whole_gradients(bare, case))
     loader.close()
     return rows
 
@@ -324,51 +322,6 @@ def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> d
     gathered: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, mine)
     return {name: gradient for some in gathered for name, gradient in some.items()}
-
-
-def _check_gradients(
-    case: ModelCase, objectives: Collection[str], gradients: dict[str, torch.Tensor]
-) -> list[CheckResult]:
-    """`grad.*` is of the total loss. Where the run lacks an objective of it, only gradients of the language loss can be
-    compared: those whose other parts are given apart, and lm_head's, which gets none of them."""
-    outputs, rows, golden_cases = case.outputs, list[CheckResult](), find_family(case.family).golden()
-    noise = golden_cases.without_gradient
-    apart = [
-        golden_cases.gradients[loss]
-        for loss, objective in golden_cases.losses.items()
-        if objective not in objectives and float(outputs.get(loss, torch.zeros(()))) != 0.0
-    ]
-    for key, golden in outputs.items():
-        if key.startswith("gradnorm.") and not apart:
-            rows.append(_compare_norm(key, golden, gradients, noise))
-        if not key.startswith("grad."):
-            continue
-        name = key.removeprefix("grad.")
-        if not apart:
-            if name in gradients and noise is not None and noise.fullmatch(name):
-                rows.append(distance(key, gradients[name], golden, GRADIENTS))
-            elif name in gradients:
-                rows.append(relative(key, gradients[name], golden, GRADIENTS))
-            elif not optional_part(find_family(case.family), name):  # a batch without any image needs none
-                rows.append(equal(f"{key} is missing", 1))
-        elif all(f"{prefix}{name}" in outputs for prefix in apart):
-            language = golden - sum(outputs[f"{prefix}{name}"] for prefix in apart)
-            rows.append(relative(f"language {key}", gradients[name], language, GRADIENTS))
-        elif name == "lm_head.weight":
-            rows.append(relative(f"language {key}", gradients[name], golden, GRADIENTS))
-    return rows
-
-
-def _compare_norm(
-    key: str, golden: torch.Tensor, gradients: dict[str, torch.Tensor], noise: re.Pattern[str] | None
-) -> CheckResult:
-    """The norm of a gradient of which a case holds no more."""
-    name = key.removeprefix("gradnorm.")
-    if name not in gradients:
-        return equal(f"{key} is missing", 1)
-    norm = gradients[name].double().norm()
-    compare = distance if noise is not None and noise.fullmatch(name) else relative
-    return compare(key, norm, golden, GRADIENTS)
 
 
 def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:
