@@ -101,14 +101,12 @@ def _drawing_comparisons(head: VisualHead, golden: Mapping[str, torch.Tensor]) -
         with torch.no_grad():
             codes = head.draw_codes(hidden, choose)
             sums = head.codebook.embed(codes)
-        theirs = golden[name]
-        yield Comparison(f"{case[1]}.code", _like(codes, theirs), theirs, "exact")
-        for key, ours, kind in (
-            ("guided_logits", torch.stack(guided, dim=1), "activation"),
-            ("out_features", sums, "rounding"),
-        ):
-            if (theirs := golden.get(f"{case[1]}.{key}")) is not None:
-                yield Comparison(f"{case[1]}.{key}", _like(ours, theirs), theirs, kind)
+        codes, logits = _like(codes, golden[name]), torch.stack(guided, dim=1)
+        yield Comparison(f"{case[1]}.code", codes, golden[name], "exact")
+        if (theirs := golden.get(f"{case[1]}.guided_logits")) is not None:
+            yield Comparison(f"{case[1]}.guided_logits", _like(logits, theirs), theirs, "activation")
+        if (theirs := golden.get(f"{case[1]}.out_features")) is not None:
+            yield Comparison(f"{case[1]}.out_features", _like(sums, theirs), theirs, "rounding")
 
 
 def _like(ours: torch.Tensor, golden: torch.Tensor) -> torch.Tensor:
