@@ -116,13 +116,8 @@ def check_tower_flags(flags: argparse.Namespace) -> CodeTower:
     if incoming:
         _check_folders(flags)
         check_target(flags.target)
-        if not folders.is_published(flags.source):
-            if folders.is_tower(flags.source):
-                raise ConfigError(
-                    f"--source {flags.source}: is a checkpoint already; name a published folder"
-                )
-            if (inside := folders.tower_in(flags.source)) is not None:
-                raise ConfigError(f"--source {flags.source}: is a whole model; name its tower, {inside}")
+        if folders.is_tower(flags.source) and not folders.is_published(flags.source):
+            raise ConfigError(f"--source {flags.source}: is a checkpoint already; name a published folder")
     else:
         if flags.format == "adapter":
             raise ConfigError("--format adapter: a tower has no adapters; choose published or transformers")

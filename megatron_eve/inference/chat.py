@@ -27,6 +27,7 @@ _READABLE = {
     "image_format": f"This is not a picture that can be read: {', '.join(ACCEPTED_FORMATS)} can.",
     "image_too_large": "The picture is too large: {detail}.",
     "image_damaged": "The picture is damaged, or cut off.",
+    "pictures_as_codes": "This model cannot be shown pictures yet: {detail}.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
 HOST = "127.0.0.1"

@@ -16,11 +16,18 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import tiled_text
 from megatron_eve.data.text.prompts import encode_text, stop_ids
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
-from megatron_eve.inference.engine import Answer, EngineLost, Query, TextPieces, check_length
+from megatron_eve.inference.engine import (
+    Answer,
+    EngineLost,
+    PromptError,
+    Query,
+    TextPieces,
+    check_length,
+)
 from megatron_eve.inference.generate import Prompt, generation_steps
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.decoder.model import VisionLanguageModel
-from megatron_eve.models.registry import image_planner
+from megatron_eve.models.registry import find_family, image_planner
 
 
 class MegatronEngine:
@@ -54,6 +61,12 @@ class MegatronEngine:
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
+        if images and find_family(self._config.family).reads_codes:
+            raise PromptError(
+                "pictures_as_codes",
+                f"a model of the family {self._config.family} reads pictures as codes, which are not made of pictures "
+                "in prompts yet: ask it about text, or let it draw (tools/draw.py)",
+            )
         planner = image_planner(self._config)
         plans = [
             planner(*decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS).size)

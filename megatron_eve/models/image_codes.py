@@ -87,10 +87,6 @@ class TowerFolders(Protocol):
         """Is it a published one?"""
         ...
 
-    def tower_in(self, folder: Path) -> Path | None:
-        """Where the tower lies in the published folder of a whole model; None in another folder."""
-        ...
-
     def record(self, tower: CodeTower) -> dict[str, Any]:
         """What a checkpoint keeps beside its tensors, as plain values for YAML; `ImageCodes.read_tower` reads it."""
         ...

@@ -183,7 +183,6 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: Cap
         (("import", "--source", shape), f"{conv} is (7,) in the weights, and its config.json says (32,)"),
         (("import", "--source", nan), f"{conv} holds values that are not finite"),
         (("import", "--source", copy), f"{book.format(2)} should be a copy of {book.format(0)} and differs"),
-        (("import", "--source", tmp_path / "model", "--family", "vila_u"), f"name its tower, {tower}"),
         (
             ("import", "--source", tower, "--family", "eve"),
             "is a tower of the family vila_u; leave --family out",

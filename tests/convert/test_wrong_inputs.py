@@ -106,7 +106,7 @@ WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>
 WRONG: dict[str, tuple[Make, str]] = {
     "mistral": (
         config(model_type="mistral"),
-        "/config.json: model_type is 'mistral', and Llama, Qwen2, EVE v1 and VILA are known",
+        "/config.json: model_type is 'mistral', and Llama, Qwen2, EVE v1, VILA and VILA-U are known",
     ),
     "eve v2": (
         config(model_type="eve-qwen2"), "/config.json: model_type is 'eve-qwen2', and EVE v2 is another architecture",

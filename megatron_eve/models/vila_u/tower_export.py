@@ -36,10 +36,6 @@ class VILAUFolders:
         """See `TowerFolders.is_published`."""
         return is_published(folder)
 
-    def tower_in(self, folder: Path) -> Path | None:
-        """See `TowerFolders.tower_in`."""
-        return inside if is_tower(inside := folder / "vision_tower") else None
-
     def record(self, tower: CodeTower) -> dict[str, Any]:
         """See `TowerFolders.record`."""
         return asdict(tower_record(_settings(tower)))

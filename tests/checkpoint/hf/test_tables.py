@@ -32,7 +32,7 @@ from tests.ranks import RankError, RankPool
 def test_round_trip(tensor_parallel: int, groups: int) -> None:
     """Hugging Face -> full -> shards -> full -> Hugging Face, with and without grouped queries."""
     heads, dim, width = 8, 4, 12
-    sizes = Sizes(num_query_groups=groups, head_dim=dim, padded_vocab_size=512)
+    sizes = Sizes(num_query_groups=groups, head_dim=dim, padded_vocab_size=512, vocab_size=500)
     query, key, value = (torch.randn(n * dim, width) for n in (heads, groups, groups))
     gate, up = torch.randn(16, width), torch.randn(16, width)
     for layout, parts in (
@@ -49,7 +49,7 @@ def test_round_trip(tensor_parallel: int, groups: int) -> None:
 
 def test_qkv_is_grouped_as_megatron_wants() -> None:
     """Group g holds its queries, then its key, then its value."""
-    sizes = Sizes(num_query_groups=2, head_dim=1, padded_vocab_size=0)
+    sizes = Sizes(num_query_groups=2, head_dim=1, padded_vocab_size=0, vocab_size=0)
     query, key, value = (
         torch.tensor([[0.0], [1], [2], [3]]),
         torch.tensor([[10.0], [11]]),
@@ -60,7 +60,7 @@ def test_qkv_is_grouped_as_megatron_wants() -> None:
 
 
 def test_vocabulary_padding_is_stripped() -> None:
-    sizes = Sizes(num_query_groups=1, head_dim=1, padded_vocab_size=8)
+    sizes = Sizes(num_query_groups=1, head_dim=1, padded_vocab_size=8, vocab_size=5)
     rule, _ = rule_for("output_layer.weight", DECODER_RULES)
     weight = torch.randn(5, 3)
     full = rule.layout.merge([weight], sizes)

@@ -251,10 +251,10 @@ def test_plain_refuses_an_image_in_the_caption(tokenizer: Tokenizer) -> None:
 
 
 def test_an_unknown_template_is_a_mistake_of_the_caller(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"unknown template 'v1'.*plain, vicuna_v1"):
-        encode_conversation(turns("x", "y"), tokenizer, "v1", 0)
+    with pytest.raises(ValueError, match=r"unknown template 'v0'.*plain, vicuna_v1"):
+        encode_conversation(turns("x", "y"), tokenizer, "v0", 0)
     with pytest.raises(ValueError, match="unknown template"):
-        encode_prompt("x", tokenizer, "v1", 0)
+        encode_prompt("x", tokenizer, "v0", 0)
 
 
 def test_a_question_at_the_end_is_kept_and_does_not_train(tokenizer: Tokenizer) -> None:

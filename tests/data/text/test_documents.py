@@ -121,10 +121,14 @@ def test_which_template_takes_which_kind(tokenizer: Tokenizer, kind: Any, templa
         "vicuna_v1": {"conversation"},
         "document": {"interleaved", "pair", "text"},
         "nvila_document": {"interleaved", "pair", "text"},
+        "v1": {"conversation", "generation"},
+        "v1_document": {"interleaved", "pair", "text"},
     }
     row = record(kind, "A cat." if kind == "text" else "<image>A cat.", kind != "text")
     if kind == "conversation":
         row = Record(None, "", "conversation", row.images, turns("<image>", "A cat."))
+    if kind == "generation":
+        row = Record(None, "", "generation", row.images, turns("A cat.", "<image>"))
     if kind in takes.get(template, {"conversation"}):
         assert encode_record(row, tokenizer, template).num_labels
     else:
@@ -180,5 +184,5 @@ def test_a_pair_of_a_video_is_its_frames_and_a_caption(tokenizer: Tokenizer) -> 
 def test_documents_are_no_template_of_prompts(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"unknown template 'document': use one of plain, vicuna_v1"):
         encode_prompt("Why?", tokenizer, "document", 0)
-    with pytest.raises(ValueError, match=r"unknown template 'v1': use one of plain, vicuna_v1, document"):
-        encode_record(record("text", "A cat."), tokenizer, "v1")
+    with pytest.raises(ValueError, match=r"unknown template 'v0': use one of plain, vicuna_v1, document"):
+        encode_record(record("text", "A cat."), tokenizer, "v0")

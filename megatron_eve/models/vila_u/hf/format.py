@@ -80,8 +80,8 @@ class VILAUFormat(HFFormat):
     def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> VILAUConfig:
         """See `HFFormat.import_settings`."""
         raise ConfigError(
-            f"{folder}: whole models of VILA-U are not converted yet; a run starts from one with "
-            "--pretrained-checkpoint"
+            f"{folder}: whole models of VILA-U are not converted yet; name {folder}/vision_tower for the tower alone, or "
+            "start a run from the model with --pretrained-checkpoint"
         )
 
     def check_export(self, config: Any, published: bool, flags: Flags) -> Iterator[str]:
