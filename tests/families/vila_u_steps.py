@@ -156,7 +156,7 @@ def mutate(mutation: Mutation) -> None:
         return torch.cat([sums[:, :1], sums.diff(dim=1)], dim=1)
 
     def last_alone(book: Any, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
-        return book._vectors(book.depth - 1, codes)
+        return book.vectors(book.depth - 1, codes[:, -1])
 
     of_step = Normalizer.loss_function
 

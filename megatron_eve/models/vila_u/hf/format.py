@@ -80,7 +80,7 @@ class VILAUFormat(HFFormat):
     def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> VILAUConfig:
         """See `HFFormat.import_settings`."""
         raise ConfigError(
-            f"{folder}: whole models of VILA-U are not converted yet; name {folder}/vision_tower for the tower alone, or "
+            f"{folder}: whole models of VILA-U are not converted yet; name its vision_tower for that alone, or "
             "start a run from the model with --pretrained-checkpoint"
         )
 
