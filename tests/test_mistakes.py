@@ -307,7 +307,7 @@ MISTAKES = [
     Mistake("tokenize_images", f"{CODES} --tower {{root}} --input {{set}}", "--tower {root}: is not folder of a toy"),
     Mistake("tokenize_images", f"{CODES} --family vila --input {{set}}", "--family vila: has no towers that make"),
     Mistake("tokenize_images", f"{CODES} --family no_such --input {{set}}", "--family no_such: has no towers that"),
-    Mistake("tokenize_images", f"{CODES} --input {{set}} --fit crop", "--fit crop: must be one of auto, stretch, square"),
+    Mistake("tokenize_images", f"{CODES} --input {{set}} --fit crop", "--fit crop: must be one of auto, stretch, sq"),
     Mistake("tokenize_images", f"{CODES} --input {{set}} --workers 0", "--workers 0: must be 1 or more"),
     Mistake("tokenize_images", f"{CODES} --input {{set}} --output-prefix {{root}}/", "{root}/ names a folder: add a"),
     Mistake("tokenize_images", f"{CODES} --input {{set}} --output {{root}}/x", "did you mean --output-prefix?"),

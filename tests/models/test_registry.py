@@ -45,6 +45,19 @@ class Family:
     parts = {{}}
     image_flags = {{}}
     text_rules = TextRules()
+    reads_codes = False
+
+    def visual_label_work(self, config):
+        return 0.0
+
+    def draws_random_numbers(self, config):
+        return False
+
+    def code_tower(self, config):
+        return None
+
+    def code_sizes(self, config):
+        return None
 
     def check_sizes(self, config):
         yield from ()

@@ -24,6 +24,7 @@ class Norm:
     weight: ClassVar[float] = 0.5
     adds_over_tensor_parallel: ClassVar[bool] = False
     features: ClassVar[None] = None
+    gathers_rows: ClassVar[bool] = False
 
     def count(self, counts: SampleCounts) -> int:
         return counts.images
