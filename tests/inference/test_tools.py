@@ -76,7 +76,7 @@ def test_generate_and_chat_refuse_what_is_not_there(
         found = capsys.readouterr().err
         assert message in found and found.startswith("error: ") and found.count("error") == 1
         assert not (tmp_path / "answers.jsonl").exists()
-    for flag, value in (("--chunk-idx", "1"), ("--batch-size", "0"), ("--conv-mode", "v1")):
+    for flag, value in (("--chunk-idx", "1"), ("--batch-size", "0"), ("--conv-mode", "v0")):
         with pytest.raises(SystemExit):
             tool("generate").main([*[word for pair in asking.items() for word in pair], flag, value])
         assert flag in capsys.readouterr().err
