@@ -71,6 +71,8 @@ def build_parser(family: ModelFamily | None, tower: str | None) -> argparse.Argu
         family: of the model, whose flags are among them; None for a tower that makes codes of pictures.
         tower: the family of such a tower.
     """
+    from megatron_eve.convert.usage import DEFAULT_SEED
+
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="{import,export}", prog=parser.prog
@@ -116,7 +118,7 @@ def build_parser(family: ModelFamily | None, tower: str | None) -> argparse.Argu
     incoming.add_argument(
         "--seed",
         type=int,
-        default=1234,
+        default=DEFAULT_SEED,
         metavar="N",
         help="seed of weights that the folder does not have, which get random values",
     )

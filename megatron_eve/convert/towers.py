@@ -56,26 +56,14 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
         ConfigError: tensors that are missing, of another shape, or of an unknown name.
     """
     source, plan = HFFolder(tower.folder), TowerPlan(tower, folders)
-    unknown = []
-    for key in sorted(source.keys()):
-        stored = folders.stored_name(key, tower)
-        if stored is None:
-            unknown.append(key)
-            continue
-        plan.mapped[stored] = (*plan.mapped.get(stored, ()), key)
-        size, kind = source.describe(key)
-        plan.source_bytes += size.numel() * kind.itemsize
+    keys = set(source.keys())
+    plan.mapped = dict(folders.stored_names(keys, tower))
+    unknown = sorted(keys.difference(*plan.mapped.values()))
     if unknown:
         raise ConfigError(
             f"{tower.folder}: holds {len(unknown)} tensors of unknown names ({', '.join(unknown[:3])}); is this "
             "another model?"
         )
-    for name, keys in plan.mapped.items():
-        if len(keys) not in (1, wanted := len(folders.published_names(name, tower))):
-            raise ConfigError(
-                f"{tower.folder}: holds {name} {len(keys)} times, and its config.json asks for {wanted}; copy both "
-                "from the same model"
-            )
     for name, shape in folders.shapes(tower).items():
         if name not in plan.mapped:
             raise ConfigError(
@@ -87,10 +75,12 @@ def plan_tower_import(tower: CodeTower, folders: TowerFolders, dtype: torch.dtyp
                 f"{tower.folder}: {name} is {found} in the weights, and its config.json says {shape}; copy both from "
                 "the same model"
             )
-    for name, keys in plan.mapped.items():
-        size, kind = source.describe(keys[0])
-        kept = _dtype(name, kind, dtype, folders)
-        plan.tensors[name] = LazyTensor(size, kept, partial(source.tensor, keys[0]))
+    for name, (first, *others) in plan.mapped.items():
+        size, kind = source.describe(first)
+        plan.source_bytes += (1 + len(others)) * size.numel() * kind.itemsize
+        plan.tensors[name] = LazyTensor(
+            size, _dtype(name, kind, dtype, folders), partial(source.tensor, first)
+        )
     return plan
 
 

@@ -91,8 +91,10 @@ def tower_folders(family: str) -> TowerFolders:
     return folders
 
 
+DEFAULT_SEED = 1234
+"""`--seed` of an import."""
 # Flags of the command, with their defaults, that mean something of models alone.
-_OF_MODELS = {"seed": 1234, "adapter": None, "tokenizer": None, "tokenizer_kind": None}
+_OF_MODELS = {"seed": DEFAULT_SEED, "adapter": None, "tokenizer": None, "tokenizer_kind": None}
 
 
 def check_tower_flags(flags: argparse.Namespace) -> CodeTower:

@@ -115,3 +115,36 @@ class Codes(Protocol):
 
     def codes(self, image: int) -> NDArray[np.uint16]:
         """Codes of an image: [h, w, D]."""
+
+
+class WithOpenedCodes:
+    """Of a dataset on disk, whose codes are another part of it.
+
+    Attributes:
+        code_depth: codes of a position of an image, once `use_codes` was called; else 0.
+        opened_codes: what `use_codes` got.
+    """
+
+    prefix: str
+    code_depth: int = 0
+    opened_codes: Codes | None = None
+
+    def use_codes(self, codes: Codes | None, depth: int) -> None:
+        """Read the codes of images from these, which are those of this dataset; numbers run through all its images.
+
+        Args:
+            codes: None for a dataset without images.
+            depth: of them.
+        """
+        self.opened_codes, self.code_depth = codes, depth
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of image `image`: [h, w, D].
+
+        Raises:
+            IndexError: no such image.
+            DataError: a code is not below the size of the codebook.
+        """
+        if self.opened_codes is None:
+            raise ValueError(f"no codes of {self.prefix} were opened")
+        return self.opened_codes.codes(image)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.config import RunConfig, parse_blend, parse_split
 from megatron_eve.data.errors import DataError
-from megatron_eve.data.format.code_part import JoinedCodes, open_codes
+from megatron_eve.data.format.code_part import AnyCodes, JoinedCodes, open_codes
 from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_dataset
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
@@ -37,6 +37,7 @@ class OpenedDatasets:
         training: what is trained on of each dataset.
         held_out: what losses are measured on, of each dataset that has such samples.
         dropped: a sentence for each dataset with samples that no pack can hold, which are in neither.
+        codes: of all their images, where the family reads codes.
     """
 
     datasets: tuple[AnyDataset, ...]
@@ -44,6 +45,7 @@ class OpenedDatasets:
     training: tuple[DatasetSlice, ...]
     held_out: tuple[DatasetSlice, ...]
     dropped: tuple[str, ...]
+    codes: JoinedCodes | None = None
 
     def joined(self) -> AnyDataset | JoinedDataset:
         """All of them as one dataset.
@@ -89,11 +91,12 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     datasets = [open_one(config, prefix, tokenizer.sha256 if tokenizer else None) for prefix in prefixes]
     if tokenizer and any(dataset.info.template == "plain" for dataset in datasets):
         tokenizer.check_newline()
-    with_images = [dataset for dataset in datasets if dataset.info.num_images]
-    if find_family(config.family).reads_codes and with_images:
-        JoinedCodes([open_codes(dataset) for dataset in with_images])  # refuses codes of several towers
+    coded = [cast(AnyCodes, dataset.opened_codes) for dataset in datasets if dataset.opened_codes]
+    codes = JoinedCodes(coded) if coded else None  # refuses codes of several towers
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
-    return OpenedDatasets(tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped))
+    return OpenedDatasets(
+        tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped), codes
+    )
 
 
 def dropped_fingerprints(parts: Sequence[DatasetSlice]) -> list[str]:
@@ -193,7 +196,7 @@ def _use_codes(config: RunConfig, dataset: AnyDataset) -> None:
     dataset.use_codes(codes, sizes.depth)
 
 
-def check_code_tower(config: RunConfig, datasets: Sequence[AnyDataset]) -> None:
+def check_code_tower(config: RunConfig, codes: JoinedCodes | None) -> None:
     """Refuse codes of another tower than the run names. It reads the tower's weights, so one rank asks.
 
     Raises:
@@ -202,9 +205,5 @@ def check_code_tower(config: RunConfig, datasets: Sequence[AnyDataset]) -> None:
     """
     family = find_family(config.family)
     sizes, tower = family.code_sizes(config), family.code_tower(config)
-    with_images = [dataset for dataset in datasets if dataset.info.num_images]
-    if sizes is None or tower is None or not with_images:
-        return
-    sha256 = find_image_codes(config.family).sha256(tower)
-    for dataset in with_images:
-        open_codes(dataset).check_tower(**sizes._asdict(), tower_sha256=sha256)
+    if sizes is not None and tower is not None and codes is not None:
+        codes.check_tower(**sizes._asdict(), tower_sha256=find_image_codes(config.family).sha256(tower))

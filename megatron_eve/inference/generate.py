@@ -207,9 +207,8 @@ def run_stages(
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
         def choose(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros((), device=output.device), choose_from(
-                output
-            )  # the schedule divides the first
+            loss = torch.zeros((), device=output.device)  # which the schedule divides
+            return loss, choose_from(output)
 
         return stage(inputs), choose
 

@@ -143,7 +143,10 @@ class HFFolder:
         path, name = self._place(key)
         tensors = self._tensors(path)
         if isinstance(tensors, DistFolder):
-            return tensors.tensor(name)
+            try:
+                return tensors.tensor(name)
+            except Exception as error:  # a damaged file raises nearly any
+                raise ConfigError(f"{path}: {name}: {_error_text(path, error)}") from None
         return tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
 
     def _place(self, key: str) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ D = codes of a position, K = size of the codebook.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,8 +91,13 @@ class TowerFolders(Protocol):
         """What a checkpoint keeps beside its tensors, as plain values for YAML; `ImageCodes.read_tower` reads it."""
         ...
 
-    def stored_name(self, name: str, tower: CodeTower) -> str | None:
-        """The name in a checkpoint of a tensor of a published folder; copies have one name; None of an unknown one."""
+    def stored_names(self, keys: Iterable[str], tower: CodeTower) -> Mapping[str, tuple[str, ...]]:
+        """Names in a checkpoint of the tensors of a published folder, each with its keys there, of which copies have
+        several; unknown keys are left out.
+
+        Raises:
+            ConfigError: a tensor that is there more than once, and not as often as the tower's settings ask for.
+        """
         ...
 
     def published_names(self, name: str, tower: CodeTower) -> tuple[str, ...]:

@@ -183,8 +183,8 @@ def test_codes_of_another_tower(
     codes = "megatron_eve.data.opening.find_image_codes"
     monkeypatch.setattr(codes, lambda _: type("Codes", (), {"sha256": lambda *_: SETTINGS.tower_sha256}))
     with pytest.raises(DataError, match=r"other_codes.json has codes of another tower \(sha256 eeeeeeeeeeee"):
-        check_code_tower(run_config(other), opened.datasets)
-    check_code_tower(run_config(prefix), open_datasets(run_config(prefix)).datasets)
+        check_code_tower(run_config(other), opened.codes)
+    check_code_tower(run_config(prefix), open_datasets(run_config(prefix)).codes)
 
 
 def changed_json(prefix: str, change: Callable[[dict[str, Any]], None]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from megatron_eve.config import ParallelConfig, RunConfig
+from numpy.typing import NDArray
+
+from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +31,34 @@ class Run(Protocol):
     def spoil(self, chunk: Any) -> None:
         """Change a bare chunk for the worse, where a test is to notice that."""
         ...
+
+
+def case_of(
+    family: str,
+    model: ModelConfig,
+    vision: Any,
+    inputs: Mapping[str, NDArray[Any]],
+    images: Sequence[Sequence[bytes]],
+    codes: torch.Tensor | None = None,
+) -> Any:
+    """Samples in the form of a golden case (`ModelCase`), without outputs."""
+    import torch
+
+    from megatron_eve.verification.cases import ModelCase
+
+    return ModelCase(
+        name="",
+        folder=Path(),
+        inputs={name: torch.from_numpy(values) for name, values in inputs.items()},
+        outputs={},
+        hf=Path(),
+        family=family,
+        model=model,
+        vision=vision,
+        images=images,
+        stage=3,
+        codes=codes,
+    )
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from megatron_eve.config import LoRAConfig, ModelConfig, ParallelConfig, RunConfig
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
+from tests.families.steps import case_of
 from tests.models.vila.golden_front_end import SIGLIP
 
 # The padded vocabulary is the same with one, two and four tensor-parallel ranks.
@@ -77,9 +77,6 @@ class Run:
 
     def case(self) -> Any:
         """The samples, in the form of a golden case."""
-        import torch
-
-        from megatron_eve.verification.cases import ModelCase
 
         draw = np.random.default_rng(5)
         counts = CONTENTS[self.content]
@@ -105,18 +102,7 @@ class Run:
         if tiled:
             vision = replace(vision, image_fit="tiles", max_tiles=_MOST_TILES)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-        return ModelCase(
-            name="",
-            folder=Path(),
-            inputs={name: torch.from_numpy(values) for name, values in tensors.items()},
-            outputs={},
-            hf=Path(),
-            family="vila",
-            model=MODEL,
-            vision=vision,
-            images=images,
-            stage=3,
-        )
+        return case_of("vila", MODEL, vision, tensors, images)
 
 
 def _picture(draw: np.random.Generator, size: tuple[int, int]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from megatron_eve.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_eve.data.text.conversation import IGNORE_INDEX, IMAGE_TOKEN_ID
 from megatron_eve.models.vila_u.config import VILAUConfig
+from tests.families.steps import case_of
 
 # The padded vocabulary is the same with one, two and four tensor-parallel ranks.
 MODEL = ModelConfig(num_layers=4, hidden_size=48, ffn_hidden_size=96, num_attention_heads=4, vocab_size=512)
@@ -76,8 +76,6 @@ class Run:
         """The samples, in the form of a golden case."""
         import torch
 
-        from megatron_eve.verification.cases import ModelCase
-
         draw = np.random.default_rng(6)
         kinds = CONTENTS[self.content]
         shape = len(kinds), max(_TOKENS) + 20
@@ -100,19 +98,8 @@ class Run:
             ] * count
         empty = np.zeros((0, GRID, GRID, VISION.codes_per_position), dtype=np.int64)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-        return ModelCase(
-            name="",
-            folder=Path(),
-            inputs={name: torch.from_numpy(values) for name, values in tensors.items()},
-            outputs={},
-            hf=Path(),
-            family="vila_u",
-            model=MODEL,
-            vision=VISION,
-            images=images,
-            stage=3,
-            codes=torch.from_numpy(np.concatenate([empty, *(one[None] for one in codes)])),
-        )
+        every = torch.from_numpy(np.concatenate([empty, *(one[None] for one in codes)]))
+        return case_of("vila_u", MODEL, VISION, tensors, images, every)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -153,6 +154,18 @@ def test_the_processor_turns_pictures_and_scales_gray_ones_as_preprocessing_does
         upright = decode_image((tmp_path / name).read_bytes(), apply_exif=True, max_pixels=10**6)
         square = torch.from_numpy(square_of(upright, "stretch", 32))
         assert torch.equal(values[0].permute(1, 2, 0), square.float().div(255).sub(0.5).div(0.5)), name
+
+
+@pytest.mark.parametrize(
+    "name", ["_upright_rgb", "_orientation", "_to_rgb", "_scale", "_gray_to_rgb", "_UPRIGHT"]
+)
+def test_how_a_picture_is_read_is_written_alike_in_both_exported_processors(name: str) -> None:
+    """An exported folder holds all of its code, so there are two copies, which must not drift apart."""
+    from megatron_eve.models.eve.hf import image_processing_eve as eve
+    from megatron_eve.models.vila_u.hf import image_processing_vila_u as vila_u
+
+    ours, theirs = getattr(vila_u, name), getattr(eve, name)
+    assert inspect.getsource(ours) == inspect.getsource(theirs) if callable(ours) else ours == theirs
 
 
 @pytest.mark.parametrize("fit", FITS)

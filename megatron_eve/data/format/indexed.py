@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.dataset import Codes
+from megatron_eve.data.dataset import WithOpenedCodes
 from megatron_eve.data.errors import AGAIN, DataError
 from megatron_eve.data.format.compatible import check_compatible
 from megatron_eve.data.format.drawn import DRAWN, drawn_in_text, open_drawn
@@ -49,7 +49,7 @@ __all__ = ["DatasetInfo", "DatasetSettings", "DatasetWriter", "IndexedVisionData
 _KEPT_PLANS = 1 << 14
 
 
-class IndexedVisionDataset:
+class IndexedVisionDataset(WithOpenedCodes):
     """A dataset on disk, opened read-only; see `manifest` for its files.
 
     Args:
@@ -61,7 +61,6 @@ class IndexedVisionDataset:
         samples: SAMPLE_DTYPE [samples], mapped.
         images: IMAGE_DTYPE [images], mapped (an empty array if there is no image).
         planner: gives the image plan of a width and height; see `use_image_settings`.
-        code_depth: codes of a position of an image, once `use_codes` was called; else 0.
 
     Raises:
         DataError: a part is missing, truncated, of another version, or does not match the manifest.
@@ -79,8 +78,6 @@ class IndexedVisionDataset:
                 self.prefix + self._image_part, np.dtype(np.uint8), info.num_images, info.stored_bytes
             )
         self._drawn = open_drawn(self.prefix, info)
-        self._codes: Codes | None = None
-        self.code_depth = 0
         self._mmap_bin_files = mmap_bin_files
         self.use_image_settings(info.family, {})
 
@@ -230,26 +227,6 @@ class IndexedVisionDataset:
         """
         image = _checked_index(image, len(self.images))
         return self._drawn is not None and bool(self._drawn[image])
-
-    def use_codes(self, codes: Codes | None, depth: int) -> None:
-        """Read the codes of images from these (`data/format/code_part.py`), which are those of this dataset.
-
-        Args:
-            codes: None for a dataset without images.
-            depth: of them.
-        """
-        self._codes, self.code_depth = codes, depth
-
-    def codes(self, image: int) -> NDArray[np.uint16]:
-        """Codes of image `image`: [h, w, D].
-
-        Raises:
-            IndexError: no such image.
-            DataError: a code is not below the size of the codebook.
-        """
-        if self._codes is None:
-            raise ValueError(f"no codes of {self.prefix} were opened")
-        return self._codes.codes(image)
 
     def image_bytes(self, image: int) -> bytes:
         """The bytes of the file of image `image`, as stored.

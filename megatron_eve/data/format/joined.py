@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_eve.data.dataset import Codes
+from megatron_eve.data.dataset import WithOpenedCodes
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.indexed import IndexedVisionDataset
 from megatron_eve.data.format.manifest import MANIFEST, SAMPLE_DTYPE, DatasetInfo, read_info
@@ -200,7 +200,7 @@ def part_and_row(bounds: NDArray[np.int64], index: int) -> tuple[int, int]:
     return number, int(index) - (int(bounds[number - 1]) if number else 0)
 
 
-class MergedDataset(JoinedDataset):
+class MergedDataset(WithOpenedCodes, JoinedDataset):
     """A merged dataset: its manifest names other datasets, which hold its samples in this order.
 
     Args:
@@ -229,8 +229,6 @@ class MergedDataset(JoinedDataset):
                 )
         super().__init__(parts)
         self.info = info
-        self._codes: Codes | None = None
-        self._code_depth = 0
 
     @property
     def parts(self) -> list[AnyDataset]:
@@ -241,21 +239,6 @@ class MergedDataset(JoinedDataset):
         """See `IndexedVisionDataset.use_image_settings`."""
         for dataset in self._datasets:
             dataset.use_image_settings(family, settings)
-
-    def use_codes(self, codes: Codes | None, depth: int) -> None:
-        """See `IndexedVisionDataset.use_codes`; images are numbered through all parts."""
-        self._codes, self._code_depth = codes, depth
-
-    @property
-    def code_depth(self) -> int:
-        """See `IndexedVisionDataset`."""
-        return self._code_depth
-
-    def codes(self, image: int) -> NDArray[np.uint16]:
-        """See `IndexedVisionDataset.codes`."""
-        if self._codes is None:
-            raise ValueError(f"no codes of {self.prefix} were opened")
-        return self._codes.codes(image)
 
     def check_compatible(self, **needs: Any) -> None:
         """Check that a run can train on every part (see `IndexedVisionDataset.check_compatible`)."""

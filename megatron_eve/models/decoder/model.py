@@ -247,21 +247,14 @@ class VisionLanguageModel(LanguageModel):
             assert rows is not None
             hidden, features = split_stream(hidden, rows, self.features_out, self.features.width)
         hidden = self.final_layernorm(hidden)
-        computed = [objective for objective in self.objectives if objective.name in inputs.heads]
         losses: ModelLosses = {}
-
-        def compute(objective: FamilyObjective) -> None:
-            head = self.heads[objective.name]
-            losses[objective.name] = head(hidden, features, rows, inputs.heads[objective.name])
-
-        for objective in computed:
-            if not objective.gathers_rows:
-                compute(objective)
-        if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        for objective in computed:
-            if objective.gathers_rows:
-                compute(objective)
+        for gathers_rows in (False, True):
+            if gathers_rows and self.config.sequence_parallel:
+                hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+            for objective in self.objectives:
+                name = objective.name
+                if name in inputs.heads and objective.gathers_rows == gathers_rows:
+                    losses[name] = self.heads[name](hidden, features, rows, inputs.heads[name])
         if inputs.output is not None:
             return inputs.output(hidden[inputs.output_rows, 0])
         logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)

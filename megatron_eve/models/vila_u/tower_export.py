@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from megatron_eve.models.vila_u.tower_names import (
     is_used,
     published_name,
     stored_name,
+    stored_names,
 )
 
 
@@ -40,9 +41,9 @@ class VILAUFolders:
         """See `TowerFolders.record`."""
         return asdict(tower_record(_settings(tower)))
 
-    def stored_name(self, name: str, tower: CodeTower) -> str | None:
-        """See `TowerFolders.stored_name`."""
-        return stored_name(name, _settings(tower))
+    def stored_names(self, keys: Iterable[str], tower: CodeTower) -> Mapping[str, tuple[str, ...]]:
+        """See `TowerFolders.stored_names`."""
+        return stored_names(keys, _settings(tower))
 
     def published_names(self, name: str, tower: CodeTower) -> tuple[str, ...]:
         """See `TowerFolders.published_names`."""

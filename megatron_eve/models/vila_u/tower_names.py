@@ -8,8 +8,9 @@ is the head of the decoder that draws: it lies in the tower's folder and has no 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.vila_u.tower_folder import TowerSettings
 
 HEAD = "rqtransformer."
@@ -42,6 +43,25 @@ def stored_name(name: str, tower: TowerSettings) -> str | None:
             return None
         return _codebook(0 if tower.shared_codebook else level, found[2])
     return name if _OTHERS.fullmatch(name) else None
+
+
+def stored_names(keys: Iterable[str], tower: TowerSettings) -> dict[str, tuple[str, ...]]:
+    """Names in a checkpoint of the tensors of a folder, each with its keys there; unknown keys are left out.
+
+    Raises:
+        ConfigError: a tensor that is there more than once, and not as often as the tower's settings ask for.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for key in sorted(keys):
+        if (name := stored_name(key, tower)) is not None:
+            found[name] = (*found.get(name, ()), key)
+    for name, some in found.items():
+        if len(some) not in (1, wanted := len(copies(name, tower))):
+            raise ConfigError(
+                f"{tower.folder}: holds {name} {len(some)} times, and its config.json asks for {wanted}; copy both "
+                "from the same model"
+            )
+    return found
 
 
 def copies(name: str, tower: TowerSettings) -> tuple[str, ...]:

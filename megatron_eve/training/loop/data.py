@@ -83,7 +83,7 @@ def open_data(config: RunConfig) -> RunData:
     opened = open_datasets(config)
     dataset, training = opened.joined(), opened.training
     if global_rank() == 0:
-        check_code_tower(config, opened.datasets)
+        check_code_tower(config, opened.codes)
     modalities = partial(
         cached_array,
         data.data_cache_path,

@@ -31,9 +31,8 @@ class Embeddings(nn.Module):
     def __init__(self, config: VILAUTowerConfig) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Embedding(
-            (config.image_size // config.patch_size) ** 2, config.hidden_size
-        )
+        patches = (config.image_size // config.patch_size) ** 2
+        self.position_embedding = nn.Embedding(patches, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[n, 3, S, S] -> [n, H * W, C]."""
@@ -64,8 +63,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: VILAUTowerConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        inner = config.intermediate_size
+        self.fc1, self.fc2 = nn.Linear(config.hidden_size, inner), nn.Linear(inner, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -325,8 +324,7 @@ class Tower(nn.Module):
         """Features [n, H, W, C] -> pictures [n, 3, P, P]."""
         hidden = features.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         if self.decoder_grid:
-            grid = tuple(self.decoder_grid)
-            resized = F.interpolate(hidden.float(), grid, mode="bilinear", align_corners=False)
+            resized = F.interpolate(hidden.float(), self.decoder_grid, mode="bilinear", align_corners=False)
             hidden = resized.to(hidden.dtype)
         return self.decoder(self.post_quant_conv(hidden))
 
@@ -360,7 +358,7 @@ class VILAUTowerModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a tower has the weights of its folder, or torch's own."""
+        """A tower has the weights of its folder, or torch's own."""
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Features in front of the quantiser: [n, 3, S, S] -> [n, H, W, C]."""
