@@ -97,8 +97,7 @@ def _row(
     if name in conversations:
         turns = conversations[name]["conversations"]
     elif name.startswith("infer_"):
-        match = _PROMPT.search(_SHOWN_PICTURE.sub(IMAGE_TOKEN, text))
-        assert match is not None, text
+        match = _match(_PROMPT, name, _SHOWN_PICTURE.sub(IMAGE_TOKEN, text))
         announced = match["announced"].strip()
         prompt = "image" if announced == IMAGE_TOKENS[0] else "video" if announced else "text"
         turns = [{"from": "human", "value": match["question"]}]
@@ -107,8 +106,7 @@ def _row(
         turns = [{"from": "gpt", "value": _SHOWN_PICTURE.sub(IMAGE_TOKEN, text).removesuffix("</s>")}]
     elif any(drawn):
         kind, is_video = "generation", VIDEO_TOKENS[0] in text
-        match = _TURN.search(text)
-        assert match is not None, text
+        match = _match(_TURN, name, text)
         turns = [
             {"from": "human", "value": match["question"]},
             {"from": "gpt", "value": IMAGE_TOKEN * len(drawn)},
@@ -116,6 +114,14 @@ def _row(
     else:
         template, turns = "v1_flan", _turns(text)
     return GoldenRow(name, template, kind, turns, len(drawn), Path(), tokens, labels, drawn, is_video, prompt)
+
+
+def _match(pattern: re.Pattern[str], name: str, text: str) -> re.Match[str]:
+    if (found := pattern.search(text)) is None:
+        raise ConfigError(
+            f"meta.json: the text of {name} has no question and answer ({text[:80]!r}); copy the case again"
+        )
+    return found
 
 
 def _turns(text: str) -> list[dict[str, str]]:
