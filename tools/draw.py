@@ -316,6 +316,7 @@ def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | Non
     from megatron_eve.data.tokenizing.worker import code_device
     from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model
     from megatron_eve.inference.drawing import draw
+    from megatron_eve.inference.reconstruction import decoded_pictures
 
     config = checkpoint_config(flags)
     with checkpoint_model(flags, config) as model:
@@ -343,8 +344,7 @@ def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | Non
                 )
                 if output is not None and tower is not None:
                     for place, some in zip(places, codes, strict=True):
-                        pixels = tower.decode(some.to(code_device())).float().round().clamp(0, 255)
-                        output.write(place, some.numpy(), pixels.to(torch.uint8).cpu().numpy())
+                        output.write(place, some.numpy(), decoded_pictures(tower, some, code_device()))
                 bar.update(len(places))
         if output is not None:
             kept = len(wanted) - len(missing)
