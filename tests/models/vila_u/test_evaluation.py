@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from megatron_eve.config import RunConfig
+from tests.families.suite import with_weights
 from tests.families.vila_u import run_config
 from tests.layouts import ONE, PP2, TP2_SP
 from tests.ranks import RankPool
@@ -28,10 +30,10 @@ def held_out(config: RunConfig) -> dict[str, float]:
     return found
 
 
-def test_the_visual_loss_is_the_mean_of_its_depths(ranks: RankPool) -> None:
+def test_the_visual_loss_is_the_mean_of_its_depths(ranks: RankPool, tmp_path: Path) -> None:
     single = None
     for layout in (ONE, TP2_SP, PP2):
-        config = run_config(layout.parallel, iterations=1)
+        config = with_weights(run_config(layout.parallel, iterations=1), ranks, tmp_path)
         training = replace(config.training, eval_interval=1, eval_iters=2)
         config = replace(config, training=training, data=replace(config.data, split="995,5"))
         losses = ranks.run(layout.world_size, held_out, config)[-1]
