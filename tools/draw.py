@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +48,7 @@ Draw pictures or videos from texts, with a checkpoint of a model that draws.
 --output-dir gets, of each picture,
   00012_00.png  the picture (of prompt 12, the first one); of a video 00012_00_0.png and so on, a file a frame
   00012_00.npy  its codes, [h, w, D]; of a video [8, h, w, D]
-and sheet.png of all, and drawing.json, which says what they were drawn with.
+and sheet.png of the first ones, and drawing.json, which says what they were drawn with.
 
 Codes are drawn by guidance: with --cfg S the logits are u + S (c - u), where c are those after the prompt and u those
 after a prompt that asks for nothing. 1 is without guidance. A picture depends on the seed, its prompt, its number, and
@@ -64,6 +64,10 @@ torchrun --nproc-per-node 2 tools/draw.py --tensor-model-parallel-size 2 \\
     --model-path runs/unified --prompt-file prompts.txt --video \\
     --output-dir drawn
 """
+
+
+SAMPLED = ("--top-k", "--top-p", "--seed")
+"""Flags that say how codes are drawn at random."""
 
 
 class Plan(NamedTuple):
@@ -162,8 +166,12 @@ def read_prompts(flags: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
+def plan(flags: argparse.Namespace, given: Container[str]) -> Plan:
     """Check everything that needs no torch.
+
+    Args:
+        flags: of the command.
+        given: flags of `SAMPLED` that are on the command line.
 
     Raises:
         UserError: what cannot be drawn, naming the flag and the remedy.
@@ -176,7 +184,10 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
 
     if problem := guidance_problem(flags.cfg):
         raise ConfigError(problem)
+    check_greedy(flags, given)
     prompts = read_prompts(flags)
+    if flags.output_dir.exists() and not flags.output_dir.is_dir():
+        raise ConfigError(f"--output-dir {flags.output_dir}: is a file; name a folder")
     check_model_flags(flags)
     if is_exported(flags.model_path):
         raise ConfigError(
@@ -193,7 +204,7 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
             f"--model-path {flags.model_path}: a model of the family {config.family} draws no pictures; name one "
             "that does"
         )
-    top_k = flags.top_k if top_k_given else min(flags.top_k, sizes.codebook_size)
+    top_k = flags.top_k if "--top-k" in given else min(flags.top_k, sizes.codebook_size)
     sampling = Sampling(flags.temperature, top_k, flags.top_p, flags.seed)
     if problem := sampling.problem():
         raise ConfigError(problem)
@@ -206,6 +217,24 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
     check_conv_mode(flags, flags.conv_mode)
     tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(saved))
     return encoded(flags, config, tower, sampling, prompts, tokenizer)
+
+
+def check_greedy(flags: argparse.Namespace, given: Container[str]) -> None:
+    """Refuse flags that have no effect where the most likely codes are drawn.
+
+    Raises:
+        ConfigError: one of those in `given` that is there, or several pictures of a prompt.
+    """
+    if flags.temperature != 0:
+        return
+    for name in SAMPLED:
+        if name in given:
+            raise ConfigError(f"{name}: has no effect with --temperature 0; leave one of them out")
+    if flags.num_images > 1:
+        raise ConfigError(
+            f"--num-images {flags.num_images}: all pictures of a prompt are the same with --temperature 0; leave one "
+            "of them out"
+        )
 
 
 def encoded(
@@ -232,16 +261,26 @@ def encoded(
     frames, tokens = VIDEO_FRAMES if flags.video else 1, []
     height, width = tower.settings.grid
     room = config.model.max_position_embeddings - frames * height * width + 1
+    if room < 1:
+        needed = f"{frames} x {height} x {width} positions"
+        there = f"the model has {config.model.max_position_embeddings}"
+        raise ConfigError(
+            f"--video: takes {needed}, and {there}; leave it out"
+            if flags.video
+            else f"--model-path: a picture takes {needed}, and {there}; name another model"
+        )
     for number, prompt in enumerate(prompts):
         try:
             tokens.append(ids(prompt))
-        except ConversationError as error:
-            raise ConfigError(f"prompt {number}: {error}; leave it out") from None
+        except ConversationError:
+            raise ConfigError(
+                f"prompt {number}: holds <image>, which stands for a picture, and a text alone is drawn; take it out"
+            ) from None
         except ValueError as error:
             raise ConfigError(f"--conv-mode {flags.conv_mode}: {error}; name one that does") from None
         if len(tokens[-1]) > room:
             raise ConfigError(
-                f"prompt {number}: takes {len(tokens[-1])} tokens, and the model has {max(room, 0)} positions in front "
+                f"prompt {number}: takes {len(tokens[-1])} tokens, and the model has {room} positions in front "
                 f"of {frames} x {height} x {width} of {'a video' if flags.video else 'a picture'}; shorten it"
             )
     return Plan(config, tower, sampling, prompts, tokens, ids(""), frames)
@@ -259,7 +298,7 @@ def settings(flags: argparse.Namespace, drawn: Plan) -> dict[str, Any]:
         "--cfg": flags.cfg,
         **{
             f"--{name.replace('_', '-')}": value
-            for name, value in (drawn.sampling.to_metadata() or {}).items()
+            for name, value in (drawn.sampling.to_metadata() or {"temperature": 0.0}).items()
         },
     }
 
@@ -316,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         flags = build_parser(tower_family(argv)).parse_args(argv)
         show_any_text()
-        drawn = plan(flags, flag_value(argv, "--top-k") is not None)
+        drawn = plan(flags, [name for name in SAMPLED if flag_value(argv, name) is not None])
         output = None
         if global_rank() == 0:
             output = DrawnPictures(flags.output_dir, drawn.prompts, settings(flags, drawn), drawn.frames)

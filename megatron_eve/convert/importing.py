@@ -90,7 +90,7 @@ def plan_import(
     keys = set(folder.keys())
     family = find_family(config.family)
     plan.added_rows = config.model.vocab_size - found.model_config().vocab_size
-    for problem in family.hugging_face().check_weights(config.vision, keys):
+    for problem in family.hugging_face().check_weights(config.vision, folder):
         raise ConfigError(f"{source}: {problem}")
     if adapter is not None:
         there = next(iter(found.folders.values()))

@@ -77,7 +77,7 @@ def layer_cosines(
             total[0], total[1] = total[0] + both.mean, total[1] + both.nearest
 
         inputs = model_inputs(DevicePack(batch), model)
-        inputs.labels = None
+        inputs.labels, inputs.heads = None, {}  # no loss is computed
         if inputs.output_rows is not None:
             inputs.output_rows = inputs.output_rows[:1]  # logits are not looked at
         with _measured(model, measure):

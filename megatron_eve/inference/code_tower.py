@@ -6,7 +6,6 @@ Imports no torch; `picture_codes.py` has the tower with its weights.
 from __future__ import annotations
 
 import argparse
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,19 +36,13 @@ class ModelTower(NamedTuple):
         Raises:
             ConfigError: weights that are missing or damaged, or another tower.
         """
-        found = _fingerprint(self.family, self.settings)
+        found = find_image_codes(self.family).sha256(self.settings)
         if self.sha256 not in (None, found):
             raise ConfigError(
                 f"--tower {self.settings.folder}: is another tower (sha256 {found[:12]}...) than the one that made the "
                 f"codes of the model's data ({str(self.sha256)[:12]}...); name that one"
             )
         return found
-
-
-@cache
-def _fingerprint(family: str, tower: CodeTower) -> str:
-    """Fingerprint of a tower, for which its weights are read once."""
-    return find_image_codes(family).sha256(tower)
 
 
 def add_tower_flags(group: argparse._ActionsContainer, family: str | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,7 +25,9 @@ from megatron_eve.data.inspecting.drawing import load_font, shown
 VIDEO_FRAMES = 8
 """Pictures of a video."""
 RECORD, SHEET = "drawing.json", "sheet.png"
+_NAME = re.compile(r"(\d{5,})_(\d{2,})")
 _MOST_SHEET, _MOST_CELL = 6000, 256  # pixels
+_MOST_ROWS = _MOST_COLUMNS = 64  # of a sheet
 _GAP, _LINE = 8, 22
 _INK, _GROUND = (28, 28, 28), (255, 255, 255)
 
@@ -56,7 +59,12 @@ class DrawnPictures:
 
     def __init__(self, folder: Path, prompts: Sequence[str], settings: dict[str, Any], frames: int) -> None:
         self.folder, self._prompts, self._frames = folder, list(prompts), frames
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
+            ) from None
         path = folder / RECORD
         if path.exists():
             before = read_json(path)
@@ -86,13 +94,15 @@ class DrawnPictures:
         _write(self.folder / f"{place.name}.npy", lambda file: np.save(file, kept))
 
     def write_sheet(self) -> Path:
-        """A row for each prompt with its pictures, or for each video with its frames; returns the file."""
-        places = [
-            Place(int(path.stem[:5]), int(path.stem[6:])) for path in sorted(self.folder.glob("*_*.npy"))
-        ]
-        rows: dict[tuple[int, ...], list[Path]] = {}
-        for place in places:
-            rows.setdefault(place if self._frames > 1 else (place.prompt,), []).extend(self._files(place))
+        """A row for each prompt with its pictures, or for each video with its frames; returns the file.
+
+        Of many, the first 64 rows and the first 64 pictures of each.
+        """
+        names = (_NAME.fullmatch(path.stem) for path in self.folder.glob("*.npy"))
+        found: dict[tuple[int, ...], list[Path]] = {}
+        for place in sorted(Place(int(name[1]), int(name[2])) for name in names if name):
+            found.setdefault(place if self._frames > 1 else (place.prompt,), []).extend(self._files(place))
+        rows = {row: files[:_MOST_COLUMNS] for row, files in list(found.items())[:_MOST_ROWS]}
         columns = max(len(files) for files in rows.values())
         cell = min(_MOST_CELL, (_MOST_SHEET - _GAP) // columns - _GAP)
         height = _LINE + cell + _GAP
@@ -123,11 +133,12 @@ def _compare(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{path}: its prompt {number} is {theirs!r}, and this command's {ours!r}; give another --output-dir"
             )
-    for name, ours in now.items():
-        if name != "prompts" and before.get(name) != ours:
+    for name in sorted({*before, *now} - {"prompts"}):
+        theirs, ours = before.get(name, "left out"), now.get(name, "left out")
+        if theirs != ours:
             raise ConfigError(
-                f"{path}: its pictures were drawn with {name} {before.get(name)}, and this command has {ours}; give "
-                "another --output-dir"
+                f"{path}: its pictures were drawn with {name} {theirs}, and this command has {ours}; give another "
+                "--output-dir"
             )
 
 

@@ -184,7 +184,7 @@ def prompt_inputs(
     batch = _prompt_batch(prompts, config, apply_exif)
     inputs = model_inputs(DevicePack(batch), model)
     inputs.packed.cache, inputs.packed.samples = cache, list(range(len(prompts)))
-    inputs.labels = None
+    inputs.labels, inputs.heads = None, {}  # no loss is computed
     inputs.output_rows = (batch.cu_seqlens[1:].long() - 1).to(accelerator().device)
     return inputs, batch.cu_seqlens.diff().tolist()
 

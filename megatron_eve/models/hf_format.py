@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from megatron_eve.config.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
+    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 Flags = Mapping[str, Any]
@@ -160,8 +161,13 @@ class HFFormat(Protocol):
         """Does a tensor of this name in `rules` stay as it is under `--dtype`? Codebooks do."""
         return False
 
-    def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
-        """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
+    def check_weights(self, vision: Any, source: HFFolder) -> Iterator[str]:
+        """Why a model of these settings cannot take the weights of a folder: a sentence each.
+
+        Args:
+            vision: of the model.
+            source: the folder's tensors, with those of `part_folders` that it lacks.
+        """
         return iter(())
 
     def module_names(self, vision: Any) -> Mapping[str, str]:

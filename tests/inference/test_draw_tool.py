@@ -85,7 +85,13 @@ def test_a_video_is_eight_pictures(model: Model, tmp_path: Path) -> None:
         (["--top-k", "65"], "--top-k 65: the codebook has 64 codes; 0 takes all of them"),
         (["--prompt", "word " * 2000], "positions in front of 1 x 4 x 4 of a picture; shorten it"),
         (["--prompt", " "], "--prompt: no text in it; say what to draw"),
+        (["--prompt", "a <image> car"], "prompt 0: holds <image>, which stands for a picture"),
         (["--tower", "/nowhere"], "--tower: "),
+        (["--temperature", "0", "--seed", "5"], "--seed: has no effect with --temperature 0"),
+        (
+            ["--temperature", "0", "--num-images", "2"],
+            "--num-images 2: all pictures of a prompt are the same",
+        ),
         (
             ["--conv-mode", "plain"],
             "--conv-mode plain: template 'plain' draws no pictures; name one that does",
@@ -112,4 +118,24 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(Exception, match=says):
             DrawnPictures(tmp_path, prompts, {"--cfg": cfg}, 1)
-    assert first.write_sheet().stat().st_size > 0
+    with pytest.raises(Exception, match="drawn with --seed left out, and this command has 0"):
+        DrawnPictures(tmp_path, ["a"], {"--cfg": 3.0, "--seed": 0}, 1)
+    with pytest.raises(Exception, match="drawn with --cfg 3.0, and this command has left out"):
+        DrawnPictures(tmp_path, ["a"], {}, 1)
+    with pytest.raises(Exception, match="--output-dir .*: cannot be made"):
+        DrawnPictures(tmp_path / "drawing.json", ["a"], {}, 1)
+
+
+def test_the_sheet_has_the_first_pictures_of_many(tmp_path: Path) -> None:
+    """Of more than 64 prompts, and more than 64 pictures of one; a file that is none of these is passed over."""
+    many = DrawnPictures(tmp_path, ["a"] * 100_002, {}, 1)
+    picture, codes = np.zeros((1, 8, 8, 3), dtype=np.uint8), np.zeros((1, 1, 1, 1), dtype=np.int64)
+    for place in [Place(100_001, 0), *(Place(0, number) for number in range(150))]:
+        many.write(place, codes, picture)
+    np.save(tmp_path / "my_features.npy", codes)
+    with Image.open(many.write_sheet()) as sheet:
+        assert sheet.width <= 6000 and sheet.height < 300
+    for prompt in range(1, 70):
+        many.write(Place(prompt, 0), codes, picture)
+    with Image.open(many.write_sheet()) as sheet:
+        assert sheet.height == 64 * (22 + 85 + 8) + 8

@@ -44,7 +44,7 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
         )
     family, source = find_family(settings.family), open_weights(folder, found.folders, settings)
     keys = list(source.keys())
-    for problem in family.hugging_face().check_weights(settings.vision, keys):
+    for problem in family.hugging_face().check_weights(settings.vision, source):
         raise ConfigError(f"{folder}: {problem}")
     lacking = lacking_parts(family, keys, language_model=found.family is None)
     if found.family is None:

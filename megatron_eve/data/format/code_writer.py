@@ -156,7 +156,7 @@ class CodeWork:
             if self.finished is None:
                 self._begin(overwrite)
                 self._in_use = lock_file(self._folder / "in_use", shared=True)
-            elif self._there() in (None, settings):  # else another command replaces them
+            elif self._begun_here():  # else another command replaces them
                 self._remove_folder()
 
     def chunks(self) -> Iterator[Chunk]:
@@ -286,11 +286,16 @@ class CodeWork:
 
     def _begin(self, overwrite: bool) -> None:
         """Make the files of the folder, unless they are there."""
-        there = self._there()
-        differences = list(setting_differences(there, self.settings)) if there else []
+        try:
+            there = self._there()
+            differences = list(setting_differences(there, self.settings)) if there else []
+        except DataError:  # settings that cannot be read, such as another version's
+            if not overwrite:
+                raise
+            there, differences = None, ["of which nothing can be said"]
         if there is not None and not differences:
             return
-        if there is not None:
+        if differences:
             alone = lock_file(self._folder / "in_use")
             if alone is None:
                 raise DataError(
@@ -319,6 +324,13 @@ class CodeWork:
             return None
         size = self._codes.stat().st_size if self._codes.exists() else 0
         return found if size == found.num_bytes else None
+
+    def _begun_here(self) -> bool:
+        """Is the folder this command's: nothing has been begun there, or what this one begins?"""
+        try:
+            return self._there() in (None, self.settings)
+        except DataError:
+            return True
 
     def _check_room(self) -> None:
         free = shutil.disk_usage(self._folder).free

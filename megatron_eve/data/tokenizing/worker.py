@@ -86,8 +86,9 @@ def make_codes(config: TokenizeConfig, work: CodeWork, done: Callable[[int], obj
 
 
 def code_device() -> torch.device:
-    """The device of this rank, on which float32 is float32: by default cuDNN's convolutions round to TF32."""
-    torch.backends.cudnn.allow_tf32 = False
+    """The device of this rank, on which float32 is float32: by default cuDNN's convolutions round to TF32, and in some
+    containers matrix products do."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return accelerator().device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.family import size_differences
 from megatron_eve.models.vila_u.config import TRAINING_SETTINGS, VILAUConfig
 from megatron_eve.models.vila_u.geometry import image_setting_errors, image_settings
-from megatron_eve.models.vila_u.tower_folder import TowerSettings, read_tower_folder
+from megatron_eve.models.vila_u.tower_folder import read_tower_folder
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 # Of those, what changes nothing about a run that is resumed: the tower itself is compared by its fingerprint.
 _FREE_AT_RESUME = ("vision_tokenizer", "siglip_config", "visual_loss_chunk")
@@ -51,8 +53,8 @@ def check_sizes(vision: VILAUConfig) -> Iterator[str]:
         yield f"--depth-num-attention-heads {heads}: must divide --depth-hidden-size {vision.depth_hidden_size}"
     if not 0 <= vision.depth_dropout < 1:
         yield f"--depth-dropout {vision.depth_dropout:g}: must lie in [0, 1); 0.1 is the published one"
-    if not vision.visual_loss_weight >= 0:
-        yield f"--visual-loss-weight {vision.visual_loss_weight:g}: must be 0 or more"
+    if not 0 <= vision.visual_loss_weight < math.inf:
+        yield f"--visual-loss-weight {vision.visual_loss_weight:g}: must be 0 or more, and finite"
 
 
 def check_parallel(config: RunConfig) -> Iterator[str]:
@@ -86,6 +88,12 @@ def check_tower(config: RunConfig) -> Iterator[str]:
         yield (
             f"--vision-tokenizer {vision.vision_tokenizer}: makes {tower.grid[0]} x {tower.grid[1]} codes of a "
             "picture, and a square grid is needed; use a tower with one"
+        )
+        return
+    if len(set(tower.codebook_sizes)) > 1:
+        yield (
+            f"--vision-tokenizer {vision.vision_tokenizer}: has codebooks of {list(tower.codebook_sizes)} vectors, and "
+            "a decoder needs one size at all depths; use a tower with one"
         )
         return
     others = {name: value for name, value in tower_sizes(tower).items() if getattr(vision, name) != value}
@@ -145,15 +153,26 @@ def tower_fingerprint(vision: VILAUConfig) -> dict[str, Any] | None:
 def check_resume(saved: dict[str, Any], config: RunConfig, frozen: dict[str, Any] | None) -> Iterator[str]:
     """See `ModelFamily.check_resume`: a resumed run goes on with the codes of the very tower, wherever that lies."""
     yield from size_differences(saved["config"].get("vision", {}), config.vision, _FREE_AT_RESUME)
-    known = saved.get("frozen")
-    if known and frozen and known["sha256"] != frozen["sha256"]:
-        yield (
-            f"was made with the vision tower {known['path']} (sha256 {known['sha256'][:12]}...), and that of "
-            f"{frozen['path']} is another ({frozen['sha256'][:12]}...): resume with the same --vision-tokenizer, or "
-            "start a new run"
-        )
+    if other := _other_tower(saved, frozen):
+        yield f"{other}: resume with the same --vision-tokenizer, or start a new run"
 
 
 def check_weights(saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
-    """See `ModelFamily.check_weights`."""
-    return size_differences(saved["config"].get("vision", {}), config.vision, TRAINING_SETTINGS)
+    """See `ModelFamily.check_weights`: the codebook is part of the weights, and that of the tower is another."""
+    yield from size_differences(saved["config"].get("vision", {}), config.vision, TRAINING_SETTINGS)
+    if saved.get("frozen") and (other := _other_tower(saved, tower_fingerprint(config.vision))):
+        yield (
+            f"{other}: name that tower with --vision-tokenizer, or start from a language model, which takes the "
+            "codebook of any"
+        )
+
+
+def _other_tower(saved: dict[str, Any], ours: dict[str, Any] | None) -> str | None:
+    """Says that a checkpoint was made with another tower than a run's, if it was."""
+    known = saved.get("frozen")
+    if not known or not ours or known["sha256"] == ours["sha256"]:
+        return None
+    return (
+        f"was made with the vision tower {known['path']} (sha256 {known['sha256'][:12]}...), and that of "
+        f"{ours['path']} is another ({ours['sha256'][:12]}...)"
+    )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from megatron_eve.models.image_codes import CodeModel, CodeTower
 from megatron_eve.models.vila_u.golden_towers import TowerGolden
 from megatron_eve.models.vila_u.tower_export import VILAUFolders
-from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, TowerSettings, read_tower_folder
+from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, read_tower_folder
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 if TYPE_CHECKING:
     import torch

@@ -62,7 +62,7 @@ class VisualLoss:
         return visual_rows(pack)
 
     def inputs(self, pack: Pack, rows: VisualRows, targets: torch.Tensor | None) -> VisualHeadInputs | None:
-        """Rows that predict codes, and these codes; None for a pack without codes, as when generating."""
+        """Rows that predict codes, and these codes; None on a rank that reads none."""
         if pack.codes is None:
             return None
         from megatron_eve.models.vila_u.visual_head import visual_head_inputs

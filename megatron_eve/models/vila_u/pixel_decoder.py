@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from megatron_eve.models.vila_u.tower_folder import DecoderSizes
+from megatron_eve.models.vila_u.tower_settings import GROUPS, DecoderSizes
 
-_GROUPS, _EPSILON = 32, 1e-6
+_EPSILON = 1e-6
 
 
 class PixelDecoder(nn.Module):
@@ -43,7 +43,7 @@ class PixelDecoder(nn.Module):
                 stage.upsample.conv = nn.Conv2d(channels, channels, 3, padding=1)
                 side *= 2
             self.up.insert(0, stage)
-        self.norm_out = nn.GroupNorm(_GROUPS, channels, eps=_EPSILON)
+        self.norm_out = nn.GroupNorm(GROUPS, channels, eps=_EPSILON)
         self.conv_out = nn.Conv2d(channels, settings.out_ch, 3, padding=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -65,9 +65,9 @@ class PixelDecoder(nn.Module):
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, channels, eps=_EPSILON)
+        self.norm1 = nn.GroupNorm(GROUPS, channels, eps=_EPSILON)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_GROUPS, width, eps=_EPSILON)
+        self.norm2 = nn.GroupNorm(GROUPS, width, eps=_EPSILON)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         if channels != width:
             self.nin_shortcut = nn.Conv2d(channels, width, 1)
@@ -83,7 +83,7 @@ class _Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, channels, eps=_EPSILON)
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=_EPSILON)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)

@@ -16,8 +16,8 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.towers import tower_module
 from megatron_eve.models.vila_u.pixel_decoder import PixelDecoder
 from megatron_eve.models.vila_u.quantizer import Quantized, Quantizer
-from megatron_eve.models.vila_u.tower_folder import TowerSettings
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 from megatron_eve.models.vila_u.tower_weights import TowerWeights
 
 

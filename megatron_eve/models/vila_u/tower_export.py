@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.models.image_codes import CodeTower
-from megatron_eve.models.vila_u.tower_folder import (
-    TowerSettings,
-    is_published,
-    is_tower,
-    tower_record,
-)
+from megatron_eve.models.vila_u.tower_folder import is_published, is_tower, tower_record
 from megatron_eve.models.vila_u.tower_names import (
     HEAD,
     copies,
@@ -24,6 +19,7 @@ from megatron_eve.models.vila_u.tower_names import (
     stored_name,
     stored_names,
 )
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 
 class VILAUFolders:

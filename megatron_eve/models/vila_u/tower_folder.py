@@ -18,6 +18,12 @@ from megatron_eve.config import TRACKER
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.json_file import read_settings
 from megatron_eve.models.towers.sizes import tower_fields
+from megatron_eve.models.vila_u.tower_settings import (
+    DecoderSizes,
+    EncoderSizes,
+    TowerSettings,
+    size_problems,
+)
 
 SIGLIP_FLAG = "--siglip-config"
 CONFIG, SETTINGS = "config.json", "config.yaml"
@@ -37,109 +43,6 @@ _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "image_size": 384, "patch_size": 14,
     },
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EncoderSizes:
-    """The SigLIP of a tower.
-
-    Attributes:
-        hidden_size: C.
-        ffn_hidden_size: inner width of its MLP.
-        num_layers: encoder layers, the last of which codes do not use.
-        num_attention_heads: of each layer.
-        image_size: side in pixels of its pictures.
-        patch_size: side of a patch in pixels.
-        hidden_act: activation of the MLP, as transformers calls it.
-        norm_epsilon: of the norms.
-    """
-
-    hidden_size: int
-    ffn_hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    image_size: int
-    patch_size: int
-    hidden_act: str
-    norm_epsilon: float
-
-
-@dataclass(frozen=True)
-class DecoderSizes:
-    """The pixel decoder of a tower, by the names of `ddconfig`.
-
-    Attributes:
-        ch: channels that the multipliers multiply.
-        ch_mult: multiplier of each level, the level of whole pixels first; each further one is half as fine.
-        num_res_blocks: residual blocks of a level, less one.
-        attn_resolutions: sides in pixels of the levels with attention.
-        z_channels: channels of the input.
-        resolution: side of the picture.
-        out_ch: channels of the picture.
-    """
-
-    ch: int
-    ch_mult: tuple[int, ...]
-    num_res_blocks: int
-    attn_resolutions: tuple[int, ...]
-    z_channels: int
-    resolution: int
-    out_ch: int
-
-    @property
-    def grid(self) -> int:
-        """Side of the grid of features that gives a picture of this resolution."""
-        return self.resolution // 2 ** (len(self.ch_mult) - 1)
-
-
-@dataclass(frozen=True)
-class TowerSettings:
-    """A tower that turns pictures into codes, and codes into pictures.
-
-    Attributes:
-        folder: where its weights are.
-        encoder: its SigLIP.
-        decoder: its pixel decoder.
-        latent_shape: features of a picture: rows, columns, width.
-        code_shape: codes of a picture: rows, columns, depth.
-        codebook_sizes: K of each depth.
-        shared_codebook: one codebook for all depths.
-        decoder_latent_shape: the grid that features are resized to for the decoder, where it is another.
-    """
-
-    folder: Path
-    encoder: EncoderSizes
-    decoder: DecoderSizes
-    latent_shape: tuple[int, int, int]
-    code_shape: tuple[int, int, int]
-    codebook_sizes: tuple[int, ...]
-    shared_codebook: bool
-    decoder_latent_shape: tuple[int, int] | None
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the pictures that it reads."""
-        return self.encoder.image_size
-
-    @property
-    def picture_size(self) -> int:
-        """Side in pixels of the pictures that it makes of codes."""
-        return self.decoder.resolution
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the codes of a picture."""
-        return self.code_shape[:2]
-
-    @property
-    def depth(self) -> int:
-        """Codes of each position."""
-        return self.code_shape[2]
-
-    @property
-    def codebook_size(self) -> int:
-        """The largest K of the depths."""
-        return max(self.codebook_sizes)
 
 
 @dataclass(frozen=True)
@@ -264,7 +167,10 @@ def _settings(folder: Path, path: Path, fields: Mapping[str, Any], encoder: Enco
         shared_codebook=shared,
         decoder_latent_shape=None if resized is None else section.numbers("decoder_latent_shape", 2),  # type: ignore[arg-type]
     )
-    for problem in (*_problems(settings), *_head_problems(settings, fields.get(_HEAD_SECTION))):
+    for problem in (
+        *size_problems(settings, SIGLIP_FLAG),
+        *_head_problems(settings, fields.get(_HEAD_SECTION)),
+    ):
         raise ConfigError(f"{path}: {problem}")
     return settings
 
@@ -277,36 +183,6 @@ def _head_problems(tower: TowerSettings, head: Any) -> Iterator[str]:
                 f"{name} of {_HEAD_SECTION} is {head[name]}, and {_SECTION} has codes of {ours}; copy config.json "
                 "again"
             )
-
-
-def _problems(tower: TowerSettings) -> Iterator[str]:
-    """Sizes that do not fit each other."""
-    (rows, columns, width), (code_rows, code_columns, depth) = tower.latent_shape, tower.code_shape
-    side = tower.encoder.image_size // tower.encoder.patch_size
-    if (rows, columns, width) != (side, side, tower.encoder.hidden_size):
-        yield (
-            f"latent_shape is {list(tower.latent_shape)}, and its SigLIP gives {side} x {side} features of the width "
-            f"{tower.encoder.hidden_size}; name the config.json of its own SigLIP with {SIGLIP_FLAG}"
-        )
-    if rows % code_rows or columns % code_columns:
-        yield (
-            f"code_shape is {list(tower.code_shape)}, whose grid does not divide latent_shape "
-            f"{list(tower.latent_shape)}"
-        )
-    if (
-        any(type(size) is not int or size < 1 for size in tower.codebook_sizes)
-        or len(tower.codebook_sizes) != depth
-    ):
-        yield f"n_embed is {list(tower.codebook_sizes)}, and {depth} sizes above 0 are needed"
-    elif tower.shared_codebook and len(set(tower.codebook_sizes)) > 1:
-        yield f"n_embed is {list(tower.codebook_sizes)} with shared_codebook, which needs one size"
-    grid = tower.decoder_latent_shape or (rows, columns)
-    if grid != (tower.decoder.grid, tower.decoder.grid):
-        yield (
-            f"its decoder makes a picture of {tower.decoder.resolution} pixels from {tower.decoder.grid} x "
-            f"{tower.decoder.grid} features, and gets {grid[0]} x {grid[1]}; correct latent_shape, "
-            "decoder_latent_shape or ddconfig"
-        )
 
 
 def _encoder(path: Path, pretrained: Any, siglip_config: Path | None) -> EncoderSizes:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.models.vila_u.tower_folder import TowerSettings
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 HEAD = "rqtransformer."
 _PREFIX = "rqvaesiglip."

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
 
 import torch
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.hf_folder import HFFolder
-from megatron_eve.models.vila_u.tower_folder import TowerSettings
 from megatron_eve.models.vila_u.tower_names import decides_codes, stored_names
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 # Left out of the fingerprint: where a tower lies, and what only its pictures depend on.
 _NOT_OF_CODES = ("folder", "decoder", "decoder_latent_shape")
@@ -54,11 +56,18 @@ class TowerWeights:
 
 def fingerprint(tower: TowerSettings) -> str:
     """Of what decides the codes: the sizes, and the tensors that make codes. A published folder and its checkpoint have
-    the same.
+    the same. Weights that have not changed since the last call are not read again.
 
     Raises:
         ConfigError: weights that are missing or damaged.
     """
+    with os.scandir(tower.folder) as files:
+        states = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _fingerprint(tower, tuple(states))
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(tower: TowerSettings, files: tuple[tuple[str, int, int], ...]) -> str:
     weights = TowerWeights(tower)
     sizes = [(one.name, getattr(tower, one.name)) for one in fields(tower) if one.name not in _NOT_OF_CODES]
     total = hashlib.sha256(repr(sizes).encode())

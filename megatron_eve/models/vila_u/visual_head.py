@@ -113,7 +113,11 @@ class VisualHead(MegatronModule):
         codes = inputs.targets.reshape(-1, self.codebook.depth)
         count = len(codes)
         size = self.chunk or max(count, 1)
-        if count <= size:  # no rows at all, too: all ranks take part in the collectives
+        if count == 0:
+            # One row whose loss is left out: gradients reach every parameter, and all ranks take part in the
+            # collectives. Fused attention refuses an empty batch (https://github.com/pytorch/pytorch/issues/133780).
+            return self._losses(hidden[:1, 0], codes.new_zeros(1, codes.shape[1]))[:0]
+        if count <= size:
             return self._losses(picked, codes)
         return torch.cat(
             [

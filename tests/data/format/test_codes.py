@@ -102,6 +102,20 @@ def test_a_kill_between_two_names_is_made_good(tmp_path: Path, monkeypatch: pyte
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_unfinished_codes_of_another_version_are_replaced_where_asked(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "one")
+    with CodeWork(prefix, SETTINGS, overwrite=False) as work:
+        next(work.chunks()).lock.close()
+    settings = tmp_path / "one_codes.partial" / "settings.json"
+    settings.write_text(settings.read_text().replace('"fit"', '"fitted"'))
+    with pytest.raises(DataError, match="--overwrite"):
+        CodeWork(prefix, SETTINGS, overwrite=False)
+    with CodeWork(prefix, SETTINGS, overwrite=True) as work:
+        assert work.done_images() == 0
+    with CodeWork(prefix, SETTINGS, overwrite=False) as work:
+        assert work.done_images() == 0
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     prefix = write_codes(tmp_path / "one")
     assert CodeWork(prefix, SETTINGS, overwrite=False).finished is not None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from megatron_eve.config import ConfigError, RunConfig, parse, validate
 from megatron_eve.models.registry import find_family
 from tests.golden_dir import find_golden
+from tests.models.vila_u.towers import CONFIG, changed, write_sizes
 
 FLAGS = ["--preset", "vila_u_tiny", "--mock-data", "--train-iters", "2"]
 
@@ -33,6 +34,7 @@ def tower_folder() -> Path:
         (["--depth-num-attention-heads", "5"], "--depth-num-attention-heads 5: must divide"),
         (["--depth-dropout", "1"], "--depth-dropout 1: must lie in [0, 1)"),
         (["--visual-loss-weight", "-1"], "--visual-loss-weight -1: must be 0 or more"),
+        (["--visual-loss-weight", "inf"], "--visual-loss-weight inf: must be 0 or more, and finite"),
         (["--code-grid", "0"], "--code-grid 0: use 1 or more"),
         (["--vision-tokenizer", "nowhere"], "--vision-tokenizer nowhere"),
     ],
@@ -76,19 +78,56 @@ def test_a_tower_of_other_sizes() -> None:
     )
 
 
-def test_resume_with_another_tower(tmp_path: Path) -> None:
-    family, config = find_family("vila_u"), config_of("--vision-tokenizer", str(tower_folder()))
-    other = tmp_path / "vision_tower"
+def other_tower(folder: Path) -> tuple[Path, Path]:
+    """The golden tower in another folder, and its weights, to which `other_codebook` gives another codebook."""
+    other = folder / "vision_tower"
     shutil.copytree(tower_folder(), other)
-    shutil.copytree(tower_folder().parent / "siglip_config", tmp_path / "siglip_config")
-    saved = {"config": config.to_dict(), "frozen": family.fingerprint(config)}
-    moved = replace(config, vision=replace(config.vision, vision_tokenizer=str(other)))
-    assert not list(family.check_resume(saved, moved, family.fingerprint(moved))), "it may lie elsewhere"
-    weights = other / "model.safetensors"
+    shutil.copytree(tower_folder().parent / "siglip_config", folder / "siglip_config")
+    return other, other / "model.safetensors"
+
+
+def other_codebook(weights: Path) -> None:
     weights.chmod(0o644)
     tensors = load_file(weights)
     tensors["rqvaesiglip.quantizer.codebooks.0.weight"][0, 0] += 1
     save_file(tensors, weights)
+
+
+def test_resume_with_another_tower(tmp_path: Path) -> None:
+    family, config = find_family("vila_u"), config_of("--vision-tokenizer", str(tower_folder()))
+    other, weights = other_tower(tmp_path)
+    saved = {"config": config.to_dict(), "frozen": family.fingerprint(config)}
+    moved = replace(config, vision=replace(config.vision, vision_tokenizer=str(other)))
+    assert not list(family.check_resume(saved, moved, family.fingerprint(moved))), "it may lie elsewhere"
+    assert not list(family.check_weights(saved, moved))
+    other_codebook(weights)
     (told,) = family.check_resume(saved, moved, family.fingerprint(moved))
     assert told.startswith(f"was made with the vision tower {tower_folder()} (sha256 ")
     assert "resume with the same --vision-tokenizer" in told
+    (told,) = family.check_weights(saved, moved)
+    assert "name that tower with --vision-tokenizer, or start from a language model" in told
+
+
+def test_weights_of_a_folder_with_another_codebook(tmp_path: Path) -> None:
+    """A published model and `--vision-tokenizer` of another one."""
+    from megatron_eve.models.hf_folder import HFFolder
+    from megatron_eve.models.vila_u.hf.layouts import PARTS
+
+    its, source = find_family("vila_u").hugging_face(), HFFolder(tower_folder().parent, PARTS)
+    other, weights = other_tower(tmp_path)
+    vision = config_of("--vision-tokenizer", str(other)).vision
+    assert not list(its.check_weights(vision, source))
+    other_codebook(weights)
+    (told,) = its.check_weights(vision, source)
+    assert told.startswith(
+        f"has another codebook than the tower of --vision-tokenizer {other}; name the tower"
+    )
+
+
+def test_codebooks_of_several_sizes(tmp_path: Path) -> None:
+    config = changed(CONFIG, n_embed=[64, 32, 32, 16], shared_codebook=False)
+    tower = write_sizes(tmp_path / "tower", config)
+    with pytest.raises(
+        ConfigError, match=r"has codebooks of \[64, 32, 32, 16\] vectors, and a decoder needs one size"
+    ):
+        validate(config_of("--vision-tokenizer", str(tower)), 1)

@@ -62,6 +62,9 @@ def test_the_siglip_is_named_by_a_flag_known_by_name_or_asked_for(tmp_path: Path
         ({"rqtransformer": {"vocab_size": 65}}, "vocab_size of rqtransformer is 65, and .* has codes of 64"),
         ({"num_res_blocks": -1}, "num_res_blocks is -1, and whole numbers above 0 are needed"),
         ({"code_shape": [4, 4]}, "code_shape is .4, 4., and 3 numbers are needed"),
+        ({"ch": 48}, "ch of ddconfig is 48, and its multiples by ch_mult must be multiples of 32"),
+        ({"out_ch": 1}, "out_ch of ddconfig is 1, and pictures have 3 channels"),
+        ({"resolution": 35}, "resolution of ddconfig is 35, which cannot be halved 3 times"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_sentence(
@@ -71,6 +74,24 @@ def test_sizes_that_do_not_fit_are_one_sentence(
     with pytest.raises(ConfigError, match=sentence) as error:
         read_tower_folder(folder)
     assert str(error.value).startswith(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("num_attention_heads", 5, "its SigLIP has 5 attention heads for a width of 32"),
+        ("num_hidden_layers", 1, "its SigLIP has 1 layer, and codes are made in front of the last"),
+        ("hidden_act", "foo", "its SigLIP's hidden_act is 'foo', and gelu, "),
+        ("layer_norm_eps", "x", "its SigLIP's layer_norm_eps is 'x', and a number above 0 is needed"),
+    ],
+)
+def test_a_siglip_that_cannot_be_built_is_one_sentence(
+    name: str, value: object, sentence: str, tmp_path: Path
+) -> None:
+    siglip = {**SIGLIP, "vision_config": {**SIGLIP["vision_config"], name: value}}
+    with pytest.raises(ConfigError, match=sentence) as error:
+        read_tower_folder(write_sizes(tmp_path / "tower", siglip=siglip))
+    assert str(error.value).endswith("name the config.json of its own SigLIP with --siglip-config")
 
 
 def test_another_folder_is_refused_by_its_type(tmp_path: Path) -> None:

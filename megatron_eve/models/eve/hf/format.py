@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from megatron_eve.models.eve.published import ALIGNING_HF_KEYS, IGNORED_KEYS, PU
 from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFiles
 
 if TYPE_CHECKING:
+    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 # Of a teacher's folder: not CLIP's text side, nor a buffer of older versions.
@@ -61,9 +62,9 @@ class EVEFormat(HFFormat):
         """See `HFFormat.has_part`."""
         return part != ALIGNING_LAYER or vision.patch_aligning
 
-    def check_weights(self, vision: EVEConfig, keys: Collection[str]) -> Iterator[str]:
+    def check_weights(self, vision: EVEConfig, source: HFFolder) -> Iterator[str]:
         """See `HFFormat.check_weights`: the depths of an aligning layer must be the published ones."""
-        interval = vision.tap_interval
+        interval, keys = vision.tap_interval, list(source.keys())
         aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)
         if vision.patch_aligning and aligned and interval != PUBLISHED_TAP_INTERVAL:
             yield (

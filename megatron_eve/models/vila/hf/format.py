@@ -31,6 +31,7 @@ from megatron_eve.models.vila.hf.tower import folder_settings
 from megatron_eve.runtime.command_line import whole_number
 
 if TYPE_CHECKING:
+    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 _FLAT_PROJECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu")
@@ -94,8 +95,9 @@ class VILAFormat(HFFormat):
             return ()
         return (PartFolder("vision tower", Path(vision.vision_tower), "--vision-tower", TOWER_FOLDER),)
 
-    def check_weights(self, vision: VILAConfig, keys: Collection[str]) -> Iterator[str]:
+    def check_weights(self, vision: VILAConfig, source: HFFolder) -> Iterator[str]:
         """See `HFFormat.check_weights`: a model whose tower is elsewhere cannot begin with a random one."""
+        keys = list(source.keys())
         held = {
             prefix: any(key.startswith(prefix) for key in keys) for prefix in (PROJECTOR_KEYS, TOWER_KEYS)
         }

@@ -38,6 +38,7 @@ from megatron_eve.models.vila_u.parameters import CODEBOOK, DEPTH_HEAD, PROJECTO
 from megatron_eve.runtime.command_line import whole_number
 
 if TYPE_CHECKING:
+    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 _COPY = "a copy of the first codebook, which all depths share"
@@ -98,6 +99,23 @@ class VILAUFormat(HFFormat):
             return ()
         folder = read_tower(vision).folder
         return (PartFolder(CODEBOOK, folder, TOWER_FLAG, {"": TOWER_KEYS}),)
+
+    def check_weights(self, vision: VILAUConfig, source: HFFolder) -> Iterator[str]:
+        """See `HFFormat.check_weights`: a folder's codebook is that of the tower which the run names."""
+        if vision.vision_tokenizer is None:
+            return
+        from megatron_eve.models.vila_u.tower_weights import TowerWeights
+
+        weights, keys = TowerWeights(read_tower(vision)), set(source.keys())
+        for key in (f"{CODEBOOK_KEYS}{level}.weight" for level in range(vision.codebooks)):
+            if key not in keys:
+                continue
+            if not source.tensor(key).float().equal(weights.tensor(key.removeprefix(TOWER_KEYS)).float()):
+                yield (
+                    f"has another codebook than the tower of {TOWER_FLAG} {vision.vision_tokenizer}; name the tower "
+                    "that the model was trained with"
+                )
+                return
 
     def keeps_dtype(self, name: str) -> bool:
         """See `HFFormat.keeps_dtype`: rounded codebooks would give other codes."""

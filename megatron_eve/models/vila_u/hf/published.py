@@ -14,7 +14,8 @@ from megatron_eve.models.language_config import language_config
 from megatron_eve.models.vila_u.checks import read_tower
 from megatron_eve.models.vila_u.config import VILAUConfig
 from megatron_eve.models.vila_u.hf.layouts import TOWER_KEYS
-from megatron_eve.models.vila_u.tower_folder import CONFIG, TowerSettings, tower_record
+from megatron_eve.models.vila_u.tower_folder import CONFIG, tower_record
+from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 TOWER_FLAG = "--vision-tokenizer"
 _VIDEO_FRAMES = 8  # as published
