@@ -120,9 +120,9 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path: Path) -> None:
             DrawnPictures(tmp_path, prompts, {"--cfg": cfg}, 1)
     with pytest.raises(Exception, match="drawn with --seed left out, and this command has 0"):
         DrawnPictures(tmp_path, ["a"], {"--cfg": 3.0, "--seed": 0}, 1)
-    with pytest.raises(Exception, match="drawn with --cfg 3.0, and this command has left out"):
+    with pytest.raises(Exception, match=r"drawn with --cfg 3\.0, and this command has left out"):
         DrawnPictures(tmp_path, ["a"], {}, 1)
-    with pytest.raises(Exception, match="--output-dir .*: cannot be made"):
+    with pytest.raises(Exception, match=r"--output-dir .*: cannot be made"):
         DrawnPictures(tmp_path / "drawing.json", ["a"], {}, 1)
 
 
