@@ -94,8 +94,9 @@ def test_pictures_are_drawn_into_the_conversation(
     expect(again).to_be_enabled()
     expect(pictures).to_have_count(4)
     assert engine.drawn[2][:3] == engine.drawn[1][:3] and engine.drawn[2][3].seed > engine.drawn[1][3].seed
-    tops = {pictures.nth(number).bounding_box()["y"] for number in (1, 2, 3)}
-    assert len(tops) == 1, "pictures of one text stand beside each other"
+    somebody.wait()
+    tops = "images => new Set(images.slice(1).map(image => image.getBoundingClientRect().y)).size"
+    until(lambda: pictures.evaluate_all(tops) == 1)  # those of one text stand beside each other
     for width in (1280, 390):
         somebody.page.set_viewport_size({"width": width, "height": 800})
         assert somebody.page.evaluate("document.documentElement.scrollWidth") <= width
