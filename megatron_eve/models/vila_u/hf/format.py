@@ -33,6 +33,11 @@ from megatron_eve.models.vila_u.hf.published import (
     tower_tensors,
     with_tower_flags,
 )
+from megatron_eve.models.vila_u.hf.transformers_files import (
+    CHAT_TEMPLATE,
+    code_files,
+    transformers_files,
+)
 from megatron_eve.models.vila_u.image_codes import IMAGE_CODES
 from megatron_eve.models.vila_u.parameters import CODEBOOK, DEPTH_HEAD, PROJECTOR
 from megatron_eve.runtime.command_line import whole_number
@@ -58,6 +63,7 @@ class VILAUFormat(HFFormat):
         ),
     }
     run_decides: Collection[str] = ()
+    chat_templates: Mapping[str, str] = {"v1": CHAT_TEMPLATE}
     optional_parts: Mapping[str, re.Pattern[str]] = {
         CODEBOOK: re.compile(re.escape(CODEBOOK_KEYS) + r"\d+\.weight"),
         PROJECTOR: re.compile(re.escape(PROJECTOR_KEYS) + ".*"),
@@ -232,11 +238,6 @@ class VILAUFormat(HFFormat):
             except ConfigError as error:
                 yield str(error)
 
-    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
-        """See `HFFormat.check_export`."""
-        if not published:
-            yield "--format transformers: a whole VILA-U is exported in its published layout alone; leave it out"
-
     def export_settings(self, vision: VILAUConfig, flags: Flags) -> VILAUConfig:
         """See `HFFormat.export_settings`: with the tower that the flags name."""
         return with_tower_flags(vision, flags)
@@ -263,4 +264,14 @@ class VILAUFormat(HFFormat):
         self, model: ModelConfig, vision: VILAUConfig, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
         """See `HFFormat.transformers_files`."""
-        raise NotImplementedError("refused by `check_export`")
+        return transformers_files(model, vision, dtype, ids, image_token_id)
+
+    def code(self, vision: VILAUConfig) -> Sequence[Path]:
+        """See `HFFormat.code`."""
+        return code_files()
+
+    def register(self) -> Mapping[str, type]:
+        """See `HFFormat.register`."""
+        from megatron_eve.models.vila_u.hf.register import register_models
+
+        return register_models()

@@ -102,7 +102,7 @@ def published_files(
     }
     tower = tower_of(vision)
     files = {name: dict(fields) for name, fields in tower_record(tower).files.items()}
-    files[CONFIG]["rqtransformer"] = _depth_config(model, vision, tower, files[CONFIG])
+    files[CONFIG]["rqtransformer"] = depth_config(model, vision, tower, files[CONFIG])
     if flags.get("dtype"):
         files[CONFIG]["torch_dtype"] = dtype
     config = {
@@ -131,7 +131,7 @@ def published_files(
     }
 
 
-def _depth_config(
+def depth_config(
     model: ModelConfig, vision: VILAUConfig, tower: TowerSettings, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The section of the depth transformer, which lies in the tower's folder."""
