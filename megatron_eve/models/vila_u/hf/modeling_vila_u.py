@@ -203,12 +203,13 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
             codes: int64 [n, h, w, D], in place of `pixel_values`.
             drawn: bool [n], pictures whose codes are to be predicted; the visual loss is theirs.
             attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as Llama's.
-            labels: [B, L], -100 where no token is to be predicted; at pictures they are not looked at.
+            labels: [B, L] of texts padded behind, -100 where no token is to be predicted; at pictures they are not
+                looked at.
 
         Returns:
             With labels or `drawn` the loss, the sum of both.
         """
-        images = torch.eq(torch.zeros(0) if input_ids is None else input_ids, self.image_token_id)
+        images: Any = None if input_ids is None else input_ids == self.image_token_id
         if inputs_embeds is None and input_ids is not None:
             cached = past_key_values is not None and past_key_values.get_seq_length() > 0
             if cached and not images.any():
@@ -233,7 +234,7 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
             attentions=outputs.attentions,
         )
         if labels is not None:
-            labels = labels.masked_fill(images, _IGNORED) if images.shape == labels.shape else labels
+            labels = labels if images is None else labels.masked_fill(images, _IGNORED)
             found.loss = found.lm_loss = self.loss_function(
                 logits=found.logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
