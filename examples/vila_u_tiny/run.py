@@ -1,0 +1,206 @@
+"""VILA-U at toy size: one model that reads and draws photos, with tensor and pipeline parallelism, on two cores.
+
+It makes a vision tower with random weights, writes the codes of real photos, and trains a decoder as TP 2 x PP 2 to
+say what a photo shows and to draw a photo from its sentence. The training is killed with SIGKILL and resumed, and its
+losses must equal an uninterrupted run's bit for bit. Then the model captions three photos word for word and draws three
+others, whose codes must be the stored ones. That is learning by heart; what more there is to it, is measured by
+memory_experiment.py.
+
+    python examples/vila_u_tiny/run.py
+    make vila-u
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]  # which has what the examples need alike
+
+from installed import installed_by  # noqa: E402
+
+with installed_by("make vila-u", "matplotlib"):
+    import photos
+    import tokenizer
+    from launch import StepFailed, shown
+    from report import Console, Records, table
+    from runs import RANKS, Runs, example_parser, run_example
+    from same_losses import require_same_losses
+    from vila_u_tiny import inputs
+    from vila_u_tiny.drawings import draw, drawing_folder, equal_share, stored_codes
+    from vila_u_tiny.sheet import Drawn, write_sheet
+    from vila_u_tiny.tower import save_toy_tower
+
+    from megatron_eve.config.recipe import load_recipe
+
+STEPS = 7
+RECIPE = EXAMPLES / "vila_u_tiny" / "pretrain.yaml"
+DATASET = "photos"
+CAPTIONED, DRAWN = ("chelsea", "coffee", "rocket"), ("astronaut", "camera", "horse")
+"""The photos that the model captions at the end, and those whose sentences it draws."""
+COMPARED, KILL_AT = 40, 33
+"""Iterations of the uninterrupted run, and the iteration after which the other run is killed."""
+LEAST_EQUAL = 0.95
+"""Share of a drawing's codes that must be the stored ones."""
+TEMPLATE_COPIES = 20
+"""How often the tokenizer reads the words of the template, so that they are few pieces."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """The steps, each of which raises `StepFailed` where something is not as it must be.
+
+    Attributes:
+        runs: the folder that the example owns.
+    """
+
+    runs: Runs
+
+    def run(self) -> None:
+        """All steps, and the table."""
+        runs, step = self.runs, self.runs.console.step
+        self._make_inputs()
+        records, killed = self._pretrain()
+        step("Captions", f"one process tells what {len(CAPTIONED)} photos show")
+        photo_rows = json.loads((runs.data / "captions.json").read_text(encoding="utf-8"))
+        files, sentences = {row["id"]: row["image"] for row in photo_rows}, photos.load_captions()
+        learnt = [([files[photo]], inputs.ASKED, sentences[photo]) for photo in CAPTIONED]
+        said = runs.ask_learnt("pretraining", learnt, "--conv-mode", inputs.TEMPLATE)
+        step("Drawings", f"the same model draws {len(DRAWN)} other photos from their sentences")
+        asked = [sentences[photo] for photo in DRAWN]
+        drawn = draw(runs, "pretraining", asked, "asked", show=True)
+        runs.console.say("and with --cfg 0, where the sentence does not count")
+        unasked = draw(runs, "pretraining", asked, "unasked", guidance=0)
+        names = list(sentences)
+        stored = stored_codes(runs.data / DATASET, [names.index(photo) for photo in DRAWN])
+        shares = [equal_share(*pair) for pair in zip(drawn, stored, strict=True)]
+        without = [equal_share(*pair) for pair in zip(unasked, stored, strict=True)]
+        for sentence, share, other in zip(asked, shares, without, strict=True):
+            runs.console.say(
+                f"{sentence}", f"    {_percent(share)} of the codes; with --cfg 0 {_percent(other)}"
+            )
+        images = runs.data / "images"
+        write_sheet(
+            [(images / files[photo], text) for photo, text in zip(CAPTIONED, said, strict=True)],
+            [
+                Drawn(sentences[photo], self._pictures(number, images / files[photo]), shares[number])
+                for number, photo in enumerate(DRAWN)
+            ],
+            records,
+            runs.output / "sheet.png",
+        )
+        right = sum(answer == caption for answer, (_, _, caption) in zip(said, learnt, strict=True))
+        rows = [
+            ("layout", f"TP 2 with sequence parallelism x PP 2, {RANKS} processes"),
+            ("language loss", _losses(records, "lm_loss")),
+            ("visual loss", _losses(records, "visual_loss")),
+            ("killed, resumed", f"after iteration {killed}; {COMPARED} losses equal bit for bit"),
+            ("captions word for word", f"{right} of {len(said)}"),
+            ("codes of drawings as stored", ", ".join(map(_percent, shares))),
+            ("the same with --cfg 0", ", ".join(map(_percent, without))),
+            ("captions and drawings in", shown(runs.output / "sheet.png")),
+            ("time", runs.console.elapsed),
+        ]
+        print("\n" + table(rows))
+        print(f"What the commands printed is in {shown(runs.output / 'logs')}.")
+        check_claims(records, right, shares, without)
+
+    def _make_inputs(self) -> None:
+        """Photos, tokenizer, tower, the dataset with its codes."""
+        captions, runs, console = photos.load_captions(), self.runs, self.runs.console
+        pieces = inputs.TOKENIZER_PIECES
+        console.step("Photos and tokenizer", f"{len(captions)} pictures of scikit-image, {pieces} pieces")
+        rows = json.loads(photos.export(runs.data).read_text(encoding="utf-8"))
+        texts = [*captions.values(), *[tokenizer.TEMPLATE_TEXT] * TEMPLATE_COPIES]
+        tokenizer.train(texts, runs.tokenizer, pieces)
+        console.step("Vision tower", "VILA-U's architecture with random weights, so nothing is downloaded")
+        console.say(f"-> {shown(save_toy_tower(runs.output / 'tower'))}")
+        console.step("Dataset and codes", "each photo twice, to be read and to be drawn; codes by the tower")
+        pictures = [(row["id"], row["image"], captions[row["id"]]) for row in rows]
+        runs.preprocess(
+            DATASET, inputs.write_rows(pictures, runs.data / "photos.json"), inputs.TEMPLATE, show=True
+        )
+        runs.tool(
+            "tools/tokenize_images.py", "tokenize", "--tower", runs.output / "tower", "--input", runs.data / DATASET,
+            "--workers", 1,
+        )  # fmt: skip
+
+    def _pretrain(self) -> tuple[Records, int]:
+        """An uninterrupted run of the first iterations, and the whole of it with a kill.
+
+        Returns:
+            The records of the latter from its first to its last iteration, and after which iteration it was killed.
+        """
+        console = self.runs.console
+        console.step(
+            "Pretraining", f"as TP 2 x PP 2 on {RANKS} processes, {COMPARED} iterations for comparison"
+        )
+        reference = self._train("reference", "--exit-interval", COMPARED)
+        console.step("Pretraining again", f"SIGKILL at about iteration {KILL_AT}; then all of it")
+        killed = len(self._train("pretraining", stop_at=KILL_AT))
+        records = self._train("pretraining", log="resumed", show=False)
+        require_same_losses(reference, [one for one in records if one["iteration"] <= COMPARED], COMPARED)
+        console.say(f"equal at the first {COMPARED} iterations, those after the resume included")
+        return [*records[: records[killed]["iteration"] - 1], *records[killed:]], killed
+
+    def _train(self, name: str, *flags: object, **settings: Any) -> list[dict[str, Any]]:
+        return self.runs.train(
+            name, (DATASET,), "--config", RECIPE, "--vision-tokenizer", self.runs.output / "tower", *flags,
+            iterations=load_recipe(RECIPE).total_iterations, **settings,
+        )  # fmt: skip
+
+    def _pictures(self, number: int, photo: Path) -> list[tuple[str, Path]]:
+        """What the sheet shows of a drawing."""
+        file = f"{number:05d}_00.png"
+        asked, unasked = (drawing_folder(self.runs, name) / file for name in ("asked", "unasked"))
+        return [("the photo", photo), ("drawn from the sentence", asked), ("guidance 0", unasked)]
+
+
+def check_claims(records: Records, right: int, shares: list[float], without: list[float]) -> None:
+    """Check what the example claims.
+
+    Args:
+        records: of the training, from its first to its last iteration.
+        right: captions that are the trained ones word for word.
+        shares: of each drawing, the codes that are the stored ones.
+        without: the same with guidance 0.
+
+    Raises:
+        StepFailed: a claim does not hold; the message is one sentence.
+    """
+    for name, title in (("lm_loss", "language"), ("visual_loss", "visual")):
+        if not records[-1][name] < 0.1 * records[0][name]:
+            raise StepFailed(f"the {title} loss did not fall to a tenth: {_losses(records, name)}")
+    if right < len(CAPTIONED):
+        raise StepFailed("a caption is not the one that the model was trained on")
+    if min(shares) < LEAST_EQUAL:
+        raise StepFailed(f"only {_percent(min(shares))} of a drawing's codes are the stored ones")
+    if max(without) >= LEAST_EQUAL:
+        raise StepFailed("a drawing without its sentence (--cfg 0) has the codes of the photo all the same")
+
+
+def _losses(records: Records, name: str) -> str:
+    return f"{records[0][name]:.4f} at the start, {records[-1][name]:.4f} at the end"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def main() -> int:
+    """Read the command line and run; returns the exit status."""
+    flags = example_parser(__doc__, "vila_u").parse_args()
+    runs = Runs(flags.output, Console(STEPS), inputs.DATASET_FLAGS)
+    opening = (
+        "VILA-U at toy size: photos -> codes -> one training to read and to draw, a kill, a resume -> captions, drawings\n"
+        "About five minutes on two idle cores."
+    )
+    return run_example("vila-u", runs, opening, Example(runs).run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
