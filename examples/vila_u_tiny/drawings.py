@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from runs import Runs
 from vila_u_tiny import inputs
 
 from megatron_eve.data.format.code_part import CodePart
+
+if TYPE_CHECKING:
+    from megatron_eve.models.vila_u.tower import UnifiedTower
 
 Codes = NDArray[np.int64]
 """Of a picture: int64 [h, w, D]."""
@@ -55,3 +59,30 @@ def stored_codes(prefix: Path, drawn: Sequence[int]) -> list[Codes]:
 def equal_share(one: Codes, other: Codes) -> float:
     """The share of codes that are equal in both pictures, 0 to 1."""
     return float((one == other).mean())
+
+
+def code_sums(tower: Path, codes: Sequence[Codes]) -> NDArray[np.float32]:
+    """Sums of the codebook vectors of codes: float32 [pictures, h, w, F]."""
+    import torch
+
+    return _load(tower).quantizer.embed(torch.from_numpy(np.stack(codes))).numpy()
+
+
+def save_pictures(tower: Path, codes: Sequence[Codes], folder: Path) -> None:
+    """Make the pictures of codes by a tower, as PNG files named like those of tools/draw.py."""
+    import torch
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = _load(tower).decode(torch.from_numpy(np.stack(codes))).round().byte().numpy()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:05d}_00.png")
+
+
+def _load(tower: Path) -> UnifiedTower:
+    import torch
+
+    from megatron_eve.models.vila_u.tower import load_tower
+    from megatron_eve.models.vila_u.tower_folder import read_tower_folder
+
+    return load_tower(read_tower_folder(tower), torch.device("cpu"), torch.float32)

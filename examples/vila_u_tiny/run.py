@@ -12,7 +12,6 @@ memory_experiment.py.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,12 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]  # which has what t
 from installed import installed_by  # noqa: E402
 
 with installed_by("make vila-u", "matplotlib"):
-    import photos
-    import tokenizer
     from launch import StepFailed, shown
     from report import Console, Records, table
     from runs import RANKS, Runs, example_parser, run_example
     from same_losses import require_same_losses
     from vila_u_tiny import inputs
-    from vila_u_tiny.drawings import draw, drawing_folder, equal_share, stored_codes
+    from vila_u_tiny.drawings import draw, drawing_folder, equal_share, save_pictures, stored_codes
     from vila_u_tiny.sheet import Drawn, write_sheet
     from vila_u_tiny.tower import save_toy_tower
 
@@ -46,8 +43,6 @@ COMPARED, KILL_AT = 40, 33
 """Iterations of the uninterrupted run, and the iteration after which the other run is killed."""
 LEAST_EQUAL = 0.95
 """Share of a drawing's codes that must be the stored ones."""
-TEMPLATE_COPIES = 20
-"""How often the tokenizer reads the words of the template, so that they are few pieces."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +58,16 @@ class Example:
     def run(self) -> None:
         """All steps, and the table."""
         runs, step = self.runs, self.runs.console.step
-        self._make_inputs()
+        found = self._make_inputs()
         records, killed = self._pretrain()
         step("Captions", f"one process tells what {len(CAPTIONED)} photos show")
-        photo_rows = json.loads((runs.data / "captions.json").read_text(encoding="utf-8"))
-        files, sentences = {row["id"]: row["image"] for row in photo_rows}, photos.load_captions()
-        learnt = [([files[photo]], inputs.ASKED, sentences[photo]) for photo in CAPTIONED]
+        learnt = [([found[photo][0]], inputs.ASKED, found[photo][1]) for photo in CAPTIONED]
         said = runs.ask_learnt("pretraining", learnt, "--conv-mode", inputs.TEMPLATE)
-        step("Drawings", f"the same model draws {len(DRAWN)} other photos from their sentences")
-        asked = [sentences[photo] for photo in DRAWN]
-        drawn = draw(runs, "pretraining", asked, "asked", show=True)
-        runs.console.say("and with --cfg 0, where the sentence does not count")
-        unasked = draw(runs, "pretraining", asked, "unasked", guidance=0)
-        names = list(sentences)
-        stored = stored_codes(runs.data / DATASET, [names.index(photo) for photo in DRAWN])
-        shares = [equal_share(*pair) for pair in zip(drawn, stored, strict=True)]
-        without = [equal_share(*pair) for pair in zip(unasked, stored, strict=True)]
-        for sentence, share, other in zip(asked, shares, without, strict=True):
-            runs.console.say(
-                f"{sentence}", f"    {_percent(share)} of the codes; with --cfg 0 {_percent(other)}"
-            )
-        images = runs.data / "images"
-        write_sheet(
-            [(images / files[photo], text) for photo, text in zip(CAPTIONED, said, strict=True)],
-            [
-                Drawn(sentences[photo], self._pictures(number, images / files[photo]), shares[number])
-                for number, photo in enumerate(DRAWN)
-            ],
-            records,
-            runs.output / "sheet.png",
-        )
         right = sum(answer == caption for answer, (_, _, caption) in zip(said, learnt, strict=True))
+        step("Drawings", f"the same model draws {len(DRAWN)} other photos from their sentences")
+        numbers = [list(found).index(photo) for photo in DRAWN]
+        shares, without = self._draw(numbers, [found[photo][1] for photo in DRAWN])
+        self._write_sheet(found, said, shares, records)
         rows = [
             ("layout", f"TP 2 with sequence parallelism x PP 2, {RANKS} processes"),
             ("language loss", _losses(records, "lm_loss")),
@@ -109,25 +83,18 @@ class Example:
         print(f"What the commands printed is in {shown(runs.output / 'logs')}.")
         check_claims(records, right, shares, without)
 
-    def _make_inputs(self) -> None:
-        """Photos, tokenizer, tower, the dataset with its codes."""
-        captions, runs, console = photos.load_captions(), self.runs, self.runs.console
-        pieces = inputs.TOKENIZER_PIECES
-        console.step("Photos and tokenizer", f"{len(captions)} pictures of scikit-image, {pieces} pieces")
-        rows = json.loads(photos.export(runs.data).read_text(encoding="utf-8"))
-        texts = [*captions.values(), *[tokenizer.TEMPLATE_TEXT] * TEMPLATE_COPIES]
-        tokenizer.train(texts, runs.tokenizer, pieces)
+    def _make_inputs(self) -> dict[str, tuple[str, str]]:
+        """Photos, tokenizer, tower, the dataset with its codes; returns the photos by name."""
+        runs, console = self.runs, self.runs.console
+        console.step("Photos and tokenizer", f"pictures of scikit-image, {inputs.TOKENIZER_PIECES} pieces")
+        shown_photos = inputs.export_photos(runs)
+        inputs.train_tokenizer(runs, (sentence for _, _, sentence in shown_photos))
         console.step("Vision tower", "VILA-U's architecture with random weights, so nothing is downloaded")
-        console.say(f"-> {shown(save_toy_tower(runs.output / 'tower'))}")
+        tower = save_toy_tower(runs.output / "tower")
+        console.say(f"-> {shown(tower)}")
         console.step("Dataset and codes", "each photo twice, to be read and to be drawn; codes by the tower")
-        pictures = [(row["id"], row["image"], captions[row["id"]]) for row in rows]
-        runs.preprocess(
-            DATASET, inputs.write_rows(pictures, runs.data / "photos.json"), inputs.TEMPLATE, show=True
-        )
-        runs.tool(
-            "tools/tokenize_images.py", "tokenize", "--tower", runs.output / "tower", "--input", runs.data / DATASET,
-            "--workers", 1,
-        )  # fmt: skip
+        inputs.make_dataset(runs, DATASET, shown_photos, tower, show=True)
+        return {name: (file, sentence) for name, file, sentence in shown_photos}
 
     def _pretrain(self) -> tuple[Records, int]:
         """An uninterrupted run of the first iterations, and the whole of it with a kill.
@@ -153,11 +120,34 @@ class Example:
             iterations=load_recipe(RECIPE).total_iterations, **settings,
         )  # fmt: skip
 
-    def _pictures(self, number: int, photo: Path) -> list[tuple[str, Path]]:
-        """What the sheet shows of a drawing."""
-        file = f"{number:05d}_00.png"
-        asked, unasked = (drawing_folder(self.runs, name) / file for name in ("asked", "unasked"))
-        return [("the photo", photo), ("drawn from the sentence", asked), ("guidance 0", unasked)]
+    def _draw(self, numbers: list[int], sentences: list[str]) -> tuple[list[float], list[float]]:
+        """Draw photos from their sentences; returns the share of stored codes in each, and that with guidance 0."""
+        runs = self.runs
+        drawn = draw(runs, "pretraining", sentences, "asked", show=True)
+        runs.console.say("and with --cfg 0, where the sentence does not count")
+        unasked = draw(runs, "pretraining", sentences, "unasked", guidance=0)
+        stored = stored_codes(runs.data / DATASET, numbers)
+        save_pictures(runs.output / "tower", stored, drawing_folder(runs, "stored"))
+        shares, without = (
+            [equal_share(one, other) for one, other in zip(some, stored, strict=True)]
+            for some in (drawn, unasked)
+        )
+        for sentence, share, other in zip(sentences, shares, without, strict=True):
+            runs.console.say(sentence, f"    {_percent(share)} of the codes; with --cfg 0 {_percent(other)}")
+        return shares, without
+
+    def _write_sheet(
+        self, found: dict[str, tuple[str, str]], said: list[str], shares: list[float], records: Records
+    ) -> None:
+        images, drawings = self.runs.data / "images", []
+        for number, (photo, share) in enumerate(zip(DRAWN, shares, strict=True)):
+            file, sentence = found[photo]
+            pictures = [("the photo", images / file)]
+            for name, title in (("stored", "its codes"), ("asked", "drawn"), ("unasked", "drawn, --cfg 0")):
+                pictures.append((title, drawing_folder(self.runs, name) / f"{number:05d}_00.png"))
+            drawings.append(Drawn(sentence, pictures, share))
+        captions = [(images / found[photo][0], text) for photo, text in zip(CAPTIONED, said, strict=True)]
+        write_sheet(captions, drawings, records, self.runs.output / "sheet.png")
 
 
 def check_claims(records: Records, right: int, shares: list[float], without: list[float]) -> None:
@@ -196,7 +186,7 @@ def main() -> int:
     flags = example_parser(__doc__, "vila_u").parse_args()
     runs = Runs(flags.output, Console(STEPS), inputs.DATASET_FLAGS)
     opening = (
-        "VILA-U at toy size: photos -> codes -> one training to read and to draw, a kill, a resume -> captions, drawings\n"
+        "VILA-U at toy size: photos -> codes -> one training to read and to draw, a kill -> captions, drawings\n"
         "About five minutes on two idle cores."
     )
     return run_example("vila-u", runs, opening, Example(runs).run)

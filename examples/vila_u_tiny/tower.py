@@ -1,7 +1,7 @@
 """Make a toy vision tower of VILA-U in the published layout, with random weights: a folder `vision_tower`.
 
-It has the sizes that `--preset vila_u_tiny` expects: pictures of 64 pixels become 4 x 4 positions of 4 codes. Its SigLIP
-and its pixel decoder are random, and its codebook holds features of random pictures, so that codes tell pictures
+It has the sizes that `--preset vila_u_tiny` expects: pictures of 64 pixels become 4 x 4 positions of 4 codes. Its
+SigLIP and its pixel decoder are random, and its codebook holds features of random pictures, so that codes tell pictures
 apart; pictures that are made of codes show nothing that a person would recognise.
 
     python examples/vila_u_tiny/tower.py vision_tower
@@ -63,7 +63,10 @@ def fill_codebook(quantizer: Quantizer, features: torch.Tensor) -> None:
     """
     import torch
 
+    from megatron_eve.models.vila_u.quantizer import Codebook
+
     codebook, left = quantizer.codebooks[0], quantizer.fold(features).flatten(0, -2)
+    assert isinstance(codebook, Codebook)
     picked: list[torch.Tensor] = []
     for _ in range(quantizer.depth):
         left = left[left.norm(dim=1) > 1e-4]  # those that were picked leave nothing
