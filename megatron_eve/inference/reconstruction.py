@@ -5,7 +5,8 @@ Shapes: S = side in pixels of a picture that is read, P = of one that is made of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,37 @@ def peak_signal_to_noise(picture: Pixels, other: Pixels) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
+def decoded_pictures(
+    model: CodeModel, codes: torch.Tensor, device: torch.device, depth: int | None = None
+) -> Pixels:
+    """Pictures of codes, uint8 [n, P, P, 3].
+
+    On a CPU one thread makes them: other numbers of threads sum in another order, and a pixel may round otherwise.
+
+    Args:
+        model: the tower.
+        codes: int64 [n, h, w, D].
+        device: of the tower.
+        depth: codes of each position that count, from the first; None: all.
+    """
+    with torch.inference_mode(), one_thread(device):
+        pixels = model.decode(codes.to(device), depth=depth)
+        found: Pixels = pixels.float().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return found
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """torch has one thread on a CPU here, whose sums do not depend on how many there are outside."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def reconstruct(
     model: CodeModel, name: str, square: Pixels, depth: int, device: torch.device
 ) -> Reconstruction:
@@ -63,10 +95,7 @@ def reconstruct(
     """
     with torch.inference_mode():
         codes = model.encode(torch.from_numpy(square)[None].to(device))
-        pictures = [
-            model.decode(codes, depth=level)[0].float().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-            for level in range(1, depth + 1)
-        ]
+    pictures = [decoded_pictures(model, codes, device, depth=level)[0] for level in range(1, depth + 1)]
     if (side := len(pictures[0])) != len(square):
         square = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
     return Reconstruction(name, square, tuple(pictures))
