@@ -31,8 +31,15 @@ SIGLIP = "siglip-tiny"
 _RANDOM_PICTURES, _BLOBS = 256, 5
 
 
-def save_toy_tower(folder: Path, seed: int = 0) -> Path:
-    """Save a tower with seeded weights and the sizes of the preset in the published layout; returns the new folder."""
+def save_toy_tower(folder: Path, seed: int = 0, mixing: float = 1.0) -> Path:
+    """Save a tower with seeded weights and the sizes of the preset in the published layout; returns the new folder.
+
+    Args:
+        folder: new.
+        seed: of the weights.
+        mixing: factor on what each layer of the SigLIP adds to its input; with a small one the codes of a position tell
+            mostly of its own patch.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -48,6 +55,9 @@ def save_toy_tower(folder: Path, seed: int = 0) -> Path:
         coarse = torch.rand(_RANDOM_PICTURES, 3, _BLOBS, _BLOBS)
         pixels = torch.nn.functional.interpolate(coarse, SIDE, mode="bilinear").mul(255).byte()
         with torch.no_grad():
+            for name, weight in tower.encoder.named_parameters():
+                if name.endswith(("out_proj.weight", "fc2.weight")):
+                    weight.mul_(mixing)
             fill_codebook(tower.quantizer, tower.features(pixels.permute(0, 2, 3, 1)))
     tensors = {published_name(name): tensor.clone() for name, tensor in tower.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
