@@ -204,6 +204,11 @@ def run_import(flags: argparse.Namespace) -> None:
     config = import_config(flags.source, family, values)
     adapter = AdapterFolder.read(flags.adapter) if flags.adapter else None
     plan = plan_import(flags.source, config, _dtype(flags), flags.seed, adapter)
+    if plan.added_rows:
+        tokens = ", ".join(family.text_rules.added_tokens)
+        print(
+            f"{flags.source}: has no rows for all of {tokens}; {plan.added_rows} begin as the mean of the others"
+        )
     account = {"dropped": plan.dropped, "initialised": dict.fromkeys(plan.initialised, "not in the folder")}
     check_room(flags.target, size_of(plan.tensors))
     with byte_progress("checking", plan.source_bytes) as done:

@@ -6,8 +6,6 @@ today's transformers loads by itself.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +21,17 @@ from megatron_eve.checkpoint.files import damaged_part, missing_part
 from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.checkpoint.hf.folder import LazyTensor, write_shards
 from megatron_eve.checkpoint.hf.rules import rules_of
+from megatron_eve.checkpoint.saved_state import read_common
 from megatron_eve.checkpoint.store import CheckpointStore
-from megatron_eve.checkpoint.tokenizer_record import file_name
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.convert.folders import whole_folder
 from megatron_eve.convert.meta_model import Entry, meta_model
+from megatron_eve.convert.published_tokenizer import (
+    GENERATION,
+    settings_beside,
+    write_published_tokenizer,
+)
 from megatron_eve.convert.transformers_folder import write_json, write_transformers_files
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.decoder.lora_names import adapter_of, adapter_rules, merged
@@ -39,12 +42,6 @@ from megatron_eve.models.hf_format import CopiedTensors, Flags
 from megatron_eve.models.name_rules import Rule, placed, rule_for
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes, Vocabulary
-
-# What a published folder holds beside weights and configurations.
-_GENERATION = "generation_config.json"
-_TOKENIZER_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-)  # fmt: skip
 
 
 @dataclass
@@ -149,12 +146,13 @@ def plan_export(
     for problem in family.check_export(config, published, flags):
         raise ConfigError(problem)
     source = DistFolder(checkpoint)
+    frozen = (read_common(checkpoint) or {}).get("frozen")
+    config = replace(config, vision=family.export_settings(config.vision, flags))
     plan = ExportPlan(config, flags)
-    exported = replace(config, vision=family.export_settings(config.vision, flags))
-    plan.folders = family.export_folders(published, exported.vision, flags)
+    plan.folders = family.export_folders(published, config.vision, flags)
     rows = config.model.vocab_size if image_token_id is None else family.rows(config.model, image_token_id)
     rules = rules_of(config)
-    with meta_model(exported) as model:
+    with meta_model(config) as model:
         sizes = Sizes.of(config.model, model.padded_vocab_size)
         plan_adapters(plan, model.entries, DistFolder(checkpoint), sizes)
         for entry in model.entries:
@@ -164,12 +162,12 @@ def plan_export(
     for key in source:
         if key not in used and key not in plan.dropped:
             plan.dropped[key] = "optimizer state" if key.startswith("optimizer.") else family.left_out
-    kept = dtype or source.dtype("embedding.word_embeddings.weight")
     if published and family.rotary_buffers:
         _add_buffers(plan)
-    copied = family.copied_tensors(flags)
+    copied = family.copied_tensors(config, frozen, published, flags)
     if copied is not None:
-        _add_copied(plan, copied, kept)
+        model_dtype = source.dtype("embedding.word_embeddings.weight")
+        _add_copied(plan, copied, dtype or (None if copied.keeps_dtype else model_dtype))
     plan.mapped = {key: tuple(map(plan.written_name, names)) for key, names in plan.mapped.items()}
     plan.added = {plan.written_name(name): origin for name, origin in plan.added.items()}
     return plan
@@ -238,7 +236,15 @@ def map_entry(
             read = {key: plan.adapters[key].tensor() for key in own}
             return merged(names[number], part, read, plan.config.lora.scale)
 
-        plan.tensors[name] = LazyTensor(shapes[number], dtype or source.dtype(entry.key), make)
+        plan.tensors[name] = LazyTensor(
+            shapes[number], _dtype(plan, name, source.dtype(entry.key), dtype), make
+        )
+
+
+def _dtype(plan: ExportPlan, name: str, there: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """Of a tensor in the export, which has the dtype `there` where it comes from."""
+    keeps = find_family(plan.config.family).hugging_face().keeps_dtype(name)
+    return there if wanted is None or keeps or not there.is_floating_point else wanted
 
 
 def _add_buffers(plan: ExportPlan) -> None:
@@ -255,16 +261,36 @@ def _add_buffers(plan: ExportPlan) -> None:
         plan.added[key] = "computed"
 
 
-def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype) -> None:
+def _add_copied(plan: ExportPlan, copied: CopiedTensors, dtype: torch.dtype | None) -> None:
+    """Plan the tensors of another folder, in place of those of the checkpoint that have the same names.
+
+    Raises:
+        ConfigError: one of those differs from the checkpoint's.
+    """
     folder = HFFolder(copied.folder)
-    keys = [key for key in sorted(folder.keys()) if copied.keys.fullmatch(key)]
-    if not keys:
-        raise ConfigError(f"{copied.folder}: {copied.none}")
-    for key in keys:
-        shape, _ = folder.describe(key)
-        name = f"{copied.prefix}{key}"
-        plan.tensors[name] = LazyTensor(shape, dtype, partial(folder.tensor, key))
+
+    def read(key: str) -> torch.Tensor:
+        return folder.tensor(
+            key
+        ).clone()  # of its own: several names may have one key, and safetensors shares nothing
+
+    for name, key in copied.names.items():
+        shape, there = folder.describe(key)
+        if (known := plan.tensors.get(name)) is not None and not _same(known.make(), folder.tensor(key)):
+            raise ConfigError(
+                f"{copied.folder}: its {key} is not that of the checkpoint; name {copied.origin} that the model was "
+                "trained with"
+            )
+        plan.tensors[name] = LazyTensor(shape, _dtype(plan, name, there, dtype), partial(read, key))
         plan.added[name] = copied.origin
+    for key, names in list(plan.mapped.items()):
+        if copied.names.keys() >= set(names):
+            plan.dropped[key] = f"once more in {copied.origin}"
+            del plan.mapped[key]
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.float(), other.float())
 
 
 def check_tokenizer_files(tokenizer: TextTokenizer, published: bool) -> int | None:
@@ -278,8 +304,8 @@ def check_tokenizer_files(tokenizer: TextTokenizer, published: bool) -> int | No
     """
     if not published:
         return fast_tokenizer(tokenizer)[1]
-    if (settings := Path(tokenizer.path).parent / _GENERATION).is_file():
-        _settings(settings)
+    if (settings := Path(tokenizer.path).parent / GENERATION).is_file():
+        settings_beside(settings)
     return None
 
 
@@ -327,22 +353,5 @@ def _write_published_files(plan: ExportPlan, folder: Path, tokenizer: TextTokeni
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)
-    if tokenizer is None:
-        return
-    path, folder = Path(tokenizer.path), folder / next(iter(plan.folders))
-    shutil.copyfile(path, folder / file_name(tokenizer.kind))
-    for name in _TOKENIZER_FILES:
-        if (path.parent / name).is_file():
-            shutil.copyfile(path.parent / name, folder / name)
-    if (path.parent / _GENERATION).is_file():
-        write_json(folder / _GENERATION, {**_settings(path.parent / _GENERATION), **ids})
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); copy the file again, or take it away") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no settings by name; copy the file again, or take it away")
-    return values
+    if tokenizer is not None:
+        write_published_tokenizer(folder / next(iter(plan.folders)), tokenizer, ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, normalizers, processors
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from megatron_eve.config import ConfigError
-from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TextTokenizer
+from megatron_eve.data.text.text_tokenizer import SENTENCEPIECE, TextTokenizer, split_kind
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.models.text_format import IMAGE_TOKEN, VICUNA_SYSTEM
 
@@ -39,7 +40,12 @@ def fast_tokenizer(ours: TextTokenizer) -> tuple[FastTokenizer, int]:
     Raises:
         ConfigError: a tokenizer.model that cuts texts in another way than Llama's.
     """
-    fast = _of_sentencepiece(ours) if isinstance(ours, Tokenizer) else FastTokenizer.from_file(ours.path)
+    if isinstance(ours, Tokenizer):
+        fast = _of_sentencepiece(ours)
+    else:
+        fast = FastTokenizer.from_file(ours.path)
+        missing = [token for token in split_kind(ours.kind)[1] if fast.token_to_id(token) is None]
+        fast.add_special_tokens([_control(token) for token in missing])
     if fast.token_to_id(IMAGE_TOKEN) is None:
         fast.add_special_tokens([_control(IMAGE_TOKEN)])
     return fast, fast.get_vocab()[IMAGE_TOKEN]
@@ -49,6 +55,7 @@ def _of_sentencepiece(ours: Tokenizer) -> FastTokenizer:
     from transformers.convert_slow_tokenizer import generate_merges
 
     pieces = ours.pieces()
+    control = (*_CONTROL, *ours.added)
     vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
     merges = generate_merges(vocabulary, pieces)
     fast = FastTokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -58,9 +65,9 @@ def _of_sentencepiece(ours: Tokenizer) -> FastTokenizer:
     if ours.kind == SENTENCEPIECE:
         # Each stretch between control tokens gets a leading "▁" of its own.
         fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        fast.add_special_tokens([_control(token) for token in (*_CONTROL, IMAGE_TOKEN)])
+        fast.add_special_tokens([_control(token) for token in (*control, IMAGE_TOKEN)])
     else:
-        _prefix_once(fast, _user_defined(ours.path))
+        _prefix_once(fast, control, [piece for piece in _user_defined(ours.path) if piece not in ours.added])
     fast.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", ours.bos_id)]
     )
@@ -77,7 +84,7 @@ def _control(token: str, normalized: bool = False) -> AddedToken:
     return AddedToken(token, normalized=normalized, special=True)
 
 
-def _prefix_once(fast: FastTokenizer, user_defined: list[str]) -> None:
+def _prefix_once(fast: FastTokenizer, control_tokens: Sequence[str], user_defined: list[str]) -> None:
     """Put a leading "▁" in front of each stretch between pictures alone (`legacy=False`), behind the BOS token.
 
     The text is split at `<image>`, each stretch is normalised, and only then control tokens are looked for in it. They,
@@ -85,15 +92,16 @@ def _prefix_once(fast: FastTokenizer, user_defined: list[str]) -> None:
 
     Args:
         fast: gets the normaliser and the added tokens.
+        control_tokens: of the tokenizer; those that are no pieces get the ids behind these, in this order.
         user_defined: those pieces.
     """
-    control = "|".join(map(re.escape, _CONTROL))
+    control = "|".join(map(re.escape, control_tokens))
     themselves = "|".join(map(re.escape, user_defined)) or "(?!)"
     beginning = rf"\A(?!{control}|(?:{themselves})\z|\z)|(?<=\A<s>)(?!{control}|\z)"
     fast.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(beginning), "▁"), normalizers.Replace(" ", "▁")]
     )
-    fast.add_special_tokens([_control(token, normalized=True) for token in _CONTROL])
+    fast.add_special_tokens([_control(token, normalized=True) for token in control_tokens])
     fast.add_special_tokens([_control(IMAGE_TOKEN)])
     fast.add_tokens([AddedToken(piece, normalized=True) for piece in user_defined])
 

@@ -15,6 +15,7 @@ from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.json_tokenizer import JsonTokenizer
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.runtime.wrong_content import wrong_content
 
 _SMALL_FILES = (
@@ -98,8 +99,6 @@ def source_tokenizer(
 ) -> TokenizerRecord | None:
     """The tokenizer.model beside the weights of an import, else a tokenizer.json of bytes; None without one.
 
-    Other files tokenizer.json are made of a tokenizer.model, and give other ids than it.
-
     Args:
         source: the folder.
         rows: of the model's embedding.
@@ -110,6 +109,25 @@ def source_tokenizer(
         ConfigError: it cannot be read (its fingerprint would shut out the right one later), or has more pieces than the
             embedding has rows.
     """
+    tokenizer = _tokenizer_of(source, rows, legacy, added)
+    return None if tokenizer is None else TokenizerRecord.of(tokenizer)
+
+
+def rows_of_vocabulary(source: Path, rows: int, legacy: bool, added: Sequence[str]) -> int:
+    """Rows that the embedding of a language model gets when it becomes a family's model.
+
+    Args:
+        source, rows, legacy, added: as `source_tokenizer`'s. Without a tokenizer no row is a control token's.
+
+    Raises:
+        ConfigError: see `source_tokenizer`.
+    """
+    tokenizer = _tokenizer_of(source, rows, legacy, added)
+    return rows + len(added) if tokenizer is None else max(rows, tokenizer.vocab_size)
+
+
+def _tokenizer_of(source: Path, rows: int, legacy: bool, added: Sequence[str]) -> TextTokenizer | None:
+    """See `source_tokenizer`; a tokenizer.json without bytes is made of a tokenizer.model, and gives other ids."""
     path = source / TOKENIZER_FILE
     if not path.is_file():
         path = source / TOKENIZER_JSON
@@ -128,4 +146,4 @@ def source_tokenizer(
             f"{path}: has {tokenizer.vocab_size} pieces, and the embedding {rows} rows, so it is not "
             "this model's tokenizer; copy the right one there, or take this one out of --source"
         )
-    return TokenizerRecord.of(tokenizer)
+    return tokenizer

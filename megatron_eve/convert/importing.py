@@ -28,7 +28,7 @@ from megatron_eve.convert.adapter_base import check_base
 from megatron_eve.convert.adapter_config import AdapterFolder
 from megatron_eve.convert.adapters import AdapterTensors, tensors_of
 from megatron_eve.convert.dist_folder import write_dist_folder
-from megatron_eve.convert.folders import check_target, source_tokenizer
+from megatron_eve.convert.folders import check_target, rows_of_vocabulary, source_tokenizer
 from megatron_eve.convert.meta_model import Entry, MetaModel, meta_model
 from megatron_eve.models.decoder.lora_names import adapter_rules
 from megatron_eve.models.family import ModelFamily, begins_at_random
@@ -49,6 +49,7 @@ class ImportPlan:
         mapped: Hugging Face keys that go into them, by key of the checkpoint.
         dropped: Hugging Face keys that nothing is made of, and why.
         initialised: keys of the checkpoint that begin at random.
+        added_rows: rows of the vocabulary that the folder lacks, for control tokens of the family.
         source_bytes: of the Hugging Face tensors that are mapped.
         tokenizer: the source folder's tokenizer.model, if it has one.
         adapter: which tensors come from an adapter's folder, if there is one.
@@ -59,6 +60,7 @@ class ImportPlan:
     mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     initialised: list[str] = field(default_factory=list)
+    added_rows: int = 0
     source_bytes: int = 0
     tokenizer: TokenizerRecord | None = None
     adapter: AdapterTensors | None = None
@@ -87,6 +89,7 @@ def plan_import(
     folder, plan = open_weights(source, found.folders, config), ImportPlan(config)
     keys = set(folder.keys())
     family = find_family(config.family)
+    plan.added_rows = config.model.vocab_size - found.model_config().vocab_size
     for problem in family.hugging_face().check_weights(config.vision, keys):
         raise ConfigError(f"{source}: {problem}")
     if adapter is not None:
@@ -147,7 +150,7 @@ def _map(
         )
     sizes = Sizes.of(plan.config.model, model.padded_vocab_size)
     parts = [folder.describe(name) for name in names]
-    rows = plan.config.model.vocab_size
+    rows = plan.config.model.vocab_size - plan.added_rows
     try:
         merged = rule.layout.merge([torch.empty(shape, device="meta") for shape, _ in parts], sizes).shape
     except RuntimeError:
@@ -164,7 +167,9 @@ def _map(
 
     plan.mapped[entry.key] = names
     plan.source_bytes += sum(shape.numel() * kind.itemsize for shape, kind in parts)
-    plan.tensors[entry.key] = LazyTensor(entry.shape, dtype or parts[0][1], make)
+    its = find_family(plan.config.family).hugging_face()
+    kind = None if any(map(its.keeps_dtype, names)) else dtype
+    plan.tensors[entry.key] = LazyTensor(entry.shape, kind or parts[0][1], make)
 
 
 def _account(plan: ImportPlan, source: Path, family: ModelFamily, left: set[str], tied: bool) -> None:
@@ -288,6 +293,13 @@ def import_config(source: Path, family: ModelFamily, flags: Flags) -> RunConfig:
             f"--family {family.name}: {found.source} is of the family {found.family.name}; leave --family out"
         )
     vision = family.hugging_face().import_settings(found.fields, source, flags)
-    config = RunConfig(family=family.name, model=found.model_config(), vision=vision)
+    model = found.model_config()
+    if found.family is None:
+        text = family.text_rules
+        rows = rows_of_vocabulary(
+            found.language_folder, model.vocab_size, text.tokenizer_legacy, text.added_tokens
+        )
+        model = replace(model, vocab_size=rows)
+    config = RunConfig(family=family.name, model=model, vision=vision)
     validate_sizes(config)
     return config

@@ -188,13 +188,13 @@ def check_export_flags(flags: argparse.Namespace) -> None:
 
 def _choose_tokenizer(flags: argparse.Namespace, checkpoint: Path, needed: bool) -> None:
     """Refuse another tokenizer than the checkpoint's; where one is needed, the one that it records stands in."""
-    if flags.tokenizer is None and not needed:
-        return
     try:
         tokenizer, warning = open_tokenizer(checkpoint, flags.tokenizer, "--tokenizer")
     except ConfigError as error:
         if flags.tokenizer is not None:
             raise
+        if not needed:
+            return
         raise ConfigError(
             "--format transformers: the processor needs a tokenizer; add --tokenizer DIR: "
             + str(error).removeprefix("--tokenizer: ")

@@ -26,21 +26,20 @@ JSONFiles = dict[str, dict[str, Any]]
 
 
 class CopiedTensors(NamedTuple):
-    """Tensors of another folder in Hugging Face layout that an export holds, too.
+    """Tensors of another folder that an export holds, too.
 
     Attributes:
-        folder: where they are.
-        keys: matches the keys that are copied, whole.
-        prefix: in front of their keys in the export.
+        folder: where they are: in Hugging Face layout, or a checkpoint of that part alone.
+        names: their names in the export, as `HFFormat.rules` has them, each with its key in that folder. Of those that
+            the checkpoint holds, too, these are written; both must have the same values.
         origin: for the summary, such as "the vision tower".
-        none: what is wrong with a folder that has no such keys, for a message, with the remedy.
+        keeps_dtype: they have the dtypes that they have there, unless one is asked for; else all get the model's.
     """
 
     folder: Path
-    keys: re.Pattern[str]
-    prefix: str
+    names: Mapping[str, str]
     origin: str
-    none: str
+    keeps_dtype: bool = False
 
 
 class Stated(NamedTuple):
@@ -157,6 +156,10 @@ class HFFormat(Protocol):
         """Folders that hold parts of a model of these settings, such as a frozen tower's."""
         return ()
 
+    def keeps_dtype(self, name: str) -> bool:
+        """Does a tensor of this name in `rules` stay as it is under `--dtype`? Codebooks do."""
+        return False
+
     def check_weights(self, vision: Any, keys: Collection[str]) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder with these keys: a sentence each."""
         return iter(())
@@ -244,8 +247,20 @@ class HFFormat(Protocol):
         """
         return model.vocab_size
 
-    def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
-        """What an export holds of another folder, such as a frozen model's weights."""
+    def copied_tensors(
+        self, config: RunConfig, frozen: Mapping[str, Any] | None, published: bool, flags: Flags
+    ) -> CopiedTensors | None:
+        """What an export holds of another folder, such as a frozen model's weights.
+
+        Args:
+            config: of the model that the export holds (`export_settings`).
+            frozen: what identified the frozen models of the run (`ModelFamily.fingerprint`); None where it had none.
+            published: in the published format, not in that for transformers.
+            flags: of the export.
+
+        Raises:
+            ConfigError: the folder is not there, or is another model's.
+        """
         return None
 
     def published_files(

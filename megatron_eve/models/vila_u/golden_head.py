@@ -129,7 +129,7 @@ def case_head(folder: Path, hidden_size: int) -> tuple[VisualHead, Mapping[str, 
     from megatron_eve.runtime.accelerator import accelerator
 
     tower = case_tower(folder)
-    sizes = {one.setting: one.value for one in stated(tower.parent)}
+    sizes = {one.setting: one.value for one in stated({}, tower.parent)}
     vision = replace(VILAUConfig(), depth_dropout=0.0, **sizes)
     rank = parallel_state.get_tensor_model_parallel_rank()
     size = parallel_state.get_tensor_model_parallel_world_size()

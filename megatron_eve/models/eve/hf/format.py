@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.models.eve.config import EVEConfig
 from megatron_eve.models.eve.geometry import PATCH_SIZE
@@ -27,6 +28,8 @@ from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFi
 if TYPE_CHECKING:
     from megatron_eve.models.name_rules import Rule
 
+# Of a teacher's folder: not CLIP's text side, nor a buffer of older versions.
+_TEACHER_KEYS = re.compile(r"vision_model\.(?!.*position_ids$).*")
 _TOWER = "a vision tower is the teacher (--teacher-model); take the folder of a language model or an EVE"
 
 
@@ -177,17 +180,22 @@ class EVEFormat(HFFormat):
         """See `HFFormat.export_settings`: the aligning layer goes with the teacher."""
         return replace(vision, patch_aligning=flags.get("teacher_model") is not None)
 
-    def copied_tensors(self, flags: Flags) -> CopiedTensors | None:
+    def copied_tensors(
+        self, config: RunConfig, frozen: Mapping[str, Any] | None, published: bool, flags: Flags
+    ) -> CopiedTensors | None:
         """See `HFFormat.copied_tensors`: the teacher, without CLIP's text side and a buffer of older versions."""
         teacher = flags.get("teacher_model")
         if teacher is None:
             return None
+        from megatron_eve.models.hf_folder import HFFolder
+
+        keys = sorted(filter(_TEACHER_KEYS.fullmatch, HFFolder(teacher).keys()))
+        if not keys:
+            raise ConfigError(
+                f"{teacher}: holds no vision_model, so it is no CLIP; name CLIP ViT-L/14-336's folder"
+            )
         return CopiedTensors(
-            teacher,
-            re.compile(r"vision_model\.(?!.*position_ids$).*"),
-            "model.vision_clip.backbone.",
-            "the teacher",
-            "holds no vision_model, so it is no CLIP; name CLIP ViT-L/14-336's folder",
+            teacher, {f"model.vision_clip.backbone.{key}": key for key in keys}, "the teacher"
         )
 
     def published_files(

@@ -11,9 +11,10 @@ from typing import Any
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import JSONFiles
+from megatron_eve.models.language_config import language_config
 from megatron_eve.models.vila.config import VILAConfig
 from megatron_eve.models.vila.geometry import projector_rows
-from megatron_eve.models.vila.hf.published import PIXELS, language_config, tower_config
+from megatron_eve.models.vila.hf.published import PIXELS, tower_config
 
 # Without a length of its own, transformers ends an answer after 20 tokens. As tools/chat.py does.
 _GENERATION = {"do_sample": False, "max_new_tokens": 256}

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import JSONFiles
-from megatron_eve.models.rope_scaling import scaling_field
+from megatron_eve.models.language_config import language_config
 from megatron_eve.models.vila.config import VILAConfig
 from megatron_eve.models.vila.hf.config import TOWER_CONFIG
 from megatron_eve.models.vila.hf.tower import TOWER_FIELDS, published_name
@@ -22,34 +22,6 @@ _BICUBIC = 3
 _ASPECT_RATIOS = {"pad": "pad", "crop": "square", "stretch": "resize", "tiles": "dynamic"}
 # Rows that a projector takes of the tower, as the public code calls them: all but the class token, or all.
 _FEATURES = {"clip": "patch", "siglip": "cls_patch"}
-
-
-def language_config(model: ModelConfig, dtype: str, ids: Mapping[str, int]) -> dict[str, Any]:
-    """The config.json of a decoder alone, as transformers' Llama or, with biases of query, key and value, Qwen2."""
-    qwen = model.add_qkv_bias
-    return {
-        "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"],
-        **({} if qwen else {"attention_bias": False}),
-        "attention_dropout": 0.0,
-        **ids,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "model_type": "qwen2" if qwen else "llama",
-        "num_attention_heads": model.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
-        **({"use_sliding_window": False} if qwen else {"pretraining_tp": 1}),
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_scaling": scaling_field(model),
-        "rope_theta": float(model.rotary_base),
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "use_cache": True,
-        "vocab_size": model.vocab_size,
-    }
 
 
 def tower_config(vision: VILAConfig, dtype: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.json_file import read_settings
 from megatron_eve.models.hf_format import Stated
+from megatron_eve.models.vila_u.hf.layouts import is_published
 
 _TOWER, _DEPTH = "rqvaesiglip", "rqtransformer"
 _REMEDY = "copy the folder again"
@@ -22,6 +23,8 @@ _DEPTH_FIELDS = {
 
 def field_errors(fields: Mapping[str, Any]) -> Iterator[str]:
     """See `HFFormat.check_fields`."""
+    if not is_published(fields):
+        return
     section = fields.get("mm_projector_cfg")
     projector = section.get("mm_projector_type") if isinstance(section, dict) else None
     if projector not in (None, "mlp2x_gelu"):
@@ -30,16 +33,21 @@ def field_errors(fields: Mapping[str, Any]) -> Iterator[str]:
         yield "llm_cfg is not there, so the folders llm/, mm_projector/ and vision_tower/ are not either"
 
 
-def stated(folder: Path) -> list[Stated]:
-    """See `HFFormat.stated`: sizes of the codes and of the depth transformer, by vision_tower/config.json.
+def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
+    """See `HFFormat.stated`: sizes of the codes and of the depth transformer, by vision_tower/config.json; of a folder
+    for transformers by its sections.
 
     Raises:
         ConfigError: it is not there, or lacks a size.
     """
     path = folder / "vision_tower" / "config.json"
-    fields = read_settings(path, _REMEDY)
-    sizes = {name: _number(fields, path, _DEPTH, keys) for name, keys in _DEPTH_FIELDS.items()}
-    sizes |= _code_sizes(fields, path)
+    if is_published(fields):
+        fields = read_settings(path, _REMEDY)
+    else:
+        path, tower = folder / "config.json", dict(fields["vision_config"])
+        tower["n_embed"] = tower.get("codebook_sizes")
+        fields = {_TOWER: tower, _DEPTH: fields.get("depth_config")}
+    sizes = depth_settings(fields, path) | _code_sizes(fields, path)
     classes = _number(fields, path, _DEPTH, ("vocab_size",))
     if classes != sizes["visual_codebook_size"]:
         raise ConfigError(
@@ -47,6 +55,19 @@ def stated(folder: Path) -> list[Stated]:
             f"{_REMEDY}"
         )
     return [Stated(name, value, f"{name.replace('_', ' ')} of vision_tower") for name, value in sizes.items()]
+
+
+def depth_settings(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Sizes of the depth transformer.
+
+    Args:
+        fields: of the tower's config.json.
+        path: of that, for messages.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    return {name: _number(fields, path, _DEPTH, keys) for name, keys in _DEPTH_FIELDS.items()}
 
 
 def _code_sizes(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from megatron_eve.models.towers.normalisation import NORMALISATION
 from megatron_eve.models.vila_u.tower_folder import TowerSettings
 
-_CODE = ("configuration_vila_u_tower.py", "modeling_vila_u_tower.py", "image_processing_vila_u.py")
+TOWER_CODE = ("configuration_vila_u_tower.py", "modeling_vila_u_tower.py", "image_processing_vila_u.py")
 
 
 def write_transformers_tower(folder: Path, tower: TowerSettings, dtype: str) -> None:
@@ -21,13 +22,26 @@ def write_transformers_tower(folder: Path, tower: TowerSettings, dtype: str) -> 
         tower: its sizes.
         dtype: of the weights, such as "bfloat16".
     """
-    encoder = tower.encoder
     config = {
         "architectures": ["VILAUTowerModel"],
         "auto_map": {
             "AutoConfig": "configuration_vila_u_tower.VILAUTowerConfig",
             "AutoModel": "modeling_vila_u_tower.VILAUTowerModel",
         },
+        **tower_config(tower),
+        "torch_dtype": dtype,
+    }
+    processor = image_processor_config(tower)
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in TOWER_CODE:
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+
+
+def tower_config(tower: TowerSettings) -> dict[str, Any]:
+    """Sizes of a tower, as config.json has them (`VILAUTowerConfig`)."""
+    encoder = tower.encoder
+    return {
         "model_type": "megatron_vila_u_tower",
         "hidden_size": encoder.hidden_size,
         "intermediate_size": encoder.ffn_hidden_size,
@@ -43,17 +57,16 @@ def write_transformers_tower(folder: Path, tower: TowerSettings, dtype: str) -> 
         "shared_codebook": tower.shared_codebook,
         "decoder_latent_shape": tower.decoder_latent_shape,
         "ddconfig": asdict(tower.decoder),
-        "torch_dtype": dtype,
     }
+
+
+def image_processor_config(tower: TowerSettings) -> dict[str, Any]:
+    """preprocessor_config.json of a tower."""
     mean, std = NORMALISATION["siglip"]
-    processor = {
+    return {
         "image_processor_type": "VILAUImageProcessor",
         "auto_map": {"AutoImageProcessor": "image_processing_vila_u.VILAUImageProcessor"},
         "image_size": tower.image_size,
         "image_mean": mean,
         "image_std": std,
     }
-    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name in _CODE:
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
