@@ -108,7 +108,7 @@ quickstart: install ## The whole path on two cores: photos, pretraining, a kill,
 vila: install ## The same for VILA: a vision tower, three stages, LoRA, an export to transformers
 	@$(BIN)/python examples/vila_tiny/run.py
 
-vila-u: install ## The same for VILA-U: codes of photos, one training to read and to draw, captions and drawings
+vila-u: install ## The same for VILA-U: codes of photos, one training to read and to draw, an export
 	@$(BIN)/python examples/vila_u_tiny/run.py
 
 test: install-dev ## All tests but the slow ones and those for a GPU

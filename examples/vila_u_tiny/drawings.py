@@ -47,7 +47,27 @@ def draw(
         "tools/draw.py", f"draw-{name}", "--model-path", runs.folder(run), "--prompt-file", prompts, "--conv-mode",
         inputs.TEMPLATE, "--cfg", guidance, "--temperature", 0, "--batch-size", 16, "--output-dir", folder, show=show,
     )  # fmt: skip
-    return [np.load(folder / f"{number:05d}_00.npy") for number in range(len(sentences))]
+    return drawn_codes(folder, len(sentences))
+
+
+def drawn_codes(folder: Path, count: int) -> list[Codes]:
+    """The codes of the first drawings in a folder of tools/draw.py."""
+    return [np.load(folder / f"{number:05d}_00.npy") for number in range(count)]
+
+
+def draw_with_transformers(folder: Path, sentences: Sequence[str]) -> list[Codes]:
+    """Draw the same pictures as `draw` without guidance, by transformers alone.
+
+    Args:
+        folder: what tools/convert_checkpoint.py export --format transformers wrote; its own code runs.
+        sentences: what to draw.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    inputs = processor.drawing_inputs(sentences, guidance=False)
+    return list(model.draw(**inputs, guidance=1.0, temperature=0)[:, 0].numpy())
 
 
 def stored_codes(prefix: Path, drawn: Sequence[int]) -> list[Codes]:

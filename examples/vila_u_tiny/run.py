@@ -3,8 +3,8 @@
 It makes a vision tower with random weights, writes the codes of real photos, and trains a decoder as TP 2 x PP 2 to
 say what a photo shows and to draw a photo from its sentence. The training is killed with SIGKILL and resumed, and its
 losses must equal an uninterrupted run's bit for bit. Then the model captions three photos word for word and draws three
-others, whose codes must be the stored ones. That is learning by heart; what more there is to it, is measured by
-memory_experiment.py.
+others, whose codes must be the stored ones; transformers draws the same from the export. That is learning by
+heart; memory_experiment.py measures what more there is to it.
 
     python examples/vila_u_tiny/run.py
     make vila-u
@@ -28,13 +28,21 @@ with installed_by("make vila-u", "matplotlib"):
     from runs import RANKS, Runs, example_parser, run_example
     from same_losses import require_same_losses
     from vila_u_tiny import inputs
-    from vila_u_tiny.drawings import draw, drawing_folder, equal_share, save_pictures, stored_codes
+    from vila_u_tiny.drawings import (
+        draw,
+        draw_with_transformers,
+        drawing_folder,
+        drawn_codes,
+        equal_share,
+        save_pictures,
+        stored_codes,
+    )
     from vila_u_tiny.sheet import Drawn, write_sheet
     from vila_u_tiny.tower import save_toy_tower
 
     from megatron_eve.config.recipe import load_recipe
 
-STEPS = 7
+STEPS = 8
 RECIPE = EXAMPLES / "vila_u_tiny" / "pretrain.yaml"
 DATASET = "photos"
 CAPTIONED, DRAWN = ("chelsea", "coffee", "rocket"), ("astronaut", "camera", "horse")
@@ -68,6 +76,8 @@ class Example:
         numbers = [list(found).index(photo) for photo in DRAWN]
         shares, without = self._draw(numbers, [found[photo][1] for photo in DRAWN])
         self._write_sheet(found, said, shares, records)
+        step("Export", "to a folder for transformers, which draws the same sentences")
+        same = self._draw_exported([found[photo][1] for photo in DRAWN])
         rows = [
             ("layout", f"TP 2 with sequence parallelism x PP 2, {RANKS} processes"),
             ("language loss", _losses(records, "lm_loss")),
@@ -76,12 +86,13 @@ class Example:
             ("captions word for word", f"{right} of {len(said)}"),
             ("codes of drawings as stored", ", ".join(map(_percent, shares))),
             ("the same with --cfg 0", ", ".join(map(_percent, without))),
+            ("codes drawn by transformers", f"{_percent(min(same))} the same"),
             ("captions and drawings in", shown(runs.output / "sheet.png")),
             ("time", runs.console.elapsed),
         ]
         print("\n" + table(rows))
         print(f"What the commands printed is in {shown(runs.output / 'logs')}.")
-        check_claims(records, right, shares, without)
+        check_claims(records, right, shares, without, same)
 
     def _make_inputs(self) -> dict[str, tuple[str, str]]:
         """Photos, tokenizer, tower, the dataset with its codes; returns the photos by name."""
@@ -136,6 +147,19 @@ class Example:
             runs.console.say(sentence, f"    {_percent(share)} of the codes; with --cfg 0 {_percent(other)}")
         return shares, without
 
+    def _draw_exported(self, sentences: list[str]) -> list[float]:
+        """Export, draw with transformers; returns the share of codes of each that are those of tools/draw.py."""
+        runs = self.runs
+        runs.tool(
+            "tools/convert_checkpoint.py", "export", "export", "--source", runs.folder("pretraining"), "--target",
+            runs.folder("export"), "--tokenizer", runs.tokenizer, "--format", "transformers", "--dtype", "float32",
+        )  # fmt: skip
+        ours = drawn_codes(drawing_folder(runs, "asked"), len(sentences))
+        theirs = draw_with_transformers(runs.folder("export"), sentences)
+        same = [equal_share(one, other) for one, other in zip(theirs, ours, strict=True)]
+        runs.console.say(f"{', '.join(map(_percent, same))} of the codes are those of tools/draw.py")
+        return same
+
     def _write_sheet(
         self, found: dict[str, tuple[str, str]], said: list[str], shares: list[float], records: Records
     ) -> None:
@@ -150,7 +174,9 @@ class Example:
         write_sheet(captions, drawings, records, self.runs.output / "sheet.png")
 
 
-def check_claims(records: Records, right: int, shares: list[float], without: list[float]) -> None:
+def check_claims(
+    records: Records, right: int, shares: list[float], without: list[float], same: list[float]
+) -> None:
     """Check what the example claims.
 
     Args:
@@ -158,6 +184,7 @@ def check_claims(records: Records, right: int, shares: list[float], without: lis
         right: captions that are the trained ones word for word.
         shares: of each drawing, the codes that are the stored ones.
         without: the same with guidance 0.
+        same: of each drawing by transformers, the codes that are those of tools/draw.py.
 
     Raises:
         StepFailed: a claim does not hold; the message is one sentence.
@@ -171,6 +198,10 @@ def check_claims(records: Records, right: int, shares: list[float], without: lis
         raise StepFailed(f"only {_percent(min(shares))} of a drawing's codes are the stored ones")
     if max(without) >= LEAST_EQUAL:
         raise StepFailed("a drawing without its sentence (--cfg 0) has the codes of the photo all the same")
+    if min(same) < 1:
+        raise StepFailed(
+            f"transformers draws other codes from the export: {_percent(min(same))} are the same"
+        )
 
 
 def _losses(records: Records, name: str) -> str:
@@ -186,7 +217,7 @@ def main() -> int:
     flags = example_parser(__doc__, "vila_u").parse_args()
     runs = Runs(flags.output, Console(STEPS), inputs.DATASET_FLAGS)
     opening = (
-        "VILA-U at toy size: photos -> codes -> one training to read and to draw, a kill -> captions, drawings\n"
+        "VILA-U at toy size: photos -> codes -> a training to read and to draw, a kill -> captions, drawings, export\n"
         "About five minutes on two idle cores."
     )
     return run_example("vila-u", runs, opening, Example(runs).run)

@@ -80,7 +80,10 @@ def test_every_picture_is_read_and_drawn(tmp_path: Path) -> None:
 def test_claims_of_the_toy_run_are_checked() -> None:
     first, last = {"lm_loss": 6.0, "visual_loss": 7.0}, {"lm_loss": 0.01, "visual_loss": 0.1}
     shares, without = [1.0, 0.97, 1.0], [0.0, 0.5, 0.1]
-    check_claims([first, last], 3, shares, without)
+    same = [1.0, 1.0, 1.0]
+    check_claims([first, last], 3, shares, without, same)
+    with pytest.raises(StepFailed, match="transformers draws other codes from the export: 98 %"):
+        check_claims([first, last], 3, shares, without, [1.0, 0.98, 1.0])
     for records, right, some, others, message in (
         ([first, {**last, "lm_loss": 3.0}], 3, shares, without, "the language loss did not fall to a tenth"),
         (
@@ -95,7 +98,7 @@ def test_claims_of_the_toy_run_are_checked() -> None:
         ([first, last], 3, shares, [0.0, 0.96, 0.1], "without its sentence"),
     ):
         with pytest.raises(StepFailed, match=message):
-            check_claims(records, right, some, others)
+            check_claims(records, right, some, others, same)
 
 
 def test_drawings_and_captions_that_follow_nothing_fail_the_experiment() -> None:
