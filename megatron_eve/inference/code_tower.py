@@ -37,7 +37,7 @@ class ModelTower(NamedTuple):
         Raises:
             ConfigError: weights that are missing or damaged, or another tower.
         """
-        found = _fingerprint(self.family, self.settings)
+        found = _fingerprint(self)
         if self.sha256 not in (None, found):
             raise ConfigError(
                 f"--tower {self.settings.folder}: is another tower (sha256 {found[:12]}...) than the one that made the "
@@ -47,9 +47,9 @@ class ModelTower(NamedTuple):
 
 
 @cache
-def _fingerprint(family: str, tower: CodeTower) -> str:
+def _fingerprint(tower: ModelTower) -> str:
     """Fingerprint of a tower, for which its weights are read once."""
-    return find_image_codes(family).sha256(tower)
+    return find_image_codes(tower.family).sha256(tower.settings)
 
 
 def add_tower_flags(group: argparse._ActionsContainer, family: str | None) -> None:

@@ -46,6 +46,8 @@ _STYLE = """
 .message-buttons { display: none }
 [data-testid=user] .image-container img { max-height: 15rem; width: auto }
 [data-testid=bot] .image-container img { max-height: 20rem; width: auto }
+.bot.message:has(> .component) { display: flex; flex-wrap: wrap; align-items: flex-start }
+.bot.message > .component { width: auto; margin-top: 0 }
 """
 
 

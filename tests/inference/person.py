@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from megatron_eve.inference.chat import Limits
+from tests.test_commands import ROOT
 
 pytest.importorskip("gradio", reason="gradio is not installed (make install-dev)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install-dev)")
@@ -92,6 +98,18 @@ class Person:
         self.box.press("Enter")
         return self.told.nth(count)
 
+    def set_number(self, name: str, value: str) -> None:
+        """Type a number beside a slider; again, where Gradio shows its first value a moment later."""
+        field = self.page.get_by_label(f"number input for {name}")
+        slider = self.page.get_by_label(f"range slider for {name}")
+        for _ in range(20):
+            field.fill(value)
+            field.press("Tab")
+            self.page.wait_for_timeout(200)  # milliseconds
+            if field.input_value() == slider.input_value() == value:
+                return
+        raise AssertionError(f"{name} does not become {value}")
+
     def leave(self) -> None:
         """Nothing but this server was asked for anything, and the page had nothing to complain of."""
         self.context.close()
@@ -103,3 +121,26 @@ class Person:
 
 
 LIMITS = Limits(new_tokens=50, questions=3, characters=1500, upload_bytes=100_000, waiting=1)
+
+
+@contextmanager
+def served(*words: str) -> Iterator[tuple[str, str]]:
+    """Run tools/chat.py --web with these words until Ctrl-C; gives the model's name and the page's address."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, "tools/chat.py", *words, "--web", "--port", "0"],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as server:  # fmt: skip
+        try:
+            assert server.stdout is not None
+            told: list[str] = []
+            for line in server.stdout:
+                told.append(line)
+                if " at http://127.0.0.1:" in line:
+                    break
+            ready = re.fullmatch(r"ready in \d+ s: (\S+) at (http\S+) \(Ctrl-C ends it\)\n", told[-1])
+            assert ready and f"loading {ready[1]} ...\n" in told, told
+            yield ready[1], ready[2]
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 0

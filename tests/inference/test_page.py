@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,14 +20,13 @@ from tests.inference.person import (  # skips without Gradio or a browser's driv
     Person,
     browser,
     expect,
+    served,
 )
 from tests.inference.scripted import HOSTILE, ScriptedEngine
 from tests.inference.test_chat import until
 from tests.inference.test_generate import picture
 
 __all__ = ["browser"]
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +96,8 @@ def test_a_question_is_asked_again_with_other_random_numbers(person: Person, eng
     expect(person.ask("echo two")).to_have_text("two")
     assert engine.samplings[-1].greedy
     person.page.get_by_role("button", name="Sampling").click()
-    for name, value in (("Temperature", "0.7"), ("Top-p", "0.9")):
-        field = person.page.get_by_label(f"number input for {name}")
-        field.fill(value)
-        field.press("Tab")
+    person.set_number("Temperature", "0.7")
+    person.set_number("Top-p", "0.9")
     for _ in range(2):
         asked = len(engine.queries)
         expect(again).to_be_enabled()
@@ -285,32 +278,15 @@ def test_whom_the_server_answers(
 def test_the_command_with_a_model(browser: Any, exported: Path) -> None:
     """An exported folder, a photo asked about twice, and Ctrl-C."""
     data = Path(pytest.importorskip("skimage").__file__).parent / "data"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-    words = [sys.executable, "tools/chat.py", "--model-path", str(exported), "--web", "--port", "0"]
-    with subprocess.Popen(
-        [*words, "--max-new-tokens", "24"],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as server:  # fmt: skip
-        try:
-            assert server.stdout is not None
-            told: list[str] = []
-            for line in server.stdout:
-                told.append(line)
-                if " at http://127.0.0.1:" in line:
-                    break
-            assert told[0] == f"loading {exported.name} ...\n"
-            ready = re.fullmatch(r"ready in \d+ s: (\S+) at (http\S+) \(Ctrl-C ends it\)\n", told[-1])
-            assert ready and ready[1] == exported.name, told
-            somebody = Person(browser, ready[2])
-            expect(
-                somebody.page.get_by_text("EVE v1, on this machine; nothing is sent elsewhere.")
-            ).to_be_visible()
-            somebody.drop((data / "astronaut.png").read_bytes())
-            for count in (1, 2):
-                answer = somebody.ask("What is it?")
-                expect(somebody.box).to_be_enabled(timeout=60_000)
-                assert answer.text_content().strip() and somebody.told.count() == count
-            somebody.leave()
-        finally:
-            server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) == 0
+    with served("--model-path", str(exported), "--max-new-tokens", "24") as (name, url):
+        assert name == exported.name
+        somebody = Person(browser, url)
+        expect(
+            somebody.page.get_by_text("EVE v1, on this machine; nothing is sent elsewhere.")
+        ).to_be_visible()
+        somebody.drop((data / "astronaut.png").read_bytes())
+        for count in (1, 2):
+            answer = somebody.ask("What is it?")
+            expect(somebody.box).to_be_enabled(timeout=60_000)
+            assert answer.text_content().strip() and somebody.told.count() == count
+        somebody.leave()

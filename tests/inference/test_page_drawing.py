@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from tests.inference.person import (  # skips without Gradio or a browser's driv
     Person,
     browser,
     expect,
+    served,
 )
 from tests.inference.scripted import ScriptedDrawer
 from tests.inference.test_chat import until
 from tests.inference.test_generate import picture
+from tests.inference.vila_u_model import write_model
+from tests.ranks import RankPool
 
 __all__ = ["browser"]
 
@@ -77,10 +81,8 @@ def test_pictures_are_drawn_into_the_conversation(
     )  # a drawing is no part of what is asked
 
     somebody.page.get_by_role("button", name="Drawing").click()
-    for name, value in (("Guidance", "1.5"), ("Pictures", "3")):
-        field = somebody.page.get_by_label(f"number input for {name}")
-        field.fill(value)
-        field.press("Tab")
+    somebody.set_number("Guidance", "1.5")
+    somebody.set_number("Pictures", "3")
     drawn("A <b>red</b> car.")
     expect(pictures).to_have_count(4)
     expect(somebody.page.get_by_test_id("user").last).to_have_text("Draw: A <b>red</b> car.")
@@ -92,10 +94,9 @@ def test_pictures_are_drawn_into_the_conversation(
     expect(again).to_be_enabled()
     expect(pictures).to_have_count(4)
     assert engine.drawn[2][:3] == engine.drawn[1][:3] and engine.drawn[2][3].seed > engine.drawn[1][3].seed
-    if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        somebody.page.screenshot(path=f"{folder}/draw.png")
-        somebody.page.set_viewport_size({"width": 390, "height": 800})
-        somebody.page.screenshot(path=f"{folder}/draw_phone.png")
+    somebody.wait()
+    tops = "images => new Set(images.slice(1).map(image => image.getBoundingClientRect().y)).size"
+    until(lambda: pictures.evaluate_all(tops) == 1)  # those of one text stand beside each other
     for width in (1280, 390):
         somebody.page.set_viewport_size({"width": width, "height": 800})
         assert somebody.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -134,3 +135,27 @@ def test_what_is_not_drawn_is_said_and_a_drawing_can_be_stopped(
     expect(somebody.ask("echo next")).to_have_text("next")
     expect(somebody.page.get_by_text("Not drawn to the end.")).to_be_visible()
     somebody.leave()
+
+
+@pytest.mark.slow
+def test_the_command_with_a_model_that_draws(
+    browser: Any, ranks: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question about a picture, and two pictures of a text."""
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    model = write_model(tmp_path, ranks)
+    with served(*model.flags, "--max-new-tokens", "8") as (_, url):
+        somebody = Person(browser, url)
+        somebody.drop(picture(90, 60))
+        somebody.ask("What is it?")
+        expect(somebody.box).to_be_enabled(timeout=60_000)
+        expect(somebody.page.get_by_text("Not answered")).to_have_count(0)
+        somebody.page.get_by_role("button", name="Drawing").click()
+        somebody.set_number("Pictures", "2")
+        somebody.wait()
+        somebody.box.fill("A red car.")
+        somebody.page.get_by_role("button", name="Draw", exact=True).click()
+        pictures = somebody.told.locator("img")
+        expect(pictures).to_have_count(2)
+        assert sizes(pictures) == [32, 32]
+        somebody.leave()
