@@ -245,7 +245,9 @@ def main() -> int:
         print(f"\n{table(rows_of(photo, results))}\nAll of it is in {shown(path)}.   {runs.console.elapsed}")
         check_photos(photo)
 
-    opening = "A model learns photos, others made pictures, and what they learnt is measured. A quarter of an hour."
+    opening = (
+        "A model learns photos, others made pictures, and what they learnt is measured. A quarter of an hour."
+    )
     return run_example("the experiment", runs, opening, run)
 
 
