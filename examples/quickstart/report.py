@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 COMMAND_WIDTH = 60
+OTHER_LOSSES = {"align_loss": "aligning", "visual_loss": "visual"}
+"""Losses of some families beside the language loss, with their names in the progress."""
 
 Records = Sequence[dict[str, Any]]
 """Lines of a losses.jsonl, one an iteration."""
@@ -59,10 +61,12 @@ class Console:
     def training(self, record: dict[str, Any], iterations: int) -> None:
         """One line of a run's progress."""
         rate = record["tokens"] / record["seconds"]
-        aligning = f"aligning {record['align_loss']:6.4f}   " if "align_loss" in record else ""
+        others = "".join(
+            f"{title} {record[name]:6.4f}   " for name, title in OTHER_LOSSES.items() if name in record
+        )
         self.say(
             f"iteration {record['iteration']:4d}/{iterations}   loss {record['lm_loss']:7.4f}   "
-            f"{aligning}{rate:6,.0f} tokens/s   {self.elapsed}"
+            f"{others}{rate:6,.0f} tokens/s   {self.elapsed}"
         )
 
 

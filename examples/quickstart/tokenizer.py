@@ -20,14 +20,15 @@ TEMPLATE_TEXT = (
 )
 
 
-def train(texts: Iterable[str], path: Path) -> Path:
-    """Train on `texts` and write the sentencepiece model to `path`; the same texts give the same file."""
+def train(texts: Iterable[str], path: Path, pieces: int = VOCAB_SIZE) -> Path:
+    """Train on `texts` and write the sentencepiece model of so many pieces to `path`; the same texts give the same
+    file."""
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([*texts, TEMPLATE_TEXT]),
             model_writer=file,
             model_type="bpe",
-            vocab_size=VOCAB_SIZE,
+            vocab_size=pieces,
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,

@@ -76,9 +76,18 @@ def draw_grey(folder: Path) -> None:
 
 def picture(colour: str, shape: str, choose: random.Random) -> Image.Image:
     """One picture, [SIDE, SIDE, 3], with size, place and background of `choose`."""
-    image = Image.new("RGB", (SIDE, SIDE), tuple(choose.randint(DARKEST, PALEST) for _ in range(3)))
-    pen, fill, side = ImageDraw.Draw(image), COLOURS[colour], choose.randint(SMALLEST, LARGEST)
+    background = tuple(choose.randint(DARKEST, PALEST) for _ in range(3))
+    side = choose.randint(SMALLEST, LARGEST)
     left, top = choose.randint(0, SIDE - 1 - side), choose.randint(0, SIDE - 1 - side)
+    return placed(colour, shape, left, top, side, background)
+
+
+def placed(
+    colour: str, shape: str, left: int, top: int, side: int, background: tuple[int, ...] = (255, 255, 255)
+) -> Image.Image:
+    """One picture, [SIDE, SIDE, 3], of a shape at a place; `left`, `top` and `side` in pixels."""
+    image = Image.new("RGB", (SIDE, SIDE), background)
+    pen, fill = ImageDraw.Draw(image), COLOURS[colour]
     right, bottom, third = left + side, top + side, side // 3
     if shape == "circle":
         pen.ellipse((left, top, right, bottom), fill)
