@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from megatron_eve.config import ConfigError
 from megatron_eve.data.batch import build_batch
 from megatron_eve.data.format.code_part import open_codes
 from megatron_eve.data.format.joined import open_dataset
+from megatron_eve.data.opening import open_datasets
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
 from megatron_eve.data.text.prompts import encode_text, prompt_text
-from megatron_eve.inference.code_tower import ModelTower
+from megatron_eve.inference.code_tower import ModelTower, find_tower
 from megatron_eve.inference.engine import DrawingEngine
 from megatron_eve.inference.generate import Prompt, _Prompts, generation_config
 from megatron_eve.inference.sampling import DRAWING
@@ -214,7 +218,7 @@ def test_prompts_are_training_samples_cut_before_their_answers(
         )
         assert ours == theirs and ours.count(-200) == prompt.count(-200) == len(QUESTIONS[row][1])
         assert len(prompt) == length - ours.count(-200)  # two tokens less and one more for each picture
-    codes = PictureCodes(named_tower(model)).codes([*map(Path.read_bytes, ordered(images))], True)
+    codes = PictureCodes(named_tower(model)).codes(files(images, list(SIZES)), True)
     prompts = [
         Prompt(prompt, files(images, names), codes=[codes[list(SIZES).index(name)] for name in names])
         for prompt, (_, names) in zip(alone.prompts, QUESTIONS, strict=True)
@@ -229,10 +233,6 @@ def test_prompts_are_training_samples_cut_before_their_answers(
     assert torch.equal(ours.codes, theirs.codes) and torch.equal(ours.image_rows, theirs.image_rows)
 
 
-def ordered(images: Path) -> list[Path]:
-    return [images / name for name in SIZES]
-
-
 def test_codes_are_those_of_the_precision_of_the_data(model: Model, images: Path) -> None:
     from megatron_eve.data.images.squares import square_of
     from megatron_eve.inference.picture_codes import PictureCodes
@@ -245,7 +245,7 @@ def test_codes_are_those_of_the_precision_of_the_data(model: Model, images: Path
             tower.settings, torch.device("cpu"), getattr(torch, dtype)
         )
         expected = loaded.encode(torch.from_numpy(np.stack(squares))).numpy()
-        found[dtype] = PictureCodes(tower).codes([*map(Path.read_bytes, ordered(images))], True)
+        found[dtype] = PictureCodes(tower).codes(files(images, list(SIZES)), True)
         assert all((ours == theirs).all() for ours, theirs in zip(found[dtype], expected, strict=True))
     assert any((a != b).any() for a, b in zip(*found.values(), strict=True))
 
@@ -281,6 +281,7 @@ def test_layouts_change_nothing(
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_what_the_tool_draws(model: Model, alone: Answered, tmp_path: Path) -> None:
     assert alone.pictures.shape == (2, 32, 32, 3) and (alone.pictures[0] != alone.pictures[1]).any()
     words = ["--prompt", "A red car.", "--num-images", "2", "--output-dir", str(tmp_path)]
@@ -342,6 +343,7 @@ def test_another_tower_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_tower_that_is_gone_is_needed_for_pictures_alone(ask: Ask, model: Model) -> None:
     moved = model.tower.rename(model.tower.with_name("moved"))
     try:
@@ -375,10 +377,22 @@ def test_a_conversation_in_the_terminal(model: Model, images: Path, tmp_path: Pa
 
 
 def test_another_tower_of_these_sizes_is_refused_where_the_data_is_known(
-    model: Model, tmp_path: Path
+    model: Model, trained: Any, tmp_path: Path
 ) -> None:
-    tower = named_tower(model)
-    sha256 = tower.check_weights()
-    assert tower._replace(sha256=sha256).check_weights() == sha256
-    with pytest.raises(Exception, match="is another tower"):
-        tower._replace(sha256="0" * 64).check_weights()
+    """A run's checkpoints record which tower made the codes of its data, and in which precision."""
+    data = replace(
+        model.config.data,
+        mock_data=False,
+        data_path=(str(trained.prefix),),
+        tokenizer_model=str(model.tokenizer),
+    )
+    record = open_datasets(replace(model.config, data=data)).fingerprint
+    known = find_tower(Namespace(tower=None), model.config, {"dataset": record})
+    assert (known.dtype, known.sha256) == ("float32", named_tower(model).check_weights())
+    assert known.check_weights() == known.sha256
+    record["code dtypes"] = ["bfloat16"]
+    assert find_tower(Namespace(tower=None), model.config, {"dataset": record}).dtype == "bfloat16"
+    other = Namespace(tower=write_tower(tmp_path / "other", seed=1), siglip_config=None)
+    with pytest.raises(ConfigError, match="is another tower"):
+        find_tower(other, model.config, {"dataset": record}).check_weights()
+    assert find_tower(other, model.config, {}).sha256 is None, "an import does not say"
