@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from PIL import Image
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
-from megatron_eve.inference.chat import Asked, Limits, Refused, check_port
+from megatron_eve.data.tokenizing.flags import tower_family
+from megatron_eve.inference.chat import Asked, AskedDrawing, Limits, Refused, check_port
+from megatron_eve.inference.code_tower import add_tower_flags, model_tower
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_conv_mode_flag,
@@ -27,7 +34,15 @@ from megatron_eve.inference.opening import (
     run_with_engine,
     show_any_text,
 )
-from megatron_eve.inference.sampling import GREEDY, Sampling, add_sampling_flags, sampling_of
+from megatron_eve.inference.sampling import (
+    DRAWING,
+    GREEDY,
+    Sampling,
+    add_guidance_flag,
+    add_sampling_flags,
+    guidance_problem,
+    sampling_of,
+)
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.errors import run_command
 from megatron_eve.runtime.ranks import global_rank
@@ -40,6 +55,7 @@ Talk with a model about a picture, in the terminal or in a web page.
 
 In the terminal, each line of stdin is a question, and the answer streams to stdout; a question is asked with those
 before it in mind. With --web, a page on this machine's loopback address does the same: drop a picture there, and ask.
+A model that draws does so of a line "/draw TEXT", as a PNG file, and on the page by its button "Draw".
 The model is one that was trained on conversations, as the last stage of its family does. After earlier stages a model
 only captions, which tools/generate.py --conv-mode plain does.
 
@@ -55,10 +71,14 @@ python tools/chat.py --model-path runs/stage3 \\
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
+DRAW = "/draw"
+"""Begins a line of the terminal that asks for a picture."""
+
+
+def build_parser(family: str | None) -> argparse.ArgumentParser:
+    """The flags, with those that the towers of a family need."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    add_model_flags(parser)
+    add_tower_flags(add_model_flags(parser), family)
     talk = parser.add_argument_group("conversation", "What is talked about, and where.")
     where = talk.add_mutually_exclusive_group()
     where.add_argument(
@@ -90,6 +110,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="longest answer, in tokens",
     )
     add_sampling_flags(talk)
+    drawing = parser.add_argument_group("drawing", "Of a model that draws pictures.")
+    add_guidance_flag(drawing)
+    drawing.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("drawn"),
+        metavar="DIR",
+        help="folder for the pictures of /draw in the terminal (default: %(default)s)",
+    )
     return parser
 
 
@@ -131,10 +160,48 @@ def read_question(stream: TextIO) -> str | None:
         raise Refused(f"this line is not {stream.encoding} text; ask it again in that encoding") from None
 
 
+class TerminalDrawing:
+    """Draws what lines of the terminal ask for.
+
+    Args:
+        folder: for the pictures; made when there is one.
+        guidance: how far a text counts.
+        seed: of the first picture; each one after it has the next.
+    """
+
+    def __init__(self, folder: Path, guidance: float, seed: int) -> None:
+        self._folder, self._guidance, self._seeds = folder, guidance, itertools.count(seed)
+
+    def draw(self, text: str, engine: Engine, limits: Limits) -> str:
+        """Draw a picture of a text into a new file; returns a line that says where.
+
+        Raises:
+            Refused: a text that is not drawn, or a folder that cannot be written.
+        """
+        sampling = replace(DRAWING, seed=next(self._seeds))
+        asked = AskedDrawing(text, guidance=self._guidance)
+        *_, last = asked.pieces(engine, limits, sampling)
+        assert last.pictures is not None, "the last step has the pictures"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count():
+                path = self._folder / f"picture_{number:05d}.png"
+                with suppress(FileExistsError), path.open("xb") as file:
+                    Image.fromarray(last.pictures[0]).save(file, "PNG")
+                    break
+        except OSError as error:
+            raise Refused(f"--output-dir {self._folder}: {error.strerror}; name another folder") from None
+        return f"{path} (seed {sampling.seed})"
+
+
 def in_terminal(
-    engine: Engine, pictures: tuple[bytes, ...], limits: Limits, sampling: Sampling = GREEDY
+    engine: Engine,
+    pictures: tuple[bytes, ...],
+    limits: Limits,
+    sampling: Sampling = GREEDY,
+    drawing: TerminalDrawing | None = None,
 ) -> int:
-    """Answer the lines of stdin; returns 1 if one of them could not be answered."""
+    """Answer the lines of stdin, and draw where they ask for it; returns 1 if one of them could not be answered."""
     earlier: list[tuple[str, str]] = []
     status, asking = 0, sys.stdin.isatty()
     while True:
@@ -145,6 +212,9 @@ def in_terminal(
             if line is None:
                 return status
             if not line.strip():
+                continue
+            if drawing is not None and line.split()[0] == DRAW:
+                print(drawing.draw(line.strip().removeprefix(DRAW).strip(), engine, limits), flush=True)
                 continue
             asked = Asked(line.strip(), tuple(earlier), pictures)
             pieces = []
@@ -172,10 +242,13 @@ def in_page(engine: Engine, page: ChatPage, began: float) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the flags, open the model, talk; returns the exit status."""
-    flags = build_parser().parse_args(argv)
-    show_any_text()
-    limits = Limits(new_tokens=flags.max_new_tokens)
-    return run_command(lambda: talk(flags, limits))
+
+    def work() -> int:
+        flags = build_parser(tower_family(argv)).parse_args(argv)
+        show_any_text()
+        return talk(flags, Limits(new_tokens=flags.max_new_tokens))
+
+    return run_command(work)
 
 
 def talk(flags: argparse.Namespace, limits: Limits) -> int:
@@ -185,15 +258,19 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
         UserError: what cannot be talked about or with; OSError, what cannot be read.
     """
     sampling = sampling_of(flags)
+    if problem := guidance_problem(flags.cfg):
+        raise ConfigError(problem)
     check_model_flags(flags)
     pictures = read_pictures(flags.image, limits, apply_exif=not flags.ignore_exif_orientation)
     template = flags.conv_mode or chat_template(flags.model_path)
     check_conv_mode(flags, template)
+    tower = model_tower(flags, needed=True)  # a model that has one draws
     if global_rank():
         return run_with_engine(flags, template, work=None)
     if not flags.web:
+        drawing = TerminalDrawing(flags.output_dir, flags.cfg, flags.seed) if tower else None
         return run_with_engine(
-            flags, template, lambda engine: in_terminal(engine, pictures, limits, sampling)
+            flags, template, lambda engine: in_terminal(engine, pictures, limits, sampling, drawing), tower
         )
     check_port(flags.port)
     began, name = time.monotonic(), model_name(flags.model_path)
@@ -204,8 +281,9 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
         raise ConfigError(
             f"--web: {error.name} is not installed: make install-dev, or pip install '.[chat]'"
         ) from None
-    with ChatPage(limits, name, flags.port, family_title(flags.model_path), sampling) as page:
-        return run_with_engine(flags, template, lambda engine: in_page(engine, page, began))
+    guidance = flags.cfg if tower else None
+    with ChatPage(limits, name, flags.port, family_title(flags.model_path), sampling, guidance) as page:
+        return run_with_engine(flags, template, lambda engine: in_page(engine, page, began), tower)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take l
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.tokenizing.flags import tower_family
+from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, find_tower
 from megatron_eve.inference.drawn_pictures import VIDEO_FRAMES, DrawnPictures, Place
 from megatron_eve.inference.opening import (
     add_checkpoint_flags,
@@ -25,9 +26,14 @@ from megatron_eve.inference.opening import (
     show_any_text,
 )
 from megatron_eve.inference.origin import model_fingerprint
-from megatron_eve.inference.sampling import Sampling, add_sampling_flags
-from megatron_eve.models.image_codes import CodeTower
-from megatron_eve.models.registry import find_family, find_image_codes
+from megatron_eve.inference.sampling import (
+    DRAWING,
+    Sampling,
+    add_guidance_flag,
+    add_sampling_flags,
+    guidance_problem,
+)
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
@@ -58,8 +64,6 @@ torchrun --nproc-per-node 2 tools/draw.py --tensor-model-parallel-size 2 \\
     --model-path runs/unified --prompt-file prompts.txt --video \\
     --output-dir drawn
 """
-# As the public code of published models that draw has it.
-PUBLISHED = Sampling(temperature=1.0, top_k=900, top_p=0.96)
 
 
 class Plan(NamedTuple):
@@ -76,7 +80,7 @@ class Plan(NamedTuple):
     """
 
     config: RunConfig
-    tower: CodeTower
+    tower: ModelTower
     sampling: Sampling
     prompts: list[str]
     tokens: list[list[int]]
@@ -106,16 +110,7 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         "checkpoint holds, if it is still there and the same)",
     )
     add_conv_mode_flag(model)
-    model.add_argument(
-        "--tower",
-        type=Path,
-        metavar="DIR",
-        help="folder of the tower that makes pictures of codes, the one that made the codes of the model's data "
-        "(default: the one whose path the checkpoint holds)",
-    )
-    model.add_argument("--family", metavar="NAME", help="model family of --tower, whose flags are shown here")
-    if family:
-        find_image_codes(family).add_flags(model)
+    add_tower_flags(model, family)
     texts = parser.add_argument_group("prompts", "What is drawn, and where it goes.")
     given = texts.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", nargs="+", metavar="TEXT", help="what to draw; several are drawn each")
@@ -134,14 +129,8 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         "--output-dir", required=True, type=Path, metavar="DIR", help="folder for the pictures"
     )
     how = parser.add_argument_group("drawing", "How codes are chosen, and how many pictures at a time.")
-    how.add_argument(
-        "--cfg",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="guidance: how far the prompt counts; 1 is without, 0 without the prompt (default: %(default)s)",
-    )
-    add_sampling_flags(how, PUBLISHED, "code", "pictures")
+    add_guidance_flag(how)
+    add_sampling_flags(how, DRAWING, "code", "pictures")
     how.add_argument(
         "--batch-size",
         type=whole_number(1),
@@ -185,8 +174,8 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
     from megatron_eve.config import from_saved
     from megatron_eve.data.text.load_tokenizer import load_kind
 
-    if not flags.cfg >= 0 or flags.cfg == float("inf"):
-        raise ConfigError(f"--cfg {flags.cfg:g}: must be 0 or more; 1 is without guidance")
+    if problem := guidance_problem(flags.cfg):
+        raise ConfigError(problem)
     prompts = read_prompts(flags)
     check_model_flags(flags)
     if is_exported(flags.model_path):
@@ -212,7 +201,7 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
         raise ConfigError(
             f"--top-k {top_k}: the codebook has {sizes.codebook_size} codes; 0 takes all of them"
         )
-    tower = find_tower(flags, config)
+    tower = find_tower(flags, config, saved)
     flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
     check_conv_mode(flags, flags.conv_mode)
     tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(saved))
@@ -222,7 +211,7 @@ def plan(flags: argparse.Namespace, top_k_given: bool) -> Plan:
 def encoded(
     flags: argparse.Namespace,
     config: RunConfig,
-    tower: CodeTower,
+    tower: ModelTower,
     sampling: Sampling,
     prompts: list[str],
     tokenizer: Any,
@@ -241,7 +230,7 @@ def encoded(
         )
 
     frames, tokens = VIDEO_FRAMES if flags.video else 1, []
-    height, width = tower.grid
+    height, width = tower.settings.grid
     room = config.model.max_position_embeddings - frames * height * width + 1
     for number, prompt in enumerate(prompts):
         try:
@@ -258,46 +247,13 @@ def encoded(
     return Plan(config, tower, sampling, prompts, tokens, ids(""), frames)
 
 
-def find_tower(flags: argparse.Namespace, config: RunConfig) -> CodeTower:
-    """The tower that makes pictures of the codes of a run's model.
-
-    Raises:
-        ConfigError: it is not known or not there, or has codes of other sizes.
-    """
-    family = find_family(config.family)
-    try:
-        if flags.tower is not None:
-            tower = find_image_codes(config.family).read_tower(flags.tower, vars(flags))
-        else:
-            known = family.code_tower(config)
-            if known is None:
-                raise ConfigError("the checkpoint names no tower, which makes pictures of codes")
-            tower = known
-    except ConfigError as error:
-        raise ConfigError(f"--tower: {error}; name the folder of the model's tower") from None
-    sizes = family.code_sizes(config)
-    assert sizes is not None, "the model draws"
-    theirs = tower.grid, tower.depth, tower.codebook_size
-    if theirs != tuple(sizes):
-        raise ConfigError(
-            f"--tower {tower.folder}: has codes of {shown_sizes(*theirs)}, and the model draws {shown_sizes(*sizes)}; "
-            "name the tower that made the codes of the model's data"
-        )
-    return tower
-
-
-def shown_sizes(grid: tuple[int, int], depth: int, codebook_size: int) -> str:
-    """Sizes of codes as text."""
-    return f"{grid[0]} x {grid[1]} x {depth}, each of {codebook_size}"
-
-
 def settings(flags: argparse.Namespace, drawn: Plan) -> dict[str, Any]:
     """What pictures depend on beside their prompts, by name."""
     _, sha256 = model_fingerprint(flags.model_path)
     return {
         "--model-path sha256": sha256,
         "--tokenizer-model sha256": file_digest(flags.tokenizer_model),
-        "--tower sha256": find_image_codes(drawn.config.family).sha256(drawn.tower),
+        "--tower sha256": drawn.tower.check_weights(),
         "--conv-mode": flags.conv_mode,
         "--video": flags.video,
         "--cfg": flags.cfg,
@@ -313,10 +269,9 @@ def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | Non
     import torch
     from tqdm import tqdm
 
-    from megatron_eve.data.tokenizing.worker import code_device
     from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model
     from megatron_eve.inference.drawing import draw
-    from megatron_eve.inference.reconstruction import decoded_pictures
+    from megatron_eve.inference.picture_codes import PictureCodes
 
     config = checkpoint_config(flags)
     with checkpoint_model(flags, config) as model:
@@ -328,9 +283,7 @@ def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | Non
         torch.distributed.broadcast_object_list(box, src=0)
         missing: list[Place] = box[0]
         tower = (
-            find_image_codes(drawn.config.family).load_tower(drawn.tower, code_device(), torch.float32)
-            if output is not None and missing
-            else None
+            PictureCodes(drawn.tower._replace(dtype="float32")) if output is not None and missing else None
         )
         with tqdm(total=len(missing), desc="pictures", disable=output is None) as bar:
             for places in batches(missing, flags.batch_size):
@@ -344,7 +297,7 @@ def draw_all(flags: argparse.Namespace, drawn: Plan, output: DrawnPictures | Non
                 )
                 if output is not None and tower is not None:
                     for place, some in zip(places, codes, strict=True):
-                        output.write(place, some.numpy(), decoded_pictures(tower, some, code_device()))
+                        output.write(place, some.numpy(), tower.pictures(some))
                 bar.update(len(places))
         if output is not None:
             kept = len(wanted) - len(missing)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
 from megatron_eve.config import ConfigError
+from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.inference.answering import AnswerCounts, answer_questions
+from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_conv_mode_flag,
@@ -63,10 +65,10 @@ SOME_SKIPPED = 3
 MOST_WARNINGS = 5
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags; the published names where there are some."""
+def build_parser(family: str | None) -> argparse.ArgumentParser:
+    """The flags; the published names where there are some. With those that the towers of a family need."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    add_model_flags(parser)
+    add_tower_flags(add_model_flags(parser), family)
     files = parser.add_argument_group("files", "The questions, their images, and where the answers go.")
     files.add_argument(
         "--question-file",
@@ -153,8 +155,8 @@ def run(engine: Engine, flags: argparse.Namespace, answers: AnswersFile, refused
     return SOME_SKIPPED if tally.skipped or answers.damaged else 0
 
 
-def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
-    """The origin of this run's answers; takes seconds for a large transformers folder."""
+def answer_origin(flags: argparse.Namespace, tower: ModelTower | None) -> AnswerOrigin:
+    """The origin of this run's answers; takes seconds for a large transformers folder, or a tower."""
     iteration, sha256 = model_fingerprint(flags.model_path)
     return AnswerOrigin(
         model_path=str(flags.model_path.resolve()),
@@ -165,6 +167,7 @@ def answer_origin(flags: argparse.Namespace) -> AnswerOrigin:
         max_new_tokens=flags.max_new_tokens,
         apply_exif=not flags.ignore_exif_orientation,
         sampling=sampling_of(flags).to_metadata(),
+        tower_sha256=tower.check_weights() if tower else None,
     )
 
 
@@ -193,14 +196,18 @@ def warn_of(refused: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check flags and questions, open the model, answer; returns the exit status."""
-    parser = build_parser()
-    flags = parser.parse_args(argv)
-    show_any_text()
-    if not 0 <= flags.chunk_idx < flags.num_chunks:
-        parser.error(
-            f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"
-        )
-    return run_command(lambda: answer(flags))
+
+    def work() -> int:
+        parser = build_parser(tower_family(argv))
+        flags = parser.parse_args(argv)
+        show_any_text()
+        if not 0 <= flags.chunk_idx < flags.num_chunks:
+            parser.error(
+                f"--chunk-idx {flags.chunk_idx}: counts from 0 to --num-chunks - 1 = {flags.num_chunks - 1}"
+            )
+        return answer(flags)
+
+    return run_command(work)
 
 
 def answer(flags: argparse.Namespace) -> int:
@@ -216,13 +223,16 @@ def answer(flags: argparse.Namespace) -> int:
     flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
     check_conv_mode(flags, flags.conv_mode)
     found = read_questions(flags.question_file, flags.conv_mode)
+    shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
+    pictures = any(question.images for question in shard)
+    tower = model_tower(flags, needed=pictures)
     if global_rank():
         return run_with_engine(flags, flags.conv_mode, work=None)
     warn_of(found.refused)
-    shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
-    with AnswersFile(flags.answers_file, shard, answer_origin(flags), flags.image_folder) as answers:
+    tower = tower if pictures else None  # is not loaded for questions about text
+    with AnswersFile(flags.answers_file, shard, answer_origin(flags, tower), flags.image_folder) as answers:
         return run_with_engine(
-            flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused)
+            flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused), tower
         )
 
 

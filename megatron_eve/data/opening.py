@@ -60,6 +60,15 @@ class OpenedDatasets:
         """What must stay the same for a checkpoint's place in the order to mean anything."""
         trained = self.datasets[: len(self.training)]
         weights = self.weights or ()
+        parts = self.codes.parts if self.codes else ()
+        codes = (
+            {
+                "code tower": parts[0].info.tower_sha256,
+                "code dtypes": sorted({part.info.dtype for part in parts}),
+            }
+            if parts
+            else {}
+        )
         return {
             "samples": [len(dataset) for dataset in trained],
             "tokens": [dataset.info.num_tokens for dataset in trained],
@@ -72,6 +81,7 @@ class OpenedDatasets:
             "shares": [round(weight / sum(weights), 9) for weight in weights],
             "dropped samples": dropped_fingerprints(self.training),
             "content": [dataset.info.content_sha256 for dataset in trained],
+            **codes,
         }
 
 

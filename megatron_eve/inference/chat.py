@@ -12,28 +12,32 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images.decode import ACCEPTED_FORMATS
 from megatron_eve.data.text.prompts import prompt_text
-from megatron_eve.inference.engine import Engine, EngineLost, Query
-from megatron_eve.inference.sampling import GREEDY, Sampling
+from megatron_eve.inference.engine import DrawingEngine, DrawingStep, Engine, EngineLost, Query
+from megatron_eve.inference.sampling import GREEDY, GUIDANCE, Sampling, guidance_problem
 
 _READABLE = {
     "image_empty": "The picture's file is empty.",
     "image_format": f"This is not a picture that can be read: {', '.join(ACCEPTED_FORMATS)} can.",
     "image_too_large": "The picture is too large: {detail}.",
     "image_damaged": "The picture is damaged, or cut off.",
-    "pictures_as_codes": "This model cannot be shown pictures yet: {detail}.",
+    "no_tower": "This model cannot be shown pictures: {detail}.",
+    "drawing_too_long": "This is too long to be drawn: {detail}.",
+    "draws_nothing": "This model draws no pictures: {detail}.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
 HOST = "127.0.0.1"
 """Address of the page: this machine alone."""
 
 _LOOK_SECONDS = 0.25  # seconds between checks whether to stop
+_NO_PLACEHOLDER = "<image> stands for a picture, and cannot stand in a text that is drawn."
 _PLACEHOLDER = (
     "<image> stands for a picture: write it once for each picture of the conversation, or not at all."
 )
@@ -76,6 +80,7 @@ class Limits:
         characters: of a conversation's questions and answers together; its tokens are limited separately.
         upload_bytes: of a picture's file. Its pixels are limited by the decoder.
         waiting: number of questions that may wait while one is answered.
+        drawn: pictures that are drawn of a text at once.
     """
 
     new_tokens: int = 256
@@ -83,6 +88,7 @@ class Limits:
     characters: int = 20_000
     upload_bytes: int = 20 << 20
     waiting: int = 8
+    drawn: int = 4
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,7 @@ class Asked:
             )
         if any(len(image) > limits.upload_bytes for image in self.images):
             raise Refused(f"A picture's file may have {limits.upload_bytes / (1 << 20):.0f} MiB.")
-        try:
-            "".join(texts).encode()
-        except UnicodeEncodeError:
-            raise Refused("The text holds half of a character.") from None
+        _check_text("".join(texts))
 
     def query(self, engine: Engine, limits: Limits) -> Query:
         """The prompt, checked by the engine.
@@ -134,30 +137,93 @@ class Asked:
         except SkipRow as error:
             raise Refused(_READABLE.get(error.reason, _PLACEHOLDER).format(detail=error.detail)) from error
 
+    def pieces(self, engine: Engine, limits: Limits, sampling: Sampling) -> Generator[str, None, None]:
+        """The answer's text, as it comes.
+
+        Raises:
+            Refused: as `query`.
+        """
+        yield from engine.stream(self.query(engine, limits), limits.new_tokens, sampling)
+
+
+@dataclass(frozen=True)
+class AskedDrawing:
+    """A text of which pictures are to be drawn.
+
+    Attributes:
+        text: what to draw.
+        count: of the pictures.
+        guidance: how far the text counts.
+    """
+
+    text: str
+    count: int = 1
+    guidance: float = GUIDANCE
+
+    def check(self, limits: Limits) -> None:
+        """Raise Refused for what can be checked without the model.
+
+        Raises:
+            Refused: with the reason, in words for the user.
+        """
+        if not self.text.strip():
+            raise Refused("Say what to draw.")
+        if len(self.text) > limits.characters:
+            raise Refused(f"A text to draw has at most {limits.characters:,} characters.")
+        if not 1 <= self.count <= limits.drawn:
+            raise Refused(f"Between 1 and {limits.drawn} pictures are drawn at once.")
+        if problem := guidance_problem(self.guidance):
+            raise Refused(problem)
+        _check_text(self.text)
+
+    def pieces(
+        self, engine: Engine, limits: Limits, sampling: Sampling
+    ) -> Generator[DrawingStep, None, None]:
+        """How far the drawing is; the last one has the pictures.
+
+        Raises:
+            Refused: as `check`, or for a model that draws none, or for the length in tokens.
+        """
+        self.check(limits)
+        if not isinstance(engine, DrawingEngine):
+            raise Refused("This model draws no pictures.")
+        try:
+            yield from engine.draw(self.text.strip(), self.count, self.guidance, sampling)
+        except SkipRow as error:
+            raise Refused(_READABLE.get(error.reason, _NO_PLACEHOLDER).format(detail=error.detail)) from error
+
+
+def _check_text(text: str) -> None:
+    """Raise Refused for a text that is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused("The text holds half of a character.") from None
+
 
 @dataclass
 class Request:
-    """A question in the queue, and its answer as it comes.
+    """A question or a drawing in the queue, and its answer as it comes.
 
     Attributes:
-        asked: the question.
-        sampling: how tokens of the answer are chosen.
-        events: ("text", piece) and, at the end, ("done", "") or ("error", message).
+        asked: the question, or what is to be drawn.
+        sampling: how tokens of the answer, or codes of the pictures, are chosen.
+        events: ("piece", piece) and, at the end, ("done", "") or ("error", message).
         cancelled: set it when the answer is no longer needed.
     """
 
-    asked: Asked
+    asked: Asked | AskedDrawing
     sampling: Sampling = GREEDY
-    events: queue.Queue[tuple[str, str]] = field(default_factory=queue.Queue)
+    events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def pieces(self) -> Iterator[str]:
-        """The answer's text, as it comes.
+    def pieces(self) -> Iterator[Any]:
+        """What `asked.pieces` gives, as it comes.
 
         Raises:
             Refused: no answer, or an incomplete one, with the reason.
         """
-        while (event := self.events.get())[0] == "text":
+        while (event := self.events.get())[0] == "piece":
             yield event[1]
         if event[0] == "error":
             raise Refused(event[1])
@@ -170,7 +236,7 @@ class RequestQueue:
         self._waiting: queue.Queue[Request] = queue.Queue()
         self._closed = threading.Event()
 
-    def submit(self, asked: Asked, sampling: Sampling = GREEDY) -> Request:
+    def submit(self, asked: Asked | AskedDrawing, sampling: Sampling = GREEDY) -> Request:
         """Add a question at the end of the queue."""
         request = Request(asked, sampling)
         self._waiting.put(request)
@@ -202,10 +268,9 @@ def _answer(request: Request, engine: Engine, limits: Limits) -> None:
     if request.cancelled.is_set():
         return
     try:
-        query = request.asked.query(engine, limits)
-        pieces = engine.stream(query, limits.new_tokens, request.sampling)
+        pieces = request.asked.pieces(engine, limits, request.sampling)
         for piece in pieces:
-            request.events.put(("text", piece))
+            request.events.put(("piece", piece))
             if request.cancelled.is_set():
                 break
         pieces.close()

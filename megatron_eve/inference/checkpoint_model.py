@@ -11,13 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config import RunConfig
+from megatron_eve.runtime.errors import UserError
 from megatron_eve.runtime.ranks import global_rank, world_size
 
 if TYPE_CHECKING:
     from megatron_eve.models.decoder.model import VisionLanguageModel
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """What `common.pt` of a folder's latest checkpoint holds; empty if it has none that can be read."""
+    from megatron_eve.checkpoint.saved_state import read_common
+    from megatron_eve.checkpoint.store import CheckpointStore
+
+    try:
+        store = CheckpointStore(folder)
+        iteration = store.latest()
+        saved = read_common(store.folder(iteration)) if iteration is not None else None
+    except (OSError, UserError):  # the opening of the model says it
+        return {}
+    return saved or {}
 
 
 def checkpoint_config(flags: argparse.Namespace) -> RunConfig:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
 REPLACEMENT = "\ufffd"
+NO_TOWER = (
+    "it reads and draws pictures as codes, and the tower of these is not known: name its folder with --tower"
+)
 
 
 class PromptError(SkipRow):
@@ -78,6 +84,41 @@ class Engine(Protocol):
         """Answer one prompt in pieces of `Answer.text`, as they come. Closing the iterator ends the generation."""
 
 
+@dataclass(frozen=True)
+class DrawingStep:
+    """How far a drawing is.
+
+    Attributes:
+        done: positions with codes that have been drawn of each picture.
+        total: of them.
+        pictures: uint8 [n, P, P, 3] with the last step; None before.
+    """
+
+    done: int
+    total: int
+    pictures: NDArray[np.uint8] | None = None
+
+
+@runtime_checkable
+class DrawingEngine(Engine, Protocol):
+    """An engine of a kind of model that may draw."""
+
+    def draw(
+        self, text: str, count: int, guidance: float, sampling: Sampling
+    ) -> Generator[DrawingStep, None, None]:
+        """Draw pictures of a text, as tools/draw.py does. Closing the iterator ends the drawing.
+
+        Args:
+            text: what to draw.
+            count: of the pictures, n.
+            guidance: how far the text counts.
+            sampling: how codes are chosen; of more codes than there are (`top_k`), all are.
+
+        Raises:
+            SkipRow: a text that cannot be drawn, or a model that draws none; before the first step.
+        """
+
+
 class TextPieces:
     """Text of a growing list of tokens, in final pieces.
 
@@ -119,4 +160,13 @@ def check_length(length: int, max_new_tokens: int, max_length: int) -> None:
             "prompt_too_long",
             f"{length:,} tokens, pictures included, and an answer of up to {max_new_tokens:,}; "
             f"the model takes {max_length:,} together",
+        )
+
+
+def check_drawing_length(length: int, positions: int, max_length: int) -> None:
+    """Raise PromptError if a prompt and a picture of so many positions would not fit the model."""
+    if length + positions - 1 > max_length:
+        raise PromptError(
+            "drawing_too_long",
+            f"{length:,} tokens, and a picture has {positions:,} positions; the model takes {max_length:,} together",
         )

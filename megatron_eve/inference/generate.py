@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from numpy.typing import NDArray
 
 from megatron_eve.config import DataConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_eve.data.batch import PackedBatch, build_batch
@@ -45,12 +46,14 @@ class Prompt:
     Attributes:
         tokens: ids with IMAGE_TOKEN_ID once for each image (see `encode_prompt`).
         images: the image files' bytes, in order.
+        codes: of each image, int64 [h, w, D], where the family reads pictures as codes (see `picture_codes.py`).
         key: of its random numbers (see `Sampling.key`).
     """
 
     tokens: list[int]
     images: list[bytes] = field(default_factory=list)
     key: int = 0
+    codes: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 def generation_config(config: RunConfig, tensor_parallel: int, pipeline_parallel: int) -> RunConfig:
@@ -260,6 +263,9 @@ class _Prompts(WithoutCodes):
         self.planner = image_planner(config)
         self._prompts = prompts
         self._images = [data for prompt in prompts for data in prompt.images]
+        self._codes = [codes for prompt in prompts for codes in prompt.codes]
+        sizes = find_family(config.family).code_sizes(config)
+        self.code_depth = sizes.depth if sizes else 0
         counts = np.array([len(prompt.images) for prompt in prompts], dtype=np.int64)
         self.samples = np.zeros(len(prompts), dtype=[("first_image", np.int64), ("num_images", np.int32)])
         self.samples["first_image"], self.samples["num_images"] = counts.cumsum() - counts, counts
@@ -282,6 +288,10 @@ class _Prompts(WithoutCodes):
 
     def image_bytes(self, image: int) -> bytes:
         return self._images[image]
+
+    def codes(self, image: int) -> NDArray[np.uint16]:
+        """Codes of an image, [h, w, D]."""
+        return self._codes[image].astype(np.uint16)
 
     def sample_name(self, index: int) -> str:
         """Name of a sample in messages."""

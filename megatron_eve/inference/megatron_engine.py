@@ -7,31 +7,53 @@ terminals and web pages are handled on rank 0 alone.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import tiled_text
-from megatron_eve.data.text.prompts import encode_text, stop_ids
+from megatron_eve.data.text.prompts import drawing_prompt, encode_text, stop_ids
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.inference.drawing import Drawing, drawing_key, drawing_steps
 from megatron_eve.inference.engine import (
+    NO_TOWER,
     Answer,
+    DrawingStep,
     EngineLost,
     PromptError,
     Query,
     TextPieces,
+    check_drawing_length,
     check_length,
 )
 from megatron_eve.inference.generate import Prompt, generation_steps
+from megatron_eve.inference.picture_codes import PictureCodes
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.registry import find_family, image_planner
 
 
+class _Questions(NamedTuple):
+    """Work of all ranks: answers to prompts."""
+
+    prompts: list[Prompt]
+    max_new_tokens: int
+    sampling: Sampling
+
+
+class _Drawings(NamedTuple):
+    """Work of all ranks: codes of pictures."""
+
+    drawings: list[Drawing]
+    guidance: float
+    sampling: Sampling
+
+
 class MegatronEngine:
-    """An `Engine` over this rank's part of a model. On rank 0 use it, on the others call `follow`.
+    """A `DrawingEngine` over this rank's part of a model. On rank 0 use it, on the others call `follow`.
 
     Args:
         model: built under `generation_config`, with its weights.
@@ -39,6 +61,7 @@ class MegatronEngine:
         tokenizer: the one that it was trained with.
         conv_mode: the template of the prompts, which says what ends an answer.
         apply_exif: turn pictures upright, as their dataset did.
+        picture_codes: the tower of a model that reads pictures as codes, on rank 0; without it, it is asked about text.
     """
 
     def __init__(
@@ -48,8 +71,10 @@ class MegatronEngine:
         tokenizer: TextTokenizer,
         conv_mode: str,
         apply_exif: bool = True,
+        picture_codes: PictureCodes | None = None,
     ) -> None:
         self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
+        self._picture_codes = picture_codes
         self._stop_ids = stop_ids(tokenizer, conv_mode)
         self.conv_mode = conv_mode
         self._alone = torch.distributed.get_world_size() == 1
@@ -61,12 +86,8 @@ class MegatronEngine:
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
-        if images and find_family(self._config.family).reads_codes:
-            raise PromptError(
-                "pictures_as_codes",
-                f"a model of the family {self._config.family} reads pictures as codes, which are not made of pictures "
-                "in prompts yet: ask it about text, or let it draw (tools/draw.py)",
-            )
+        if images and self._picture_codes is None and find_family(self._config.family).reads_codes:
+            raise PromptError("no_tower", NO_TOWER)
         planner = image_planner(self._config)
         plans = [
             planner(*decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS).size)
@@ -84,7 +105,7 @@ class MegatronEngine:
     ) -> list[Answer]:
         """See `Engine.answers`."""
         tokens: list[list[int]] = [[] for _ in queries]
-        for found in self._lead(queries, max_new_tokens, sampling):
+        for found in self._lead(self._questions(queries, max_new_tokens, sampling)):
             for sample, token in found:
                 tokens[sample].append(token)
         return [Answer(tuple(some), self._text(some).strip()) for some in tokens]
@@ -94,7 +115,7 @@ class MegatronEngine:
     ) -> Generator[str, None, None]:
         """See `Engine.stream`."""
         pieces = TextPieces(self._text)
-        steps = self._lead([query], max_new_tokens, sampling)
+        steps = self._lead(self._questions([query], max_new_tokens, sampling))
         try:
             for ((_, token),) in steps:
                 if piece := pieces.add(token):
@@ -104,6 +125,40 @@ class MegatronEngine:
         if piece := pieces.rest():
             yield piece
 
+    def draw(
+        self, text: str, count: int, guidance: float, sampling: Sampling
+    ) -> Generator[DrawingStep, None, None]:
+        """See `DrawingEngine.draw`."""
+        sizes = find_family(self._config.family).code_sizes(self._config)
+        if sizes is None:
+            raise PromptError("draws_nothing", f"it is of the family {self._config.family}")
+        if self._picture_codes is None:
+            raise PromptError("no_tower", NO_TOWER)
+        try:
+            tokens, unconditional = (
+                encode_text(drawing_prompt(words, self.conv_mode), self._tokenizer, self.conv_mode)
+                for words in (text, "")
+            )
+        except ValueError as error:
+            raise PromptError("draws_nothing", str(error)) from None
+        total = sizes.grid[0] * sizes.grid[1]
+        check_drawing_length(len(tokens), total, self.max_length)
+        sampling = replace(sampling, top_k=min(sampling.top_k, sizes.codebook_size))
+        drawings = [
+            Drawing(tokens, unconditional, drawing_key(sampling, text, number)) for number in range(count)
+        ]
+        steps = self._lead(_Drawings(drawings, guidance, sampling))
+        codes: list[torch.Tensor] = []
+        try:
+            for step in steps:
+                codes.append(step)
+                if len(codes) < total:
+                    yield DrawingStep(len(codes), total)
+        finally:
+            steps.close()
+        grid = torch.stack(codes, dim=1).reshape(count, *sizes.grid, sizes.depth)
+        yield DrawingStep(total, total, self._picture_codes.pictures(grid))
+
     def _text(self, tokens: list[int]) -> str:
         """Text of an answer. Padding rows of the embedding have no piece, and so no text."""
         return self._tokenizer.decode([token for token in tokens if token < self._tokenizer.vocab_size])
@@ -111,7 +166,7 @@ class MegatronEngine:
     def follow(self) -> None:
         """Take part in the steps of rank 0, until it calls `dismiss`."""
         while (work := _shared(None)) is not None:
-            for _ in self._steps(*work):
+            for _ in self._steps(work):
                 if not _shared(None):
                     break
 
@@ -120,24 +175,27 @@ class MegatronEngine:
         if not self._alone:
             _shared(None)
 
-    def _lead(
-        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling
-    ) -> Generator[list[tuple[int, int]], None, None]:
-        """Rank 0's steps; after each it tells the others whether there will be another."""
+    def _questions(self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling) -> _Questions:
+        """The prompts of questions, with codes of their pictures where the model reads these."""
+        tower = self._picture_codes
         prompts = [
             Prompt(
                 encode_text(query.text, self._tokenizer, self.conv_mode),
                 list(query.images),
                 sampling.key(query.text, query.images),
+                tower.codes(query.images, self._apply_exif) if tower else [],
             )
             for query in queries
         ]
-        work = prompts, max_new_tokens, sampling
+        return _Questions(prompts, max_new_tokens, sampling)
+
+    def _lead(self, work: _Questions | _Drawings) -> Generator[Any, None, None]:
+        """Rank 0's steps; after each it tells the others whether there will be another."""
         if self._alone:
-            yield from self._steps(*work)
+            yield from self._steps(work)
             return
         _shared(work)
-        steps = self._steps(*work)
+        steps = self._steps(work)
         while (found := _next_of(steps)) is not None:
             goes_on = False
             try:
@@ -146,21 +204,24 @@ class MegatronEngine:
             finally:
                 _shared(goes_on)
 
-    def _steps(
-        self, prompts: list[Prompt], max_new_tokens: int, sampling: Sampling
-    ) -> Iterator[list[tuple[int, int]]]:
+    def _steps(self, work: _Questions | _Drawings) -> Iterator[Any]:
+        """Steps that all ranks take: of questions (prompt, token) pairs, of drawings codes int64 [n, D]."""
+        if isinstance(work, _Drawings):
+            return drawing_steps(
+                self._model, work.drawings, self._config, sampling=work.sampling, guidance=work.guidance
+            )
         return generation_steps(
             self._model,
-            prompts,
+            work.prompts,
             self._config,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=work.max_new_tokens,
             stop_ids=self._stop_ids,
             apply_exif=self._apply_exif,
-            sampling=sampling,
+            sampling=work.sampling,
         )
 
 
-def _next_of(steps: Iterator[list[tuple[int, int]]]) -> list[tuple[int, int]] | None:
+def _next_of(steps: Iterator[Any]) -> Any:
     """A step that all ranks take; if it fails on this one, the others wait in the middle of theirs."""
     try:
         return next(steps, None)

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from megatron_eve.checkpoint.hf.config import refuse_adapter
 from megatron_eve.config import TRACKER, ConfigError
@@ -20,7 +19,14 @@ from megatron_eve.data.text.templates import (
     templates,
     without_conversation,
 )
-from megatron_eve.inference.checkpoint_model import checkpoint_config, checkpoint_model, say, warn
+from megatron_eve.inference.checkpoint_model import (
+    checkpoint_config,
+    checkpoint_model,
+    read_saved,
+    say,
+    warn,
+)
+from megatron_eve.inference.code_tower import ModelTower
 from megatron_eve.inference.engine import Engine
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import whole_number
@@ -31,8 +37,8 @@ from megatron_eve.runtime.ranks import world_size
 _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which model answers, and under which layout."""
+def add_model_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The flags that say which model answers, and under which layout; returns their group."""
     model = parser.add_argument_group("model", "Which model answers, and on how many processes.")
     add_checkpoint_flags(
         model,
@@ -52,6 +58,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not rotate images as their EXIF data says; for models whose dataset was made with the same flag",
     )
+    return model
 
 
 def add_checkpoint_flags(group: argparse._ArgumentGroup, folder: str) -> None:
@@ -123,25 +130,11 @@ def chat_template(folder: Path) -> str:
     """Template of conversations with the model of a folder: of the conversations that a checkpoint was trained on, if
     they had one, else its family's. Imports no torch.
     """
-    dataset = _saved(folder).get("dataset") or {}
+    dataset = read_saved(folder).get("dataset") or {}
     trained = [name for name in dataset.get("templates", ()) if not without_conversation(name)]
     if len(trained) == 1 and trained[0] in prompt_templates():
         return str(trained[0])
     return find_family(family_of_source(folder) or DEFAULT_FAMILY).chat_template()
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    """What `common.pt` of a folder's latest checkpoint holds; empty if it has none that can be read."""
-    from megatron_eve.checkpoint.saved_state import read_common
-    from megatron_eve.checkpoint.store import CheckpointStore
-
-    try:
-        store = CheckpointStore(folder)
-        iteration = store.latest()
-        saved = read_common(store.folder(iteration)) if iteration is not None else None
-    except (OSError, UserError):  # the opening of the model says it
-        return {}
-    return saved or {}
 
 
 def check_conv_mode(flags: argparse.Namespace, conv_mode: str) -> None:
@@ -159,7 +152,7 @@ def check_conv_mode(flags: argparse.Namespace, conv_mode: str) -> None:
     from megatron_eve.checkpoint.tokenizer_record import tokenizer_kind
     from megatron_eve.data.text.load_tokenizer import load_kind
 
-    tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(_saved(flags.model_path)))
+    tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(read_saved(flags.model_path)))
     if (token := missing_control_token(conv_mode, tokenizer.encode)) is not None:
         raise ConfigError(
             f"--conv-mode {conv_mode}: it has the control token {token}, which {flags.tokenizer_model} lacks; name the "
@@ -280,19 +273,26 @@ def model_name(folder: Path) -> str:
     return f"{folder.parent.name}_{folder.name}" if one else folder.name
 
 
-def run_with_engine(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+def run_with_engine(
+    flags: argparse.Namespace,
+    conv_mode: str,
+    work: Callable[[Engine], int] | None,
+    tower: ModelTower | None = None,
+) -> int:
     """Open the model and work with it on rank 0, while the other ranks follow.
 
     Args:
         flags: of `add_model_flags`, checked.
         conv_mode: the template of the prompts.
         work: gets the engine on rank 0, and returns the exit status; None on the other ranks.
+        tower: of a model that reads pictures as codes; without it, it is asked about text alone.
 
     Returns:
         The exit status. A rank that fails ends its process.
     """
-    with_model = _with_exported if is_exported(flags.model_path) else _with_checkpoint
-    return run_on_rank(lambda: with_model(flags, conv_mode, work))
+    if is_exported(flags.model_path):
+        return run_on_rank(lambda: _with_exported(flags, conv_mode, work))
+    return run_on_rank(lambda: _with_checkpoint(flags, conv_mode, work, tower))
 
 
 def run_on_rank(work: Callable[[], int]) -> int:
@@ -330,12 +330,18 @@ def _with_exported(flags: argparse.Namespace, conv_mode: str, work: Callable[[En
     return work(engine)
 
 
-def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[Engine], int] | None) -> int:
+def _with_checkpoint(
+    flags: argparse.Namespace,
+    conv_mode: str,
+    work: Callable[[Engine], int] | None,
+    tower: ModelTower | None,
+) -> int:
     from megatron_eve.checkpoint.compatibility import unlike_training
     from megatron_eve.checkpoint.state import saved_common
     from megatron_eve.checkpoint.tokenizer_record import check_tokenizer, tokenizer_kind
     from megatron_eve.data.text.load_tokenizer import load_kind
     from megatron_eve.inference.megatron_engine import MegatronEngine
+    from megatron_eve.inference.picture_codes import PictureCodes
 
     config = checkpoint_config(flags)
     _check_answer_length(flags, config.model.max_position_embeddings)
@@ -344,9 +350,15 @@ def _with_checkpoint(flags: argparse.Namespace, conv_mode: str, work: Callable[[
     warn(check_tokenizer(checkpoint, common, tokenizer))
     for sentence in unlike_training(checkpoint, common, conv_mode, not flags.ignore_exif_orientation):
         warn(sentence)
+    picture_codes = PictureCodes(tower) if tower and work else None  # refused before the model is loaded
     with checkpoint_model(flags, config) as model:
         engine = MegatronEngine(
-            model, config, tokenizer, conv_mode, apply_exif=not flags.ignore_exif_orientation
+            model,
+            config,
+            tokenizer,
+            conv_mode,
+            apply_exif=not flags.ignore_exif_orientation,
+            picture_codes=picture_codes,
         )
         if work is None:
             engine.follow()

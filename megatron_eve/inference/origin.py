@@ -30,6 +30,7 @@ class AnswerOrigin:
         max_new_tokens: limit of an answer's tokens.
         apply_exif: pictures were turned upright.
         sampling: how tokens were drawn (see `Sampling`); None for the most likely ones.
+        tower_sha256: of the tower that made codes of the pictures; None where the model reads no codes.
     """
 
     model_path: str
@@ -40,6 +41,7 @@ class AnswerOrigin:
     max_new_tokens: int
     apply_exif: bool
     sampling: dict[str, Any] | None = None
+    tower_sha256: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -55,15 +57,19 @@ class AnswerOrigin:
         return f"{place} (sha256 {self.model_sha256[:12]}...)"
 
     def to_metadata(self) -> dict[str, Any]:
-        """The entries of a row's `metadata`."""
-        return asdict(self)
+        """The entries of a row's `metadata`; `tower_sha256` only where there is a tower."""
+        entries = asdict(self)
+        if self.tower_sha256 is None:
+            del entries["tower_sha256"]
+        return entries
 
     def difference(self, metadata: dict[str, Any]) -> str | None:
         """The difference to the origin in an answer's `metadata`, for a message; None if it is the same.
 
         The same weights in another folder are the same model.
         """
-        metadata = {"sampling": None, **metadata}  # older versions took the most likely tokens
+        # Older versions took the most likely tokens.
+        metadata = {"sampling": None, "tower_sha256": None, **metadata}
         if not asdict(self).keys() <= metadata.keys():
             return "does not say which model, settings and pictures it came from, as older versions wrote it"
         before = AnswerOrigin(**{name: metadata[name] for name in asdict(self)})
@@ -71,6 +77,7 @@ class AnswerOrigin:
             return f"came from {before.model}, and --model-path names {self.model}"
         for name, flag in (
             ("tokenizer_sha256", "another --tokenizer-model"),
+            ("tower_sha256", "another --tower"),
             ("conv_mode", f"--conv-mode {before.conv_mode}"),
             ("max_new_tokens", f"--max-new-tokens {before.max_new_tokens}"),
             ("sampling", _flags(before.sampling)),

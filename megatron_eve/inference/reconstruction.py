@@ -5,7 +5,8 @@ Shapes: S = side in pixels of a picture that is read, P = of one that is made of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,14 +63,20 @@ def decoded_pictures(
         device: of the tower.
         depth: codes of each position that count, from the first; None: all.
     """
+    with torch.inference_mode(), one_thread(device):
+        pixels = model.decode(codes.to(device), depth=depth)
+        found: Pixels = pixels.float().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return found
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """torch has one thread on a CPU here, whose sums do not depend on how many there are outside."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
-            pixels = model.decode(codes.to(device), depth=depth)
-        found: Pixels = pixels.float().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-        return found
+        yield
     finally:
         torch.set_num_threads(threads)
 

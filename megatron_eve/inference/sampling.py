@@ -69,6 +69,28 @@ class Sampling:
 
 
 GREEDY = Sampling()
+DRAWING = Sampling(temperature=1.0, top_k=900, top_p=0.96)
+"""How codes of pictures are drawn, as the public code of published models has it."""
+GUIDANCE = 3.0
+"""How far the prompt of a picture counts, likewise."""
+
+
+def add_guidance_flag(group: argparse._ArgumentGroup) -> None:
+    """The flag that says how far the prompt of a picture counts."""
+    group.add_argument(
+        "--cfg",
+        type=float,
+        default=GUIDANCE,
+        metavar="S",
+        help="guidance: how far the prompt counts; 1 is without, 0 without the prompt (default: %(default)s)",
+    )
+
+
+def guidance_problem(guidance: float) -> str | None:
+    """What is wrong with `--cfg`; None if nothing is."""
+    if 0 <= guidance < math.inf:  # not so for NaN
+        return None
+    return f"--cfg {guidance:g}: must be 0 or more; 1 is without guidance"
 
 
 def add_sampling_flags(

@@ -12,18 +12,20 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import gradio
+from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from megatron_eve.inference.chat import HOST, Asked, Limits, Refused, Request, RequestQueue
-from megatron_eve.inference.engine import Engine
-from megatron_eve.inference.sampling import GREEDY, Sampling
+from megatron_eve.inference.chat import HOST, Limits, Refused, Request, RequestQueue
+from megatron_eve.inference.conversation import Conversation, PageTurn
+from megatron_eve.inference.engine import DrawingStep, Engine
+from megatron_eve.inference.sampling import DRAWING, GREEDY, Sampling
 
 _HEADERS = {
     # Gradio's own page has scripts and styles in it, and compiles some.
@@ -43,6 +45,7 @@ _STYLE = """
 .message-content { white-space: pre-wrap }
 .message-buttons { display: none }
 [data-testid=user] .image-container img { max-height: 15rem; width: auto }
+[data-testid=bot] .image-container img { max-height: 20rem; width: auto }
 """
 
 
@@ -56,15 +59,23 @@ class ChatPage:
         family: of the model, as its title stands in messages (`HFFormat.title`).
         sampling: what the page's controls show at first. Its seed is that of the first question; each one after it
             has the next.
+        guidance: of drawings, likewise; None for a model that draws no pictures, whose page says nothing of them.
 
     Raises:
         OSError: the port is taken.
     """
 
     def __init__(
-        self, limits: Limits, name: str, port: int, family: str = "", sampling: Sampling = GREEDY
+        self,
+        limits: Limits,
+        name: str,
+        port: int,
+        family: str = "",
+        sampling: Sampling = GREEDY,
+        guidance: float | None = None,
     ) -> None:
         self.requests, self.limits, self.name, self.family = RequestQueue(), limits, name, family
+        self._guidance, self._pictures = guidance, itertools.count()
         self._sampling, self._seeds = sampling, itertools.count(sampling.seed)
         self._loaded = threading.Event()
         self._files = tempfile.TemporaryDirectory(prefix="chat_")
@@ -98,15 +109,17 @@ class ChatPage:
         with gradio.Blocks(title="Ask about a picture", analytics_enabled=False, fill_height=True) as page:
             conversation = gradio.State(Conversation())
             gradio.HTML(_heading(self.name, self.family), padding=False)
+            draws = self._guidance is not None
             chat = gradio.Chatbot(
                 show_label=False,
-                placeholder="Add a picture below, and ask. A picture alone is described.",
+                placeholder="Add a picture below, and ask. A picture alone is described."
+                + (" Draw makes a picture of the text in the box." if draws else ""),
                 render_markdown=False,  # show text as it is, never as HTML
                 buttons=[],
                 scale=1,
             )
             question = gradio.MultimodalTextbox(
-                placeholder="Ask about a picture",
+                placeholder="Ask about a picture, or say what to draw" if draws else "Ask about a picture",
                 file_types=["image"],
                 file_count="multiple",
                 sources=["upload"],
@@ -115,6 +128,7 @@ class ChatPage:
                 stop_btn=True,
             )
             with gradio.Row():
+                draw = gradio.Button("Draw", size="sm", variant="primary", min_width=120, visible=draws)
                 again = gradio.Button("Ask again", size="sm", interactive=False, min_width=120)
                 new = gradio.Button("New conversation", size="sm", min_width=120)
             with gradio.Accordion("Sampling", open=not self._sampling.greedy), gradio.Row():
@@ -127,19 +141,32 @@ class ChatPage:
                     min(0.05, self._sampling.top_p), 1.0, self._sampling.top_p, step=0.05, label="Top-p",
                     info="Draws from the most likely words whose probabilities add up to this.",
                 )  # fmt: skip
-            shown = [question, chat, conversation, again]
+            with gradio.Accordion("Drawing", open=False, visible=draws), gradio.Row():
+                guidance = gradio.Slider(
+                    0.0, max(10.0, self._guidance or 0.0), self._guidance or 0.0, step=0.5, label="Guidance",
+                    info="How far the text counts: 1 is without guidance, 0 without the text.",
+                )  # fmt: skip
+                count = gradio.Slider(
+                    1, self.limits.drawn, 1, step=1, label="Pictures", info="Drawn of one text, at once.",
+                )  # fmt: skip
+            shown, words, drawing = (
+                [question, chat, conversation, again],
+                [temperature, top_p],
+                [guidance, count],
+            )
             asking: list[Any] = [
                 event(
                     work,
-                    [*first, conversation, temperature, top_p],
+                    inputs,
                     shown,
                     concurrency_limit=1,
                     concurrency_id="asking",
                     api_visibility="private",
                 )
-                for event, work, first in (
-                    (question.submit, self._answer, [question]),
-                    (again.click, self._ask_again, []),
+                for event, work, inputs in (
+                    (question.submit, self._answer, [question, conversation, *words]),
+                    (again.click, self._ask_again, [conversation, *words, *drawing]),
+                    (draw.click, self._draw, [question, conversation, *drawing]),
                 )
             ]
             # Not in the queue, which may be full.
@@ -208,20 +235,44 @@ class ChatPage:
         if not text:  # nothing was asked
             yield gradio.MultimodalTextbox(interactive=True), before.messages(), before, _again(before)
             return
-        yield from self._ask(_Turn(text, files), before, temperature, top_p, request)
+        sampling = replace(self._sampling, temperature=temperature, top_p=top_p)
+        yield from self._ask(PageTurn(text, files), before, sampling, request)
+
+    def _draw(
+        self,
+        message: dict[str, Any],
+        before: Conversation,
+        guidance: float,
+        count: float,
+        request: gradio.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """What Gradio calls to have pictures drawn of the text in the box."""
+        text, files = message["text"].strip(), tuple(message["files"])
+        if not text or self._guidance is None:  # there is nothing to draw, or no button that asks for it
+            yield gradio.MultimodalTextbox(interactive=True), before.messages(), before, _again(before)
+            return
+        yield from self._ask(_to_draw(PageTurn(text, files), guidance, count), before, DRAWING, request)
 
     def _ask_again(
-        self, before: Conversation, temperature: float, top_p: float, request: gradio.Request
+        self,
+        before: Conversation,
+        temperature: float,
+        top_p: float,
+        guidance: float,
+        count: float,
+        request: gradio.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        """What Gradio calls to have the last question answered anew, in the place of its answer."""
+        """What Gradio calls to have the last question answered, or the last text drawn, anew, in the same place."""
         if not before.turns:
             return
         *earlier, last = before.turns
-        asked = replace(last, answer=None, refusal=None)
-        yield from self._ask(asked, Conversation(tuple(earlier)), temperature, top_p, request)
+        asked, sampling = last.anew(), replace(self._sampling, temperature=temperature, top_p=top_p)
+        if asked.draws:
+            asked, sampling = _to_draw(asked, guidance, count), DRAWING
+        yield from self._ask(asked, Conversation(tuple(earlier)), sampling, request)
 
     def _ask(
-        self, asked: _Turn, before: Conversation, temperature: float, top_p: float, request: gradio.Request
+        self, asked: PageTurn, before: Conversation, sampling: Sampling, request: gradio.Request
     ) -> Iterator[tuple[Any, ...]]:
         """The box, the messages, the conversation and the button that asks again, each time that they change."""
         empty, waits = gradio.MultimodalTextbox(value=None, interactive=False), _again(Conversation())
@@ -230,14 +281,16 @@ class ChatPage:
         asked = replace(asked, loading=False)
         pending = None
         try:
-            sampling = replace(self._sampling, temperature=temperature, top_p=top_p, seed=next(self._seeds))
+            sampling = replace(sampling, seed=next(self._seeds))
             if problem := sampling.problem():
                 raise Refused(problem)
             query = before.asked(asked, self.limits)
             query.check(self.limits)
             pending = self._pending[request.session_hash] = self.requests.submit(query, sampling)
             for piece in pending.pieces():
-                asked = replace(asked, answer=(asked.answer or "") + piece)
+                before_it, asked = asked, self._with_piece(asked, piece)
+                if asked == before_it:  # of many steps of a drawing, those that change what is shown
+                    continue
                 yield empty, before.messages(asked), before.after(asked), waits
             box = gradio.MultimodalTextbox(interactive=True)
         except Refused as error:
@@ -249,76 +302,27 @@ class ChatPage:
                 self._leave(request)
         yield box, before.messages(asked), before.after(asked), _again(before.after(asked))
 
-
-@dataclass(frozen=True)
-class _Turn:
-    """A question and its answer on the page.
-
-    Attributes:
-        question: its text.
-        files: pictures that came with it.
-        answer: as far as it was generated.
-        refusal: why there is no answer.
-        loading: it waits for the model, which is being loaded.
-    """
-
-    question: str
-    files: tuple[str, ...]
-    answer: str | None = None
-    refusal: str | None = None
-    loading: bool = False
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """Escaped for Gradio's chatbot, which would read a text as HTML."""
-        for path in self.files:
-            yield {"role": "user", "content": {"path": path}}
-        yield {"role": "user", "content": _text(self.question)}
-        if self.refusal is not None:
-            yield {"role": "assistant", "content": _text(self.refusal), "metadata": {"title": "Not answered"}}
-        elif self.answer is not None:
-            yield {"role": "assistant", "content": _text(self.answer)}
-        elif self.loading:
-            yield {"role": "assistant", "content": _text("The model is being loaded; the answer comes then.")}
+    def _with_piece(self, asked: PageTurn, piece: str | DrawingStep) -> PageTurn:
+        """A turn with more of its answer, or of its drawing."""
+        if isinstance(piece, str):
+            return replace(asked, answer=(asked.answer or "") + piece)
+        if piece.pictures is None:
+            return replace(asked, progress=f"Drawing: {100 * piece.done // piece.total} %")
+        paths = []
+        for picture in piece.pictures:
+            paths.append(str(Path(self._files.name, f"drawn_{next(self._pictures)}.png")))
+            Image.fromarray(picture).save(paths[-1])
+        return replace(asked, drawn=tuple(paths))
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """The conversation on a page so far. The pictures all belong to the first question, as `Asked` has it."""
-
-    turns: tuple[_Turn, ...] = ()
-
-    def after(self, turn: _Turn) -> Conversation:
-        """With one more."""
-        return Conversation((*self.turns, turn))
-
-    def messages(self, *more: _Turn) -> list[dict[str, Any]]:
-        """What the page shows, with more turns."""
-        return [message for one in (*self.turns, *more) for message in one.messages()]
-
-    def asked(self, turn: _Turn, limits: Limits) -> Asked:
-        """The question of a turn after what was answered before.
-
-        Raises:
-            Refused: pictures that are too large together; Gradio has looked at each while it arrived.
-        """
-        answered = [one for one in self.turns if one.refusal is None and one.answer]
-        images: list[bytes] = []
-        for path in (Path(file) for one in (*answered, turn) for file in one.files):
-            if sum(map(len, images)) + path.stat().st_size > limits.upload_bytes:
-                limit = f"{limits.upload_bytes / (1 << 20):.0f} MiB"
-                raise Refused(f"The pictures of a conversation may have {limit} together.")
-            images.append(path.read_bytes())
-        earlier = tuple((one.question, one.answer or "") for one in answered)
-        return Asked(turn.question, earlier, tuple(images))
+def _to_draw(turn: PageTurn, guidance: float, count: float) -> PageTurn:
+    """A turn that draws, as the page's controls say; what they cannot be is refused later."""
+    return replace(turn, draws=True, count=int(count), guidance=float(guidance))
 
 
 def _again(conversation: Conversation) -> gradio.Button:
     """The button that asks the last question again, which may be pressed once there is one."""
     return gradio.Button(interactive=bool(conversation.turns))
-
-
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": html.escape(text)}
 
 
 def _heading(name: str, family: str) -> str:

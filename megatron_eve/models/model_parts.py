@@ -5,7 +5,7 @@ Protocols and plain tuples; imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -43,6 +43,11 @@ class Objective(Protocol):
     @property
     def weight(self) -> float:
         """Of this loss in the sum of all."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the last dimension of the losses, whose means an evaluation reports one by one, too; () for none."""
         ...
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 
+import numpy as np
+
 from megatron_eve.data.images import ImageError, decode_image
-from megatron_eve.inference.engine import Answer, EngineLost, PromptError, Query, check_length
+from megatron_eve.inference.engine import Answer, DrawingStep, EngineLost, PromptError, Query, check_length
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
 HOSTILE = (
@@ -33,6 +35,10 @@ class ScriptedEngine:
     def release(self, count: int = 1) -> None:
         """Let so many words of "slowly" come."""
         self._go.release(count)
+
+    def _wait(self) -> None:
+        # Longer than several pages take to open on a busy machine; a test that fails releases nothing.
+        assert self._go.acquire(timeout=120)
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """Decode the pictures; a token is a character."""
@@ -68,8 +74,40 @@ class ScriptedEngine:
         try:
             for number, word in enumerate(words):
                 if kind == "slowly":
-                    assert self._go.acquire(timeout=30)
+                    self._wait()
                 yield f" {word}" if number else word
+        except GeneratorExit:
+            self.left += 1
+            raise
+
+
+class ScriptedDrawer(ScriptedEngine):
+    """Draws, too: pictures of one colour, by the seed and their numbers.
+
+    "slowly" waits before each of the three steps until `release` was called once more; "fail" raises, and so does
+    "long", in words.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[str, int, float, Sampling]] = []
+
+    def draw(
+        self, text: str, count: int, guidance: float, sampling: Sampling
+    ) -> Generator[DrawingStep, None, None]:
+        """In three steps."""
+        if text == "long":
+            raise PromptError("drawing_too_long", "9,000 tokens")
+        self.drawn.append((text, count, guidance, sampling))
+        if text == "fail":
+            raise RuntimeError("out of memory")
+        try:
+            for step in range(1, 4):
+                if text == "slowly":
+                    self._wait()
+                pictures = np.full((count, 48, 48, 3), 40 * sampling.seed % 256, dtype=np.uint8)
+                pictures[..., 0] = 60 * np.arange(count)[:, None, None]
+                yield DrawingStep(step, 3, pictures if step == 3 else None)
         except GeneratorExit:
             self.left += 1
             raise

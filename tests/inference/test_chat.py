@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from megatron_eve.inference.chat import Asked, Limits, Refused, Request, RequestQueue
+from megatron_eve.inference.chat import Asked, AskedDrawing, Limits, Refused, Request, RequestQueue
 from megatron_eve.inference.engine import EngineLost
-from tests.inference.scripted import HOSTILE, ScriptedEngine
+from megatron_eve.inference.sampling import DRAWING
+from tests.inference.scripted import HOSTILE, ScriptedDrawer, ScriptedEngine
 from tests.inference.test_generate import picture
 
 LIMITS = Limits(new_tokens=50, questions=3, characters=1500, upload_bytes=100_000, waiting=1)
@@ -126,3 +127,22 @@ def test_an_engine_that_is_lost_ends_the_queue() -> None:
         requests.serve(ScriptedEngine(), LIMITS)
     assert "The model failed" in failed(lost)
     assert failed(waiting) == "The server has ended."
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        (" ", {}, "Say what to draw"),
+        ("x" * 1501, {}, "at most 1,500 characters"),
+        ("A car.", {"count": 5}, "Between 1 and 4 pictures"),
+        ("A car.", {"guidance": float("nan")}, "--cfg nan: must be 0 or more"),
+        ("\ud800", {}, "half of a character"),
+        ("long", {}, "too long to be drawn: 9,000 tokens"),
+        ("A car.", {}, "draws no pictures"),
+    ],
+)
+def test_what_is_not_drawn_is_said_in_words(text: str, more: dict[str, Any], message: str) -> None:
+    engine = ScriptedDrawer() if text == "long" else ScriptedEngine()
+    with pytest.raises(Refused) as error:
+        list(AskedDrawing(text, **more).pieces(engine, LIMITS, DRAWING))
+    assert message in str(error.value)

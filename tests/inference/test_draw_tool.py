@@ -5,44 +5,24 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from megatron_eve.inference.drawn_pictures import DrawnPictures, Place
-from tests.families.suite import with_weights
-from tests.families.vila_u import run_config
-from tests.golden_dir import find_golden
-from tests.layouts import ONE
-from tests.models.vila_u.towers import write_tower
+from tests.inference.vila_u_model import Model, write_model
 from tests.ranks import RankPool
 from tests.test_commands import ROOT
 
 pytestmark = pytest.mark.distributed
 
 
-class Model(NamedTuple):
-    flags: list[str]
-    folder: Path
-
-
 @pytest.fixture(scope="module")
 def model(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A checkpoint, which names the tower of its codes."""
-    folder = tmp_path_factory.mktemp("model")
-    tower = write_tower(folder / "tower")
-    config = run_config(ONE.parallel)
-    vision = replace(config.vision, visual_codebook_size=64, vision_tokenizer=str(tower))
-    (folder / "run").mkdir()
-    # The tokenizer's pieces, and the four control tokens.
-    sizes = replace(config.model, vocab_size=388)
-    with_weights(replace(config, vision=vision, model=sizes), ranks, folder / "run")
-    tokenizer = find_golden("tokenize") / "tokenizer.model"
-    return Model(["--model-path", str(folder / "run"), "--tokenizer-model", str(tokenizer)], folder)
+    return write_model(tmp_path_factory.mktemp("model"), ranks)
 
 
 def command(model: Model, *words: str, ranks: int = 1) -> list[str]:

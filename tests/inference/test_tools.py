@@ -17,7 +17,7 @@ from megatron_eve.inference.chat import Limits
 from megatron_eve.inference.opening import chat_template
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
-from tests.inference.scripted import ScriptedEngine
+from tests.inference.scripted import ScriptedDrawer, ScriptedEngine
 from tests.test_commands import ROOT, command
 
 
@@ -108,6 +108,33 @@ def test_chat_in_a_terminal(
         assert found.out == answers
         assert found.err.startswith("error: <image> stands for a picture") == bool(status)
     assert "What? ASSISTANT: 1 pictures, 1 questions</s>USER: And why? ASSISTANT:" in engine.queries[-1].text
+
+
+def test_chat_draws_in_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into new files, each with the next seed; what is not drawn is said. Without a tower "/draw" is a question."""
+    chat, engine, folder = tool("chat"), ScriptedDrawer(), tmp_path / "drawn"
+    drawing = chat.TerminalDrawing(folder, 2.0, 5)
+    lines = "/draw A red car.\nWhat?\n/draw\n/drawing?\n/draw A red car.\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert chat.in_terminal(engine, (), Limits(), drawing=drawing) == 1
+    found = capsys.readouterr()
+    files = [folder / f"picture_{number:05d}.png" for number in range(2)]
+    said = ["0 pictures, 1 questions", "0 pictures, 2 questions"]
+    assert found.out.splitlines() == [f"{files[0]} (seed 5)", *said, f"{files[1]} (seed 7)"]
+    assert found.err == "error: Say what to draw.\n"
+    assert [drawn[:3] for drawn in engine.drawn] == [("A red car.", 1, 2.0)] * 2
+    assert sorted(folder.iterdir()) == files
+    with Image.open(files[1]) as picture:
+        assert picture.size == (48, 48) and picture.getpixel((0, 0)) == (0, 280 % 256, 280 % 256)
+    blocked = chat.TerminalDrawing(files[0], 2.0, 0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/draw A car.\n"))
+    assert chat.in_terminal(engine, (), Limits(), drawing=blocked) == 1
+    assert f"error: --output-dir {files[0]}: File exists" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/draw A car.\n"))
+    assert chat.in_terminal(engine, (), Limits()) == 0
+    assert capsys.readouterr().out == "0 pictures, 1 questions\n"
 
 
 def test_chat_refuses_a_line_that_is_no_text_and_answers_the_next(

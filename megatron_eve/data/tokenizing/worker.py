@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def make_codes(config: TokenizeConfig, work: CodeWork, done: Callable[[int], obj
         for batch in _batches(work, config.micro_batch_size, pool, decode):
             squares, reasons = zip(*(picture.result() for picture in batch.pictures), strict=True)
             damaged += [reason for reason in reasons if reason is not None]
-            made.append(_encode(model, squares, config.micro_batch_size, device))
+            made.append(encode_squares(model, squares, config.micro_batch_size, device))
             done(len(squares))
             if batch.last:
                 work.write(batch.chunk, np.concatenate(made), damaged)
@@ -123,12 +123,21 @@ def _square(
     return square_of(picture, fit, settings.square_size), None
 
 
-def _encode(
-    model: CodeModel, squares: tuple[NDArray[np.uint8], ...], size: int, device: torch.device
+def encode_squares(
+    model: CodeModel, squares: Sequence[NDArray[np.uint8]], size: int, device: torch.device
 ) -> NDArray[np.int64]:
     """Codes int64 [images, h, w, D].
 
     A batch that is not full is filled up, so that all have one shape, and sums the same order.
+
+    Args:
+        model: the tower.
+        squares: one or more, uint8 [S, S, 3] each.
+        size: pictures of a batch, at least as many.
+        device: of the tower.
+
+    Raises:
+        DataError: the memory of the GPU is too small.
     """
     pixels = np.stack([*squares, *[squares[-1]] * (size - len(squares))])
     try:

@@ -13,6 +13,7 @@ class NextToken:
 
     name: str = "lm loss"
     weight: float = 1.0
+    columns: tuple[str, ...] = ()
     adds_over_tensor_parallel: bool = False
 
     def count(self, counts: SampleCounts) -> int:

@@ -28,6 +28,7 @@ class Aligning:
     config: RunConfig
     name: ClassVar[str] = "align loss"
     module: ClassVar[str] = "aligning_layer"
+    columns: ClassVar[tuple[str, ...]] = ()
     adds_over_tensor_parallel: ClassVar[bool] = True
     gathers_rows: ClassVar[bool] = False
 

@@ -146,6 +146,8 @@ def _outputs(batch: Tensors, texts: Tensors, counts: list[int], vocabulary: int)
     found["codes_merged"] = (merged - vocabulary).masked_fill(~visual, _IGNORED)
     names = {"logits": "eval.logits", "llm_loss": "eval.text_loss", "image_loss": "eval.image_loss"}
     found |= {ours: batch[theirs] for ours, theirs in names.items() if theirs in batch}
+    if "logits" not in found and {"train.logits", "repacked_labels", "repacked_position_ids"} <= set(batch):
+        found["logits"] = _unpacked_logits(batch)
     if "eval.loss" in batch:
         found["total_loss"] = batch["eval.loss"]
     features = batch.get("image_features_projected")
@@ -157,6 +159,30 @@ def _outputs(batch: Tensors, texts: Tensors, counts: list[int], vocabulary: int)
         for kind in ("grad", "gradnorm"):
             if key.startswith(f"train.{kind}."):
                 found[f"{kind}.{_parameter(key.removeprefix(f'train.{kind}.'))}"] = value
+    return found
+
+
+def _unpacked_logits(batch: Tensors) -> torch.Tensor:
+    """Logits of training [B, L, V] by sample, of rows into which the public code packs samples in another order.
+
+    Which sample a stretch of a row is, its labels tell. Behind a sample's end are zeros.
+    """
+    labels, logits = batch["labels_merged"], batch["train.logits"]
+    found = logits.new_zeros(*labels.shape[:2], logits.shape[-1])
+    lengths = batch["attention_mask_merged"].sum(1).tolist()
+    missing = list(range(len(labels)))
+    for positions, packed, row in zip(
+        batch["repacked_position_ids"], batch["repacked_labels"], logits, strict=True
+    ):
+        for first in (positions == 0).nonzero()[:, 0].tolist():
+            for sample in missing:
+                stretch = slice(first, first + lengths[sample])
+                if packed[stretch].equal(labels[sample, : lengths[sample]]):
+                    found[sample, : lengths[sample]] = row[stretch]
+                    missing.remove(sample)
+                    break
+    if missing:
+        raise ConfigError("a golden batch has packed rows that are no sample's; copy the folder again")
     return found
 
 

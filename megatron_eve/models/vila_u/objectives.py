@@ -30,6 +30,11 @@ class VisualLoss:
     adds_over_tensor_parallel: ClassVar[bool] = False
 
     @property
+    def columns(self) -> list[str]:
+        """One for each depth, from 1."""
+        return [f"{self.name} depth {depth + 1}" for depth in range(self.config.vision.codes_per_position)]
+
+    @property
     def weight(self) -> float:
         """Of this loss in the sum of all."""
         weight: float = self.config.vision.visual_loss_weight

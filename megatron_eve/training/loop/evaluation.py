@@ -40,7 +40,8 @@ def evaluate(
         models: target models by objective, on the last stage.
 
     Returns:
-        For each dataset its losses by name, as in training: on ranks of the last stage, zero elsewhere.
+        For each dataset its losses by name, as in training, and of an objective with columns each of these: on ranks of
+        the last stage, zero elsewhere.
     """
     restore_fp8_state = snapshot_fp8_state(chunks)
     for chunk in chunks:
@@ -71,13 +72,14 @@ def _losses(
     objectives: tuple[Objective, ...],
     models: TargetModels | None,
 ) -> dict[str, float]:
-    """Mean loss of each objective over all steps; empty if there is no step."""
+    """Mean loss of each objective, and of its columns, over all steps; empty if there is no step."""
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for step in steps:
-        losses = forward_backward(chunks, step, Normalizer.of(step, objectives), models, forward_only=True)
-        for objective in objectives:
-            name, count = objective.name, objective.count(counts_of(step))
-            totals[name] = totals.get(name, 0.0) + float(losses[name]) * count
-            counts[name] = counts.get(name, 0) + count
+        normalizer = Normalizer.of(step, objectives, columns=True)
+        losses = forward_backward(chunks, step, normalizer, models, forward_only=True)
+        for one in normalizer.reported:
+            count = one.count(counts_of(step))
+            totals[one.name] = totals.get(one.name, 0.0) + float(losses[one.name]) * count
+            counts[one.name] = counts.get(one.name, 0) + count
     return {name: total / max(counts[name], 1) for name, total in totals.items()}

@@ -38,6 +38,26 @@ def counts_of(step: Step) -> SampleCounts:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """A mean that a step reports: of an objective, or of one column of its losses.
+
+    Attributes:
+        name: in logs and losses.jsonl.
+        objective: whose losses these are.
+        column: of them; None: all.
+    """
+
+    name: str
+    objective: Objective
+    column: int | None = None
+
+    def count(self, counts: SampleCounts) -> int:
+        """What the sum is divided by."""
+        whole = self.objective.count(counts)
+        return whole if self.column is None else whole // len(self.objective.columns)
+
+
+@dataclass(frozen=True)
 class Normalizer:
     """The denominators of a step's losses.
 
@@ -49,6 +69,7 @@ class Normalizer:
         data_parallel_size: D.
         kind: "global", or "microbatch" for the mean of per-microbatch means, as published runs of the
             families have it (a mean over tokens, and over images, on each device, then DDP's mean).
+        columns: columns of the losses are reported, too (`Objective.columns`).
     """
 
     objectives: tuple[Objective, ...]
@@ -57,6 +78,7 @@ class Normalizer:
     num_microbatches: int
     data_parallel_size: int
     kind: Literal["global", "microbatch"] = "global"
+    columns: bool = False
 
     @classmethod
     def of(
@@ -64,6 +86,8 @@ class Normalizer:
         step: Step,
         objectives: tuple[Objective, ...],
         kind: Literal["global", "microbatch"] = "global",
+        *,
+        columns: bool = False,
     ) -> Normalizer:
         """The normaliser of a step under the current layout."""
         return cls(
@@ -73,6 +97,22 @@ class Normalizer:
             num_microbatches=step.num_microbatches,
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             kind=kind,
+            columns=columns,
+        )
+
+    @property
+    def reported(self) -> tuple[Reported, ...]:
+        """What a step reports: the objectives, in their order, each with its columns behind it if these are wanted."""
+        return tuple(
+            one
+            for objective in self.objectives
+            for one in (
+                Reported(objective.name, objective),
+                *(
+                    Reported(name, objective, column)
+                    for column, name in enumerate(objective.columns if self.columns else ())
+                ),
+            )
         )
 
     def loss_function(self, batch: PackedBatch) -> LossFunction:
@@ -98,6 +138,10 @@ class Normalizer:
             }
             # megatron-core divides the returned loss in place: report copies.
             report = {name: mean.detach() / packs for name, mean in means.items()}
+            for one in self.reported:
+                if one.column is not None:
+                    column = losses[one.objective.name].detach()[..., one.column].sum()
+                    report[one.name] = column * (scale / packs / max(one.count(counts), 1))
             first, *others = (one.weight * means[one.name] for one in self.objectives)
             return sum(others, first), report
 

@@ -17,12 +17,11 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.build import unwrap
-from megatron_eve.models.model_parts import Objective
 from megatron_eve.models.shapes import schedule_shapes
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
 from megatron_eve.training.loop.fp8_state import snapshot_fp8_state
-from megatron_eve.training.loop.loss import LossFunction, Normalizer
+from megatron_eve.training.loop.loss import LossFunction, Normalizer, Reported
 from megatron_eve.training.loop.microbatch import DevicePack, model_inputs, pack_iterators
 from megatron_eve.training.loop.step_result import StepResult, Values
 from megatron_eve.training.loop.targets import TargetModels, prefetch_targets
@@ -64,7 +63,7 @@ def forward_backward(
         stragglers: records the times of forward passes.
 
     Returns:
-        Losses of the whole step by the name of the objective, in the normaliser's order: float64 scalars, the same on
+        Losses of the whole step by name, in the order of the normaliser's `reported`: float64 scalars, the same on
         every rank of the last stage (zero elsewhere).
     """
     interleaved = len(chunks) > 1
@@ -80,22 +79,22 @@ def forward_backward(
         forward_only=forward_only,
         **schedule_shapes(unwrap(chunks[0]), step.pack_length),
     )
-    return _reduce(results, normalizer.objectives, unwrap(chunks[0]).config.sequence_parallel)
+    return _reduce(results, normalizer.reported, unwrap(chunks[0]).config.sequence_parallel)
 
 
 def _reduce(
-    results: list[dict[str, torch.Tensor]], objectives: Sequence[Objective], sequence_parallel: bool
+    results: list[dict[str, torch.Tensor]], reported: Sequence[Reported], sequence_parallel: bool
 ) -> dict[str, torch.Tensor]:
     """Sum the reported shares over microbatches and ranks, in float64 and in a fixed order."""
-    names = [objective.name for objective in objectives]
+    names = [one.name for one in reported]
     totals = torch.zeros(len(names), dtype=torch.float64, device=accelerator().device)
     for result in results:
         totals += torch.stack([result[name].double() for name in names])
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         torch.distributed.all_reduce(totals, group=group)
-        for place, objective in enumerate(objectives):
-            if sequence_parallel and objective.adds_over_tensor_parallel:
+        for place, one in enumerate(reported):
+            if sequence_parallel and one.objective.adds_over_tensor_parallel:
                 group = parallel_state.get_tensor_model_parallel_group()
                 torch.distributed.all_reduce(totals[place : place + 1], group=group)
     return dict(zip(names, totals, strict=True))

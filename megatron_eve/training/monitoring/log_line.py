@@ -59,7 +59,11 @@ class LogLine:
             f"elapsed time per iteration (ms): {1000 * seconds / len(steps):.1f}",
             f"data wait (ms): {1000 * mean(step['data_wait_seconds'] for step in steps):.1f}",
             f"{self._speed}: {sum(step['tflops_per_gpu'] * step['seconds'] for step in steps) / seconds:.4g}",
-            f"tokens/s: {sum(step['tokens'] for step in steps) / seconds:.0f}",
+            *(
+                f"{name}/s: {sum(step[name] for step in steps) / seconds:.0f}"
+                for name in ("tokens", "codes")
+                if name in last
+            ),
             f"{self._memory}: {last['peak_memory_bytes'] / 2**30:.2f}",
             f"learning rate: {last['lr']:.3E}",
             *(f"{name}: {loss:.6E}" for name, loss in losses.items()),

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.training.loop.step_result import StepResult
 from megatron_eve.training.monitoring.log_line import LogLine
@@ -35,6 +36,8 @@ class Monitor:
         self._config = config
         self.active = active
         self._started = self._begun = time.perf_counter()
+        sizes = find_family(config.family).code_sizes(config)
+        self._depth = sizes.depth if sizes else 0
         self._line = LogLine(
             config.total_iterations, config.total_samples, epoch_samples, gpu=accelerator().name == "cuda"
         )
@@ -90,6 +93,8 @@ class Monitor:
             "tokens": step.num_tokens,
             "labels": step.num_labels,
             "images": step.num_images,
+            # Of a family that reads codes: those that are predicted.
+            **({"codes": step.num_visual_labels * self._depth} if self._depth else {}),
             "seconds": seconds,
             "pack_fill": step.capacity_fraction,
             "tflops_per_gpu": flops / seconds / 1e12,
@@ -120,7 +125,9 @@ class Monitor:
             scalars["step_seconds"] = record["seconds"]
             scalars["peak_memory_gib"] = peak_memory / 2**30
             scalars["samples_per_second"] = record["samples"] / record["seconds"]
-            scalars["tokens_per_second"] = record["tokens"] / record["seconds"]
+            for name in ("tokens", "codes"):
+                if name in record:
+                    scalars[f"{name}_per_second"] = record[name] / record["seconds"]
             self._board.add(scalars, record["iteration"])
         if self.is_due(record["iteration"]) or result.bad:
             print(self._line.text(result.losses, datetime.now()), flush=True)

@@ -23,6 +23,7 @@ class ColourLoss:
     name: ClassVar[str] = "colour loss"
     module: ClassVar[str] = "colour_head"
     features: ClassVar[None] = None
+    columns: ClassVar[tuple[str, ...]] = ()
     adds_over_tensor_parallel: ClassVar[bool] = True
     gathers_rows: ClassVar[bool] = False
 

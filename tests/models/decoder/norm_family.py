@@ -22,6 +22,7 @@ class Norm:
     name: ClassVar[str] = "norm"
     module: ClassVar[None] = None
     weight: ClassVar[float] = 0.5
+    columns: ClassVar[tuple[str, ...]] = ()
     adds_over_tensor_parallel: ClassVar[bool] = False
     features: ClassVar[None] = None
     gathers_rows: ClassVar[bool] = False

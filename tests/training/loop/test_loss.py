@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,6 +100,7 @@ def test_an_objective_that_this_package_does_not_know() -> None:
     class Colour:
         name: str = "mean colour"
         weight: float = 10.0
+        columns: tuple[str, ...] = ()
         adds_over_tensor_parallel: bool = False
 
         def count(self, counts: SampleCounts) -> int:
@@ -122,6 +123,7 @@ def test_rows_of_images_to_draw_are_counted(kind: Any) -> None:
     class Codes:
         name: str = "visual loss"
         weight: float = 1.0
+        columns: tuple[str, ...] = ()
         adds_over_tensor_parallel: bool = False
 
         def count(self, counts: SampleCounts) -> int:
@@ -136,6 +138,33 @@ def test_rows_of_images_to_draw_are_counted(kind: Any) -> None:
     assert sum(shares) == pytest.approx(84 / 48 if kind == "global" else (12 / 12 + 72 / 36 + 0) / 3)
     nothing = Normalizer((Codes(),), SampleCounts(3, 9), 3, 3, 1, kind)
     assert float(nothing.loss_function(packs[2][0])({"visual loss": torch.tensor(0.0)})[0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["global", "microbatch"])
+def test_columns_are_reported_where_they_are_asked_for(kind: Any) -> None:
+    """Two packs with 3 and 6 rows of two columns: the means of the columns, whose mean is the loss."""
+
+    @dataclass(frozen=True)
+    class Codes:
+        name: str = "visual loss"
+        weight: float = 2.0
+        columns: tuple[str, ...] = ("first", "second")
+        adds_over_tensor_parallel: bool = False
+
+        def count(self, counts: SampleCounts) -> int:
+            return 2 * counts.visual_labels
+
+    packs = [(pack([1], 3, [1]), [[1.0, 3.0]] * 3), (pack([1], 2, [0, 1]), [[4.0, 6.0]] * 6)]
+    means = {name: 0.0 for name in ("visual loss", "first", "second")}
+    for batch, rows in packs:
+        normalizer = Normalizer((Codes(),), SampleCounts(2, 5, 9), 2, 2, 1, kind, columns=True)
+        _, report = normalizer.loss_function(batch)({"visual loss": torch.tensor(rows)})
+        means = {name: mean + float(report[name]) for name, mean in means.items()}
+        assert set(
+            replace(normalizer, columns=False).loss_function(batch)({"visual loss": torch.tensor(rows)})[1]
+        ) == {"visual loss"}
+    first = 3.0 if kind == "global" else 2.5
+    assert means == pytest.approx({"visual loss": first + 1, "first": first, "second": first + 2})
 
 
 def test_the_family_says_what_is_trained_beside_the_next_token() -> None:

@@ -47,6 +47,13 @@ def test_a_line_without_an_epoch_and_with_a_skipped_update() -> None:
     assert "| mean colour: 1.000000E-01 | grad norm: 0.500 | update skipped | ETA: 0:01 |" in text
 
 
+def test_codes_that_are_predicted_are_counted() -> None:
+    line = LogLine(iterations=3, samples=24, epoch_samples=None, gpu=False)
+    line.add(record(1, 1.0, codes=0))
+    line.add(record(2, 3.0, codes=512))
+    assert "| tokens/s: 50 | codes/s: 128 | peak RSS" in line.text({"lm loss": 3.0}, NOW)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0:00"), (1, "0:01"), (3600, "1:00"), (86399, "1d 00:00"), (93900, "1d 02:05"), (86340, "23:59")],
