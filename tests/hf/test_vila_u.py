@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -292,6 +293,31 @@ def test_a_model_with_a_codebook_for_each_depth(tmp_path: Path, ranks: RankPool)
     """Features of blocks, other sizes, and a vocabulary padded to more rows than pieces."""
     run = start(write_tower(tmp_path / "tower", SEPARATE), tmp_path, *HEAD, rows=512)
     compare(for_transformers(run, tmp_path / "hf"), ranks)
+
+
+def test_the_tools_answer_from_the_folder(golden: Case) -> None:
+    """As tools/generate.py and tools/chat.py do, in one batch of unequal prompts and streamed."""
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    files: list[list[bytes]] = []
+    for pictures in shown():
+        files.append([])
+        for picture in pictures:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            files[-1].append(stream.getvalue())
+    engine = HFEngine(golden.folder, "v1")
+    queries = [engine.prepare(text, some, COUNT) for text, some in zip(texts(), files, strict=True)]
+    model, inputs = (
+        golden.model(),
+        golden.processor()(text=texts(), images=shown(), padding=True, return_tensors="pt"),
+    )
+    assert [query.length for query in queries] == inputs["attention_mask"].sum(1).tolist()
+    expected = model.generate(**inputs, max_new_tokens=COUNT)[:, inputs["input_ids"].shape[1] :]
+    answers = engine.answers(queries, COUNT)
+    for answer, ids in zip(answers, expected.tolist(), strict=True):
+        assert list(answer.tokens) == ids[: len(answer.tokens)] and answer.tokens
+    assert "".join(engine.stream(queries[1], COUNT)).strip() == answers[1].text
 
 
 def test_prompts_are_those_of_training(golden: Case) -> None:
