@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from megatron_eve.config.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
-    from megatron_eve.models.hf_folder import HFFolder
+    import torch
+
     from megatron_eve.models.name_rules import Rule
 
 Flags = Mapping[str, Any]
@@ -74,6 +75,18 @@ class PartFolder(NamedTuple):
     folder: Path
     flag: str
     prefixes: Mapping[str, str]
+
+
+class FolderTensors(Protocol):
+    """The tensors of a folder in Hugging Face layout, read one at a time (`models.hf_folder.HFFolder`)."""
+
+    def keys(self) -> Iterable[str]:
+        """Their names, as `HFFormat.rules` have them."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one."""
+        ...
 
 
 class HFFormat(Protocol):
@@ -161,7 +174,7 @@ class HFFormat(Protocol):
         """Does a tensor of this name in `rules` stay as it is under `--dtype`? Codebooks do."""
         return False
 
-    def check_weights(self, vision: Any, source: HFFolder) -> Iterator[str]:
+    def check_weights(self, vision: Any, source: FolderTensors) -> Iterator[str]:
         """Why a model of these settings cannot take the weights of a folder: a sentence each.
 
         Args:

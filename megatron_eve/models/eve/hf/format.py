@@ -23,10 +23,9 @@ from megatron_eve.models.eve.hf.config import (
 )
 from megatron_eve.models.eve.parameters import ALIGNING_LAYER
 from megatron_eve.models.eve.published import ALIGNING_HF_KEYS, IGNORED_KEYS, PUBLISHED_TAP_INTERVAL
-from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFiles
+from megatron_eve.models.hf_format import CopiedTensors, Flags, FolderTensors, HFFormat, JSONFiles
 
 if TYPE_CHECKING:
-    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 # Of a teacher's folder: not CLIP's text side, nor a buffer of older versions.
@@ -62,7 +61,7 @@ class EVEFormat(HFFormat):
         """See `HFFormat.has_part`."""
         return part != ALIGNING_LAYER or vision.patch_aligning
 
-    def check_weights(self, vision: EVEConfig, source: HFFolder) -> Iterator[str]:
+    def check_weights(self, vision: EVEConfig, source: FolderTensors) -> Iterator[str]:
         """See `HFFormat.check_weights`: the depths of an aligning layer must be the published ones."""
         interval, keys = vision.tap_interval, list(source.keys())
         aligned = any(ALIGNING_HF_KEYS.fullmatch(key) for key in keys)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.models.hf_format import Flags, HFFormat, JSONFiles, PartFolder, Stated
+from megatron_eve.models.hf_format import Flags, FolderTensors, HFFormat, JSONFiles, PartFolder, Stated
 from megatron_eve.models.vila.config import ProjectorType, VILAConfig
 from megatron_eve.models.vila.hf.chat_templates import CHAT_TEMPLATES
 from megatron_eve.models.vila.hf.config import field_errors, language_fields, stated
@@ -31,7 +31,6 @@ from megatron_eve.models.vila.hf.tower import folder_settings
 from megatron_eve.runtime.command_line import whole_number
 
 if TYPE_CHECKING:
-    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 _FLAT_PROJECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu")
@@ -95,7 +94,7 @@ class VILAFormat(HFFormat):
             return ()
         return (PartFolder("vision tower", Path(vision.vision_tower), "--vision-tower", TOWER_FOLDER),)
 
-    def check_weights(self, vision: VILAConfig, source: HFFolder) -> Iterator[str]:
+    def check_weights(self, vision: VILAConfig, source: FolderTensors) -> Iterator[str]:
         """See `HFFormat.check_weights`: a model whose tower is elsewhere cannot begin with a random one."""
         keys = list(source.keys())
         held = {

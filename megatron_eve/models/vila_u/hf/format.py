@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.models.hf_format import CopiedTensors, Flags, HFFormat, JSONFiles, PartFolder, Stated
+from megatron_eve.models.hf_format import (
+    CopiedTensors,
+    Flags,
+    FolderTensors,
+    HFFormat,
+    JSONFiles,
+    PartFolder,
+    Stated,
+)
 from megatron_eve.models.vila_u.checks import read_tower, tower_fingerprint, tower_sizes
 from megatron_eve.models.vila_u.config import PRESETS, VILAUConfig
 from megatron_eve.models.vila_u.hf.config import depth_settings, field_errors, stated
@@ -43,7 +51,6 @@ from megatron_eve.models.vila_u.parameters import CODEBOOK, DEPTH_HEAD, PROJECTO
 from megatron_eve.runtime.command_line import whole_number
 
 if TYPE_CHECKING:
-    from megatron_eve.models.hf_folder import HFFolder
     from megatron_eve.models.name_rules import Rule
 
 _COPY = "a copy of the first codebook, which all depths share"
@@ -106,7 +113,7 @@ class VILAUFormat(HFFormat):
         folder = read_tower(vision).folder
         return (PartFolder(CODEBOOK, folder, TOWER_FLAG, {"": TOWER_KEYS}),)
 
-    def check_weights(self, vision: VILAUConfig, source: HFFolder) -> Iterator[str]:
+    def check_weights(self, vision: VILAUConfig, source: FolderTensors) -> Iterator[str]:
         """See `HFFormat.check_weights`: a folder's codebook is that of the tower which the run names."""
         if vision.vision_tokenizer is None:
             return
