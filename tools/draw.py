@@ -13,7 +13,7 @@ import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take l
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.tokenizing.flags import tower_family
-from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, find_tower
+from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, drawn_sizes, find_tower
 from megatron_eve.inference.drawn_pictures import VIDEO_FRAMES, DrawnPictures, Place
 from megatron_eve.inference.opening import (
     add_checkpoint_flags,
@@ -33,7 +33,6 @@ from megatron_eve.inference.sampling import (
     add_sampling_flags,
     guidance_problem,
 )
-from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
@@ -198,12 +197,7 @@ def plan(flags: argparse.Namespace, given: Container[str]) -> Plan:
     if saved is None or "config" not in saved:
         raise ConfigError(f"--model-path {flags.model_path}: its common.pt cannot be read; copy it again")
     config, _ = from_saved(saved["config"], str(flags.model_path))
-    sizes = find_family(config.family).code_sizes(config)
-    if sizes is None:
-        raise ConfigError(
-            f"--model-path {flags.model_path}: a model of the family {config.family} draws no pictures; name one "
-            "that does"
-        )
+    sizes = drawn_sizes(config)
     top_k = flags.top_k if "--top-k" in given else min(flags.top_k, sizes.codebook_size)
     sampling = Sampling(flags.temperature, top_k, flags.top_p, flags.seed)
     if problem := sampling.problem():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from megatron_eve.config import ConfigError, RunConfig, from_saved
 from megatron_eve.inference.checkpoint_model import read_saved
 from megatron_eve.models.image_codes import CodeTower
+from megatron_eve.models.image_plan import CodeSizes
 from megatron_eve.models.registry import find_family, find_image_codes
 
 
@@ -136,6 +137,20 @@ def find_tower(flags: argparse.Namespace, config: RunConfig, saved: dict[str, An
     return ModelTower(
         config.family, tower, dtypes[0] if len(dtypes) == 1 else "float32", data.get("code tower")
     )
+
+
+def drawn_sizes(config: RunConfig) -> CodeSizes:
+    """Sizes of the codes that a run's model draws.
+
+    Raises:
+        ConfigError: its family draws none.
+    """
+    sizes = find_family(config.family).code_sizes(config)
+    if sizes is None:
+        raise ConfigError(
+            f"--model-path: a model of the family {config.family} draws no pictures; name one that does"
+        )
+    return sizes
 
 
 def _shown_sizes(grid: tuple[int, int], depth: int, codebook_size: int) -> str:

@@ -19,13 +19,12 @@ from functools import partial
 import torch
 
 from megatron_eve.config import ConfigError, RunConfig
+from megatron_eve.inference.code_tower import drawn_sizes
 from megatron_eve.inference.generate import Prompt, prompt_inputs, run_stages, step_inputs
 from megatron_eve.inference.sampling import Sampling, next_tokens
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache
-from megatron_eve.models.family import CodeSizes
 from megatron_eve.models.model_parts import CodeHead, VisualInputs
-from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.accelerator import accelerator
 
 
@@ -50,20 +49,6 @@ def drawing_key(sampling: Sampling, text: str, number: int) -> int:
     return int.from_bytes(told.digest()[:16], "little")
 
 
-def code_sizes(config: RunConfig) -> CodeSizes:
-    """Sizes of the codes that a model draws.
-
-    Raises:
-        ConfigError: its family draws none.
-    """
-    sizes = find_family(config.family).code_sizes(config)
-    if sizes is None:
-        raise ConfigError(
-            f"--model-path: a model of the family {config.family} draws no pictures; name one of a family that does"
-        )
-    return sizes
-
-
 def draw(
     model: VisionLanguageModel,
     drawings: Sequence[Drawing],
@@ -78,7 +63,7 @@ def draw(
     Returns:
         Codes int64 [n, f, h, w, D] on the host, the same on every rank.
     """
-    sizes = code_sizes(config)
+    sizes = drawn_sizes(config)
     steps = list(drawing_steps(model, drawings, config, sampling=sampling, guidance=guidance, frames=frames))
     shape = len(drawings), frames, *sizes.grid, sizes.depth
     return torch.stack(steps, dim=1).reshape(shape) if drawings else torch.zeros(shape, dtype=torch.int64)
@@ -113,7 +98,7 @@ def drawing_steps(
     if not drawings:
         return
     model.eval()
-    sizes, count = code_sizes(config), len(drawings)
+    sizes, count = drawn_sizes(config), len(drawings)
     prompts = [Prompt(drawing.tokens) for drawing in drawings]
     if guidance != 1.0:
         prompts += [Prompt(drawing.unconditional) for drawing in drawings]

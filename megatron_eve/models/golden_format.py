@@ -15,7 +15,7 @@ from megatron_eve.config.json_file import read_json
 if TYPE_CHECKING:
     import torch
 
-    from megatron_eve.models.model_parts import VisualInputs
+    from megatron_eve.models.model_parts import Pack, VisualInputs
 
 
 _LONGEST_HEADER = 100_000_000  # bytes, the bound of safetensors itself
@@ -234,9 +234,9 @@ class GoldenFormat(Protocol):
         """Predictions [R, width] of an objective's head for what its `forward` was given."""
         ...
 
-    def row_places(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where rows of a head belong, from what `FamilyObjective.rows` gave: the image of each among the pack's, -1
-        for none, and its number among the image's rows; int64 [R] both."""
+    def row_places(self, rows: Any, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where rows of a head belong, from what `FamilyObjective.rows` gave for a pack: the image of each among the
+        pack's, -1 for none, and its number among the rows of which the case has an output; int64 [R] both."""
         ...
 
 
@@ -247,6 +247,6 @@ class LanguageGolden(GoldenFormat):
         """See `GoldenFormat.predictions`."""
         raise NotImplementedError
 
-    def row_places(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def row_places(self, rows: Any, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """See `GoldenFormat.row_places`."""
         raise NotImplementedError

@@ -227,7 +227,7 @@ def _forward(
                 if objective.name not in inputs.heads:
                     continue
                 rows = objective.rows(batch, chunk.config.sequence_parallel)
-                places = golden.row_places(rows)
+                places = golden.row_places(rows, batch)
                 predictions, targets = golden.heads[objective.name]
                 pieces += _head_pieces(batch, places, predictions, predicted[objective.name].pop())
                 pieces += _head_pieces(batch, places, targets, inputs.heads[objective.name].targets)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_eve.models.eve.aligned_rows import AlignedRows
-    from megatron_eve.models.model_parts import VisualInputs
+    from megatron_eve.models.model_parts import Pack, VisualInputs
 
 # The published configuration's name of the teacher's folder, beside that of the weights in the cases.
 _TEACHER = "mm_vision_tower_clip"
@@ -72,7 +72,7 @@ class EVEGolden(GoldenFormat):
         predicted: torch.Tensor = head.predict(rows.take(hidden), features)
         return predicted
 
-    def row_places(self, rows: AlignedRows) -> tuple[torch.Tensor, torch.Tensor]:
+    def row_places(self, rows: AlignedRows, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """See `GoldenFormat.row_places`: counted over the teacher patches of their image."""
         widths = rows.grids[rows.images.clamp(min=0), 1] if len(rows.grids) else 0
         return rows.images, rows.patches[:, 0] * widths + rows.patches[:, 1]

@@ -23,7 +23,8 @@ from megatron_eve.models.vila_u.templates import SPECIAL_TOKENS
 if TYPE_CHECKING:
     import torch
 
-    from megatron_eve.models.model_parts import VisualInputs
+    from megatron_eve.models.model_parts import Pack, VisualInputs
+    from megatron_eve.models.vila_u.visual_head import VisualRows
 
 
 class VILAUGolden(LanguageGolden):
@@ -61,9 +62,16 @@ class VILAUGolden(LanguageGolden):
         logits: torch.Tensor = head.logits(hidden, inputs)  # type: ignore[operator]
         return logits.flatten(1)
 
-    def row_places(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `GoldenFormat.row_places`."""
-        return rows.images, rows.numbers
+    def row_places(self, rows: VisualRows, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `GoldenFormat.row_places`: numbered among all positions of the sample that are drawn."""
+        import torch
+
+        images = torch.arange(len(pack.image_rows)).repeat_interleave(pack.image_rows)
+        drawn = images[pack.drawn[images].nonzero()[:, 0]]
+        samples = torch.bucketize(pack.image_starts[drawn], pack.cu_seqlens_padded[1:].long(), right=True)
+        numbers = torch.full((len(images),), -1)
+        numbers[pack.drawn[images]] = torch.arange(len(samples)) - torch.searchsorted(samples, samples)
+        return images[rows.positions], numbers[rows.positions]
 
 
 def _has_rows(folder: Path) -> bool:

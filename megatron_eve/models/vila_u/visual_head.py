@@ -34,15 +34,11 @@ class VisualRows:
     Attributes:
         here: int64 [R], the rows among those of this context-parallel rank.
         positions: int64 [R], among the V rows of all images.
-        images: int64 [R], image of each among the pack's.
-        numbers: int64 [R], number of each among those of its sample.
         rows: None: no intermediate features are taken.
     """
 
     here: torch.Tensor
     positions: torch.Tensor
-    images: torch.Tensor
-    numbers: torch.Tensor
     rows: None = None
 
 
@@ -68,15 +64,12 @@ def visual_rows(pack: Pack) -> VisualRows:
     images = torch.arange(len(counts)).repeat_interleave(counts)  # [V]
     within = torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]
     positions = pack.drawn[images].nonzero()[:, 0]  # [drawn positions]
-    images, within = images[positions], within[positions]
-    predicting = pack.image_starts[images] + within - 1
-    samples = torch.bucketize(pack.image_starts[images], pack.cu_seqlens_padded[1:].long(), right=True)
-    numbers = torch.arange(len(samples)) - torch.searchsorted(samples, samples)
+    predicting = pack.image_starts[images[positions]] + within[positions] - 1
     place = torch.full((len(pack.tokens),), -1)
     mine = rows_on_rank(pack, sequence_parallel=False)  # the head gets gathered rows
     place[mine] = torch.arange(len(mine))
     held = (place[predicting] >= 0).nonzero()[:, 0]
-    return VisualRows(place[predicting][held], positions[held], images[held], numbers[held])
+    return VisualRows(place[predicting][held], positions[held])
 
 
 def visual_head_inputs(pack: Pack, rows: VisualRows) -> VisualHeadInputs:
