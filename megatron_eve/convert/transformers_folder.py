@@ -14,22 +14,14 @@ from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.registry import find_family
-from megatron_eve.models.text_format import VICUNA_SYSTEM
+from megatron_eve.models.text_format import TEXT_OF_MESSAGE, VICUNA_SYSTEM
 
 # By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
 # The text begins with the BOS token, as templates of transformers do: its tokenizers add none to it, nor does TRL.
 # `generation` marks what the labels of training are: an answer, and the end-of-sequence token behind it.
 _CHAT_TEMPLATES = {
-    "vicuna_v1": """\
-{%- macro text_of(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {{- '<image>\\n' if part.type == 'image' else part.text -}}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
+    "vicuna_v1": TEXT_OF_MESSAGE
+    + """\
 {{- '<s>' -}}
 {%- if messages and messages[0].role == 'system' -%}
     {{- text_of(messages[0].content) + ' ' -}}

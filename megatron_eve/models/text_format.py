@@ -178,3 +178,17 @@ class TextRules:
     tokenizer_legacy: bool = True
     added_tokens: tuple[str, ...] = ()
     length_counts_rows: bool = False
+
+
+TEXT_OF_MESSAGE = """\
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {{- '<image>\\n' if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+"""For chat templates of transformers: `text_of(content)`, a message's text with `<image>` for each of its pictures."""

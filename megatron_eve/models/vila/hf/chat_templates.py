@@ -8,20 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from megatron_eve.models.text_format import VICUNA_SYSTEM
+from megatron_eve.models.text_format import TEXT_OF_MESSAGE, VICUNA_SYSTEM
 
-# A message's text, with `<image>` for each of its pictures.
-_TEXT_OF = """\
-{%- macro text_of(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {{- '<image>\\n' if part.type == 'image' else part.text -}}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-"""
 _IMAGES_FIRST = """\
 {%- macro placed(text) -%}
     {%- set count = text.count('<image>') -%}
@@ -85,7 +73,7 @@ def _filled(placing: str, **parts: str) -> str:
     text = _CONVERSATION
     for name, value in parts.items():
         text = text.replace(name, value)
-    return _TEXT_OF + placing + text
+    return TEXT_OF_MESSAGE + placing + text
 
 
 _VICUNA = {

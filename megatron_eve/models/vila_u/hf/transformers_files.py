@@ -9,7 +9,7 @@ from typing import Any
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.hf_format import JSONFiles
 from megatron_eve.models.language_config import language_config
-from megatron_eve.models.text_format import VICUNA_SYSTEM
+from megatron_eve.models.text_format import TEXT_OF_MESSAGE, VICUNA_SYSTEM
 from megatron_eve.models.vila_u.config import VILAUConfig
 from megatron_eve.models.vila_u.hf.published import depth_config, tower_of
 from megatron_eve.models.vila_u.hf.tower_folder import TOWER_CODE, image_processor_config, tower_config
@@ -20,16 +20,9 @@ _PROCESSOR = {"AutoProcessor": "processing_vila_u.VILAUProcessor"}
 _GENERATION = {"do_sample": False, "max_new_tokens": 256}
 
 # The template v1 of training (`templates.py`): pictures in their places; a blank question is the unconditional one.
-CHAT_TEMPLATE = """\
-{%- macro text_of(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {{- '<image>\\n' if part.type == 'image' else part.text -}}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
+CHAT_TEMPLATE = (
+    TEXT_OF_MESSAGE
+    + """\
 {{- '<s>' -}}
 {%- if messages and messages[0].role == 'system' -%}
     {{- text_of(messages[0].content) + ' ' -}}
@@ -64,6 +57,7 @@ CHAT_TEMPLATE = """\
     {{- 'ASSISTANT:' -}}
 {%- endif -%}
 """.replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'"))
+)
 
 
 def transformers_files(
