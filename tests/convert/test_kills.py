@@ -29,10 +29,9 @@ class Killed(BaseException):
 def no_cleaning(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed process does not do any more."""
     from megatron_eve.checkpoint.store import CheckpointStore
-    from megatron_eve.convert import exporting
 
     monkeypatch.setattr(CheckpointStore, "abandon", lambda self, partial: None)
-    monkeypatch.setattr(exporting.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:

@@ -77,7 +77,7 @@ def test_what_is_not_built(
             "its processor cuts no pictures into tiles",
         ),
         (
-            ("--published-layout", "vila1.0"),
+            ("--published-layout", "vila1.0", "--tokenizer", "TOKENIZER"),
             "pictures in tiles are in no VILA 1.0; add --published-layout vila1.5",
         ),
     ],
