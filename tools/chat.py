@@ -180,18 +180,31 @@ class TerminalDrawing:
         """
         sampling = replace(DRAWING, seed=next(self._seeds))
         asked = AskedDrawing(text, guidance=self._guidance)
-        *_, last = asked.pieces(engine, limits, sampling)
-        assert last.pictures is not None, "the last step has the pictures"
+        asked.check(limits)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for number in itertools.count():
-                path = self._folder / f"picture_{number:05d}.png"
-                with suppress(FileExistsError), path.open("xb") as file:
-                    Image.fromarray(last.pictures[0]).save(file, "PNG")
-                    break
+            path = self._new_file()
         except OSError as error:
             raise Refused(f"--output-dir {self._folder}: {error.strerror}; name another folder") from None
+        try:
+            *_, last = asked.pieces(engine, limits, sampling)
+            assert last.pictures is not None, "the last step has the pictures"
+            Image.fromarray(last.pictures[0]).save(path, "PNG")
+        except OSError as error:
+            path.unlink()
+            raise Refused(f"{path}: {error.strerror}; make room, or name another --output-dir") from None
+        except BaseException:
+            path.unlink()
+            raise
         return f"{path} (seed {sampling.seed})"
+
+    def _new_file(self) -> Path:
+        """An empty file with the next free number, before time is spent on its picture."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count():
+            path = self._folder / f"picture_{number:05d}.png"
+            with suppress(FileExistsError), path.open("xb"):
+                break
+        return path
 
 
 def in_terminal(
@@ -213,7 +226,9 @@ def in_terminal(
                 return status
             if not line.strip():
                 continue
-            if drawing is not None and line.split()[0] == DRAW:
+            if line.split()[0] == DRAW:
+                if drawing is None:
+                    raise Refused("This model draws no pictures here; a checkpoint of one that draws does.")
                 print(drawing.draw(line.strip().removeprefix(DRAW).strip(), engine, limits), flush=True)
                 continue
             asked = Asked(line.strip(), tuple(earlier), pictures)
@@ -257,7 +272,6 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     Raises:
         UserError: what cannot be talked about or with; OSError, what cannot be read.
     """
-    sampling = sampling_of(flags)
     if problem := guidance_problem(flags.cfg):
         raise ConfigError(problem)
     check_model_flags(flags)
@@ -265,6 +279,7 @@ def talk(flags: argparse.Namespace, limits: Limits) -> int:
     template = flags.conv_mode or chat_template(flags.model_path)
     check_conv_mode(flags, template)
     tower = model_tower(flags, needed=True)  # a model that has one draws
+    sampling = sampling_of(flags, draws=tower is not None)
     if global_rank():
         return run_with_engine(flags, template, work=None)
     if not flags.web:

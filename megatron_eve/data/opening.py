@@ -60,7 +60,8 @@ class OpenedDatasets:
         """What must stay the same for a checkpoint's place in the order to mean anything."""
         trained = self.datasets[: len(self.training)]
         weights = self.weights or ()
-        parts = self.codes.parts if self.codes else ()
+        coded = _codes_of(trained) if self.codes else None
+        parts = coded.parts if coded else []
         codes = (
             {
                 "code tower": parts[0].info.tower_sha256,
@@ -101,12 +102,21 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     datasets = [open_one(config, prefix, tokenizer.sha256 if tokenizer else None) for prefix in prefixes]
     if tokenizer and any(dataset.info.template == "plain" for dataset in datasets):
         tokenizer.check_newline()
-    coded = [cast(AnyCodes, dataset.opened_codes) for dataset in datasets if dataset.opened_codes]
-    codes = JoinedCodes(coded) if coded else None  # refuses codes of several towers
+    codes = _codes_of(datasets)
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     return OpenedDatasets(
         tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped), codes
     )
+
+
+def _codes_of(datasets: Sequence[AnyDataset]) -> JoinedCodes | None:
+    """The codes of those datasets that have some; None if none has.
+
+    Raises:
+        DataError: they are of several towers.
+    """
+    coded = [cast(AnyCodes, dataset.opened_codes) for dataset in datasets if dataset.opened_codes]
+    return JoinedCodes(coded) if coded else None
 
 
 def dropped_fingerprints(parts: Sequence[DatasetSlice]) -> list[str]:

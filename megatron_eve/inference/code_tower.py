@@ -118,6 +118,8 @@ def find_tower(flags: argparse.Namespace, config: RunConfig, saved: dict[str, An
         if flags.tower is not None:
             tower = find_image_codes(config.family).read_tower(flags.tower, vars(flags))
         else:
+            if given := _given(config.family, flags):
+                raise ConfigError(f"--{given.replace('_', '-')} is of --tower, which is not given; add both")
             known = family.code_tower(config)
             if known is None:
                 raise ConfigError("the checkpoint names no tower, which makes codes and pictures")
@@ -134,9 +136,18 @@ def find_tower(flags: argparse.Namespace, config: RunConfig, saved: dict[str, An
         )
     data = saved.get("dataset") or {}
     dtypes = data.get("code dtypes", ())
-    return ModelTower(
-        config.family, tower, dtypes[0] if len(dtypes) == 1 else "float32", data.get("code tower")
-    )
+    known = data.get("code tower") or (saved.get("frozen") or {}).get(
+        "sha256"
+    )  # of an import the latter alone
+    return ModelTower(config.family, tower, dtypes[0] if len(dtypes) == 1 else "float32", known)
+
+
+def _given(family: str, flags: argparse.Namespace) -> str | None:
+    """A flag of the family's towers that is given, by name; None if none is."""
+    alone = argparse.ArgumentParser(add_help=False)
+    find_image_codes(family).add_flags(alone)
+    defaults = vars(alone.parse_args([]))
+    return next((name for name, value in defaults.items() if getattr(flags, name, value) != value), None)
 
 
 def drawn_sizes(config: RunConfig) -> CodeSizes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megatron_eve.config import RunConfig
+from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import tiled_text
 from megatron_eve.data.text.prompts import drawing_prompt, encode_text, stop_ids
@@ -139,6 +140,8 @@ class MegatronEngine:
                 encode_text(drawing_prompt(words, self.conv_mode), self._tokenizer, self.conv_mode)
                 for words in (text, "")
             )
+        except SkipRow:
+            raise
         except ValueError as error:
             raise PromptError("draws_nothing", str(error)) from None
         total = sizes.grid[0] * sizes.grid[1]

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,8 +129,12 @@ def add_sampling_flags(
         )
 
 
-def sampling_of(flags: argparse.Namespace) -> Sampling:
+def sampling_of(flags: argparse.Namespace, *, draws: bool = False) -> Sampling:
     """What the flags of `add_sampling_flags` say.
+
+    Args:
+        flags: of the command.
+        draws: the seed is that of drawings, too, which are random where answers are not.
 
     Raises:
         ConfigError: a value that cannot be, or one that has no effect.
@@ -138,6 +142,8 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.seed)
     if problem := sampling.problem():
         raise ConfigError(problem)
+    if draws and sampling.greedy:
+        sampling = replace(sampling, seed=GREEDY.seed)
     if sampling.greedy and sampling != GREEDY:
         given = next(
             name for name in ("top_p", "top_k", "seed") if getattr(sampling, name) != getattr(GREEDY, name)

@@ -13,8 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_eve.config import CheckpointConfig, DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_eve.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from megatron_eve.models.dist_folder import DistFolder
+from megatron_eve.models.registry import find_family
 from tests.convert.test_conversion import convert, llama
 from tests.convert.test_towers import assert_same, tensors_of
 from tests.convert.test_vila import pass_through, settings
@@ -290,3 +298,13 @@ def test_wrong_imports_are_refused(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_decoder_of_qwen2_is_in_no_folder(published: bool) -> None:
+    config = RunConfig(family="vila_u", model=ModelConfig(add_qkv_bias=True))
+    its = find_family("vila_u").hugging_face()
+    (told,) = its.check_export(config, published, {"source": "runs/x"})
+    assert told.startswith(
+        "--source runs/x: its decoder is a Qwen2 (--add-qkv-bias), and folders of VILA-U hold a Ll"
+    )

@@ -320,6 +320,26 @@ def test_the_tools_answer_from_the_folder(golden: Case) -> None:
     assert "".join(engine.stream(queries[1], COUNT)).strip() == answers[1].text
 
 
+def test_samples_are_repeated_with_their_own_pictures(golden: Case) -> None:
+    """As beams and several answers to a question need it."""
+    model, processor = golden.model(), golden.processor()
+    inputs = processor(text=texts(), images=shown(), padding=True, return_tensors="pt")
+    answers = model.generate(**inputs, max_new_tokens=COUNT)
+    again = model.generate(**inputs, max_new_tokens=COUNT, num_return_sequences=2, do_sample=True, top_k=1)
+    assert torch.equal(again, answers.repeat_interleave(2, 0))
+
+
+def test_the_tower_stays_float32(golden: Case) -> None:
+    """A model in bfloat16 reads the codes that training reads."""
+    model, inputs = golden.model(dtype=torch.bfloat16), golden.processor().image_processor(images(8))
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert {one.dtype for one in model.vision_tower.parameters()} == {torch.float32}
+    codes = golden.model().vision_tower.encode(inputs["pixel_values"])
+    assert torch.equal(model.vision_tower.encode(inputs["pixel_values"]), codes)
+    drawn = model.draw(**golden.processor().drawing_inputs(CAPTIONS), temperature=0)
+    assert model.decode(drawn).dtype == torch.float32
+
+
 def test_prompts_are_those_of_training(golden: Case) -> None:
     processor = golden.processor()
     for (question, count), text in zip(QUESTIONS, texts(), strict=True):
@@ -359,8 +379,21 @@ def test_mistakes_are_said(golden: Case) -> None:
         processor(text="USER: <image>")
     with pytest.raises(ValueError, match="fit is 'pad', and stretch or square is needed"):
         processor(text="USER: <image>", images=images(1), fit="pad")
+    alone = processor.drawing_inputs(CAPTIONS, guidance=False)
     with pytest.raises(ValueError, match="needs an unconditional prompt for each prompt"):
-        model.draw(**processor.drawing_inputs("a ball", guidance=False))
+        model.draw(**alone)
+    for values in ({"temperature": -1}, {"top_p": 0}, {"frames": 0}, {"guidance": -1}):
+        with pytest.raises(ValueError, match="must be 0 or more, top_p above 0"):
+            model.draw(**{**alone, "guidance": 1, **values})
+    with pytest.raises(ValueError, match=r"and the drawing 6400, and the model has \d+ positions"):
+        model.draw(**alone, guidance=1, frames=400)
+    both = model.draw(**processor.drawing_inputs(CAPTIONS), guidance=1, temperature=0)
+    assert torch.equal(both, model.draw(**alone, guidance=1, temperature=0)), "without the unconditional ones"
+    for text in (None, []):
+        with pytest.raises(ValueError, match="no text; a prompt has one"):
+            processor(text=text)
+    with pytest.raises(ValueError, match="no text; say what to draw"):
+        processor.drawing_inputs([])
     inputs = processor(text="USER: <image>", images=images(1), return_tensors="pt")
     with pytest.raises(ValueError, match="hold 15 image tokens, and the pictures have 16 positions"):
         model(input_ids=inputs["input_ids"][:, :-1], pixel_values=inputs["pixel_values"])

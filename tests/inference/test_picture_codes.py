@@ -395,4 +395,10 @@ def test_another_tower_of_these_sizes_is_refused_where_the_data_is_known(
     other = Namespace(tower=write_tower(tmp_path / "other", seed=1), siglip_config=None)
     with pytest.raises(ConfigError, match="is another tower"):
         find_tower(other, model.config, {"dataset": record}).check_weights()
-    assert find_tower(other, model.config, {}).sha256 is None, "an import does not say"
+    imported = {"frozen": {"sha256": known.sha256}}  # which has no dataset
+    with pytest.raises(ConfigError, match="is another tower"):
+        find_tower(other, model.config, imported).check_weights()
+    assert find_tower(other, model.config, {}).sha256 is None
+    alone = Namespace(tower=None, siglip_config=tmp_path)
+    with pytest.raises(ConfigError, match="--siglip-config is of --tower, which is not given; add both"):
+        find_tower(alone, model.config, imported)

@@ -359,3 +359,12 @@ def test_shards_are_the_published_ones_and_leave_nothing_out() -> None:
             assert [question for shard in shards for question in shard] == some
             size = -(-total // count)
             assert all(len(shard) <= size for shard in shards)
+
+
+def test_questions_with_pictures_may_join_those_about_text() -> None:
+    """The answers of text alone had no tower; another tower is another answer."""
+    with_tower = replace(ORIGIN, tower_sha256="c" * 64)
+    assert with_tower.difference(ORIGIN.to_metadata()) is None
+    assert ORIGIN.difference(with_tower.to_metadata()) is None
+    other = replace(ORIGIN, tower_sha256="d" * 64)
+    assert other.difference(with_tower.to_metadata()) == "was made with another --tower"

@@ -113,7 +113,7 @@ def test_chat_in_a_terminal(
 def test_chat_draws_in_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into new files, each with the next seed; what is not drawn is said. Without a tower "/draw" is a question."""
+    """Into new files, each with the next seed; what is not drawn is said, also of a model that draws nothing."""
     chat, engine, folder = tool("chat"), ScriptedDrawer(), tmp_path / "drawn"
     drawing = chat.TerminalDrawing(folder, 2.0, 5)
     lines = "/draw A red car.\nWhat?\n/draw\n/drawing?\n/draw A red car.\n"
@@ -133,8 +133,8 @@ def test_chat_draws_in_a_terminal(
     assert chat.in_terminal(engine, (), Limits(), drawing=blocked) == 1
     assert f"error: --output-dir {files[0]}: File exists" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/draw A car.\n"))
-    assert chat.in_terminal(engine, (), Limits()) == 0
-    assert capsys.readouterr().out == "0 pictures, 1 questions\n"
+    assert chat.in_terminal(engine, (), Limits()) == 1
+    assert capsys.readouterr().err.startswith("error: This model draws no pictures here")
 
 
 def test_chat_refuses_a_line_that_is_no_text_and_answers_the_next(

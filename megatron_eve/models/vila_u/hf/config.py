@@ -44,7 +44,7 @@ def stated(fields: Mapping[str, Any], folder: Path) -> list[Stated]:
     if is_published(fields):
         fields = read_settings(path, _REMEDY)
     else:
-        path, tower = folder / "config.json", dict(fields["vision_config"])
+        path, tower = folder / "config.json", dict(fields["vision_config"] or {})
         tower["n_embed"] = tower.get("codebook_sizes")
         fields = {_TOWER: tower, _DEPTH: fields.get("depth_config")}
     sizes = depth_settings(fields, path) | _code_sizes(fields, path)

@@ -245,6 +245,14 @@ class VILAUFormat(HFFormat):
             except ConfigError as error:
                 yield str(error)
 
+    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
+        """See `HFFormat.check_export`: both layouts are of a Llama."""
+        if config.model.add_qkv_bias:
+            yield (
+                f"--source {flags['source']}: its decoder is a Qwen2 (--add-qkv-bias), and folders of VILA-U hold a "
+                "Llama; train and draw with the checkpoint itself"
+            )
+
     def export_settings(self, vision: VILAUConfig, flags: Flags) -> VILAUConfig:
         """See `HFFormat.export_settings`: with the tower that the flags name."""
         return with_tower_flags(vision, flags)

@@ -22,106 +22,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_vila_u import VILAUConfig
 from .configuration_vila_u_tower import VILAUTowerConfig
+from .modeling_vila_u_depth import DepthTransformer
 from .modeling_vila_u_tower import VILAUTowerModel
 
 _IGNORED = -100  # a label that no loss looks at
-
-
-class DepthAttention(nn.Module):
-    """Attention of each depth to those before it and itself."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, hidden: Tensor, cache: list[Tensor] | None) -> Tensor:
-        """[R, D, E] -> the same; with the cache of a block, which grows, the next depth alone: [R, 1, E]."""
-        q, k, v = (
-            part(hidden).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
-        )
-        if cache is not None:
-            if cache:
-                k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-            cache[:] = [k, v]
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        return self.proj(attended.transpose(1, 2).flatten(2))
-
-
-class DepthBlock(nn.Module):
-    """Attention and an MLP, each behind a norm and added to its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = DepthAttention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, hidden: Tensor, cache: list[Tensor] | None) -> Tensor:
-        """See `DepthAttention.forward`."""
-        hidden = hidden + self.attn(self.ln1(hidden), cache)
-        return hidden + self.mlp(self.ln2(hidden))
-
-
-class DepthBlocks(nn.Module):
-    """All blocks, under their published name."""
-
-    def __init__(self, width: int, heads: int, layers: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(DepthBlock(width, heads) for _ in range(layers))
-
-
-class Classifier(nn.Module):
-    """A norm and logits of the codes, the same for all depths."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.layer_norm, self.linear = nn.LayerNorm(width), nn.Linear(width, classes)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., E] -> [..., K]."""
-        return self.linear(self.layer_norm(hidden))
-
-
-class DepthTransformer(nn.Module):
-    """Codes of positions from their hidden states, each from the codes before it; published names."""
-
-    def __init__(self, config: VILAUConfig, vector: int, depth: int) -> None:
-        super().__init__()
-        sizes: Any = config.depth_config
-        width, head = sizes["embed_dim"], sizes["head"]
-        self.in_mlp_1, self.in_mlp_2 = nn.Linear(vector, width), nn.Linear(config.hidden_size, width)
-        self.pos_emb_d = nn.Parameter(torch.zeros(1, depth, width))
-        self.head_transformer = DepthBlocks(width, head["block"]["n_head"], head["n_layer"])
-        self.classifier_mlp = Classifier(width, sizes["vocab_size"])
-
-    def forward(self, hidden: Tensor, sums: Tensor) -> Tensor:
-        """Logits [R, D, K].
-
-        Args:
-            hidden: [R, H], of the rows before the positions.
-            sums: [R, D - 1, F], of the vectors of the first 1 .. D - 1 codes.
-        """
-        others = self.in_mlp_1(sums.to(self.in_mlp_1.weight.dtype))
-        tokens = torch.cat([self.in_mlp_2(hidden)[:, None], others], dim=1) + self.pos_emb_d
-        for block in self.head_transformer.blocks:
-            tokens = block(tokens, None)
-        return self.classifier_mlp(tokens)
-
-    def step(self, inputs: Tensor, depth: int, caches: list[list[Tensor]]) -> Tensor:
-        """Logits [R, K] of one depth, counted from 0, where the depths before it went through the same caches.
-
-        Args:
-            inputs: hidden states [R, H] at depth 0; after it sums [R, F] of the codes so far.
-            depth: which.
-            caches: of each block, empty lists at depth 0.
-        """
-        layer = self.in_mlp_1 if depth else self.in_mlp_2
-        token = layer(inputs.to(layer.weight.dtype))[:, None] + self.pos_emb_d[:, depth : depth + 1]
-        for block, cache in zip(self.head_transformer.blocks, caches):  # noqa: B905
-            token = block(token, cache)
-        return self.classifier_mlp(token)[:, 0]
 
 
 class VILAUProjector(nn.Module):
@@ -155,7 +59,8 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
     """See above. Weights have their published names but for `rqtransformer`, which is published with the tower."""
 
     config_class = VILAUConfig
-    _keep_in_fp32_modules_strict = ["codebooks"]  # noqa: RUF012
+    # Codes that training read were made in float32, and other precisions give some other codes.
+    _keep_in_fp32_modules_strict = ["vision_tower"]  # noqa: RUF012
     _no_split_modules = ["LlamaDecoderLayer", "VILAUTowerModel", "DepthTransformer"]  # noqa: RUF012
 
     def __init__(self, config: VILAUConfig) -> None:
@@ -207,7 +112,8 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
                 looked at.
 
         Returns:
-            With labels or `drawn` the loss, the sum of both.
+            With labels or `drawn` the loss, the sum of both. The visual loss is this batch's mean: a Trainer that
+            accumulates gradients hands on `num_items_in_batch`, by which the loss of the labels alone is divided.
         """
         images: Any = None if input_ids is None else input_ids == self.image_token_id
         if inputs_embeds is None and input_ids is not None:
@@ -245,6 +151,25 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
             visual = self.config.visual_loss_weight * found.visual_loss
             found.loss = visual if found.loss is None else found.loss + visual
         return found
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat each sample, as beams do, with all its pictures behind one another."""
+        names = [name for name in ("pixel_values", "codes") if kwargs.get(name) is not None]
+        pictures = {name: kwargs.pop(name) for name in names}
+        found, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size,
+            input_ids=input_ids,  # type: ignore[arg-type]
+            **kwargs,
+        )
+        if pictures and input_ids is not None:
+            rows = torch.eq(input_ids, self.image_token_id).sum(1)
+            counts = (rows // (self.code_rows * self.code_columns)).tolist()
+            for name, value in pictures.items():
+                parts = value.split(counts)
+                kwargs[name] = torch.cat([part for part in parts for _ in range(expand_size)])
+        return found, kwargs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Those of `generate`; some look up the scores of the prompt's tokens, and the image token has none."""
@@ -295,6 +220,7 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        unconditional: Tensor | None = None,
         guidance: float = 3.0,
         temperature: float = 1.0,
         top_k: int = 900,
@@ -309,6 +235,7 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
             input_ids: [B, L], of `VILAUProcessor.drawing_inputs`: the prompts, padded on the left, and with guidance
                 as many unconditional ones behind them.
             attention_mask: [B, L].
+            unconditional: how many of these there are; None: as many as `guidance` wants.
             guidance: s of u + s (c - u), the logits that codes are chosen by at every depth; c are those of a prompt,
                 u those of its unconditional one. At 1 there are no unconditional prompts.
             temperature: 0 takes the most likely code.
@@ -320,15 +247,30 @@ class VILAUForConditionalGeneration(LlamaForCausalLM):
 
         Returns:
             int64 [n, frames, h, w, D].
+
+        Raises:
+            ValueError: values that cannot be, or no unconditional prompts where they are needed.
         """
-        count = len(input_ids) if guidance == 1 else len(input_ids) // 2
-        if guidance != 1 and len(input_ids) % 2:
+        if not (guidance >= 0 and temperature >= 0 and 0 < top_p <= 1 and top_k >= 0 and frames >= 1):
+            raise ValueError("guidance, temperature and top_k must be 0 or more, top_p above 0 and at most 1, frames "
+                             "1 or more")  # fmt: skip
+        steps, room = frames * self.code_rows * self.code_columns, self.config.max_position_embeddings
+        if input_ids.shape[1] + steps - 1 > room:
+            raise ValueError(f"the prompts take {input_ids.shape[1]} tokens and the drawing {steps}, and the model has "
+                             f"{room} positions; shorten the prompts, or draw fewer frames")  # fmt: skip
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        behind = len(input_ids) // 2 if unconditional is None else int(unconditional)
+        if guidance == 1:
+            count = len(input_ids) - (0 if unconditional is None else behind)
+            input_ids, mask = input_ids[:count], mask[:count]
+        elif 2 * behind != len(input_ids):
             raise ValueError(f"guidance {guidance} needs an unconditional prompt for each prompt; make both by "
                              "drawing_inputs, or use guidance=1")  # fmt: skip
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        else:
+            count = behind
         hidden, cache = self.model.embed_tokens(input_ids), DynamicCache() if use_cache else None
         given, drawn = hidden, []
-        for _ in range(frames * self.code_rows * self.code_columns):
+        for _ in range(steps):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -given.shape[1] :]
             last = self.model(
                 inputs_embeds=given, attention_mask=mask, position_ids=positions, past_key_values=cache,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import transformers
 from transformers import BatchFeature, ProcessorMixin
 
@@ -52,8 +53,10 @@ class VILAUProcessor(ProcessorMixin):
             input_ids and attention_mask [B, L]; with pictures pixel_values [n, 3, S, S].
 
         Raises:
-            ValueError: not as many pictures as `<image>`.
+            ValueError: no text, or not as many pictures as `<image>`.
         """
+        if not text:
+            raise ValueError("no text; a prompt has one")
         texts = [text] if isinstance(text, str) else list(text)
         kwargs |= kwargs.pop("processor_kwargs", {})  # which transformers 4 hands on from apply_chat_template
         return_tensors = kwargs.pop("return_tensors", None)
@@ -83,15 +86,22 @@ class VILAUProcessor(ProcessorMixin):
             texts: what is to be drawn.
             guidance: with as many unconditional prompts behind them; without, for `guidance=1`.
             video: eight frames (`frames=8`) and not a picture.
+
+        Raises:
+            ValueError: no text.
         """
         wanted = [texts] if isinstance(texts, str) else list(texts)
+        if not wanted:
+            raise ValueError("no text; say what to draw")
         begin = "<vi_start>" if video else "<im_start>"
         prompts = []
         for one in (*wanted, *([""] * len(wanted) if guidance else [])):
             message: Any = {"role": "user", "content": [{"type": "text", "text": one}]}
             prompt = self.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
             prompts.append(f"{prompt} {begin}")
-        return self(text=prompts, padding=True, return_tensors="pt")
+        found = self(text=prompts, padding=True, return_tensors="pt")
+        found["unconditional"] = torch.tensor(len(wanted) if guidance else 0)
+        return found
 
     def postprocess(self, pictures: Any) -> Any:
         """PIL images of pictures of `decode`, [n, 3, P, P]."""

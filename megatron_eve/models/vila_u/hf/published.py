@@ -19,7 +19,6 @@ from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 TOWER_FLAG = "--vision-tokenizer"
 _VIDEO_FRAMES = 8  # as published
-_VIDEO_FRAMES = 8  # as published
 
 
 def with_tower_flags(vision: VILAUConfig, flags: Flags) -> VILAUConfig:

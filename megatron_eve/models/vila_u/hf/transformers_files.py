@@ -14,7 +14,13 @@ from megatron_eve.models.vila_u.config import VILAUConfig
 from megatron_eve.models.vila_u.hf.published import depth_config, tower_of
 from megatron_eve.models.vila_u.hf.tower_folder import TOWER_CODE, image_processor_config, tower_config
 
-_CODE = ("configuration_vila_u.py", "modeling_vila_u.py", "processing_vila_u.py", *TOWER_CODE)
+_CODE = (
+    "configuration_vila_u.py",
+    "modeling_vila_u.py",
+    "modeling_vila_u_depth.py",
+    "processing_vila_u.py",
+    *TOWER_CODE,
+)
 _PROCESSOR = {"AutoProcessor": "processing_vila_u.VILAUProcessor"}
 # Without a length of its own, transformers ends an answer after 20 tokens. As tools/chat.py does.
 _GENERATION = {"do_sample": False, "max_new_tokens": 256}
