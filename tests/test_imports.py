@@ -22,7 +22,7 @@ LEVELS = (
     {"checkpoint"},
     {"training", "convert"},
     {"inference"},
-    {"verification"},
+    {"verification", "evaluation"},
     {"doctor", "preflight"},
     {"pretrain"},
 )

@@ -1,0 +1,1 @@
+"""Evaluation: how answers to the questions of published benchmarks are scored."""

@@ -1,0 +1,92 @@
+"""What scorers return, and the checks of labels that they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from megatron_eve.data.errors import DataError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of the options of a multiple-choice question, in order."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that is not in a score, or not as the rest of it is, for the footnote of a table.
+
+    Attributes:
+        what: "answers", "questions", "categories" or the name of a value.
+        count: how many.
+        why: the reason, and what was done with them.
+    """
+
+    what: str
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over questions.
+
+    Attributes:
+        points: of each question, in the order of the rows; 0 to 1.
+        left_out: what does not count like the rest; none if all does.
+    """
+
+    points: tuple[float, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """How many questions the score is of."""
+        return len(self.points)
+
+    @property
+    def value(self) -> float:
+        """The mean, 0 to 1; tables print it times 100."""
+        return fmean(self.points)
+
+
+def no_answers(answers: Sequence[str | None]) -> tuple[LeftOut, ...]:
+    """The note about questions without an answer; nothing if each has one."""
+    return counted(
+        "answers", sum(answer is None for answer in answers), "the model gave none: scored as wrong"
+    )
+
+
+def counted(what: str, count: int, why: str) -> tuple[LeftOut, ...]:
+    """A note, or nothing if there is nothing to count."""
+    return (LeftOut(what, count, why),) if count else ()
+
+
+def require_rows(task: str, rows: Sequence[object]) -> None:
+    """Refuse an empty task, whose score would be a division by zero.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not rows:
+        raise DataError(f"{task}: there are no questions to score; check its split and its folder")
+
+
+def yes_or_no(task: str, row: object, label: object) -> bool:
+    """A label as true for yes. Case, spaces around it and full stops do not count, as in lmms-eval.
+
+    Raises:
+        DataError: it is neither yes nor no.
+    """
+    text = label.lower().strip().replace(".", "") if isinstance(label, str) else None
+    if text not in ("yes", "no"):
+        raise bad_label(task, row, label, "write yes or no")
+    return text == "yes"
+
+
+def bad_label(task: str, row: object, label: object, remedy: str) -> DataError:
+    """The error for a label that a scorer cannot take: task, row and value in one sentence."""
+    shown = re.sub(r"\s+", " ", repr(label))
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return DataError(f"{task}, question {row}: the label is {shown}; {remedy}, or get the dataset again")
