@@ -23,8 +23,8 @@ class ColourLoss:
     name: ClassVar[str] = "colour loss"
     module: ClassVar[str] = "colour_head"
     features: ClassVar[None] = None
-    columns: ClassVar[tuple[str, ...]] = ()
     adds_over_tensor_parallel: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ()
     gathers_rows: ClassVar[bool] = False
 
     @property
