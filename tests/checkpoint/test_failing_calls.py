@@ -206,6 +206,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     ],
     ids=["foreground", "background", "all that follow"],
 )
+@pytest.mark.slow
 def test_a_dozen_of_the_calls(bench: Bench, numbers: list[int], background: bool, to_the_end: bool) -> None:
     """The first ones of the first rank alone, some of the tensors', and the last ones, which give the name."""
     outcomes = bench.run(DP2, numbers, errno.ENOSPC, background, to_the_end)

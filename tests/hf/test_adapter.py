@@ -39,6 +39,7 @@ def answered(folder: Path, picture: Image.Image, adapter: Path | None = None) ->
     return logits
 
 
+@pytest.mark.slow
 def test_an_adapter_brings_its_front_end(ranks: RankPool, tmp_path: Path, exported: Path) -> None:
     """On the model that the run began from: the logits of the merged export, which answers as the checkpoint does."""
     saved, adapter, merged, imported = (tmp_path / name for name in ("run", "adapter", "merged", "imported"))

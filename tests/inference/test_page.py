@@ -275,6 +275,7 @@ def test_whom_the_server_answers(
     assert "default-src 'self'" in response.headers["Content-Security-Policy"]
 
 
+@pytest.mark.slow
 def test_the_command_with_a_model(browser: Any, exported: Path) -> None:
     """An exported folder, a photo asked about twice, and Ctrl-C."""
     data = Path(pytest.importorskip("skimage").__file__).parent / "data"

@@ -30,6 +30,7 @@ def test_resume_with_dropout_is_bit_exact(ranks: RankPool, tmp_path: Path, layou
 
 
 @parametrize(TP2_PP2, slow=(TP2, PP2_VPP2))
+@pytest.mark.slow
 def test_resume_under_another_layout(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
     config = lora_config(layout.parallel, 4)
     ranks.run(layout.world_size, run, saving_in(config, tmp_path), 2, True)

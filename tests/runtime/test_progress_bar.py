@@ -73,6 +73,7 @@ def start(config: RunConfig, terminal: bool = True, seconds: float = 0.0) -> str
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_start_shows_how_far_it_has_read(ranks: RankPool, tmp_path: Path) -> None:
     """Weights in Hugging Face layout, then a checkpoint, also under another layout; rank 0 alone, and all of it."""
     config = run_config(TP2_SP.parallel, iterations=4)

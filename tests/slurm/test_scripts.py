@@ -195,6 +195,7 @@ def test_time_runs_out(site: Site, whole: dict[int, tuple[str, str]]) -> None:
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_a_node_loses_power(site: Site, whole: dict[int, tuple[str, str]]) -> None:
     """Slurm notices and requeues; the run goes on from its last checkpoint when there are two nodes again."""
     job = site.submit("power")

@@ -28,6 +28,7 @@ def losses(prefix: str, save: Path) -> list[str]:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_pixels_give_the_losses_of_their_files(tmp_path: Path) -> None:
     files = IndexedVisionDataset(write_dataset(tmp_path / "files", 16, seed=1))
     pixels = write_as_pixels(tmp_path / "pixels", files)

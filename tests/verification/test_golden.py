@@ -166,6 +166,7 @@ def test_tool_exits_1_on_a_miss(tmp_path: Path) -> None:
     assert "79 of 80 rows within tolerance" in found.stdout
 
 
+@pytest.mark.slow
 def test_tool_passes_over_two_ranks() -> None:
     folder = find_golden("mini224_mixed")
     command = [

@@ -51,6 +51,7 @@ def answered(folder: Path, adapter: Path | None = None) -> torch.Tensor:
         pytest.param("qformer", False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_an_adapter_brings_what_trained_beside_it(
     ranks: RankPool, tmp_path: Path, projector: Any, tower_trains: bool
 ) -> None:

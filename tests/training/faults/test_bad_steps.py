@@ -305,6 +305,7 @@ def test_a_checkpoint_from_before_there_were_bad_steps(ranks: RankPool, tmp_path
 
 @parametrize(DP2, slow=(PP2_VPP2, TP2_SP))
 @pytest.mark.parametrize("hardware", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_fault_that_repeats_itself_is_tried_on_other_gpus(
     ranks: RankPool, tmp_path: Path, layout: Layout, whole: Whole, hardware: bool
 ) -> None:
