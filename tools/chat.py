@@ -189,11 +189,10 @@ class TerminalDrawing:
             *_, last = asked.pieces(engine, limits, sampling)
             assert last.pictures is not None, "the last step has the pictures"
             Image.fromarray(last.pictures[0]).save(path, "PNG")
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C, too, leaves no empty file
             path.unlink()
-            raise Refused(f"{path}: {error.strerror}; make room, or name another --output-dir") from None
-        except BaseException:
-            path.unlink()
+            if isinstance(error, OSError):
+                raise Refused(f"{path}: {error.strerror}; make room, or name another --output-dir") from None
             raise
         return f"{path} (seed {sampling.seed})"
 

@@ -13,6 +13,7 @@ import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take l
 from megatron_eve.config import ConfigError, RunConfig
 from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.tokenizing.flags import tower_family
+from megatron_eve.inference.checkpoint_model import read_saved
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, drawn_sizes, find_tower
 from megatron_eve.inference.drawn_pictures import VIDEO_FRAMES, DrawnPictures, Place
 from megatron_eve.inference.opening import (
@@ -175,8 +176,6 @@ def plan(flags: argparse.Namespace, given: Container[str]) -> Plan:
     Raises:
         UserError: what cannot be drawn, naming the flag and the remedy.
     """
-    from megatron_eve.checkpoint.saved_state import read_common
-    from megatron_eve.checkpoint.store import CheckpointStore
     from megatron_eve.checkpoint.tokenizer_record import tokenizer_kind
     from megatron_eve.config import from_saved
     from megatron_eve.data.text.load_tokenizer import load_kind
@@ -192,9 +191,8 @@ def plan(flags: argparse.Namespace, given: Container[str]) -> Plan:
         raise ConfigError(
             f"--model-path {flags.model_path}: not a checkpoint; make one of it (tools/convert_checkpoint.py import)"
         )
-    store = CheckpointStore(flags.model_path)
-    saved = read_common(store.folder(store.latest() or 0))
-    if saved is None or "config" not in saved:
+    saved = read_saved(flags.model_path)
+    if "config" not in saved:
         raise ConfigError(f"--model-path {flags.model_path}: its common.pt cannot be read; copy it again")
     config, _ = from_saved(saved["config"], str(flags.model_path))
     sizes = drawn_sizes(config)

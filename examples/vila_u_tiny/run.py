@@ -218,7 +218,7 @@ def main() -> int:
     runs = Runs(flags.output, Console(STEPS), inputs.DATASET_FLAGS)
     opening = (
         "VILA-U at toy size: photos -> codes -> a training to read and to draw, a kill -> captions, drawings, export\n"
-        "About five minutes on two idle cores."
+        "About four minutes on two idle cores."
     )
     return run_example("vila-u", runs, opening, Example(runs).run)
 

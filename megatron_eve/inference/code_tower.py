@@ -79,9 +79,8 @@ def model_tower(flags: argparse.Namespace, *, needed: bool) -> ModelTower | None
         ConfigError: a tower that is not there, or is not the model's; one sentence with the remedy.
     """
     saved = read_saved(flags.model_path)
-    if (
-        "config" not in saved
-    ):  # a folder for transformers, or a damaged checkpoint, of which the opening says it
+    if "config" not in saved:
+        # A folder for transformers, or a damaged checkpoint, of which the opening says it.
         if flags.tower is not None:
             raise ConfigError(
                 f"--tower: {flags.model_path} is no checkpoint, which alone needs one; leave this out"
@@ -114,16 +113,16 @@ def find_tower(flags: argparse.Namespace, config: RunConfig, saved: dict[str, An
         ConfigError: it is not known or not there, or has codes of other sizes.
     """
     family = find_family(config.family)
+    if flags.tower is None and (given := _given(config.family, flags)):
+        raise ConfigError(f"--{given.replace('_', '-')} is of --tower, which is not given; add both")
     try:
-        if flags.tower is not None:
-            tower = find_image_codes(config.family).read_tower(flags.tower, vars(flags))
-        else:
-            if given := _given(config.family, flags):
-                raise ConfigError(f"--{given.replace('_', '-')} is of --tower, which is not given; add both")
-            known = family.code_tower(config)
-            if known is None:
-                raise ConfigError("the checkpoint names no tower, which makes codes and pictures")
-            tower = known
+        tower = (
+            family.code_tower(config)
+            if flags.tower is None
+            else find_image_codes(config.family).read_tower(flags.tower, vars(flags))
+        )
+        if tower is None:
+            raise ConfigError("the checkpoint names no tower, which makes codes and pictures")
     except ConfigError as error:
         raise ConfigError(f"--tower: {error}; name the folder of the model's tower") from None
     sizes = family.code_sizes(config)
@@ -136,10 +135,9 @@ def find_tower(flags: argparse.Namespace, config: RunConfig, saved: dict[str, An
         )
     data = saved.get("dataset") or {}
     dtypes = data.get("code dtypes", ())
-    known = data.get("code tower") or (saved.get("frozen") or {}).get(
-        "sha256"
-    )  # of an import the latter alone
-    return ModelTower(config.family, tower, dtypes[0] if len(dtypes) == 1 else "float32", known)
+    frozen = saved.get("frozen") or {}  # an import has this alone
+    sha256 = data.get("code tower") or frozen.get("sha256")
+    return ModelTower(config.family, tower, dtypes[0] if len(dtypes) == 1 else "float32", sha256)
 
 
 def _given(family: str, flags: argparse.Namespace) -> str | None:

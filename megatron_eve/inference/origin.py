@@ -30,7 +30,8 @@ class AnswerOrigin:
         max_new_tokens: limit of an answer's tokens.
         apply_exif: pictures were turned upright.
         sampling: how tokens were drawn (see `Sampling`); None for the most likely ones.
-        tower_sha256: of the tower that made codes of the pictures; None where the model reads no codes.
+        tower_sha256: of the tower that made codes of the pictures; None where no question has a picture, or the model
+            reads no codes.
     """
 
     model_path: str
@@ -77,16 +78,16 @@ class AnswerOrigin:
             return f"came from {before.model}, and --model-path names {self.model}"
         for name, flag in (
             ("tokenizer_sha256", "another --tokenizer-model"),
-            ("tower_sha256", "another --tower"),
             ("conv_mode", f"--conv-mode {before.conv_mode}"),
             ("max_new_tokens", f"--max-new-tokens {before.max_new_tokens}"),
             ("sampling", _flags(before.sampling)),
             ("apply_exif", f"{'no ' if before.apply_exif else ''}--ignore-exif-orientation"),
         ):
-            if name == "tower_sha256" and None in (before.tower_sha256, self.tower_sha256):
-                continue  # one of them had questions about text alone
             if getattr(before, name) != getattr(self, name):
                 return f"was made with {flag}"
+        # Answers about text alone, which are without one, depend on no tower.
+        if None not in (towers := {before.tower_sha256, self.tower_sha256}) and len(towers) > 1:
+            return "was made with another --tower"
         return None
 
 

@@ -151,11 +151,8 @@ class ChatPage:
                 count = gradio.Slider(
                     1, self.limits.drawn, 1, step=1, label="Pictures", info="Drawn of one text, at once.",
                 )  # fmt: skip
-            shown, words, drawing = (
-                [question, chat, conversation, again],
-                [temperature, top_p],
-                [guidance, count],
-            )
+            shown, words = [question, chat, conversation, again], [temperature, top_p]
+            drawing = [guidance, count]
             asking: list[Any] = [
                 event(
                     work,

@@ -43,8 +43,8 @@ def end_costs(config: RunConfig, work: Work) -> EndCosts:
     """Forward and backward, of what trains and what is frozen, in layers of this run.
 
     A front end whose pictures are not shared out runs whole on every rank that shares a pack; one that reads codes is
-    tensor parallel, and runs whole on every context-parallel rank. Where all decoder layers
-    are recomputed, a layer has its forward pass twice; recomputation in the front end is not known here.
+    tensor parallel, and runs whole on every context-parallel rank. Where all decoder layers are recomputed, a layer has
+    its forward pass twice; recomputation in the front end is not known here.
 
     Args:
         config: of the run.
@@ -57,12 +57,12 @@ def end_costs(config: RunConfig, work: Work) -> EndCosts:
         trained = decoder_flops(config.model, work, decoder_trains=True)
         layers += (trained["decoder"] + trained["attention"]) // TRAINED
     added = family.flops(config, work)
-    times = 1
-    if family.reads_codes or not all(
-        use.shared for use in family.views(config).values() if use.stage == "first"
-    ):
+    if family.reads_codes:
         times = parallel.context_parallel_size
-        times *= 1 if family.reads_codes else parallel.tensor_model_parallel_size
+    elif all(use.shared for use in family.views(config).values() if use.stage == "first"):
+        times = 1
+    else:
+        times = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     layer = layers / config.model.num_layers
     return EndCosts(
         first=times * sum(added.front_end.values()) / layer,
