@@ -48,6 +48,7 @@ from megatron_eve.inference.log_likelihoods import (
     Pair,
     SharedRows,
     encode_pair,
+    move_space,
     summed,
     token_log_probabilities,
 )
@@ -101,6 +102,7 @@ class HFEngine:
     ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
         more = self._more_tokens(text, images)
+        text, continuation = move_space(text, continuation)
         query = ContinuationQuery(text, tuple(images), continuation, 0)
         query = replace(query, length=len(self._pair(query).tokens) + more)
         check_continuation_length(query.length, self.max_length)
@@ -161,7 +163,7 @@ class HFEngine:
 
     def _whole(self, query: ContinuationQuery) -> str:
         """Context and continuation, with an EOS as context where there is none and no BOS either."""
-        begin = "" if self._prompt_ids(query.text.rstrip()) else self._processor.tokenizer.eos_token
+        begin = "" if self._prompt_ids(query.text) else self._processor.tokenizer.eos_token
         return begin + query.text + query.continuation
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
