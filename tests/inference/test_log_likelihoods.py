@@ -219,3 +219,24 @@ def test_what_a_context_and_its_continuation_may_not_be(ranks: RankPool, exporte
     ]
     assert "the text holds 1 <image> and 0 pictures came with it" in found[-1]
     assert refusals(HFEngine(exported, "vicuna_v1")) == found
+
+
+def test_the_model_of_lm_eval_finds_the_same(exported: Path, cases: list[Case]) -> None:
+    """Its tokens are ours: contexts that end in white space or are empty among them."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    engine = HFEngine(exported, "vicuna_v1")
+    texts = [case for case in cases if not case.images]
+    assert any(not case.text for case in texts) and any(case.text.endswith("\n") for case in texts)
+    theirs = huggingface.HFLM(
+        pretrained=engine._model, tokenizer=engine._processor.tokenizer, batch_size=8, device="cpu"
+    )
+    asked = [
+        Instance("loglikelihood", {}, (case.text, case.continuation), number)
+        for number, case in enumerate(texts)
+    ]
+    expected = [LogLikelihood(*one) for one in theirs.loglikelihood(asked, disable_tqdm=True)]
+    check(found_by(engine, texts), expected)
