@@ -157,6 +157,9 @@ class HFEngine:
         # Prompts are padded on the left, so the continuations stand at the end of all rows.
         kept = max(shared.rows) + 1
         logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
+        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
+        if (image := self._processor.image_token_id) < logits.shape[-1]:
+            logits[..., image] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
