@@ -34,11 +34,34 @@ class Query:
         text: as `data.text.prompts.prompt_text` makes it, with an `<image>` for each picture.
         images: the image files' bytes, in order; each has been decoded once.
         length: tokens of the prompt, images expanded.
+        max_new_tokens: limit of its answer's tokens.
+        stop: texts that end an answer, which ends before the first one found.
     """
 
     text: str
     images: tuple[bytes, ...]
     length: int
+    max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContinuationQuery:
+    """A prompt and a text behind it whose probability is asked for."""
+
+    text: str
+    images: tuple[bytes, ...]
+    continuation: str
+    length: int
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Of a continuation's tokens."""
+
+    sum: float
+    is_greedy: bool
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +71,13 @@ class Answer:
     Attributes:
         tokens: new token ids, without the one that ended the answer.
         text: their text, without white space around it.
+        problem: why there is none, with the reason's name in front; None where there is one. Only a server finds out
+            while it answers.
     """
 
     tokens: tuple[int, ...]
     text: str
+    problem: str | None = None
 
 
 class Engine(Protocol):
@@ -170,3 +196,9 @@ def check_drawing_length(length: int, positions: int, max_length: int) -> None:
             "drawing_too_long",
             f"{length:,} tokens, and a picture has {positions:,} positions; the model takes {max_length:,} together",
         )
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of some texts."""
+    found = [at for one in stop if one and (at := text.find(one)) >= 0]
+    return text[: min(found)] if found else text

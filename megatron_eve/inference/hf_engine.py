@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class HFEngine:
     """
 
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
-        self._processor, model = _open(folder)
+        self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
         self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
         self.conv_mode = conv_mode
@@ -145,8 +145,17 @@ class HFEngine:
         return Answer(tuple(row[:end]), self._text.decode(row[:end]).strip())
 
 
-def _open(folder: Path) -> tuple[Any, Any]:
-    """The processor and the model of a folder.
+def open_folder(
+    folder: Path,
+    check_type: Callable[[Path, Any], None],
+    check_tokenizer: Callable[[Path, Any, Any], None] | None = None,
+) -> tuple[Any, Any]:
+    """The processor and the model of a folder; no code of it runs, and nothing is downloaded.
+
+    Args:
+        folder: that transformers loads.
+        check_type: gets folder and config, before a model of its sizes is built.
+        check_tokenizer: gets folder, config and processor.
 
     Raises:
         ConfigError: transformers cannot open it, its parts are not those of one model, or weights are missing, which
@@ -155,9 +164,10 @@ def _open(folder: Path) -> tuple[Any, Any]:
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         config: Any = AutoConfig.from_pretrained(folder, **local)
-        _check_type(folder, config)  # before a model of its sizes is built
+        check_type(folder, config)
         processor: Any = AutoProcessor.from_pretrained(folder, **local)
-        _check_tokenizer(folder, config, processor)
+        if check_tokenizer is not None:
+            check_tokenizer(folder, config, processor)
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
