@@ -62,7 +62,9 @@ class ProcessorPrompts:
 
     def token_ids(self, text: str) -> list[int]:
         """See `Prompts.token_ids`."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))[
+            "input_ids"
+        ]
         if not ids:  # no text, and a tokenizer that puts nothing in front: as lm-eval's models
             first = self._tokenizer.bos_token_id
             ids = [self._tokenizer.eos_token_id if first is None else first]
@@ -155,13 +157,19 @@ class FuyuPrompts:
         found: Inputs = {}
         if pictures:
             (picture,) = pictures
-            processed = self._images([[picture]])  # arrays: of tensors it cannot make patches without torchvision
+            processed = self._images(
+                [[picture]]
+            )  # arrays: of tensors it cannot make patches without torchvision
             rows, columns = self._grid(
                 processed["image_unpadded_heights"][0][0], processed["image_unpadded_widths"][0][0]
             )
             size = self._images.patch_size
-            pixels = np.asarray(processed["images"][0][0])[:, : rows * size["height"], : columns * size["width"]]
-            found["pixel_values"] = torch.from_numpy(np.ascontiguousarray(self._images.patchify_image(pixels)))
+            pixels = np.asarray(processed["images"][0][0])[
+                :, : rows * size["height"], : columns * size["width"]
+            ]
+            found["pixel_values"] = torch.from_numpy(
+                np.ascontiguousarray(self._images.patchify_image(pixels))
+            )
             ids = ([self._patch] * columns + [self._row_end]) * rows + ids[1:]
         found["input_ids"] = torch.tensor([ids])
         found["attention_mask"] = torch.ones_like(found["input_ids"])

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_eve.data.text.turns import SYSTEM_ROLE, ConversationError, Turn, check_image_count
+from megatron_eve.data.text.prompts import place_images, split_turns
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.models.text_format import IMAGE_TOKEN
 
-_ROLES = {SYSTEM_ROLE: "system", "human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", "gpt": "assistant"}
 # A placeholder with the newline that sets it apart from the text, which a template writes by itself.
 _PLACEHOLDER = re.compile(rf"({re.escape(IMAGE_TOKEN)})\n?")
 
@@ -24,18 +25,11 @@ def messages_of(turns: Sequence[Turn], num_images: int) -> list[dict[str, Any]]:
     Raises:
         ConversationError: other turns than these, or another number of `<image>` than of pictures.
     """
-    turns = list(turns)
-    talk = turns[1:] if turns and turns[0].role == SYSTEM_ROLE else turns
-    if len(talk) % 2 == 0 or any(turn.role != ("human", "gpt")[at % 2] for at, turn in enumerate(talk)):
-        raise ConversationError("unknown_role", "turns of a prompt are of human and gpt in turn, from human to human")
-    if any(IMAGE_TOKEN in turn.text for turn in turns if turn.role != "human"):
-        raise ConversationError("image_in_answer", f"an earlier answer or the system text holds {IMAGE_TOKEN}")
-    found = sum(turn.text.count(IMAGE_TOKEN) for turn in talk)
-    if found == 0:
-        turns[len(turns) - len(talk)] = Turn("human", f"{IMAGE_TOKEN}\n" * num_images + talk[0].text)
-        found = num_images
-    check_image_count(found, num_images)
-    return [{"role": _ROLES[turn.role], "content": _parts(turn.text)} for turn in turns]
+    system, talk = split_turns(turns)
+    found = [
+        {"role": _ROLES[turn.role], "content": _parts(turn.text)} for turn in place_images(talk, num_images)
+    ]
+    return found if system is None else [{"role": "system", "content": _parts(system)}, *found]
 
 
 def _parts(text: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
 REPLACEMENT = "\ufffd"
@@ -90,6 +91,17 @@ class Engine(Protocol):
     @property
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """The text to prepare of a conversation, by the model's template, with the place of each picture.
+
+        Args:
+            turns: a system text or none, then questions ("human") and answers ("gpt") in turn, a question last.
+            num_images: pictures; they stand at `<image>` in the questions, or else in front of the first.
+
+        Raises:
+            ConversationError: other turns than these, or another number of `<image>`.
+        """
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """Check a prompt, its pictures and its length, before anything is computed.

@@ -28,8 +28,9 @@ import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.json_tokenizer import bytes_of_characters
-from megatron_eve.data.text.prompts import stop_tokens
+from megatron_eve.data.text.prompts import prompt_from_turns, stop_tokens
 from megatron_eve.data.text.text_tokenizer import BYTE_PIECE, piece_bytes
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
@@ -67,6 +68,10 @@ class HFEngine:
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """See `Engine.prompt`."""
+        return prompt_from_turns(turns, self.conv_mode, num_images)
 
     def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
         """See `Engine.prepare`."""
@@ -147,7 +152,7 @@ class HFEngine:
 
 def open_folder(
     folder: Path,
-    check_type: Callable[[Path, Any], None],
+    check_type: Callable[[Path, Any], None] | None = None,
     check_tokenizer: Callable[[Path, Any, Any], None] | None = None,
 ) -> tuple[Any, Any]:
     """The processor and the model of a folder; no code of it runs, and nothing is downloaded.
@@ -164,7 +169,8 @@ def open_folder(
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         config: Any = AutoConfig.from_pretrained(folder, **local)
-        check_type(folder, config)
+        if check_type is not None:
+            check_type(folder, config)
         processor: Any = AutoProcessor.from_pretrained(folder, **local)
         if check_tokenizer is not None:
             check_tokenizer(folder, config, processor)

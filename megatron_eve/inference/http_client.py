@@ -22,7 +22,9 @@ _LONGEST_WAIT_SECONDS = 30.0
 # Statuses after which the same request may succeed: time-out, conflict, too many requests, a server that starts or fails.
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 # How servers say that a request is too long: OpenAI, vLLM, SGLang, llama.cpp.
-_TOO_LONG = re.compile(r"context.{0,40}(?:length|size|window)|maximum model length|max_model_len", re.I | re.S)
+_TOO_LONG = re.compile(
+    r"context.{0,40}(?:length|size|window)|maximum model length|max_model_len", re.I | re.S
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -76,7 +78,8 @@ class HTTPClient:
                 headers=headers,
                 timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None),
-                trust_env=urlsplit(self.base_url).hostname not in _LOOPBACK,  # no proxy reaches this host's own ports
+                trust_env=urlsplit(self.base_url).hostname
+                not in _LOOPBACK,  # no proxy reaches this host's own ports
                 follow_redirects=False,  # the key goes to no other server
             )
         except (UnicodeError, ValueError) as error:
@@ -113,7 +116,9 @@ class HTTPClient:
             except (httpx.TransportError, httpx.InvalidURL) as error:
                 problem, asked = f"{type(error).__name__}: {str(error)[:200] or 'no reason given'}", 0.0
                 if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
-                    raise ServerError(f"--base-url {self.base_url}: {problem}; correct the address") from error
+                    raise ServerError(
+                        f"--base-url {self.base_url}: {problem}; correct the address"
+                    ) from error
             else:
                 if response.status_code not in _TRANSIENT:
                     return response

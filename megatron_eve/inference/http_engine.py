@@ -95,7 +95,9 @@ class HTTPEngine:
         gets an answer with a `problem`.
         """
         if images and not text.startswith(_MESSAGES):
-            raise PromptError("image_in_raw_text", "a server takes pictures in messages alone, not in raw text")
+            raise PromptError(
+                "image_in_raw_text", "a server takes pictures in messages alone, not in raw text"
+            )
         for data in images:
             decode_image(data, apply_exif=False, max_pixels=DEFAULT_MAX_PIXELS)
         return Query(text, tuple(images), 0, max_new_tokens, tuple(stop))
@@ -103,7 +105,9 @@ class HTTPEngine:
     def answers(self, queries: Sequence[Query], sampling: Sampling = GREEDY) -> list[Answer]:
         """See `Engine.answers`; all requests of a batch are with the server at once."""
         if not sampling.greedy:
-            raise ConfigError("--base-url: a server is asked for the most likely answer alone; leave --temperature out")
+            raise ConfigError(
+                "--base-url: a server is asked for the most likely answer alone; leave --temperature out"
+            )
         return _at_once(self._answer, queries)
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
@@ -157,7 +161,9 @@ class HTTPEngine:
             ) from error
         return found
 
-    def prepare_continuation(self, text: str, images: Sequence[bytes], continuation: str) -> ContinuationQuery:
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`.
 
         Raises:
@@ -208,7 +214,14 @@ class HTTPEngine:
     def _scored(self, text: str) -> list[tuple[float, bool] | None]:
         """Of each token of a text: its log probability, and whether it is the most likely; None of the first."""
         # One new token, since some servers refuse none; it comes last.
-        asked = {"model": self.model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        asked = {
+            "model": self.model,
+            "prompt": text,
+            "max_tokens": 1,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
         reply = self._client.post("/completions", asked)
         found = self._field(reply, "logprobs")
         if not found:

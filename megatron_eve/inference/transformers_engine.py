@@ -30,7 +30,6 @@ from megatron_eve.inference.engine import (
 )
 from megatron_eve.inference.hf_engine import open_folder
 from megatron_eve.inference.sampling import GREEDY, Sampling
-from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
 BATCHED = ("fuyu", "llava")
@@ -52,7 +51,7 @@ class TransformersEngine:
     conv_mode = "its own"
 
     def __init__(self, folder: Path, apply_exif: bool = True) -> None:
-        processor, model = open_folder(folder, _check_type)
+        processor, model = open_folder(folder)
         self._tokenizer, self._apply_exif = processor.tokenizer, apply_exif
         self._model = model.to(accelerator().device).eval()
         if model.config.model_type != "fuyu" and not _has_template(processor):
@@ -124,7 +123,9 @@ class TransformersEngine:
         tokens = tokens[: next((at for at, token in enumerate(tokens) if token in self._end_ids), None)]
         return Answer(tuple(tokens), cut_at_stop(self._decode(tokens), query.stop).strip())
 
-    def prepare_continuation(self, text: str, images: Sequence[bytes], continuation: str) -> ContinuationQuery:
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
         length = self._length(text + continuation, images)
         check_length(length, 0, self.max_length)
@@ -237,10 +238,3 @@ def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     ids = found if isinstance(found, list) else [found]
     ids = [one for one in (*ids, tokenizer.eos_token_id) if one is not None]
     return sorted({int(one) for one in ids})
-
-
-def _check_type(folder: Path, config: Any) -> None:
-    for family in loaded_families():
-        format = family.hugging_face()
-        if config.model_type in format.model_types:
-            raise ConfigError(f"--model-path {folder}: is a model of {format.title}, which has an engine of its own")

@@ -23,11 +23,12 @@ LLAVA_TEMPLATE = (
 
 def _tokenizer(special: list[str], size: int = 300) -> object:
     """A byte-fallback BPE with Llama's word mark in front of a text, and BOS in front of that."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -50,7 +51,13 @@ def _tokenizer(special: list[str], size: int = 300) -> object:
 
 def make_llava(folder: Path, seed: int = 0) -> Path:
     """A folder with pictures of 28 pixels a side in four tokens."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     tokenizer = _tokenizer(["<image>"])
@@ -66,7 +73,9 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=32),
-        text_config=LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=1, eos_token_id=2),
+        text_config=LlamaConfig(
+            **sizes, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=1, eos_token_id=2
+        ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
     )
@@ -80,14 +89,18 @@ def make_fuyu(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _tokenizer(["|SPEAKER|", "|NEWLINE|"])
     processor = FuyuProcessor(
-        FuyuImageProcessorPil(size={"height": 32, "width": 48}, patch_size={"height": 8, "width": 8}), tokenizer
+        FuyuImageProcessorPil(size={"height": 32, "width": 48}, patch_size={"height": 8, "width": 8}),
+        tokenizer,
     )
     text = PersimmonConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     config = FuyuConfig(
-        text_config=text, patch_size=8, image_size=32, image_token_id=tokenizer.convert_tokens_to_ids("|SPEAKER|")
+        text_config=text,
+        patch_size=8,
+        image_size=32,
+        image_token_id=tokenizer.convert_tokens_to_ids("|SPEAKER|"),
     )
     return _save(folder, seed, FuyuForCausalLM, config, processor)
 
@@ -96,7 +109,9 @@ def _save(folder: Path, seed: int, kind: type, config: object, processor: object
     torch.manual_seed(seed)
     model = kind(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # far enough from each other that answers differ with their prompts
+        for (
+            parameter
+        ) in model.parameters():  # far enough from each other that answers differ with their prompts
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
