@@ -17,6 +17,8 @@ from megatron_eve.inference.code_tower import ModelTower
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
+    chat_template,
+    check_conv_mode,
     check_model_flags,
     is_exported,
     run_on_rank,
@@ -48,8 +50,8 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     return group
 
 
-def check_engine_flags(flags: argparse.Namespace, conv_mode: str | None = None) -> None:
-    """Refuse what can be refused before torch is imported.
+def check_engine_flags(flags: argparse.Namespace, conv_mode: str | None = None) -> str:
+    """Refuse what can be refused before torch is imported; returns the template of the prompts, or OWN_TEMPLATE.
 
     Args:
         flags: of `add_engine_flags`; filled in as `check_model_flags` does.
@@ -66,7 +68,9 @@ def check_engine_flags(flags: argparse.Namespace, conv_mode: str | None = None) 
         raise ConfigError("--base-url: name the model, as the server calls it, with --model")
     if not has_own_template(flags, conv_mode):
         check_model_flags(flags)
-        return
+        found = conv_mode or chat_template(flags.model_path)
+        check_conv_mode(flags, found)
+        return found
     what = "a server" if flags.base_url is not None else "a model with a chat template of its own"
     sizes = flags.tensor_model_parallel_size * flags.pipeline_model_parallel_size
     if max(sizes, world_size()) > 1:
@@ -82,6 +86,7 @@ def check_engine_flags(flags: argparse.Namespace, conv_mode: str | None = None) 
         from megatron_eve.inference.http_client import check_base_url
 
         flags.base_url = check_base_url(flags.base_url)
+    return OWN_TEMPLATE
 
 
 def has_own_template(flags: argparse.Namespace, conv_mode: str | None = None) -> bool:
@@ -98,9 +103,8 @@ def has_own_template(flags: argparse.Namespace, conv_mode: str | None = None) ->
     ours = {name for family in loaded_families() for name in family.hugging_face().model_types}
     if kind is None:
         return False
-    others = {name for family in loaded_families() for name in family.hugging_face().other_model_types}
     if kind not in ours:
-        return kind not in others
+        return True
     return conv_mode is None and kind == "llava" and _has_foreign_template(flags.model_path)
 
 
@@ -110,7 +114,7 @@ def open_engine_and_work(
     work: Callable[[Engine], int] | None,
     tower: ModelTower | None = None,
 ) -> int:
-    """`run_with_engine` for the flags of `add_engine_flags`; `conv_mode` is not looked at where the model has its own.
+    """`run_with_engine` for the flags of `add_engine_flags`; `conv_mode` is what `check_engine_flags` returned.
 
     Returns:
         The exit status.

@@ -19,7 +19,7 @@ ANSWER_SECONDS = 600.0
 """A server answers once it has the whole answer, and a busy one keeps requests waiting before that."""
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 30.0
-# Statuses after which the same request may succeed: time-out, conflict, too many requests, a server that starts or fails.
+# Statuses after which the same request may succeed: time-out, conflict, too many, a server that starts or fails.
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 # How servers say that a request is too long: OpenAI, vLLM, SGLang, llama.cpp.
 _TOO_LONG = re.compile(
@@ -51,8 +51,8 @@ def check_base_url(base_url: str) -> str:
         raise ServerError(f"--base-url {base_url}: not an address such as http://HOST:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ServerError(
-            f"--base-url: an address with a user, a password, ? or # is kept in answers files; leave these out, and put "
-            f"the key into the environment variable {API_KEY_VARIABLE}"
+            f"--base-url: an address with a user, a password, ? or # is kept in answers files; leave these out, and "
+            f"put the key into the environment variable {API_KEY_VARIABLE}"
         )
     return base_url.rstrip("/")
 
@@ -138,8 +138,8 @@ class HTTPClient:
             raise TooLong(self._reason(response))
         if status in (401, 403):
             raise ServerError(
-                f"--base-url {self.base_url}: refuses the key (status {status}); put the right one into the environment "
-                f"variable {API_KEY_VARIABLE}"
+                f"--base-url {self.base_url}: refuses the key (status {status}); put the right one into the "
+                f"environment variable {API_KEY_VARIABLE}"
             )
         if not response.is_success:
             raise ServerError(

@@ -156,8 +156,8 @@ class HTTPEngine:
                 found = found[name]
         except (KeyError, IndexError, TypeError) as error:
             raise ServerError(
-                f"--base-url {self._client.base_url}: its reply has no choices[0].{'.'.join(path)}; is it a server with "
-                "OpenAI's interface?"
+                f"--base-url {self._client.base_url}: its reply has no choices[0].{'.'.join(path)}; is it a server "
+                "with OpenAI's interface?"
             ) from error
         return found
 
