@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from megatron_eve.config import ConfigError
-from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image, read_header
+from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.chat_messages import messages_of
 from megatron_eve.inference.engine import (

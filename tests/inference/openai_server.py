@@ -74,12 +74,12 @@ class Served:
         return self._generate(self.engine.prompt(turns, len(images)), images, body, chat=True)
 
     def _generate(self, text: str, images: list[bytes], body: dict[str, Any], chat: bool) -> tuple[int, Any]:
-        query = self.engine.prepare(text, images, 1, tuple(body.get("stop", ())))
-        if query.length + body["max_tokens"] > self.engine.max_length:
+        length = self.engine._length(text, images)
+        if length + body["max_tokens"] > self.engine.max_length:
             return 400, {
                 "error": {
                     "message": f"This model's maximum context length is {self.engine.max_length} tokens. However, you "
-                    f"requested {body['max_tokens']} output tokens and your prompt contains {query.length}.",
+                    f"requested {body['max_tokens']} output tokens and your prompt contains {length}.",
                     "type": "BadRequestError",
                 }
             }

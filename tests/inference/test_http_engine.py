@@ -8,9 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,7 +23,7 @@ from megatron_eve.inference.http_engine import UNKNOWN_LENGTH, HTTPEngine, data_
 from megatron_eve.inference.sampling import Sampling
 from megatron_eve.inference.transformers_engine import TransformersEngine
 from tests.inference.baseline_models import make_llava
-from tests.inference.openai_server import Served, serving
+from tests.inference.openai_server import Failure, Served, serving
 from tests.inference.test_baselines import COUNT, ONE_PICTURE, TWO_PICTURES, asked, picture
 
 KEY = "sk-0123456789"
@@ -160,7 +158,7 @@ def test_retry_after_is_waited_for(server: tuple[str, Served]) -> None:
     ],
 )
 def test_what_no_further_try_mends_is_one_sentence(
-    server: tuple[str, Served], failure: http_client.Any, said: str
+    server: tuple[str, Served], failure: Failure, said: str
 ) -> None:
     url, served = server
     remote = opened(url)
@@ -273,7 +271,3 @@ def test_turns_become_messages_with_pictures_at_their_places(server: tuple[str, 
     assert [part.get("text") for part in last["content"]] == ["See ", None, "and ", None, " here"]
     sent = [part["image_url"]["url"] for one in (first, last) for part in one["content"] if part["type"] != "text"]
     assert sent == [data_url(image) for image in images]
-
-
-def test_httpx_is_what_hugging_face_brings() -> None:
-    assert httpx.__version__ and Path(httpx.__file__).is_file()
