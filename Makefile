@@ -14,8 +14,9 @@ CUDA ?=
 FLAVOUR = $(or $(file < $(VENV)/flavour),cpu)
 CONSTRAINTS = constraints/$(FLAVOUR).txt
 TORCH = $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
-# Two files of the environment, written when it holds what a user needs and, further, what tests and linters need.
+# Files of the environment, written when it holds what a user needs; what evaluation needs; what tests and linters need.
 STAMP = $(VENV)/installed
+EVAL_STAMP = $(VENV)/installed-eval
 DEV_STAMP = $(VENV)/installed-dev
 # Left in an environment that was made here; `make clean` deletes no other.
 MARKER = $(VENV)/.megatron_eve
@@ -38,7 +39,7 @@ BEGAN := $(shell date +%s)
 SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-gpu quickstart vila vila-u test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-eval install-dev install-gpu quickstart vila vila-u test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
@@ -62,9 +63,19 @@ $(STAMP): $(PINS) | check-python
 	@touch $@
 	@echo "==> megatron_eve is installed, with torch $(TORCH): $(SPENT)"
 
-install-dev: $(DEV_STAMP) ## Adds tests, linters, the chat's page with its browser driver, and DALI
+install-eval: $(EVAL_STAMP) ## Adds what tools/evaluate.py needs: lmms-eval and lm-eval
 
-$(DEV_STAMP): $(STAMP) $(PINS)
+$(EVAL_STAMP): $(STAMP) $(PINS)
+	@echo "==> what evaluation needs: lmms-eval (without most of what it asks for) and lm-eval"
+	@$(PIP) --constraint constraints/eval.txt $(INDEX) --editable '.[eval]'
+	@$(PIP) --constraint constraints/eval.txt $(INDEX) --no-deps lmms-eval
+	@$(CHECK_TORCH)
+	@touch $@
+	@echo "==> the evaluation harnesses are installed: $(SPENT)"
+
+install-dev: $(DEV_STAMP) ## Adds evaluation, tests, linters, the chat's page with its browser driver, and DALI
+
+$(DEV_STAMP): $(EVAL_STAMP) $(PINS)
 	@echo "==> what tests and linters need; the chat's page and a driver for browsers$(if $(filter cpu,$(FLAVOUR)),; DALI)"
 	@$(PIP) $(INDEX) --editable '.[$(DEV_EXTRAS)]'
 	@$(CHECK_TORCH)

@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
-CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
+EVALUATION = ROOT / "constraints" / "eval.txt"
+# Of a whole environment; what evaluation adds stands in a file of its own.
+CONSTRAINTS = sorted(set((ROOT / "constraints").glob("*.txt")) - {EVALUATION})
 
 # Where a developer's machine shows: absolute paths of homes and scratch folders, addresses of package indexes.
 PRIVATE = {
@@ -108,6 +110,19 @@ def test_constraints_are_exact_and_agree_on_megatron_core(path: Path) -> None:
     assert names <= set(versions), f"not pinned: {sorted(names - set(versions))}"
 
 
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.stem)
+def test_constraints_of_evaluation_add_to_the_others(path: Path) -> None:
+    versions = pins(EVALUATION)
+    assert versions["lmms-eval"] == "0.7.3"  # of what its task files and utils are like
+    assert not versions.keys() & pins(path).keys()
+    assert pins(path)["filelock"].startswith("3.")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = extras["optional-dependencies"]["eval"]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", want)[0]).lower() for want in wanted}
+    # pandas and accelerate come with the chat's page and the tests elsewhere
+    assert names - {"pandas", "accelerate", "filelock"} <= set(versions)
+
+
 def test_constraints_for_gpus_take_one_cuda() -> None:
     assert {path.stem for path in CONSTRAINTS} == {"cpu", "cu12", "cu13"}
     for cuda in ("12", "13"):
@@ -137,7 +152,7 @@ class TestMake:
         plain = self.make()
         assert plain.returncode == 0 and plain.stdout == self.make("help").stdout
         for command in (
-            "install", "install-dev", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean",
+            "install", "install-eval", "install-dev", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean",
         ):  # fmt: skip
             assert re.search(rf"^  make {command} +\w", plain.stdout, re.MULTILINE), command
 

@@ -42,7 +42,7 @@ class TestTargets:
     @pytest.mark.parametrize("target", ["install-dev", "test", "test-slow", "lint", "format"])
     def test_what_tests_and_linters_need_comes_with_them(self, target: str, tmp_path: Path) -> None:
         lines = would_run(target, tmp_path / "venv")
-        assert extras(lines) == ["quickstart", "dev,chat,dali"]
+        assert extras(lines) == ["quickstart", "eval", "dev,chat,dali"]
         torch = next(number for number, line in enumerate(lines) if " torch==" in line)
         assert torch < next(number for number, line in enumerate(lines) if "--editable" in line)
 
@@ -52,10 +52,17 @@ class TestTargets:
         (venv / "flavour").write_text("cpu\n")
         (venv / "installed").touch()
         assert extras(would_run("install", venv)) == []
+        assert extras(would_run("install-eval", venv)) == ["eval"]
+        (venv / "installed-eval").touch()
         assert extras(would_run("install-dev", venv)) == ["dev,chat,dali"]
         (venv / "installed-dev").touch()
-        for target in ("install", "install-dev", "test"):
+        for target in ("install", "install-eval", "install-dev", "test"):
             assert extras(would_run(target, venv)) == []
+
+    def test_lmms_eval_comes_without_what_it_asks_for(self, tmp_path: Path) -> None:
+        lines = would_run("install-eval", tmp_path / "venv")
+        (line,) = [line for line in lines if line.endswith(" lmms-eval")]
+        assert " --no-deps " in line and " --constraint constraints/eval.txt " in line
 
     def test_an_environment_for_gpus_keeps_its_own_dali(self, tmp_path: Path) -> None:
         venv = tmp_path / "venv"
@@ -63,7 +70,7 @@ class TestTargets:
         (venv / "flavour").write_text("cu12\n")
         (venv / "installed").touch()
         lines = would_run("test", venv)
-        assert extras(lines) == ["dev,chat"]
+        assert extras(lines) == ["eval", "dev,chat"]
         assert "--constraint constraints/cu12.txt" in "\n".join(lines)
 
     @pytest.mark.parametrize("cuda", ["12", "13"])

@@ -232,7 +232,7 @@ def in_terminal(
                 continue
             asked = Asked(line.strip(), tuple(earlier), pictures)
             pieces = []
-            for piece in engine.stream(asked.query(engine, limits), limits.new_tokens, sampling):
+            for piece in engine.stream(asked.query(engine, limits), sampling):
                 print(piece, end="", flush=True)
                 pieces.append(piece)
         except Refused as error:

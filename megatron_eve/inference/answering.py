@@ -61,7 +61,7 @@ def answer_questions(
             _prepare(engine, question, image_folder, max_new_tokens) for question in questions
         ]
         queries = [query for query in prepared if isinstance(query, Query)]
-        found = iter(engine.answers(queries, max_new_tokens, sampling) if queries else [])
+        found = iter(engine.answers(queries, sampling) if queries else [])
         rows: list[AnswerRow] = []
         for question, one in zip(questions, prepared, strict=True):
             if isinstance(one, SkipRow):

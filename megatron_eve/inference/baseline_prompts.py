@@ -65,9 +65,6 @@ class ProcessorPrompts:
         ids: list[int] = self._tokenizer(text, add_special_tokens=self._adds_special_tokens(text))[
             "input_ids"
         ]
-        if not ids:  # no text, and a tokenizer that puts nothing in front: as lm-eval's models
-            first = self._tokenizer.bos_token_id
-            ids = [self._tokenizer.eos_token_id if first is None else first]
         return ids
 
     def image_tokens(self, width: int, height: int) -> int:
@@ -90,9 +87,6 @@ class ProcessorPrompts:
             return_tensors="pt",
         )
         inputs = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        if not inputs["input_ids"].shape[1]:
-            inputs["input_ids"] = torch.tensor([self.token_ids(text)])
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         return inputs
 
     def _own(self, text: str) -> str:

@@ -143,7 +143,7 @@ class Asked:
         Raises:
             Refused: as `query`.
         """
-        yield from engine.stream(self.query(engine, limits), limits.new_tokens, sampling)
+        yield from engine.stream(self.query(engine, limits), sampling)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ def generation_steps(
     stop_ids: Collection[int],
     apply_exif: bool = True,
     sampling: Sampling = GREEDY,
+    ended: Callable[[int, int], bool] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue prompts, a token of each at a time. Collective: every rank takes the same number of steps.
 
@@ -137,9 +138,11 @@ def generation_steps(
         stop_ids: a token that ends an answer; it is not part of what is given.
         apply_exif: turn pictures upright, as their dataset did.
         sampling: how a token is chosen.
+        ended: called with each (index of the prompt, new token id): does the answer end with it? It must say the same
+            on every rank.
 
     Yields:
-        (index of the prompt, new token id) of the prompts that go on, after each step.
+        (index of the prompt, new token id) of the prompts whose answer did not end before, after each step.
     """
     if not prompts or max_new_tokens < 1:
         return
@@ -159,6 +162,13 @@ def generation_steps(
         if not found:
             return
         yield found
+        if ended is not None:
+            going = [(sample, token) for sample, token in found if not ended(sample, token)]
+            for sample in {sample for sample, _ in found} - {sample for sample, _ in going}:
+                cache.drop(sample)
+            found = going
+        if not found:
+            return
         active = [sample for sample, _ in found]
         inputs = step_inputs(
             [token for _, token in found], [positions[s] + step for s in active], active, cache
@@ -169,7 +179,7 @@ def prompt_inputs(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
     config: RunConfig,
-    cache: KeyValueCache,
+    cache: KeyValueCache | None,
     apply_exif: bool = True,
 ) -> tuple[ModelInputs, list[int]]:
     """Prompts as one pack whose last rows get logits, and how many positions each takes.
@@ -178,7 +188,7 @@ def prompt_inputs(
         model: this rank's stage.
         prompts: in the order of their samples, whose names in the cache are their numbers.
         config: its family plans the images.
-        cache: an empty one, which the pack fills.
+        cache: an empty one, which the pack fills; None where no step follows.
         apply_exif: turn pictures upright.
     """
     batch = _prompt_batch(prompts, config, apply_exif)
@@ -194,18 +204,20 @@ def run_stages(
     inputs: ModelInputs,
     choose_from: Callable[[torch.Tensor], torch.Tensor],
     shape: tuple[int, ...],
+    dtype: torch.dtype = torch.int64,
 ) -> torch.Tensor:
-    """Run one pack through all stages and tell every rank what comes next of each sample. Collective.
+    """Run one pack through all stages and tell every rank what the last stage finds, as the next tokens. Collective.
 
     Args:
         model: this rank's stage.
         inputs: the pack.
-        choose_from: what the last stage returns (logits [B, W]), the same on all its tensor-parallel ranks -> int64 of
-            `shape`.
-        shape: of the result: [B], or [B, ...].
+        choose_from: what the last stage returns (logits [R, W]), the same on all its tensor-parallel ranks -> the
+            result.
+        shape: of the result, such as [B].
+        dtype: of the result.
 
     Returns:
-        int64 of `shape`, on the device.
+        `dtype` of `shape`, on the device.
     """
 
     def forward_step(_: Iterator[None], stage: torch.nn.Module) -> tuple[torch.Tensor, object]:
@@ -224,7 +236,7 @@ def run_stages(
         micro_batch_size=1,
         forward_only=True,
     )
-    chosen = results[0] if results else torch.empty(shape, dtype=torch.int64, device=accelerator().device)
+    chosen = results[0] if results else torch.empty(shape, dtype=dtype, device=accelerator().device)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast(
             chosen,

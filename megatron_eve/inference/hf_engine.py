@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +32,26 @@ from megatron_eve.data.text.json_tokenizer import bytes_of_characters
 from megatron_eve.data.text.prompts import prompt_from_turns, stop_tokens
 from megatron_eve.data.text.text_tokenizer import BYTE_PIECE, piece_bytes
 from megatron_eve.data.text.turns import Turn
-from megatron_eve.inference.engine import REPLACEMENT, Answer, Query, TextPieces, check_length
+from megatron_eve.inference.engine import (
+    REPLACEMENT,
+    Answer,
+    AnswerEnd,
+    ContinuationQuery,
+    LogLikelihood,
+    Query,
+    TextPieces,
+    check_continuation_length,
+    check_images,
+    check_length,
+    cut_at_stop,
+)
+from megatron_eve.inference.log_likelihoods import (
+    Pair,
+    SharedRows,
+    encode_pair,
+    summed,
+    token_log_probabilities,
+)
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
@@ -54,7 +74,8 @@ class HFEngine:
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
         self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
-        self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
+        self._text: Decoder = PieceText(self._processor.tokenizer)
+        self._apply_exif = apply_exif
         self.conv_mode = conv_mode
         found = {self._processor.tokenizer.eos_token_id, *stop_tokens(self._ids, conv_mode)}
         self._stop_ids = sorted(found)
@@ -73,13 +94,37 @@ class HFEngine:
         """See `Engine.prompt`."""
         return prompt_from_turns(turns, self.conv_mode, num_images)
 
-    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+    def prepare(
+        self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Query:
         """See `Engine.prepare`."""
-        length = len(self._processor.tokenizer(text)["input_ids"])
-        for data in images:
-            length += self._image_tokens(*self._picture(data).size) - 1  # its <image> is counted already
+        length = self._more_tokens(text, images) + len(self._prompt_ids(text))
         check_length(length, max_new_tokens, self.max_length)
-        return Query(text, tuple(images), length)
+        return Query(text, tuple(images), length, max_new_tokens, tuple(stop))
+
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
+        """See `Engine.prepare_continuation`."""
+        more = self._more_tokens(text, images)
+        query = ContinuationQuery(text, tuple(images), continuation, 0)
+        query = replace(query, length=len(self._pair(query).tokens) + more)
+        check_continuation_length(query.length, self.max_length)
+        return query
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt's text, `<image>` as one, BOS in front where the model has one."""
+        token_ids: list[int] = self._processor.tokenizer(text)["input_ids"]
+        return token_ids
+
+    def _pair(self, query: ContinuationQuery) -> Pair:
+        eos_id = self._processor.tokenizer.eos_token_id
+        return encode_pair(query.text, query.continuation, self._prompt_ids, eos_id)
+
+    def _more_tokens(self, text: str, images: Sequence[bytes]) -> int:
+        """Tokens that the pictures take beside their `<image>`."""
+        check_images(text, len(images))
+        return sum(self._image_tokens(*self._picture(data).size) - 1 for data in images)
 
     def _image_tokens(self, width: int, height: int) -> int:
         """Tokens that the `<image>` of a picture of this size, in pixels, becomes."""
@@ -90,23 +135,50 @@ class HFEngine:
             (counted,) = self._processor._get_num_multimodal_tokens([(height, width)]).num_image_tokens
         return int(counted)
 
-    def answers(
-        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
+    def answers(self, queries: Sequence[Query], sampling: Sampling = GREEDY) -> list[Answer]:
         """See `Engine.answers`."""
+        if not queries:
+            return []
         inputs = self._inputs(queries)
         chooser = _Chooser(sampling, queries, inputs)
-        generated = self._generate(inputs, max_new_tokens, chooser)[:, inputs["input_ids"].shape[1] :]
-        return [self._answer(row) for row in generated.tolist()]
+        ends = _Ends(queries, self._text, self._stop_ids)
+        longest = max(query.max_new_tokens for query in queries)
+        generated = self._generate(inputs, longest, chooser, stopping_criteria=[ends])
+        rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        return [
+            Answer(tuple(row[:count]), cut_at_stop(self._text.decode(row[:count]), query.stop).strip())
+            for query, row, count in zip(queries, rows, ends.counts, strict=True)
+        ]
 
-    def stream(
-        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> Generator[str, None, None]:
+    @torch.no_grad()
+    def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
+        """See `Engine.log_likelihoods`. Queries that differ in the last token alone share a row."""
+        if not queries:
+            return []
+        pairs = [self._pair(query) for query in queries]
+        shared = SharedRows(pairs, [query.images for query in queries])
+        whole = [replace(queries[number], text=self._whole(queries[number])) for number in shared.first]
+        # Prompts are padded on the left, so the continuations stand at the end of all rows.
+        kept = max(shared.rows) + 1
+        logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
+        needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
+        rows, tokens, numbers = shared.places(pairs)
+        return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
+
+    def _whole(self, query: ContinuationQuery) -> str:
+        """Context and continuation, with an EOS as context where there is none and no BOS either."""
+        begin = "" if self._prompt_ids(query.text.rstrip()) else self._processor.tokenizer.eos_token
+        return begin + query.text + query.continuation
+
+    def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
-        tokens = _Tokens()
-        inputs, pieces = self._inputs([query]), TextPieces(self._text.decode)
+        ends = _Ends([query], self._text, self._stop_ids)
+        tokens = _Tokens(ends)
+        inputs, pieces = self._inputs([query]), TextPieces(self._text.decode, query.stop)
         chooser = _Chooser(sampling, [query], inputs)
-        thread = threading.Thread(target=tokens.run, args=(self._generate, inputs, max_new_tokens, chooser))
+        thread = threading.Thread(
+            target=tokens.run, args=(self._generate, inputs, query.max_new_tokens, chooser)
+        )
         thread.start()
         try:
             for token in tokens:
@@ -130,7 +202,7 @@ class HFEngine:
         )
         return sequences
 
-    def _inputs(self, queries: Sequence[Query]) -> Any:
+    def _inputs(self, queries: Sequence[Query | ContinuationQuery]) -> Any:
         pictures = [[self._picture(data) for data in query.images] for query in queries]
         inputs = self._processor(
             text=[query.text for query in queries],
@@ -144,10 +216,6 @@ class HFEngine:
         picture = decode_image(data, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
         # Without the EXIF data, by which the image processor would turn it once more.
         return Image.fromarray(np.asarray(picture))
-
-    def _answer(self, row: list[int]) -> Answer:
-        end = next((at for at, token in enumerate(row) if token in self._stop_ids), len(row))
-        return Answer(tuple(row[:end]), self._text.decode(row[:end]).strip())
 
 
 def open_folder(
@@ -218,6 +286,13 @@ def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
         )
 
 
+class Decoder(Protocol):
+    """Makes text of token ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens; a byte that is part of no character gives U+FFFD."""
+
+
 class PieceText:
     """Decodes token ids with the pieces of a tokenizer.json, exactly as sentencepiece does.
 
@@ -279,10 +354,36 @@ class _Chooser(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
 
 
+class _Ends(StoppingCriteria):
+    """Ends each answer of a batch by its own limit and stop texts.
+
+    Attributes:
+        counts: of each answer's tokens, without the one that ended it.
+    """
+
+    def __init__(self, queries: Sequence[Query], text: Decoder, stop_ids: Collection[int]) -> None:
+        self._ends = [AnswerEnd(text.decode, query.max_new_tokens, query.stop) for query in queries]
+        self._stop_ids, self._ended = stop_ids, [False] * len(queries)
+        self.counts = [0] * len(queries)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        """Called by transformers after each token: which samples [B] end here."""
+        for sample, token in enumerate(input_ids[:, -1].tolist()):
+            if self._ended[sample]:
+                continue
+            if token in self._stop_ids:
+                self._ended[sample] = True
+            else:
+                self.counts[sample] += 1
+                self._ended[sample] = self._ends[sample].add(token)
+        return torch.tensor(self._ended, device=input_ids.device)
+
+
 class _Tokens(BaseStreamer, StoppingCriteria):
     """New tokens as they come, from another thread; ends the generation once `left` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: _Ends) -> None:
+        self._ends = ends
         self.left = threading.Event()
         self._events: queue.Queue[int | Exception | None] = queue.Queue()
         self._prompt_came = False
@@ -306,7 +407,7 @@ class _Tokens(BaseStreamer, StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
         """Called by transformers after each token: which samples [B] end here."""
-        return torch.full((len(input_ids),), self.left.is_set(), device=input_ids.device)
+        return self._ends(input_ids, scores) | self.left.is_set()
 
     def __iter__(self) -> Generator[int, None, None]:
         while (event := self._events.get()) is not None:

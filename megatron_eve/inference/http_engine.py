@@ -29,6 +29,7 @@ from megatron_eve.inference.engine import (
     Query,
     cut_at_stop,
 )
+from megatron_eve.inference.engine_choice import OWN_TEMPLATE
 from megatron_eve.inference.http_client import HTTPClient, ServerError, TooLong
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
@@ -59,7 +60,7 @@ class HTTPEngine:
         ServerError: it cannot be reached, or serves no such model.
     """
 
-    conv_mode = "server"
+    conv_mode = OWN_TEMPLATE
 
     def __init__(
         self, base_url: str, model: str, apply_exif: bool = True, client: HTTPClient | None = None

@@ -23,15 +23,29 @@ from megatron_eve.inference.drawing import Drawing, drawing_key, drawing_steps
 from megatron_eve.inference.engine import (
     NO_TOWER,
     Answer,
+    AnswerEnd,
+    ContinuationQuery,
     DrawingStep,
     EngineLost,
+    LogLikelihood,
     PromptError,
     Query,
     TextPieces,
+    check_continuation_length,
     check_drawing_length,
+    check_images,
     check_length,
+    cut_at_stop,
 )
 from megatron_eve.inference.generate import Prompt, generation_steps
+from megatron_eve.inference.log_likelihoods import (
+    Pair,
+    Passes,
+    SharedRows,
+    encode_pair,
+    packed_log_probabilities,
+    summed,
+)
 from megatron_eve.inference.picture_codes import PictureCodes
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.decoder.model import VisionLanguageModel
@@ -39,10 +53,11 @@ from megatron_eve.models.registry import find_family, image_planner
 
 
 class _Questions(NamedTuple):
-    """Work of all ranks: answers to prompts."""
+    """Work of all ranks: answers to prompts, each with its limit of new tokens and the texts that end it."""
 
     prompts: list[Prompt]
-    max_new_tokens: int
+    limits: list[int]
+    stops: list[tuple[str, ...]]
     sampling: Sampling
 
 
@@ -90,8 +105,28 @@ class MegatronEngine:
         """See `Engine.prompt`."""
         return prompt_from_turns(turns, self.conv_mode, num_images)
 
-    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+    def prepare(
+        self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Query:
         """See `Engine.prepare`."""
+        text, more = self._placed(text, images)
+        length = len(encode_text(text, self._tokenizer, self.conv_mode)) + more
+        check_length(length, max_new_tokens, self.max_length)
+        return Query(text, tuple(images), length, max_new_tokens, tuple(stop))
+
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
+        """See `Engine.prepare_continuation`."""
+        text, more = self._placed(text, images)
+        query = ContinuationQuery(text, tuple(images), continuation, 0)
+        query = replace(query, length=len(self._pair(query).tokens) + more)
+        check_continuation_length(query.length, self.max_length)
+        return query
+
+    def _placed(self, text: str, images: Sequence[bytes]) -> tuple[str, int]:
+        """A text with an `<image>` for each tile of its pictures, and how many rows these take beside the tokens."""
+        check_images(text, len(images))
         if images and self._picture_codes is None and find_family(self._config.family).reads_codes:
             raise PromptError("no_tower", NO_TOWER)
         planner = image_planner(self._config)
@@ -101,27 +136,34 @@ class MegatronEngine:
         ]
         if any(plan.is_tiled for plan in plans):
             text = tiled_text(text, [plan.tiles for plan in plans])
-        tokens = encode_text(text, self._tokenizer, self.conv_mode)
-        length = len(tokens) + sum(plan.rows - plan.tiles for plan in plans)
-        check_length(length, max_new_tokens, self.max_length)
-        return Query(text, tuple(images), length)
+        return text, sum(plan.rows - plan.tiles for plan in plans)
 
-    def answers(
-        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
+    def answers(self, queries: Sequence[Query], sampling: Sampling = GREEDY) -> list[Answer]:
         """See `Engine.answers`."""
         tokens: list[list[int]] = [[] for _ in queries]
-        for found in self._lead(self._questions(queries, max_new_tokens, sampling)):
+        for found in self._lead(self._questions(queries, sampling)):
             for sample, token in found:
                 tokens[sample].append(token)
-        return [Answer(tuple(some), self._text(some).strip()) for some in tokens]
+        return [
+            Answer(tuple(some), cut_at_stop(self._text(some), query.stop).strip())
+            for query, some in zip(queries, tokens, strict=True)
+        ]
 
-    def stream(
-        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> Generator[str, None, None]:
+    def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
+        """See `Engine.log_likelihoods`. Queries that differ in the last token alone share a pass."""
+        if not queries:
+            return []
+        pairs = [self._pair(query) for query in queries]
+        shared = SharedRows(pairs, [query.images for query in queries])
+        prompts = [self._prompt(pairs[number].tokens[:-1], queries[number].images) for number in shared.first]
+        rows, tokens, numbers = shared.places(pairs)
+        (found,) = self._lead(Passes(prompts, shared.rows, rows, tokens))
+        return summed(found, numbers, len(queries))
+
+    def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`."""
-        pieces = TextPieces(self._text)
-        steps = self._lead(self._questions([query], max_new_tokens, sampling))
+        pieces = TextPieces(self._text, query.stop)
+        steps = self._lead(self._questions([query], sampling))
         try:
             for ((_, token),) in steps:
                 if piece := pieces.add(token):
@@ -183,21 +225,34 @@ class MegatronEngine:
         if not self._alone:
             _shared(None)
 
-    def _questions(self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling) -> _Questions:
-        """The prompts of questions, with codes of their pictures where the model reads these."""
-        tower = self._picture_codes
+    def _questions(self, queries: Sequence[Query], sampling: Sampling) -> _Questions:
+        """The prompts of questions, and what ends their answers."""
         prompts = [
-            Prompt(
+            self._prompt(
                 encode_text(query.text, self._tokenizer, self.conv_mode),
-                list(query.images),
+                query.images,
                 sampling.key(query.text, query.images),
-                tower.codes(query.images, self._apply_exif) if tower else [],
             )
             for query in queries
         ]
-        return _Questions(prompts, max_new_tokens, sampling)
+        return _Questions(
+            prompts, [query.max_new_tokens for query in queries], [query.stop for query in queries], sampling
+        )
 
-    def _lead(self, work: _Questions | _Drawings) -> Generator[Any, None, None]:
+    def _prompt(self, tokens: list[int], images: Sequence[bytes], key: int = 0) -> Prompt:
+        """A prompt, with codes of its pictures where the model reads these."""
+        tower = self._picture_codes
+        return Prompt(tokens, list(images), key, tower.codes(images, self._apply_exif) if tower else [])
+
+    def _pair(self, query: ContinuationQuery) -> Pair:
+        return encode_pair(
+            query.text,
+            query.continuation,
+            lambda text: encode_text(text, self._tokenizer, self.conv_mode),
+            self._tokenizer.eos_id,
+        )
+
+    def _lead(self, work: _Questions | _Drawings | Passes) -> Generator[Any, None, None]:
         """Rank 0's steps; after each it tells the others whether there will be another."""
         if self._alone:
             yield from self._steps(work)
@@ -212,21 +267,30 @@ class MegatronEngine:
             finally:
                 _shared(goes_on)
 
-    def _steps(self, work: _Questions | _Drawings) -> Iterator[Any]:
-        """Steps that all ranks take: of questions (prompt, token) pairs, of drawings codes int64 [n, D]."""
+    def _steps(self, work: _Questions | _Drawings | Passes) -> Iterator[Any]:
+        """Steps that all ranks take: of questions (prompt, token) pairs, of drawings codes int64 [n, D], of
+        continuations one step with float32 [n, 2].
+        """
+        if isinstance(work, Passes):
+            return self._one_step(work)
         if isinstance(work, _Drawings):
             return drawing_steps(
                 self._model, work.drawings, self._config, sampling=work.sampling, guidance=work.guidance
             )
+        ends = [AnswerEnd(self._text, *one) for one in zip(work.limits, work.stops, strict=True)]
         return generation_steps(
             self._model,
             work.prompts,
             self._config,
-            max_new_tokens=work.max_new_tokens,
+            max_new_tokens=max(work.limits, default=0),
+            ended=lambda sample, token: ends[sample].add(token),
             stop_ids=self._stop_ids,
             apply_exif=self._apply_exif,
             sampling=work.sampling,
         )
+
+    def _one_step(self, work: Passes) -> Iterator[torch.Tensor]:
+        yield packed_log_probabilities(self._model, work, self._config, self._apply_exif)
 
 
 def _next_of(steps: Iterator[Any]) -> Any:

@@ -379,8 +379,8 @@ def _with_checkpoint(
 
 
 def _check_answer_length(flags: argparse.Namespace, max_length: int) -> None:
-    """Refuse an answer that leaves no room for any prompt."""
-    if flags.max_new_tokens >= max_length:
+    """Refuse an answer that leaves no room for any prompt; without a limit for all answers, each prompt is checked."""
+    if flags.max_new_tokens is not None and flags.max_new_tokens >= max_length:
         raise ConfigError(
             f"--max-new-tokens {flags.max_new_tokens}: the model takes {max_length} tokens, prompt and answer "
             "together; ask for fewer"

@@ -27,7 +27,7 @@ class AnswerOrigin:
         model_sha256: one digest of the weights, and of the tokenizer where the folder has its own.
         tokenizer_sha256: of `--tokenizer-model`; None where the folder has its own.
         conv_mode: the template of the prompts.
-        max_new_tokens: limit of an answer's tokens.
+        max_new_tokens: limit of an answer's tokens; None where each question has its own.
         apply_exif: pictures were turned upright.
         sampling: how tokens were drawn (see `Sampling`); None for the most likely ones.
         tower_sha256: of the tower that made codes of the pictures; None where no question has a picture, or the model
@@ -39,7 +39,7 @@ class AnswerOrigin:
     model_sha256: str
     tokenizer_sha256: str | None
     conv_mode: str
-    max_new_tokens: int
+    max_new_tokens: int | None
     apply_exif: bool
     sampling: dict[str, Any] | None = None
     tower_sha256: str | None = None

@@ -115,7 +115,7 @@ def test_the_tools_ask_it(ranks: RankPool, model: Model) -> None:
     assert [query.length for query in queries] == [len(rows) for rows in found[0]]
     eos = engine._processor.tokenizer.eos_token_id
     wanted = [answer[: answer.index(eos)] if eos in answer else answer for answer in found[1]]
-    assert [list(answer.tokens) for answer in engine.answers(queries, COUNT)] == wanted
+    assert [list(answer.tokens) for answer in engine.answers(queries)] == wanted
 
 
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))

@@ -314,10 +314,10 @@ def test_the_tools_answer_from_the_folder(golden: Case) -> None:
     )
     assert [query.length for query in queries] == inputs["attention_mask"].sum(1).tolist()
     expected = model.generate(**inputs, max_new_tokens=COUNT)[:, inputs["input_ids"].shape[1] :]
-    answers = engine.answers(queries, COUNT)
+    answers = engine.answers(queries)
     for answer, ids in zip(answers, expected.tolist(), strict=True):
         assert list(answer.tokens) == ids[: len(answer.tokens)] and answer.tokens
-    assert "".join(engine.stream(queries[1], COUNT)).strip() == answers[1].text
+    assert "".join(engine.stream(queries[1])).strip() == answers[1].text
 
 
 def test_samples_are_repeated_with_their_own_pictures(golden: Case) -> None:

@@ -46,7 +46,9 @@ class Served:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:
-            time.sleep(max((seconds for word, seconds in self.delay.items() if word in str(body)), default=0.0))
+            time.sleep(
+                max((seconds for word, seconds in self.delay.items() if word in str(body)), default=0.0)
+            )
             if body["model"] not in [one["id"] for one in self.models]:
                 message = f"The model `{body['model']}` does not exist."
                 return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
@@ -86,7 +88,9 @@ class Served:
         query = self.engine.prepare(text, images, body["max_tokens"], tuple(body.get("stop", ())))
         (answer,) = self.engine.answers([query])
         text = f" {answer.text}"
-        return 200, {"choices": [{"message": {"role": "assistant", "content": text}} if chat else {"text": text}]}
+        return 200, {
+            "choices": [{"message": {"role": "assistant", "content": text}} if chat else {"text": text}]
+        }
 
     def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         if not body.get("echo"):
@@ -103,7 +107,11 @@ class Served:
             best = max(range(len(before)), key=before.__getitem__)
             values.append(before[token])
             tops.append({f"token {best}": before[best], f"token {token}": before[token]})
-        logprobs = {"token_logprobs": values, "top_logprobs": tops, "tokens": [str(one) for one in (*ids, new)]}
+        logprobs = {
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "tokens": [str(one) for one in (*ids, new)],
+        }
         return 200, {
             "choices": [{"text": body["prompt"], "logprobs": logprobs}],
             "usage": {"prompt_tokens": len(ids), "completion_tokens": 1},

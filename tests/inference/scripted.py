@@ -8,7 +8,16 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from megatron_eve.data.images import ImageError, decode_image
-from megatron_eve.inference.engine import Answer, DrawingStep, EngineLost, PromptError, Query, check_length
+from megatron_eve.inference.engine import (
+    Answer,
+    ContinuationQuery,
+    DrawingStep,
+    EngineLost,
+    LogLikelihood,
+    PromptError,
+    Query,
+    check_length,
+)
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
 HOSTILE = (
@@ -40,7 +49,9 @@ class ScriptedEngine:
         # Longer than several pages take to open on a busy machine; a test that fails releases nothing.
         assert self._go.acquire(timeout=120)
 
-    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+    def prepare(
+        self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Query:
         """Decode the pictures; a token is a character."""
         for data in images:
             if decode_image(data, apply_exif=True, max_pixels=1_000_000).size == (1, 1):
@@ -48,17 +59,23 @@ class ScriptedEngine:
         check_length(len(text), max_new_tokens, self.max_length)
         if "unspeakable" in text:
             raise PromptError("prompt_too_long", "by a word")
-        return Query(text, tuple(images), len(text))
+        return Query(text, tuple(images), len(text), max_new_tokens, tuple(stop))
 
-    def answers(
-        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
+    def answers(self, queries: Sequence[Query], sampling: Sampling = GREEDY) -> list[Answer]:
         """All of it at once."""
-        return [Answer((), "".join(self.stream(query, max_new_tokens))) for query in queries]
+        return [Answer((), "".join(self.stream(query))) for query in queries]
 
-    def stream(
-        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> Generator[str, None, None]:
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
+        """A token is a character."""
+        return ContinuationQuery(text, tuple(images), continuation, len(text) + len(continuation))
+
+    def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
+        """A character is as likely as another; the first query's continuation is the most likely one."""
+        return [LogLikelihood(-float(len(one.continuation)), not n) for n, one in enumerate(queries)]
+
+    def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """A piece a word."""
         self.queries.append(query)
         self.samplings.append(sampling)

@@ -199,7 +199,12 @@ def test_each_answer_of_a_batch_has_its_own_limit_and_stop_texts(llava: Path) ->
     engine = TransformersEngine(llava)
     whole = engine.answers([engine.prepare("Hello world", (), 30)])[0]
     middle = whole.text[3:6].strip()
-    asked_for = [("Hello world", 30, ()), ("Hello world", 4, ()), ("Hello world", 30, ("zzzz", middle)), ("No", 17, ())]
+    asked_for = [
+        ("Hello world", 30, ()),
+        ("Hello world", 4, ()),
+        ("Hello world", 30, ("zzzz", middle)),
+        ("No", 17, ()),
+    ]
     queries = [engine.prepare(text, (), limit, stop) for text, limit, stop in asked_for]
     found = engine.answers(queries)
     assert found == [engine.answers([query])[0] for query in queries]
@@ -299,7 +304,9 @@ def test_a_folder_without_chat_template_or_weights_is_refused(llava: Path, tmp_p
         TransformersEngine(folder)
 
 
-def test_published_names_of_image_processors_are_found_without_torchvision(fuyu: Path, tmp_path: Path) -> None:
+def test_published_names_of_image_processors_are_found_without_torchvision(
+    fuyu: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "published"
     shutil.copytree(fuyu, folder)
     settings = json.loads((folder / "processor_config.json").read_text())

@@ -45,14 +45,14 @@ BATCH_SIZES = (1, 2, 5)
 
 def everything(engine: Engine) -> Found:
     queries = [engine.prepare(text, images, COUNT) for text, images in PROMPTS]
-    left = engine.stream(queries[0], COUNT)
+    left = engine.stream(queries[0])
     beginning = next(left)
     left.close()
     answers: list[list[Answer]] = [[] for _ in BATCH_SIZES]
     for found, size in zip(answers, BATCH_SIZES, strict=True):
         for start in range(0, len(queries), size):
-            found += engine.answers(queries[start : start + size], COUNT)
-    return answers, ["".join(engine.stream(query, COUNT)) for query in queries], beginning
+            found += engine.answers(queries[start : start + size])
+    return answers, ["".join(engine.stream(query)) for query in queries], beginning
 
 
 def on_ranks(layout: Layout, work: Callable[[Engine], Any] = everything) -> Any:
@@ -144,7 +144,7 @@ def test_a_folder_that_transformers_saved_answers_and_is_imported(
     found = []
     for folder in (saved_again, exported):
         engine = HFEngine(folder, "vicuna_v1")
-        found.append(engine.answers([engine.prepare(text, images, COUNT)], COUNT))
+        found.append(engine.answers([engine.prepare(text, images, COUNT)]))
     assert found[0] == found[1]
     assert convert("import", "--source", saved_again, "--target", tmp_path / "run") == 0
     saved = saved_config(str(tmp_path / "run"))["vision"]

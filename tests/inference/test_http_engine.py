@@ -128,7 +128,12 @@ def test_a_request_is_tried_again_when_the_server_is_busy_or_gone(server: tuple[
     remote = opened(url)
     query = remote.prepare(remote.prompt(asked("Hello"), 0), (), COUNT)
     wanted = remote.answers([query])
-    served.failures = [(429, {"Retry-After": "0"}, "slow down"), (0, {}, ""), (503, {}, "starting"), (500, {}, "{}")]
+    served.failures = [
+        (429, {"Retry-After": "0"}, "slow down"),
+        (0, {}, ""),
+        (503, {}, "starting"),
+        (500, {}, "{}"),
+    ]
     assert remote.answers([query]) == wanted
     assert not served.failures
     served.failures = [(503, {}, json.dumps({"error": {"message": "no\nworker"}}))] * http_client.TRIES
@@ -204,7 +209,9 @@ def test_the_key_goes_to_the_server_and_into_no_message(
     remote = opened(url)
     assert served.keys == [f"Bearer {KEY}"]
     for status in (400, 401, 403):
-        served.failures = [(status, {}, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}))]
+        served.failures = [
+            (status, {}, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}))
+        ]
         with pytest.raises(ServerError) as error:
             remote.answers([remote.prepare("Hello", (), 1)])
         assert KEY not in str(error.value)
@@ -269,5 +276,7 @@ def test_turns_become_messages_with_pictures_at_their_places(server: tuple[str, 
     assert (system["content"], answer["content"]) == ("Be short.", "A cat.")
     assert [part["type"] for part in first["content"]] == ["image_url", "text"]
     assert [part.get("text") for part in last["content"]] == ["See ", None, "and ", None, " here"]
-    sent = [part["image_url"]["url"] for one in (first, last) for part in one["content"] if part["type"] != "text"]
+    sent = [
+        part["image_url"]["url"] for one in (first, last) for part in one["content"] if part["type"] != "text"
+    ]
     assert sent == [data_url(image) for image in images]

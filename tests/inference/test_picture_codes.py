@@ -123,12 +123,12 @@ def answered(model: Model, images: Path, layout: Layout) -> Answered | None:
             engine.prepare(prompt_text(text, "v1", len(names)), files(images, names), COUNT)
             for text, names in QUESTIONS
         ]
-        found = engine.answers(queries, COUNT)
+        found = engine.answers(queries)
         assert isinstance(engine, DrawingEngine)
         left = engine.draw("A red car.", 1, 3.0, DRAWING)
         assert (next(left).done, next(left).done) == (1, 2)
         left.close()
-        assert engine.answers(queries[:1], COUNT) == found[:1]
+        assert engine.answers(queries[:1]) == found[:1]
         *steps_drawn, last = engine.draw("A red car.", 2, 3.0, DRAWING)
         assert [step.done for step in steps_drawn] == list(range(1, ROWS)) and last.pictures is not None
         engine.dismiss()

@@ -15,7 +15,7 @@ import pytest
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.images import ImageError
 from megatron_eve.inference.answering import AnswerCounts, answer_questions
-from megatron_eve.inference.engine import Answer, PromptError, Query
+from megatron_eve.inference.engine import Answer, ContinuationQuery, LogLikelihood, PromptError, Query
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import AnswersFile, Question, chunk, read_questions
 from megatron_eve.inference.sampling import GREEDY, Sampling
@@ -35,26 +35,32 @@ class Echo:
     def __init__(self, patience: int = 1000) -> None:
         self.patience, self.batches = patience, []
 
-    def prepare(self, text: str, images: Sequence[bytes], max_new_tokens: int) -> Query:
+    def prepare(
+        self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Query:
         if b"damaged" in images:
             raise ImageError("image_damaged", "JPEG does not decode")
         if "very long" in text:
             raise PromptError("prompt_too_long", "1,200 tokens")
-        return Query(text, tuple(images), len(text))
+        return Query(text, tuple(images), len(text), max_new_tokens, tuple(stop))
 
-    def answers(
-        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
+    def answers(self, queries: Sequence[Query], sampling: Sampling = GREEDY) -> list[Answer]:
         if not self.patience:
             raise Killed
         self.patience -= 1
         self.batches.append(len(queries))
         return [Answer((1, 2), f"{len(query.images)} in {query.length}, é") for query in queries]
 
-    def stream(
-        self, query: Query, max_new_tokens: int, sampling: Sampling = GREEDY
-    ) -> Generator[str, None, None]:
+    def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         yield "unused"
+
+    def prepare_continuation(
+        self, text: str, images: Sequence[bytes], continuation: str
+    ) -> ContinuationQuery:
+        raise NotImplementedError
+
+    def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
+        raise NotImplementedError
 
 
 def write(path: Path, *rows: Any) -> Path:

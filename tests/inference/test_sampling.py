@@ -78,8 +78,8 @@ SAMPLING = Sampling(temperature=3.0, top_p=0.98, seed=5)
 def sampled(engine: Engine) -> tuple[list[Answer], list[str], list[Answer], list[Answer]]:
     """A batch, each prompt streamed, a batch with another seed, and a greedy one."""
     queries = [engine.prepare(text, images, COUNT) for text, images in PROMPTS[:3]]
-    streamed = ["".join(engine.stream(query, COUNT, SAMPLING)) for query in queries]
-    others = [engine.answers(queries, COUNT, one) for one in (SAMPLING, Sampling(3.0, seed=6), GREEDY)]
+    streamed = ["".join(engine.stream(query, SAMPLING)) for query in queries]
+    others = [engine.answers(queries, one) for one in (SAMPLING, Sampling(3.0, seed=6), GREEDY)]
     return others[0], streamed, others[1], others[2]
 
 

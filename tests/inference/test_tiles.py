@@ -105,7 +105,7 @@ def answered(source: Path, images: Path, layout: Layout) -> Answered | None:
             engine.prepare(prompt_text(text, "qwen2", len(some)), some, COUNT)
             for (text, _), some in zip(QUESTIONS, files, strict=True)
         ]
-        found = engine.answers(queries, COUNT)
+        found = engine.answers(queries)
         engine.dismiss()
     has_logits = layout.parallel.pipeline_model_parallel_size == 1
     return Answered(

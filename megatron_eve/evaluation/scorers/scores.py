@@ -90,3 +90,16 @@ def bad_label(task: str, row: object, label: object, remedy: str) -> DataError:
     shown = re.sub(r"\s+", " ", repr(label))
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return DataError(f"{task}, question {row}: the label is {shown}; {remedy}, or get the dataset again")
+
+
+class NoAnswer(str):
+    """What a task gets in the place of an answer that does not exist; it reads as an empty text."""
+
+    def __new__(cls) -> NoAnswer:
+        """The empty text."""
+        return super().__new__(cls, "")
+
+
+def answer_of(results: Sequence[str]) -> str | None:
+    """The answer to a question, as lmms-eval hands it to a task; None if there is none."""
+    return None if isinstance(results[0], NoAnswer) else results[0]

@@ -1,0 +1,193 @@
+"""`--data-root`: folders of datasets in the hub's layout, `OWNER/NAME/README.md` with parquet files.
+
+They are checked before a harness loads them, since it would look for what is missing on the hub. Nothing is written
+there: `datasets` converts parquet to Arrow below `--data-cache-path`. Nothing here imports a harness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.data.errors import DataError
+
+FIRST_BYTES = 1 << 20
+"""Bytes of each file that are hashed."""
+# What torchrun and Slurm tell a process of the others. lmms-eval would wait for ranks that never come.
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+
+@dataclass(frozen=True)
+class DatasetNeed:
+    """What a task reads.
+
+    Attributes:
+        task: its name.
+        path: the dataset's folder below the data root.
+        config: of its README; None if it has one.
+        split: that is asked.
+        columns: that the task reads, where it says so.
+    """
+
+    task: str
+    path: str
+    config: str | None
+    split: str
+    columns: tuple[str, ...] = ()
+
+
+def prepare_environment(cache: Path) -> None:
+    """Keep the libraries of Hugging Face off the net, and what they convert in a folder.
+
+    Called before they are imported: they read these variables once.
+    """
+    os.environ.update(_OFFLINE)
+    os.environ["HF_HOME"] = str(cache)
+    os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(cache / "datasets")
+
+
+@contextlib.contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Inside, the working directory is the data root, and nothing says that there are other ranks."""
+    before, ranks = Path.cwd(), {name: os.environ.pop(name) for name in _RANKS if name in os.environ}
+    os.chdir(root)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        os.environ.update(ranks)
+
+
+def check_dataset(root: Path, need: DatasetNeed) -> list[Path]:
+    """Check that a task's dataset is there, and return its parquet files.
+
+    Raises:
+        DataError: a missing folder, config, split or column: names what is there and the layout that is expected.
+    """
+    where = f"--tasks {need.task}: --data-root {root}"
+    folder = root / need.path
+    if not folder.is_dir():
+        raise DataError(
+            f"{where} has no folder {need.path}: copy the dataset there, as the hub has it "
+            "(README.md and parquet files)"
+        )
+    patterns = _patterns(folder, need, where)
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    if not files:
+        there = sorted({str(path.parent.relative_to(folder)) for path in folder.rglob("*.parquet")})
+        raise DataError(
+            f"{where}: {need.path} has no file {' or '.join(patterns)}; parquet files are in "
+            f"{', '.join(there) or 'none of its folders'}"
+        )
+    parquet = [path for path in files if path.suffix == ".parquet"]
+    if parquet and need.columns:
+        _check_columns(parquet[0], need, where)
+    return files
+
+
+def _patterns(folder: Path, need: DatasetNeed, where: str) -> list[str]:
+    """Patterns of the files of a split, from the head of README.md, or from the split's name without one."""
+    configs = _configs(folder, where)
+    if not configs:
+        if need.config not in (None, "default"):
+            raise DataError(
+                f"{where}: {need.path}/README.md names no configs, and the task reads {need.config}; "
+                "copy the README of the hub, too"
+            )
+        return [f"{need.split}*.parquet", f"**/{need.split}-*.parquet"]
+    names = [str(config.get("config_name", "default")) for config in configs]
+    if need.config is not None and need.config not in names:
+        raise DataError(f"{where}: {need.path} has no config {need.config}; there are {', '.join(names)}")
+    config = configs[names.index(need.config)] if need.config is not None else configs[0]
+    files = config.get("data_files")
+    if (
+        isinstance(files, str)
+        or not isinstance(files, list)
+        or not all(isinstance(one, Mapping) for one in files)
+    ):
+        return [str(files)] if isinstance(files, str) else [f"**/{need.split}-*.parquet"]
+    splits = [str(one.get("split")) for one in files]
+    if need.split not in splits:
+        raise DataError(f"{where}: {need.path} has no split {need.split}; there are {', '.join(splits)}")
+    found = files[splits.index(need.split)].get("path")
+    return [found] if isinstance(found, str) else [str(one) for one in found or []]
+
+
+def _configs(folder: Path, where: str) -> list[Mapping[str, Any]]:
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return []
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return []
+    try:
+        head = yaml.safe_load(text.split("---", 2)[1])
+    except yaml.YAMLError as error:
+        raise DataError(
+            f"{where}: the head of {readme} is not YAML ({str(error).splitlines()[0]}); copy it again"
+        ) from None
+    found = head.get("configs") if isinstance(head, Mapping) else None
+    return [one for one in found or [] if isinstance(one, Mapping)]
+
+
+def _check_columns(path: Path, need: DatasetNeed, where: str) -> None:
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{where}: {path} is not a parquet file ({str(error).splitlines()[0]}); copy it again"
+        ) from None
+    if missing := [name for name in need.columns if name not in names]:
+        raise DataError(f"{where}: {path} has no column {', '.join(missing)}; it has {', '.join(names)}")
+
+
+def check_space(cache: Path, files: Sequence[Path]) -> None:
+    """Refuse to convert datasets to Arrow where there is no room for a second copy; what is there already counts.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    wanted = sum(path.stat().st_size for path in set(files))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--data-cache-path {cache}: {error.strerror}; name a folder that can be written"
+        ) from None
+    there = sum(path.stat().st_size for path in cache.rglob("*.arrow"))
+    free = shutil.disk_usage(cache).free
+    if wanted - there > free:
+        raise ConfigError(
+            f"--data-cache-path {cache}: datasets of {wanted / 1e9:,.1f} GB are copied there as Arrow, and "
+            f"{free / 1e9:,.1f} GB are free; name a larger disk, or ask fewer --tasks"
+        )
+
+
+def data_digest(folder: Path) -> str:
+    """One digest of a dataset's folder: names, sizes and first megabyte of its files, but for hidden ones."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            first = hashlib.sha256(file.read(FIRST_BYTES)).hexdigest()
+        digest.update(f"{name.as_posix()!r} {path.stat().st_size} {first}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

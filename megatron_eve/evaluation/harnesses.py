@@ -1,0 +1,162 @@
+"""Which harness asks which task: the names that --tasks takes, and what they need."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.data.errors import DataError
+from megatron_eve.evaluation.answers import Answered, MissingAnswers
+from megatron_eve.evaluation.data_root import DatasetNeed, check_dataset, check_space, data_digest
+from megatron_eve.evaluation.measured import Measured
+from megatron_eve.evaluation.requests import Request
+from megatron_eve.evaluation.text_tasks import TEXT_TASKS
+
+if TYPE_CHECKING:
+    from megatron_eve.evaluation.text_harness import TextHarness
+    from megatron_eve.evaluation.vision_harness import VisionHarness
+
+GROUPS = {"forgetting": tuple(TEXT_TASKS)}
+"""Groups with tasks of both harnesses; those of tasks with pictures alone are files beside them."""
+_PACKAGES = ("megatron_eve", "lmms_eval", "lm_eval", "datasets", "transformers", "torch")
+
+
+def check_installed() -> None:
+    """Raise ConfigError where the harnesses are not installed."""
+    missing = [name for name in ("lmms_eval", "lm_eval", "datasets") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} is not installed: make install-eval")
+
+
+class Harnesses:
+    """The tasks of a run, and the harnesses that ask them, which are loaded when one of their tasks is asked for.
+
+    Args:
+        names: of tasks and groups.
+        data_root: whose folders the tasks read.
+
+    Raises:
+        ConfigError: an unknown name, with those that are like it.
+    """
+
+    def __init__(self, names: Sequence[str], data_root: Path) -> None:
+        self._root = data_root
+        self.vision_tasks: list[str] = []
+        self.text_tasks: list[str] = []
+        for name in [one for given in names for one in GROUPS.get(given, (given,))]:
+            if name in TEXT_TASKS:
+                self.text_tasks.append(name)
+            elif name in self.vision.names:
+                self.vision_tasks += self.vision.tasks(name)
+            else:
+                known = [*TEXT_TASKS, *GROUPS, *self.vision.names]
+                like = difflib.get_close_matches(name, known, n=3)
+                hint = f"; did you mean {' or '.join(like)}?" if like else ""
+                raise ConfigError(
+                    f"--tasks {name}: no such task or group{hint}; tools/evaluate.py list shows them"
+                )
+        self.vision_tasks = list(dict.fromkeys(self.vision_tasks))
+        self.text_tasks = list(dict.fromkeys(self.text_tasks))
+
+    @cached_property
+    def vision(self) -> VisionHarness:
+        """lmms-eval."""
+        from megatron_eve.evaluation.vision_harness import VisionHarness
+
+        return VisionHarness(self._root)
+
+    @cached_property
+    def text(self) -> TextHarness:
+        """lm-eval."""
+        from megatron_eve.evaluation.text_harness import TextHarness
+
+        return TextHarness(self._root)
+
+    @property
+    def tasks(self) -> list[str]:
+        """All of them, in the order of tables."""
+        return [*self.vision_tasks, *self.text_tasks]
+
+    def needs(self) -> Iterator[DatasetNeed]:
+        """What the tasks read."""
+        for task in self.vision_tasks:
+            yield from self.vision.needs(task)
+        for task in self.text_tasks:
+            yield from self.text.needs(task)
+
+    def check_data(self, cache: Path) -> dict[str, str]:
+        """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder.
+
+        Raises:
+            DataError: what is missing; ConfigError: no room.
+        """
+        needs = list(self.needs())
+        files = [path for need in needs for path in check_dataset(self._root, need)]
+        check_space(cache, files)
+        return {path: data_digest(self._root / path) for path in sorted({need.path for need in needs})}
+
+    def plan(self) -> list[Request]:
+        """All requests of all tasks."""
+        requests = self.vision.plan(self.vision_tasks) if self.vision_tasks else []
+        return requests + [one for task in self.text_tasks for one in self.text.plan(task)]
+
+    def score(self, found: Mapping[str, Answered]) -> tuple[list[Measured], list[Request]]:
+        """The values of all tasks from answers on disk, and the requests that they are to.
+
+        Raises:
+            MissingAnswers: with the count of each task that lacks some.
+        """
+        measured: list[Measured] = []
+        requests: list[Request] = []
+        missing: dict[str, int] = {}
+        parts = [self.vision_tasks] if self.vision_tasks else []
+        for part in [*parts, *self.text_tasks]:
+            try:
+                score = (
+                    self.text.score(part, found) if isinstance(part, str) else self.vision.score(part, found)
+                )
+                measured, requests = measured + score[0], requests + score[1]
+            except MissingAnswers as error:
+                missing |= error.counts
+        if missing:
+            raise MissingAnswers(missing)
+        return measured, requests
+
+
+def listing(data_root: Path) -> list[tuple[str, str, str]]:
+    """The tasks and groups of this project: name, what it is, and whether its datasets are there."""
+    harnesses = Harnesses((), data_root)
+    vision, rows = harnesses.vision, []
+    for name in sorted(vision.own_names()):
+        if vision.is_group(name):
+            rows.append((name, f"group: {', '.join(vision.tasks(name))}", ""))
+        else:
+            metadata = vision.metadata(name)
+            what = f"{metadata.get('protocol', 'lmms-eval')}, scored {_WHERE[metadata.get('scored', 'here')]}"
+            rows.append((name, what, _state(data_root, vision.needs(name))))
+    for name, task in TEXT_TASKS.items():
+        rows.append((name, f"{task.protocol}, scored here", _state(data_root, harnesses.text.needs(name))))
+    return rows + [(name, f"group: {', '.join(names)}", "") for name, names in GROUPS.items()]
+
+
+_WHERE = {"here": "here", "server": "by a server", "judge": "by a judge"}
+
+
+def _state(root: Path, needs: Sequence[DatasetNeed]) -> str:
+    try:
+        for need in needs:
+            check_dataset(root, need)
+    except DataError as error:
+        return "not found: " + str(error).partition(f"--data-root {root} ")[2].partition(":")[0]
+    return f"found: {', '.join(sorted({need.path for need in needs}))}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what answers and scores depend on, by package."""
+    return {name: version(name.replace("_", "-") if name != "megatron_eve" else name) for name in _PACKAGES}

@@ -1,0 +1,63 @@
+"""A measured value of a task, whichever harness worked it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One value of a task.
+
+    Attributes:
+        task: its name.
+        metric: the name of the value.
+        value: on the scale of the task; None where it could not be worked out.
+        standard_error: of the value, on its scale; None where the harness gives none.
+        n: documents that it is of.
+        protocol: whose prompts and scoring: "lmms-eval" and "lm-eval" for stock tasks, else as the task file has it.
+        main: it stands for the task in a table of many tasks.
+        notes: what does not count like the rest, for a footnote.
+    """
+
+    task: str
+    metric: str
+    value: float | None
+    standard_error: float | None
+    n: int
+    protocol: str
+    main: bool
+    notes: tuple[str, ...] = ()
+
+
+def stock_values(
+    task: str, results: Mapping[str, Any], n: int, protocol: str, main: str | None = None
+) -> Iterable[Measured]:
+    """The values of a task in a harness's results, whose keys are "metric,filter" and "metric_stderr,filter".
+
+    Args:
+        task: its name.
+        results: of this task.
+        n: documents.
+        protocol: whose.
+        main: the metric that stands for the task; else the first.
+    """
+    names = [name for name in results if "," in name and "_stderr" not in name.partition(",")[0]]
+    names = [name for name in names if _number(results[name]) is not None]
+    chosen = next((name for name in names if name.partition(",")[0] == main), names[0] if names else None)
+    for name in names:
+        metric, _, filtered = name.partition(",")
+        shown = metric if filtered == "none" else f"{metric} ({filtered})"
+        error = _number(results.get(f"{metric}_stderr,{filtered}"))
+        yield Measured(task, shown, _number(results[name]), error, n, protocol, name == chosen)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

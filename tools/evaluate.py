@@ -1,0 +1,280 @@
+#!/usr/bin/env python
+"""Evaluate a model on the tasks of lmms-eval and lm-eval: answer their requests, then score the answers."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import megatron_eve.runtime.interrupts  # noqa: F401  before modules that take long
+from megatron_eve.config import ConfigError
+from megatron_eve.data.errors import DataError
+from megatron_eve.data.tokenizing.flags import tower_family
+from megatron_eve.evaluation.answering import AnsweringCounts, answer_requests
+from megatron_eve.evaluation.answers import (
+    Head,
+    MissingAnswers,
+    ShardFile,
+    check_data,
+    check_head,
+    read_answers,
+)
+from megatron_eve.evaluation.data_root import prepare_environment
+from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
+from megatron_eve.evaluation.report import errors_by_task, in_doubt, markdown, write_results
+from megatron_eve.evaluation.requests import Request, of_shard
+from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
+from megatron_eve.inference.engine import Engine
+from megatron_eve.inference.opening import (
+    add_conv_mode_flag,
+    add_model_flags,
+    chat_template,
+    check_conv_mode,
+    check_model_flags,
+    run_with_engine,
+)
+from megatron_eve.inference.origin import AnswerOrigin, model_fingerprint
+from megatron_eve.runtime.command_line import CommandParser, whole_number
+from megatron_eve.runtime.digests import file_digest
+from megatron_eve.runtime.errors import run_command
+from megatron_eve.runtime.ranks import global_rank
+
+DESCRIPTION = """\
+Evaluate a model on the tasks of lmms-eval (pictures) and lm-eval (text), in two steps.
+
+answer  builds all requests of the tasks, opens the model and answers those of one shard, greedily. Each batch of
+        answers is on disk before the next begins; the same command again goes on with what is missing.
+score   opens no model: the harnesses score the answers on disk. It refuses while answers are missing.
+list    the tasks and groups, and which of their datasets are there.
+
+--data-root holds the datasets as folders OWNER/NAME in the hub's layout (README.md and parquet files), and is not
+written; nothing is downloaded. The exit status is 0, 3 if more than 1 % of a task's requests have no answer because a
+picture cannot be decoded or a prompt is too long, and 2 if the command could not be done.
+"""
+EXAMPLES = """\
+python tools/evaluate.py answer --model-path runs/stage3 --tasks pope \\
+    --data-root benchmarks --answers answers/stage3
+python tools/evaluate.py score --tasks pope --data-root benchmarks \\
+    --answers answers/stage3 --output results/stage3.json
+torchrun --nproc-per-node 2 tools/evaluate.py answer --shard 3/8 \\
+    --tensor-model-parallel-size 2 --model-path runs/stage3 --tasks pope,mmlu \\
+    --data-root benchmarks --answers answers/stage3
+"""
+SOME_MISSING = 3
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+def build_parser(family: str | None) -> argparse.ArgumentParser:
+    """The three commands and their flags, with those that the towers of a family need."""
+    parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    answer = commands.add_parser("answer", help="answer the requests of one shard with a model")
+    add_tower_flags(add_model_flags(answer), family)
+    _add_data_flags(answer)
+    how = answer.add_argument_group("answers", "How requests are answered, and by which process.")
+    add_conv_mode_flag(how)
+    how.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="answer the I-th of N shards, from 0/N to N-1/N; each process has a shard of its own (default: 0/1)",
+    )
+    how.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="requests answered together; it changes the speed, not the answers",
+    )
+    answer.set_defaults(max_new_tokens=None)
+    score = commands.add_parser("score", help="score the answers on disk; opens no model")
+    _add_data_flags(score)
+    score.add_argument_group("results").add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="file that gets the scores as JSON"
+    )
+    listing = commands.add_parser("list", help="list tasks, groups and their datasets")
+    listing.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder of the datasets (default: the current one)",
+    )
+    return parser
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "tasks and data", "What is asked, its datasets, and where the answers are."
+    )
+    group.add_argument(
+        "--tasks",
+        required=True,
+        type=lambda text: [name for name in text.split(",") if name],
+        metavar="NAME,...",
+        help="tasks and groups (tools/evaluate.py list)",
+    )
+    group.add_argument(
+        "--data-root",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder with the datasets as OWNER/NAME; it is not written",
+    )
+    group.add_argument(
+        "--data-cache-path",
+        type=Path,
+        default=Path.home() / ".cache" / "megatron_eve" / "evaluation",
+        metavar="DIR",
+        help="folder for the copies of the datasets in Arrow, shared by all processes (default: "
+        "~/.cache/megatron_eve/evaluation)",
+    )
+    group.add_argument(
+        "--answers",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder of the answers of one model, a file for each shard",
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = _SHARD.fullmatch(text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise argparse.ArgumentTypeError(
+            f"{text}: write I/N, where I counts from 0 to N - 1, such as 0/8 or 7/8"
+        )
+    return int(found[1]), int(found[2])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+
+    def work() -> int:
+        flags = build_parser(tower_family(argv)).parse_args(argv)
+        check_installed()
+        if not flags.data_root.is_dir():
+            raise ConfigError(
+                f"--data-root {flags.data_root}: no such folder; name the one with the datasets"
+            )
+        flags.data_root = flags.data_root.resolve()
+        if flags.command == "list":
+            prepare_environment(Path.home() / ".cache" / "megatron_eve" / "evaluation")
+            return list_tasks(flags)
+        flags.answers, flags.data_cache_path = flags.answers.resolve(), flags.data_cache_path.resolve()
+        prepare_environment(flags.data_cache_path)
+        return answer(flags) if flags.command == "answer" else score(flags)
+
+    return run_command(work)
+
+
+def answer(flags: argparse.Namespace) -> int:
+    """Plan, open the model, answer a shard; returns the exit status.
+
+    Raises:
+        UserError: what cannot be answered; OSError, what cannot be read or written.
+    """
+    flags.model_path = flags.model_path.resolve()
+    check_model_flags(flags)
+    flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
+    check_conv_mode(flags, flags.conv_mode)
+    tower = model_tower(flags, needed=True)
+    if global_rank():
+        return run_with_engine(flags, flags.conv_mode, work=None)
+    harnesses = Harnesses(flags.tasks, flags.data_root)
+    head = Head(_origin(flags, tower).to_metadata(), harnesses.check_data(flags.data_cache_path), versions())
+    before = read_answers(flags.answers, "--answers")
+    check_head(before.head, head, flags.answers)
+    requests = of_shard(harnesses.plan(), *flags.shard)
+    missing = [request for request in requests if request.key not in before.found]
+    shard, shards = flags.shard
+    print(
+        f"requests  {len(requests):,} of shard {shard}/{shards}, {len(missing):,} of them without an answer",
+        flush=True,
+    )
+    if not missing:
+        return 0
+    with ShardFile(flags.answers / f"shard-{shard}-of-{shards}.jsonl", head) as file:
+        return run_with_engine(
+            flags, flags.conv_mode, lambda engine: _answer(engine, missing, file, flags.batch_size), tower
+        )
+
+
+def _answer(engine: Engine, missing: Sequence[Request], file: ShardFile, batch_size: int) -> int:
+    from tqdm import tqdm
+
+    with tqdm(total=len(missing), desc="answers") as bar:
+        try:
+            counts = answer_requests(engine, missing, file, batch_size, bar.update)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on with what is missing") from None
+    print(_summary(counts))
+    return SOME_MISSING if in_doubt(missing, counts.errors) else 0
+
+
+def _summary(counts: AnsweringCounts) -> str:
+    rate = counts.tokens / counts.seconds if counts.seconds else 0.0
+    rows = [f"answered  {counts.answered:,}"]
+    rows += [
+        f"errors    {task}: {', '.join(f'{reason} {count:,}' for reason, count in sorted(reasons.items()))}"
+        for task, reasons in counts.errors.items()
+    ]
+    rows.append(f"tokens    {counts.tokens:,} in {counts.seconds:.1f} s: {rate:,.1f} tokens/s")
+    return "\n".join(rows)
+
+
+def _origin(flags: argparse.Namespace, tower: ModelTower | None) -> AnswerOrigin:
+    iteration, sha256 = model_fingerprint(flags.model_path)
+    return AnswerOrigin(
+        model_path=str(flags.model_path),
+        iteration=iteration,
+        model_sha256=sha256,
+        tokenizer_sha256=file_digest(flags.tokenizer_model) if flags.tokenizer_model else None,
+        conv_mode=flags.conv_mode,
+        max_new_tokens=None,
+        apply_exif=not flags.ignore_exif_orientation,
+        tower_sha256=tower.check_weights() if tower else None,
+    )
+
+
+def score(flags: argparse.Namespace) -> int:
+    """Score the answers on disk, print the table, write the JSON; returns the exit status.
+
+    Raises:
+        UserError: answers that are missing, of two models, or to other data.
+    """
+    harnesses = Harnesses(flags.tasks, flags.data_root)
+    data = harnesses.check_data(flags.data_cache_path)
+    answers = read_answers(flags.answers, "--answers")
+    if answers.head is None:
+        raise DataError(f"--answers {flags.answers}: no answers there; run tools/evaluate.py answer first")
+    check_data(answers.head, data, flags.answers)
+    try:
+        measured, requests = harnesses.score(answers.found)
+    except MissingAnswers as error:
+        raise DataError(
+            f"--answers {flags.answers}: answers are missing: {error}; run tools/evaluate.py answer "
+            "until each shard is done"
+        ) from None
+    errors = errors_by_task(requests, answers)
+    print(markdown(measured, errors))
+    write_results(flags.output, measured, errors, answers, versions())
+    return SOME_MISSING if in_doubt(requests, errors) else 0
+
+
+def list_tasks(flags: argparse.Namespace) -> int:
+    """Print the tasks and groups of this project; returns the exit status."""
+    rows = listing(flags.data_root)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    print("Every other task of lmms-eval 0.7.3 that generates answers can be asked by its own name, too.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
