@@ -6,7 +6,7 @@ folder runs, and nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,14 @@ class TransformersEngine(HFEngine):
             for query in queries
             for answer in super(TransformersEngine, self).answers([query], sampling)
         ]
+
+    def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
+        """See `Engine.stream`; the answer comes as one piece, since tokenizers decode bytes differently once others
+        follow them.
+        """
+        (answer,) = self.answers([query], sampling)
+        if answer.text:
+            yield answer.text
 
     def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
         """See `Engine.log_likelihoods`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from megatron_eve.data.text.turns import Turn
+from megatron_eve.inference.engine import PromptError
 from megatron_eve.inference.transformers_engine import TransformersEngine
 
 _TURNS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -76,16 +78,11 @@ class Served:
         return self._generate(self.engine.prompt(turns, len(images)), images, body, chat=True)
 
     def _generate(self, text: str, images: list[bytes], body: dict[str, Any], chat: bool) -> tuple[int, Any]:
-        length = self.engine._length(text, images)
-        if length + body["max_tokens"] > self.engine.max_length:
-            return 400, {
-                "error": {
-                    "message": f"This model's maximum context length is {self.engine.max_length} tokens. However, you "
-                    f"requested {body['max_tokens']} output tokens and your prompt contains {length}.",
-                    "type": "BadRequestError",
-                }
-            }
-        query = self.engine.prepare(text, images, body["max_tokens"], tuple(body.get("stop", ())))
+        try:
+            query = self.engine.prepare(text, images, body["max_tokens"], body.get("stop", ()))
+        except PromptError:
+            message = f"This model's maximum context length is {self.engine.max_length} tokens. However, you requested"
+            return 400, {"error": {"message": f"{message} more.", "type": "BadRequestError"}}
         (answer,) = self.engine.answers([query])
         text = f" {answer.text}"
         return 200, {
@@ -97,8 +94,10 @@ class Served:
             return self._generate(body["prompt"], [], body, chat=False)
         if not self.echoes:
             return 200, {"choices": [{"text": body["prompt"], "logprobs": None}]}
-        ids = self.engine._prompts.token_ids(body["prompt"])
-        logits = self.engine._model(**self.engine._inputs(body["prompt"], [])).logits[0]
+        ids = self.engine._prompt_ids(body["prompt"])
+        logits = self.engine._model(
+            **self.engine._inputs([self.engine.prepare(body["prompt"], (), 1)])
+        ).logits[0]
         scores = logits.float().log_softmax(-1).tolist()
         new = max(range(len(scores[-1])), key=scores[-1].__getitem__)
         values: list[float | None] = [None]
@@ -166,8 +165,11 @@ def serving(engine: TransformersEngine) -> Iterator[tuple[str, Served]]:
         request_queue_size = 128
         daemon_threads = True
 
-        def handle_error(self, *_: Any) -> None:
-            pass  # a connection that was closed on purpose
+        def handle_error(self, request: Any, address: Any) -> None:
+            if not isinstance(
+                sys.exc_info()[1], (OSError, ValueError)
+            ):  # of a connection that was closed on purpose
+                super().handle_error(request, address)
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -172,7 +172,7 @@ def test_the_most_likely_answer_is_greedy_and_no_text_has_a_beginning(llava: Pat
     engine = TransformersEngine(llava)
     model = AutoModelForImageTextToText.from_pretrained(llava).eval()
     (empty,) = engine.log_likelihoods([engine.prepare_continuation("", (), "Hello")])
-    ids = engine._prompts.token_ids("Hello")
+    ids = engine._prompt_ids("Hello")
     assert ids[0] == 1
     with torch.no_grad():
         scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -187,11 +187,11 @@ def test_the_most_likely_answer_is_greedy_and_no_text_has_a_beginning(llava: Pat
         engine.prepare_continuation(context, (), "")
     candidates = [f" {word}" for word in ("Yes", "No", "the", "picture", "Two", "a", "on", "is", "dogs")]
     found = engine.log_likelihoods([engine.prepare_continuation(context, (), one) for one in candidates])
-    length = len(engine._prompts.token_ids(context))
+    length = len(engine._prompt_ids(context))
     with torch.no_grad():
-        best = int(model(input_ids=torch.tensor([engine._prompts.token_ids(context)])).logits[0, -1].argmax())
+        best = int(model(input_ids=torch.tensor([engine._prompt_ids(context)])).logits[0, -1].argmax())
     for one, continuation in zip(found, candidates, strict=True):
-        added = engine._prompts.token_ids(context + continuation)[length:]
+        added = engine._prompt_ids(context + continuation)[length:]
         assert one.is_greedy == (added == [best])
 
 
@@ -257,9 +257,7 @@ def test_a_folder_of_another_model_is_asked_with_its_own_template(llava: Path, f
         flags = flags_of("--model-path", str(folder))
         conv_mode = check_engine_flags(flags)
         assert conv_mode == OWN_TEMPLATE
-        opened: list[Any] = []
-        assert open_engine_and_work(flags, conv_mode, lambda engine: opened.append(engine) or 0) == 0
-        assert isinstance(opened[0], TransformersEngine)
+        assert open_engine_and_work(flags, conv_mode, lambda one: int(type(one) is TransformersEngine)) == 1
     # A template that is asked for makes a LLaVA a model of the family that has its layout.
     assert check_engine_flags(flags_of("--model-path", str(llava)), "vicuna_v1") == "vicuna_v1"
 

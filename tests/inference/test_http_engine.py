@@ -103,9 +103,9 @@ def test_log_likelihoods_are_those_of_the_model_that_is_served(
     assert [one.is_greedy for one in there] == [one.is_greedy for one in here]
     # The most likely word behind a context is greedy.
     text = "Answer the question:"
-    token = int(engine._model(**engine._inputs(text, [])).logits[0, -1].argmax())
-    word = engine._tokenizer.convert_ids_to_tokens(token).replace("▁", " ")
-    if engine._prompts.token_ids(text + word)[:-1] == engine._prompts.token_ids(text):
+    token = int(engine._model(**engine._inputs([engine.prepare(text, (), 1)])).logits[0, -1].argmax())
+    word = engine._processor.tokenizer.convert_ids_to_tokens(token).replace("▁", " ")
+    if engine._prompt_ids(text + word)[:-1] == engine._prompt_ids(text):
         assert remote.log_likelihoods([remote.prepare_continuation(text, (), word)])[0].is_greedy
 
 
