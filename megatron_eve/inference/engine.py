@@ -16,6 +16,8 @@ from megatron_eve.models.text_format import IMAGE_TOKEN
 
 REPLACEMENT = "\ufffd"
 _MOST_BYTES = 4
+OWN_TEMPLATE = "own"
+"""In place of a template's name: the model has a chat template of its own."""
 NO_TOWER = (
     "it reads and draws pictures as codes, and the tower of these is not known: name its folder with --tower"
 )
@@ -103,7 +105,7 @@ class Engine(Protocol):
 
     @property
     def conv_mode(self) -> str:
-        """The template of the prompts."""
+        """The template of the prompts; OWN_TEMPLATE of a model that has its own."""
 
     @property
     def max_length(self) -> int:

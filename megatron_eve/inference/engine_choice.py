@@ -14,7 +14,7 @@ from typing import Any
 from megatron_eve.config import ConfigError
 from megatron_eve.inference.checkpoint_model import say
 from megatron_eve.inference.code_tower import ModelTower
-from megatron_eve.inference.engine import Engine
+from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
     chat_template,
@@ -26,9 +26,6 @@ from megatron_eve.inference.opening import (
 )
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.ranks import world_size
-
-OWN_TEMPLATE = "own"
-"""In place of a template's name: the model has a chat template of its own."""
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

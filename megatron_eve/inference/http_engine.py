@@ -22,6 +22,7 @@ from megatron_eve.data.images.decode import read_header
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.chat_messages import messages_of
 from megatron_eve.inference.engine import (
+    OWN_TEMPLATE,
     Answer,
     ContinuationQuery,
     LogLikelihood,
@@ -29,7 +30,6 @@ from megatron_eve.inference.engine import (
     Query,
     cut_at_stop,
 )
-from megatron_eve.inference.engine_choice import OWN_TEMPLATE
 from megatron_eve.inference.http_client import HTTPClient, ServerError, TooLong
 from megatron_eve.inference.sampling import GREEDY, Sampling
 

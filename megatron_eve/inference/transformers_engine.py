@@ -13,8 +13,7 @@ from typing import Any
 from megatron_eve.config import ConfigError
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.baseline_prompts import padded, prompts_of
-from megatron_eve.inference.engine import Answer, ContinuationQuery, LogLikelihood, Query
-from megatron_eve.inference.engine_choice import OWN_TEMPLATE
+from megatron_eve.inference.engine import OWN_TEMPLATE, Answer, ContinuationQuery, LogLikelihood, Query
 from megatron_eve.inference.hf_engine import HFEngine, open_folder
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.runtime.accelerator import accelerator

@@ -18,9 +18,8 @@ from PIL import Image
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import decode_image
 from megatron_eve.data.text.turns import ConversationError, Turn
-from megatron_eve.inference.engine import PromptError
+from megatron_eve.inference.engine import OWN_TEMPLATE, PromptError
 from megatron_eve.inference.engine_choice import (
-    OWN_TEMPLATE,
     add_engine_flags,
     check_engine_flags,
     open_engine_and_work,
