@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import lmms_eval.evaluator
+import tenacity
 from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager
 from loguru import logger
-from PIL import Image
+from PIL import Image, ImageFile
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.data.errors import DataError, SkipRow
@@ -33,6 +35,8 @@ from megatron_eve.runtime.errors import UserError
 
 TASKS = Path(__file__).parent / "tasks"
 """Task files of our own."""
+# lmms-eval has Pillow fill what a damaged file lacks with grey, for the whole process.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -49,6 +53,9 @@ class VisionHarness:
 
     def __init__(self, data_root: Path) -> None:
         logger.remove()  # its messages; what goes wrong is said by the errors
+        for method in (ConfigurableTask.download, ConfigurableTask.process_results):
+            # It tries five times, with pauses, what would help with a network.
+            method.retry.stop, method.retry.reraise = tenacity.stop_after_attempt(1), True
         self._root = data_root
         self._manager = TaskManager("ERROR", include_path=[str(TASKS)] if TASKS.is_dir() else None)
 
@@ -263,7 +270,7 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
     """
     turns: list[Turn] = []
     images: list[bytes] = []
-    interleaved = False
+    interleaved = said = False
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -271,8 +278,9 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
         for part in parts:
             if part["type"] == "text":
                 text += part["text"]
+                said = True
             elif part["type"] == "image":
-                interleaved = interleaved or bool(turns or text)
+                interleaved = interleaved or said
                 images.append(picture_file(part["url"]))
                 text += f"{IMAGE_TOKEN}\n"
             else:
