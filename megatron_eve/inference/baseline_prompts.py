@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 from PIL import Image
 
 from megatron_eve.data.text.turns import Turn
@@ -55,9 +56,15 @@ class ProcessorPrompts:
 
     def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
         """See `Prompts.prompt`: by the processor's chat template."""
-        found: str = self._processor.apply_chat_template(
-            messages_of(turns, num_images), tokenize=False, add_generation_prompt=True
-        )
+        messages = messages_of(turns, num_images)
+        try:
+            found: str = self._processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:  # such as a system text that the template refuses
+            raise PromptError(
+                "chat_template", f"the model's chat template refuses the turns: {error}"
+            ) from error
         return found
 
     def token_ids(self, text: str) -> list[int]:

@@ -6,6 +6,7 @@ The flags are those of the other commands that answer (`inference/opening.py`), 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from megatron_eve.inference.opening import (
     run_on_rank,
     run_with_engine,
 )
+from megatron_eve.inference.origin import model_fingerprint
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.ranks import world_size
 
@@ -103,6 +105,19 @@ def has_own_template(flags: argparse.Namespace, conv_mode: str | None = None) ->
     if kind not in ours:
         return True
     return conv_mode is None and kind == "llava" and _has_foreign_template(flags.model_path)
+
+
+def engine_fingerprint(flags: argparse.Namespace) -> tuple[str, int | None, str]:
+    """What answers, for the origin of its answers: its name, its iteration (None but of a checkpoint) and a digest of
+    its weights; of a server, whose weights cannot be read, a digest of the model's name.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read.
+    """
+    if flags.base_url is not None:
+        digest = hashlib.sha256(f"model of a server: {flags.model}".encode()).hexdigest()
+        return f"{flags.base_url}, model {flags.model}", None, digest
+    return str(flags.model_path), *model_fingerprint(flags.model_path)
 
 
 def open_engine_and_work(
