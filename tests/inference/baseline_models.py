@@ -74,7 +74,7 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=32),
         text_config=LlamaConfig(
-            **sizes, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=1, eos_token_id=2
+            **sizes, vocab_size=len(tokenizer), max_position_embeddings=1024, bos_token_id=1, eos_token_id=2
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
@@ -94,7 +94,7 @@ def make_fuyu(folder: Path, seed: int = 0) -> Path:
     )
     text = PersimmonConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     config = FuyuConfig(
         text_config=text,

@@ -220,8 +220,8 @@ def test_each_answer_of_a_batch_has_its_own_limit_and_stop_texts(llava: Path) ->
         ("fuyu", "One?", 1, "image_count"),
         ("llava", "<image>\nOne?", 2, "image_count"),
         ("llava", "A text that says <image>", 0, "image_count"),
-        ("llava", "word " * 400, 0, "prompt_too_long"),
-        ("llava", "<image>" * 100, 100, "prompt_too_long"),
+        ("llava", "word " * 1100, 0, "prompt_too_long"),
+        ("llava", "<image>" * 260, 260, "prompt_too_long"),
     ],
 )
 def test_a_prompt_that_the_model_cannot_take_is_refused_before_anything_is_computed(

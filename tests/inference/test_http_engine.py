@@ -179,7 +179,7 @@ def test_a_prompt_that_turns_out_too_long_has_a_problem_and_the_others_their_ans
 ) -> None:
     url, _ = server
     remote = opened(url)
-    queries = [remote.prepare(text, (), COUNT) for text in ("Hello", "Hello " * 300, "No")]
+    queries = [remote.prepare(text, (), COUNT) for text in ("Hello", "Hello " * 1100, "No")]
     first, second, third = remote.answers(queries)
     assert first.text and third.text and not first.problem and not third.problem
     assert second == Answer((), "", problem=second.problem)
