@@ -15,6 +15,7 @@ import lmms_eval.api.task
 from megatron_eve.evaluation.answering import answer_requests
 from megatron_eve.evaluation.answers import Head, ShardFile, read_answers
 from megatron_eve.evaluation.harnesses import Harnesses
+from megatron_eve.evaluation.vision_harness import VisionHarness
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.http_client import HTTPClient
 from megatron_eve.inference.http_engine import HTTPEngine
