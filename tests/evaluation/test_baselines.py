@@ -118,20 +118,36 @@ def answered(
     return {(request.task, request.doc_id): found[request.key].text for request in requests}
 
 
-def test_three_tasks_give_the_answers_of_generate(asked: tuple[Harnesses, Wanted], tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_llava_gives_the_answers_of_generate_in_three_tasks(
+    asked: tuple[Harnesses, Wanted], tmp_path: Path, batch_size: int
+) -> None:
     harnesses, wanted = asked
-    llava, fuyu = make_llava(tmp_path / "llava"), make_fuyu(tmp_path / "fuyu")
-    expected = by_generate(llava, by_llava, lambda text: f"USER: <image>\n{text} ASSISTANT:", wanted)
+    folder = make_llava(tmp_path / "llava")
+    expected = by_generate(folder, by_llava, lambda text: f"USER: <image>\n{text} ASSISTANT:", wanted)
     assert len(set(expected.values())) > len(expected) // 2
-    engine = TransformersEngine(llava)
-    for batch_size in (1, 4):
-        assert answered(engine, harnesses, tmp_path / f"llava{batch_size}", batch_size) == expected
+    assert answered(TransformersEngine(folder), harnesses, tmp_path, batch_size) == expected
+
+
+def test_fuyu_gives_the_answers_of_generate_in_three_tasks(
+    asked: tuple[Harnesses, Wanted], tmp_path: Path
+) -> None:
+    harnesses, wanted = asked
+    folder = make_fuyu(tmp_path / "fuyu")
+    expected = by_generate(folder, by_fuyu, lambda text: f"<image>{text}<0x04>", wanted)
+    assert answered(TransformersEngine(folder), harnesses, tmp_path, 4) == expected
+
+
+def test_a_server_gives_the_answers_of_its_model_in_three_tasks(
+    asked: tuple[Harnesses, Wanted], tmp_path: Path
+) -> None:
+    harnesses, _ = asked
+    engine = TransformersEngine(make_llava(tmp_path / "llava"))
+    expected = answered(engine, harnesses, tmp_path / "here", 4)
     with serving(engine) as (url, served):
         remote = HTTPEngine(url, "tiny", client=HTTPClient(url, first_wait=0.01))
         assert answered(remote, harnesses, tmp_path / "server", 4) == expected
-        assert len(served.asked) == len(expected)
-    expected = by_generate(fuyu, by_fuyu, lambda text: f"<image>{text}<0x04>", wanted)
-    assert answered(TransformersEngine(fuyu), harnesses, tmp_path / "fuyu4", 4) == expected
+    assert len(served.asked) == len(expected)
 
 
 def test_a_prompt_that_only_the_server_finds_too_long_is_an_error_of_its_request(
