@@ -27,16 +27,15 @@ from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listin
 from megatron_eve.evaluation.report import errors_by_task, in_doubt, markdown, write_results
 from megatron_eve.evaluation.requests import Request, of_shard
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
-from megatron_eve.inference.engine import Engine
-from megatron_eve.inference.opening import (
-    add_conv_mode_flag,
-    add_model_flags,
-    chat_template,
-    check_conv_mode,
-    check_model_flags,
-    run_with_engine,
+from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
+from megatron_eve.inference.engine_choice import (
+    add_engine_flags,
+    check_engine_flags,
+    engine_fingerprint,
+    open_engine_and_work,
 )
-from megatron_eve.inference.origin import AnswerOrigin, model_fingerprint
+from megatron_eve.inference.opening import add_conv_mode_flag
+from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import run_command
@@ -72,7 +71,7 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     answer = commands.add_parser("answer", help="answer the requests of one shard with a model")
-    add_tower_flags(add_model_flags(answer), family)
+    add_tower_flags(add_engine_flags(answer), family)
     _add_data_flags(answer)
     how = answer.add_argument_group("answers", "How requests are answered, and by which process.")
     add_conv_mode_flag(how)
@@ -178,13 +177,12 @@ def answer(flags: argparse.Namespace) -> int:
     Raises:
         UserError: what cannot be answered; OSError, what cannot be read or written.
     """
-    flags.model_path = flags.model_path.resolve()
-    check_model_flags(flags)
-    flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
-    check_conv_mode(flags, flags.conv_mode)
-    tower = model_tower(flags, needed=True)
+    if flags.model_path is not None:
+        flags.model_path = flags.model_path.resolve()
+    flags.conv_mode = check_engine_flags(flags, flags.conv_mode)
+    tower = model_tower(flags, needed=True) if flags.conv_mode != OWN_TEMPLATE else None
     if global_rank():
-        return run_with_engine(flags, flags.conv_mode, work=None)
+        return open_engine_and_work(flags, flags.conv_mode, work=None)
     harnesses = Harnesses(flags.tasks, flags.data_root)
     head = Head(_origin(flags, tower).to_metadata(), harnesses.check_data(flags.data_cache_path), versions())
     before = read_answers(flags.answers, "--answers")
@@ -199,7 +197,7 @@ def answer(flags: argparse.Namespace) -> int:
     if not missing:
         return 0
     with ShardFile(flags.answers / f"shard-{shard}-of-{shards}.jsonl", head) as file:
-        return run_with_engine(
+        return open_engine_and_work(
             flags, flags.conv_mode, lambda engine: _answer(engine, missing, file, flags.batch_size), tower
         )
 
@@ -228,9 +226,9 @@ def _summary(counts: AnsweringCounts) -> str:
 
 
 def _origin(flags: argparse.Namespace, tower: ModelTower | None) -> AnswerOrigin:
-    iteration, sha256 = model_fingerprint(flags.model_path)
+    name, iteration, sha256 = engine_fingerprint(flags)
     return AnswerOrigin(
-        model_path=str(flags.model_path),
+        model_path=name,
         iteration=iteration,
         model_sha256=sha256,
         tokenizer_sha256=file_digest(flags.tokenizer_model) if flags.tokenizer_model else None,

@@ -13,7 +13,7 @@ from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.hf_format import Flags
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_family, loaded_families
 from megatron_eve.models.text_format import TEXT_OF_MESSAGE, VICUNA_SYSTEM
 
 # By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
@@ -52,6 +52,13 @@ _CHAT_TEMPLATES = {
 {%- endif -%}
 """.replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'")),
 }
+
+
+def is_our_chat_template(text: str) -> bool:
+    """Is it a chat template that an export writes?"""
+    formats = (family.hugging_face() for family in loaded_families())
+    known = [*_CHAT_TEMPLATES.values(), *(one for its in formats for one in its.chat_templates.values())]
+    return text.strip() in {one.strip() for one in known}
 
 
 def write_transformers_files(

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.text.prompts import prompt_text
-from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, ShardFile
-from megatron_eve.evaluation.requests import Conversation, Request
-from megatron_eve.inference.engine import ContinuationQuery, Engine, Query
+from megatron_eve.evaluation.requests import Request
+from megatron_eve.inference.engine import Answer, ContinuationQuery, Engine, LogLikelihood, Query
 
 
 @dataclass
@@ -76,7 +74,7 @@ def _prepare(engine: Engine, request: Request) -> Query | ContinuationQuery | Sk
         text, images = request.context, tuple[bytes, ...]()
         if request.conversation is not None:
             conversation = request.conversation()
-            text, images = conversation_prompt(conversation, engine.conv_mode), conversation.images
+            text, images = engine.prompt(conversation.turns, len(conversation.images)), conversation.images
         if request.kind == "generate":
             return engine.prepare(text, images, request.max_new_tokens, request.stop)
         return engine.prepare_continuation(text, images, request.continuation)
@@ -94,43 +92,26 @@ def _answers(
     continuations = [one for one in prepared if isinstance(one, ContinuationQuery)]
     generated = iter(engine.answers(queries) if queries else [])
     likelihoods = iter(engine.log_likelihoods(continuations) if continuations else [])
-    answered = []
+    answered: list[Answered] = []
+    found: Answer | LogLikelihood | None
+    problem: str | None
     for request, one in zip(batch, prepared, strict=True):
         if isinstance(one, SkipRow):
-            reasons = counts.errors.setdefault(request.task, {})
-            reasons[one.reason] = reasons.get(one.reason, 0) + 1
-            answered.append(Answered(error=str(one)))
+            found, problem = None, str(one)
+        else:
+            found = next(generated) if isinstance(one, Query) else next(likelihoods)
+            problem = found.problem
+        if problem is not None:
+            reason, reasons = problem.partition(":")[0], counts.errors.setdefault(request.task, {})
+            reasons[reason] = reasons.get(reason, 0) + 1
+            answered.append(Answered(error=problem))
             continue
+        assert found is not None and not isinstance(one, SkipRow)
         counts.answered += 1
         digests = tuple(hashlib.sha256(image).hexdigest() for image in one.images)
-        if isinstance(one, Query):
-            answer = next(generated)
-            counts.tokens += len(answer.tokens)
-            answered.append(Answered(answer.text, images=digests))
+        if isinstance(found, Answer):
+            counts.tokens += len(found.tokens)
+            answered.append(Answered(found.text, images=digests))
         else:
-            likelihood = next(likelihoods)
-            answered.append(
-                Answered(log_likelihood=likelihood.sum, is_greedy=likelihood.is_greedy, images=digests)
-            )
+            answered.append(Answered(log_likelihood=found.sum, is_greedy=found.is_greedy, images=digests))
     return answered
-
-
-def conversation_prompt(conversation: Conversation, conv_mode: str) -> str:
-    """The text that a model continues, by the template of its conversations.
-
-    Raises:
-        ConversationError: another number of `<image>` than of pictures, or turns that do not alternate.
-    """
-    system = "\n".join(turn.text for turn in conversation.turns if turn.role == "system") or None
-    turns = [turn for turn in conversation.turns if turn.role != "system"]
-    pairs = zip(turns[::2], turns[1::2], strict=False)
-    earlier = [(_text(asked, "human"), _text(answer, "gpt")) for asked, answer in pairs]
-    if len(turns) % 2 == 0:
-        raise SkipRow("no_question", "the conversation ends with an answer")
-    return prompt_text(_text(turns[-1], "human"), conv_mode, len(conversation.images), earlier, system)
-
-
-def _text(turn: Turn, role: str) -> str:
-    if turn.role != role:
-        raise SkipRow("roles", f"a turn of {turn.role!r} where one of {role!r} belongs")
-    return turn.text

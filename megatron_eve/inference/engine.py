@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.text_format import IMAGE_TOKEN
 
 REPLACEMENT = "\ufffd"
 _MOST_BYTES = 4
+OWN_TEMPLATE = "own"
+"""In place of a template's name: the model has a chat template of its own."""
 NO_TOWER = (
     "it reads and draws pictures as codes, and the tower of these is not known: name its folder with --tower"
 )
@@ -55,10 +58,13 @@ class Answer:
         tokens: new token ids, without the one that ended the answer. Where a stop text ended it, those of that text
             are among them.
         text: their text up to a stop text, without white space around it.
+        problem: why there is none, its reason in front as in "prompt_too_long: ..."; None where there is one. Only a
+            server finds that out while it answers.
     """
 
     tokens: tuple[int, ...]
     text: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,12 @@ class LogLikelihood:
     Attributes:
         sum: of the log probabilities of its tokens (natural logarithm, float32 log_softmax).
         is_greedy: each token of it is the most likely one.
+        problem: why there is none, as of `Answer`; None where there is one.
     """
 
     sum: float
     is_greedy: bool
+    problem: str | None = None
 
 
 class Engine(Protocol):
@@ -97,11 +105,22 @@ class Engine(Protocol):
 
     @property
     def conv_mode(self) -> str:
-        """The template of the prompts."""
+        """The template of the prompts; OWN_TEMPLATE of a model that has its own."""
 
     @property
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """The text to prepare of a conversation, by the model's template, with the place of each picture.
+
+        Args:
+            turns: a system text or none, then questions ("human") and answers ("gpt") in turn, a question last.
+            num_images: pictures; they stand at `<image>` in the questions, or else in front of the first.
+
+        Raises:
+            ConversationError: other turns than these, or another number of `<image>`.
+        """
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.json_tokenizer import bytes_of_characters
-from megatron_eve.data.text.prompts import stop_tokens
+from megatron_eve.data.text.prompts import prompt_from_turns, stop_tokens
 from megatron_eve.data.text.text_tokenizer import BYTE_PIECE, piece_bytes
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.engine import (
     REPLACEMENT,
     Answer,
@@ -72,9 +73,10 @@ class HFEngine:
     """
 
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
-        self._processor, model = _open(folder)
+        self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
-        self._text, self._apply_exif = PieceText(self._processor.tokenizer), apply_exif
+        self._text: Decoder = PieceText(self._processor.tokenizer)
+        self._apply_exif = apply_exif
         self.conv_mode = conv_mode
         found = {self._processor.tokenizer.eos_token_id, *stop_tokens(self._ids, conv_mode)}
         self._stop_ids = sorted(found)
@@ -88,6 +90,10 @@ class HFEngine:
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """See `Engine.prompt`."""
+        return prompt_from_turns(turns, self.conv_mode, num_images)
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
@@ -217,8 +223,17 @@ class HFEngine:
         return Image.fromarray(np.asarray(picture))
 
 
-def _open(folder: Path) -> tuple[Any, Any]:
-    """The processor and the model of a folder.
+def open_folder(
+    folder: Path,
+    check_type: Callable[[Path, Any], None] | None = None,
+    check_tokenizer: Callable[[Path, Any, Any], None] | None = None,
+) -> tuple[Any, Any]:
+    """The processor and the model of a folder; no code of it runs, and nothing is downloaded.
+
+    Args:
+        folder: that transformers loads.
+        check_type: gets folder and config, before a model of its sizes is built.
+        check_tokenizer: gets folder, config and processor.
 
     Raises:
         ConfigError: transformers cannot open it, its parts are not those of one model, or weights are missing, which
@@ -227,9 +242,11 @@ def _open(folder: Path) -> tuple[Any, Any]:
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         config: Any = AutoConfig.from_pretrained(folder, **local)
-        _check_type(folder, config)  # before a model of its sizes is built
+        if check_type is not None:
+            check_type(folder, config)
         processor: Any = AutoProcessor.from_pretrained(folder, **local)
-        _check_tokenizer(folder, config, processor)
+        if check_tokenizer is not None:
+            check_tokenizer(folder, config, processor)
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto", output_loading_info=True, **local
         )
@@ -272,6 +289,13 @@ def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
             f"--model-path {folder}: its tokenizer.json is not the one that this model was exported with; save the "
             "processor of the exported folder there (AutoProcessor.from_pretrained(...).save_pretrained(...))"
         )
+
+
+class Decoder(Protocol):
+    """Makes text of token ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens; a byte that is part of no character gives U+FFFD."""
 
 
 class PieceText:
@@ -342,7 +366,7 @@ class _Ends(StoppingCriteria):
         counts: of each answer's tokens, without the one that ended it.
     """
 
-    def __init__(self, queries: Sequence[Query], text: PieceText, stop_ids: Collection[int]) -> None:
+    def __init__(self, queries: Sequence[Query], text: Decoder, stop_ids: Collection[int]) -> None:
         self._ends = [AnswerEnd(text.decode, query.max_new_tokens, query.stop) for query in queries]
         self._stop_ids, self._ended = stop_ids, [False] * len(queries)
         self.counts = [0] * len(queries)

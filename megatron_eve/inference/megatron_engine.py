@@ -16,8 +16,9 @@ from megatron_eve.config import RunConfig
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import tiled_text
-from megatron_eve.data.text.prompts import drawing_prompt, encode_text, stop_ids
+from megatron_eve.data.text.prompts import drawing_prompt, encode_text, prompt_from_turns, stop_ids
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.drawing import Drawing, drawing_key, drawing_steps
 from megatron_eve.inference.engine import (
     NO_TOWER,
@@ -100,6 +101,10 @@ class MegatronEngine:
     def max_length(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self._config.model.max_position_embeddings
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """See `Engine.prompt`."""
+        return prompt_from_turns(turns, self.conv_mode, num_images)
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()

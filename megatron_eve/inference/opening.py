@@ -37,14 +37,23 @@ from megatron_eve.runtime.ranks import world_size
 _MODEL, _PROCESSORS = "config.json", ("processor_config.json", "preprocessor_config.json")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The flags that say which model answers, and under which layout; returns their group."""
+def add_model_flags(
+    parser: argparse.ArgumentParser, required: bool = True, also: str = ""
+) -> argparse._ArgumentGroup:
+    """The flags that say which model answers, and under which layout; returns their group.
+
+    Args:
+        parser: of the command.
+        required: whether `--model-path` is.
+        also: further folders that it may name, for its help.
+    """
     model = parser.add_argument_group("model", "Which model answers, and on how many processes.")
     add_checkpoint_flags(
         model,
         "folder of the model: a checkpoint (what --save of a run or an import wrote, or one iter_ folder in "
         "it), or a folder for transformers (what tools/convert_checkpoint.py export --format transformers, or "
-        "save_pretrained of model and processor, wrote)",
+        f"save_pretrained of model and processor, wrote){also}",
+        required,
     )
     model.add_argument(
         "--tokenizer-model",
@@ -61,14 +70,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return model
 
 
-def add_checkpoint_flags(group: argparse._ArgumentGroup, folder: str) -> None:
+def add_checkpoint_flags(group: argparse._ArgumentGroup, folder: str, required: bool = True) -> None:
     """The flags that say which checkpoint a model is of, and under which layout it runs.
 
     Args:
         group: of the flags.
         folder: the help of `--model-path`.
+        required: whether that flag is.
     """
-    group.add_argument("--model-path", required=True, type=Path, metavar="DIR", help=folder)
+    group.add_argument("--model-path", required=required, type=Path, metavar="DIR", help=folder)
     group.add_argument(
         "--ckpt-step",
         type=whole_number(1),

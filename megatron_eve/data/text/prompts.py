@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from megatron_eve.data.text.conversation import encode_marked, marked_parts
 from megatron_eve.data.text.templates import find_template, prompt_templates
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
-from megatron_eve.data.text.turns import ConversationError, Turn, check_image_count, is_blank
+from megatron_eve.data.text.turns import SYSTEM_ROLE, ConversationError, Turn, check_image_count, is_blank
 from megatron_eve.models.text_format import IMAGE_TOKEN, Template
 
 
@@ -41,14 +41,58 @@ def prompt_text(
     for asked, answer in earlier:
         turns += Turn("human", asked), Turn("gpt", "" if is_blank(answer) else answer)
     turns.append(Turn("human", question))
-    found = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
-    if found == 0:
-        found = num_images
-        turns[0] = Turn("human", f"{IMAGE_TOKEN}\n" * num_images + turns[0].text)
-    check_image_count(found, num_images)
+    turns = place_images(turns, num_images)
     turns = [Turn(turn.role, template.place_in_prompt(turn.text)) for turn in turns]
     parts = marked_parts(template, template.default_system if system is None else system, turns)
     return "".join(part for part, _ in parts) + template.answer.header
+
+
+def place_images(turns: Sequence[Turn], num_images: int) -> list[Turn]:
+    """Turns, the first of them a question, with an `<image>` for each picture: where they hold it, or else in front of
+    the first question, each with a newline.
+
+    Raises:
+        ConversationError: they hold another number of `<image>` than there are images.
+    """
+    first, *others = turns
+    found = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+    if found == 0:
+        found, first = num_images, Turn(first.role, f"{IMAGE_TOKEN}\n" * num_images + first.text)
+    check_image_count(found, num_images)
+    return [first, *others]
+
+
+def split_turns(turns: Sequence[Turn]) -> tuple[str | None, list[Turn]]:
+    """The system text of a prompt's turns, if they begin with one, and questions and answers, a question last.
+
+    Raises:
+        ConversationError: other turns than these, or an `<image>` that stands in no question.
+    """
+    system, talk = None, list(turns)
+    if talk and talk[0].role == SYSTEM_ROLE:
+        system = talk.pop(0).text
+    if len(talk) % 2 == 0 or any(turn.role != ("human", "gpt")[at % 2] for at, turn in enumerate(talk)):
+        raise ConversationError(
+            "unknown_role", "a prompt is a system text or none, then human and gpt in turn, human last"
+        )
+    if any(IMAGE_TOKEN in turn.text for turn in turns if turn.role != "human"):
+        raise ConversationError(
+            "image_in_answer", f"an earlier answer or the system text holds {IMAGE_TOKEN}"
+        )
+    return system, talk
+
+
+def prompt_from_turns(turns: Sequence[Turn], template: str | Template, num_images: int) -> str:
+    """`prompt_text` of turns: a system text or none, then questions and answers in turn, a question last.
+
+    Raises:
+        ConversationError: other turns than these, or another number of `<image>` than of pictures.
+        ValueError: an unknown template, or one that no prompt fits.
+    """
+    system, talk = split_turns(turns)
+    pairs = zip(talk[:-1:2], talk[1::2], strict=True)
+    earlier = [(asked.text, answer.text) for asked, answer in pairs]
+    return prompt_text(talk[-1].text, template, num_images, earlier, system)
 
 
 def drawing_prompt(
