@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pyarrow.parquet
@@ -17,7 +19,9 @@ from megatron_eve.evaluation.answers import Answered
 from megatron_eve.evaluation.data_root import check_dataset
 from megatron_eve.evaluation.measured import Measured
 from megatron_eve.evaluation.requests import Request
+from megatron_eve.evaluation.scorers.captions import CaptionRow, score_captions
 from megatron_eve.evaluation.scorers.scores import NoAnswer, answer_of
+from megatron_eve.evaluation.scorers.vqa import vqa_accuracy
 from tests.evaluation import toy_data
 from tests.evaluation.hub_folder import picture, write_split
 
@@ -30,6 +34,8 @@ from megatron_eve.evaluation.vision_harness import VisionHarness
 HUB = toy_data.OWNER
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+CAPTION = "Provide a one-sentence caption for the provided image."
 
 # Task -> the first question as it is asked.
 PROMPTS = {
@@ -54,6 +60,10 @@ PROMPTS = {
     "eve_mmbench_cn": "Look.\nWhat is it?\nA. cat\nB. dog\nC. cup\nD. hat\n请直接回答选项字母。",
     "eve_seed_image": f"What is in image 0?\nA. One\nB. Two\nC. Three\nD. Four{LETTER}",
     "eve_mmvet": "What is x in equation 0?",
+    "vila_okvqa": f"What sport is 0?{SHORT}",
+    "vila_okvqa_4shot": f"What sport is 0?{SHORT}",
+    "vila_coco_karpathy": CAPTION,
+    "vila_coco_karpathy_4shot": CAPTION,
 }
 TASKS = list(PROMPTS)
 # Task -> what the model says to its questions in order; None: nothing, as for a picture that cannot be decoded.
@@ -73,6 +83,10 @@ SAID: dict[str, list[str | None]] = {
     "eve_mmbench_cn": ["B", "A", "D", "B", "yes", "B."],
     "eve_seed_image": ["A", "A."],
     "eve_mmvet": ["x = -1", "The answer."],
+    "vila_okvqa": ["golf", "a golf"],
+    "vila_okvqa_4shot": ["golf", None],
+    "vila_coco_karpathy": ["A cat sits on a mat", "a dog", "Two dogs run!"],
+    "vila_coco_karpathy_4shot": ["A cat sits on a mat", None, "Two dogs run!"],
 }
 SAID |= {f"quick_{name}": SAID[f"eve_{name}"] for name in ("pope", "textvqa")}
 SAID |= {"eve_textvqa_no_ocr": SAID["eve_textvqa"], "quick_sqa": SAID["eve_sqa_img"]}
@@ -102,6 +116,8 @@ VALUES: dict[str, dict[str, float]] = {
     "eve_mmbench_en": {"accuracy": 50, "accuracy_object_localization": 100, "accuracy_image_style": 0},
     "eve_mmbench_cn": {"accuracy": 50, "accuracy_object_localization": 0, "accuracy_image_style": 100},
     "eve_seed_image": {"accuracy": 50},
+    "vila_okvqa": {"accuracy": (100 + 90) / 2},
+    "vila_okvqa_4shot": {"accuracy": 50},
 }
 FILES: dict[str, Any] = {
     "eve_vqav2_test": [{"question_id": 200, "answer": "2 way"}, {"question_id": 201, "answer": ""}],
@@ -127,6 +143,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
         yield
+    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own: datasets takes a folder of the same name and README for the same data."""
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
+    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
+    yield
     lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
 
 
@@ -165,18 +190,21 @@ def measured(harness: VisionHarness, plan: dict[str, list[Request]]) -> dict[str
 def test_each_task_is_tried_here(harness: VisionHarness) -> None:
     own = [name for name in harness.own_names() if not harness.is_group(name)]
     assert sorted(own) == sorted(TASKS)
-    assert {name for group in ("eve_table", "quick") for name in harness.tasks(group)} <= set(TASKS)
+    assert {name for group in ("eve_table", "quick", "vila_table") for name in harness.tasks(group)} <= set(TASKS)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_first_question_as_it_is_asked(task: str, plan: dict[str, list[Request]]) -> None:
     first = plan[task][0]
-    assert first.context == PROMPTS[task]
+    assert (len(plan[task]), first.context) == (len(SAID[task]), PROMPTS[task])
     assert (first.max_new_tokens, first.stop) == (1024 if "mmbench" in task else 128, ())
     assert first.conversation is not None
     shown = first.conversation()
-    assert [turn.text for turn in shown.turns] == [PROMPTS[task]]  # the pictures stand in front
-    assert len(shown.images) == (task != "eve_sqa_text")
+    if task.endswith("_4shot"):
+        assert len(shown.images) == 5 and shown.turns[-1].text == f"<image>\n{PROMPTS[task]}"
+    else:
+        assert [turn.text for turn in shown.turns] == [PROMPTS[task]]  # the picture stands in front
+        assert len(shown.images) == (task != "eve_sqa_text")
 
 
 @pytest.mark.parametrize("task", sorted(VALUES))
@@ -184,7 +212,7 @@ def test_the_values_of_the_table(task: str, measured: dict[str, dict[str, Measur
     found = measured[task]
     assert {name: one.value for name, one in found.items()} == pytest.approx(VALUES[task])
     assert [name for name, one in found.items() if one.main] == [next(iter(VALUES[task]))]
-    assert {one.protocol.partition(",")[0].partition(" ")[0] for one in found.values()} == {"EVE"}
+    assert {one.protocol[:3] for one in found.values()} == {"VIL" if task.startswith("vila") else "EVE"}
 
 
 @pytest.mark.parametrize("task", sorted(FILES))
@@ -193,7 +221,7 @@ def test_files_for_a_server_have_no_score(task: str, measured: dict[str, dict[st
     assert (one.metric, one.value, one.n, one.main) == ("submission", None, len(FILES[task]), True)
 
 
-def test_content_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_of_the_files() -> None:
     row = {"question_id": 200}
     rows = [results.vqav2_answer(row, ["The two-way."]), results.vqav2_answer({"question_id": 201}, [NoAnswer()])]
     assert results.submission([one["submission"] for one in rows]).rows == FILES["eve_vqav2_test"]
@@ -240,6 +268,27 @@ def test_gqa_shows_the_picture_of_the_question(plan: dict[str, list[Request]]) -
     assert shades == [100, 200, 100]
 
 
+def test_shots_come_with_their_pictures(plan: dict[str, list[Request]]) -> None:
+    """The same four of five training examples, in front of each question."""
+    for task, first, asked in (
+        ("vila_coco_karpathy_4shot", 80, [CAPTION] * 5),
+        ("vila_okvqa_4shot", 60, [f"What is made of {{}}?{SHORT}"] * 4 + [PROMPTS["vila_okvqa"]]),
+    ):
+        conversations = []
+        for request in plan[task]:
+            assert request.conversation is not None
+            conversations.append(request.conversation())
+        one = conversations[0]
+        shots = [image[-1] - first for image in one.images[:4]]
+        assert len(set(shots)) == 4 and set(shots) < set(range(5))
+        answers = [f"picture {shot}" if "coco" in task else f"wood {shot}" for shot in shots]
+        questions = [f"<image>\n{text.format(shot)}" for text, shot in zip(asked, [*shots, 0], strict=True)]
+        assert [turn.text for turn in one.turns if turn.role == "human"] == questions
+        assert [turn.text for turn in one.turns if turn.role == "gpt"] == answers
+        assert all(other.images[:4] == one.images[:4] for other in conversations)
+        assert len({other.images[4] for other in conversations}) == len(conversations)
+
+
 def copy_of(root: Path, folder: str, tmp_path: Path) -> Path:
     shutil.copytree(root / HUB / folder, tmp_path / HUB / folder)
     return tmp_path
@@ -273,7 +322,7 @@ REFUSED: dict[str, tuple[str, str, str | None, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_labels_that_a_scorer_cannot_take(
-    case: str, root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
+    case: str, root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, folder, config, said, first = REFUSED[case]
     rewritten(copy_of(root, folder, tmp_path), folder, harness.needs(task)[0].split, config, **first)
@@ -284,7 +333,7 @@ def test_labels_that_a_scorer_cannot_take(
 
 
 def test_gqa_without_a_picture_of_a_question(
-    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewritten(
         copy_of(root, "GQA", tmp_path), "GQA", "testdev", "testdev_balanced_instructions", imageId="elsewhere"
@@ -295,7 +344,7 @@ def test_gqa_without_a_picture_of_a_question(
 
 
 def test_a_damaged_first_picture_costs_itself(
-    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """lmms-eval reads the first document when a task is loaded."""
     torn = {"bytes": picture(0)["bytes"][:60], "path": "torn.png"}
@@ -323,15 +372,88 @@ def test_quick_asks_the_same_documents_again(tmp_path: Path) -> None:
     everything = datasets.Dataset.from_list(rows)
     asked = documents.quick_pope(everything)["question_id"]
     assert 150 < len(asked) < 250 and list(asked) == list(documents.quick_pope(everything)["question_id"])
-    assert list(asked)[:3] == QUICK_FIRST  # a change of the hash would make scores of checkpoints incomparable
+    assert list(asked)[:3] == ["5", "12", "24"]  # a change of the hash would make scores of checkpoints incomparable
 
 
-QUICK_FIRST = ["?"]
+def test_quick_asks_a_small_dataset_whole(plan: dict[str, list[Request]]) -> None:
+    assert [len(plan[task]) for task in ("quick_pope", "quick_textvqa", "quick_sqa")] == [6, 2, 3]
 
 
-@pytest.mark.parametrize("row", ["accuracy"])
-def test_vqa_accuracy_is_that_of_lmms_eval(row: str) -> None:
-    """On 10,000 random answers; but for ten equal answers, where the VQA tool compares them as they stand."""
+def test_vqa_accuracy_is_that_of_lmms_eval() -> None:
+    """On 10,000 random answers; of VQAv2 but for ten equal ones, which the stock task compares as they stand."""
+    from lmms_eval.tasks.textvqa.utils import textvqa_process_results
+    from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
+
+    rng = random.Random(22)
+    words = ["two", "2", "a", "the dog", "dont", "yes", "no.", "1,000", "t-shirt", "yes/no", "dog's", "none", "?", "ON"]
+    equal = 0
+    for number in range(10_000):
+        texts = [" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 4))]
+        said, answer = rng.choices(texts, k=10), rng.choice(texts)
+        stock = textvqa_process_results({"question_id": 1, "answers": list(said)}, [answer])["exact_match"]
+        assert vqa_accuracy(answer, said) == pytest.approx(stock), (answer, said)
+        if number % 10 == 0:
+            if len(set(said)) == 1:
+                equal += 1
+                continue
+            doc = {"question_id": 1, "answers": [{"answer": one} for one in said]}
+            assert vqa_accuracy(answer, said) == pytest.approx(vqav2_process_results_val(doc, [answer])["exact_match"])
+    assert 0 < equal < 500
+
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java: captions are not scored")
+
+
+@needs_java
+def test_captions(measured: dict[str, dict[str, Measured]]) -> None:
+    """The case of LAYOUTS 2.7, computed with the published code; tables print them times 100."""
+    found = measured["vila_coco_karpathy"]
+    values = {name: one.value / 100 for name, one in found.items() if one.value is not None}
+    assert values.pop("METEOR") > 0
+    assert values == pytest.approx(
+        {"CIDEr": 3.8381, "Bleu_1": 0.6921, "Bleu_2": 0.6790, "Bleu_3": 0.7054, "Bleu_4": 0.7190, "ROUGE_L": 0.7551},
+        abs=5e-5,
+    )  # fmt: skip
+    error = stdev([616.74, 13.86, 520.83]) / 3**0.5
+    assert found["CIDEr"].standard_error == pytest.approx(error, rel=1e-4) and found["CIDEr"].n == 3
+    assert found["Bleu_4"].standard_error is None and found["CIDEr"].main
+    lacking = measured["vila_coco_karpathy_4shot"]["CIDEr"]
+    assert lacking.value == pytest.approx((616.74 + 0 + 520.83) / 3, abs=0.01)
+    assert lacking.notes == ("1 answers: the model gave none: scored as wrong",)
+
+
+@needs_java
+@pytest.mark.parametrize("text", ["\0", "\ud800", "", "...", "a\nb|||c", "\u2028"])
+def test_any_caption_can_be_scored(text: str) -> None:
+    rows = [CaptionRow(1, ("a cat",), text), CaptionRow(2, ("a dog", "one dog"), "a dog")]
+    for metric in ("CIDEr", "METEOR", "Bleu_4"):
+        value = score_captions("captions", rows, metric).value
+        assert value is not None and value >= 0
+    (right, other) = score_captions("captions", rows, "ROUGE_L").points[::-1]
+    assert right == pytest.approx(1) and other <= 1  # a line more would shift the captions
+
+
+def test_captions_without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    score = score_captions("captions", [CaptionRow(1, ("a cat",), "a cat")], "CIDEr")
+    assert score.value is None and "needs the program java" in score.left_out[0].why
+
+
+def test_a_picture_that_nobody_described() -> None:
+    with pytest.raises(DataError, match=r"^captions, question 7: the label is \(\); give the captions"):
+        score_captions("captions", [CaptionRow(7, (), "a cat")], "CIDEr")
+
+
+def test_the_folders_that_the_hub_does_not_have(
+    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "yerevann", tmp_path / "yerevann")
+    shutil.copytree(root / HUB / "OK-VQA", tmp_path / HUB / "OK-VQA")
+    next((tmp_path / HUB / "OK-VQA").rglob("train2014-*")).unlink()
+    write_split(tmp_path / HUB / "OK-VQA", "other", [{"question_id": 1}])  # its README anew
+    monkeypatch.setattr(harness, "_root", tmp_path)
+    with pytest.raises(DataError, match=r"has no folder coco/val2014: unpack COCO's val2014.zip"):
+        harness.plan(["vila_coco_karpathy"])
 
 
 OFFLINE = "import socket; socket.create_connection(('1.1.1.1', 53), 1)"

@@ -188,8 +188,47 @@ def mmvet(root: Path) -> Path:
     return write_split(root / OWNER / "MMVet", "test", rows)
 
 
+def okvqa(root: Path) -> Path:
+    """Two questions, and five of the split of training questions, which a user adds."""
+    folder = root / OWNER / "OK-VQA"
+    rows = [
+        {"question_id": number, "question": f"What sport is {number}?", "answers": people("golf", 4 - number),
+         "image": picture(50 + number)}
+        for number in range(2)
+    ]  # fmt: skip
+    train = [
+        {"question_id": 10 + number, "question": f"What is made of {number}?", "answers": people(f"wood {number}", 5),
+         "image": picture(60 + number)}
+        for number in range(5)
+    ]  # fmt: skip
+    write_split(folder, "val2014", rows)
+    return write_split(folder, "train2014", train)
+
+
+CAPTIONS = (
+    ("A cat sits on a mat.", "a cat on the mat"),
+    ("A red cup of coffee.", "coffee in a red cup"),
+    ("Two dogs run.", "two dogs running"),
+)
+
+
+def karpathy(root: Path) -> Path:
+    """Three pictures of the test split and five of the training split, and COCO's folders with them."""
+    folder = root / "yerevann" / "coco-karpathy"
+
+    def row(part: str, number: int, sentences: Sequence[str]) -> dict[str, Any]:
+        name = f"COCO_{part}_{number:012}.jpg"
+        place = root / "coco" / part / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture(number)["bytes"])
+        return {"filename": name, "imgid": number, "sentences": list(sentences), "url": "http://x"}
+
+    write_split(folder, "test", [row("val2014", 70 + n, texts) for n, texts in enumerate(CAPTIONS)])
+    return write_split(folder, "train", [row("train2014", 80 + n, [f"picture {n}", "other"]) for n in range(5)])
+
+
 FOLDERS: tuple[Callable[[Path], Path], ...] = (
-    pope, mme, textvqa, vqav2, vizwiz, gqa, science_qa, mmbench, seed, mmvet,
+    pope, mme, textvqa, vqav2, vizwiz, gqa, science_qa, mmbench, seed, mmvet, okvqa, karpathy,
 )  # fmt: skip
 """All of them."""
 

@@ -58,13 +58,13 @@ class Reported:
     """A value as a table prints it.
 
     Attributes:
-        value: in percent, or in the points of the benchmark.
+        value: in percent, or in the points of the benchmark; None where it could not be worked out, as `left_out` says.
         standard_error: of a mean over questions, s / sqrt(n), on the scale of the value; None for other values.
         n: questions that it is of.
         left_out: what does not count like the rest; with the main value of a task, for the whole task.
     """
 
-    value: float
+    value: float | None
     standard_error: float | None
     n: int
     left_out: tuple[LeftOut, ...] = ()

@@ -91,10 +91,10 @@ def quick(dataset: datasets.Dataset, name: Callable[[dict[str, Any]], str]) -> d
     dataset = undecoded(dataset)
     bound = min(1.0, QUICK_DOCUMENTS / max(1, len(dataset))) * 2**64
     texts = dataset.select_columns([one for one in dataset.column_names if one != "image"])
-    return dataset.select([row for row, doc in enumerate(texts) if _hash(name(doc)) < bound])
+    return dataset.select([row for row, doc in enumerate(texts) if text_hash(name(doc)) < bound])
 
 
-def _hash(text: str) -> int:
+def text_hash(text: str) -> int:
     """64 bits of a text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 

@@ -59,6 +59,7 @@ textvqa_accuracy = partial(_vqa, "eve_textvqa", "processed")
 textvqa_no_ocr_accuracy = partial(_vqa, "eve_textvqa_no_ocr", "processed")
 quick_textvqa_accuracy = partial(_vqa, "quick_textvqa", "processed")
 okvqa_accuracy = partial(_vqa, "vila_okvqa", "converted")
+okvqa_4shot_accuracy = partial(_vqa, "vila_okvqa_4shot", "converted")
 
 
 # Files for servers, and for a judge.
@@ -125,8 +126,7 @@ pope_recall = partial(_pope, lambda counts: counts.recall)
 
 def pope_accuracy(rows: Sequence[POPERow]) -> Reported:
     """Share of right answers."""
-    points = [_pope(lambda counts: counts.accuracy, [row]).value / 100 for row in rows]
-    return mean_in_percent(points)
+    return mean_in_percent([score_pope("eve_pope", [row]).categories[row.category].accuracy for row in rows])
 
 
 def pope_yes_ratio(rows: Sequence[POPERow]) -> Reported:
@@ -139,7 +139,8 @@ def pope_yes_ratio(rows: Sequence[POPERow]) -> Reported:
 def mme_row(doc: Document, results: Results) -> dict[str, MMERow]:
     """MME: a row counts in its category and in its sum; perception stands for the task, and gets all of them."""
     row = MMERow(doc["category"], str(doc["question_id"]), doc["answer"], answer_of(results))
-    return {name: row for name in ("perception", "cognition", row.category) if name != "cognition" or _cognition(row)}
+    names = ["perception", row.category, *(["cognition"] if _cognition(row) else [])]
+    return dict.fromkeys(names, row)
 
 
 def _cognition(row: MMERow) -> bool:
