@@ -6,7 +6,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -26,8 +27,6 @@ from tests.evaluation import toy_data
 from tests.evaluation.hub_folder import picture, write_split
 
 pytest.importorskip("lmms_eval")
-import lmms_eval.api.task
-
 from megatron_eve.evaluation.tasks import documents, results
 from megatron_eve.evaluation.vision_harness import VisionHarness
 
@@ -136,23 +135,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """`prepare_environment` in a process that has imported the libraries already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-        yield
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own: datasets takes a folder of the same name and README for the same data."""
-    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-    yield
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("copies")
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +146,8 @@ def harness(root: Path) -> VisionHarness:
 
 
 @pytest.fixture(scope="module")
-def plan(harness: VisionHarness) -> dict[str, list[Request]]:
-    by_task: dict[str, list[Request]] = {task: [] for task in TASKS}
-    for request in harness.plan(TASKS):
-        by_task[request.task].append(request)
-    return by_task
+def plan(harness: VisionHarness, copies: Path) -> dict[str, list[Request]]:
+    return {task: harness.plan(task, copies) for task in TASKS}
 
 
 def answers(plan: Mapping[str, Sequence[Request]], task: str) -> dict[str, Answered]:
@@ -176,28 +158,25 @@ def answers(plan: Mapping[str, Sequence[Request]], task: str) -> dict[str, Answe
     }
 
 
-def scored(
-    harness: VisionHarness, plan: Mapping[str, Sequence[Request]], tasks: Sequence[str]
-) -> dict[str, dict[str, Measured]]:
-    found: dict[str, Answered] = {}
-    for task in tasks:
-        found |= answers(plan, task)
-    table: dict[str, dict[str, Measured]] = {task: {} for task in tasks}
-    for one in harness.score(tasks, found)[0]:
-        table[one.task][one.metric] = one
-    return table
-
-
 @pytest.fixture(scope="module")
-def measured(harness: VisionHarness, plan: dict[str, list[Request]]) -> dict[str, dict[str, Measured]]:
-    """All but captions, which start Java."""
-    return scored(harness, plan, [task for task in TASKS if "karpathy" not in task])
+def scored(
+    harness: VisionHarness, plan: dict[str, list[Request]], copies: Path
+) -> Callable[[str], dict[str, Measured]]:
+    """Values of a task by metric, worked out when they are first asked for."""
+
+    @cache
+    def values(task: str) -> dict[str, Measured]:
+        return {one.metric: one for one in harness.score(task, copies, answers(plan, task))[0]}
+
+    return values
 
 
 def test_each_task_is_tried_here(harness: VisionHarness) -> None:
     own = [name for name in harness.own_names() if not harness.is_group(name)]
     assert sorted(own) == sorted(TASKS)
-    assert {name for group in ("eve_table", "quick", "vila_table") for name in harness.tasks(group)} <= set(TASKS)
+    assert {name for group in ("eve_table", "quick", "vila_table") for name in harness.tasks(group)} <= set(
+        TASKS
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -215,22 +194,25 @@ def test_the_first_question_as_it_is_asked(task: str, plan: dict[str, list[Reque
 
 
 @pytest.mark.parametrize("task", sorted(VALUES))
-def test_the_values_of_the_table(task: str, measured: dict[str, dict[str, Measured]]) -> None:
-    found = measured[task]
+def test_the_values_of_the_table(task: str, scored: Callable[[str], dict[str, Measured]]) -> None:
+    found = scored(task)
     assert {name: one.value for name, one in found.items()} == pytest.approx(VALUES[task])
     assert [name for name, one in found.items() if one.main] == [next(iter(VALUES[task]))]
     assert {one.protocol[:3] for one in found.values()} == {"VIL" if task.startswith("vila") else "EVE"}
 
 
 @pytest.mark.parametrize("task", sorted(FILES))
-def test_files_for_a_server_have_no_score(task: str, measured: dict[str, dict[str, Measured]]) -> None:
-    (one,) = measured[task].values()
+def test_files_for_a_server_have_no_score(task: str, scored: Callable[[str], dict[str, Measured]]) -> None:
+    (one,) = scored(task).values()
     assert (one.metric, one.value, one.n, one.main) == ("submission", None, len(FILES[task]), True)
 
 
 def test_content_of_the_files() -> None:
     row = {"question_id": 200}
-    rows = [results.vqav2_answer(row, ["The two-way."]), results.vqav2_answer({"question_id": 201}, [NoAnswer()])]
+    rows = [
+        results.vqav2_answer(row, ["The two-way."]),
+        results.vqav2_answer({"question_id": 201}, [NoAnswer()]),
+    ]
     assert results.submission([one["submission"] for one in rows]).rows == FILES["eve_vqav2_test"]
     names = ("VizWiz_test_00000000", "VizWiz_test_00000001.jpg")
     rows = [
@@ -245,21 +227,21 @@ def test_content_of_the_files() -> None:
     assert results.mmvet_submission([one["submission"] for one in rows]).rows == FILES["eve_mmvet"]
 
 
-def test_standard_errors_and_counts(measured: dict[str, dict[str, Measured]]) -> None:
+def test_standard_errors_and_counts(scored: Callable[[str], dict[str, Measured]]) -> None:
     """Of 1.0 and 0.6: s = 0.2828, divided by the root of two 0.2; F1 and the points of MME have none."""
-    accuracy = measured["eve_textvqa"]["accuracy"]
+    accuracy = scored("eve_textvqa")["accuracy"]
     assert accuracy.standard_error == pytest.approx(20) and accuracy.n == 2
-    assert measured["eve_sqa_text"]["accuracy"].standard_error is None  # of one question
-    assert measured["eve_pope"]["f1"].standard_error is None and measured["eve_pope"]["f1_random"].n == 2
-    assert measured["eve_mme"]["perception"].n == 4 and measured["eve_mme"]["cognition"].n == 2
-    assert measured["eve_mmbench_en"]["accuracy"].n == 2
+    assert scored("eve_sqa_text")["accuracy"].standard_error is None  # of one question
+    assert scored("eve_pope")["f1"].standard_error is None and scored("eve_pope")["f1_random"].n == 2
+    assert scored("eve_mme")["perception"].n == 4 and scored("eve_mme")["cognition"].n == 2
+    assert scored("eve_mmbench_en")["accuracy"].n == 2
 
 
-def test_an_answer_that_does_not_exist_is_told(measured: dict[str, dict[str, Measured]]) -> None:
-    (note,) = measured["eve_vqav2_val"]["accuracy"].notes
+def test_an_answer_that_does_not_exist_is_told(scored: Callable[[str], dict[str, Measured]]) -> None:
+    (note,) = scored("eve_vqav2_val")["accuracy"].notes
     assert note == "1 answers: the model gave none: scored as wrong"
-    assert any("the model gave none" in note for note in measured["eve_sqa"]["accuracy"].notes)
-    assert measured["eve_vqav2_test"]["submission"].notes
+    assert any("the model gave none" in note for note in scored("eve_sqa")["accuracy"].notes)
+    assert scored("eve_vqav2_test")["submission"].notes
 
 
 def test_no_answer_stays_one_when_it_is_stripped() -> None:
@@ -329,35 +311,40 @@ REFUSED: dict[str, tuple[str, str, str | None, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_labels_that_a_scorer_cannot_take(
-    case: str, root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    root: Path,
+    tmp_path: Path,
+    harness: VisionHarness,
+    fresh: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task, folder, config, said, first = REFUSED[case]
     rewritten(copy_of(root, folder, tmp_path), folder, harness.needs(task)[0].split, config, **first)
     monkeypatch.setattr(harness, "_root", tmp_path)
-    found = {one.key: Answered("A") for one in harness.plan([task])}
+    found = {one.key: Answered("A") for one in harness.plan(task, tmp_path / "copies")}
     with pytest.raises(DataError, match=f"^{said}"):
-        harness.score([task], found)
+        harness.score(task, tmp_path / "copies", found)
 
 
 def test_gqa_without_a_picture_of_a_question(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewritten(
         copy_of(root, "GQA", tmp_path), "GQA", "testdev", "testdev_balanced_instructions", imageId="elsewhere"
     )
     monkeypatch.setattr(harness, "_root", tmp_path)
     with pytest.raises(DataError, match="eve_gqa, question q1: its picture elsewhere is not in the config"):
-        harness.plan(["eve_gqa"])
+        harness.plan("eve_gqa", tmp_path / "copies")
 
 
 def test_a_damaged_first_picture_costs_itself(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """lmms-eval reads the first document when a task is loaded."""
     torn = {"bytes": picture(0)["bytes"][:60], "path": "torn.png"}
     rewritten(copy_of(root, "POPE", tmp_path), "POPE", "test", image=torn)
     monkeypatch.setattr(harness, "_root", tmp_path)
-    first, second, *_ = harness.plan(["eve_pope"])
+    first, second, *_ = harness.plan("eve_pope", tmp_path / "copies")
     assert first.conversation is not None and second.conversation is not None
     with pytest.raises(SkipRow, match="image_unreadable"):
         first.conversation()
@@ -379,7 +366,11 @@ def test_quick_asks_the_same_documents_again(tmp_path: Path) -> None:
     everything = datasets.Dataset.from_list(rows)
     asked = documents.quick_pope(everything)["question_id"]
     assert 150 < len(asked) < 250 and list(asked) == list(documents.quick_pope(everything)["question_id"])
-    assert list(asked)[:3] == ["5", "12", "24"]  # a change of the hash would make scores of checkpoints incomparable
+    assert list(asked)[:3] == [
+        "5",
+        "12",
+        "24",
+    ]  # a change of the hash would make scores of checkpoints incomparable
 
 
 def test_quick_asks_a_small_dataset_whole(plan: dict[str, list[Request]]) -> None:
@@ -392,7 +383,22 @@ def test_vqa_accuracy_is_that_of_lmms_eval() -> None:
     from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
     rng = random.Random(22)
-    words = ["two", "2", "a", "the dog", "dont", "yes", "no.", "1,000", "t-shirt", "yes/no", "dog's", "none", "?", "ON"]
+    words = [
+        "two",
+        "2",
+        "a",
+        "the dog",
+        "dont",
+        "yes",
+        "no.",
+        "1,000",
+        "t-shirt",
+        "yes/no",
+        "dog's",
+        "none",
+        "?",
+        "ON",
+    ]
     equal = 0
     for number in range(10_000):
         texts = [" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 4))]
@@ -413,9 +419,9 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java: c
 
 
 @needs_java
-def test_captions(harness: VisionHarness, plan: dict[str, list[Request]]) -> None:
+def test_captions(scored: Callable[[str], dict[str, Measured]]) -> None:
     """Three captions, scored with the published code; tables print the scores times 100."""
-    found = scored(harness, plan, ["vila_coco_karpathy"])["vila_coco_karpathy"]
+    found = scored("vila_coco_karpathy")
     values = {name: one.value / 100 for name, one in found.items() if one.value is not None}
     assert values.pop("METEOR") > 0
     assert values == pytest.approx(
@@ -429,8 +435,8 @@ def test_captions(harness: VisionHarness, plan: dict[str, list[Request]]) -> Non
 
 @pytest.mark.slow
 @needs_java
-def test_a_caption_that_does_not_exist(harness: VisionHarness, plan: dict[str, list[Request]]) -> None:
-    lacking = scored(harness, plan, ["vila_coco_karpathy_4shot"])["vila_coco_karpathy_4shot"]["CIDEr"]
+def test_a_caption_that_does_not_exist(scored: Callable[[str], dict[str, Measured]]) -> None:
+    lacking = scored("vila_coco_karpathy_4shot")["CIDEr"]
     assert lacking.value == pytest.approx((616.74 + 0 + 520.83) / 3, abs=0.01)
     assert lacking.notes == ("1 answers: the model gave none: scored as wrong",)
 
@@ -460,15 +466,17 @@ def test_a_picture_that_nobody_described() -> None:
 
 
 def test_the_folders_that_the_hub_does_not_have(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(root / "yerevann", tmp_path / "yerevann")
     shutil.copytree(root / HUB / "OK-VQA", tmp_path / HUB / "OK-VQA")
     next((tmp_path / HUB / "OK-VQA").rglob("train2014-*")).unlink()
-    write_split(tmp_path / HUB / "OK-VQA", "other", [{"question_id": 1}])  # its README anew
+    rewritten(tmp_path, "OK-VQA", "val2014")  # and its README
     monkeypatch.setattr(harness, "_root", tmp_path)
     with pytest.raises(DataError, match=r"has no folder coco/val2014: unpack COCO's val2014.zip"):
-        harness.plan(["vila_coco_karpathy"])
+        harness.plan("vila_coco_karpathy", tmp_path / "copies")
+    with pytest.raises(DataError, match=r"lmms-lab-encoder/OK-VQA has no split train2014"):
+        harness.plan("vila_okvqa_4shot", tmp_path / "copies")
 
 
 OFFLINE = "import socket; socket.create_connection(('1.1.1.1', 53), 1)"

@@ -87,8 +87,8 @@ def _computed(task: str, rows: tuple[CaptionRow, ...]) -> dict[str, tuple[float,
             bleu, _ = Bleu(4).compute_score(references, captions)
         except (OSError, ValueError, IndexError) as error:
             raise DataError(
-                f"{task}: pycocoevalcap could not score the captions ({' '.join(str(error).split())[:200]}); check that "
-                "`java -version` works"
+                f"{task}: pycocoevalcap could not score the captions ({' '.join(str(error).split())[:200]}); check "
+                "that `java -version` works"
             ) from error
     for number, value in enumerate(bleu, start=1):
         found[f"Bleu_{number}"] = (float(value), ())
@@ -97,9 +97,7 @@ def _computed(task: str, rows: tuple[CaptionRow, ...]) -> dict[str, tuple[float,
 
 def _tokenized(tokenizer: Any, texts: Sequence[Sequence[str]]) -> _Texts:
     """Words in lower case without punctuation. A caption is a line of the tokenizer's input: no line ends, no NUL."""
-    lines = {
-        number: [{"caption": _line(text)} for text in several] for number, several in enumerate(texts)
-    }
+    lines = {number: [{"caption": _line(text)} for text in several] for number, several in enumerate(texts)}
     found: _Texts = tokenizer.tokenize(lines)
     return found
 

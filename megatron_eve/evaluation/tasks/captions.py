@@ -43,8 +43,8 @@ def karpathy(dataset: datasets.Dataset) -> datasets.Dataset:
     folder = Path.cwd() / "coco"
     if not (folder / "val2014").is_dir():
         raise DataError(
-            f"vila_coco_karpathy: --data-root {folder.parent} has no folder coco/val2014: unpack COCO's val2014.zip (and "
-            "train2014.zip, for the shots) there; a link will do"
+            f"vila_coco_karpathy: --data-root {folder.parent} has no folder coco/val2014: unpack COCO's "
+            "val2014.zip (and train2014.zip, for the shots) there; a link will do"
         )
     _coco[:] = [folder]
     return dataset
@@ -63,7 +63,9 @@ def okvqa_4shot(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def _chosen(train: datasets.Dataset, name: str) -> list[dict[str, Any]]:
-    rows = heapq.nsmallest(SHOTS, range(len(train)), key=[text_hash(str(one)) for one in train[name]].__getitem__)
+    rows = heapq.nsmallest(
+        SHOTS, range(len(train)), key=[text_hash(str(one)) for one in train[name]].__getitem__
+    )
     return [train[row] for row in rows]
 
 
