@@ -315,7 +315,6 @@ def test_labels_that_a_scorer_cannot_take(
     root: Path,
     tmp_path: Path,
     harness: VisionHarness,
-    fresh: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task, folder, config, said, first = REFUSED[case]
