@@ -59,8 +59,8 @@ python tools/evaluate.py answer --model-path runs/stage3 --tasks pope \\
 python tools/evaluate.py score --tasks pope --data-root benchmarks \\
     --answers answers/stage3 --output results/stage3.json
 torchrun --nproc-per-node 2 tools/evaluate.py answer --shard 3/8 \\
-    --tensor-model-parallel-size 2 --model-path runs/stage3 --tasks pope,mmlu \\
-    --data-root benchmarks --answers answers/stage3
+    --tensor-model-parallel-size 2 --model-path runs/stage3 \\
+    --tasks pope,mmlu --data-root benchmarks --answers answers/stage3
 """
 SOME_MISSING = 3
 _SHARD = re.compile(r"(\d+)/(\d+)")

@@ -73,7 +73,7 @@ class ContinuationQuery:
 
     Attributes:
         text: the context: a prompt as `data.text.prompts.prompt_text` makes it, or any text, with an `<image>` for each
-            picture; may be empty.
+            picture; may be empty. White space at its end stands in front of the continuation instead.
         images: the image files' bytes, in order; each has been decoded once.
         continuation: the text whose likelihood is asked for.
         length: tokens of both, images expanded.

@@ -49,6 +49,7 @@ from megatron_eve.inference.log_likelihoods import (
     Pair,
     SharedRows,
     encode_pair,
+    move_space,
     summed,
     token_log_probabilities,
 )
@@ -107,6 +108,7 @@ class HFEngine:
     ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
         more = self._more_tokens(text, images)
+        text, continuation = move_space(text, continuation)
         query = ContinuationQuery(text, tuple(images), continuation, 0)
         query = replace(query, length=len(self._pair(query).tokens) + more)
         check_continuation_length(query.length, self.max_length)
@@ -161,13 +163,16 @@ class HFEngine:
         # Prompts are padded on the left, so the continuations stand at the end of all rows.
         kept = max(shared.rows) + 1
         logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
+        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
+        if (image := self._processor.image_token_id) < logits.shape[-1]:
+            logits[..., image] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
 
     def _whole(self, query: ContinuationQuery) -> str:
         """Context and continuation, with an EOS as context where there is none and no BOS either."""
-        begin = "" if self._prompt_ids(query.text.rstrip()) else self._processor.tokenizer.eos_token
+        begin = "" if self._prompt_ids(query.text) else self._processor.tokenizer.eos_token
         return begin + query.text + query.continuation
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:

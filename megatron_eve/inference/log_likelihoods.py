@@ -33,18 +33,23 @@ class Pair:
         return self.tokens[len(self.tokens) - self.count :]
 
 
+def move_space(context: str, continuation: str) -> tuple[str, str]:
+    """Both with the white space at the context's end in front of the continuation, as lm-eval's models have it."""
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], list[int]], eos_id: int | None
 ) -> Pair:
     """Tokens of a context and its continuation, as lm-eval's models find them.
 
-    Both are encoded as one text, and the tokens that the context has alone are counted off, without the white space at
-    its end, which belongs to the continuation. An empty context is BOS, or EOS where there is no BOS. Source:
-    `TemplateLM._encode_pair` and `loglikelihood` in lm_eval/api/model.py.
+    Both are encoded as one text, and the tokens that the context has alone are counted off. An empty context is BOS, or
+    EOS where there is no BOS. Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval/api/model.py.
 
     Args:
         context: may be empty.
-        continuation: what follows it.
+        continuation: what follows it, white space at the context's end included (see `move_space`).
         encode: text -> token ids, BOS in front where the model has one.
         eos_id: of the tokenizer.
 
@@ -55,7 +60,7 @@ def encode_pair(
         raise PromptError(
             "image_in_continuation", f"a continuation is text, and this one holds {IMAGE_TOKEN}"
         )
-    before = encode(context.rstrip())
+    before = encode(context)
     tokens = encode(context + continuation)
     if not before and eos_id is not None:
         before, tokens = [eos_id], [eos_id, *tokens]

@@ -43,6 +43,7 @@ from megatron_eve.inference.log_likelihoods import (
     Passes,
     SharedRows,
     encode_pair,
+    move_space,
     packed_log_probabilities,
     summed,
 )
@@ -118,6 +119,7 @@ class MegatronEngine:
         self, text: str, images: Sequence[bytes], continuation: str
     ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
+        text, continuation = move_space(text, continuation)
         text, more = self._placed(text, images)
         query = ContinuationQuery(text, tuple(images), continuation, 0)
         query = replace(query, length=len(self._pair(query).tokens) + more)

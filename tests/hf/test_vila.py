@@ -118,6 +118,26 @@ def test_the_tools_ask_it(ranks: RankPool, model: Model) -> None:
     assert [list(answer.tokens) for answer in engine.answers(queries)] == wanted
 
 
+def test_log_likelihoods_of_the_folder_are_those_of_our_logits(ranks: RankPool, model: Model) -> None:
+    """The row of `<image>`, which is no word of the vocabulary, has no part in them."""
+    from megatron_eve.inference.generate import Prompt
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    engine = HFEngine(model.folder, "vila_v1")
+    texts = [(prompt_text(text, "vila_v1", len(images)), images) for text, images in QUESTIONS]
+    queries = [engine.prepare_continuation(text, images, " A cat and a dog.") for text, images in texts]
+    count = engine._pair(queries[0]).count
+    ends = [engine._pair(query).continuation for query in queries]
+    prompts = [
+        Prompt([*prompt.tokens, *end], prompt.images)
+        for prompt, end in zip(our_prompts("vila_v1"), ends, strict=True)
+    ]
+    (found,) = ranks.run(1, ours, config_of(model.source), model.source, prompts, 1)
+    for said, end, logits in zip(engine.log_likelihoods(queries), ends, found[0], strict=True):
+        chances = logits[-count - 1 : -1].log_softmax(-1)
+        assert said.sum == pytest.approx(chances[range(count), end].sum().item(), abs=1e-3)
+
+
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
 @pytest.mark.parametrize("system", [None, "Be brief, don't guess."])
 def test_chat_templates_write_the_texts_of_training(name: str, system: str | None) -> None:
