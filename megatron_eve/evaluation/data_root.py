@@ -1,7 +1,9 @@
 """`--data-root`: folders of datasets in the hub's layout, `OWNER/NAME/README.md` with parquet files.
 
 They are checked before a harness loads them, since it would look for what is missing on the hub. Nothing is written
-there: `datasets` converts parquet to Arrow below `--data-cache-path`. Nothing here imports a harness.
+there: `datasets` converts parquet to Arrow below `--data-cache-path`, in a folder that is named by the digest of the
+dataset: by itself `datasets` takes a copy for that of any folder with the same relative path. Nothing here imports a
+harness.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ FIRST_BYTES = 1 << 20
 """Bytes of each file that are hashed."""
 # What torchrun and Slurm tell a process of the others. lmms-eval would wait for ranks that never come.
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LMMS_COPIES = "LMMS_EVAL_DATASETS_CACHE"
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -58,19 +61,29 @@ def prepare_environment(cache: Path) -> None:
     """
     os.environ.update(_OFFLINE)
     os.environ["HF_HOME"] = str(cache)
-    os.environ["HF_DATASETS_CACHE"] = os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(cache / "datasets")
 
 
 @contextlib.contextmanager
-def alone_in(root: Path) -> Iterator[None]:
-    """Inside, the working directory is the data root, and nothing says that there are other ranks."""
-    before, ranks = Path.cwd(), {name: os.environ.pop(name) for name in _RANKS if name in os.environ}
+def alone_in(root: Path, copies: Path) -> Iterator[None]:
+    """Inside, the working directory is the data root, and nothing says that there are other ranks.
+
+    Args:
+        root: the data root.
+        copies: folder that gets what `datasets` converts.
+    """
+    import datasets.config
+
+    changed = {name: os.environ.pop(name, None) for name in (*_RANKS, _LMMS_COPIES)}
+    before, copies_before = Path.cwd(), datasets.config.HF_DATASETS_CACHE
+    os.environ[_LMMS_COPIES], datasets.config.HF_DATASETS_CACHE = str(copies), copies
     os.chdir(root)
     try:
         yield
     finally:
         os.chdir(before)
-        os.environ.update(ranks)
+        datasets.config.HF_DATASETS_CACHE = copies_before
+        del os.environ[_LMMS_COPIES]
+        os.environ.update({name: value for name, value in changed.items() if value is not None})
 
 
 def check_dataset(root: Path, need: DatasetNeed) -> list[Path]:
@@ -158,22 +171,32 @@ def _check_columns(path: Path, need: DatasetNeed, where: str) -> None:
         raise DataError(f"{where}: {path} has no column {', '.join(missing)}; it has {', '.join(names)}")
 
 
-def check_space(cache: Path, files: Sequence[Path]) -> None:
+def copies_folder(cache: Path, digest: str) -> Path:
+    """The folder of a dataset's copy in Arrow."""
+    return cache / digest[:16]
+
+
+def check_space(cache: Path, files: Mapping[str, Sequence[Path]]) -> None:
     """Refuse to convert datasets to Arrow where there is no room for a second copy; what is there already counts.
+
+    Args:
+        cache: `--data-cache-path`.
+        files: of each dataset, by its digest.
 
     Raises:
         ConfigError: naming both sizes.
     """
-    wanted = sum(path.stat().st_size for path in set(files))
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"--data-cache-path {cache}: {error.strerror}; name a folder that can be written"
         ) from None
-    there = sum(path.stat().st_size for path in cache.rglob("*.arrow"))
-    free = shutil.disk_usage(cache).free
-    if wanted - there > free:
+    wanted = 0
+    for digest, some in files.items():
+        there = sum(path.stat().st_size for path in copies_folder(cache, digest).rglob("*.arrow"))
+        wanted += max(0, sum(path.stat().st_size for path in set(some)) - there)
+    if wanted > (free := shutil.disk_usage(cache).free):
         raise ConfigError(
             f"--data-cache-path {cache}: datasets of {wanted / 1e9:,.1f} GB are copied there as Arrow, and "
             f"{free / 1e9:,.1f} GB are free; name a larger disk, or ask fewer --tasks"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.evaluation.answers import Answered, MissingAnswers
-from megatron_eve.evaluation.data_root import DatasetNeed, check_dataset, check_space, data_digest
+from megatron_eve.evaluation.data_root import (
+    DatasetNeed,
+    check_dataset,
+    check_space,
+    copies_folder,
+    data_digest,
+)
 from megatron_eve.evaluation.measured import Measured
 from megatron_eve.evaluation.requests import Request
 from megatron_eve.evaluation.text_tasks import TEXT_TASKS
@@ -49,6 +55,7 @@ class Harnesses:
         self._root = data_root
         self.vision_tasks: list[str] = []
         self.text_tasks: list[str] = []
+        self._copies: dict[str, Path] = {}
         for name in [one for given in names for one in GROUPS.get(given, (given,))]:
             if name in TEXT_TASKS:
                 self.text_tasks.append(name)
@@ -83,28 +90,39 @@ class Harnesses:
         """All of them, in the order of tables."""
         return [*self.vision_tasks, *self.text_tasks]
 
-    def needs(self) -> Iterator[DatasetNeed]:
-        """What the tasks read."""
-        for task in self.vision_tasks:
-            yield from self.vision.needs(task)
-        for task in self.text_tasks:
-            yield from self.text.needs(task)
+    def needs(self, task: str) -> list[DatasetNeed]:
+        """What a task reads; all of it lies in one folder."""
+        return self._harness(task).needs(task)
 
     def check_data(self, cache: Path) -> dict[str, str]:
         """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder.
 
+        Called before `plan` and `score`.
+
         Raises:
             DataError: what is missing; ConfigError: no room.
         """
-        needs = list(self.needs())
-        files = [path for need in needs for path in check_dataset(self._root, need)]
-        check_space(cache, files)
-        return {path: data_digest(self._root / path) for path in sorted({need.path for need in needs})}
+        needs = {task: self.needs(task) for task in self.tasks}
+        files = {
+            task: [path for need in needs[task] for path in check_dataset(self._root, need)] for task in needs
+        }
+        digests = {
+            path: data_digest(self._root / path) for path in sorted({need[0].path for need in needs.values()})
+        }
+        of_task = {task: digests[need[0].path] for task, need in needs.items()}
+        of_digest: dict[str, list[Path]] = {}
+        for task, digest in of_task.items():
+            of_digest.setdefault(digest, []).extend(files[task])
+        check_space(cache, of_digest)
+        self._copies = {task: copies_folder(cache, digest) for task, digest in of_task.items()}
+        return digests
+
+    def _harness(self, task: str) -> TextHarness | VisionHarness:
+        return self.text if task in self.text_tasks else self.vision
 
     def plan(self) -> list[Request]:
         """All requests of all tasks."""
-        requests = self.vision.plan(self.vision_tasks) if self.vision_tasks else []
-        return requests + [one for task in self.text_tasks for one in self.text.plan(task)]
+        return [one for task in self.tasks for one in self._harness(task).plan(task, self._copies[task])]
 
     def score(self, found: Mapping[str, Answered]) -> tuple[list[Measured], list[Request]]:
         """The values of all tasks from answers on disk, and the requests that they are to.
@@ -115,13 +133,10 @@ class Harnesses:
         measured: list[Measured] = []
         requests: list[Request] = []
         missing: dict[str, int] = {}
-        parts = [self.vision_tasks] if self.vision_tasks else []
-        for part in [*parts, *self.text_tasks]:
+        for task in self.tasks:
             try:
-                score = (
-                    self.text.score(part, found) if isinstance(part, str) else self.vision.score(part, found)
-                )
-                measured, requests = measured + score[0], requests + score[1]
+                values, asked = self._harness(task).score(task, self._copies[task], found)
+                measured, requests = measured + values, requests + asked
             except MissingAnswers as error:
                 missing |= error.counts
         if missing:

@@ -58,18 +58,24 @@ class TextHarness:
             return [leaf for leaf, one in self._manager.task_index.items() if name in one.tags]
         return [name]
 
-    def plan(self, name: str) -> list[Request]:
+    def plan(self, name: str, copies: Path) -> list[Request]:
         """All requests of a task, in the harness's order.
+
+        Args:
+            name: of the task.
+            copies: folder of its dataset's copy in Arrow.
 
         Raises:
             UserError: data that it cannot read.
         """
         model = _Recorder(name)
-        with _quiet(self._root, name), contextlib.suppress(_RequestsComplete):
+        with _quiet(self._root, name, copies), contextlib.suppress(_RequestsComplete):
             self._run(model, TEXT_TASKS[name])
         return model.requests
 
-    def score(self, name: str, found: Mapping[str, Answered]) -> tuple[list[Measured], list[Request]]:
+    def score(
+        self, name: str, copies: Path, found: Mapping[str, Answered]
+    ) -> tuple[list[Measured], list[Request]]:
         """The values of a task from answers on disk, and the requests that they are to.
 
         Raises:
@@ -77,7 +83,7 @@ class TextHarness:
             UserError: as `plan`.
         """
         task = TEXT_TASKS[name]
-        with _quiet(self._root, name):
+        with _quiet(self._root, name, copies):
             model = _Replay(name, found)
             results = self._run(model, task)
         leaves = self._leaves(task.name)
@@ -102,11 +108,11 @@ class _RequestsComplete(BaseException):
 
 
 @contextlib.contextmanager
-def _quiet(root: Path, name: str) -> Iterator[None]:
+def _quiet(root: Path, name: str, copies: Path) -> Iterator[None]:
     """Inside, lm-eval works in the data root and prints nothing; its errors become one sentence."""
     try:
         with (
-            alone_in(root),
+            alone_in(root, copies),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):

@@ -106,40 +106,44 @@ class VisionHarness:
             found = {name: value for one in found if isinstance(one, dict) for name, value in one.items()}
         return dict(found)
 
-    def plan(self, tasks: Sequence[str]) -> list[Request]:
-        """All requests of tasks, in the harness's order.
+    def plan(self, task: str, copies: Path) -> list[Request]:
+        """All requests of a task, in the harness's order.
+
+        Args:
+            task: its name.
+            copies: folder of its dataset's copy in Arrow.
 
         Raises:
             UserError: a task that cannot be asked here, or data that it cannot read.
         """
         model = _Recorder()
-        with _quiet(self._root, tasks), contextlib.suppress(_RequestsComplete):
-            self._run(model, tasks)
+        with _quiet(self._root, task, copies), contextlib.suppress(_RequestsComplete):
+            self._run(model, task)
         return model.requests
 
     def score(
-        self, tasks: Sequence[str], found: Mapping[str, Answered]
+        self, task: str, copies: Path, found: Mapping[str, Answered]
     ) -> tuple[list[Measured], list[Request]]:
-        """The values of tasks from answers on disk, and the requests that they are to.
+        """The values of a task from answers on disk, and the requests that they are to.
 
         Raises:
             MissingAnswers: some requests have no answer.
             UserError: as `plan`, or a label that a scorer cannot take.
         """
-        with _quiet(self._root, tasks):
-            model = _Replay(found)
-            results = self._run(model, tasks)
-        return [one for task in tasks for one in self._values(task, results)], model.requests
+        model = _Replay(found)
+        with _quiet(self._root, task, copies):
+            results = self._run(model, task)
+        return list(self._values(task, results)), model.requests
 
     def _values(self, task: str, results: Mapping[str, Any]) -> Iterable[Measured]:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
         main, protocol = metadata.get("main_metric"), metadata.get("protocol", "lmms-eval")
         return stock_values(task, results["results"][task], n, protocol, main)
 
-    def _run(self, model: lmms, tasks: Sequence[str]) -> Any:
+    def _run(self, model: lmms, task: str) -> Any:
         return lmms_eval.evaluator.simple_evaluate(
             model=model,
-            tasks=list(tasks),
+            tasks=[task],
             task_manager=self._manager,
             batch_size=1,
             log_samples=False,
@@ -150,11 +154,12 @@ class VisionHarness:
 
 
 @contextlib.contextmanager
-def _quiet(root: Path, tasks: Sequence[str]) -> Iterator[None]:
+def _quiet(root: Path, task: str, copies: Path) -> Iterator[None]:
     """Inside, lmms-eval works in the data root and prints nothing; its errors become one sentence."""
+    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
     try:
         with (
-            alone_in(root),
+            alone_in(root, copies),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
@@ -166,7 +171,7 @@ def _quiet(root: Path, tasks: Sequence[str]) -> Iterator[None]:
     ) as error:  # task files are programs that raise nearly anything on data they do not expect
         reason = " ".join(str(error).split())[:300] or "no reason given"
         raise DataError(
-            f"--tasks {','.join(tasks)}: lmms-eval could not read the data in --data-root {root} "
+            f"--tasks {task}: lmms-eval could not read the data in --data-root {root} "
             f"({type(error).__name__}: {reason}); compare the files and columns with those of the hub, or leave the "
             "task out"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -22,21 +21,9 @@ from megatron_eve.evaluation.requests import Conversation
 from tests.evaluation.hub_folder import picture, write_pope, write_split
 
 pytest.importorskip("lmms_eval")
-import lmms_eval.api.task
-
 from megatron_eve.evaluation.vision_harness import VisionHarness, conversation_of, picture_file
 
 POPE = "lmms-lab-encoder/POPE"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """`prepare_environment` in a process that has imported the libraries already."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(folder))
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-    yield folder
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,9 @@ def root(tmp_path: Path) -> Path:
 def pope(root: Path, index: VisionHarness, monkeypatch: pytest.MonkeyPatch) -> Harnesses:
     monkeypatch.setattr(index, "_root", root)
     monkeypatch.setattr(Harnesses, "vision", index)
-    return Harnesses(["pope"], root)
+    harnesses = Harnesses(["pope"], root)
+    harnesses.check_data(root.parent / "cache")
+    return harnesses
 
 
 def test_a_plan_is_what_the_task_file_asks(
@@ -94,6 +83,14 @@ def test_scores_are_those_of_the_stock_task(pope: Harnesses) -> None:
     assert len(requests) == 6
 
 
+def test_changed_data_is_not_taken_from_a_copy(pope: Harnesses, root: Path) -> None:
+    """As `datasets` does it for a folder of the same relative path."""
+    assert len(pope.plan()) == 6
+    write_pope(root, 4)
+    pope.check_data(root.parent / "cache")
+    assert len(pope.plan()) == 4
+
+
 def test_an_answer_that_does_not_exist_is_wrong(pope: Harnesses) -> None:
     found = {one.key: Answered("Yes") for one in pope.plan()}
     found[pope.plan()[1].key] = Answered(error="prompt_too_long: 9 tokens")
@@ -112,6 +109,7 @@ def test_a_picture_that_cannot_be_decoded_costs_itself(root: Path, pope: Harness
     rows = pyarrow.parquet.read_table(path).to_pylist()
     rows[2]["image"] = {"bytes": picture(0)["bytes"][:60], "path": "torn.png"}
     write_split(root / POPE, "test", rows)
+    pope.check_data(root.parent / "cache")
     plan = pope.plan()
     for row, one in enumerate(plan):
         assert one.conversation is not None
@@ -127,6 +125,7 @@ def test_a_label_that_a_stock_task_cannot_take(root: Path, pope: Harnesses) -> N
     rows = pyarrow.parquet.read_table(next(root.rglob("*.parquet"))).to_pylist()
     rows[2]["answer"] = "maybe"
     write_split(root / POPE, "test", rows)
+    pope.check_data(root.parent / "cache")
     plan = pope.plan()
     with pytest.raises(DataError, match=r"--tasks pope: lmms-eval could not .* \(AssertionError: "):
         pope.score({one.key: Answered("yes") for one in plan})
@@ -137,8 +136,7 @@ class TestDatasets:
 
     def refused(self, root: Path, harnesses: Harnesses, said: str) -> None:
         with pytest.raises(DataError, match=said):
-            for need in harnesses.needs():
-                check_dataset(root, need)
+            harnesses.check_data(root.parent / "cache")
 
     def test_no_folder(self, root: Path, pope: Harnesses) -> None:
         (root / POPE).rename(root / "elsewhere")
@@ -169,7 +167,7 @@ class TestDatasets:
 
     def test_a_folder_without_a_readme(self, root: Path, pope: Harnesses) -> None:
         (root / POPE / "README.md").unlink()
-        assert [path.name for need in pope.needs() for path in check_dataset(root, need)] == [
+        assert [path.name for need in pope.needs("pope") for path in check_dataset(root, need)] == [
             "test-00000-of-00001.parquet"
         ]
 
@@ -181,7 +179,7 @@ class TestDatasets:
             Harnesses(["popr"], root)
 
     def test_no_room_for_the_copy(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        files = list(root.rglob("*.parquet"))
+        files = {"digest": list(root.rglob("*.parquet"))}
         check_space(tmp_path / "cache", files)
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
         with pytest.raises(
