@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 _MAX_NEW_TOKENS = 256
 
 
+@cache
+def _task_files() -> TaskManager:
+    """lm-eval's task files; reading them takes seconds."""
+    return TaskManager()
+
+
 class TextHarness:
     """lm-eval over a data root.
 
@@ -38,7 +45,7 @@ class TextHarness:
 
     def __init__(self, data_root: Path) -> None:
         logging.getLogger("lm_eval").setLevel(logging.CRITICAL)  # what goes wrong is said by the errors
-        self._root, self._manager = data_root, TaskManager()
+        self._root, self._manager = data_root, _task_files()
 
     def needs(self, name: str) -> list[DatasetNeed]:
         """The datasets that a task reads, one for each of its parts."""

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ class _RequestsComplete(BaseException):
     """Ends lmms-eval's run once it has asked all; no Exception, which it would take for a failure."""
 
 
+@cache
+def _task_files() -> TaskManager:
+    """lmms-eval's task files and ours; reading them takes seconds."""
+    return TaskManager("ERROR", include_path=[str(TASKS)] if TASKS.is_dir() else None)
+
+
 class VisionHarness:
     """lmms-eval over a data root.
 
@@ -56,8 +63,7 @@ class VisionHarness:
         for method in (ConfigurableTask.download, ConfigurableTask.process_results):
             # It tries five times, with pauses, what would help with a network.
             method.retry.stop, method.retry.reraise = tenacity.stop_after_attempt(1), True
-        self._root = data_root
-        self._manager = TaskManager("ERROR", include_path=[str(TASKS)] if TASKS.is_dir() else None)
+        self._root, self._manager = data_root, _task_files()
 
     @property
     def names(self) -> list[str]:

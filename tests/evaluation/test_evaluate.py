@@ -183,6 +183,7 @@ def test_list_says_what_is_there(
     )
 
 
+@pytest.mark.slow
 def test_several_ranks_answer_as_one_without_a_network(exported: Path, root: Path, tmp_path: Path) -> None:
     """TP 2 against transformers on the exported folder, in a network namespace without an interface."""
     split = ("--tensor-model-parallel-size", 2)
