@@ -41,9 +41,7 @@ def write_split(
     path = folder / place / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    features = {
-        name: _image(table.schema.field(name).type) for name in images if name in table.column_names
-    }
+    features = {name: _image(table.schema.field(name).type) for name in images if name in table.column_names}
     kinds = {
         name: _feature(table.schema.field(name).type) for name in table.column_names if name not in features
     }

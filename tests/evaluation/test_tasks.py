@@ -197,7 +197,9 @@ def measured(harness: VisionHarness, plan: dict[str, list[Request]]) -> dict[str
 def test_each_task_is_tried_here(harness: VisionHarness) -> None:
     own = [name for name in harness.own_names() if not harness.is_group(name)]
     assert sorted(own) == sorted(TASKS)
-    assert {name for group in ("eve_table", "quick", "vila_table") for name in harness.tasks(group)} <= set(TASKS)
+    assert {name for group in ("eve_table", "quick", "vila_table") for name in harness.tasks(group)} <= set(
+        TASKS
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -230,7 +232,10 @@ def test_files_for_a_server_have_no_score(task: str, measured: dict[str, dict[st
 
 def test_content_of_the_files() -> None:
     row = {"question_id": 200}
-    rows = [results.vqav2_answer(row, ["The two-way."]), results.vqav2_answer({"question_id": 201}, [NoAnswer()])]
+    rows = [
+        results.vqav2_answer(row, ["The two-way."]),
+        results.vqav2_answer({"question_id": 201}, [NoAnswer()]),
+    ]
     assert results.submission([one["submission"] for one in rows]).rows == FILES["eve_vqav2_test"]
     names = ("VizWiz_test_00000000", "VizWiz_test_00000001.jpg")
     rows = [
@@ -329,7 +334,12 @@ REFUSED: dict[str, tuple[str, str, str | None, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_labels_that_a_scorer_cannot_take(
-    case: str, root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    root: Path,
+    tmp_path: Path,
+    harness: VisionHarness,
+    fresh: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task, folder, config, said, first = REFUSED[case]
     rewritten(copy_of(root, folder, tmp_path), folder, harness.needs(task)[0].split, config, **first)
@@ -379,7 +389,11 @@ def test_quick_asks_the_same_documents_again(tmp_path: Path) -> None:
     everything = datasets.Dataset.from_list(rows)
     asked = documents.quick_pope(everything)["question_id"]
     assert 150 < len(asked) < 250 and list(asked) == list(documents.quick_pope(everything)["question_id"])
-    assert list(asked)[:3] == ["5", "12", "24"]  # a change of the hash would make scores of checkpoints incomparable
+    assert list(asked)[:3] == [
+        "5",
+        "12",
+        "24",
+    ]  # a change of the hash would make scores of checkpoints incomparable
 
 
 def test_quick_asks_a_small_dataset_whole(plan: dict[str, list[Request]]) -> None:
@@ -392,7 +406,22 @@ def test_vqa_accuracy_is_that_of_lmms_eval() -> None:
     from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
     rng = random.Random(22)
-    words = ["two", "2", "a", "the dog", "dont", "yes", "no.", "1,000", "t-shirt", "yes/no", "dog's", "none", "?", "ON"]
+    words = [
+        "two",
+        "2",
+        "a",
+        "the dog",
+        "dont",
+        "yes",
+        "no.",
+        "1,000",
+        "t-shirt",
+        "yes/no",
+        "dog's",
+        "none",
+        "?",
+        "ON",
+    ]
     equal = 0
     for number in range(10_000):
         texts = [" ".join(rng.choices(words, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 4))]

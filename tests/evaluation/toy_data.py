@@ -69,7 +69,11 @@ def textvqa(root: Path) -> Path:
 
 def vqav2(root: Path) -> Path:
     """Three questions with people's answers, and two for the server."""
-    said = [("How many cats?", people("2", 3)), ("What animal?", people("dog", 9)), ("Which?", people("a", 5))]
+    said = [
+        ("How many cats?", people("2", 3)),
+        ("What animal?", people("dog", 9)),
+        ("Which?", people("a", 5)),
+    ]
     rows = [
         {
             "question_id": 100 + number,
@@ -131,7 +135,13 @@ def science_qa(root: Path) -> Path:
          "answer": 0, "hint": "Look at the picture."},
         {"image": picture(8), "question": "Is it solid?", "choices": ["yes", "no"], "answer": 0, "hint": ""},
     ]  # fmt: skip
-    text = {"image": None, "question": "Which word rhymes?", "choices": ["hat", "dog"], "answer": 0, "hint": ""}
+    text = {
+        "image": None,
+        "question": "Which word rhymes?",
+        "choices": ["hat", "dog"],
+        "answer": 0,
+        "hint": "",
+    }
     write_split(folder, "test", with_picture, "ScienceQA-IMG")
     return write_split(folder, "test", [with_picture[0], text, *with_picture[1:]], "ScienceQA-FULL")
 
@@ -141,7 +151,9 @@ def mmbench(root: Path) -> Path:
     folder = root / OWNER / "MMBench"
     for config in ("cn", "en"):
         rows = [
-            _mmbench_row(1, turn, "What is it?", ["cat", "dog", "cup", "hat"], "BADC"[turn], "object_localization")
+            _mmbench_row(
+                1, turn, "What is it?", ["cat", "dog", "cup", "hat"], "BADC"[turn], "object_localization"
+            )
             for turn in range(4)
         ]
         # Rotated by one place each time: the dog is B, A, D, C.
@@ -149,7 +161,9 @@ def mmbench(root: Path) -> Path:
             names = ["cat", "dog", "cup", "hat"]
             row |= dict(zip("ABCD", names[turn:] + names[:turn], strict=True))
         rows += [
-            _mmbench_row(2, turn, "Is it red?", ["yes", "no"][:: -1 if turn else 1], "AB"[turn], "image_style")
+            _mmbench_row(
+                2, turn, "Is it red?", ["yes", "no"][:: -1 if turn else 1], "AB"[turn], "image_style"
+            )
             for turn in range(2)
         ]
         path = write_split(folder, "dev", rows, config)
@@ -224,7 +238,9 @@ def karpathy(root: Path) -> Path:
         return {"filename": name, "imgid": number, "sentences": list(sentences), "url": "http://x"}
 
     write_split(folder, "test", [row("val2014", 70 + n, texts) for n, texts in enumerate(CAPTIONS)])
-    return write_split(folder, "train", [row("train2014", 80 + n, [f"picture {n}", "other"]) for n in range(5)])
+    return write_split(
+        folder, "train", [row("train2014", 80 + n, [f"picture {n}", "other"]) for n in range(5)]
+    )
 
 
 FOLDERS: tuple[Callable[[Path], Path], ...] = (

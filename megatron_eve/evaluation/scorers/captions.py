@@ -97,9 +97,7 @@ def _computed(task: str, rows: tuple[CaptionRow, ...]) -> dict[str, tuple[float,
 
 def _tokenized(tokenizer: Any, texts: Sequence[Sequence[str]]) -> _Texts:
     """Words in lower case without punctuation. A caption is a line of the tokenizer's input: no line ends, no NUL."""
-    lines = {
-        number: [{"caption": _line(text)} for text in several] for number, several in enumerate(texts)
-    }
+    lines = {number: [{"caption": _line(text)} for text in several] for number, several in enumerate(texts)}
     found: _Texts = tokenizer.tokenize(lines)
     return found
 

@@ -63,7 +63,9 @@ def okvqa_4shot(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def _chosen(train: datasets.Dataset, name: str) -> list[dict[str, Any]]:
-    rows = heapq.nsmallest(SHOTS, range(len(train)), key=[text_hash(str(one)) for one in train[name]].__getitem__)
+    rows = heapq.nsmallest(
+        SHOTS, range(len(train)), key=[text_hash(str(one)) for one in train[name]].__getitem__
+    )
     return [train[row] for row in rows]
 
 

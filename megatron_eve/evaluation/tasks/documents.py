@@ -128,6 +128,8 @@ def gqa_picture(doc: Mapping[str, Any]) -> list[Image.Image]:
 def load_split(folder: str, config: str | None, split: str) -> datasets.Dataset:
     """A split of a dataset below the working directory, through the cache that lmms-eval's datasets have."""
     if not Path(folder).is_dir():  # datasets would ask the hub
-        raise DataError(f"--data-root {Path.cwd()} has no folder {folder}: copy the dataset there, as the hub has it")
+        raise DataError(
+            f"--data-root {Path.cwd()} has no folder {folder}: copy the dataset there, as the hub has it"
+        )
     cache = os.environ.get("LMMS_EVAL_DATASETS_CACHE") or os.environ.get("HF_DATASETS_CACHE")
     return datasets.load_dataset(folder, config, split=split, cache_dir=cache)
