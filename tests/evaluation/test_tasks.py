@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -26,8 +26,6 @@ from tests.evaluation import toy_data
 from tests.evaluation.hub_folder import picture, write_split
 
 pytest.importorskip("lmms_eval")
-import lmms_eval.api.task
-
 from megatron_eve.evaluation.tasks import documents, results
 from megatron_eve.evaluation.vision_harness import VisionHarness
 
@@ -136,23 +134,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """`prepare_environment` in a process that has imported the libraries already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-        yield
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own: datasets takes a folder of the same name and README for the same data."""
-    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-    yield
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `datasets` converts, of all tasks that the module's data root has."""
+    return tmp_path_factory.mktemp("copies")
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +146,8 @@ def harness(root: Path) -> VisionHarness:
 
 
 @pytest.fixture(scope="module")
-def plan(harness: VisionHarness) -> dict[str, list[Request]]:
-    by_task: dict[str, list[Request]] = {task: [] for task in TASKS}
-    for request in harness.plan(TASKS):
-        by_task[request.task].append(request)
-    return by_task
+def plan(harness: VisionHarness, copies: Path) -> dict[str, list[Request]]:
+    return {task: harness.plan(task, copies) for task in TASKS}
 
 
 def answers(plan: Mapping[str, Sequence[Request]], task: str) -> dict[str, Answered]:
@@ -177,21 +159,17 @@ def answers(plan: Mapping[str, Sequence[Request]], task: str) -> dict[str, Answe
 
 
 def scored(
-    harness: VisionHarness, plan: Mapping[str, Sequence[Request]], tasks: Sequence[str]
-) -> dict[str, dict[str, Measured]]:
-    found: dict[str, Answered] = {}
-    for task in tasks:
-        found |= answers(plan, task)
-    table: dict[str, dict[str, Measured]] = {task: {} for task in tasks}
-    for one in harness.score(tasks, found)[0]:
-        table[one.task][one.metric] = one
-    return table
+    harness: VisionHarness, plan: Mapping[str, Sequence[Request]], task: str, copies: Path
+) -> dict[str, Measured]:
+    return {one.metric: one for one in harness.score(task, copies, answers(plan, task))[0]}
 
 
 @pytest.fixture(scope="module")
-def measured(harness: VisionHarness, plan: dict[str, list[Request]]) -> dict[str, dict[str, Measured]]:
+def measured(
+    harness: VisionHarness, plan: dict[str, list[Request]], copies: Path
+) -> dict[str, dict[str, Measured]]:
     """All but captions, which start Java."""
-    return scored(harness, plan, [task for task in TASKS if "karpathy" not in task])
+    return {task: scored(harness, plan, task, copies) for task in TASKS if "karpathy" not in task}
 
 
 def test_each_task_is_tried_here(harness: VisionHarness) -> None:
@@ -338,36 +316,35 @@ def test_labels_that_a_scorer_cannot_take(
     root: Path,
     tmp_path: Path,
     harness: VisionHarness,
-    fresh: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task, folder, config, said, first = REFUSED[case]
     rewritten(copy_of(root, folder, tmp_path), folder, harness.needs(task)[0].split, config, **first)
     monkeypatch.setattr(harness, "_root", tmp_path)
-    found = {one.key: Answered("A") for one in harness.plan([task])}
+    found = {one.key: Answered("A") for one in harness.plan(task, tmp_path / "copies")}
     with pytest.raises(DataError, match=f"^{said}"):
-        harness.score([task], found)
+        harness.score(task, tmp_path / "copies", found)
 
 
 def test_gqa_without_a_picture_of_a_question(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewritten(
         copy_of(root, "GQA", tmp_path), "GQA", "testdev", "testdev_balanced_instructions", imageId="elsewhere"
     )
     monkeypatch.setattr(harness, "_root", tmp_path)
     with pytest.raises(DataError, match="eve_gqa, question q1: its picture elsewhere is not in the config"):
-        harness.plan(["eve_gqa"])
+        harness.plan("eve_gqa", tmp_path / "copies")
 
 
 def test_a_damaged_first_picture_costs_itself(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """lmms-eval reads the first document when a task is loaded."""
     torn = {"bytes": picture(0)["bytes"][:60], "path": "torn.png"}
     rewritten(copy_of(root, "POPE", tmp_path), "POPE", "test", image=torn)
     monkeypatch.setattr(harness, "_root", tmp_path)
-    first, second, *_ = harness.plan(["eve_pope"])
+    first, second, *_ = harness.plan("eve_pope", tmp_path / "copies")
     assert first.conversation is not None and second.conversation is not None
     with pytest.raises(SkipRow, match="image_unreadable"):
         first.conversation()
@@ -389,11 +366,8 @@ def test_quick_asks_the_same_documents_again(tmp_path: Path) -> None:
     everything = datasets.Dataset.from_list(rows)
     asked = documents.quick_pope(everything)["question_id"]
     assert 150 < len(asked) < 250 and list(asked) == list(documents.quick_pope(everything)["question_id"])
-    assert list(asked)[:3] == [
-        "5",
-        "12",
-        "24",
-    ]  # a change of the hash would make scores of checkpoints incomparable
+    # A change of the hash would make scores of checkpoints incomparable.
+    assert list(asked)[:3] == ["5", "12", "24"]
 
 
 def test_quick_asks_a_small_dataset_whole(plan: dict[str, list[Request]]) -> None:
@@ -420,7 +394,6 @@ def test_vqa_accuracy_is_that_of_lmms_eval() -> None:
         "dog's",
         "none",
         "?",
-        "ON",
     ]
     equal = 0
     for number in range(10_000):
@@ -442,9 +415,9 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java: c
 
 
 @needs_java
-def test_captions(harness: VisionHarness, plan: dict[str, list[Request]]) -> None:
+def test_captions(harness: VisionHarness, plan: dict[str, list[Request]], copies: Path) -> None:
     """Three captions, scored with the published code; tables print the scores times 100."""
-    found = scored(harness, plan, ["vila_coco_karpathy"])["vila_coco_karpathy"]
+    found = scored(harness, plan, "vila_coco_karpathy", copies)
     values = {name: one.value / 100 for name, one in found.items() if one.value is not None}
     assert values.pop("METEOR") > 0
     assert values == pytest.approx(
@@ -458,8 +431,10 @@ def test_captions(harness: VisionHarness, plan: dict[str, list[Request]]) -> Non
 
 @pytest.mark.slow
 @needs_java
-def test_a_caption_that_does_not_exist(harness: VisionHarness, plan: dict[str, list[Request]]) -> None:
-    lacking = scored(harness, plan, ["vila_coco_karpathy_4shot"])["vila_coco_karpathy_4shot"]["CIDEr"]
+def test_a_caption_that_does_not_exist(
+    harness: VisionHarness, plan: dict[str, list[Request]], copies: Path
+) -> None:
+    lacking = scored(harness, plan, "vila_coco_karpathy_4shot", copies)["CIDEr"]
     assert lacking.value == pytest.approx((616.74 + 0 + 520.83) / 3, abs=0.01)
     assert lacking.notes == ("1 answers: the model gave none: scored as wrong",)
 
@@ -489,7 +464,7 @@ def test_a_picture_that_nobody_described() -> None:
 
 
 def test_the_folders_that_the_hub_does_not_have(
-    root: Path, tmp_path: Path, harness: VisionHarness, fresh: None, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, harness: VisionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(root / "yerevann", tmp_path / "yerevann")
     shutil.copytree(root / HUB / "OK-VQA", tmp_path / HUB / "OK-VQA")
@@ -497,7 +472,7 @@ def test_the_folders_that_the_hub_does_not_have(
     write_split(tmp_path / HUB / "OK-VQA", "other", [{"question_id": 1}])  # its README anew
     monkeypatch.setattr(harness, "_root", tmp_path)
     with pytest.raises(DataError, match=r"has no folder coco/val2014: unpack COCO's val2014.zip"):
-        harness.plan(["vila_coco_karpathy"])
+        harness.plan("vila_coco_karpathy", tmp_path / "copies")
 
 
 OFFLINE = "import socket; socket.create_connection(('1.1.1.1', 53), 1)"
