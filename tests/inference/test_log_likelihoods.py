@@ -115,7 +115,7 @@ def check(found: list[LogLikelihood], expected: list[LogLikelihood]) -> None:
     assert [one.is_greedy for one in found] == [one.is_greedy for one in expected]
 
 
-@parametrize(ONE, TP2, PP2, slow=(TP2_PP2,))
+@parametrize(ONE, PP2, slow=(TP2, TP2_PP2))
 def test_they_are_those_of_transformers_under_every_layout(
     ranks: RankPool, cases: list[Case], expected: list[LogLikelihood], layout: Layout
 ) -> None:
