@@ -75,6 +75,8 @@ class HFEngine:
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
         self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
+        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
+        self._image_row: int | None = self._processor.image_token_id
         self._text: Decoder = PieceText(self._processor.tokenizer)
         self._apply_exif = apply_exif
         self.conv_mode = conv_mode
@@ -163,9 +165,8 @@ class HFEngine:
         # Prompts are padded on the left, so the continuations stand at the end of all rows.
         kept = max(shared.rows) + 1
         logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
-        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
-        if (image := self._processor.image_token_id) < logits.shape[-1]:
-            logits[..., image] = -torch.inf
+        if self._image_row is not None and self._image_row < logits.shape[-1]:
+            logits[..., self._image_row] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))

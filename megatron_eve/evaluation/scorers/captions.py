@@ -109,16 +109,10 @@ def _tokenized(task: str, texts: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [
-        "java",
-        "-cp",
-        str(jar),
-        "edu.stanford.nlp.process.PTBTokenizer",
-        "-preserveLines",
-        "-lowerCase",
-    ]
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     given = "".join(f"{_line(text)}\n" for text in texts)
-    run = subprocess.run([*command, "-encoding", "utf-8"], input=given.encode(), capture_output=True)
+    run = subprocess.run(command, input=given.encode(), capture_output=True)
     lines = run.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if run.returncode or len(lines) != len(texts):
         said = run.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]

@@ -43,8 +43,8 @@ def karpathy(dataset: datasets.Dataset) -> datasets.Dataset:
     folder = Path.cwd() / "coco"
     if not (folder / "val2014").is_dir():
         raise DataError(
-            f"vila_coco_karpathy: --data-root {folder.parent} has no folder coco/val2014: unpack COCO's val2014.zip "
-            "(and train2014.zip, for the shots) there; a link will do"
+            f"vila_coco_karpathy: --data-root {folder.parent} has no folder coco/val2014: unpack COCO's "
+            "val2014.zip (and train2014.zip, for the shots) there; a link will do"
         )
     _coco[:] = [folder]
     return dataset

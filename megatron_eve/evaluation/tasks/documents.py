@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,18 @@ def gqa_picture(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def load_split(folder: str, config: str | None, split: str) -> datasets.Dataset:
-    """A split of a dataset below the working directory, through the cache that lmms-eval's datasets have."""
+    """A split of a dataset below the working directory, which is the data root where lmms-eval loads a task.
+
+    Raises:
+        DataError: it is not there.
+    """
     if not Path(folder).is_dir():  # datasets would ask the hub
         raise DataError(
             f"--data-root {Path.cwd()} has no folder {folder}: copy the dataset there, as the hub has it"
         )
-    cache = os.environ.get("LMMS_EVAL_DATASETS_CACHE") or os.environ.get("HF_DATASETS_CACHE")
-    return datasets.load_dataset(folder, config, split=split, cache_dir=cache)
+    splits = datasets.get_dataset_split_names(folder, config)
+    if split not in splits:
+        raise DataError(
+            f"--data-root {Path.cwd()}: {folder} has no split {split}; there are {', '.join(splits)}"
+        )
+    return datasets.load_dataset(folder, config, split=split)
