@@ -464,6 +464,7 @@ def test_the_folders_that_the_hub_does_not_have(
 OFFLINE = "import socket; socket.create_connection(('1.1.1.1', 53), 1)"
 
 
+@pytest.mark.slow
 def test_without_a_network() -> None:
     """All of the above in a network namespace that has no interface."""
     alone: Callable[[list[str]], subprocess.CompletedProcess[str]] = lambda command: subprocess.run(  # noqa: E731
