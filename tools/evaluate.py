@@ -24,7 +24,13 @@ from megatron_eve.evaluation.answers import (
 )
 from megatron_eve.evaluation.data_root import prepare_environment
 from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
-from megatron_eve.evaluation.report import errors_by_task, in_doubt, markdown, write_results
+from megatron_eve.evaluation.report import (
+    errors_by_task,
+    in_doubt,
+    markdown,
+    write_results,
+    write_submissions,
+)
 from megatron_eve.evaluation.requests import Request, of_shard
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
 from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
@@ -93,7 +99,11 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score the answers on disk; opens no model")
     _add_data_flags(score)
     score.add_argument_group("results").add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="file that gets the scores as JSON"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file that gets the scores as JSON; files for servers go beside it",
     )
     listing = commands.add_parser("list", help="list tasks, groups and their datasets")
     listing.add_argument(
@@ -261,6 +271,8 @@ def score(flags: argparse.Namespace) -> int:
     errors = errors_by_task(requests, answers)
     print(markdown(measured, errors))
     write_results(flags.output, measured, errors, answers, versions())
+    for path in write_submissions(flags.output, measured):
+        print(f"file      {path}, for the benchmark's server or a judge")
     return SOME_MISSING if in_doubt(requests, errors) else 0
 
 

@@ -23,6 +23,7 @@ class Measured:
         protocol: whose prompts and scoring: "lmms-eval" and "lm-eval" for stock tasks, else as the task file has it.
         main: it stands for the task in a table of many tasks.
         notes: what does not count like the rest, for a footnote.
+        submission: the content of a server's or a judge's file, which stands in the place of a value.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Measured:
     protocol: str
     main: bool
     notes: tuple[str, ...] = ()
+    submission: list[dict[str, Any]] | dict[str, str] | None = None
 
 
 def stock_values(
@@ -69,7 +71,8 @@ def own_values(task: str, results: Mapping[str, Any], protocol: str, main: str |
             if isinstance(found, Reported)
             else (None, None, len(found.rows))
         )
-        yield Measured(task, metric, *shown, protocol, metric == main, notes)
+        rows = found.rows if isinstance(found, Submission) else None
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, rows)
 
 
 def _number(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -18,16 +19,18 @@ import pytest
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.evaluation.answers import Answered
 from megatron_eve.evaluation.data_root import check_dataset
+from megatron_eve.evaluation.harnesses import GROUPS
 from megatron_eve.evaluation.measured import Measured
+from megatron_eve.evaluation.report import write_submissions
 from megatron_eve.evaluation.requests import Request
-from megatron_eve.evaluation.scorers.captions import CaptionRow, score_captions
 from megatron_eve.evaluation.scorers.scores import NoAnswer, answer_of
 from megatron_eve.evaluation.scorers.vqa import vqa_accuracy
+from megatron_eve.evaluation.text_tasks import TEXT_TASKS
 from tests.evaluation import toy_data
 from tests.evaluation.hub_folder import picture, write_split
 
 pytest.importorskip("lmms_eval")
-from megatron_eve.evaluation.tasks import documents, results
+from megatron_eve.evaluation.tasks import documents
 from megatron_eve.evaluation.vision_harness import VisionHarness
 
 HUB = toy_data.OWNER
@@ -207,24 +210,18 @@ def test_files_for_a_server_have_no_score(task: str, scored: Callable[[str], dic
     assert (one.metric, one.value, one.n, one.main) == ("submission", None, len(FILES[task]), True)
 
 
-def test_content_of_the_files() -> None:
-    row = {"question_id": 200}
-    rows = [
-        results.vqav2_answer(row, ["The two-way."]),
-        results.vqav2_answer({"question_id": 201}, [NoAnswer()]),
+def test_content_of_the_files(scored: Callable[[str], dict[str, Measured]], tmp_path: Path) -> None:
+    values = [
+        scored(task)[name]
+        for task, name in (*((task, "submission") for task in FILES), ("eve_gqa", "accuracy"))
     ]
-    assert results.submission([one["submission"] for one in rows]).rows == FILES["eve_vqav2_test"]
-    names = ("VizWiz_test_00000000", "VizWiz_test_00000001.jpg")
-    rows = [
-        results.vizwiz_answer({"question_id": name}, [said])
-        for name, said in zip(names, ("The Coke", NoAnswer()), strict=True)
-    ]
-    assert results.submission([one["submission"] for one in rows]).rows == FILES["eve_vizwiz_test"]
-    rows = [
-        results.mmvet_answer({"question_id": f"v1_{number}"}, [text])
-        for number, text in enumerate(("x = -1", "The answer."))
-    ]
-    assert results.mmvet_submission([one["submission"] for one in rows]).rows == FILES["eve_mmvet"]
+    written = write_submissions(tmp_path / "new" / "stage3.json", values)
+    assert [path.name for path in written] == [f"stage3.{task}.json" for task in FILES]
+    assert [json.loads(path.read_text()) for path in written] == list(FILES.values())
+
+
+def test_forgetting_has_science_qa(harness: VisionHarness) -> None:
+    assert set(GROUPS["forgetting"]) - set(TEXT_TASKS) == {"eve_sqa", "eve_sqa_text"} <= set(harness.names)
 
 
 def test_standard_errors_and_counts(scored: Callable[[str], dict[str, Measured]]) -> None:
@@ -417,6 +414,7 @@ def test_vqa_accuracy_is_that_of_lmms_eval() -> None:
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java: captions are not scored")
 
 
+@pytest.mark.slow  # METEOR loads its tables for 10 s and more
 @needs_java
 def test_captions(scored: Callable[[str], dict[str, Measured]]) -> None:
     """Three captions, scored with the published code; tables print the scores times 100."""
@@ -440,28 +438,13 @@ def test_a_caption_that_does_not_exist(scored: Callable[[str], dict[str, Measure
     assert lacking.notes == ("1 answers: the model gave none: scored as wrong",)
 
 
-@pytest.mark.slow
-@needs_java
-def test_any_caption_can_be_scored() -> None:
-    texts = ["\0", "\ud800", "", "...", "a\nb|||c", "\u2028"]
-    rows = [CaptionRow(number, ("a cat",), text) for number, text in enumerate(texts)]
-    rows.append(CaptionRow(9, ("a dog", "one dog"), "a dog"))
-    for metric in ("CIDEr", "METEOR", "Bleu_4"):
-        value = score_captions("captions", rows, metric).value
-        assert value is not None and value >= 0
-    *others, right = score_captions("captions", rows, "ROUGE_L").points
-    assert right == pytest.approx(1) and max(others) < 1  # a line more would shift the captions
-
-
-def test_captions_without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_without_java(
+    scored: Callable[[str], dict[str, Measured]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
-    score = score_captions("captions", [CaptionRow(1, ("a cat",), "a cat")], "CIDEr")
-    assert score.value is None and "needs the program java" in score.left_out[0].why
-
-
-def test_a_picture_that_nobody_described() -> None:
-    with pytest.raises(DataError, match=r"^captions, question 7: the label is \(\); give the captions"):
-        score_captions("captions", [CaptionRow(7, (), "a cat")], "CIDEr")
+    found = scored("vila_coco_karpathy")
+    assert {one.value for one in found.values()} == {None} and len(found) == 7
+    assert "needs the program java" in found["CIDEr"].notes[0]
 
 
 def test_the_folders_that_the_hub_does_not_have(

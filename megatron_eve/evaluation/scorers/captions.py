@@ -6,13 +6,12 @@ gives other values than the whole.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 from megatron_eve.data.errors import DataError
 from megatron_eve.evaluation.scorers.scores import LeftOut, bad_label, no_answers, require_rows
@@ -20,6 +19,7 @@ from megatron_eve.evaluation.scorers.scores import LeftOut, bad_label, no_answer
 METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "METEOR")
 """Names of the scores, as pycocoevalcap has them."""
 _Texts = dict[int, list[str]]
+_CHECK = "check that `java -version` works"
 
 
 @dataclass(frozen=True)
@@ -62,44 +62,65 @@ def score_captions(task: str, rows: Sequence[CaptionRow], metric: str) -> Captio
     if shutil.which("java") is None:
         missing = LeftOut("scores", 1, "needs the program java, which is not installed: not worked out")
         return CaptionScore(None, (), len(rows), (*notes, missing))
-    value, points = _computed(task, tuple(rows))[metric]
+    value, points = _computed(task, tuple(rows), metric)
     return CaptionScore(value, points, len(rows), notes)
 
 
-@lru_cache(maxsize=1)
-def _computed(task: str, rows: tuple[CaptionRow, ...]) -> dict[str, tuple[float, tuple[float, ...]]]:
-    """All scores at once: they share the tokenizer, a Java program that is started twice."""
+def _computed(task: str, rows: tuple[CaptionRow, ...], metric: str) -> tuple[float, tuple[float, ...]]:
+    """One score, and the points of each picture where it is their mean. METEOR loads its tables for seconds."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    found: dict[str, tuple[float, tuple[float, ...]]] = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints
+    captions, references = _words(task, rows)
+    if metric.startswith("Bleu"):
+        bleu, _ = Bleu(4).compute_score(references, captions, verbose=0)
+        return float(bleu[int(metric[-1]) - 1]), ()
+    if metric == "METEOR":
         try:
-            references = _tokenized(PTBTokenizer(), [row.references for row in rows])
-            captions = _tokenized(PTBTokenizer(), [(row.answer or "",) for row in rows])
-            for name, scorer in (("CIDEr", Cider()), ("ROUGE_L", Rouge()), ("METEOR", Meteor())):
-                value, points = scorer.compute_score(references, captions)
-                mean = () if name == "METEOR" else tuple(float(point) for point in points)
-                found[name] = (float(value), mean)
-            bleu, _ = Bleu(4).compute_score(references, captions)
-        except (OSError, ValueError, IndexError) as error:
+            return float(Meteor().compute_score(references, captions)[0]), ()
+        except (OSError, ValueError) as error:
             raise DataError(
-                f"{task}: pycocoevalcap could not score the captions ({' '.join(str(error).split())[:200]}); check "
-                "that `java -version` works"
+                f"{task}: METEOR, a Java program, did not score the captions ({' '.join(str(error).split())[:200]}); "
+                f"{_CHECK}"
             ) from error
-    for number, value in enumerate(bleu, start=1):
-        found[f"Bleu_{number}"] = (float(value), ())
-    return found
+    value, points = (Cider() if metric == "CIDEr" else Rouge()).compute_score(references, captions)
+    return float(value), tuple(float(point) for point in points)
 
 
-def _tokenized(tokenizer: Any, texts: Sequence[Sequence[str]]) -> _Texts:
-    """Words in lower case without punctuation. A caption is a line of the tokenizer's input: no line ends, no NUL."""
-    lines = {number: [{"caption": _line(text)} for text in several] for number, several in enumerate(texts)}
-    found: _Texts = tokenizer.tokenize(lines)
-    return found
+@lru_cache(maxsize=1)
+def _words(task: str, rows: tuple[CaptionRow, ...]) -> tuple[_Texts, _Texts]:
+    """The model's captions and people's, as words; kept, since each score of the same rows asks for them anew."""
+    lines = iter(_tokenized(task, [text for row in rows for text in (row.answer or "", *row.references)]))
+    captions, references = {}, {}
+    for number, row in enumerate(rows):
+        captions[number] = [next(lines)]
+        references[number] = [next(lines) for _ in row.references]
+    return captions, references
+
+
+def _tokenized(task: str, texts: Sequence[str]) -> list[str]:
+    """Texts as words in lower case without punctuation.
+
+    As pycocoevalcap's PTBTokenizer, which writes its input beside its own files, where a user may not write, and does
+    not notice if lines are missing in what comes out.
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
+    given = "".join(f"{_line(text)}\n" for text in texts)
+    run = subprocess.run(command, input=given.encode(), capture_output=True)
+    lines = run.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    if run.returncode or len(lines) != len(texts):
+        said = run.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise DataError(
+            f"{task}: java split {len(lines)} of {len(texts)} captions into words ({said[-1][:200]}); {_CHECK}"
+        )
+    left_out = frozenset(ptbtokenizer.PUNCTUATIONS)
+    return [" ".join(word for word in line.split() if word not in left_out) for line in lines]
 
 
 def _line(text: str) -> str:
