@@ -34,6 +34,7 @@ from megatron_eve.inference.engine_choice import (
     engine_fingerprint,
     open_engine_and_work,
 )
+from megatron_eve.inference.model_lease import model_lease
 from megatron_eve.inference.opening import add_conv_mode_flag
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.runtime.command_line import CommandParser, whole_number
@@ -183,6 +184,11 @@ def answer(flags: argparse.Namespace) -> int:
     tower = model_tower(flags, needed=True) if flags.conv_mode != OWN_TEMPLATE else None
     if global_rank():
         return open_engine_and_work(flags, flags.conv_mode, work=None)
+    with model_lease(flags.model_path):
+        return _answer_shard(flags, tower)
+
+
+def _answer_shard(flags: argparse.Namespace, tower: ModelTower | None) -> int:
     harnesses = Harnesses(flags.tasks, flags.data_root)
     head = Head(_origin(flags, tower).to_metadata(), harnesses.check_data(flags.data_cache_path), versions())
     before = read_answers(flags.answers, "--answers")
