@@ -26,6 +26,7 @@ from megatron_eve.evaluation.data_root import prepare_environment
 from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
 from megatron_eve.evaluation.report import errors_by_task, in_doubt, markdown, write_results
 from megatron_eve.evaluation.requests import Request, of_shard
+from megatron_eve.evaluation.training_record import add_scalars, append_scores, check_iteration
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
 from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
 from megatron_eve.inference.engine_choice import (
@@ -93,8 +94,21 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
     answer.set_defaults(max_new_tokens=None)
     score = commands.add_parser("score", help="score the answers on disk; opens no model")
     _add_data_flags(score)
-    score.add_argument_group("results").add_argument(
+    results = score.add_argument_group("results")
+    results.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file that gets the scores as JSON"
+    )
+    results.add_argument(
+        "--evaluation-log",
+        type=Path,
+        metavar="FILE",
+        help="also append the scores as a line of JSON with the checkpoint's iteration, such as "
+        "runs/stage2/evaluation.jsonl",
+    )
+    results.add_argument(
+        "--tensorboard-dir",
+        metavar="DIR",
+        help="also write the scores as TensorBoard's scalars at the checkpoint's iteration",
     )
     listing = commands.add_parser("list", help="list tasks, groups and their datasets")
     listing.add_argument(
@@ -257,6 +271,8 @@ def score(flags: argparse.Namespace) -> int:
     if answers.head is None:
         raise DataError(f"--answers {flags.answers}: no answers there; run tools/evaluate.py answer first")
     check_data(answers.head, data, flags.answers)
+    if flags.evaluation_log or flags.tensorboard_dir:
+        check_iteration(answers.head, flags.answers)
     try:
         measured, requests = harnesses.score(answers.found)
     except MissingAnswers as error:
@@ -267,6 +283,10 @@ def score(flags: argparse.Namespace) -> int:
     errors = errors_by_task(requests, answers)
     print(markdown(measured, errors))
     write_results(flags.output, measured, errors, answers, versions())
+    if flags.evaluation_log:
+        append_scores(flags.evaluation_log, answers.head, measured)
+    if flags.tensorboard_dir:
+        add_scalars(flags.tensorboard_dir, answers.head, measured)
     return SOME_MISSING if in_doubt(requests, errors) else 0
 
 
