@@ -11,6 +11,9 @@
 #   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA and LOAD, which means MEANING, and from other
 #                                         folders that the array stage_folders lists: variable, flag and meaning of each
 #
+# With EVALUATE=TASKS, train has each checkpoint at a multiple of EVALUATE_EVERY evaluated by jobs of their own
+# (docs/operations.md, While a model trains).
+#
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
 # requeued too, until three starts in a row made no new checkpoint. Ranks that leave by themselves say in SAVE/outcome
