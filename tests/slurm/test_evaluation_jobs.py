@@ -56,7 +56,7 @@ def test_both_jobs_of_each_checkpoint_are_submitted_once(launch: Launch) -> None
         "EVALUATE_SHARDS": "4",
     }
     for _ in range(2):
-        found = launch(**given, EVALUATE_FLAGS="--batch-size 2")
+        found = launch(**given, SLURM_JOB_ID="77", EVALUATE_FLAGS="--batch-size 2")
         assert found.returncode == 0, found.stderr
     place = launch.save / "evaluation" / "iter_0000010"
     answer, score = (launch.folder / "record.sbatch").read_text().splitlines()
