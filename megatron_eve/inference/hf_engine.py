@@ -159,21 +159,46 @@ class HFEngine:
             return []
         pairs = [self._pair(query) for query in queries]
         shared = SharedRows(pairs, [query.images for query in queries])
-        whole = [replace(queries[number], text=self._whole(queries[number])) for number in shared.first]
-        # Prompts are padded on the left, so the continuations stand at the end of all rows.
-        kept = max(shared.rows) + 1
-        logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
-        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
-        if (image := self._processor.image_token_id) < logits.shape[-1]:
-            logits[..., image] = -torch.inf
+        inputs = self._continued(
+            self._inputs([queries[number] for number in shared.first]),
+            [pairs[number].continuation[:-1] for number in shared.first],
+        )
+        kept = max(shared.rows)
+        logits = self._model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        if self._adds_image_row(logits.shape[-1]):
+            logits[..., -1] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
 
-    def _whole(self, query: ContinuationQuery) -> str:
-        """Context and continuation, with an EOS as context where there is none and no BOS either."""
-        begin = "" if self._prompt_ids(query.text) else self._processor.tokenizer.eos_token
-        return begin + query.text + query.continuation
+    def _continued(self, inputs: Any, continuations: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The inputs of contexts with more tokens behind them, all padded on the left; a context is EOS if empty."""
+        rows = []
+        for ids, real, more in zip(
+            inputs["input_ids"].cpu().long(),
+            inputs["attention_mask"].cpu().bool(),
+            continuations,
+            strict=True,
+        ):
+            context = ids[real].tolist() or [self._processor.tokenizer.eos_token_id]
+            rows.append(torch.tensor([*context, *more]))
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max())).flip(0) < lengths[:, None]
+        found = {
+            "input_ids": torch.zeros(mask.shape, dtype=torch.int64).masked_scatter(mask, torch.cat(rows)),
+            "attention_mask": mask.long(),
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        }
+        return {**inputs, **{name: tensor.to(self._model.device) for name, tensor in found.items()}}
+
+    def _adds_image_row(self, rows: int) -> bool:
+        """Is the last of so many rows of logits that of `<image>`, which LLaVA looks up like a token, and no text has?
+
+        Its export adds it behind the model's own rows, and has `generate` suppress it. Where the model's own rows are
+        more than its tokenizer's tokens, `<image>` is one of these, which all count.
+        """
+        suppressed = self._model.generation_config.suppress_tokens or ()
+        return self._processor.image_token_id == rows - 1 and rows - 1 in suppressed
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
