@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -57,6 +58,7 @@ from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
+_KINDS_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")  # 0 is text
 _PROBE = "two  words,\n猫 🙂"
 
 
@@ -172,24 +174,28 @@ class HFEngine:
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
 
     def _continued(self, inputs: Any, continuations: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """The inputs of contexts with more tokens behind them, all padded on the left; a context is EOS if empty."""
-        rows = []
-        for ids, real, more in zip(
-            inputs["input_ids"].cpu().long(),
-            inputs["attention_mask"].cpu().bool(),
-            continuations,
-            strict=True,
-        ):
-            context = ids[real].tolist() or [self._processor.tokenizer.eos_token_id]
-            rows.append(torch.tensor([*context, *more]))
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(lengths.max())).flip(0) < lengths[:, None]
-        found = {
-            "input_ids": torch.zeros(mask.shape, dtype=torch.int64).masked_scatter(mask, torch.cat(rows)),
-            "attention_mask": mask.long(),
-            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        """The inputs of contexts with more tokens behind them, all padded on the left; an empty context is EOS."""
+        real = inputs["attention_mask"].cpu().bool()
+        eos = [self._processor.tokenizer.eos_token_id]
+        added = [
+            [*(() if some.any() else eos), *more] for some, more in zip(real, continuations, strict=True)
+        ]
+        behind = {
+            "input_ids": added,
+            "attention_mask": [[1] * len(more) for more in added],
+            **{name: [[0] * len(more) for more in added] for name in _KINDS_OF_TOKENS if name in inputs},
         }
-        return {**inputs, **{name: tensor.to(self._model.device) for name, tensor in found.items()}}
+        found = dict(inputs)
+        for name, values in behind.items():
+            rows = [
+                torch.tensor([*row[some].tolist(), *more], dtype=torch.int64)
+                for row, some, more in zip(inputs[name].cpu(), real, values, strict=True)
+            ]
+            found[name] = pad_sequence(rows, True, padding_side="left").to(self._model.device)
+        mask = found["attention_mask"]
+        if not mask.all():  # otherwise the model's own, which may have several axes
+            found["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        return found
 
     def _adds_image_row(self, rows: int) -> bool:
         """Is the last of so many rows of logits that of `<image>`, which LLaVA looks up like a token, and no text has?
@@ -198,7 +204,7 @@ class HFEngine:
         more than its tokenizer's tokens, `<image>` is one of these, which all count.
         """
         suppressed = self._model.generation_config.suppress_tokens or ()
-        return self._processor.image_token_id == rows - 1 and rows - 1 in suppressed
+        return getattr(self._processor, "image_token_id", None) == rows - 1 and rows - 1 in suppressed
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
