@@ -11,6 +11,9 @@
 #   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA and LOAD, which means MEANING, and from other
 #                                         folders that the array stage_folders lists: variable, flag and meaning of each
 #
+# With EVALUATE=TASKS, train has each checkpoint at a multiple of EVALUATE_EVERY evaluated by jobs of their own
+# (docs/operations.md, While a model trains).
+#
 # A script is one process on the first node of a job. Slurm sends it USR1 before the time limit (#SBATCH --signal); it
 # passes that on to the ranks, which save a checkpoint and leave, and requeues the job. A job whose ranks fail is
 # requeued too, until three starts in a row made no new checkpoint. Ranks that leave by themselves say in SAVE/outcome
@@ -194,6 +197,93 @@ need_save() {
     outcome_folder=$SAVE
 }
 
+# Evaluations while a model trains: the batch script, which runs beside the ranks and not in them, submits
+# slurm/evaluate.sh and slurm/evaluate_score.sh for checkpoints as they become complete. What fails here is a warning.
+need_evaluation() {
+    : "${EVALUATE_EVERY:=5000}" "${EVALUATE_SHARDS:=1}"
+    [[ $EVALUATE_EVERY =~ ^[1-9][0-9]*$ ]] || die "EVALUATE_EVERY=$EVALUATE_EVERY: is no number of iterations"
+    [[ $EVALUATE_SHARDS =~ ^[1-9][0-9]*$ ]] || die "EVALUATE_SHARDS=$EVALUATE_SHARDS: is no number of shards"
+    need_folder EVALUATE_DATA_ROOT "the folder of the benchmarks, --data-root of tools/evaluate.py"
+}
+
+watch_evaluations() {
+    local leaving=''
+    trap '' USR1
+    trap 'leaving=1' TERM # not in the middle of a submission
+    find "$SAVE/evaluation" -name jobs -empty -delete 2> /dev/null || true # of a start that was cut short: once more
+    while [[ -z $leaving ]]; do
+        submit_evaluations
+        renew_leases
+        sleep "${EVALUATE_POLL_SECONDS:-20}" &
+        wait "$!" || kill "$!" 2> /dev/null || true
+    done
+}
+
+# Submit evaluations of complete checkpoints that have none. SAVE/evaluation/iter_0005000/jobs holds the numbers of both jobs.
+submit_evaluations() {
+    local latest folder iteration place
+    latest=$(latest_checkpoint "$SAVE")
+    [[ $latest =~ ^[0-9]+$ ]] || return 0
+    for folder in "$SAVE"/iter_*; do
+        [[ $(basename "$folder") =~ ^iter_([0-9]+)$ ]] || continue
+        iteration=$((10#${BASH_REMATCH[1]}))
+        place=$SAVE/evaluation/$(basename "$folder")
+        if ((iteration > latest || iteration % EVALUATE_EVERY)) || [[ -e $place/jobs ]]; then
+            continue
+        fi
+        submit_evaluation "$folder" "$iteration" "$place" \
+            || echo "warning: the evaluation of $folder could not be submitted whole; training goes on, and slurm/evaluate.sh" \
+                "and slurm/evaluate_score.sh can be submitted by hand"
+    done
+}
+
+submit_evaluation() { # CHECKPOINT ITERATION PLACE
+    local folder=$1 iteration=$2 place=$3 array score board options flags
+    local -x TASKS=$EVALUATE DATA_ROOT=$EVALUATE_DATA_ROOT MODEL=$SAVE STEP=$iteration ANSWERS=$place/answers \
+        OUTPUT=$place/results.json
+    mkdir -p "$place" && : > "$place/jobs" || return 1 # one attempt
+    local lease=$folder/lease-slurm-$SLURM_JOB_ID.json # until the array has a number
+    echo '{}' > "$lease" || return 1
+    read -r -a options <<< "${EVALUATE_OPTIONS:-}"
+    read -r -a flags <<< "${EVALUATE_FLAGS:-}"
+    board=$(sed -n "s/^ *tensorboard_dir: *['\"]\{0,1\}\([^'\"]*\)['\"]\{0,1\}$/\1/p" "$folder/config.yaml")
+    [[ -n $board && $board != null ]] || board=$SAVE/tensorboard
+    array=$(sbatch_apart "--array=0-$((EVALUATE_SHARDS - 1))" "--output=$place/answer-%A_%a.log" "${options[@]}" \
+        slurm/evaluate.sh "${flags[@]}") || { rm -f "$lease" && return 1; }
+    mv "$lease" "$folder/lease-slurm-$array.json"
+    echo "$array" > "$place/jobs"
+    score=$(sbatch_apart "--dependency=afterok:$array" --kill-on-invalid-dep=yes "--output=$place/score-%j.log" \
+        slurm/evaluate_score.sh --evaluation-log "$SAVE/evaluation.jsonl" --tensorboard-dir "$board/evaluation") || return 1
+    echo "$array $score" > "$place/jobs"
+    echo "== evaluation of iteration $iteration is submitted: $EVALUATE, jobs $array and $score"
+}
+
+# sbatch from inside a job, without what Slurm tells this job about itself; prints the number of the new job.
+sbatch_apart() { # WORDS OF SBATCH...
+    local name told
+    told=$(
+        for name in "${!SLURM_@}" "${!SRUN_@}"; do [[ $name == SLURM_CONF ]] || unset "$name"; done
+        sbatch --parsable "$@" 2>&1
+    ) || { echo "$told" >&2 && return 1; }
+    told=$(tail -n 1 <<< "$told")
+    echo "${told%%;*}"
+}
+
+# Checkpoints whose evaluation waits or runs keep their leases (megatron_eve/checkpoint/lease.py), and no others.
+renew_leases() {
+    local lease job listed status
+    for lease in "$SAVE"/iter_*/lease-slurm-*.json; do
+        [[ $lease =~ /lease-slurm-([0-9]+)\.json$ ]] || continue
+        job=${BASH_REMATCH[1]} status=0
+        listed=$(squeue --noheader --jobs "$job" 2>&1) || status=$?
+        if [[ $job == "$SLURM_JOB_ID" || $listed == *"Invalid job id"* || ($status -eq 0 && -z $listed) ]]; then
+            rm -f "$lease"
+        else # it waits or runs, or Slurm gives no answer
+            touch --no-create "$lease" || true
+        fi
+    done
+}
+
 train() { # RECIPE FLAGS...
     local recipes=("$1") head port ranks starts status=0 step
     shift
@@ -204,6 +294,7 @@ train() { # RECIPE FLAGS...
         [[ -f $LAYOUT ]] || die "the layout $LAYOUT does not exist in $CHECKOUT"
         recipes+=("$LAYOUT")
     fi
+    [[ -z ${EVALUATE:-} ]] || need_evaluation
     local flags=(--config "${recipes[@]}" --save "$SAVE" --load "$SAVE" "$@")
     ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
     preflight "$((SLURM_NNODES * ranks))" "$ranks" "${flags[@]}"
@@ -233,15 +324,24 @@ train() { # RECIPE FLAGS...
         "   command    ${command[*]}"
 
     rm -f "$SAVE/outcome"
-    local signalled='' outcome
+    local signalled='' outcome watcher=''
     trap 'signalled=1; echo "time is nearly up: the ranks are asked to save and leave"; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
     srun_step "${torchrun[@]}" "${command[@]}" &
     step=$!
+    if [[ -n ${EVALUATE:-} ]]; then
+        watch_evaluations &
+        watcher=$!
+    fi
     while true; do # wait returns early when a trap has run
         wait "$step" && status=0 || status=$?
         kill -0 "$step" 2> /dev/null || break
     done
     trap - USR1
+    if [[ -n $watcher ]]; then
+        kill "$watcher" 2> /dev/null || true
+        wait "$watcher" 2> /dev/null || true
+        submit_evaluations || true # of what was saved last
+    fi
 
     outcome=$(cat "$SAVE/outcome" 2> /dev/null || true)
     if [[ $outcome == "done" ]]; then

@@ -24,8 +24,15 @@ from megatron_eve.evaluation.answers import (
 )
 from megatron_eve.evaluation.data_root import prepare_environment
 from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
-from megatron_eve.evaluation.report import errors_by_task, in_doubt, markdown, write_results
+from megatron_eve.evaluation.report import (
+    errors_by_task,
+    in_doubt,
+    markdown,
+    write_results,
+    write_submissions,
+)
 from megatron_eve.evaluation.requests import Request, of_shard
+from megatron_eve.evaluation.training_record import add_scalars, append_scores, check_iteration
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
 from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
 from megatron_eve.inference.engine_choice import (
@@ -34,6 +41,7 @@ from megatron_eve.inference.engine_choice import (
     engine_fingerprint,
     open_engine_and_work,
 )
+from megatron_eve.inference.model_lease import model_lease
 from megatron_eve.inference.opening import add_conv_mode_flag
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.runtime.command_line import CommandParser, whole_number
@@ -92,8 +100,25 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
     answer.set_defaults(max_new_tokens=None)
     score = commands.add_parser("score", help="score the answers on disk; opens no model")
     _add_data_flags(score)
-    score.add_argument_group("results").add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="file that gets the scores as JSON"
+    results = score.add_argument_group("results", "Where the scores go, beside the table that is printed.")
+    results.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file that gets the scores as JSON; files for servers go beside it",
+    )
+    results.add_argument(
+        "--evaluation-log",
+        type=Path,
+        metavar="FILE",
+        help="also append the scores as a line of JSON with the checkpoint's iteration, such as "
+        "runs/stage2/evaluation.jsonl",
+    )
+    results.add_argument(
+        "--tensorboard-dir",
+        metavar="DIR",
+        help="also write the scores as TensorBoard's scalars at the checkpoint's iteration",
     )
     listing = commands.add_parser("list", help="list tasks, groups and their datasets")
     listing.add_argument(
@@ -183,6 +208,11 @@ def answer(flags: argparse.Namespace) -> int:
     tower = model_tower(flags, needed=True) if flags.conv_mode != OWN_TEMPLATE else None
     if global_rank():
         return open_engine_and_work(flags, flags.conv_mode, work=None)
+    with model_lease(flags.model_path):
+        return _answer_shard(flags, tower)
+
+
+def _answer_shard(flags: argparse.Namespace, tower: ModelTower | None) -> int:
     harnesses = Harnesses(flags.tasks, flags.data_root)
     head = Head(_origin(flags, tower).to_metadata(), harnesses.check_data(flags.data_cache_path), versions())
     before = read_answers(flags.answers, "--answers")
@@ -251,6 +281,8 @@ def score(flags: argparse.Namespace) -> int:
     if answers.head is None:
         raise DataError(f"--answers {flags.answers}: no answers there; run tools/evaluate.py answer first")
     check_data(answers.head, data, flags.answers)
+    if flags.evaluation_log or flags.tensorboard_dir:
+        check_iteration(answers.head, flags.answers)
     try:
         measured, requests = harnesses.score(answers.found)
     except MissingAnswers as error:
@@ -261,6 +293,12 @@ def score(flags: argparse.Namespace) -> int:
     errors = errors_by_task(requests, answers)
     print(markdown(measured, errors))
     write_results(flags.output, measured, errors, answers, versions())
+    for path in write_submissions(flags.output, measured):
+        print(f"file      {path}, for the benchmark's server or a judge")
+    if flags.evaluation_log:
+        append_scores(flags.evaluation_log, answers.head, measured)
+    if flags.tensorboard_dir:
+        add_scalars(flags.tensorboard_dir, answers.head, measured)
     return SOME_MISSING if in_doubt(requests, errors) else 0
 
 

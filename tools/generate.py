@@ -14,6 +14,7 @@ from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
 from megatron_eve.inference.engine import Engine
+from megatron_eve.inference.model_lease import model_lease
 from megatron_eve.inference.opening import (
     add_conv_mode_flag,
     add_model_flags,
@@ -230,7 +231,10 @@ def answer(flags: argparse.Namespace) -> int:
         return run_with_engine(flags, flags.conv_mode, work=None)
     warn_of(found.refused)
     tower = tower if pictures else None  # is not loaded for questions about text
-    with AnswersFile(flags.answers_file, shard, answer_origin(flags, tower), flags.image_folder) as answers:
+    with (
+        model_lease(flags.model_path),
+        AnswersFile(flags.answers_file, shard, answer_origin(flags, tower), flags.image_folder) as answers,
+    ):
         return run_with_engine(
             flags, flags.conv_mode, lambda engine: run(engine, flags, answers, found.refused), tower
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from megatron_eve.checkpoint.lease import is_lease
 from megatron_eve.runtime.digests import file_digest, file_digest_in_pieces
 
 # Written once per checkpoint, beside the tensors of the ranks.
@@ -106,7 +107,9 @@ def weights_fingerprint(folder: Path) -> str:
         OSError: the checksums cannot be read (or, if there are none, the files).
     """
     sums = checksums_of(folder) or {
-        path.name: file_digest(path) for path in folder.iterdir() if path.is_file()
+        path.name: file_digest(path)
+        for path in folder.iterdir()
+        if path.is_file() and not is_lease(path.name)
     }
     kept = [
         f"{digest}  {name}\n"

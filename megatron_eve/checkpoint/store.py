@@ -25,6 +25,7 @@ from megatron_eve.checkpoint.files import (
     sync_to_disk,
     write_checksums,
 )
+from megatron_eve.checkpoint.lease import is_leased
 from megatron_eve.config import TRACKER, CheckpointConfig
 
 _PREFIX, _PARTIAL = "iter_", ".partial"
@@ -167,6 +168,8 @@ class CheckpointStore:
     def prune(self, keep_last: int | None, retain_interval: int | None, weights_only: bool) -> list[str]:
         """Remove old checkpoints; the latest always stays. One that cannot be removed is skipped.
 
+        One that another process reads (`lease.py`) is left as it is, for the next call.
+
         Args:
             keep_last: number of newest checkpoints that stay; None keeps all.
             retain_interval: older checkpoints at multiples of this stay, too.
@@ -183,10 +186,15 @@ class CheckpointStore:
         for iteration in older:
             folder = self.folder(iteration)
             try:
+                if is_leased(folder):
+                    continue
                 if not (retain_interval and iteration % retain_interval == 0):
                     to_remove = folder.with_name(folder.name + ".removed")
                     # Renamed first: a killed run must leave no half-removed folder under the old name.
                     folder.rename(to_remove)
+                    if is_leased(to_remove):  # taken since it was looked for
+                        to_remove.rename(folder)
+                        continue
                     shutil.rmtree(to_remove, ignore_errors=True)
                 elif weights_only:
                     drop_optimizer(folder)

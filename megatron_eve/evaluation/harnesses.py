@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from megatron_eve.evaluation.text_harness import TextHarness
     from megatron_eve.evaluation.vision_harness import VisionHarness
 
-GROUPS = {"forgetting": tuple(TEXT_TASKS)}
+GROUPS = {"forgetting": (*TEXT_TASKS, "forgetting_sqa")}
 """Groups with tasks of both harnesses; those of tasks with pictures alone are files beside them."""
 _PACKAGES = ("megatron_eve", "lmms_eval", "lm_eval", "datasets", "transformers", "torch")
 

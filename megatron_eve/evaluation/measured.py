@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_eve.evaluation.scorers.scores import Reported, Submission
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -21,6 +23,7 @@ class Measured:
         protocol: whose prompts and scoring: "lmms-eval" and "lm-eval" for stock tasks, else as the task file has it.
         main: it stands for the task in a table of many tasks.
         notes: what does not count like the rest, for a footnote.
+        submission: the content of a server's or a judge's file, which stands in the place of a value.
     """
 
     task: str
@@ -31,6 +34,7 @@ class Measured:
     protocol: str
     main: bool
     notes: tuple[str, ...] = ()
+    submission: list[dict[str, Any]] | dict[str, str] | None = None
 
 
 def stock_values(
@@ -53,6 +57,22 @@ def stock_values(
         shown = metric if filtered == "none" else f"{metric} ({filtered})"
         error = _number(results.get(f"{metric}_stderr,{filtered}"))
         yield Measured(task, shown, _number(results[name]), error, n, protocol, name == chosen)
+
+
+def own_values(task: str, results: Mapping[str, Any], protocol: str, main: str | None) -> Iterable[Measured]:
+    """The values of a task of this project, whose results are `Reported` and `Submission`, as `stock_values`."""
+    for name, found in results.items():
+        metric, _, _ = name.partition(",")
+        if not isinstance(found, (Reported, Submission)):
+            continue
+        notes = tuple(f"{note.count:,} {note.what}: {note.why}" for note in found.left_out)
+        shown = (
+            (found.value, found.standard_error, found.n)
+            if isinstance(found, Reported)
+            else (None, None, len(found.rows))
+        )
+        rows = found.rows if isinstance(found, Submission) else None
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, rows)
 
 
 def _number(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,29 @@ def write_results(
     content = {
         "model": head.model,
         "data": head.data,
-        "results": [asdict(one) for one in measured],
+        "results": [asdict(replace(one, submission=None)) for one in measured],
         "errors": errors,
         "versions": {"answered": head.versions, "scored": versions},
     }
+    _write_json(path, content)
+
+
+def write_submissions(path: Path, measured: Sequence[Measured]) -> list[Path]:
+    """Write the files for servers and judges beside results.json: `results.TASK.json` for each such task.
+
+    Args:
+        path: of results.json.
+        measured: all values; those without a submission are passed over.
+    """
+    written = []
+    for one in measured:
+        if one.submission is not None:
+            written.append(path.with_name(f"{path.stem}.{one.task}.json"))
+            _write_json(written[-1], one.submission)
+    return written
+
+
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers, missing_by_task
 from megatron_eve.evaluation.data_root import DatasetNeed, alone_in
-from megatron_eve.evaluation.measured import Measured, stock_values
+from megatron_eve.evaluation.measured import Measured, own_values, stock_values
 from megatron_eve.evaluation.requests import Conversation, Request
 from megatron_eve.evaluation.scorers.scores import NoAnswer
 from megatron_eve.models.text_format import IMAGE_TOKEN
@@ -144,7 +144,8 @@ class VisionHarness:
     def _values(self, task: str, results: Mapping[str, Any]) -> Iterable[Measured]:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
         main, protocol = metadata.get("main_metric"), metadata.get("protocol", "lmms-eval")
-        return stock_values(task, results["results"][task], n, protocol, main)
+        values = results["results"][task]
+        return [*own_values(task, values, protocol, main)] or stock_values(task, values, n, protocol, main)
 
     def _run(self, model: lmms, task: str) -> Any:
         return lmms_eval.evaluator.simple_evaluate(

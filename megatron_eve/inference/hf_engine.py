@@ -77,6 +77,9 @@ class HFEngine:
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
         self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
+        # LLaVA looks `<image>` up like any token, so its export adds a row for it, the last one of the logits, though
+        # no text holds it. Where a model has more rows than its tokenizer tokens, it is one of those, which all count.
+        self._image_row: int | None = self._processor.image_token_id
         self._text: Decoder = PieceText(self._processor.tokenizer)
         self._apply_exif = apply_exif
         self.conv_mode = conv_mode
@@ -167,7 +170,7 @@ class HFEngine:
         )
         kept = max(shared.rows)
         logits = self._model(**inputs, logits_to_keep=kept, use_cache=False).logits
-        if self._adds_image_row(logits.shape[-1]):
+        if self._image_row == logits.shape[-1] - 1:
             logits[..., -1] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
@@ -196,15 +199,6 @@ class HFEngine:
         if not mask.all():  # otherwise the model's own, which may have several axes
             found["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         return found
-
-    def _adds_image_row(self, rows: int) -> bool:
-        """Is the last of so many rows of logits that of `<image>`, which LLaVA looks up like a token, and no text has?
-
-        Its export adds it behind the model's own rows, and has `generate` suppress it. Where the model's own rows are
-        more than its tokenizer's tokens, `<image>` is one of these, which all count.
-        """
-        suppressed = self._model.generation_config.suppress_tokens or ()
-        return getattr(self._processor, "image_token_id", None) == rows - 1 and rows - 1 in suppressed
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""

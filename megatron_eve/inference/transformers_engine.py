@@ -43,6 +43,9 @@ class TransformersEngine(HFEngine):
                 "(chat_template.jinja)"
             )
         self._prompts = prompts_of(model.config, self._processor)
+        self._image_row = (
+            None  # log-likelihoods are those of the model's own logits, whatever rows these have
+        )
         self._text = _TokenizerText(self._processor.tokenizer)
         self._batched = model.config.model_type in BATCHED
         self._stop_ids = _end_ids(model, self._processor.tokenizer)

@@ -35,13 +35,13 @@ def write_split(
         split: its name.
         rows: by column.
         config: of the README; None: one without a name.
-        images: columns with pictures.
+        images: columns with pictures, or with lists of them.
     """
     place = Path(config or "data")
     path = folder / place / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    features = {name: {"_type": "Image"} for name in images if name in table.column_names}
+    features = {name: _image(table.schema.field(name).type) for name in images if name in table.column_names}
     kinds = {
         name: _feature(table.schema.field(name).type) for name in table.column_names if name not in features
     }
@@ -49,6 +49,11 @@ def write_split(
     pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), path)
     _write_readme(folder)
     return path
+
+
+def _image(kind: pyarrow.DataType) -> dict[str, Any]:
+    image = {"_type": "Image"}
+    return {"feature": image, "_type": "List"} if pyarrow.types.is_list(kind) else image
 
 
 def _feature(kind: pyarrow.DataType) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("lmms_eval")
-
-import lmms_eval.api.task
 
 from megatron_eve.evaluation.answering import answer_requests
 from megatron_eve.evaluation.answers import Head, ShardFile, read_answers
@@ -38,12 +36,8 @@ def index() -> VisionHarness:
 
 
 @pytest.fixture
-def asked(
-    tmp_path: Path, index: VisionHarness, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Harnesses, Wanted]]:
+def asked(tmp_path: Path, index: VisionHarness, monkeypatch: pytest.MonkeyPatch) -> tuple[Harnesses, Wanted]:
     """The tasks on toy datasets; question, picture and limit of each of their requests."""
-    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
     root = tmp_path / "root"
     monkeypatch.setattr(index, "_root", root)
     monkeypatch.setattr(Harnesses, "vision", index)
@@ -79,8 +73,9 @@ def asked(
         context = "Context: Look.\n" if at else ""
         options = "A. this\nB. that\nAnswer with the option's letter from the given choices directly."
         wanted["scienceqa_img", at] = f"{context}{row['question']}\n{options}", row["image"]
-    yield Harnesses(list(TASKS), root), wanted
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
+    harnesses = Harnesses(list(TASKS), root)
+    harnesses.check_data(tmp_path / "cache")
+    return harnesses, wanted
 
 
 def by_generate(
@@ -154,7 +149,7 @@ def test_a_prompt_that_only_the_server_finds_too_long_is_an_error_of_its_request
     asked: tuple[Harnesses, Wanted], tmp_path: Path
 ) -> None:
     engine = TransformersEngine(make_llava(tmp_path / "llava"))
-    requests = Harnesses(["pope"], tmp_path / "root").plan()
+    requests = [request for request in asked[0].plan() if request.task == "pope"]
     with serving(engine) as (url, served):
         body = '{"message": "This model\'s maximum context length is 9 tokens."}'
         remote = HTTPEngine(url, "tiny", client=HTTPClient(url, first_wait=0.01))

@@ -8,6 +8,8 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from megatron_eve.data.images import ImageError, decode_image
+from megatron_eve.data.text.prompts import prompt_from_turns
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.engine import (
     Answer,
     ContinuationQuery,
@@ -48,6 +50,10 @@ class ScriptedEngine:
     def _wait(self) -> None:
         # Longer than several pages take to open on a busy machine; a test that fails releases nothing.
         assert self._go.acquire(timeout=120)
+
+    def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
+        """By the template of `conv_mode`."""
+        return prompt_from_turns(turns, self.conv_mode, num_images)
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()

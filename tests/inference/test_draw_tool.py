@@ -41,6 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_under_any_layout_and_after_a_kill(model: Model, tmp_path: Path) -> None:
     words = ["--prompt", "A red car.", "Two dogs.", "--num-images", "3", "--batch-size", "1"]
     output = draw(model, *words, "--output-dir", str(tmp_path / "one"))

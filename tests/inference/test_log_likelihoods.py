@@ -122,7 +122,7 @@ def check(found: list[LogLikelihood], expected: list[LogLikelihood]) -> None:
     assert [one.is_greedy for one in found] == [one.is_greedy for one in expected]
 
 
-@parametrize(ONE, TP2, PP2, slow=(TP2_PP2,))
+@parametrize(ONE, PP2, slow=(TP2, TP2_PP2))
 def test_they_are_those_of_transformers_under_every_layout(
     ranks: RankPool, cases: list[Case], expected: list[LogLikelihood], layout: Layout
 ) -> None:
@@ -178,6 +178,9 @@ def beside_answers(engine: Engine) -> Greedy:
             engine.prepare_continuation(context, images, f" {letter}") for letter in "abc"
         ]
         queries.append(engine.prepare_continuation(context, [picture(60, 90)], " a"))
+        # The same tokens, of which two belong to the continuation here and one there.
+        queries.append(engine.prepare_continuation(f"{context} a", images, " b"))
+        queries.append(engine.prepare_continuation(context, images, " a b"))
         together = engine.log_likelihoods(queries)
         passes = sum(counted)
         alone = [engine.log_likelihoods([query])[0] for query in queries]
@@ -190,10 +193,21 @@ def test_greedy_is_what_answers_say_and_shared_rows_change_nothing(ranks: RankPo
     (found,) = ranks.run(1, on_ranks, ONE, beside_answers)
     assert all(is_greedy == is_answer for is_greedy, is_answer in found.agree)
     assert {one for one, _ in found.agree} == {True, False}
-    assert found.passes == 2, "three continuations of one context share a pass, another picture has its own"
-    assert len({one.sum for one in found.together}) == 4
+    assert found.passes == 3, "continuations of one context share a pass, another picture has its own"
+    assert len({one.sum for one in found.together}) == 6
+    first, *_, second, both = found.together
+    assert both.sum == pytest.approx(first.sum + second.sum, abs=1e-5)
     for together, alone in zip(found.together, found.alone, strict=True):
         assert together.sum == pytest.approx(alone.sum, abs=1e-5) and together.is_greedy == alone.is_greedy
+
+
+def test_a_continuation_is_greedy_if_each_of_its_tokens_is() -> None:
+    import torch
+
+    from megatron_eve.inference.log_likelihoods import summed
+
+    found = torch.tensor([[-1.0, 1.0], [-2.0, 0.0], [-3.0, 1.0]])
+    assert summed(found, [0, 1, 1], 2) == [LogLikelihood(-1.0, True), LogLikelihood(-5.0, False)]
 
 
 def refusals(engine: Engine) -> list[str]:

@@ -117,7 +117,9 @@ def test_ctrl_c_saves_once_and_leaves(tmp_path: Path, launcher: list[str]) -> No
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["one rank", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", [[], pytest.param(TORCHRUN, marks=pytest.mark.slow)], ids=["one rank", "torchrun"]
+)
 def test_ctrl_c_twice_kills(launcher: list[str]) -> None:
     with in_terminal(*launcher, *RUN, "1024") as run:  # steps of many seconds
         run.wait_for("warning: no --save is given")

@@ -49,7 +49,8 @@ def started(save: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     ("number", "of_ranks", "words"),
     [
         (signal.SIGUSR1, [0, 1], ["--tensor-model-parallel-size", "2"]),
-        (signal.SIGTERM, [1], ["--async-save", "--save-interval", "1"]),  # one rank hears it, both leave
+        # One rank hears it, both leave.
+        pytest.param(signal.SIGTERM, [1], ["--async-save", "--save-interval", "1"], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_makes_a_checkpoint(

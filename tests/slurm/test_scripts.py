@@ -180,6 +180,7 @@ def test_what_is_missing_stops_a_job_before_any_rank_starts(
     assert "srun" not in site.log(name).read_text()
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_time_runs_out(site: Site, whole: dict[int, tuple[str, str]]) -> None:
     """The signal of #SBATCH --signal, sent by hand: checkpoint, requeue, and the same losses bit for bit."""

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 MANY = pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
-@pytest.mark.parametrize("kills", [2, MANY])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.slow), MANY])
 def test_a_run_that_is_killed_again_and_again(tmp_path: Path, kills: int) -> None:
     """SIGKILL at any moment to every process of DP 2, which goes on as DP 4 or DP 1: the same samples in order."""
     iterations = 3 * kills + 2

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
 
 from megatron_eve.data.errors import DataError
 
@@ -49,6 +51,48 @@ class Score:
     def value(self) -> float:
         """The mean, 0 to 1; tables print it times 100."""
         return fmean(self.points)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A value as a table prints it.
+
+    Attributes:
+        value: in percent, or in the points of the benchmark; None where it could not be worked out, as `left_out` says.
+        standard_error: of a mean over questions, s / sqrt(n), on the scale of the value; None for other values.
+        n: questions that it is of.
+        left_out: what does not count like the rest; with the main value of a task, for the whole task.
+    """
+
+    value: float | None
+    standard_error: float | None
+    n: int
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Answers in the layout of a benchmark's server, as the content of a JSON file: there is no score here.
+
+    Attributes:
+        rows: an object for each question; of MM-Vet one object for all of them, answer by question.
+        left_out: questions without an answer, which stand there with an empty one.
+    """
+
+    rows: list[dict[str, Any]] | dict[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def in_percent(score: Score) -> Reported:
+    """A mean over questions in percent, with its standard error where there are two and more."""
+    return mean_in_percent(score.points, score.left_out)
+
+
+def mean_in_percent(points: Sequence[float], left_out: tuple[LeftOut, ...] = ()) -> Reported:
+    """The mean of points, 0 to 1, as `in_percent`."""
+    n = len(points)
+    error = 100 * stdev(points) / sqrt(n) if n > 1 else None
+    return Reported(100 * fmean(points), error, n, left_out)
 
 
 def no_answers(answers: Sequence[str | None]) -> tuple[LeftOut, ...]:
@@ -98,6 +142,10 @@ class NoAnswer(str):
     def __new__(cls) -> NoAnswer:
         """The empty text."""
         return super().__new__(cls, "")
+
+    def strip(self, chars: str | None = None, /) -> NoAnswer:
+        """Itself: lmms-eval strips each answer before a task gets it, and would make an empty answer of it."""
+        return self
 
 
 def answer_of(results: Sequence[str]) -> str | None:

@@ -74,12 +74,16 @@ class JsonLinesFile(_OutputFile):
 
 
 class TensorBoardWriter(_OutputFile):
-    """TensorBoard's event file; iterations after `start` are dropped. After a failed write nothing more is written.
+    """TensorBoard's event file. After a failed write nothing more is written.
+
+    Args:
+        folder: of the event files.
+        start: TensorBoard drops what earlier files have of iterations after this one; None drops nothing.
 
     Not torch's SummaryWriter, whose writer thread ends with a traceback when the disk is full.
     """
 
-    def __init__(self, folder: str, start: int) -> None:
+    def __init__(self, folder: str, start: int | None) -> None:
         super().__init__(folder)
         self._file: BinaryIO | None = None
         if not self._try(lambda: self._begin(start)):
@@ -101,7 +105,7 @@ class TensorBoardWriter(_OutputFile):
         if stream:
             self._try(stream.close)
 
-    def _begin(self, start: int) -> None:
+    def _begin(self, start: int | None) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         folder = Path(self._path)
@@ -110,8 +114,8 @@ class TensorBoardWriter(_OutputFile):
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab")
         self._write({"file_version": "brain.Event:2"})
-        # TensorBoard drops earlier events of this iteration and of later ones.
-        self._write({"step": start + 1, "session_log": SessionLog(status=SessionLog.START)})
+        if start is not None:  # TensorBoard drops earlier events of this iteration and of later ones
+            self._write({"step": start + 1, "session_log": SessionLog(status=SessionLog.START)})
 
     def _write(self, fields: dict[str, Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

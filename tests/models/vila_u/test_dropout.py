@@ -21,7 +21,7 @@ def with_dropout(parallel: ParallelConfig, chunk: int | None, iterations: int = 
     return replace(config, vision=replace(config.vision, depth_dropout=0.5, visual_loss_chunk=chunk))
 
 
-@pytest.mark.parametrize("chunk", [None, 16])
+@pytest.mark.parametrize("chunk", [None, pytest.param(16, marks=pytest.mark.slow)])
 def test_tensor_parallel_ranks_drop_the_same(ranks: RankPool, tmp_path: Path, chunk: int | None) -> None:
     alone = ranks.run(1, run, with_weights(with_dropout(ONE.parallel, chunk), ranks, tmp_path))[-1]
     shared = ranks.run(2, run, with_weights(with_dropout(TP2.parallel, chunk), ranks, tmp_path))[-1]
