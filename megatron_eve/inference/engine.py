@@ -288,8 +288,19 @@ def _begun(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+def check_text(text: str) -> None:
+    """Raise PromptError for a text that no tokenizer takes, with half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            "half_character", f"half of a surrogate pair, which is no text, at character {error.start:,}"
+        ) from None
+
+
 def check_images(text: str, count: int) -> None:
-    """Raise PromptError if a text holds another number of `<image>` than there are pictures."""
+    """Raise PromptError if a text is none, or holds another number of `<image>` than there are pictures."""
+    check_text(text)
     if (found := text.count(IMAGE_TOKEN)) != count:
         raise PromptError(
             "image_count",

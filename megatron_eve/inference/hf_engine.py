@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -57,6 +58,7 @@ from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
+_KINDS_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")  # 0 is text
 _PROBE = "two  words,\n猫 🙂"
 
 
@@ -75,7 +77,8 @@ class HFEngine:
     def __init__(self, folder: Path, conv_mode: str, apply_exif: bool = True) -> None:
         self._processor, model = open_folder(folder, _check_type, _check_tokenizer)
         self._model = model.to(accelerator().device).eval()
-        # LLaVA looks `<image>` up like any token, so its row is part of the logits, though no text holds it.
+        # LLaVA looks `<image>` up like any token, so its export adds a row for it, the last one of the logits, though
+        # no text holds it. Where a model has more rows than its tokenizer tokens, it is one of those, which all count.
         self._image_row: int | None = self._processor.image_token_id
         self._text: Decoder = PieceText(self._processor.tokenizer)
         self._apply_exif = apply_exif
@@ -161,20 +164,41 @@ class HFEngine:
             return []
         pairs = [self._pair(query) for query in queries]
         shared = SharedRows(pairs, [query.images for query in queries])
-        whole = [replace(queries[number], text=self._whole(queries[number])) for number in shared.first]
-        # Prompts are padded on the left, so the continuations stand at the end of all rows.
-        kept = max(shared.rows) + 1
-        logits = self._model(**self._inputs(whole), logits_to_keep=kept, use_cache=False).logits[:, -kept:-1]
-        if self._image_row is not None and self._image_row < logits.shape[-1]:
-            logits[..., self._image_row] = -torch.inf
+        inputs = self._continued(
+            self._inputs([queries[number] for number in shared.first]),
+            [pairs[number].continuation[:-1] for number in shared.first],
+        )
+        kept = max(shared.rows)
+        logits = self._model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        if self._image_row == logits.shape[-1] - 1:
+            logits[..., -1] = -torch.inf
         needed = torch.cat([row[len(row) - count :] for row, count in zip(logits, shared.rows, strict=True)])
         rows, tokens, numbers = shared.places(pairs)
         return summed(token_log_probabilities(needed, rows, tokens), numbers, len(queries))
 
-    def _whole(self, query: ContinuationQuery) -> str:
-        """Context and continuation, with an EOS as context where there is none and no BOS either."""
-        begin = "" if self._prompt_ids(query.text) else self._processor.tokenizer.eos_token
-        return begin + query.text + query.continuation
+    def _continued(self, inputs: Any, continuations: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The inputs of contexts with more tokens behind them, all padded on the left; an empty context is EOS."""
+        real = inputs["attention_mask"].cpu().bool()
+        eos = [self._processor.tokenizer.eos_token_id]
+        added = [
+            [*(() if some.any() else eos), *more] for some, more in zip(real, continuations, strict=True)
+        ]
+        behind = {
+            "input_ids": added,
+            "attention_mask": [[1] * len(more) for more in added],
+            **{name: [[0] * len(more) for more in added] for name in _KINDS_OF_TOKENS if name in inputs},
+        }
+        found = dict(inputs)
+        for name, values in behind.items():
+            rows = [
+                torch.tensor([*row[some].tolist(), *more], dtype=torch.int64)
+                for row, some, more in zip(inputs[name].cpu(), real, values, strict=True)
+            ]
+            found[name] = pad_sequence(rows, True, padding_side="left").to(self._model.device)
+        mask = found["attention_mask"]
+        if not mask.all():  # otherwise the model's own, which may have several axes
+            found["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        return found
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from megatron_eve.config import RunConfig
-from megatron_eve.inference.engine import LogLikelihood, PromptError
+from megatron_eve.inference.engine import LogLikelihood, PromptError, check_text
 from megatron_eve.inference.generate import Prompt, prompt_inputs, run_stages
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.text_format import IMAGE_TOKEN
@@ -44,8 +44,10 @@ def encode_pair(
 ) -> Pair:
     """Tokens of a context and its continuation, as lm-eval's models find them.
 
-    Both are encoded as one text, and the tokens that the context has alone are counted off. An empty context is BOS, or
-    EOS where there is no BOS. Source: `TemplateLM._encode_pair` and `loglikelihood` in lm_eval/api/model.py.
+    Both are encoded as one text, and as many tokens as the context has alone are counted off: the others are the
+    continuation's, and the context's are those that it has alone, even where a token of the whole spans the cut. An
+    empty context is BOS, or EOS where there is no BOS. Source: `TemplateLM._encode_pair` and `loglikelihood` in
+    lm_eval/api/model.py.
 
     Args:
         context: may be empty.
@@ -54,19 +56,20 @@ def encode_pair(
         eos_id: of the tokenizer.
 
     Raises:
-        PromptError: a continuation without a token, or with an `<image>`.
+        PromptError: a continuation without a token, with an `<image>`, or that is no text.
     """
+    check_text(continuation)
     if IMAGE_TOKEN in continuation:
         raise PromptError(
             "image_in_continuation", f"a continuation is text, and this one holds {IMAGE_TOKEN}"
         )
     before = encode(context)
-    tokens = encode(context + continuation)
-    if not before and eos_id is not None:
-        before, tokens = [eos_id], [eos_id, *tokens]
-    if len(tokens) <= len(before):
+    after = encode(context + continuation)[len(before) :]
+    if not after:
         raise PromptError("no_continuation", f"the continuation {continuation!r:.80} has no token of its own")
-    return Pair(tokens, len(tokens) - len(before))
+    if not before and eos_id is not None:
+        before = [eos_id]
+    return Pair([*before, *after], len(after))
 
 
 class SharedRows:

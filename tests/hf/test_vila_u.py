@@ -292,22 +292,50 @@ def test_logits_answers_and_drawings_are_ours(golden: Case, ranks: RankPool) -> 
 def test_a_model_with_a_codebook_for_each_depth(tmp_path: Path, ranks: RankPool) -> None:
     """Features of blocks, other sizes, and a vocabulary padded to more rows than pieces."""
     run = start(write_tower(tmp_path / "tower", SEPARATE), tmp_path, *HEAD, rows=512)
-    compare(for_transformers(run, tmp_path / "hf"), ranks)
+    case = for_transformers(run, tmp_path / "hf")
+    compare(case, ranks)
+    check_log_likelihoods(case)
+
+
+def files() -> list[list[bytes]]:
+    """The pictures of `shown` as PNG."""
+    found: list[list[bytes]] = []
+    for pictures in shown():
+        found.append([])
+        for picture in pictures:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            found[-1].append(stream.getvalue())
+    return found
+
+
+def check_log_likelihoods(case: Case) -> None:
+    """Of the ends of the prompts, against the folder's logits, whose rows all count: those without a token, too."""
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    engine = HFEngine(case.folder, "v1")
+    ends = [
+        engine.prepare_continuation(text.removesuffix("ASSISTANT:"), some, "ASSISTANT:")
+        for text, some in zip(texts(), files(), strict=True)
+    ]
+    inputs = case.processor()(text=texts(), images=shown(), padding=True, return_tensors="pt")
+    assert [end.length for end in ends] == inputs["attention_mask"].sum(1).tolist()
+    with torch.no_grad():
+        batch = case.model()(**inputs).logits
+    for ids, logits, end, said in zip(
+        inputs["input_ids"], batch, ends, engine.log_likelihoods(ends), strict=True
+    ):
+        count = engine._pair(end).count
+        rows = logits[-1 - count : -1].log_softmax(-1)
+        assert said.sum == pytest.approx(rows[range(count), ids[-count:]].sum().item(), abs=1e-4)
 
 
 def test_the_tools_answer_from_the_folder(golden: Case) -> None:
     """As tools/generate.py and tools/chat.py do, in one batch of unequal prompts and streamed."""
     from megatron_eve.inference.hf_engine import HFEngine
 
-    files: list[list[bytes]] = []
-    for pictures in shown():
-        files.append([])
-        for picture in pictures:
-            stream = io.BytesIO()
-            picture.save(stream, "PNG")
-            files[-1].append(stream.getvalue())
     engine = HFEngine(golden.folder, "v1")
-    queries = [engine.prepare(text, some, COUNT) for text, some in zip(texts(), files, strict=True)]
+    queries = [engine.prepare(text, some, COUNT) for text, some in zip(texts(), files(), strict=True)]
     model, inputs = (
         golden.model(),
         golden.processor()(text=texts(), images=shown(), padding=True, return_tensors="pt"),
@@ -318,6 +346,7 @@ def test_the_tools_answer_from_the_folder(golden: Case) -> None:
     for answer, ids in zip(answers, expected.tolist(), strict=True):
         assert list(answer.tokens) == ids[: len(answer.tokens)] and answer.tokens
     assert "".join(engine.stream(queries[1])).strip() == answers[1].text
+    check_log_likelihoods(golden)
 
 
 def test_samples_are_repeated_with_their_own_pictures(golden: Case) -> None:

@@ -57,6 +57,12 @@ def random_cases() -> list[Case]:
         else:  # answers of one token, and longer ones, to a question
             text = prompt_text(words(20), "vicuna_v1", len(images))
             cases += [Case(text, images, f" {end}") for end in ("a", "b", "c", f"a {words(5)}")]
+    # Cut inside words, so that a token of the whole spans the cut.
+    for number, images in enumerate(([], [picture(40, 60)])):
+        whole = f"{'<image>' * len(images)}A chat: USER: What is it? ASSISTANT: a cat, and the assistant."
+        cases[8 * number : 8 * number + 8] = [
+            Case(whole[:at], images, whole[at:]) for at in range(len(whole) - 33, len(whole) - 17, 2)
+        ]
     return cases[:PAIRS]
 
 
@@ -90,14 +96,15 @@ def expected(exported: Path, cases: list[Case]) -> list[LogLikelihood]:
     found, counts = [], set()
     for text, images, continuation in cases:
         pictures = [Image.open(io.BytesIO(data)) for data in images]
-        inputs = processor(
-            text=[text + continuation], images=[pictures] if pictures else None, return_tensors="pt"
-        )
+        context = text.rstrip()
+        inputs = processor(text=[context], images=[pictures] if pictures else None, return_tensors="pt")
         ids = processor.tokenizer(text + continuation)["input_ids"]
-        count = len(ids) - len(processor.tokenizer(text.rstrip())["input_ids"])
+        wanted = torch.tensor(ids[len(processor.tokenizer(context)["input_ids"]) :])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], wanted[None]], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        count = len(wanted)
         with torch.no_grad():
             logits = model(**inputs).logits[0, -count - 1 : -1].float()
-        wanted = torch.tensor(ids[-count:])
         found.append(
             LogLikelihood(
                 logits.log_softmax(-1).gather(-1, wanted[:, None]).sum().item(),
@@ -209,6 +216,8 @@ def refusals(engine: Engine) -> list[str]:
     for text, continuation in (
         ("Hi.", ""),
         ("Hi.", " an <image>"),
+        ("Hi. \ud83d", " a"),
+        ("Hi.", " \ude00"),
         ("An <image> tag in HTML", " a"),
         ("word " * 700, " word" * 2000),
     ):
@@ -227,6 +236,8 @@ def test_what_a_context_and_its_continuation_may_not_be(ranks: RankPool, exporte
     assert found[:-1] == [
         "no_continuation",
         "image_in_continuation",
+        "half_character",
+        "half_character",
         "image_count",
         "prompt_too_long",
         "image_count",
@@ -252,5 +263,6 @@ def test_the_model_of_lm_eval_finds_the_same(exported: Path, cases: list[Case]) 
         Instance("loglikelihood", {}, (case.text, case.continuation), number)
         for number, case in enumerate(texts)
     ]
-    expected = [LogLikelihood(*one) for one in theirs.loglikelihood(asked, disable_tqdm=True)]
+    # One by one: of requests with the same tokens but for the last, lm-eval 0.4.13 takes the first one's cut for all.
+    expected = [LogLikelihood(*theirs.loglikelihood([one], disable_tqdm=True)[0]) for one in asked]
     check(found_by(engine, texts), expected)

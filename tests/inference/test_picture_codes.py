@@ -31,6 +31,7 @@ from megatron_eve.inference.generate import Prompt, _Prompts, generation_config
 from megatron_eve.inference.sampling import DRAWING
 from megatron_eve.models.registry import find_image_codes
 from tests.data.helpers import picture, run, turns
+from tests.inference.test_tiles import check_log_likelihood
 from tests.inference.test_tools import tool
 from tests.inference.vila_u_model import Model, write_model
 from tests.layouts import ONE, PP2, TP2, Layout, parametrize
@@ -124,6 +125,12 @@ def answered(model: Model, images: Path, layout: Layout) -> Answered | None:
             for text, names in QUESTIONS
         ]
         found = engine.answers(queries)
+        if parallel.pipeline_model_parallel_size == 1:
+            first = list(steps[0])
+            for (text, names), logits in zip(QUESTIONS, first, strict=True):
+                check_log_likelihood(
+                    engine, prompt_text(text, "v1", len(names)), files(images, names), logits
+                )
         assert isinstance(engine, DrawingEngine)
         left = engine.draw("A red car.", 1, 3.0, DRAWING)
         assert (next(left).done, next(left).done) == (1, 2)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from tests.data.helpers import picture, run, turns
 from tests.golden_dir import find_golden
 from tests.layouts import ONE, PP2, TP2, Layout, parametrize
 from tests.ranks import RankPool
+
+if TYPE_CHECKING:
+    from megatron_eve.inference.megatron_engine import MegatronEngine
 
 pytestmark = pytest.mark.distributed
 
@@ -79,6 +83,22 @@ def config_of(source: Path, layout: Layout) -> RunConfig:
     )
 
 
+def check_log_likelihood(
+    engine: MegatronEngine, text: str, images: Sequence[bytes], logits: torch.Tensor
+) -> None:
+    """Of a token after a prompt, against the logits [W] that the first token of its answer was chosen from."""
+    context = text.rstrip()
+    query = engine.prepare_continuation(text, images, " a")
+    assert query.length == engine.prepare(f"{text} a", images, 1).length
+    (found,) = engine.log_likelihoods([query])
+    log_probability = found.sum
+    if space := text[len(context) :]:  # which counts with the continuation
+        (before,) = engine.log_likelihoods([engine.prepare_continuation(context, images, space)])
+        log_probability -= before.sum
+    token = engine._pair(query).continuation[-1]
+    assert logits.log_softmax(-1)[token].item() == pytest.approx(log_probability, abs=1e-4)
+
+
 def answered(source: Path, images: Path, layout: Layout) -> Answered | None:
     """Runs on each rank: all questions in one batch. Without pipeline stages rank 0 has logits."""
     from megatron_eve.checkpoint.hf.load import load_hf_weights
@@ -106,12 +126,17 @@ def answered(source: Path, images: Path, layout: Layout) -> Answered | None:
             for (text, _), some in zip(QUESTIONS, files, strict=True)
         ]
         found = engine.answers(queries)
+        has_logits = layout.parallel.pipeline_model_parallel_size == 1
+        first = (
+            [(query.images, steps[0][number]) for number, query in enumerate(queries)] if has_logits else []
+        )
+        for (text, _), (some, logits) in zip(QUESTIONS, first, strict=False):
+            check_log_likelihood(engine, prompt_text(text, "qwen2", len(some)), some, logits)
         engine.dismiss()
-    has_logits = layout.parallel.pipeline_model_parallel_size == 1
     return Answered(
         [encode_text(query.text, tokenizer, "qwen2") for query in queries],
         [list(answer.tokens) for answer in found],
-        [torch.stack(some) for some in zip(*steps, strict=True)] if has_logits else [],
+        [torch.stack(some) for some in zip(*steps[:COUNT], strict=True)] if has_logits else [],
     )
 
 
