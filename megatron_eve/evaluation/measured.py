@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_eve.evaluation.scorers.scores import Reported, Submission
@@ -23,6 +23,7 @@ class Measured:
         protocol: whose prompts and scoring: "lmms-eval" and "lm-eval" for stock tasks, else as the task file has it.
         main: it stands for the task in a table of many tasks.
         notes: what does not count like the rest, for a footnote.
+        published: the same value of other models, by name, as their papers have it.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
     """
 
@@ -34,6 +35,7 @@ class Measured:
     protocol: str
     main: bool
     notes: tuple[str, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
     submission: list[dict[str, Any]] | dict[str, str] | None = None
 
 
@@ -59,8 +61,22 @@ def stock_values(
         yield Measured(task, shown, _number(results[name]), error, n, protocol, name == chosen)
 
 
-def own_values(task: str, results: Mapping[str, Any], protocol: str, main: str | None) -> Iterable[Measured]:
-    """The values of a task of this project, whose results are `Reported` and `Submission`, as `stock_values`."""
+def own_values(
+    task: str,
+    results: Mapping[str, Any],
+    protocol: str,
+    main: str | None,
+    published: Mapping[str, float] | None = None,
+) -> Iterable[Measured]:
+    """The values of a task of this project, whose results are `Reported` and `Submission`, as `stock_values`.
+
+    Args:
+        task: its name.
+        results: of this task.
+        protocol: whose.
+        main: the metric that stands for the task.
+        published: the main metric of other models.
+    """
     for name, found in results.items():
         metric, _, _ = name.partition(",")
         if not isinstance(found, (Reported, Submission)):
@@ -72,7 +88,8 @@ def own_values(task: str, results: Mapping[str, Any], protocol: str, main: str |
             else (None, None, len(found.rows))
         )
         rows = found.rows if isinstance(found, Submission) else None
-        yield Measured(task, metric, *shown, protocol, metric == main, notes, rows)
+        known = published or {} if metric == main else {}
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, rows)
 
 
 def _number(value: Any) -> float | None:

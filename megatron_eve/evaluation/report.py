@@ -38,28 +38,23 @@ def in_doubt(requests: Sequence[Request], errors: Mapping[str, Mapping[str, int]
 
 
 def markdown(measured: Sequence[Measured], errors: Mapping[str, Mapping[str, int]]) -> str:
-    """The values as a table, with what does not count like the rest below it."""
-    rows = [("task", "metric", "value", "standard error", "n", "protocol")]
+    """The values as a table, beside those of other models' papers, with what does not count like the rest below."""
+    others = list(dict.fromkeys(name for one in measured for name in one.published))
+    rows = [["task", "metric", "value", "standard error", "n", "protocol", *others]]
     for one in measured:
-        value = "-" if one.value is None else f"{one.value:,.4g}"
+        metric = f"**{one.metric}**" if one.main else one.metric
+        value = "-" if one.value is None else f"{one.value:,.5g}"
         error = "" if one.standard_error is None else f"{one.standard_error:,.2g}"
-        rows.append(
-            (
-                one.task,
-                f"**{one.metric}**" if one.main else one.metric,
-                value,
-                error,
-                f"{one.n:,}",
-                one.protocol,
-            )
-        )
+        known = [f"{one.published[name]:,}" if name in one.published else "" for name in others]
+        rows.append([one.task, metric, value, error, f"{one.n:,}", one.protocol, *known])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes = [f"{one.task}: {note}" for one in measured if one.main for note in one.notes]
+    notes = ["values of other models are those of their papers, not measured here"] if others else []
+    notes += [f"{one.task}: {note}" for one in measured if one.main for note in one.notes]
     notes += [
         f"{task}: {sum(reasons.values()):,} requests without an answer, scored as wrong "
         f"({', '.join(f'{reason} {count:,}' for reason, count in sorted(reasons.items()))})"

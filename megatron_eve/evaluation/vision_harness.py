@@ -145,7 +145,8 @@ class VisionHarness:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
         main, protocol = metadata.get("main_metric"), metadata.get("protocol", "lmms-eval")
         values = results["results"][task]
-        return [*own_values(task, values, protocol, main)] or stock_values(task, values, n, protocol, main)
+        own = own_values(task, values, protocol, main, metadata.get("published"))
+        return [*own] or stock_values(task, values, n, protocol, main)
 
     def _run(self, model: lmms, task: str) -> Any:
         return lmms_eval.evaluator.simple_evaluate(
