@@ -138,7 +138,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tasks",
         required=True,
-        type=lambda text: [name for name in text.split(",") if name],
+        type=_names,
         metavar="NAME,...",
         help="tasks and groups (tools/evaluate.py list)",
     )
@@ -164,6 +164,13 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the answers of one model, a file for each shard",
     )
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("names no task; tools/evaluate.py list shows them")
+    return names
 
 
 def _shard(text: str) -> tuple[int, int]:

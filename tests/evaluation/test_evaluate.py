@@ -152,6 +152,7 @@ def test_a_picture_that_cannot_be_read_is_counted(
     (("--shard", "8/8"), "--shard 8/8: write I/N, where I counts from 0 to N - 1"),
     (("--shard", "1"), "--shard 1: write I/N"),
     (("--tasks", "pope,mme"), "--tasks mme: --data-root {root} has no folder lmms-lab-encoder/MME: copy"),
+    (("--tasks", ","), "--tasks names no task; tools/evaluate.py list shows them"),
     (("--tasks", "popee"), "--tasks popee: no such task or group; did you mean pope"),
     (("--data-root", "nowhere"), "--data-root nowhere: no such folder; name the one with the datasets"),
     (("--model-path", "nowhere"), "--model-path {here}/nowhere: neither a checkpoint"),
