@@ -52,14 +52,24 @@ from megatron_eve.runtime.ranks import global_rank
 DESCRIPTION = """\
 Evaluate a model on the tasks of lmms-eval (pictures) and lm-eval (text), in two steps.
 
-answer  builds all requests of the tasks, opens the model and answers those of one shard, greedily. Each batch of
-        answers is on disk before the next begins; the same command again goes on with what is missing.
-score   opens no model: the harnesses score the answers on disk. It refuses while answers are missing.
-list    the tasks and groups, and which of their datasets are there.
+  answer  builds all requests of the tasks, opens a model and answers those of one shard
+  score   opens no model: the harnesses score the answers on disk
+  list    shows tasks and groups, and which of their datasets are there
 
 --data-root holds the datasets as folders OWNER/NAME in the hub's layout (README.md and parquet files), and is not
 written; nothing is downloaded. The exit status is 0, 3 if more than 1 % of a task's requests have no answer because a
 picture cannot be decoded or a prompt is too long, and 2 if the command could not be done.
+"""
+ANSWER_DESCRIPTION = """\
+Build all requests of the tasks, open a model and answer those of one shard, greedily. Each batch of answers is on disk
+before the next begins; the same command again goes on with what is missing. A picture that cannot be decoded or a
+prompt that is too long is an answer that does not exist: it is counted, and scored as wrong.
+"""
+SCORE_DESCRIPTION = """\
+Score the answers on disk and print the table. Refuses while answers are missing, and says how many of each task.
+"""
+LIST_DESCRIPTION = """\
+List the tasks and groups of this project, the protocol that each follows, and whether its dataset is in --data-root.
 """
 EXAMPLES = """\
 python tools/evaluate.py answer --model-path runs/stage3 --tasks pope \\
@@ -77,8 +87,12 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 def build_parser(family: str | None) -> argparse.ArgumentParser:
     """The three commands and their flags, with those that the towers of a family need."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    answer = commands.add_parser("answer", help="answer the requests of one shard with a model")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="{answer,score,list}", prog=parser.prog
+    )
+    answer = commands.add_parser(
+        "answer", help="answer the requests of one shard with a model", description=ANSWER_DESCRIPTION
+    )
     add_tower_flags(add_engine_flags(answer), family)
     _add_data_flags(answer)
     how = answer.add_argument_group("answers", "How requests are answered, and by which process.")
@@ -98,7 +112,9 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         help="requests answered together; it changes the speed, not the answers",
     )
     answer.set_defaults(max_new_tokens=None)
-    score = commands.add_parser("score", help="score the answers on disk; opens no model")
+    score = commands.add_parser(
+        "score", help="score the answers on disk; opens no model", description=SCORE_DESCRIPTION
+    )
     _add_data_flags(score)
     results = score.add_argument_group("results", "Where the scores go, beside the table that is printed.")
     results.add_argument(
@@ -120,7 +136,8 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="also write the scores as TensorBoard's scalars at the checkpoint's iteration",
     )
-    listing = commands.add_parser("list", help="list tasks, groups and their datasets")
+    what = "list tasks, groups and their datasets"
+    listing = commands.add_parser("list", help=what, description=LIST_DESCRIPTION)
     listing.add_argument(
         "--data-root",
         type=Path,
@@ -311,11 +328,14 @@ def score(flags: argparse.Namespace) -> int:
 
 def list_tasks(flags: argparse.Namespace) -> int:
     """Print the tasks and groups of this project; returns the exit status."""
-    rows = listing(flags.data_root)
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for row in rows:
+    tasks, groups = listing(flags.data_root)
+    widths = [max(len(row[column]) for row in tasks) for column in range(2)]
+    for row in tasks:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
-    print("Every other task of lmms-eval 0.7.3 that generates answers can be asked by its own name, too.")
+    print("\ngroups")
+    for name, members in groups.items():
+        print(f"{name.ljust(widths[0])}  {', '.join(members)}")
+    print("\nEvery other task of lmms-eval 0.7.3 that generates answers can be asked by its own name, too.")
     return 0
 
 

@@ -144,20 +144,22 @@ class Harnesses:
         return measured, requests
 
 
-def listing(data_root: Path) -> list[tuple[str, str, str]]:
-    """The tasks and groups of this project: name, what it is, and whether its datasets are there."""
+def listing(data_root: Path) -> tuple[list[tuple[str, str, str]], dict[str, Sequence[str]]]:
+    """The tasks of this project (name, protocol and who scores it, whether its dataset is there), and the groups."""
     harnesses = Harnesses((), data_root)
-    vision, rows = harnesses.vision, []
+    vision = harnesses.vision
+    rows: list[tuple[str, str, str]] = []
+    groups: dict[str, Sequence[str]] = {}
     for name in sorted(vision.own_names()):
         if vision.is_group(name):
-            rows.append((name, f"group: {', '.join(vision.tasks(name))}", ""))
+            groups[name] = vision.tasks(name)
         else:
             metadata = vision.metadata(name)
             what = f"{metadata.get('protocol', 'lmms-eval')}, scored {_WHERE[metadata.get('scored', 'here')]}"
             rows.append((name, what, _state(data_root, vision.needs(name))))
     for name, task in TEXT_TASKS.items():
         rows.append((name, f"{task.protocol}, scored here", _state(data_root, harnesses.text.needs(name))))
-    return rows + [(name, f"group: {', '.join(names)}", "") for name, names in GROUPS.items()]
+    return rows, groups | GROUPS
 
 
 _WHERE = {"here": "here", "server": "by a server", "judge": "by a judge"}
