@@ -24,6 +24,7 @@ from megatron_eve.evaluation.answers import (
 )
 from megatron_eve.evaluation.data_root import prepare_environment
 from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
+from megatron_eve.evaluation.mistakes import write_mistakes
 from megatron_eve.evaluation.report import (
     errors_by_task,
     in_doubt,
@@ -123,6 +124,12 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         required=True,
         metavar="FILE",
         help="file that gets the scores as JSON; files for servers go beside it",
+    )
+    results.add_argument(
+        "--mistakes",
+        type=whole_number(1),
+        metavar="N",
+        help="also write a page beside --output with N wrong answers of each task and their pictures",
     )
     results.add_argument(
         "--evaluation-log",
@@ -319,6 +326,10 @@ def score(flags: argparse.Namespace) -> int:
     write_results(flags.output, measured, errors, answers, versions())
     for path in write_submissions(flags.output, measured):
         print(f"file      {path}, for the benchmark's server or a judge")
+    if flags.mistakes:
+        page = flags.output.with_name(f"{flags.output.stem}.mistakes.html")
+        left_out = write_mistakes(page, flags.mistakes, measured, requests, answers.found)
+        print(f"mistakes  {page}" + (f", without {', '.join(left_out)}" if left_out else ""))
     if flags.evaluation_log:
         append_scores(flags.evaluation_log, answers.head, measured)
     if flags.tensorboard_dir:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Measured:
         main: it stands for the task in a table of many tasks.
         notes: what does not count like the rest, for a footnote.
         published: the same value of other models, by name, as their papers have it.
+        graded: of the main value of a task of this project, for each document: 0 (wrong) to 1, and the label.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
     """
 
@@ -36,6 +37,7 @@ class Measured:
     main: bool
     notes: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
+    graded: Sequence[tuple[float, Mapping[str, Any]]] = field(default=(), repr=False)
     submission: list[dict[str, Any]] | dict[str, str] | None = None
 
 
@@ -89,7 +91,14 @@ def own_values(
         )
         rows = found.rows if isinstance(found, Submission) else None
         known = published or {} if metric == main else {}
-        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, rows)
+        graded = _graded(found) if metric == main and isinstance(found, Reported) else ()
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, graded, rows)
+
+
+def _graded(found: Reported) -> list[tuple[float, Mapping[str, Any]]]:
+    """Points and label of each row: all of its fields but the answer."""
+    labels = [{name: value for name, value in vars(row).items() if name != "answer"} for row in found.rows]
+    return list(zip(found.points, labels, strict=True))
 
 
 def _number(value: Any) -> float | None:

@@ -76,11 +76,17 @@ def write_results(
     content = {
         "model": head.model,
         "data": head.data,
-        "results": [asdict(replace(one, submission=None)) for one in measured],
+        "results": [_entry(one) for one in measured],
         "errors": errors,
         "versions": {"answered": head.versions, "scored": versions},
     }
     _write_json(path, content)
+
+
+def _entry(one: Measured) -> dict[str, Any]:
+    """A value without what has files of its own."""
+    entry = asdict(replace(one, graded=(), submission=None))
+    return {name: value for name, value in entry.items() if name not in ("graded", "submission")}
 
 
 def write_submissions(path: Path, measured: Sequence[Measured]) -> list[Path]:

@@ -98,6 +98,11 @@ def score_circular(task: str, rows: Sequence[CircularRow]) -> CircularScore:
     return CircularScore(Score(tuple(points.values()), notes), categories)
 
 
+def is_right(row: CircularRow) -> bool:
+    """Does the answer to one rotation name the right option?"""
+    return _chosen(row) == row.label
+
+
 def _chosen(row: CircularRow) -> str | None:
     return None if row.answer is None else option_of(row.answer, row.options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -62,12 +62,16 @@ class Reported:
         standard_error: of a mean over questions, s / sqrt(n), on the scale of the value; None for other values.
         n: questions that it is of.
         left_out: what does not count like the rest; with the main value of a task, for the whole task.
+        rows: with the main value of a task, all of its rows, in the order of the documents.
+        points: of these rows, 0 (wrong) to 1.
     """
 
     value: float | None
     standard_error: float | None
     n: int
     left_out: tuple[LeftOut, ...] = ()
+    rows: tuple[Any, ...] = ()
+    points: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,15 @@ class Submission:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def in_percent(score: Score) -> Reported:
-    """A mean over questions in percent, with its standard error where there are two and more."""
-    return mean_in_percent(score.points, score.left_out)
+def in_percent(score: Score, rows: Sequence[object] = ()) -> Reported:
+    """A mean over questions in percent, with its standard error where there are two and more.
+
+    Args:
+        score: it.
+        rows: what it is of, if each row is a question of its own.
+    """
+    reported = mean_in_percent(score.points, score.left_out)
+    return replace(reported, rows=tuple(rows), points=score.points if rows else ())
 
 
 def mean_in_percent(points: Sequence[float], left_out: tuple[LeftOut, ...] = ()) -> Reported:

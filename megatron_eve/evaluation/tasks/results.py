@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from megatron_eve.evaluation.scorers.answer_processor import process_answer
-from megatron_eve.evaluation.scorers.circular import CircularRow, score_circular
+from megatron_eve.evaluation.scorers.circular import CircularRow, is_right, score_circular
 from megatron_eve.evaluation.scorers.exact import (
     MatchRow,
     ScienceQARow,
@@ -20,7 +20,7 @@ from megatron_eve.evaluation.scorers.exact import (
     score_science_qa,
     score_seed,
 )
-from megatron_eve.evaluation.scorers.mme import COGNITION, MMERow, score_mme
+from megatron_eve.evaluation.scorers.mme import COGNITION, MMERow, read_answer, score_mme
 from megatron_eve.evaluation.scorers.pope import POPERow, YesNoCounts, says_yes, score_pope
 from megatron_eve.evaluation.scorers.scores import (
     Reported,
@@ -29,6 +29,7 @@ from megatron_eve.evaluation.scorers.scores import (
     in_percent,
     mean_in_percent,
     no_answers,
+    yes_or_no,
 )
 from megatron_eve.evaluation.scorers.vqa import VQARow, VQARule, score_vqa
 from megatron_eve.evaluation.tasks.prompts import mmbench_options
@@ -50,7 +51,7 @@ def vqa_row(doc: Document, results: Results) -> dict[str, VQARow]:
 
 
 def _vqa(task: str, rule: VQARule, rows: Sequence[VQARow]) -> Reported:
-    return in_percent(score_vqa(task, rows, rule))
+    return in_percent(score_vqa(task, rows, rule), rows)
 
 
 vqav2_accuracy = partial(_vqa, "eve_vqav2_val", "converted")
@@ -106,7 +107,11 @@ def pope_row(doc: Document, results: Results) -> dict[str, POPERow]:
 def pope_f1(rows: Sequence[POPERow]) -> Reported:
     """Mean F1 of the categories, which is what tables have as POPE."""
     score = score_pope("eve_pope", rows)
-    return Reported(100 * score.value, None, score.n, score.left_out)
+    points = tuple(
+        float(row.answer is not None and says_yes(row.answer) == yes_or_no("eve_pope", row.id, row.label))
+        for row in rows
+    )
+    return Reported(100 * score.value, None, score.n, score.left_out, tuple(rows), points)
 
 
 def pope_f1_of_category(rows: Sequence[POPERow]) -> Reported:
@@ -151,7 +156,13 @@ def mme_perception(rows: Sequence[MMERow]) -> Reported:
     """The sum over the categories of perception, at most 2,000."""
     score = score_mme("eve_mme", rows)
     n = sum(not _cognition(row) for row in rows)
-    return Reported(score.perception, None, n, score.left_out)
+    points = tuple(
+        float(
+            row.answer is not None and read_answer(row.answer) is yes_or_no("eve_mme", row.picture, row.label)
+        )
+        for row in rows
+    )
+    return Reported(score.perception, None, n, score.left_out, tuple(rows), points)
 
 
 def mme_cognition(rows: Sequence[MMERow]) -> Reported:
@@ -174,7 +185,7 @@ def science_qa_row(doc: Document, results: Results) -> dict[str, ScienceQARow]:
 
 
 def _science_qa(task: str, rows: Sequence[ScienceQARow]) -> Reported:
-    return in_percent(score_science_qa(task, rows, "all"))
+    return in_percent(score_science_qa(task, rows, "all"), rows)
 
 
 sqa_accuracy = partial(_science_qa, "eve_sqa")
@@ -190,7 +201,7 @@ def gqa_row(doc: Document, results: Results) -> dict[str, MatchRow]:
 
 def gqa_accuracy(rows: Sequence[MatchRow]) -> Reported:
     """Share of right answers."""
-    return in_percent(score_gqa("eve_gqa", rows))
+    return in_percent(score_gqa("eve_gqa", rows), rows)
 
 
 def seed_row(doc: Document, results: Results) -> dict[str, MatchRow]:
@@ -200,7 +211,7 @@ def seed_row(doc: Document, results: Results) -> dict[str, MatchRow]:
 
 def seed_accuracy(rows: Sequence[MatchRow]) -> Reported:
     """Share of answers that are the letter and nothing else."""
-    return in_percent(score_seed("eve_seed_image", rows))
+    return in_percent(score_seed("eve_seed_image", rows), rows)
 
 
 # MMBench.
@@ -213,7 +224,8 @@ def mmbench_row(doc: Document, results: Results) -> dict[str, CircularRow]:
 
 
 def _circular(task: str, rows: Sequence[CircularRow]) -> Reported:
-    return in_percent(score_circular(task, rows).score)
+    reported = in_percent(score_circular(task, rows).score)
+    return replace(reported, rows=tuple(rows), points=tuple(float(is_right(row)) for row in rows))
 
 
 def mmbench_category(rows: Sequence[CircularRow]) -> Reported:
