@@ -27,7 +27,8 @@ body { font: 15px/1.45 sans-serif; max-width: 60rem; margin: 2rem auto; padding:
 article { border-top: 1px solid #ccc; padding: 1rem 0; overflow: auto; }
 img { float: left; max-width: 14rem; max-height: 14rem; margin: 0 1rem .5rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font: inherit; }
-b { display: inline-block; min-width: 5rem; color: #666; font-weight: normal; }
+pre { padding-left: 5.5rem; text-indent: -5.5rem; overflow: hidden; }
+b { display: inline-block; width: 5.5rem; color: #666; font-weight: normal; text-indent: 0; }
 </style>
 """
 
@@ -84,7 +85,7 @@ def _article(request: Request, points: float, label: Mapping[str, Any], answer: 
         "points": f"{points:.2g}",
     }
     for name, value in shown.items():
-        yield f"<pre><b>{_shown(name)}</b> {_shown(value)}</pre>\n"
+        yield f"<pre><b>{_shown(name)}</b>{_shown(value)}</pre>\n"
     yield "</article>\n"
 
 

@@ -38,14 +38,13 @@ def test_the_page_has_wrong_answers_alone(tmp_path: Path) -> None:
     assert write_mistakes(page, 9, measured, requests, found) == ["pope"]
     content = page.read_text(encoding="utf-8")
     assert "eve_pope: 3 of 6 answers are wrong" in content and "<script" not in content
-    assert sorted(re.findall(r"</b> test (\d)</pre>", content)) == ["2", "3", "4"]
+    assert sorted(re.findall(r"</b>test (\d)</pre>", content)) == ["2", "3", "4"]
     assert content.count("data:image/jpeg;base64,") == 2  # the third one's cannot be decoded
     assert "none: image_unreadable: torn" in content and "(image_unreadable: " in content
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; \\0 half \\ud83d long" in content
     assert f" ... ({len(HOSTILE):,} characters)" in content and len(content) < 20 * LONGEST_TEXT
     assert (
-        content.count("<b>label</b> yes") == 1
-        and content.count("<b>asked</b> Is there a thing 3 in the") == 1
+        content.count("<b>label</b>yes") == 1 and content.count("<b>asked</b>Is there a thing 3 in the") == 1
     )
 
     assert write_mistakes(page, 1, measured, requests, found) == ["pope"]
