@@ -136,7 +136,8 @@ class Harnesses:
         for task in self.tasks:
             try:
                 values, asked = self._harness(task).score(task, self._copies[task], found)
-                measured, requests = measured + values, requests + asked
+                measured += values
+                requests += asked
             except MissingAnswers as error:
                 missing |= error.counts
         if missing:

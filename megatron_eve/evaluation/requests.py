@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from megatron_eve.data.text.turns import Turn
@@ -57,7 +58,7 @@ class Request:
     stop: tuple[str, ...] = ()
     shots: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name of its answer: a digest of all that the answer depends on but the model and the data."""
         parts = [

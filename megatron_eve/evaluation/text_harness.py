@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers, missing_by_task
-from megatron_eve.evaluation.data_root import DatasetNeed, alone_in
+from megatron_eve.evaluation.data_root import DatasetNeed
+from megatron_eve.evaluation.harness_run import ROLES, RequestsComplete, quiet_run, stop_texts
 from megatron_eve.evaluation.measured import Measured, stock_values
 from megatron_eve.evaluation.requests import Conversation, Request
 from megatron_eve.evaluation.text_tasks import TEXT_TASKS, TextTask
-from megatron_eve.runtime.errors import UserError
 
-_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 # lm-eval's own models generate so much where a task gives no limit.
 _MAX_NEW_TOKENS = 256
 
@@ -76,7 +73,7 @@ class TextHarness:
             UserError: data that it cannot read.
         """
         model = _Recorder(name)
-        with _quiet(self._root, name, copies), contextlib.suppress(_RequestsComplete):
+        with quiet_run("lm-eval", name, self._root, copies), contextlib.suppress(RequestsComplete):
             self._run(model, TEXT_TASKS[name])
         return model.requests
 
@@ -90,7 +87,7 @@ class TextHarness:
             UserError: as `plan`.
         """
         task = TEXT_TASKS[name]
-        with _quiet(self._root, name, copies):
+        with quiet_run("lm-eval", name, self._root, copies):
             model = _Replay(name, found)
             results = self._run(model, task)
         leaves = self._leaves(task.name)
@@ -108,32 +105,6 @@ class TextHarness:
             fewshot_as_multiturn=task.chat,
             log_samples=False,
         )
-
-
-class _RequestsComplete(BaseException):
-    """Ends lm-eval's run: the requests of a task here are all of one kind."""
-
-
-@contextlib.contextmanager
-def _quiet(root: Path, name: str, copies: Path) -> Iterator[None]:
-    """Inside, lm-eval works in the data root and prints nothing; its errors become one sentence."""
-    try:
-        with (
-            alone_in(root, copies),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            yield
-    except (UserError, MemoryError):
-        raise
-    except (
-        Exception
-    ) as error:  # task files are programs that raise nearly anything on data they do not expect
-        reason = " ".join(str(error).split())[:300] or "no reason given"
-        raise DataError(
-            f"--tasks {name}: lm-eval could not read the data in --data-root {root} ({type(error).__name__}: "
-            f"{reason}); compare the files and columns with those of the hub, or leave the task out"
-        ) from error
 
 
 class _Recorder(LM):
@@ -165,13 +136,12 @@ class _Recorder(LM):
         return json.dumps(chat_history)
 
     def _answers(self) -> Any:
-        raise _RequestsComplete
+        raise RequestsComplete
 
     def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        until = settings.get("until") or ()
         return {
             "max_new_tokens": int(settings.get("max_gen_toks", _MAX_NEW_TOKENS)),
-            "stop": tuple(text for text in ((until,) if isinstance(until, str) else until) if text),
+            "stop": stop_texts(settings),
         }
 
     def _request(self, one: Any, kind: Any, **more: Any) -> Request:
@@ -190,7 +160,7 @@ class _Recorder(LM):
 
 
 def _conversation(context: str) -> Conversation:
-    return Conversation(tuple(Turn(_ROLES[one["role"]], one["content"]) for one in json.loads(context)))
+    return Conversation(tuple(Turn(ROLES[one["role"]], one["content"]) for one in json.loads(context)))
 
 
 class _Replay(_Recorder):

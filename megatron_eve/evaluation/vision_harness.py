@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,20 @@ from loguru import logger
 from PIL import Image, ImageFile
 
 from megatron_eve.config.errors import ConfigError
-from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers, missing_by_task
-from megatron_eve.evaluation.data_root import DatasetNeed, alone_in
+from megatron_eve.evaluation.data_root import DatasetNeed
+from megatron_eve.evaluation.harness_run import ROLES, RequestsComplete, quiet_run, stop_texts
 from megatron_eve.evaluation.measured import Measured, own_values, stock_values
 from megatron_eve.evaluation.requests import Conversation, Request
 from megatron_eve.evaluation.scorers.scores import NoAnswer
 from megatron_eve.models.text_format import IMAGE_TOKEN
-from megatron_eve.runtime.errors import UserError
 
 TASKS = Path(__file__).parent / "tasks"
 """Task files of our own."""
 # lmms-eval has Pillow fill what a damaged file lacks with grey, for the whole process.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
-
-
-class _RequestsComplete(BaseException):
-    """Ends lmms-eval's run once it has asked all; no Exception, which it would take for a failure."""
 
 
 @cache
@@ -123,7 +117,7 @@ class VisionHarness:
             UserError: a task that cannot be asked here, or data that it cannot read.
         """
         model = _Recorder()
-        with _quiet(self._root, task, copies), contextlib.suppress(_RequestsComplete):
+        with quiet_run("lmms-eval", task, self._root, copies), contextlib.suppress(RequestsComplete):
             self._run(model, task)
         return model.requests
 
@@ -137,7 +131,7 @@ class VisionHarness:
             UserError: as `plan`, or a label that a scorer cannot take.
         """
         model = _Replay(found)
-        with _quiet(self._root, task, copies):
+        with quiet_run("lmms-eval", task, self._root, copies):
             results = self._run(model, task)
         return list(self._values(task, results)), model.requests
 
@@ -149,6 +143,7 @@ class VisionHarness:
         return [*own] or stock_values(task, values, n, protocol, main)
 
     def _run(self, model: lmms, task: str) -> Any:
+        lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()  # of the task before
         return lmms_eval.evaluator.simple_evaluate(
             model=model,
             tasks=[task],
@@ -159,30 +154,6 @@ class VisionHarness:
             cli_args=argparse.Namespace(process_with_media=False, reasoning_tags=None, output_path=None),
             process_docs_parallel=1,
         )
-
-
-@contextlib.contextmanager
-def _quiet(root: Path, task: str, copies: Path) -> Iterator[None]:
-    """Inside, lmms-eval works in the data root and prints nothing; its errors become one sentence."""
-    lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()
-    try:
-        with (
-            alone_in(root, copies),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            yield
-    except (UserError, KeyboardInterrupt, MemoryError):
-        raise
-    except (
-        Exception
-    ) as error:  # task files are programs that raise nearly anything on data they do not expect
-        reason = " ".join(str(error).split())[:300] or "no reason given"
-        raise DataError(
-            f"--tasks {task}: lmms-eval could not read the data in --data-root {root} "
-            f"({type(error).__name__}: {reason}); compare the files and columns with those of the hub, or leave the "
-            "task out"
-        ) from error
 
 
 class _Recorder(lmms):
@@ -213,12 +184,11 @@ class _Recorder(lmms):
 
     def clean(self) -> None:
         """Called when all requests have been made."""
-        raise _RequestsComplete
+        raise RequestsComplete
 
     def _request(self, one: Any) -> Request:
         context, doc_to_messages, settings, doc_id, task, split = one.args
         _check_greedy(task, settings)
-        until = settings.get("until") or ()
         return Request(
             task=task,
             split=split,
@@ -228,7 +198,7 @@ class _Recorder(lmms):
             context=context if isinstance(context, str) else repr(context),
             conversation=_opener(self.task_dict, task, split, doc_id, doc_to_messages),
             max_new_tokens=int(settings.get("max_new_tokens", 1024)),
-            stop=tuple(text for text in ((until,) if isinstance(until, str) else until) if text),
+            stop=stop_texts(settings),
         )
 
 
@@ -298,7 +268,7 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
                 text += f"{IMAGE_TOKEN}\n"
             else:
                 raise SkipRow("not_a_picture", f"the task shows a {part['type']}")
-        turns.append(Turn(_ROLES[message["role"]], text))
+        turns.append(Turn(ROLES[message["role"]], text))
     if not interleaved and images:
         turns[0] = Turn(turns[0].role, turns[0].text.removeprefix(f"{IMAGE_TOKEN}\n" * len(images)))
     return Conversation(tuple(turns), tuple(images))
