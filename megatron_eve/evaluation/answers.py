@@ -8,7 +8,6 @@ answered once; all files of the folder are read, so that a later run may cut the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from megatron_eve.data.errors import DataError
 from megatron_eve.evaluation.requests import Request
 from megatron_eve.inference.origin import AnswerOrigin
+from megatron_eve.inference.questions import open_locked
 
 _BEGINS = (b'{"head": ', b'{"key": ')
 
@@ -167,16 +167,11 @@ class ShardFile:
     """
 
     def __init__(self, path: Path, head: Head) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._file = open_locked(
+            path, f"--answers {path}: another process is writing it; give each process a --shard of its own"
+        )
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._open(path, head)
-        except BlockingIOError:
-            self._file.close()
-            raise DataError(
-                f"--answers {path}: another process is writing it; give each process a --shard of its own"
-            ) from None
         except BaseException:
             self._file.close()
             raise

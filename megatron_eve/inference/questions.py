@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.text.prompts import prompt_text
@@ -212,14 +212,9 @@ class AnswersFile:
     ) -> None:
         self._origin, self._image_folder = origin, image_folder
         self._digests: dict[str, str | None] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._file = open_locked(path, f"--answers-file {path}: another process is writing it")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read(path, questions)
-        except BlockingIOError:
-            self._file.close()
-            raise DataError(f"--answers-file {path}: another process is writing it") from None
         except BaseException:
             self._file.close()
             raise
@@ -317,6 +312,25 @@ class AnswersFile:
             "model_id": self._origin.model_id,
             "metadata": {**error, "images": pictures, **self._origin.to_metadata()},
         }
+
+
+def open_locked(path: Path, in_use: str) -> BinaryIO:
+    """Open a file to read it and append to it, locked until it is closed; it and its folder are made where missing.
+
+    Raises:
+        DataError: another process has it; the message is `in_use`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise DataError(in_use) from None
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def read_picture(folder: Path, name: str) -> bytes:
