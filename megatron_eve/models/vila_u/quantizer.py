@@ -130,8 +130,8 @@ class Codebook(nn.Module):
     def nearest(self, vectors: torch.Tensor) -> torch.Tensor:
         """The code of the nearest vector, the lower one where two are equally near.
 
-        Distances are |r|^2 + |e|^2 - 2 r e in the codebook's float32, as in the public code: another form rounds otherwise and gives
-        other codes.
+        Distances are |r|^2 + |e|^2 - 2 r e in the codebook's float32, as in the public code: another form rounds
+        otherwise and gives other codes.
 
         Args:
             vectors: [..., F] of the codebook's dtype.
