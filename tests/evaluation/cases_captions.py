@@ -228,9 +228,9 @@ CASES += [
 ]  # fmt: skip
 MUTATIONS += [
     Mutation(TASKS, "all pictures from val2014", '"train2014" if "train2014" in name else "val2014"', '"val2014"'),
-    Mutation(TASKS, "pictures in their own mode", 'Image.open(_coco[0] / folder / name).convert("RGB")',
-             "Image.open(_coco[0] / folder / name)"),
-    Mutation(TASKS, "names with their folders", 'Path(doc["filename"]).name', 'doc["filename"]'),
+    Mutation(TASKS, "pictures in their own mode", 'Image.open(_path(_coco[0], doc["filename"])).convert("RGB")',
+             'Image.open(_path(_coco[0], doc["filename"]))'),
+    Mutation(TASKS, "names with their folders", "Path(filename).name", "filename"),
     Mutation(TASKS, "another prompt", "Provide a one-sentence caption for", "Provide a caption for"),
     Mutation(TASKS, "the last caption of a shot", 'shot["sentences"][0]', 'shot["sentences"][-1]'),
     Mutation(TASKS, "the first answer of a shot", 'Counter(shot["answers"]).most_common(1)[0][0]',
@@ -245,7 +245,7 @@ MUTATIONS += [
              '[{"type": "text", "text": text}, *content]'),
     Mutation(TASKS, "three shots", "SHOTS = 4", "SHOTS = 3"),
     Mutation(TASKS, "the largest hashes", "heapq.nsmallest", "heapq.nlargest"),
-    Mutation(TASKS, "the first names", "[text_hash(str(one)) for one in train[name]]", "[one for one in train[name]]"),
+    Mutation(TASKS, "the first names", "[text_hash(str(one)) for one in names]", "names"),
     Mutation(TASKS, "any folder of COCO's", '(folder / "val2014").is_dir()', "folder.is_dir()"),
     Mutation(TASKS, "an empty answer where there is none", "answer_of(results))", "str(results[0]))"),
     Mutation(TASKS, "one caption of people", 'tuple(doc["sentences"])', 'tuple(doc["sentences"][:1])'),
