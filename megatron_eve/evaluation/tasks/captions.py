@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
 from PIL import Image
 
 from megatron_eve.data.errors import DataError
-from megatron_eve.evaluation.data_root import DatasetNeed, check_dataset
+from megatron_eve.evaluation.data_root import DatasetNeed
 from megatron_eve.evaluation.scorers.captions import CaptionRow, score_captions
 from megatron_eve.evaluation.scorers.scores import Reported, answer_of, mean_in_percent
-from megatron_eve.evaluation.tasks.documents import load_split, pictures, text_hash, undecoded
+from megatron_eve.evaluation.tasks.documents import load_split, pictures, read_column, text_hash, undecoded
 from megatron_eve.evaluation.tasks.prompts import short_answer
 
 CAPTION = "Provide a one-sentence caption for the provided image."
@@ -86,9 +85,7 @@ def karpathy_4shot_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _names(root: Path, split: str) -> list[str]:
-    files = check_dataset(root, DatasetNeed("vila_coco_karpathy", KARPATHY, None, split, ("filename",)))
-    tables = [pyarrow.parquet.read_table(file, columns=["filename"]) for file in files]
-    return [name for table in tables for name in table["filename"].to_pylist()]
+    return read_column(root, DatasetNeed("vila_coco_karpathy", KARPATHY, None, split, ("filename",)))
 
 
 def _path(coco: Path, filename: str) -> Path:
