@@ -24,6 +24,7 @@ from megatron_eve.evaluation.answers import (
 )
 from megatron_eve.evaluation.data_root import prepare_environment
 from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
+from megatron_eve.evaluation.judging import Judge, judge_answers
 from megatron_eve.evaluation.mistakes import write_mistakes
 from megatron_eve.evaluation.report import (
     errors_by_task,
@@ -130,6 +131,18 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         type=whole_number(1),
         metavar="N",
         help="also write a page beside --output with N wrong answers of each task and their pictures",
+    )
+    results.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="also have a model behind a server with OpenAI's interface grade the answers, where a task has a "
+        "judge's prompt: http://HOST:8000/v1; its values stand under its name, and its verdicts are kept below "
+        "--answers; a key is taken from OPENAI_API_KEY",
+    )
+    results.add_argument(
+        "--judge-model",
+        metavar="NAME",
+        help="with --judge-url: the name that the server gives its model (default: the only one that it has)",
     )
     results.add_argument(
         "--evaluation-log",
@@ -306,7 +319,14 @@ def score(flags: argparse.Namespace) -> int:
     Raises:
         UserError: answers that are missing, of two models, or to other data.
     """
+    if flags.judge_model and not flags.judge_url:
+        raise ConfigError("--judge-model: is the name of a server's model and goes with --judge-url")
     harnesses = Harnesses(flags.tasks, flags.data_root)
+    if flags.judge_url and not harnesses.judged_tasks():
+        raise ConfigError(
+            f"--judge-url: no judge is asked about {', '.join(harnesses.tasks)}; leave it out (docs/evaluation.md "
+            "says which tasks have a judge's prompt)"
+        )
     data = harnesses.check_data(flags.data_cache_path)
     answers = read_answers(flags.answers, "--answers")
     if answers.head is None:
@@ -314,6 +334,7 @@ def score(flags: argparse.Namespace) -> int:
     check_data(answers.head, data, flags.answers)
     if flags.evaluation_log or flags.tensorboard_dir:
         check_iteration(answers.head, flags.answers)
+    judge = Judge(flags.judge_url, flags.judge_model) if flags.judge_url else None
     try:
         measured, requests = harnesses.score(answers.found)
     except MissingAnswers as error:
@@ -322,6 +343,9 @@ def score(flags: argparse.Namespace) -> int:
             "until each shard is done"
         ) from None
     errors = errors_by_task(requests, answers)
+    ungraded: list[str] = []
+    if judge is not None:
+        measured, ungraded = judge_answers(measured, requests, judge, flags.answers)
     print(markdown(measured, errors))
     write_results(flags.output, measured, errors, answers, versions())
     for path in write_submissions(flags.output, measured):
@@ -334,7 +358,7 @@ def score(flags: argparse.Namespace) -> int:
         append_scores(flags.evaluation_log, answers.head, measured)
     if flags.tensorboard_dir:
         add_scalars(flags.tensorboard_dir, answers.head, measured)
-    return SOME_MISSING if in_doubt(requests, errors) else 0
+    return SOME_MISSING if in_doubt(requests, errors) or ungraded else 0
 
 
 def list_tasks(flags: argparse.Namespace) -> int:

@@ -94,6 +94,10 @@ class Harnesses:
         """What a task reads; all of it lies in one folder."""
         return self._harness(task).needs(task)
 
+    def judged_tasks(self) -> list[str]:
+        """Those whose answers a judge can grade."""
+        return [task for task in self.vision_tasks if self.vision.metadata(task).get("judge")]
+
     def check_data(self, cache: Path) -> dict[str, str]:
         """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder.
 

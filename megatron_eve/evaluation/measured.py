@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_eve.evaluation.scorers.judged import JudgeRow
 from megatron_eve.evaluation.scorers.scores import Reported, Submission
 
 
@@ -26,6 +27,9 @@ class Measured:
         published: the same value of other models, by name, as their papers have it.
         graded: of the main value of a task of this project, for each document: 0 (wrong) to 1, and the label.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
+        judged: of the main value, the answers of all documents for a judge; none where no judge is asked.
+        judge_rule: how it is asked (`scorers.judged.RULES`).
+        judge: the name of the judge whose value this is; empty for values that were worked out here.
     """
 
     task: str
@@ -39,6 +43,9 @@ class Measured:
     published: Mapping[str, float] = field(default_factory=dict)
     graded: Sequence[tuple[float, Mapping[str, Any]]] = field(default=(), repr=False)
     submission: list[dict[str, Any]] | dict[str, str] | None = None
+    judged: Sequence[JudgeRow] = field(default=(), repr=False)
+    judge_rule: str = ""
+    judge: str = ""
 
 
 def stock_values(
@@ -69,6 +76,7 @@ def own_values(
     protocol: str,
     main: str | None,
     published: Mapping[str, float] | None = None,
+    judge_rule: str = "",
 ) -> Iterable[Measured]:
     """The values of a task of this project, whose results are `Reported` and `Submission`, as `stock_values`.
 
@@ -78,6 +86,7 @@ def own_values(
         protocol: whose.
         main: the metric that stands for the task.
         published: the main metric of other models.
+        judge_rule: how a judge is asked about the answers, if it is.
     """
     for name, found in results.items():
         metric, _, _ = name.partition(",")
@@ -92,7 +101,8 @@ def own_values(
         rows = found.rows if isinstance(found, Submission) else None
         known = published or {} if metric == main else {}
         graded = _graded(found) if metric == main and isinstance(found, Reported) else ()
-        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, graded, rows)
+        judged = (found.judged, judge_rule) if metric == main and judge_rule else ()
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, graded, rows, *judged)
 
 
 def _graded(found: Reported) -> list[tuple[float, Mapping[str, Any]]]:

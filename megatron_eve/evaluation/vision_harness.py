@@ -139,7 +139,7 @@ class VisionHarness:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
         main, protocol = metadata.get("main_metric"), metadata.get("protocol", "lmms-eval")
         values = results["results"][task]
-        own = own_values(task, values, protocol, main, metadata.get("published"))
+        own = own_values(task, values, protocol, main, metadata.get("published"), metadata.get("judge", ""))
         return [*own] or stock_values(task, values, n, protocol, main)
 
     def _run(self, model: lmms, task: str) -> Any:
@@ -276,6 +276,8 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
 
 def picture_file(picture: Any) -> bytes:
     """A picture as a file: PPM, which is written in a fraction of PNG's time, and holds the same pixels."""
+    if isinstance(picture, bytes):
+        return picture
     if isinstance(picture, str):
         return Path(picture).read_bytes()
     rgb = picture.convert("RGB")

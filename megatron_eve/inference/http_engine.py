@@ -73,16 +73,11 @@ class HTTPEngine:
 
     def _look_up_model(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        listed = self._client.get("/models")
-        served = listed.get("data") if isinstance(listed, dict) else None
-        if not isinstance(served, list):
+        models = self._client.served_models()
+        if models is None:
             return UNKNOWN_LENGTH  # a server need not list its models; a wrong name is then found by the first request
-        models = {one.get("id"): one for one in served if isinstance(one, dict)}
         if self.model not in models:
-            names = ", ".join(sorted(str(name) for name in models)) or "none"
-            raise ServerError(
-                f"--model {self.model}: {self._client.base_url} serves no such model, but {names}; name one of these"
-            )
+            raise self._client.no_such_model(self.model, models)
         length = models[self.model].get("max_model_len")
         return length if isinstance(length, int) and length > 0 else UNKNOWN_LENGTH
 
@@ -110,7 +105,7 @@ class HTTPEngine:
             raise ConfigError(
                 "--base-url: a server is asked for the most likely answer alone; leave --temperature out"
             )
-        return _at_once(self._answer, queries)
+        return at_once(self._answer, queries)
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`; the answer comes as one piece."""
@@ -126,9 +121,11 @@ class HTTPEngine:
             if query.text.startswith(_MESSAGES):
                 body["messages"] = self._with_pictures(query)
                 reply = self._client.post("/chat/completions", body)
-                text = self._field(reply, "message", "content")
+                text = self._client.first_choice(reply, "message", "content")
             else:
-                text = self._field(self._client.post("/completions", body | {"prompt": query.text}), "text")
+                text = self._client.first_choice(
+                    self._client.post("/completions", body | {"prompt": query.text}), "text"
+                )
         except TooLong as error:
             return Answer((), "", problem=f"prompt_too_long: {error}")
         return Answer((), cut_at_stop(text or "", query.stop).strip())
@@ -149,19 +146,6 @@ class HTTPEngine:
                 for part in parts
             ]
         return messages
-
-    def _field(self, reply: Any, *path: str) -> Any:
-        """A field of the first choice of a reply."""
-        try:
-            found = reply["choices"][0]
-            for name in path:
-                found = found[name]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(
-                f"--base-url {self._client.base_url}: its reply has no choices[0].{'.'.join(path)}; is it a server "
-                "with OpenAI's interface?"
-            ) from error
-        return found
 
     def prepare_continuation(
         self, text: str, images: Sequence[bytes], continuation: str
@@ -190,12 +174,12 @@ class HTTPEngine:
         except (ServerError, TooLong) as error:
             raise ServerError(f"{error}; {remedy}") from error
         if len(found) < 2:
-            raise ServerError(f"--base-url {self._client.base_url}: gives no logprobs of a prompt, {remedy}")
+            raise ServerError(f"{self._client.place}: gives no logprobs of a prompt, {remedy}")
         self._gives_log_likelihoods = True
 
     def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
         """See `Engine.log_likelihoods`."""
-        return _at_once(self._log_likelihood, queries)
+        return at_once(self._log_likelihood, queries)
 
     def _log_likelihood(self, query: ContinuationQuery) -> LogLikelihood:
         # As lm-eval's models: white space at the context's end belongs to the continuation, and the context's tokens
@@ -225,7 +209,7 @@ class HTTPEngine:
             "logprobs": 1,
         }
         reply = self._client.post("/completions", asked)
-        found = self._field(reply, "logprobs")
+        found = self._client.first_choice(reply, "logprobs")
         if not found:
             return []
         values, tops = found.get("token_logprobs") or [], found.get("top_logprobs") or []
@@ -256,7 +240,7 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _at_once(ask: Callable[[One], Other], queries: Sequence[One]) -> list[Other]:
+def at_once(ask: Callable[[One], Other], queries: Sequence[One]) -> list[Other]:
     """Ask for all queries from threads; replies in order. The first error ends it."""
     if not queries:
         return []

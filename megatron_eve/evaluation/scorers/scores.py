@@ -64,6 +64,7 @@ class Reported:
         left_out: what does not count like the rest; with the main value of a task, for the whole task.
         rows: with the main value of a task, all of its rows, in the order of the documents.
         points: of these rows, 0 (wrong) to 1.
+        judged: with the main value of a task whose answers a judge can grade, all of them (`judged.JudgeRow`).
     """
 
     value: float | None
@@ -72,6 +73,7 @@ class Reported:
     left_out: tuple[LeftOut, ...] = ()
     rows: tuple[Any, ...] = ()
     points: tuple[float, ...] = ()
+    judged: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,12 @@ class Submission:
     Attributes:
         rows: an object for each question; of MM-Vet one object for all of them, answer by question.
         left_out: questions without an answer, which stand there with an empty one.
+        judged: as of `Reported`.
     """
 
     rows: list[dict[str, Any]] | dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    judged: tuple[Any, ...] = ()
 
 
 def in_percent(score: Score, rows: Sequence[object] = ()) -> Reported:
