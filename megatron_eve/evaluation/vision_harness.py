@@ -236,6 +236,8 @@ def _opener(
     def open_it() -> Conversation:
         try:
             messages = doc_to_messages(datasets[task][split][doc_id])
+        except SkipRow:
+            raise
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SkipRow("image_unreadable", " ".join(str(error).split())[:200]) from error
         return conversation_of(messages)
