@@ -29,6 +29,8 @@ from megatron_eve.inference.questions import open_locked
 
 PICTURES = "pictures"
 """Folder of pictures, below that of the answers."""
+TOWER = "--tower"
+"""In the place of a dataset's path: the tower that makes pictures of codes."""
 _BEGINS = (b'{"head": ', b'{"key": ')
 
 
@@ -146,6 +148,10 @@ def check_data(found: Head, now: Mapping[str, str], folder: Path) -> None:
     """Refuse data that has changed since the answers were given."""
     for name in sorted(found.data.keys() & now.keys()):
         if found.data[name] != now[name]:
+            if name == TOWER:
+                raise DataError(
+                    f"--answers {folder}: its pictures are of another {TOWER}; name another folder"
+                )
             raise DataError(
                 f"--answers {folder}: its answers are to other files than those in {name} of --data-root now; name "
                 "another folder, or bring the data back"

@@ -26,6 +26,7 @@ class Measured:
         published: the same value of other models, by name, as their papers have it.
         graded: of the main value of a task of this project, for each document: 0 (wrong) to 1, and the label.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
+        without_answer: what becomes of a request without an answer, for a footnote.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Measured:
     published: Mapping[str, float] = field(default_factory=dict)
     graded: Sequence[tuple[float, Mapping[str, Any]]] = field(default=(), repr=False)
     submission: list[dict[str, Any]] | dict[str, str] | None = None
+    without_answer: str = "scored as wrong"
 
 
 def stock_values(

@@ -21,6 +21,7 @@ from megatron_eve.inference.code_tower import ModelTower
 from megatron_eve.inference.engine import BatchDrawingEngine, DrawingQuery, Engine
 
 if TYPE_CHECKING:
+    from megatron_eve.inference.classification import Classifier
     from megatron_eve.inference.picture_codes import PictureCodes
 
 BEST_CLASSES = 5
@@ -33,18 +34,23 @@ class PictureAnswering:
     Args:
         folder: of the answers, which gets the pictures.
         tower: of the model.
+        texts: folder of the tokenizer for texts of classes; None where nothing is classified.
         apply_exif: turn pictures upright.
     """
 
-    def __init__(self, folder: Path, tower: ModelTower, apply_exif: bool = True) -> None:
-        self._folder, self._tower, self._apply_exif = folder, tower, apply_exif
+    def __init__(
+        self, folder: Path, tower: ModelTower, texts: Path | None = None, apply_exif: bool = True
+    ) -> None:
+        self._folder, self._tower, self._texts, self._apply_exif = folder, tower, texts, apply_exif
         self._codes: PictureCodes | None = None
+        self._classifier: Classifier | None = None
 
     def answers(self, batch: Sequence[Request], engine: Engine | None) -> list[Answered]:
         """The answers to requests of one kind, in order; their pictures are on disk."""
         if batch[0].kind == "draw":
             return self._drawn(batch, engine)
-        return [self._reconstructed(request) for request in batch]
+        one = self._reconstructed if batch[0].kind == "reconstruct" else self._classified
+        return [one(request) for request in batch]
 
     def _drawn(self, batch: Sequence[Request], engine: Engine | None) -> list[Answered]:
         if not isinstance(engine, BatchDrawingEngine):
@@ -77,12 +83,29 @@ class PictureAnswering:
 
             self._codes = PictureCodes(self._tower)
         try:
-            image = given_picture(request)
-            picture = decode_image(image, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
+            image, picture = self._opened(request)
         except SkipRow as error:
             return Answered(error=str(error))
         pixels = self._codes.reconstruction(middle_square(picture, self._codes.square_size))
         return Answered(write_picture(self._folder, request, pixels), images=picture_digests([image]))
+
+    def _classified(self, request: Request) -> Answered:
+        if self._classifier is None:
+            from megatron_eve.inference.classification import Classifier
+
+            assert self._texts is not None
+            self._classifier = Classifier(self._tower, self._texts)
+        try:
+            image, picture = self._opened(request)
+        except SkipRow as error:
+            return Answered(error=str(error))
+        best = self._classifier.best(picture, request.classes, BEST_CLASSES)
+        return Answered(" ".join(map(str, best)), images=picture_digests([image]))
+
+    def _opened(self, request: Request) -> tuple[bytes, Image.Image]:
+        """The picture of a request: its file, and decoded."""
+        image = given_picture(request)
+        return image, decode_image(image, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
 
 
 def given_picture(request: Request) -> bytes:

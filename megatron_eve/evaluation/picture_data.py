@@ -121,8 +121,8 @@ def read_prompts(folder: Path, where: str) -> list[ReferencePrompt]:
             missing.append(found[-1].picture)
     if missing:
         raise DataError(
-            f"{where}: {len(missing):,} of {len(found):,} reference pictures are missing, the first of them {missing[0]}; "
-            f"unpack the dataset's {PICTURES}.zip there"
+            f"{where}: {len(missing):,} of {len(found):,} reference pictures are missing, the first of them "
+            f"{missing[0]}; unpack the dataset's {PICTURES}.zip there"
         )
     return found
 
