@@ -98,10 +98,7 @@ def load_contrast(settings: TowerSettings, tokenizer: Path, device: torch.device
         ConfigError: a tower without a text side, damaged weights, or a tokenizer of another model.
     """
     weights = TowerWeights(settings)
-    pictures, texts = PictureSide(settings), text_encoder(settings, weights)
-    last = f"{_VISION}encoder.layers.{settings.encoder.num_layers - 1}."
-    places = {"layer.": last, "post_layernorm.": f"{_VISION}post_layernorm.", "head.": f"{_VISION}head."}
-    _load(pictures, places, weights)
+    pictures, texts = load_pictures(settings, weights), text_encoder(settings, weights)
     found = _tokenizer(tokenizer)
     size = texts.config.vocab_size
     if len(found) > size:
@@ -113,6 +110,19 @@ def load_contrast(settings: TowerSettings, tokenizer: Path, device: torch.device
     for module in (pictures, texts):
         nn.Module.to(module, device=device, dtype=torch.float32).eval().requires_grad_(False)
     return ContrastiveTower(tower, pictures, texts, found)
+
+
+def load_pictures(settings: TowerSettings, weights: TowerWeights) -> PictureSide:
+    """The side of the pictures, with its weights.
+
+    Raises:
+        ConfigError: the folder lacks some.
+    """
+    side = PictureSide(settings)
+    last = f"{_VISION}encoder.layers.{settings.encoder.num_layers - 1}."
+    places = {"layer.": last, "post_layernorm.": f"{_VISION}post_layernorm.", "head.": f"{_VISION}head."}
+    _load(side, places, weights)
+    return side
 
 
 def text_encoder(settings: TowerSettings, weights: TowerWeights) -> SiglipTextModel:
