@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_eve.data.errors import DataError
+from megatron_eve.config.errors import ConfigError
+from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.evaluation.measured import Measured
 from megatron_eve.evaluation.report import MOST_ERRORS
 from megatron_eve.evaluation.requests import Request
@@ -41,6 +42,28 @@ FOLDER = "judged"
 """Of the verdicts, below that of the answers."""
 _ALTERNATIVES = 5  # tokens of which probabilities are asked for, as many as all servers give
 _BEGINS = b'{"key": '
+
+
+def check_judge_flags(
+    url: str | None, model: str | None, tasks: Sequence[str], judged: Sequence[str]
+) -> None:
+    """Refuse flags that do not go together.
+
+    Args:
+        url, model: --judge-url and --judge-model.
+        tasks: that are scored.
+        judged: those of them whose answers a judge can grade.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if model and not url:
+        raise ConfigError("--judge-model: is the name of a server's model and goes with --judge-url")
+    if url and not judged:
+        raise ConfigError(
+            f"--judge-url: no judge is asked about {', '.join(tasks)}; leave it out (docs/evaluation.md says which "
+            "tasks have a judge's prompt)"
+        )
 
 
 @dataclass(frozen=True)
@@ -293,7 +316,10 @@ def _messages(rule: JudgeRule, row: JudgeRow) -> list[dict[str, Any]]:
     texts = [(role, text.encode("utf-8", "replace").decode()) for role, text in rule.messages(row)]
     messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in texts]
     if row.picture is not None:
-        url = data_url(_picture(row.picture))
+        try:
+            url = data_url(_picture(row.picture))
+        except SkipRow as error:
+            raise _unreadable(row.picture, str(error)) from None
         messages[-1]["content"] = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": texts[-1][1]},
@@ -305,10 +331,14 @@ def _picture(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"--answers: the picture {path} cannot be read ({error.strerror}); remove the line of its answer, and run "
-            "tools/evaluate.py answer again"
-        ) from None
+        raise _unreadable(path, str(error.strerror)) from None
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"--answers: the picture {path} cannot be read ({reason}); remove the line of its answer, and run "
+        "tools/evaluate.py answer again"
+    )
 
 
 def _digest(rule: JudgeRule, row: JudgeRow) -> str:

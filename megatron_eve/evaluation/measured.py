@@ -30,6 +30,7 @@ class Measured:
         judged: of the main value, the answers of all documents for a judge; none where no judge is asked.
         judge_rule: how it is asked (`scorers.judged.RULES`).
         judge: the name of the judge whose value this is; empty for values that were worked out here.
+        without_answer: what becomes of a request without an answer, for a footnote.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Measured:
     judged: Sequence[JudgeRow] = field(default=(), repr=False)
     judge_rule: str = ""
     judge: str = ""
+    without_answer: str = "scored as wrong"
 
 
 def stock_values(

@@ -55,8 +55,9 @@ def markdown(measured: Sequence[Measured], errors: Mapping[str, Mapping[str, int
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     notes = ["values of other models are those of their papers, not measured here"] if others else []
     notes += [f"{one.task}: {note}" for one in measured if one.main or one.judge for note in one.notes]
+    fate = {one.task: one.without_answer for one in measured}
     notes += [
-        f"{task}: {sum(reasons.values()):,} requests without an answer, scored as wrong "
+        f"{task}: {sum(reasons.values()):,} requests without an answer, {fate.get(task, 'scored as wrong')} "
         f"({', '.join(f'{reason} {count:,}' for reason, count in sorted(reasons.items()))})"
         for task, reasons in errors.items()
     ]
@@ -85,8 +86,8 @@ def write_results(
 
 def _entry(one: Measured) -> dict[str, Any]:
     """A value without what has files of its own."""
-    own = ("graded", "submission", "judged", "judge_rule")
     entry = asdict(replace(one, graded=(), submission=None, judged=()))
+    own = ("graded", "submission", "judged", "judge_rule", "without_answer")
     return {name: value for name, value in entry.items() if name not in own}
 
 

@@ -253,6 +253,9 @@ def test_pictures_go_to_the_judge(served: tuple[str, JudgeServed], tmp_path: Pat
     before = len(judge.asked)
     judge_answers(measured, requests, opened(url), tmp_path)
     assert len(judge.asked) == before + 1
+    names[1].write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"the picture .*1.png cannot be read \(image_format"):
+        judge_answers(measured, requests, opened(url), tmp_path)
     names[1].unlink()
     with pytest.raises(DataError, match=r"the picture .*1.png cannot be read \(No such file"):
         judge_answers(measured, requests, opened(url), tmp_path)
