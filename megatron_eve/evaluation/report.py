@@ -42,11 +42,13 @@ def markdown(measured: Sequence[Measured], errors: Mapping[str, Mapping[str, int
     others = list(dict.fromkeys(name for one in measured for name in one.published))
     rows = [["task", "metric", "value", "standard error", "n", "protocol", *others]]
     for one in measured:
-        metric = f"**{one.metric}**" if one.main else one.metric
+        # The names of judges are whatever their servers call them.
+        name, protocol = (" ".join(text.split()).replace("|", "\\|") for text in (one.metric, one.protocol))
+        metric = f"**{name}**" if one.main else name
         value = "-" if one.value is None else f"{one.value:,.5g}"
         error = "" if one.standard_error is None else f"{one.standard_error:,.2g}"
         known = [f"{one.published[name]:,}" if name in one.published else "" for name in others]
-        rows.append([one.task, metric, value, error, f"{one.n:,}", one.protocol, *known])
+        rows.append([one.task, metric, value, error, f"{one.n:,}", protocol, *known])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
