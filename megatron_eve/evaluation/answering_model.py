@@ -109,6 +109,16 @@ def _lone_tower(flags: argparse.Namespace, tasks: Sequence[str]) -> ModelTower |
         )
     if flags.tower is not None:
         raise ConfigError("--tower: --model-path names the tower itself; leave this out")
+    for flag, given in (
+        ("--ckpt-step", flags.ckpt_step is not None),
+        ("--tokenizer-model", flags.tokenizer_model is not None),
+        ("--conv-mode", flags.conv_mode is not None),
+        ("--base-url", flags.base_url is not None),
+        ("--tensor-model-parallel-size", flags.tensor_model_parallel_size > 1),
+        ("--pipeline-model-parallel-size", flags.pipeline_model_parallel_size > 1),
+    ):
+        if given:
+            raise ConfigError(f"{flag}: --model-path names a tower, which has none of it; leave this out")
     return ModelTower(family, find_image_codes(family).read_tower(flags.model_path, vars(flags)))
 
 

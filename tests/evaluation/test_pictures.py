@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from megatron_eve.data.images import decode_image
 from megatron_eve.evaluation.answers import ShardFile, picture_path
@@ -36,6 +40,7 @@ from tests.evaluation.toy_pictures import (
 from tests.inference.test_tools import tool
 from tests.inference.vila_u_model import Model, write_model
 from tests.ranks import RankPool
+from tests.test_commands import ROOT
 
 pytest.importorskip("lmms_eval")
 
@@ -252,6 +257,61 @@ def test_pictures_are_drawn_from_prompts(
     assert status == 2 and "answers are missing: vila_u_fid30k 1;" in err
 
 
+@pytest.mark.distributed
+def test_a_model_and_its_tower_answer_together(command: Command, model: Model, tmp_path: Path) -> None:
+    """Of tasks of the tower alone the model is not opened. Another tower with the same codes gives other pictures."""
+    tasks = ["vila_u_fid30k", "vila_u_rfid"]
+    status, out, err = command("answer", tasks[1:], "answers", *model.flags)
+    assert status == 3 and f"answered  {COUNT - 1}" in out and "weights: " not in err
+    status, out, err = command("answer", tasks, "answers", *model.flags)
+    assert status == 0 and "answered  4" in out and "weights: " in err
+    command("answer", ["vila_u_fid30k"], "drawn", *model.flags)
+    rows = answer_rows(tmp_path / "answers")
+    assert [row for row in rows if row["task"] == "vila_u_fid30k"] == answer_rows(tmp_path / "drawn")
+
+    other = tmp_path / "tower"
+    shutil.copytree(model.tower, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["rqvaesiglip.decoder.conv_out.bias"] += 1
+    save_file(tensors, other / "model.safetensors")
+    status, _, err = command("answer", tasks, "answers", *model.flags, "--tower", other)
+    assert status == 2 and "its pictures are of another --tower; name another folder" in err
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_killed_at_any_moment_and_drawn_by_two_ranks(
+    command: Command, model: Model, root: Path, tmp_path: Path
+) -> None:
+    command("answer", ["vila_u_fid30k"], "whole", *model.flags)
+    words = [
+        ROOT / "tools" / "evaluate.py", "answer", "--tasks", "vila_u_fid30k", "--data-root", root,
+        "--data-cache-path", tmp_path / "cache", *model.flags, "--batch-size", 1,
+    ]  # fmt: skip
+
+    def start(answers: str, *torchrun: str, layout: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        given = [sys.executable, *torchrun, *words, *layout, "--answers", tmp_path / answers]
+        return subprocess.Popen(
+            [str(word) for word in given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    random = np.random.default_rng(0)
+    for _ in range(6):
+        with start("killed") as run:
+            known = len(pictures(tmp_path / "killed"))
+            while run.poll() is None and len(pictures(tmp_path / "killed")) == known < 4:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.05))
+            run.kill()
+    assert start("killed").wait() == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert start("two", *torchrun, layout=("--tensor-model-parallel-size", "2")).wait() == 0
+    for answers in ("killed", "two"):
+        assert answer_rows(tmp_path / answers) == answer_rows(tmp_path / "whole")
+        found = {name: one for name, one in pictures(tmp_path / answers).items() if name.endswith(".png")}
+        assert found == pictures(tmp_path / "whole")
+
+
 def test_models_that_cannot_are_refused(
     command: Command, tower: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -279,6 +339,11 @@ def test_models_that_cannot_are_refused(
             ["vila_u_rfid"],
             (*lone, "--tower", tower),
             "--tower: --model-path names the tower itself; leave this out",
+        ),
+        (
+            ["vila_u_rfid"],
+            (*lone, "--conv-mode", "v1"),
+            "--conv-mode: --model-path names a tower, which has none",
         ),
     ):
         status, _, err = command("answer", tasks, "answers", *which)
