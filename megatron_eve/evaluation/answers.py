@@ -175,8 +175,15 @@ def write_picture(folder: Path, request: Request, pixels: NDArray[np.uint8]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of two processes with the same request each writes a file of its own, and both give the same picture.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    Image.fromarray(pixels).save(partial, "PNG")
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+            file.flush()
+            os.fsync(file.fileno())  # on disk before the line that names it
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return picture_path(request)
 
 

@@ -35,7 +35,7 @@ class PictureAnswering:
         folder: of the answers, which gets the pictures.
         tower: of the model.
         texts: folder of the tokenizer for texts of classes; None where nothing is classified.
-        apply_exif: turn pictures upright.
+        apply_exif: turn pictures that are classified upright.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class PictureAnswering:
 
             self._codes = PictureCodes(self._tower)
         try:
-            image, picture = self._opened(request)
+            # Always upright, as the score takes it to be.
+            image, picture = _opened(request, apply_exif=True)
         except SkipRow as error:
             return Answered(error=str(error))
         pixels = self._codes.reconstruction(middle_square(picture, self._codes.square_size))
@@ -96,16 +97,17 @@ class PictureAnswering:
             assert self._texts is not None
             self._classifier = Classifier(self._tower, self._texts)
         try:
-            image, picture = self._opened(request)
+            image, picture = _opened(request, self._apply_exif)
         except SkipRow as error:
             return Answered(error=str(error))
         best = self._classifier.best(picture, request.classes, BEST_CLASSES)
         return Answered(" ".join(map(str, best)), images=picture_digests([image]))
 
-    def _opened(self, request: Request) -> tuple[bytes, Image.Image]:
-        """The picture of a request: its file, and decoded."""
-        image = given_picture(request)
-        return image, decode_image(image, apply_exif=self._apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
+
+def _opened(request: Request, apply_exif: bool) -> tuple[bytes, Image.Image]:
+    """The picture of a request: its file, and decoded."""
+    image = given_picture(request)
+    return image, decode_image(image, apply_exif=apply_exif, max_pixels=DEFAULT_MAX_PIXELS)
 
 
 def given_picture(request: Request) -> bytes:

@@ -83,11 +83,13 @@ class Submission:
     Attributes:
         rows: an object for each question; of MM-Vet one object for all of them, answer by question.
         left_out: questions without an answer, which stand there with an empty one.
+        not_asked: how many of the rows are of questions that the task does not ask.
         judged: as of `Reported`.
     """
 
     rows: list[dict[str, Any]] | dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    not_asked: int = 0
     judged: tuple[Any, ...] = ()
 
 
