@@ -1,4 +1,4 @@
-"""What a judge is asked, how its replies are read, and the values of its verdicts, each worked out by hand."""
+"""What a judge is asked, and the values of its verdicts, each worked out by hand. `cases_judged.py` has its replies."""
 
 from __future__ import annotations
 
@@ -13,44 +13,7 @@ from megatron_eve.evaluation.scorers.judged import (
     Verdict,
     check_labels,
     judged_values,
-    read_mmvet,
-    read_video,
-    read_yes_no,
 )
-
-
-@pytest.mark.parametrize(("reply", "points"), [
-    ("0.5", 0.5), (" 1.0\n", 1.0), ("1", 1.0), ("0", 0.0), ("0.0 |", 0.0), (".3", 0.3), ("0.75", 0.75), ("0.4.", 0.4),
-    ("", None), ("1.1", None), ("-0.5", None), ("nan", None), ("1 of the two elements", None), ("0.5 0.6", None),
-    ("Correctness: 0.5", None), ("1e-1", None), ("2", None), ("0.5 | 0.6", None), ("½", None), ("٠", None),
-])  # fmt: skip
-def test_a_grade_of_mm_vet(reply: str, points: float | None) -> None:
-    found = read_mmvet(reply)
-    assert (found.points if found else None) == points
-
-
-@pytest.mark.parametrize(("reply", "verdict"), [
-    ("{'pred': 'yes', 'score': 4}", (1.0, 4)), ("{'pred': 'yes', 'score': 4.8}", (1.0, 4)),
-    ('```python\n{"pred": "No", "score": 0}\n```', (0.0, 0)), ("{'score': 5, 'pred': 'yes'}", (1.0, 5)),
-    ("Sure: {'pred': 'no', 'score': '2'}.", (0.0, 2)), ("{'pred': 'no', 'score': 0,}", (0.0, 0)),
-    ("yes 4", None), ("{'pred': 'maybe', 'score': 4}", None), ("{'pred': 'yes', 'score': 6}", None),
-    ("{'pred': 'yes', 'score': 5.5}", None), ("{'pred': 'yes', 'score': -1}", None), ("{'pred': 'yes'}", None),
-    ("{'pred': 'yes', 'score': 4} {'pred': 'no', 'score': 1}", None), ("{'pred': 'yes', 'score': 44}", None),
-    ("{'pred': 'yes', 'pred': 'no', 'score': 4}", None), ("", None), ("{'pred': 'yesterday', 'score': 1}", None),
-])  # fmt: skip
-def test_a_grade_of_video_chatgpt(reply: str, verdict: tuple[float, int] | None) -> None:
-    found = read_video(reply)
-    assert ((found.points, found.grade) if found else None) == verdict
-
-
-@pytest.mark.parametrize(("reply", "probability", "verdict"), [
-    ("Yes", None, (1.0, None)), ("no, there are two", None, (0.0, None)), ("\n**Yes**", 0.9, (1.0, 0.9)),
-    ("There is one", 0.2, (0.0, 0.2)), ("There is one", None, None), ("Yesterday", None, None), ("", None, None),
-    ("not", None, None), ("No", 0.6, (0.0, 0.6)),
-])  # fmt: skip
-def test_yes_or_no(reply: str, probability: float | None, verdict: tuple[float, float | None] | None) -> None:
-    found = read_yes_no(reply, probability)
-    assert ((found.points, found.probability) if found else None) == verdict
 
 
 def test_what_judges_are_asked() -> None:

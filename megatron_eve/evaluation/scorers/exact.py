@@ -151,7 +151,7 @@ def score_word(task: str, rows: Sequence[MatchRow]) -> Score:
     Source: none in text; both datasets define accuracy as the share of right words.
     """
     for row in rows:
-        if not isinstance(row.label, str) or not row.label.strip():
+        if not (isinstance(row.label, str) and row.label.strip()):
             raise bad_label(task, row.id, row.label, "write the answer as text")
     plain = [replace(row, label=gqa_answer(row.label.strip())) for row in rows]
     return _score_matches(task, plain, lambda answer: gqa_answer(answer.strip()))
