@@ -337,7 +337,7 @@ def score(flags: argparse.Namespace) -> int:
     harnesses.check_scoring()
     judge = Judge(flags.judge_url, flags.judge_model) if flags.judge_url else None
     try:
-        measured, requests = harnesses.score(answers.found)
+        measured, requests = harnesses.score(answers.found, bool(flags.mistakes))
     except MissingAnswers as error:
         raise DataError(
             f"--answers {flags.answers}: answers are missing: {error}; run tools/evaluate.py answer "

@@ -119,9 +119,11 @@ class PictureHarness:
         ]  # fmt: skip
 
     def score(
-        self, name: str, copies: Path, found: Mapping[str, Answered]
+        self, name: str, copies: Path, found: Mapping[str, Answered], graded: bool = False
     ) -> tuple[list[Measured], list[Request]]:
         """The values of a task from answers on disk, and the requests that they are to; arguments as of `plan`.
+
+        `graded` is not used: tasks of this project always say which answers are wrong.
 
         Raises:
             MissingAnswers: some requests have no answer.

@@ -211,3 +211,17 @@ class HTTPClient:
 def _seconds(header: str | None) -> float:
     """Of a Retry-After header; 0 where it has a date or nothing."""
     return float(header) if header is not None and header.strip().isdigit() else 0.0
+
+
+def listed_model(client: HTTPClient, model: str) -> dict[str, Any]:
+    """What a server says of a model in its list of models; nothing where it lists none.
+
+    Raises:
+        ServerError: it cannot be reached, or serves no such model.
+    """
+    models = client.served_models()
+    if models is None:
+        return {}  # a server need not list its models; a wrong name is then found by the first request
+    if model not in models:
+        raise client.no_such_model(model, models)
+    return models[model]
