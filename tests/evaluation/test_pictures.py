@@ -280,6 +280,26 @@ def test_a_model_and_its_tower_answer_together(command: Command, model: Model, t
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_without_a_network(tower: Path, root: Path, inception: Path, tmp_path: Path) -> None:
+    """In a network namespace without an interface."""
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces here")
+    more = {
+        "answer": ["--model-path", tower],
+        "score": ["--output", tmp_path / "results.json", "--inception-weights", inception],
+    }
+    for name, given in more.items():
+        words = [
+            "unshare", "-rn", sys.executable, ROOT / "tools" / "evaluate.py", name, "--tasks", ",".join(OF_TOWER),
+            "--data-root", root, "--answers", tmp_path / "answers", "--data-cache-path", tmp_path / "cache", *given,
+        ]  # fmt: skip
+        found = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+        assert found.returncode == 3, found.stderr  # one picture of six is broken
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_killed_at_any_moment_and_drawn_by_two_ranks(
     command: Command, model: Model, root: Path, tmp_path: Path
 ) -> None:
