@@ -28,6 +28,7 @@ def main() -> None:
 def _main(signals: ExitSignals) -> None:
     from megatron_eve.config import parse
     from megatron_eve.config.describe import describe_settings
+    from megatron_eve.config.flags import PRETRAIN
     from megatron_eve.config.recipe import named_sources
     from megatron_eve.preflight import check_memory, check_run, describe_start
     from megatron_eve.runtime.errors import UserError, show_error
@@ -39,7 +40,7 @@ def _main(signals: ExitSignals) -> None:
     save = None
     try:
         with quiet:
-            config = parse()
+            config = parse(command=PRETRAIN)
         save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)
