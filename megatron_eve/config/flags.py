@@ -103,7 +103,8 @@ def flag_parser(run: RunConfig, command: Command, others: dict[str, str]) -> Fla
     parser = FlagParser(
         prog=command.prog,
         description=_DESCRIPTION.format(what=command.what),
-        examples=command.examples + "".join(f"{command.prog} --preset {name} --help\n" for name in presets[:1]),
+        examples=command.examples
+        + "".join(f"{command.prog} --preset {name} --help\n" for name in presets[:1]),
         others=others,
         argument_default=argparse.SUPPRESS,
     )
@@ -137,7 +138,9 @@ def flag_parser(run: RunConfig, command: Command, others: dict[str, str]) -> Fla
 def _add_section(parser: CommandParser, name: str, section: Any, trains: str) -> None:
     """A group of flags, one for each field of a section; the page does not show those that the run has no use for."""
     sentence = " ".join((inspect.getdoc(type(section)) or "").split("\n\n")[0].split())
-    hidden = {field.name for field in fields(section) if trains == "tower" and no_use_in_towers(name, field.name)}
+    hidden = {
+        field.name for field in fields(section) if trains == "tower" and no_use_in_towers(name, field.name)
+    }
     # Without a shown flag the group is left out of the page, if it has no text either.
     group = parser.add_argument_group(name, None if len(hidden) == len(fields(section)) else sentence)
     hints, texts = get_type_hints(type(section), include_extras=True), _field_texts(type(section))

@@ -120,6 +120,7 @@ def load_recipe(
     _known_preset(preset, "--preset", family)
     family = family or (family_of_preset(preset) if preset else usual)
     config = from_dict({"family": family}, source="--family")
+    config = replace(config, optimizer=replace(config.optimizer, **find_family(family).optimizer_defaults))
     if preset:
         sizes = find_family(family).presets[preset]
         config = replace(config, model=sizes.model, vision=sizes.vision)

@@ -68,7 +68,6 @@ def tower_run_errors(config: RunConfig, world_size: int) -> Iterator[str]:
                 why = _REASONS.get(section, "is of no use to a tower")
                 yield f"--{field.name.replace('_', '-')} {_written(value)}: {why}; leave it out"
 
-
     size = config.training.global_batch_size
     for pairs in {size, config.total_samples % size or size} if size > 0 else ():
         if 0 < pairs < world_size:

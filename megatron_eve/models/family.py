@@ -162,6 +162,7 @@ class ModelFamily(Protocol):
             the datasets (`data/format/code_part.py`); no pixels are decoded then (`views` is empty).
         trains: what its runs train: a decoder (`megatron_eve.pretrain`), or a vision tower alone
             (`megatron_eve.train_tower`; see `tower_family.py`).
+        optimizer_defaults: settings of the section `optimizer` that have other defaults in its runs.
     """
 
     name: str
@@ -174,6 +175,7 @@ class ModelFamily(Protocol):
     text_rules: TextRules = TextRules()
     reads_codes: bool = False
     trains: Literal["decoder", "tower"] = "decoder"
+    optimizer_defaults: Mapping[str, float] = {}
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""

@@ -7,11 +7,12 @@ any family has of settings, checks and data; of a decoder it has nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from megatron_eve.models.family import ModelFamily, PartCounts
+from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
@@ -64,6 +65,16 @@ class TowerFamily(ModelFamily, Protocol):
         """What config.yaml of a checkpoint says of the tower, beside the settings, so that tools can read it."""
         ...
 
+    @abstractmethod
+    def float32_bytes(self, config: RunConfig) -> int:
+        """Bytes of what is kept in float32 also with --bf16 and is no parameter: codebooks, and networks of losses."""
+        ...
+
+    @abstractmethod
+    def check_pretrained(self, config: RunConfig, folder: Path) -> Iterator[str]:
+        """Why a run cannot start from the tower in a folder (`--pretrained-checkpoint`): a sentence each."""
+        ...
+
     # --- of a decoder: none ---
 
     def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:
@@ -81,7 +92,3 @@ class TowerFamily(ModelFamily, Protocol):
     def hugging_face(self) -> HFFormat:
         """Always an error: towers have their own folders (`ImageCodes.folders`)."""
         raise TypeError(f"the family {self.name} trains a tower; its folders are those of the towers")
-
-    def parameter_counts(self, config: RunConfig) -> PartCounts:
-        """Always an error; see `memory`."""
-        raise TypeError(f"the family {self.name} trains a tower and has no decoder")

@@ -22,6 +22,8 @@ from megatron_eve.data.sampling.loader import WaitTime
 from megatron_eve.data.sampling.orders import Order
 from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
 
+_COUNTED_AT_ONCE = 1 << 20  # samples
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -189,4 +191,8 @@ class PairLoader:
 
 def long_texts(dataset: VisionDataset, text_length: int) -> int:
     """Samples of a dataset whose texts are cut."""
-    return int((dataset.samples["text_length"] - 1 > text_length).sum())
+    found = 0
+    for start in range(0, len(dataset), _COUNTED_AT_ONCE):
+        some = np.arange(start, min(start + _COUNTED_AT_ONCE, len(dataset)), dtype=np.int64)
+        found += int((dataset.samples[some]["text_length"] - 1 > text_length).sum())
+    return found

@@ -221,7 +221,9 @@ def _encode_caption(
     caption_ids: list[int] = []
     if text:
         newline = template.ends_captions == "newline"
-        caption_ids = tokenizer.encode(f"{text}\n") if newline else [*tokenizer.encode(text), tokenizer.eos_id]
+        caption_ids = (
+            tokenizer.encode(f"{text}\n") if newline else [*tokenizer.encode(text), tokenizer.eos_id]
+        )
     image = [IMAGE_TOKEN_ID]
     if tiles is not None:
         image, num_images = [IMAGE_TOKEN_ID, *tokenizer.encode("\n")], sum(tiles)

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.vila_u.tower_config import TowerConfig, text_sizes, tower_settings
+from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_settings import GROUPS, TowerSettings, size_problems
 
 _WEIGHTS = (
@@ -89,6 +90,28 @@ def check_start(config: RunConfig) -> Iterator[str]:
             f"--train-samples {config.total_samples}: the last step would have one pair, and the contrastive loss "
             f"needs two; use {config.total_samples - 1}"
         )
+
+
+def check_pretrained(vision: TowerConfig, folder: Path) -> Iterator[str]:
+    """Why a run cannot start from the tower in a folder; see `TowerFamily.check_pretrained`."""
+    flag = f"--pretrained-checkpoint {folder}"
+    assert vision.vision_tower is not None
+    try:
+        theirs, ours = read_tower_folder(folder, Path(vision.vision_tower)), tower_settings(vision)
+    except ConfigError as error:
+        yield f"{flag}: {error}"
+        return
+    for what, one, other in (
+        ("codes of a picture (rows, columns, depth)", theirs.code_shape, ours.code_shape),
+        ("sizes of codebooks", theirs.codebook_sizes, ours.codebook_sizes),
+        ("one codebook for all depths", theirs.shared_codebook, ours.shared_codebook),
+        ("features of a picture", theirs.latent_shape, ours.latent_shape),
+        ("encoder", theirs.encoder, ours.encoder),
+        ("pixel decoder", theirs.decoder, ours.decoder),
+        ("grid of the pixel decoder", theirs.decoder_latent_shape, ours.decoder_latent_shape),
+    ):
+        if one != other:
+            yield f"{flag}: its {what}: {one}, and of this run: {other}; use its sizes, or another folder"
 
 
 def _grid_errors(vision: TowerConfig, tower: TowerSettings) -> Iterator[str]:

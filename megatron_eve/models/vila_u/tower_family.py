@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.family import ImagePlan, ImagePlanner, Preset, Stage, View, ViewUse, size_differences
+from megatron_eve.models.family import (
+    ImagePlan,
+    ImagePlanner,
+    PartCounts,
+    Preset,
+    Stage,
+    View,
+    ViewUse,
+    size_differences,
+)
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.text_format import Template, TextRules
 from megatron_eve.models.tower_family import PairSizes, TowerFamily
-from megatron_eve.models.vila_u.tower_checks import check_sizes, check_start
+from megatron_eve.models.vila_u.tower_checks import check_pretrained, check_sizes, check_start
 from megatron_eve.models.vila_u.tower_config import (
     OTHER_NAMES,
     PRESETS,
@@ -22,6 +32,7 @@ from megatron_eve.models.vila_u.tower_config import (
     text_sizes,
     tower_settings,
 )
+from megatron_eve.models.vila_u.tower_parameters import float32_bytes, parameter_counts
 from megatron_eve.models.vila_u.tower_record import record_of_run
 from megatron_eve.models.vila_u.tower_training import TowerTraining
 
@@ -64,6 +75,8 @@ class VILAUTowerFamily(TowerFamily):
     stages: Mapping[int, Stage] = {1: Stage("vision tower", ("*",), template=PAIR.name)}
     image_flags: Mapping[str, ImageFlag] = IMAGE_FLAGS
     text_rules = TextRules(templates={PAIR.name: PAIR})
+    # RQ-VAE's, in the autoencoder and in the discriminator.
+    optimizer_defaults: Mapping[str, float] = {"adam_beta1": 0.5, "adam_beta2": 0.9}
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""
@@ -86,7 +99,19 @@ class VILAUTowerFamily(TowerFamily):
         free = {*START_SETTINGS, *TowerTraining.__dataclass_fields__}
         return size_differences(saved["config"].get("vision", {}), config.vision, free)
 
+    def parameter_counts(self, config: RunConfig) -> PartCounts:
+        """See `ModelFamily.parameter_counts`."""
+        return parameter_counts(config.vision)
+
     # --- of a tower ---
+
+    def float32_bytes(self, config: RunConfig) -> int:
+        """See `TowerFamily.float32_bytes`."""
+        return float32_bytes(config.vision)
+
+    def check_pretrained(self, config: RunConfig, folder: Path) -> Iterator[str]:
+        """See `TowerFamily.check_pretrained`."""
+        return check_pretrained(config.vision, folder)
 
     def pair_sizes(self, config: RunConfig) -> PairSizes:
         """See `TowerFamily.pair_sizes`."""

@@ -31,7 +31,9 @@ def record_of_run(vision: TowerConfig) -> dict[str, Any]:
         "latent_shape": list(tower.latent_shape),
         "code_shape": list(tower.code_shape),
         "shared_codebook": tower.shared_codebook,
-        "decoder_latent_shape": None if tower.decoder_latent_shape is None else list(tower.decoder_latent_shape),
+        "decoder_latent_shape": None
+        if tower.decoder_latent_shape is None
+        else list(tower.decoder_latent_shape),
         "decay": 0.99,
         "latent_loss_weight": vision.commitment_weight,
         "restart_unused_codes": True,

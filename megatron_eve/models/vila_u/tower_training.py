@@ -28,5 +28,7 @@ class TowerTraining:
     """Features of pictures that are compared with texts: behind the quantiser, or in front of it."""
     discriminator_norm: Literal["batch", "group"] = "batch"
     """Normalisation in the discriminator: batch is over the pictures of the whole step, group over each by itself."""
-    perceptual_weights: Annotated[str | None, Flag("FILE", "none; needed unless --perceptual-weight is 0")] = None
+    perceptual_weights: Annotated[
+        str | None, Flag("FILE", "none; needed unless --perceptual-weight is 0")
+    ] = None
     """File with the weights of the VGG-16 of the perceptual loss."""
