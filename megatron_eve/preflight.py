@@ -1,9 +1,9 @@
 """What is wrong with a run, found before torch is loaded: `python -m megatron_eve.preflight --ranks N FLAGS...`.
 
 The flags are those of `megatron_eve.pretrain` or `megatron_eve.train_tower`, which make the same checks on every rank
-before their first seconds are spent. The command prints one `error:` line for a mistake, with the remedy, and exits with status 2; it prints nothing
-and exits with 0 where nothing is wrong. Ranks that share the memory of a machine are as many as LOCAL_WORLD_SIZE says,
-as for a rank under torchrun, or all of them.
+before their first seconds are spent. The command prints one `error:` line for a mistake, with the remedy, and exits
+with status 2; it prints nothing and exits with 0 where nothing is wrong. Ranks that share the memory of a machine are
+as many as LOCAL_WORLD_SIZE says, as for a rank under torchrun, or all of them.
 
 A check is a generator over the configuration that yields a sentence for each mistake; `@check("name")` makes it one of
 `CHECKS`, where a model family may add its own.
