@@ -5,8 +5,10 @@ VENV ?= .venv
 # A package index for everything but torch, and one for torch alone; empty means pip's own configuration decides.
 INDEX_URL ?=
 TORCH_INDEX_URL ?=
-# More arguments for pytest, such as ARGS="-k packing -x".
+# More arguments for pytest, such as ARGS="-k packing -x"; ARGS="-n 0" runs all in one process.
 ARGS ?=
+# Two files of tests at a time: more ask for much memory, since some of them start four ranks.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 CUDA ?=
 
 # What the environment holds: cpu, cu12 or cu13. `make install-gpu` records it, so that a later `make test` keeps the
@@ -123,10 +125,10 @@ vila-u: install ## The same for VILA-U: codes of photos, one training to read an
 	@$(BIN)/python examples/vila_u_tiny/run.py
 
 test: install-dev ## All tests but the slow ones and those for a GPU
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-slow: install-dev ## The slow tests, the quickstart from end to end among them
-	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	@$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 lint: install-dev ## Style (ruff) and types (mypy)
 	@$(BIN)/python -m ruff check .

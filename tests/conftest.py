@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +30,16 @@ def families_of_one_file() -> Iterator[None]:
     yield
     registry._NAMED.clear()
     registry.find_family.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_left() -> Iterator[None]:
+    """A command that ends by an error inside this process leaves its process group; the next file makes its own."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    distributed.destroy_process_group()

@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -82,4 +82,6 @@ def reporting(connection: Connection) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(traceback.format_exc())
-        connection.send(error)
+        # The parent has closed the pipe where the error of another process ended the command.
+        with suppress(ConnectionError):
+            connection.send(error)
