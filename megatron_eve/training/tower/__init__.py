@@ -1,0 +1,1 @@
+"""Training of a vision tower alone."""
