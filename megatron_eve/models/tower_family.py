@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.family import ModelFamily, Stage
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class TowerFamily(ModelFamily, Protocol):
 
     optimizer_defaults: Mapping[str, float] = {}
     parts: Mapping[str, tuple[str, ...]] = {}
+
+    def stage(self, config: RunConfig) -> Stage:
+        """See `ModelFamily.stage`."""
+        return next(iter(self.stages.values()))
 
     # --- of a tower ---
 
