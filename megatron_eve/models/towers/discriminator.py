@@ -95,7 +95,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[n, C, height, width] -> the same; in training every rank of the group calls it."""
-        if not self.training:
+        if not self.training or self.group is None or self.group.size() == 1:
             return super().forward(values)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None

@@ -1,7 +1,7 @@
 """The perceptual loss of towers that make pictures (LPIPS, arXiv 1801.03924): distances of features of a VGG-16.
 
 Follows PyPI's lpips 0.1.4 with `net="vgg"`, without its dropout. Plain torch: the registry's torchvision does not
-import beside the CPU build of torch. Weights come from files (`read_perceptual`), or are random for toy runs.
+import beside the CPU build of torch. Weights come from files (`load_perceptual`), or are random for toy runs.
 
 Shapes: n = pictures, S = their side in pixels, at least 16.
 """
@@ -40,20 +40,25 @@ class PerceptualLoss(nn.Module):
     scale: torch.Tensor
 
     def __init__(self, width: int = 64) -> None:
-        """Zeros, for weights of a file. The names of its tensors are torchvision's and lpips'.
+        """Zeros, for weights of a file. Nothing of it is in a state dict.
 
         Args:
             width: channels of the first level; 64 is VGG-16.
         """
         super().__init__()
+        self.width = width
         self.sha256: tuple[str, ...] = ()
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
-        for name, shape in _shapes(width).items():
-            self.register_buffer(name.replace(".", "_"), torch.zeros(shape))
+        for name, shape in self.shapes().items():
+            self.register_buffer(name.replace(".", "_"), torch.zeros(shape), persistent=False)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weights by torchvision's names (`features.0.weight`) and lpips' (`lin0.model.1.weight`)."""
+        return _shapes(self.width)
 
     def load(self, tensors: dict[str, torch.Tensor]) -> PerceptualLoss:
-        """Take the tensors of `read_perceptual`."""
+        """Take weights by the names of `shapes`; those that are left out stay as they are."""
         for name, tensor in tensors.items():
             getattr(self, name.replace(".", "_")).copy_(tensor)
         return self
@@ -72,11 +77,12 @@ class PerceptualLoss(nn.Module):
             zip(self._features(pictures), self._features(others), strict=True)
         ):
             linear = getattr(self, f"lin{level}_model_1_weight")
-            total = total + functional.conv2d((ours - theirs).square(), linear).mean((1, 2, 3))
+            difference = _of_unit_length(ours) - _of_unit_length(theirs)
+            total = total + functional.conv2d(difference.square(), linear).mean((1, 2, 3))
         return total
 
     def _features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Of each level, of unit length in each position."""
+        """Behind the last ReLU of each level."""
         hidden = (pictures.to(self.shift.dtype) - self.shift) / self.scale
         number, found = 0, []
         for convolutions, _ in _LEVELS:
@@ -87,9 +93,13 @@ class PerceptualLoss(nn.Module):
                 weight, bias = (getattr(self, f"features_{number}_{name}") for name in ("weight", "bias"))
                 hidden = functional.conv2d(hidden, weight, bias, padding=1).relu()
                 number += 2
-            length = hidden.square().sum(1, keepdim=True).clamp_min(_SMALLEST).sqrt()
-            found.append(hidden / (length + _EPSILON))
+            found.append(hidden)
         return found
+
+
+def _of_unit_length(features: torch.Tensor) -> torch.Tensor:
+    length = features.square().sum(1, keepdim=True).clamp_min(_SMALLEST).sqrt()
+    return features / (length + _EPSILON)
 
 
 def load_perceptual(weights: Path, linear: Path | None) -> PerceptualLoss:
@@ -178,7 +188,7 @@ def _open(weights: Path, linear: Path | None) -> tuple[HFFolder, list[str]]:
 def _missing(name: str, path: Path, flag: str, linear: Path | None) -> str:
     if flag == LINEAR_FLAG and linear is None:
         return (
-            f"{WEIGHTS_FLAG} {path}: holds no {name}; name the file of the five maps (vgg.pth of the package lpips) with "
+            f"{WEIGHTS_FLAG} {path}: holds no {name}; name the file of lpips' five maps (vgg.pth in that package) with "
             f"{LINEAR_FLAG}"
         )
     wanted = "the five maps of lpips (vgg.pth)" if flag == LINEAR_FLAG else "the VGG-16 of torchvision"

@@ -130,8 +130,8 @@ def _grid_errors(vision: TowerConfig, tower: TowerSettings) -> Iterator[str]:
     if tower.picture_size != grid * 2 ** (levels - 1):
         yield (
             f"--decoder-multipliers {' '.join(map(str, vision.decoder_multipliers))}: {levels} levels make pictures of "
-            f"{grid * 2 ** (levels - 1)} pixels from a grid of {grid}, and {tower.picture_size} are needed; give another "
-            "number of levels, --decoder-grid or --picture-size"
+            f"{grid * 2 ** (levels - 1)} pixels from a grid of {grid}, and {tower.picture_size} are needed; give "
+            "another number of levels, --decoder-grid or --picture-size"
         )
         return
     for problem in size_problems(tower, "--vision-tower"):

@@ -128,7 +128,7 @@ class VILAUTowerFamily(TowerFamily):
     # --- data ---
 
     def vocabulary_size(self, config: RunConfig) -> int:
-        """See `ModelFamily.vocabulary_size`."""
+        """See `TowerFamily.vocabulary_size`."""
         return text_sizes(config.vision).vocabulary
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:

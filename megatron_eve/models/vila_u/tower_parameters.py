@@ -22,8 +22,9 @@ _DISCRIMINATOR = 3 * 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 256 * 16 + 2
 
 
 def parameter_counts(vision: TowerConfig) -> PartCounts:
-    """All parameters of a rank, and those that do not train: the text side, or the whole contrastive side where pictures
-    are not compared with texts.
+    """All parameters of a rank, and those that do not train.
+
+    These are the text side or, where pictures are not compared with texts, the whole contrastive side.
 
     Raises:
         ConfigError: `--vision-tower` cannot be read.
