@@ -44,7 +44,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         import transformers
 
-        config = transformers.SiglipTextConfig(**{**fields, "attn_implementation": "sdpa"})
+        # Its own ids of a beginning and an end are not used, and outside of a small vocabulary it warns of them.
+        unused = {"bos_token_id": None, "eos_token_id": None, "attn_implementation": "sdpa"}
+        config = transformers.SiglipTextConfig(**{**fields, **unused})
         model = transformers.SiglipTextModel(config)
         model = getattr(model, "text_model", model)  # transformers 4.57 wraps it
         for name in ("embeddings", "encoder", "final_layer_norm", "head"):
