@@ -74,6 +74,35 @@ class TowerFamily(ModelFamily, Protocol):
         ...
 
     @abstractmethod
+    def tower(self, config: RunConfig, pretrained: Path | None) -> Any:
+        """Build the tower, in float32 on the CPU, with the weights that the run starts from: a `TrainableTower`
+        (`models/towers/trainable.py`).
+
+        Args:
+            config: of the run.
+            pretrained: folder of a tower, `--pretrained-checkpoint`, whose weights go before those of the SigLIP.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of other sizes.
+        """
+        ...
+
+    @abstractmethod
+    def perceptual(self, config: RunConfig) -> Any:
+        """The network of the perceptual loss, in float32 on the CPU: a `PerceptualLoss` (`models/towers/perceptual.py`);
+        None without that loss.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of another network.
+        """
+        ...
+
+    @abstractmethod
+    def pair_flops(self, config: RunConfig, iteration: int) -> float:
+        """Model FLOPs of the training step behind so many iterations, of one pair."""
+        ...
+
+    @abstractmethod
     def contrast(self, config: RunConfig) -> bool:
         """Are pictures compared with the texts of other pictures? Each step then needs two pairs or more."""
         ...

@@ -34,7 +34,7 @@ def siglip(tmp_path: Path) -> Path:
 def flags(siglip: Path, *others: str) -> list[str]:
     return [
         "--preset", "vila_u_tower_tiny", "--vision-tower", str(siglip), "--data-path", "pairs",
-        "--train-iters", "3", "--global-batch-size", "4", *others,
+        "--train-iters", "3", "--global-batch-size", "4", "--perceptual-weights", "random", *others,
     ]  # fmt: skip
 
 
