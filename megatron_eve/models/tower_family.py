@@ -89,6 +89,34 @@ class TowerFamily(ModelFamily, Protocol):
         """Why a run cannot start from the tower in a folder (`--pretrained-checkpoint`): a sentence each."""
         ...
 
+    @abstractmethod
+    def losses(self, config: RunConfig) -> TowerTraining:
+        """The losses of a run."""
+        ...
+
+    @abstractmethod
+    def build_tower(self, config: RunConfig, pretrained: Path | None) -> TrainableTower:
+        """The tower of a run on the CPU, in float32 and the same on all ranks.
+
+        Args:
+            config: of the run.
+            pretrained: folder of a tower to take the weights from (`--pretrained-checkpoint`); None for those of the
+                tower without codes that the settings name.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of other sizes.
+        """
+        ...
+
+    @abstractmethod
+    def build_perceptual(self, config: RunConfig) -> PerceptualLoss | None:
+        """The network of the perceptual loss, on the CPU; None where that has no weight.
+
+        Raises:
+            ConfigError: weights that are missing, damaged, or of another network.
+        """
+        ...
+
     # --- of a decoder: none ---
 
     def front_end(self, config: RunConfig, transformer: TransformerConfig) -> FrontEnd:

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
@@ -35,6 +35,10 @@ from megatron_eve.models.vila_u.tower_config import (
 from megatron_eve.models.vila_u.tower_parameters import float32_bytes, parameter_counts
 from megatron_eve.models.vila_u.tower_record import record_of_run
 from megatron_eve.models.towers.tower_training import TowerTraining
+
+if TYPE_CHECKING:
+    from megatron_eve.models.towers.perceptual import PerceptualLoss
+    from megatron_eve.models.towers.trainable import TrainableTower
 
 _VIEW = "tower"
 _GREY = (127, 127, 127)
@@ -124,6 +128,23 @@ class VILAUTowerFamily(TowerFamily):
     def record(self, config: RunConfig) -> dict[str, Any]:
         """See `TowerFamily.record`."""
         return record_of_run(config.vision)
+
+    def losses(self, config: RunConfig) -> TowerTraining:
+        """See `TowerFamily.losses`."""
+        assert isinstance(config.vision, TowerTraining)
+        return config.vision
+
+    def build_tower(self, config: RunConfig, pretrained: Path | None) -> TrainableTower:
+        """See `TowerFamily.build_tower`."""
+        from megatron_eve.models.vila_u.tower_start import build_tower
+
+        return build_tower(config, pretrained)
+
+    def build_perceptual(self, config: RunConfig) -> PerceptualLoss | None:
+        """See `TowerFamily.build_perceptual`."""
+        from megatron_eve.models.vila_u.tower_start import build_perceptual
+
+        return build_perceptual(config)
 
     # --- data ---
 

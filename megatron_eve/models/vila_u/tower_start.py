@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.hf_folder import HFFolder
+from megatron_eve.models.towers.perceptual import PerceptualLoss, load_perceptual
+from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
+from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
 from megatron_eve.models.vila_u.tower_settings import TowerSettings
 from megatron_eve.models.vila_u.tower_weights import TowerWeights
@@ -80,7 +83,35 @@ def _copy(tensor: torch.Tensor, shape: torch.Size, read: Any, named: str) -> Non
         tensor.copy_(read())
 
 
-def text_fields(siglip: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """`text_config` of a SigLIP's config.json; None where it has none."""
-    found = siglip.get("text_config")
-    return found if isinstance(found, dict) else None
+def build_tower(config: RunConfig, pretrained: Path | None) -> VILAUTrainableTower:
+    """See `TowerFamily.build_tower`."""
+    vision: TowerConfig = config.vision
+    text = siglip_fields(vision).get("text_config")
+    contrast = bool(vision.contrastive_weight)
+    tower = VILAUTrainableTower(
+        tower_settings(vision),
+        text if isinstance(text, dict) else None,
+        contrast=contrast,
+        reconstruct=bool(vision.reconstruction_weight),
+        bf16=config.training.bf16,
+        seed=config.training.seed,
+    )
+    assert vision.vision_tower is not None
+    siglip = Path(vision.vision_tower)
+    if pretrained is None:
+        load_siglip(tower, siglip, "--vision-tower")
+    else:
+        load_tower(tower, read_tower_folder(pretrained, siglip), contrast, "--pretrained-checkpoint")
+    return tower
+
+
+def build_perceptual(config: RunConfig) -> PerceptualLoss | None:
+    """See `TowerFamily.build_perceptual`."""
+    vision: TowerConfig = config.vision
+    if not (vision.reconstruction_weight and vision.perceptual_weight):
+        return None
+    if vision.perceptual_weights is None:
+        raise ConfigError(
+            "--perceptual-weights: name the file of the VGG-16 of the perceptual loss, or use --perceptual-weight 0"
+        )
+    return load_perceptual(Path(vision.perceptual_weights), None)
