@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.family import ModelFamily, Stage
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class TowerFamily(ModelFamily, Protocol):
     optimizer_defaults: Mapping[str, float] = {}
     parts: Mapping[str, tuple[str, ...]] = {}
 
+    def stage(self, config: RunConfig) -> Stage:
+        """See `ModelFamily.stage`."""
+        return next(iter(self.stages.values()))
+
     # --- of a tower ---
 
     @abstractmethod
@@ -70,6 +74,36 @@ class TowerFamily(ModelFamily, Protocol):
         ...
 
     @abstractmethod
+    def tower(self, config: RunConfig, pretrained: Path | None) -> Any:
+        """Build the tower, in float32 on the CPU, with the weights that the run starts from: a `TrainableTower`
+        (`models/towers/trainable.py`).
+
+        Args:
+            config: of the run.
+            pretrained: folder of a tower, `--pretrained-checkpoint`, whose weights go before those of the SigLIP.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of other sizes.
+        """
+        ...
+
+    @abstractmethod
+    def perceptual(self, config: RunConfig) -> Any:
+        """The network of the perceptual loss, in float32 on the CPU; None without that loss.
+
+        A `PerceptualLoss` (`models/towers/perceptual.py`).
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of another network.
+        """
+        ...
+
+    @abstractmethod
+    def pair_flops(self, config: RunConfig, iteration: int) -> float:
+        """Model FLOPs of the training step behind so many iterations, of one pair."""
+        ...
+
+    @abstractmethod
     def contrast(self, config: RunConfig) -> bool:
         """Are pictures compared with the texts of other pictures? Each step then needs two pairs or more."""
         ...
@@ -87,34 +121,6 @@ class TowerFamily(ModelFamily, Protocol):
     @abstractmethod
     def check_pretrained(self, config: RunConfig, folder: Path) -> Iterator[str]:
         """Why a run cannot start from the tower in a folder (`--pretrained-checkpoint`): a sentence each."""
-        ...
-
-    @abstractmethod
-    def losses(self, config: RunConfig) -> TowerTraining:
-        """The losses of a run."""
-        ...
-
-    @abstractmethod
-    def build_tower(self, config: RunConfig, pretrained: Path | None) -> TrainableTower:
-        """The tower of a run on the CPU, in float32 and the same on all ranks.
-
-        Args:
-            config: of the run.
-            pretrained: folder of a tower to take the weights from (`--pretrained-checkpoint`); None for those of the
-                tower without codes that the settings name.
-
-        Raises:
-            ConfigError: weights that are missing, damaged or of other sizes.
-        """
-        ...
-
-    @abstractmethod
-    def build_perceptual(self, config: RunConfig) -> PerceptualLoss | None:
-        """The network of the perceptual loss, on the CPU; None where that has no weight.
-
-        Raises:
-            ConfigError: weights that are missing, damaged, or of another network.
-        """
         ...
 
     # --- of a decoder: none ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.hf_folder import HFFolder
-from megatron_eve.models.towers.perceptual import PerceptualLoss, load_perceptual
+from megatron_eve.models.towers.perceptual import PerceptualLoss, load_perceptual, random_perceptual
+from megatron_eve.models.vila_u.tower_checks import RANDOM, perceptual
 from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
@@ -21,6 +23,46 @@ from megatron_eve.models.vila_u.trainable_tower import VILAUTrainableTower
 # Parts of the tower in training that a SigLIP has, and what transformers calls them.
 _SIGLIP = {"encoder.": "vision_model.", "text.": "text_model."}
 _SCALARS = ("logit_scale", "logit_bias")
+
+
+def start_tower(config: RunConfig, pretrained: Path | None) -> VILAUTrainableTower:
+    """The tower of a run with the weights that it starts from; see `TowerFamily.tower`.
+
+    Raises:
+        ConfigError: weights that are missing, damaged or of other sizes.
+    """
+    vision: TowerConfig = config.vision
+    assert vision.vision_tower is not None
+    compares = bool(vision.contrastive_weight)
+    tower = VILAUTrainableTower(
+        tower_settings(vision),
+        text_fields(siglip_fields(vision)),
+        contrast=compares,
+        reconstruct=bool(vision.reconstruction_weight),
+        bf16=config.training.bf16,
+        seed=config.training.seed,
+    )
+    siglip = Path(vision.vision_tower)
+    load_siglip(tower, siglip, "--vision-tower")
+    if pretrained is not None:
+        load_tower(tower, read_tower_folder(pretrained, siglip), compares, "--pretrained-checkpoint")
+    return tower
+
+
+def perceptual_loss(config: RunConfig) -> PerceptualLoss | None:
+    """The network of the perceptual loss; see `TowerFamily.perceptual`.
+
+    Raises:
+        ConfigError: weights that are missing, damaged or of another network.
+    """
+    vision: TowerConfig = config.vision
+    if not perceptual(vision):
+        return None
+    if vision.perceptual_weights == RANDOM:
+        return random_perceptual(config.training.seed)
+    assert vision.perceptual_weights is not None
+    linear = None if vision.perceptual_linear is None else Path(vision.perceptual_linear)
+    return load_perceptual(Path(vision.perceptual_weights), linear)
 
 
 def load_siglip(tower: VILAUTrainableTower, folder: Path, flag: str) -> None:
@@ -42,7 +84,9 @@ def load_siglip(tower: VILAUTrainableTower, folder: Path, flag: str) -> None:
             raise ConfigError(
                 f"{flag} {folder}: the weights lack {key}; name a SigLIP with both sides, and copy it again if it is one"
             )
-        _copy(tensor, weights.describe(key)[0], lambda key=key: weights.tensor(key), f"{flag} {folder}: {key}")
+        _copy(
+            tensor, weights.describe(key)[0], lambda key=key: weights.tensor(key), f"{flag} {folder}: {key}"
+        )
 
 
 def load_tower(tower: VILAUTrainableTower, settings: TowerSettings, contrast: bool, flag: str) -> None:
@@ -70,7 +114,12 @@ def load_tower(tower: VILAUTrainableTower, settings: TowerSettings, contrast: bo
             continue
         if key not in weights:
             raise ConfigError(f"{flag} {settings.folder}: the weights lack {key}; copy the folder again")
-        _copy(tensor, weights.shape(key), lambda key=key: weights.tensor(key), f"{flag} {settings.folder}: {key}")
+        _copy(
+            tensor,
+            weights.shape(key),
+            lambda key=key: weights.tensor(key),
+            f"{flag} {settings.folder}: {key}",
+        )
 
 
 def _copy(tensor: torch.Tensor, shape: torch.Size, read: Any, named: str) -> None:
@@ -83,35 +132,7 @@ def _copy(tensor: torch.Tensor, shape: torch.Size, read: Any, named: str) -> Non
         tensor.copy_(read())
 
 
-def build_tower(config: RunConfig, pretrained: Path | None) -> VILAUTrainableTower:
-    """See `TowerFamily.build_tower`."""
-    vision: TowerConfig = config.vision
-    text = siglip_fields(vision).get("text_config")
-    contrast = bool(vision.contrastive_weight)
-    tower = VILAUTrainableTower(
-        tower_settings(vision),
-        text if isinstance(text, dict) else None,
-        contrast=contrast,
-        reconstruct=bool(vision.reconstruction_weight),
-        bf16=config.training.bf16,
-        seed=config.training.seed,
-    )
-    assert vision.vision_tower is not None
-    siglip = Path(vision.vision_tower)
-    if pretrained is None:
-        load_siglip(tower, siglip, "--vision-tower")
-    else:
-        load_tower(tower, read_tower_folder(pretrained, siglip), contrast, "--pretrained-checkpoint")
-    return tower
-
-
-def build_perceptual(config: RunConfig) -> PerceptualLoss | None:
-    """See `TowerFamily.build_perceptual`."""
-    vision: TowerConfig = config.vision
-    if not (vision.reconstruction_weight and vision.perceptual_weight):
-        return None
-    if vision.perceptual_weights is None:
-        raise ConfigError(
-            "--perceptual-weights: name the file of the VGG-16 of the perceptual loss, or use --perceptual-weight 0"
-        )
-    return load_perceptual(Path(vision.perceptual_weights), None)
+def text_fields(siglip: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`text_config` of a SigLIP's config.json; None where it has none."""
+    found = siglip.get("text_config")
+    return found if isinstance(found, dict) else None
