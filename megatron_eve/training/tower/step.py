@@ -217,7 +217,7 @@ def train_step(
     recent: Sequence[Values] = (),
     spike_factor: float | None = None,
 ) -> StepResult:
-    """Forward, backward, and the update of both networks if the step is good; else the codebooks stay as they were, too.
+    """Forward, backward, and the update of both networks if the step is good; else codebooks, too, stay as they were.
     Collective.
 
     Args:

@@ -198,9 +198,7 @@ class PlainStep:
 
     def buffers(self) -> Tensors:
         """Codebooks and statistics, by our names."""
-        found = {
-            f"discriminator.main.{name}": one for name, one in self.tower.discriminator.named_buffers()
-        }
+        found = {f"discriminator.main.{name}": one for name, one in self.tower.discriminator.named_buffers()}
         for name, book in self.tower.codebooks.items():
             found |= {
                 f"{name}weight": book.weight,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 from megatron_eve.models.towers.tower_training import TowerTraining
 from tests.ranks import RankPool
@@ -38,9 +36,7 @@ def differences(case: Case, answers: list[dict[str, Any]]) -> list[str]:
     """Where ours is not the plain one: what, step, and how far."""
     ours = answers[0]
     tower, discriminator = ours["start"]
-    plain = PlainStep(
-        PlainTower(case.settings, SIGLIP, tower, discriminator), case.training, LR, SEED
-    )
+    plain = PlainStep(PlainTower(case.settings, SIGLIP, tower, discriminator), case.training, LR, SEED)
     restarted = []
     found: list[str] = []
     for number, (losses, gradients) in enumerate(ours["steps"]):

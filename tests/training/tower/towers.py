@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,7 +47,7 @@ class Case:
     codes: int = 40
     shared: bool = True
     resized: bool = False
-    training: TowerTraining = TowerTraining()
+    training: TowerTraining = field(default_factory=TowerTraining)
 
     @property
     def settings(self) -> TowerSettings:
@@ -81,7 +81,13 @@ def run_config(sharded: bool = False, bf16: bool = False) -> RunConfig:
         family="vila_u_tower",
         training=TrainingConfig(global_batch_size=PAIRS, train_iters=STEPS, seed=SEED, bf16=bf16),
         optimizer=replace(
-            OptimizerConfig(), lr=LR, min_lr=LR, adam_beta1=0.5, adam_beta2=0.9, weight_decay=0.0, clip_grad=0.0
+            OptimizerConfig(),
+            lr=LR,
+            min_lr=LR,
+            adam_beta1=0.5,
+            adam_beta2=0.9,
+            weight_decay=0.0,
+            clip_grad=0.0,
         ),
         parallel=replace(ParallelConfig(), use_distributed_optimizer=sharded),
     )
