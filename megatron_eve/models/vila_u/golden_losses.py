@@ -19,8 +19,8 @@ Tensors = Mapping[str, "torch.Tensor"]
 _NEEDED = {"x", "z", "last.weight", "last.bias", "lpips.lin0", "disc.main.0.weight", "adaptive_weight"}
 # Weight of the generator's loss and of the discriminator's in the public code.
 _ADVERSARIAL = 0.75
-# Made of gradients through the VGG-16. The public code's are up to 1.3e-5 away from those in float64: an input of a ReLU
-# near 0 falls on the other side where a convolution adds up in another order.
+# Made of gradients through the VGG-16. The public code's are up to 1.3e-5 away from those in float64: where a
+# convolution adds up in another order, an input of a ReLU near 0 falls on the other side.
 _GRADIENTS = {"lpips_grad_y", "adaptive_weight", "total_without_commitment", "grad_last.weight"}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from megatron_eve.models.vila_u import quantizer as module
 from megatron_eve.models.vila_u.golden_towers import RecordedDraw, quantizer_of
-from megatron_eve.models.vila_u.quantizer import Quantizer, code_statistics
+from megatron_eve.models.vila_u.quantizer import Quantizer
 from megatron_eve.models.vila_u.restart import KeyedDraw
 from tests.golden_dir import find_golden
 from tests.ranks import RankPool
@@ -216,11 +216,3 @@ def test_features_in_bfloat16_are_searched_in_float32() -> None:
     found = quantizer.to(torch.bfloat16).train_forward(features, KeyedDraw(0, 0))
     assert torch.equal(found.codes, wanted.codes) and found.features.dtype == torch.bfloat16
     assert all(tensor.dtype == torch.float32 for tensor in quantizer.state_dict().values())
-
-
-def test_codes_in_use_and_their_perplexity() -> None:
-    in_use, perplexity = code_statistics(
-        torch.tensor([[2, 2, 2, 2], [0, 8, 0, 0], [4, 4, 0, 0], [0, 0, 0, 0]])
-    )
-    assert in_use.tolist() == [4, 1, 2, 0]
-    torch.testing.assert_close(perplexity[:3], torch.tensor([4.0, 1.0, 2.0]))
