@@ -10,7 +10,7 @@ from megatron_eve.models.towers.tower_training import TowerTraining
 from tests.ranks import RankPool
 from tests.training.tower.mutations import MUTATIONS
 from tests.training.tower.plain_step import PlainStep, PlainTower
-from tests.training.tower.towers import LR, PAIRS, SEED, SIGLIP, STEPS, Case, few_steps, pairs
+from tests.training.tower.towers import LR, PAIRS, SEED, SIGLIP, STEPS, Case, bad_step, few_steps, pairs
 
 pytestmark = pytest.mark.distributed
 
@@ -48,7 +48,9 @@ def differences(case: Case, answers: list[dict[str, Any]]) -> list[str]:
         if squares[True]:
             wanted["discriminator grad norm"] = squares[True] ** 0.5
         for name, loss in wanted.items():
-            if not abs(losses[name] - loss) <= TOLERANCE * max(abs(loss), 1e-3):
+            # megatron-core adds norms up in float32.
+            tolerance = 1e-6 if name.endswith("norm") else TOLERANCE
+            if not abs(losses[name] - loss) <= tolerance * max(abs(loss), 1e-3):
                 found.append(f"step {number}: {name} {losses[name]} {loss}")
         assert set(losses) == set(wanted)
         for name, gradient in wanted_gradients.items():
@@ -68,7 +70,14 @@ def differences(case: Case, answers: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("slices", [[6], [4, 2], [2, 1, 2, 1]], ids=["DP1", "DP2", "DP4"])
+@pytest.mark.parametrize(
+    "slices",
+    [
+        pytest.param([6], id="DP1", marks=pytest.mark.slow),
+        pytest.param([4, 2], id="DP2"),
+        pytest.param([2, 1, 2, 1], id="DP4", marks=pytest.mark.slow),
+    ],
+)
 def test_equals_the_plain_step(ranks: RankPool, slices: list[int]) -> None:
     answers = ranks.run(len(slices), few_steps, SHARED, slices)
     assert len(answers[0]["steps"]) == STEPS and sum(slices) == PAIRS
@@ -88,3 +97,8 @@ def test_mistakes_are_noticed(ranks: RankPool, mutation: str) -> None:
     for answer in answers:  # ranks may disagree, which is part of the mistake
         answer["steps"][-1] = answers[0]["steps"][-1]
     assert differences(SHARED, answers)
+
+
+def test_a_bad_step_changes_neither_weights_nor_codebooks_nor_statistics(ranks: RankPool) -> None:
+    ((changed, why),) = ranks.run(1, bad_step, SHARED)
+    assert why is not None and why.startswith("the reconstruction loss is") and changed == []
