@@ -40,7 +40,6 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float) -> None:
-
     step = Step(
         batches=(),
         num_microbatches=0,
