@@ -469,10 +469,11 @@ def test_a_caption_that_does_not_exist(scored: Callable[[str], dict[str, Measure
 
 
 def test_captions_without_java(
-    scored: Callable[[str], dict[str, Measured]], monkeypatch: pytest.MonkeyPatch
+    harness: VisionHarness, plan: dict[str, list[Request]], copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    found = scored("vila_coco_karpathy")
+    values, _ = harness.score("vila_coco_karpathy", copies, answers(plan, "vila_coco_karpathy"))
+    found = {one.metric: one for one in values}
     assert {one.value for one in found.values()} == {None} and len(found) == 7
     assert "needs the program java" in found["CIDEr"].notes[0]
 
