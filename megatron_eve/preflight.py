@@ -1,9 +1,9 @@
 """What is wrong with a run, found before torch is loaded: `python -m megatron_eve.preflight --ranks N FLAGS...`.
 
-The flags are those of `megatron_eve.pretrain`, which makes the same checks on every rank before its first seconds are
-spent. The command prints one `error:` line for a mistake, with the remedy, and exits with status 2; it prints nothing
-and exits with 0 where nothing is wrong. Ranks that share the memory of a machine are as many as LOCAL_WORLD_SIZE says,
-as for a rank under torchrun, or all of them.
+The flags are those of `megatron_eve.pretrain` or `megatron_eve.train_tower`, which make the same checks on every rank
+before their first seconds are spent. The command prints one `error:` line for a mistake, with the remedy, and exits
+with status 2; it prints nothing and exits with 0 where nothing is wrong. Ranks that share the memory of a machine are
+as many as LOCAL_WORLD_SIZE says, as for a rank under torchrun, or all of them.
 
 A check is a generator over the configuration that yields a sentence for each mistake; `@check("name")` makes it one of
 `CHECKS`, where a model family may add its own.
@@ -21,17 +21,19 @@ from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_bl
 from megatron_eve.config.describe import preset_of
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
 from megatron_eve.models.registry import find_family
+from megatron_eve.models.tower_family import TowerFamily
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import UserError, run_command
 
 _PROG = "python -m megatron_eve.preflight"
 _DESCRIPTION = """\
 Check a training run without starting it: flags, recipes, data, checkpoint folders and memory, in a second and without
-torch. megatron_eve.pretrain checks the same when it starts.
+torch. megatron_eve.pretrain and megatron_eve.train_tower check the same when they start.
 
 Nothing is printed if nothing is wrong. The exit status is 0 then, and 2 after an error: line for each mistake.
 
-All other flags are those of the run: python -m megatron_eve.pretrain --help
+All other flags are those of the run: python -m megatron_eve.pretrain --help, or, with the preset of a tower,
+python -m megatron_eve.train_tower --help
 """
 _EXAMPLES = """\
 python -m megatron_eve.preflight --ranks 2 --mock-data --train-iters 5 \\
@@ -123,7 +125,7 @@ def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) ->
     if capacity is None:
         return str(needed)
     available, what = capacity
-    error = memory_error(needed, available, what)
+    error = memory_error(needed, available, what, find_family(config.family).trains)
     if error:
         raise ConfigError(error)
     return f"{needed}; a rank has {in_units(available * 2**30)} ({what})"
@@ -213,6 +215,10 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
         yield (
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
+        return
+    family = find_family(config.family)
+    if isinstance(family, TowerFamily):
+        yield from family.check_pretrained(config, folder)
         return
     from megatron_eve.checkpoint.hf.config import check_config, refuse_adapter
 

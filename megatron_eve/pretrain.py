@@ -1,4 +1,6 @@
-"""The training command: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
+"""The command that trains a decoder: `torchrun --nproc-per-node N -m megatron_eve.pretrain --config recipe.yaml ...`.
+
+`train_tower.py`, the command that trains a vision tower, runs the same code.
 
 Imports stay inside the functions: saving a checkpoint starts a helper process that imports this module again,
 and flags are checked before torch is imported, which takes seconds.
@@ -14,18 +16,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron_eve.config import RunConfig
+    from megatron_eve.config.flags import Command
     from megatron_eve.runtime.signals import ExitSignals
 
 
 def main() -> None:
     """Parse and check the configuration, then join the other ranks and train."""
+    from megatron_eve.config.flags import PRETRAIN
+
+    run_training(PRETRAIN)
+
+
+def run_training(command: Command) -> None:
+    """Run a command that trains, of which this process is a rank."""
     from megatron_eve.runtime.signals import ExitSignals
 
     with ExitSignals() as signals:
-        _main(signals)
+        _main(signals, command)
 
 
-def _main(signals: ExitSignals) -> None:
+def _main(signals: ExitSignals, command: Command | None = None) -> None:
     from megatron_eve.config import parse
     from megatron_eve.config.describe import describe_settings
     from megatron_eve.config.recipe import named_sources
@@ -39,7 +49,7 @@ def _main(signals: ExitSignals) -> None:
     save = None
     try:
         with quiet:
-            config = parse()
+            config = parse(command=command)
         save = config.checkpoint.save
         check_run(config, ranks)
         memory = check_memory(config, ranks)
@@ -81,11 +91,16 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         device = accelerator()
         from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.models.kernels import check_kernels
+        from megatron_eve.models.registry import find_family
+        from megatron_eve.training.loop.decoder_run import setup
         from megatron_eve.training.loop.train import train
 
-    check_kernels(config, device)
+    if find_family(config.family).trains == "tower":
+        from megatron_eve.training.tower.run import setup
+    else:
+        check_kernels(config, device)
     with distributed(config), save_lock(config.checkpoint.save):
-        status = train(config, signals)
+        status = train(config, signals, setup)
     sys.exit(status)
 
 

@@ -6,8 +6,8 @@
 #   need_file TOKENIZER "..."             and names something that exists
 #   need_folder LOAD "..."                and names a folder
 #   srun_step COMMAND...                  run a command by srun, in the container if there is one
-#   train RECIPE FLAGS...                 run megatron_eve.pretrain until it is done, across requeues; LAYOUT, if it is
-#                                         set, names a second recipe that overrides the first
+#   train RECIPE FLAGS...                 run megatron_eve.pretrain (or training_command) until it is done, across
+#                                         requeues; LAYOUT, if it is set, names a second recipe that overrides the first
 #   train_stage RECIPE MEANING FLAGS...   the same for a stage, from DATA and LOAD, which means MEANING, and from other
 #                                         folders that the array stage_folders lists: variable, flag and meaning of each
 #
@@ -22,6 +22,7 @@
 
 readonly MOST_STARTS=3
 stage_folders=() # see train_stage
+training_command=megatron_eve.pretrain # what train runs
 
 outcome_folder='' # SAVE, once it is known to be the folder of a run
 die() {
@@ -314,7 +315,7 @@ train() { # RECIPE FLAGS...
 
     local torchrun=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks"
         --master-addr "$head" --master-port "$port")
-    local command=(-m megatron_eve.pretrain "${flags[@]}")
+    local command=(-m "$training_command" "${flags[@]}")
 
     printf '%s\n' "" "== job $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)) of it, $(date -Is)" \
         "   nodes      $SLURM_NNODES x $ranks ranks: $SLURM_JOB_NODELIST" \

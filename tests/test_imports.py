@@ -25,6 +25,7 @@ LEVELS = (
     {"verification", "evaluation"},
     {"doctor", "preflight"},
     {"pretrain"},
+    {"train_tower"},
 )
 LEVEL = {folder: number for number, folders in enumerate(LEVELS) for folder in folders}
 
@@ -43,6 +44,7 @@ COUNTS_AS = dict.fromkeys(
         "models.registry",
         "models.tensor_layouts",
         "models.text_format",
+        "models.tower_family",
     ),
     "config",
 )

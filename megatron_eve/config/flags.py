@@ -1,4 +1,4 @@
-"""The command line of `megatron_eve.pretrain`: a flag for each setting, made from the dataclasses of `schema.py`.
+"""The command line of a run: a flag for each setting, made from the dataclasses of `schema.py`.
 
 A field gives its flag a name, a type, a default and, by the docstring below it, a text; `Flag` says the rest.
 """
@@ -12,31 +12,71 @@ import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.flag_types import Flag
-from megatron_eve.config.presets import PRESETS
+from megatron_eve.config.presets import presets_of
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.config.tower_runs import no_use_in_towers
+from megatron_eve.models.registry import DEFAULT_FAMILY, DEFAULT_TOWER_FAMILY, find_family
 from megatron_eve.runtime.command_line import CommandParser, reworded
 
-PROG = "python -m megatron_eve.pretrain"
-EXAMPLES = """\
+_EXAMPLES = """\
 python -m megatron_eve.pretrain --mock-data --train-iters 5
 torchrun --nproc-per-node 2 -m megatron_eve.pretrain --mock-data \\
     --train-iters 5 --tensor-model-parallel-size 2 --save runs/try
 """
-DESCRIPTION = """\
-Train a vision-language model. Each setting has a flag, a default, and a place in a YAML recipe (--config FILE), whose
+_TOWER_EXAMPLES = """\
+python -m megatron_eve.train_tower --data-path data/pairs --global-batch-size 16 \\
+    --train-iters 100 --save runs/tower
+"""
+_DESCRIPTION = """\
+{what} Each setting has a flag, a default, and a place in a YAML recipe (--config FILE), whose
 sections are the groups below.
 
 A flag overrides a recipe, a later recipe an earlier one, and a recipe the sizes of a preset. The defaults below are
 those of the recipes and the preset that stand beside --help. The word None unsets what a recipe sets, as in
 --exit-interval None.
 """
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that trains.
+
+    Attributes:
+        prog: as it is typed.
+        trains: what its runs train (`ModelFamily.trains`).
+        family: of a run that names none.
+        what: it does, in a sentence.
+        examples: command lines.
+    """
+
+    prog: str
+    trains: Literal["decoder", "tower"]
+    family: str
+    what: str
+    examples: str
+
+
+PRETRAIN = Command(
+    "python -m megatron_eve.pretrain",
+    "decoder",
+    DEFAULT_FAMILY,
+    "Train a vision-language model.",
+    _EXAMPLES,
+)
+TRAIN_TOWER = Command(
+    "python -m megatron_eve.train_tower",
+    "tower",
+    DEFAULT_TOWER_FAMILY,
+    "Train a vision tower that makes codes of pictures, and pictures of codes, on pairs of a picture and a text.",
+    _TOWER_EXAMPLES,
+)
 
 
 class FlagParser(CommandParser):
@@ -51,18 +91,20 @@ class FlagParser(CommandParser):
         raise ConfigError(reworded(message))
 
 
-def flag_parser(run: RunConfig, prog: str, others: dict[str, str]) -> FlagParser:
+def flag_parser(run: RunConfig, command: Command, others: dict[str, str]) -> FlagParser:
     """The parser of a run's flags; it gives the values of those that are named, as `section.name`.
 
     Args:
         run: the values without any flag, in the types of a family (`family_types.typed`).
-        prog: what the page calls the command.
+        command: whose page it is.
         others: what flags of other programs are called here.
     """
+    presets = presets_of(command.trains)
     parser = FlagParser(
-        prog=prog,
-        description=DESCRIPTION,
-        examples=EXAMPLES + "".join(f"{PROG} --preset {name} --help\n" for name in list(PRESETS)[:1]),
+        prog=command.prog,
+        description=_DESCRIPTION.format(what=command.what),
+        examples=command.examples
+        + "".join(f"{command.prog} --preset {name} --help\n" for name in presets[:1]),
         others=others,
         argument_default=argparse.SUPPRESS,
     )
@@ -78,7 +120,7 @@ def flag_parser(run: RunConfig, prog: str, others: dict[str, str]) -> FlagParser
     start.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"model sizes by name: {', '.join(PRESETS)}; a recipe may name one, too (default: the sizes below)",
+        help=f"model sizes by name: {', '.join(presets)}; a recipe may name one, too (default: the sizes below)",
     )
     start.add_argument(
         "--family",
@@ -86,16 +128,21 @@ def flag_parser(run: RunConfig, prog: str, others: dict[str, str]) -> FlagParser
         help="model family: a name, or a module that has one (package.module) (default: that of the preset, or "
         f"{run.family})",
     )
+    trains = find_family(run.family).trains
     for section in fields(run):
         if section.name != "family":
-            _add_section(parser, section.name, getattr(run, section.name))
+            _add_section(parser, section.name, getattr(run, section.name), trains)
     return parser
 
 
-def _add_section(parser: CommandParser, name: str, section: Any) -> None:
-    """A group of flags, one for each field of a section."""
+def _add_section(parser: CommandParser, name: str, section: Any, trains: str) -> None:
+    """A group of flags, one for each field of a section; the page does not show those that the run has no use for."""
     sentence = " ".join((inspect.getdoc(type(section)) or "").split("\n\n")[0].split())
-    group = parser.add_argument_group(name, sentence)
+    hidden = {
+        field.name for field in fields(section) if trains == "tower" and no_use_in_towers(name, field.name)
+    }
+    # Without a shown flag the group is left out of the page, if it has no text either.
+    group = parser.add_argument_group(name, None if len(hidden) == len(fields(section)) else sentence)
     hints, texts = get_type_hints(type(section), include_extras=True), _field_texts(type(section))
     for field in fields(section):
         hint = hints[field.name]
@@ -106,7 +153,9 @@ def _add_section(parser: CommandParser, name: str, section: Any) -> None:
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=f"{name}.{field.name}",
-            help=f"{text} (default: {default})".strip().replace("%", "%%"),
+            help=argparse.SUPPRESS
+            if field.name in hidden
+            else f"{text} (default: {default})".strip().replace("%", "%%"),
             **_reading(get_args(hint)[0] if metadata else hint, shown.metavar),
         )
 

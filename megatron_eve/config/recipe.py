@@ -19,7 +19,7 @@ from megatron_eve.config.early_flags import flag_value, flag_values
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.family_types import adapter, plain, typed
 from megatron_eve.config.flag_suggestions import OTHER_NAMES
-from megatron_eve.config.flags import PROG, FlagParser, flag_parser
+from megatron_eve.config.flags import PRETRAIN, TRAIN_TOWER, Command, FlagParser, flag_parser
 from megatron_eve.config.pipeline import expand_layout
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
@@ -28,8 +28,12 @@ from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
 from megatron_eve.runtime.command_line import nearest
 
 
-def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
+def parse(argv: list[str] | None = None, command: Command | None = None) -> RunConfig:
     """Read the command line (and the recipes it names) into a `RunConfig`; prints help and exits on --help.
+
+    Args:
+        argv: words of the command line; None: of this process.
+        command: that it is of. A family whose runs another command makes is refused then. None: any.
 
     Raises:
         ConfigError: unknown flag or preset, unreadable recipe, unknown key or wrong type in it; one line for each.
@@ -37,8 +41,15 @@ def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
     """
     argv = sys.argv[1:] if argv is None else argv
     recipes, preset = flag_values(argv, "--config"), flag_value(argv, "--preset")
-    base = load_recipe(*map(Path, recipes), preset=preset, family=flag_value(argv, "--family"))
-    parser = _parser(base, prog)
+    family = flag_value(argv, "--family")
+    usual = (command or PRETRAIN).family
+    base = load_recipe(*map(Path, recipes), preset=preset, family=family, usual=usual)
+    trains = find_family(base.family).trains
+    theirs = PRETRAIN if trains == PRETRAIN.trains else TRAIN_TOWER
+    if command is not None and command != theirs:
+        named = f"--preset {preset}" if preset else f"--family {base.family}"
+        raise ConfigError(f"{named}: trains a {trains}; use {theirs.prog}")
+    parser = _parser(base, theirs)
     tree = base.to_dict()
     for name, value in vars(parser.parse_args(argv)).items():
         section, dot, setting = name.partition(".")
@@ -47,8 +58,8 @@ def parse(argv: list[str] | None = None, prog: str = PROG) -> RunConfig:
     return expand_layout(from_dict(tree, source="flags"))
 
 
-def _parser(base: RunConfig, prog: str) -> FlagParser:
-    return flag_parser(typed(find_family(base.family), base), prog, other_names(base.family))
+def _parser(base: RunConfig, command: Command) -> FlagParser:
+    return flag_parser(typed(find_family(base.family), base), command, other_names(base.family))
 
 
 def named_sources(argv: list[str] | None = None) -> tuple[str | None, tuple[str, ...]]:
@@ -67,7 +78,7 @@ def sections_of(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def known_flags(family: str = DEFAULT_FAMILY) -> set[str]:
     """Every flag that `parse` takes for a model of this family, written with dashes."""
-    return _parser(RunConfig(family=family), PROG).known_flags()
+    return _parser(RunConfig(family=family), PRETRAIN).known_flags()
 
 
 def other_names(family: str) -> dict[str, str]:
@@ -79,13 +90,16 @@ def _dashed(flag: str) -> str:
     return flag.replace("_", "-")
 
 
-def load_recipe(*paths: Path, preset: str | None = None, family: str | None = None) -> RunConfig:
+def load_recipe(
+    *paths: Path, preset: str | None = None, family: str | None = None, usual: str = DEFAULT_FAMILY
+) -> RunConfig:
     """A `RunConfig` from recipes, a later one over the earlier ones key by key, and a preset; there may be none.
 
     Args:
         paths: YAML recipes.
         preset: model sizes by name, over those that a recipe names.
         family: by name, over that which a recipe names; where none does it is that of the preset.
+        usual: the family where there is no preset either.
 
     Raises:
         ConfigError: naming the file and the key.
@@ -104,8 +118,9 @@ def load_recipe(*paths: Path, preset: str | None = None, family: str | None = No
     chosen = [recipe.pop("preset") for _, recipe, _ in recipes if recipe.get("preset") is not None]
     preset = preset or (chosen[-1] if chosen else None)
     _known_preset(preset, "--preset", family)
-    family = family or (family_of_preset(preset) if preset else DEFAULT_FAMILY)
+    family = family or (family_of_preset(preset) if preset else usual)
     config = from_dict({"family": family}, source="--family")
+    config = replace(config, optimizer=replace(config.optimizer, **find_family(family).optimizer_defaults))
     if preset:
         sizes = find_family(family).presets[preset]
         config = replace(config, model=sizes.model, vision=sizes.vision)

@@ -13,6 +13,7 @@ from megatron_eve.config.kernel_checks import kernel_errors
 from megatron_eve.config.lora_checks import lora_errors
 from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig
+from megatron_eve.config.tower_runs import tower_run_errors
 from megatron_eve.models.family import ModelFamily
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.dali import DALI_REMEDY, dali_is_installed
@@ -31,6 +32,8 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all errors at once, a line each.
     """
     family = find_family(config.family)
+    if family.trains == "tower" and (unused := [*tower_run_errors(config, world_size)]):
+        raise ConfigError("\n".join(unused))
     layers = [*pipeline_errors(config)]
     errors = [
         *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),

@@ -25,6 +25,7 @@ from megatron_eve.models.registry import find_family, find_image_codes
 # Codes of each part that are looked through when a dataset is opened; one that is out of range in the rest is found
 # when it is read, or by tools/inspect_data.py --check.
 _CHECKED_CODE_BYTES = 1 << 26
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def dropped_fingerprints(parts: Sequence[DatasetSlice]) -> list[str]:
 def pack_limits(config: RunConfig) -> PackLimits:
     """What one sample of a run may have."""
     data = config.data
+    if find_family(config.family).trains == "tower":  # whose texts are cut, and which makes no packs
+        return PackLimits(_NO_LIMIT, _NO_LIMIT, None)
     return PackLimits(data.seq_length, config.model.max_position_embeddings, data.max_images_per_pack)
 
 
@@ -189,14 +192,42 @@ def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> An
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer_sha256,
-        vocab_size=config.model.vocab_size,
+        vocab_size=find_family(config.family).vocabulary_size(config),
         family=config.family,
         image_settings=settings,
     )
     dataset.use_image_settings(config.family, settings)
+    if find_family(config.family).trains == "tower":
+        _check_pairs(config, prefix, dataset)
     if find_family(config.family).reads_codes:
         _use_codes(config, dataset)
     return dataset
+
+
+def _check_pairs(config: RunConfig, prefix: str, dataset: AnyDataset) -> None:
+    """Refuse samples that are not one picture and a text each.
+
+    Raises:
+        DataError: naming the first such sample, or the template of another kind of samples.
+    """
+    family = find_family(config.family)
+    template, wanted = dataset.info.template, family.stage(config).template
+    if template != wanted:
+        raise DataError(
+            f"{prefix} was made with --template {template}, and a tower trains on pairs of a picture and a text: make "
+            f"it again (tools/preprocess_data.py --family {family.name} --template {wanted})"
+        )
+    samples = dataset.samples
+    for wrong, what in (
+        (samples["num_images"] == 0, "no picture"),
+        (samples["num_images"] > 1, "several pictures"),
+        (samples["text_length"] - samples["num_images"] < 1, "no text"),
+    ):
+        if (rows := np.flatnonzero(wrong)).size:
+            raise DataError(
+                f"{dataset.sample_name(int(rows[0]))} has {what}, as have {rows.size - 1:,} others, and a tower trains "
+                f"on pairs of one picture and a text: make {prefix} again without them"
+            )
 
 
 def _use_codes(config: RunConfig, dataset: AnyDataset) -> None:

@@ -3,6 +3,9 @@
 A family is found in one of three places: a folder of `megatron_eve/models/` that has a `family.py`, an installed
 package with an entry point in the group `megatron_eve.families`, or a module that is named directly
 (`package.module`). The first two have a module or an entry point with one object, `FAMILY`; see `family.py`.
+
+A folder whose tower can be trained by itself also has a `tower_family.py` with an object `FAMILY`, whose name is the
+folder's with `_tower` behind it; see `models/tower_family.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "megatron_eve.families"
 # The family of a run that names none, and of checkpoints from before there were several.
 DEFAULT_FAMILY = "eve"
+# The family of a run that trains a tower and names none.
+DEFAULT_TOWER_FAMILY = "vila_u_tower"
 
 
 class FamilyError(UserError, LookupError):
@@ -33,7 +38,7 @@ class FamilyError(UserError, LookupError):
 
 
 def family_names() -> tuple[str, ...]:
-    """The families there are: the package's own, then those of installed packages."""
+    """The families there are, without those of towers: the package's own, then those of installed packages."""
     return tuple(dict.fromkeys([*_own_families(), *_installed_families()]))
 
 
@@ -42,12 +47,25 @@ def families() -> Iterator[ModelFamily]:
     return (find_family(name) for name in family_names())
 
 
+def tower_family_names() -> tuple[str, ...]:
+    """The families whose runs train a vision tower alone."""
+    paths = sorted(Path(__file__).parent.glob(f"*/{_TOWER_FAMILY}.py"))
+    return tuple(f"{path.parent.name}{_TOWER}" for path in paths)
+
+
+def tower_families() -> Iterator[ModelFamily]:
+    """Every one of these."""
+    return (find_family(name) for name in tower_family_names())
+
+
 def loaded_families() -> Iterator[ModelFamily]:
     """Every family there is, and those that this process was given by the name of a module (`find_family`)."""
     yield from families()
     yield from _NAMED.values()
 
 
+# Ends the name of a family that trains a tower; the module that it is in.
+_TOWER, _TOWER_FAMILY = "_tower", "tower_family"
 # By name: families that are neither the package's own nor an installed package's.
 _NAMED: dict[str, ModelFamily] = {}
 
@@ -57,7 +75,8 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
     """The family of this name.
 
     Args:
-        name: a folder of `megatron_eve/models/`, an entry point, or a module (`package.module`).
+        name: a folder of `megatron_eve/models/`, one of `tower_family_names`, an entry point, or a module
+            (`package.module`).
         source: what error messages call the place that names it.
 
     Raises:
@@ -67,6 +86,8 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
     installed: EntryPoint | None = None
     if name in _own_families():
         return _checked(named, _family_in(f"megatron_eve.models.{name}.family"))
+    if name in tower_family_names():
+        return _checked(named, _family_in(f"megatron_eve.models.{name.removesuffix(_TOWER)}.{_TOWER_FAMILY}"))
     try:
         if (installed := _installed_families().get(name)) is not None:
             return _checked(named, installed.load())

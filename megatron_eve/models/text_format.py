@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 IMAGE_TOKEN = "<image>"
 """Marks the position of a picture in a text."""
@@ -70,6 +70,8 @@ class Template:
         around_drawn_video: the same of all frames of a video that is to be drawn.
         place_frames: a turn's text with all frames of a video that is read; None: `place_images`.
         blank_prompt: what a picture without a caption is to be drawn from.
+        clean_caption: a caption -> the same as the tokenizer is to read it, of a template without `question`.
+        ends_captions: what trains behind such a caption: a newline, or the tokenizer's EOS.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Template:
     around_drawn_video: tuple[str, str] | None = None
     place_frames: Callable[[str], str] | None = None
     blank_prompt: str = ""
+    clean_caption: Callable[[str], str] = as_written
+    ends_captions: Literal["newline", "eos"] = "newline"
 
     @property
     def is_document(self) -> bool:

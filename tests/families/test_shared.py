@@ -150,7 +150,7 @@ def answers(config: RunConfig, weights: str, cached: bool) -> list[list[int]]:
     from megatron_eve.inference.generate import Prompt, generate
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.train import load_pretrained
+    from megatron_eve.training.loop.decoder_run import load_pretrained
 
     prompts = [
         Prompt([1, IMAGE_TOKEN_ID, 40, 41], [picture(90, 60)]),

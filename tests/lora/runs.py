@@ -135,7 +135,7 @@ def logits_of(config: RunConfig, folder: str, ids: list[int]) -> torch.Tensor:
 
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
-    from megatron_eve.training.loop.train import load_pretrained
+    from megatron_eve.training.loop.decoder_run import load_pretrained
 
     with model_parallel(config), torch.no_grad():
         (model,) = build_chunks(config, freeze=False)
@@ -149,8 +149,8 @@ def steps_of(config: RunConfig, folder: str, ids: list[int]) -> dict[str, torch.
     """Runs on each rank: optimizer steps on one text, and the adapters behind them."""
     from megatron_eve.models.build import build_chunks
     from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.decoder_run import load_pretrained
     from megatron_eve.training.loop.optimizer import build_optimizer
-    from megatron_eve.training.loop.train import load_pretrained
     from megatron_eve.training.loop.wrap import wrap_for_training
 
     with model_parallel(config):

@@ -127,6 +127,20 @@ class Step:
     """Tokens of each pack with its padding, the same for all packs of all ranks; None if they differ."""
     num_visual_labels: int = 0
     """Rows of images that are to be drawn, each with codes to predict."""
+    code_depth: int = 0
+    """Codes of such a row; 0 where images have none."""
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What losses.jsonl says of the samples."""
+        return {
+            "tokens": self.num_tokens,
+            "labels": self.num_labels,
+            "images": self.num_images,
+            # Those that are predicted.
+            **({"codes": self.num_visual_labels * self.code_depth} if self.code_depth else {}),
+            "pack_fill": self.capacity_fraction,
+        }
 
 
 def _checked_multiples(
@@ -341,6 +355,7 @@ class StepLoader:
             sample_ids=ids,
             pack_length=length,
             num_visual_labels=int(visual_labels.sum()),
+            code_depth=self._dataset.code_depth,
         )
 
     def _common_length(self, packs: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> int | None:

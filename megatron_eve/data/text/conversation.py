@@ -157,7 +157,7 @@ def encode_conversation(
     if template.question is None:
         if any(drawn):
             raise ConversationError("draw_template", f"--template {template.name} draws no pictures")
-        return _encode_caption(checked, tokenizer, num_images, tiles)
+        return _encode_caption(checked, tokenizer, template, num_images, tiles)
     if checked and checked[0].role == "gpt":
         checked = checked[1:]
     for number, turn in enumerate(checked):
@@ -197,9 +197,14 @@ def image_labels(drawn: bool, count: int) -> list[int]:
 
 
 def _encode_caption(
-    turns: list[Turn], tokenizer: TextTokenizer, num_images: int, tiles: Sequence[int] | None
+    turns: list[Turn],
+    tokenizer: TextTokenizer,
+    template: Template,
+    num_images: int,
+    tiles: Sequence[int] | None,
 ) -> Encoded:
-    """Template `plain`: BOS, the images, the caption and a newline, which train. The question is not used."""
+    """Template `plain`, or one that is like it: BOS, the images, the caption and its end, which train. The question is
+    not used."""
     if len(turns) != 2:
         raise ConversationError("plain_turns", f"{len(turns)} turns, not a question and a caption")
     question, caption = turns
@@ -212,7 +217,13 @@ def _encode_caption(
         raise ConversationError(
             "plain_without_image", "no image to caption; text belongs to another template"
         )
-    caption_ids = tokenizer.encode(caption.text + "\n") if caption.text else []
+    text = template.clean_caption(caption.text)
+    caption_ids: list[int] = []
+    if text:
+        newline = template.ends_captions == "newline"
+        caption_ids = (
+            tokenizer.encode(f"{text}\n") if newline else [*tokenizer.encode(text), tokenizer.eos_id]
+        )
     image = [IMAGE_TOKEN_ID]
     if tiles is not None:
         image, num_images = [IMAGE_TOKEN_ID, *tokenizer.encode("\n")], sum(tiles)

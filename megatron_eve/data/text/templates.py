@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from megatron_eve.models.registry import loaded_families
+from megatron_eve.models.registry import loaded_families, tower_families
 from megatron_eve.models.text_format import DOCUMENT, PLAIN, VICUNA_V1, Template
 
 _SHARED = {template.name: template for template in (PLAIN, VICUNA_V1, DOCUMENT)}
@@ -13,7 +13,8 @@ _SHARED = {template.name: template for template in (PLAIN, VICUNA_V1, DOCUMENT)}
 
 def templates() -> dict[str, Template]:
     """All templates by name: the shared ones, then those of each family."""
-    own = {name: one for family in loaded_families() for name, one in family.text_rules.templates.items()}
+    every = (*loaded_families(), *tower_families())
+    own = {name: one for family in every for name, one in family.text_rules.templates.items()}
     return {**_SHARED, **own}
 
 

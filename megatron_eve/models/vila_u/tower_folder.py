@@ -28,8 +28,8 @@ from megatron_eve.models.vila_u.tower_settings import (
 SIGLIP_FLAG = "--siglip-config"
 CONFIG, SETTINGS = "config.json", "config.yaml"
 
-_MODEL_TYPE = "rqvaesigliptransformer_model"
-_SECTION, _HEAD_SECTION = "rqvaesiglip", "rqtransformer"
+TOWER_TYPE = "rqvaesigliptransformer_model"
+SECTION, _HEAD_SECTION = "rqvaesiglip", "rqtransformer"
 # Files of a published folder beside config.json that a checkpoint keeps.
 _OTHER_FILES = ("preprocessor_config.json",)
 # Vision sides of the SigLIPs that published towers name as their `pretrained_model` and do not hold.
@@ -105,12 +105,12 @@ def read_tower_folder(folder: Path, siglip_config: Path | None = None) -> TowerS
         folder = folder / "vision_tower"
     path = folder / CONFIG
     fields = _read(path)
-    if fields.get("model_type") != _MODEL_TYPE:
+    if fields.get("model_type") != TOWER_TYPE:
         raise ConfigError(
-            f"{path}: model_type is {fields.get('model_type')!r}, and {_MODEL_TYPE!r} is needed; name the folder "
+            f"{path}: model_type is {fields.get('model_type')!r}, and {TOWER_TYPE!r} is needed; name the folder "
             "vision_tower of a VILA-U"
         )
-    pretrained = _Section(path, fields, _SECTION).value("pretrained_model")
+    pretrained = _Section(path, fields, SECTION).value("pretrained_model")
     return _settings(folder, path, fields, _encoder(path, pretrained, siglip_config))
 
 
@@ -121,7 +121,7 @@ def is_published(folder: Path) -> bool:
         ConfigError: its config.json cannot be read.
     """
     path = folder / CONFIG
-    return path.is_file() and _read(path).get("model_type") == _MODEL_TYPE
+    return path.is_file() and _read(path).get("model_type") == TOWER_TYPE
 
 
 def _checkpoint_of(folder: Path) -> tuple[Path, TowerRecord] | None:
@@ -143,7 +143,7 @@ def _checkpoint_of(folder: Path) -> tuple[Path, TowerRecord] | None:
 
 def _settings(folder: Path, path: Path, fields: Mapping[str, Any], encoder: EncoderSizes) -> TowerSettings:
     """Settings from config.json, of which messages name `path`."""
-    section = _Section(path, fields, _SECTION)
+    section = _Section(path, fields, SECTION)
     latent, code = section.numbers("latent_shape", 3), section.numbers("code_shape", 3)
     n_embed, shared = section.value("n_embed"), bool(section.value("shared_codebook"))
     sizes = tuple(n_embed) if isinstance(n_embed, list) else (n_embed,) * code[2]
@@ -180,7 +180,7 @@ def _head_problems(tower: TowerSettings, head: Any) -> Iterator[str]:
     for name, ours in (("block_size", list(tower.code_shape)), ("vocab_size", tower.codebook_size)):
         if isinstance(head, dict) and head.get(name, ours) != ours:
             yield (
-                f"{name} of {_HEAD_SECTION} is {head[name]}, and {_SECTION} has codes of {ours}; copy config.json "
+                f"{name} of {_HEAD_SECTION} is {head[name]}, and {SECTION} has codes of {ours}; copy config.json "
                 "again"
             )
 
@@ -204,6 +204,19 @@ def _encoder(path: Path, pretrained: Any, siglip_config: Path | None) -> Encoder
             f"{path}: its SigLIP is {name!r}, whose sizes are not known here, and nothing is fetched; copy that "
             f"model's config.json and name it with {SIGLIP_FLAG}"
         )
+    return encoder_sizes(source, fields)
+
+
+def encoder_sizes(source: str, fields: Mapping[str, Any]) -> EncoderSizes:
+    """Sizes of a SigLIP.
+
+    Args:
+        source: what messages call its config.json.
+        fields: of it.
+
+    Raises:
+        ConfigError: it is of another model, or a size is none.
+    """
     try:
         vision = tower_fields(fields)
     except ValueError as error:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_eve.config import RunConfig
-from megatron_eve.data.sampling.loader import Step
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.accelerator import accelerator
+from megatron_eve.training.loop.run import StepSamples
 from megatron_eve.training.loop.step_result import StepResult
 from megatron_eve.training.monitoring.log_line import LogLine
 from megatron_eve.training.monitoring.output_files import JsonLinesFile, TensorBoardWriter, json_line
@@ -36,8 +35,6 @@ class Monitor:
         self._config = config
         self.active = active
         self._started = self._begun = time.perf_counter()
-        sizes = find_family(config.family).code_sizes(config)
-        self._depth = sizes.depth if sizes else 0
         self._line = LogLine(
             config.total_iterations, config.total_samples, epoch_samples, gpu=accelerator().name == "cuda"
         )
@@ -61,7 +58,7 @@ class Monitor:
         self,
         iteration: int,
         consumed_samples: int,
-        step: Step,
+        step: StepSamples,
         result: StepResult,
         learning_rate: float,
         flops: float,
@@ -90,13 +87,8 @@ class Monitor:
             "samples": len(step.sample_ids),
             # The same in two runs that had the same samples in the same order.
             "sample_ids_sha256": hashlib.sha256(step.sample_ids.astype("<i8").tobytes()).hexdigest()[:16],
-            "tokens": step.num_tokens,
-            "labels": step.num_labels,
-            "images": step.num_images,
-            # Of a family that reads codes: those that are predicted.
-            **({"codes": step.num_visual_labels * self._depth} if self._depth else {}),
+            **step.counts,
             "seconds": seconds,
-            "pack_fill": step.capacity_fraction,
             "tflops_per_gpu": flops / seconds / 1e12,
         }
         self._reported = record, result
@@ -121,6 +113,7 @@ class Monitor:
             scalars = {
                 name: record[name]
                 for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu", "data_wait_seconds")
+                if name in record
             }
             scalars["step_seconds"] = record["seconds"]
             scalars["peak_memory_gib"] = peak_memory / 2**30
@@ -136,7 +129,9 @@ class Monitor:
         """True if a log line is printed after this iteration."""
         return iteration % self._config.logging.log_interval == 0
 
-    def report_bad_step(self, iteration: int, result: StepResult, step: Step, names: list[str]) -> None:
+    def report_bad_step(
+        self, iteration: int, result: StepResult, step: StepSamples, names: list[str]
+    ) -> None:
         """Print what is wrong with a step, and list its samples in bad_steps.jsonl.
 
         Args:
@@ -179,11 +174,10 @@ class Monitor:
             self._board.add({f"{loss} validation/{name}": value for loss, value in values.items()}, iteration)
         formatted = "".join(f" {loss} value: {value:.6E} |" for loss, value in losses.items())
         language = NextToken.name
-        perplexity = math.exp(losses[language]) if losses[language] < 20.0 else math.inf
-        print(
-            f" validation loss at iteration {iteration} on {name} |{formatted} {language} PPL: {perplexity:.6E} |",
-            flush=True,
-        )
+        if language in losses:
+            perplexity = math.exp(losses[language]) if losses[language] < 20.0 else math.inf
+            formatted += f" {language} PPL: {perplexity:.6E} |"
+        print(f" validation loss at iteration {iteration} on {name} |{formatted}", flush=True)
 
     def close(self) -> None:
         """Close all files."""

@@ -17,7 +17,7 @@ from megatron_eve.models.stages import stage_of
 from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.training.loop.data import RunData
-from megatron_eve.training.loop.trainer import Trainer
+from megatron_eve.training.loop.run import Run
 from megatron_eve.training.monitoring.balance import describe_balance
 from megatron_eve.training.monitoring.memory import training_bytes
 
@@ -33,19 +33,14 @@ def count_parameters(chunks: Sequence[DistributedDataParallel]) -> tuple[int, in
     return int(counts[0]), int(counts[1])
 
 
-def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
-    """Print the startup report on rank 0. Collective.
+def print_startup_report(run: Run, total: int, trained: int) -> None:
+    """Print the startup report of a decoder's run on rank 0. Collective.
 
     Args:
-        trainer: of the run.
+        run: that starts.
         total, trained: of `count_parameters`.
     """
-    config, parallel = trainer.config, trainer.config.parallel
-    held = training_bytes(trainer.chunks, trainer.optimizer, config.training.bf16)
-    most = torch.tensor([held.weights, held.gradients, held.optimizer])
-    most = most.to(accelerator().device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    weights, gradients, optimizer = map(in_units, most.tolist())
+    config, parallel = run.config, run.config.parallel
     virtual = config.virtual_pipeline_model_parallel_size
     print_rank_0(
         f"stage {config.training.stage} ({stage_of(config).name}) on {accelerator().name}: "
@@ -54,19 +49,38 @@ def print_startup_report(trainer: Trainer, total: int, trained: int) -> None:
         f"CP {parallel.context_parallel_size} x DP {parallel_state.get_data_parallel_world_size()}, "
         f"{total:,} parameters over tensor and pipeline ranks, {trained:,} train\n"
         f"{_adapters(config.lora)}{describe_kernels(config)}\n"
-        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
-        f"{_samples(trainer.data)}\n{config.total_samples:,} samples in "
-        f"{config.total_iterations:,} iterations; starting at iteration {trainer.train_state.iteration}"
+        f"{memory_and_samples(run)}"
     )
-    if torch.distributed.get_rank() == 0 and (balance := describe_balance(config, trainer.data)):
+    if torch.distributed.get_rank() == 0 and (balance := describe_balance(config, run.data)):
         print(balance, flush=True)
+    print_settings(run)
+
+
+def memory_and_samples(run: Run) -> str:
+    """Lines about the memory of the rank that needs most, the datasets, and the length of the run. Collective."""
+    config = run.config
+    held = training_bytes(run.chunks, run.optimizer, config.training.bf16)
+    most = torch.tensor([held.weights, held.gradients, held.optimizer])
+    most = most.to(accelerator().device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    weights, gradients, optimizer = map(in_units, most.tolist())
+    return (
+        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
+        f"{_samples(run.data)}\n{config.total_samples:,} samples in "
+        f"{config.total_iterations:,} iterations; starting at iteration {run.train_state.iteration}"
+    )
+
+
+def print_settings(run: Run) -> None:
+    """Write all settings into the run's folder, and print where they are and what the frozen models are, on rank 0."""
+    config = run.config
     if config.checkpoint.save and torch.distributed.get_rank() == 0:
         try:
             print(f"all settings: {write_settings(config, config.checkpoint.save)}", flush=True)
         except OSError as error:  # such as a full disk
             print(f"all settings could not be written to {error.filename} ({error.strerror})", flush=True)
-    if trainer.frozen:
-        print_rank_0(yaml.safe_dump({"frozen models": trainer.frozen}, sort_keys=False).rstrip())
+    if run.frozen:
+        print_rank_0(yaml.safe_dump({"frozen models": run.frozen}, sort_keys=False).rstrip())
 
 
 def _adapters(lora: LoRAConfig) -> str:

@@ -75,9 +75,8 @@ def endure(config: RunConfig, fault: Fault | None = None, node: str = "node1") -
         ExitSignals() as signals,
         contextlib.redirect_stdout(printed),
         mock.patch("os.uname", return_value=names),
-        mock.patch.object(train, "setup", setup),
     ):
-        return train.train(config, signals), printed.getvalue()
+        return train.train(config, signals, setup), printed.getvalue()
 
 
 def faulty(layout: Layout, save: Path, load: bool = False, **faults: Any) -> RunConfig:

@@ -42,8 +42,15 @@ def config_of(folder: Path) -> RunConfig:
 def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float) -> None:
     import unittest.mock
 
-    step = unittest.mock.Mock(
-        spec=Step, sample_ids=np.arange(4), num_tokens=9, num_labels=8, num_images=0, capacity_fraction=0.5
+    step = Step(
+        batches=(),
+        num_microbatches=0,
+        num_packs=0,
+        sample_ids=np.arange(4),
+        num_tokens=9,
+        num_labels=8,
+        num_images=0,
+        capacity_fraction=0.5,
     )
     losses = {"lm loss": loss, **others}
     result = unittest.mock.Mock(spec=StepResult, losses=losses, grad_norm=math.inf, bad=None)
