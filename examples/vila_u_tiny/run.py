@@ -38,7 +38,7 @@ with installed_by("make vila-u", "matplotlib"):
         stored_codes,
     )
     from vila_u_tiny.sheet import Drawn, write_sheet
-    from vila_u_tiny.tower import save_toy_tower
+    from vila_u_tiny.random_tower import save_toy_tower
 
     from megatron_eve.config.recipe import load_recipe
 

@@ -4,7 +4,7 @@ It has the sizes that `--preset vila_u_tiny` expects: pictures of 64 pixels beco
 SigLIP and its pixel decoder are random, and its codebook holds features of random pictures, so that codes tell pictures
 apart; pictures that are made of codes show nothing that a person would recognise.
 
-    python examples/vila_u_tiny/tower.py vision_tower
+    python examples/vila_u_tiny/random_tower.py vision_tower
 """
 
 from __future__ import annotations
