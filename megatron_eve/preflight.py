@@ -20,8 +20,7 @@ from megatron_eve import __version__
 from megatron_eve.config import TRACKER, ConfigError, RunConfig, parse, parse_blend, validate
 from megatron_eve.config.describe import preset_of
 from megatron_eve.config.memory import in_units, memory_error, rank_memory
-from megatron_eve.models.registry import find_family
-from megatron_eve.models.tower_family import TowerFamily
+from megatron_eve.models.registry import find_family, tower_family
 from megatron_eve.runtime.command_line import CommandParser
 from megatron_eve.runtime.errors import UserError, run_command
 
@@ -125,7 +124,7 @@ def check_memory(config: RunConfig, ranks: int, *, started_here: bool = True) ->
     if capacity is None:
         return str(needed)
     available, what = capacity
-    error = memory_error(needed, available, what, find_family(config.family).trains)
+    error = memory_error(needed, available, what, tower_family(config.family) is None)
     if error:
         raise ConfigError(error)
     return f"{needed}; a rank has {in_units(available * 2**30)} ({what})"
@@ -216,8 +215,7 @@ def _pretrained(config: RunConfig) -> Iterator[str]:
             f"{flag}: {what}; name the folder that --save of a run or an import wrote, or one in Hugging Face layout"
         )
         return
-    family = find_family(config.family)
-    if isinstance(family, TowerFamily):
+    if family := tower_family(config.family):
         yield from family.check_pretrained(config, folder)
         return
     from megatron_eve.checkpoint.hf.config import check_config, refuse_adapter

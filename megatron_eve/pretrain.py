@@ -91,11 +91,11 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         device = accelerator()
         from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.models.kernels import check_kernels
-        from megatron_eve.models.registry import find_family
+        from megatron_eve.models.registry import tower_family
         from megatron_eve.training.loop.decoder_run import setup
         from megatron_eve.training.loop.train import train
 
-    if find_family(config.family).trains == "tower":
+    if tower_family(config.family):
         from megatron_eve.training.tower.run import setup
     else:
         check_kernels(config, device)

@@ -28,8 +28,7 @@ from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord, tokenizer_
 from megatron_eve.checkpoint.writing import on_rank_0, prepare_save
 from megatron_eve.config import RunConfig
 from megatron_eve.models.build import parameters_gathered
-from megatron_eve.models.registry import find_family
-from megatron_eve.models.tower_family import TowerFamily
+from megatron_eve.models.registry import tower_family
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.signals import end_with_parent, exit_signals_ignored
 
@@ -141,8 +140,8 @@ class CheckpointSaver:
     def _publish(self, folder: Path, train_state: TrainState) -> None:
         """On the first rank: write the last files, rename the folder, and remove old checkpoints."""
         settings = self._config.checkpoint
-        family = find_family(self._config.family)
-        record = family.record(self._config) if isinstance(family, TowerFamily) else {}
+        tower = tower_family(self._config.family)
+        record = tower.record(self._config) if tower else {}
         write_config(folder, {**self._config.to_dict(), **record})
         self._store.publish(folder, train_state.iteration)
         try:

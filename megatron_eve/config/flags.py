@@ -22,7 +22,7 @@ from megatron_eve.config.flag_types import Flag
 from megatron_eve.config.presets import presets_of
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.tower_runs import no_use_in_towers
-from megatron_eve.models.registry import DEFAULT_FAMILY, DEFAULT_TOWER_FAMILY, find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, DEFAULT_TOWER_FAMILY, tower_family
 from megatron_eve.runtime.command_line import CommandParser, reworded
 
 _EXAMPLES = """\
@@ -50,7 +50,7 @@ class Command:
 
     Attributes:
         prog: as it is typed.
-        trains: what its runs train (`ModelFamily.trains`).
+        trains: what its runs train .
         family: of a run that names none.
         what: it does, in a sentence.
         examples: command lines.
@@ -128,19 +128,17 @@ def flag_parser(run: RunConfig, command: Command, others: dict[str, str]) -> Fla
         help="model family: a name, or a module that has one (package.module) (default: that of the preset, or "
         f"{run.family})",
     )
-    trains = find_family(run.family).trains
+    tower = tower_family(run.family) is not None
     for section in fields(run):
         if section.name != "family":
-            _add_section(parser, section.name, getattr(run, section.name), trains)
+            _add_section(parser, section.name, getattr(run, section.name), tower)
     return parser
 
 
-def _add_section(parser: CommandParser, name: str, section: Any, trains: str) -> None:
+def _add_section(parser: CommandParser, name: str, section: Any, tower: bool) -> None:
     """A group of flags, one for each field of a section; the page does not show those that the run has no use for."""
     sentence = " ".join((inspect.getdoc(type(section)) or "").split("\n\n")[0].split())
-    hidden = {
-        field.name for field in fields(section) if trains == "tower" and no_use_in_towers(name, field.name)
-    }
+    hidden = {field.name for field in fields(section) if tower and no_use_in_towers(name, field.name)}
     # Without a shown flag the group is left out of the page, if it has no text either.
     group = parser.add_argument_group(name, None if len(hidden) == len(fields(section)) else sentence)
     hints, texts = get_type_hints(type(section), include_extras=True), _field_texts(type(section))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from megatron_eve.config.lora_checks import adapter_parameters
 from megatron_eve.config.schema import ModelConfig, RunConfig
-from megatron_eve.models.registry import find_family
-from megatron_eve.models.tower_family import TowerFamily
+from megatron_eve.models.registry import find_family, tower_family
 
 _GIB = 2**30
 # Rows of the vocabulary are padded to a multiple of this times the tensor-parallel size, as in Megatron-LM.
@@ -62,18 +61,18 @@ def in_units(size: float) -> str:
     return f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / 2**20:,.2f} MiB"
 
 
-def memory_error(needed: RankMemory, available: float, what: str, trains: str = "decoder") -> str | None:
+def memory_error(needed: RankMemory, available: float, what: str, decoder: bool = True) -> str | None:
     """The error if a run cannot fit into a rank's memory, with remedies; None if it may fit.
 
     Args:
         needed: by `rank_memory`.
         available: GiB that a rank has.
         what: name of the memory, for the message.
-        trains: the run, a decoder or a tower.
+        decoder: the run trains one, whose layers several ranks can share.
     """
     if needed.total <= available * _GIB:
         return None
-    more = " and raise --tensor-model-parallel-size or --pipeline-model-parallel-size" * (trains == "decoder")
+    more = " and raise --tensor-model-parallel-size or --pipeline-model-parallel-size" * decoder
     return (
         f"out of memory before the first step: needs {needed}, and a rank has {in_units(available * _GIB)} ({what}); "
         f"start more ranks{more}, or take a smaller model (--preset)"
@@ -111,9 +110,9 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     parallel, training = config.parallel, config.training
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     family = find_family(config.family)
-    tower = isinstance(family, TowerFamily)
-    counts = ParameterCounts(0, 0, 0) if tower else count_parameters(config.model, tensor)
-    others_in_float32 = family.float32_bytes(config) if isinstance(family, TowerFamily) else 0
+    towers = tower_family(config.family)
+    counts = ParameterCounts(0, 0, 0) if towers else count_parameters(config.model, tensor)
+    in_float32 = towers.float32_bytes(config) if towers else 0
     parts, decoder_trains = family.parameter_counts(config), family.stage(config).decoder_trains
     adapters = adapter_parameters(config.model, config.lora, tensor)
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
@@ -130,7 +129,7 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
         )
         needed.append(
             RankMemory(
-                weights=(decoder + others) * (2 if training.bf16 else 4) + others_in_float32,
+                weights=(decoder + others) * (2 if training.bf16 else 4) + in_float32,
                 gradients=trained * _GRADIENT,
                 optimizer=trained * (_MOMENTS + _MASTER * training.bf16) // shards,
             )

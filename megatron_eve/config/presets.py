@@ -53,7 +53,7 @@ def family_of_preset(preset: str) -> str:
 
 
 def presets_of(trains: str) -> tuple[str, ...]:
-    """Names of the presets of the families whose runs train this (`ModelFamily.trains`)."""
+    """Names of the presets of the families whose runs train a decoder, or a tower."""
     some = families() if trains == "decoder" else tower_families()
     return tuple(name for family in some for name in family.presets)
 

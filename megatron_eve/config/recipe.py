@@ -24,7 +24,7 @@ from megatron_eve.config.pipeline import expand_layout
 from megatron_eve.config.presets import PRESETS, family_of_preset
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.config.upgrade import LineOf, upgrade_recipe, upgrade_saved
-from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
+from megatron_eve.models.registry import DEFAULT_FAMILY, find_family, tower_family
 from megatron_eve.runtime.command_line import nearest
 
 
@@ -44,11 +44,10 @@ def parse(argv: list[str] | None = None, command: Command | None = None) -> RunC
     family = flag_value(argv, "--family")
     usual = (command or PRETRAIN).family
     base = load_recipe(*map(Path, recipes), preset=preset, family=family, usual=usual)
-    trains = find_family(base.family).trains
-    theirs = PRETRAIN if trains == PRETRAIN.trains else TRAIN_TOWER
+    theirs = TRAIN_TOWER if tower_family(base.family) else PRETRAIN
     if command is not None and command != theirs:
         named = f"--preset {preset}" if preset else f"--family {base.family}"
-        raise ConfigError(f"{named}: trains a {trains}; use {theirs.prog}")
+        raise ConfigError(f"{named}: trains a {theirs.trains}; use {theirs.prog}")
     parser = _parser(base, theirs)
     tree = base.to_dict()
     for name, value in vars(parser.parse_args(argv)).items():
@@ -120,7 +119,8 @@ def load_recipe(
     _known_preset(preset, "--preset", family)
     family = family or (family_of_preset(preset) if preset else usual)
     config = from_dict({"family": family}, source="--family")
-    config = replace(config, optimizer=replace(config.optimizer, **find_family(family).optimizer_defaults))
+    if tower := tower_family(family):
+        config = replace(config, optimizer=replace(config.optimizer, **tower.optimizer_defaults))
     if preset:
         sizes = find_family(family).presets[preset]
         config = replace(config, model=sizes.model, vision=sizes.vision)

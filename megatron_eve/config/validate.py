@@ -15,7 +15,7 @@ from megatron_eve.config.pipeline import pipeline_errors
 from megatron_eve.config.schema import ModelConfig, RunConfig
 from megatron_eve.config.tower_runs import tower_run_errors
 from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_family, tower_family
 from megatron_eve.runtime.dali import DALI_REMEDY, dali_is_installed
 
 # Megatron's name of the file that names the latest checkpoint of a folder.
@@ -32,7 +32,7 @@ def validate(config: RunConfig, world_size: int) -> None:
         ConfigError: all errors at once, a line each.
     """
     family = find_family(config.family)
-    if family.trains == "tower" and (unused := [*tower_run_errors(config, world_size)]):
+    if tower_family(config.family) and (unused := [*tower_run_errors(config, world_size)]):
         raise ConfigError("\n".join(unused))
     layers = [*pipeline_errors(config)]
     errors = [

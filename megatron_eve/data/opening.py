@@ -20,7 +20,7 @@ from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_data
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
-from megatron_eve.models.registry import find_family, find_image_codes
+from megatron_eve.models.registry import find_family, find_image_codes, tower_family
 
 # Codes of each part that are looked through when a dataset is opened; one that is out of range in the rest is found
 # when it is read, or by tools/inspect_data.py --check.
@@ -129,7 +129,7 @@ def dropped_fingerprints(parts: Sequence[DatasetSlice]) -> list[str]:
 def pack_limits(config: RunConfig) -> PackLimits:
     """What one sample of a run may have."""
     data = config.data
-    if find_family(config.family).trains == "tower":  # whose texts are cut, and which makes no packs
+    if tower_family(config.family):  # whose texts are cut, and which makes no packs
         return PackLimits(_NO_LIMIT, _NO_LIMIT, None)
     return PackLimits(data.seq_length, config.model.max_position_embeddings, data.max_images_per_pack)
 
@@ -188,16 +188,16 @@ def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> An
     Raises:
         DataError: damaged files; another tokenizer, vocabulary, family or image setting.
     """
-    settings = find_family(config.family).image_settings(config)
+    settings, tower = find_family(config.family).image_settings(config), tower_family(config.family)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer_sha256,
-        vocab_size=find_family(config.family).vocabulary_size(config),
+        vocab_size=tower.vocabulary_size(config) if tower else config.model.vocab_size,
         family=config.family,
         image_settings=settings,
     )
     dataset.use_image_settings(config.family, settings)
-    if find_family(config.family).trains == "tower":
+    if tower:
         _check_pairs(config, prefix, dataset)
     if find_family(config.family).reads_codes:
         _use_codes(config, dataset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from megatron_eve.models.image_codes import CodeTower
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
@@ -160,9 +160,6 @@ class ModelFamily(Protocol):
         text_rules: templates of the family's own, and how its texts are tokenised and cut.
         reads_codes: packs of its runs have `codes` on the first and on the last pipeline stage, from the code parts of
             the datasets (`data/format/code_part.py`); no pixels are decoded then (`views` is empty).
-        trains: what its runs train: a decoder (`megatron_eve.pretrain`), or a vision tower alone
-            (`megatron_eve.train_tower`; see `tower_family.py`).
-        optimizer_defaults: settings of the section `optimizer` that have other defaults in its runs.
     """
 
     name: str
@@ -174,8 +171,6 @@ class ModelFamily(Protocol):
     image_flags: Mapping[str, ImageFlag]
     text_rules: TextRules = TextRules()
     reads_codes: bool = False
-    trains: Literal["decoder", "tower"] = "decoder"
-    optimizer_defaults: Mapping[str, float] = {}
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """Errors in the family's own sizes, in whatever run: a sentence each, with the flag and the remedy."""
@@ -275,10 +270,6 @@ class ModelFamily(Protocol):
         return False
 
     # --- data ---
-
-    def vocabulary_size(self, config: RunConfig) -> int:
-        """Rows of the embedding of text tokens, which the tokenizer of the datasets has to fit."""
-        return config.model.vocab_size
 
     def code_tower(self, config: RunConfig) -> CodeTower | None:
         """The tower whose codes a run reads, where the family reads codes and the run names it.

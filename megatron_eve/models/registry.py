@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import get_protocol_members
 
 from megatron_eve.models.family import ImagePlanner, ModelFamily
+from megatron_eve.models.tower_family import TowerFamily
 from megatron_eve.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,6 +108,16 @@ def find_family(name: str, source: str = "--family") -> ModelFamily:
         f"{named}: no such family; choose one of {', '.join(family_names())}, or name a module that has one "
         "(package.module)"
     )
+
+
+def tower_family(name: str) -> TowerFamily | None:
+    """The family of this name, if its runs train a tower; None if they train a decoder.
+
+    Raises:
+        FamilyError: there is none, or it cannot be loaded.
+    """
+    family = find_family(name)
+    return family if isinstance(family, TowerFamily) else None
 
 
 def code_families() -> tuple[str, ...]:

@@ -10,16 +10,16 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from megatron_eve.models.family import ModelFamily
-from megatron_eve.models.hf_format import HFFormat
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_eve.config.schema import RunConfig
+    from megatron_eve.models.hf_format import HFFormat
 
 TEXT_PAD = 1
 """The id with which a SigLIP ends a text, and fills it up to its positions."""
@@ -38,10 +38,15 @@ class PairSizes:
     text_length: int
 
 
+@runtime_checkable
 class TowerFamily(ModelFamily, Protocol):
-    """See `ModelFamily`; `stages` has one, and `presets` have the default decoder, which nothing reads."""
+    """See `ModelFamily`; `stages` has one, and `presets` have the default decoder, which nothing reads.
 
-    trains: Literal["decoder", "tower"] = "tower"
+    Attributes:
+        optimizer_defaults: settings of the section `optimizer` that have other defaults in its runs.
+    """
+
+    optimizer_defaults: Mapping[str, float] = {}
     parts: Mapping[str, tuple[str, ...]] = {}
 
     # --- of a tower ---
@@ -52,6 +57,15 @@ class TowerFamily(ModelFamily, Protocol):
 
         Raises:
             ConfigError: the tower that the run starts from cannot be read.
+        """
+        ...
+
+    @abstractmethod
+    def vocabulary_size(self, config: RunConfig) -> int:
+        """Rows of the embedding of text tokens, which the tokenizer of the datasets has to fit.
+
+        Raises:
+            ConfigError: likewise.
         """
         ...
 

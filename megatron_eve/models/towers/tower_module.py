@@ -139,6 +139,13 @@ class VisionTower(MegatronModule):
                 hidden = self._run(layer, hidden)
             yield hidden
 
+    def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What a SigLIP compares with texts: hidden states [i, n, K] behind the layers that are run go through the
+        others, the last norm and the pooling head: [i, K]."""
+        for layer in islice(self.encoder.layers, self.settings.layers_run, None):
+            hidden = self._run(layer, hidden)
+        return self.head(self.post_layernorm(hidden))  # type: ignore[no-any-return]
+
     def _run(self, layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         output = layer(hidden, *self._masks)
         return output[0] if isinstance(output, tuple) else output

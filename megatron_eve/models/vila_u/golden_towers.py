@@ -1,4 +1,4 @@
-"""Golden cases of VILA-U's towers: a quantiser alone, and a whole tower. Imports no torch at its top."""
+"""Golden cases of VILA-U's towers: a quantiser, a whole tower, the losses of training. Imports no torch at its top."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.golden_format import Comparison, LanguageGolden, tensor_names
+from megatron_eve.models.vila_u.golden_losses import loss_comparisons, loss_files
 from megatron_eve.models.vila_u.tower_folder import is_tower, read_tower_folder
 
 if TYPE_CHECKING:
@@ -25,22 +26,27 @@ _OFFSET = re.compile(r"tower_tokens_offset_(\d+)")
 
 
 class TowerGolden(LanguageGolden):
-    """See `GoldenFormat`: what the public code computed in evaluation.
+    """See `GoldenFormat`: what the public code computed.
 
-    A quantiser's case is files of x, codebooks and eval_*; a tower's is pictures in inputs.safetensors (`images`) and
-    what became of them in outputs.safetensors, beside or around the folder of its weights.
+    A quantiser's case is files of x, codebooks and eval_*, and of steps of training (train0_x, after0.*) with their
+    random draws; a tower's is pictures in inputs.safetensors (`images`) and what became of them in outputs.safetensors,
+    beside or around the folder of its weights. The losses of training are a case of their own (`golden_losses`).
     """
 
     def reads(self, folder: Path) -> bool:
         """See `GoldenFormat.reads`."""
-        return bool(_quantizer_files(folder)) or _is_tower_case(folder)
+        return bool(_quantizer_files(folder) or loss_files(folder)) or _is_tower_case(folder)
 
     def comparisons(self, folder: Path) -> Iterator[Comparison]:
         """See `GoldenFormat.comparisons`."""
         from safetensors.torch import load_file
 
         for path in _quantizer_files(folder):
-            yield from _quantizer_comparisons(path.stem, load_file(path))
+            case = load_file(path)
+            yield from _quantizer_comparisons(path.stem, case)
+            yield from _training_comparisons(path.stem, case)
+        for path in loss_files(folder):
+            yield from loss_comparisons(path.stem, load_file(path))
         if _is_tower_case(folder):
             yield from _tower_comparisons(folder, load_file(folder / _INPUTS), load_file(folder / _OUTPUTS))
 
@@ -62,7 +68,7 @@ def _quantizer_comparisons(name: str, case: Tensors) -> Iterator[Comparison]:
     from megatron_eve.runtime.accelerator import accelerator
 
     device = accelerator().device
-    quantizer = _quantizer(case).to(device)
+    quantizer = quantizer_of(case).to(device)
     features = case["x"].clone().to(device).requires_grad_()
     found = quantizer(features)
     yield Comparison(f"{name}.eval_codes", found.codes, case["eval_codes"], "exact")
@@ -75,7 +81,46 @@ def _quantizer_comparisons(name: str, case: Tensors) -> Iterator[Comparison]:
         yield Comparison(f"{name}.eval_grad_x", features.grad, case["eval_grad_x"], "rounding")
 
 
-def _quantizer(case: Tensors) -> Quantizer:
+class RecordedDraw:
+    """See `RestartDraw`: what the public code drew in a step of training."""
+
+    def __init__(self, case: Tensors, step: int) -> None:
+        self._case, self._step = case, step
+
+    def draw(self, level: int, total: int) -> torch.Tensor:
+        """See `RestartDraw.draw`."""
+        return self._case[f"train{self._step}_randperm_call{level}"]
+
+    def noise(self, level: int, shape: tuple[int, int]) -> torch.Tensor:
+        """See `RestartDraw.noise`."""
+        return self._case[f"train{self._step}_noise_call{level}"]
+
+
+def _training_comparisons(name: str, case: Tensors) -> Iterator[Comparison]:
+    """Steps of training one after the other: codes, features and loss of each, and the codebooks behind it."""
+    from megatron_eve.runtime.accelerator import accelerator
+
+    device = accelerator().device
+    quantizer, step = quantizer_of(case).to(device), 0
+    # Of settings that a case does not hold, the public code's defaults.
+    settings = {key: case[key].item() for key in ("decay", "epsilon") if key in case}
+    while f"train{step}_x" in case:
+        draw = RecordedDraw(case, step) if f"train{step}_randperm_call0" in case else None
+        found = quantizer.train_forward(case[f"train{step}_x"].to(device), draw, **settings)
+        ours = {
+            f"train{step}_codes": found.codes,
+            f"train{step}_z_q": found.features,
+            f"train{step}_loss": found.commitment_loss,
+            **{f"after{step}.{key}": tensor.clone() for key, tensor in quantizer.state_dict().items()},
+        }
+        for key, tensor in ours.items():
+            if key in case:
+                kind = "rounding" if tensor.is_floating_point() else "exact"
+                yield Comparison(f"{name}.{key}", tensor, case[key], kind)  # type: ignore[arg-type]
+        step += 1
+
+
+def quantizer_of(case: Tensors) -> Quantizer:
     """The quantiser of a file: its sizes are those of the tensors; a codebook is shared if all depths have the same."""
     import torch
 
@@ -88,9 +133,12 @@ def _quantizer(case: Tensors) -> Quantizer:
     shared = all(one is not None and torch.equal(one, weights[0]) for one in weights)
     sizes = tuple(len(one) - 1 for one in weights if one is not None)
     quantizer = Quantizer((height, width, channels), (rows, columns, depth), sizes, shared)
-    for codebook, weight in zip(quantizer.codebooks, weights, strict=True):
+    for level, (codebook, weight) in enumerate(zip(quantizer.codebooks, weights, strict=True)):
         assert isinstance(codebook, Codebook) and weight is not None
         codebook.weight.copy_(weight)
+        for name in ("cluster_size_ema", "embed_ema"):
+            if (sums := case.get(f"before.codebooks.{level}.{name}")) is not None:
+                getattr(codebook, name).copy_(sums)
     return quantizer
 
 

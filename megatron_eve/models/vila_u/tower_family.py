@@ -34,7 +34,7 @@ from megatron_eve.models.vila_u.tower_config import (
 )
 from megatron_eve.models.vila_u.tower_parameters import float32_bytes, parameter_counts
 from megatron_eve.models.vila_u.tower_record import record_of_run
-from megatron_eve.models.vila_u.tower_training import TowerTraining
+from megatron_eve.models.towers.tower_training import TowerTraining
 
 _VIEW = "tower"
 _GREY = (127, 127, 127)
@@ -128,7 +128,7 @@ class VILAUTowerFamily(TowerFamily):
     # --- data ---
 
     def vocabulary_size(self, config: RunConfig) -> int:
-        """See `ModelFamily.vocabulary_size`."""
+        """See `TowerFamily.vocabulary_size`."""
         return text_sizes(config.vision).vocabulary
 
     def image_settings(self, config: RunConfig) -> dict[str, ImageSetting]:

@@ -16,6 +16,7 @@ from megatron_eve.models.vila_u.tower_settings import TowerSettings
 HEAD = "rqtransformer."
 _PREFIX = "rqvaesiglip."
 _ENCODER = f"{_PREFIX}siglip_model.vision_model."
+_TEXT = f"{_PREFIX}siglip_model.text_model."
 _ALIASES = {f"{_PREFIX}siglip_model.{name}": f"{_PREFIX}{name}" for name in ("logit_scale", "logit_bias")}
 _CODEBOOK = re.compile(
     rf"{re.escape(_PREFIX)}quantizer\.codebooks\.(\d+)\.(weight|cluster_size_ema|embed_ema)"
@@ -27,9 +28,11 @@ _OTHERS = re.compile(
 
 
 def published_name(name: str) -> str:
-    """The name in a published folder of a tensor of `tower.UnifiedTower`."""
+    """The name in a published folder of a tensor of `tower.UnifiedTower`, or of the tower in training."""
     if name.startswith("encoder."):
         return _ENCODER + name.removeprefix("encoder.")
+    if name.startswith("text."):
+        return _TEXT + name.removeprefix("text.")
     return _PREFIX + name
 
 

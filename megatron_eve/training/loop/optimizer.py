@@ -9,7 +9,12 @@ from fnmatch import fnmatch
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import (
+    ChainedOptimizer,
+    MegatronOptimizer,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -20,8 +25,28 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.ranks import print_rank_0
 
 
-def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+class OptimizerPerNetwork(ChainedOptimizer):
+    """megatron-core's optimizers of networks that need not be updated in the same steps, saved and scheduled as one.
+
+    Attributes:
+        chained_optimizers: one for each network.
+    """
+
+    def _synchronize_steps(self) -> None:
+        """See `ChainedOptimizer._synchronize_steps`, which expects the same number of updates of all networks."""
+        for optimizer in self.chained_optimizers:
+            ChainedOptimizer([optimizer])._synchronize_steps()
+
+
+def build_optimizer(
+    config: RunConfig, chunks: Sequence[DistributedDataParallel], *, per_network: bool = False
+) -> MegatronOptimizer:
     """AdamW over the parameters that train, with separate learning rates from `--lr-overrides`. Collective.
+
+    Args:
+        config: of the run.
+        chunks: model chunks, or networks.
+        per_network: an `OptimizerPerNetwork`, whose optimizers stand in the order of `chunks`.
 
     Raises:
         ConfigError: one of `--lr-overrides` matches no parameter, on all ranks alike.
@@ -50,7 +75,10 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
         key = ParamKey(predicate=ParamPredicate(name=pattern, fn=lambda p, chosen=chosen: id(p) in chosen))
         # megatron-core tells groups apart in a checkpoint by `lr_mult`, which it uses for nothing else.
         overrides[key] = {"max_lr": rate, "min_lr": min(settings.min_lr, rate), "lr_mult": 2.0 + number}
-    return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
+    if not per_network:
+        return get_megatron_optimizer(megatron, list(chunks), config_overrides=overrides)
+    built = [get_megatron_optimizer(megatron, [chunk], config_overrides=dict(overrides)) for chunk in chunks]
+    return OptimizerPerNetwork([one for chain in built for one in chain.chained_optimizers])
 
 
 def _check_overrides(patterns: Sequence[str], trains: Mapping[str, bool], stage: int) -> None:

@@ -81,6 +81,7 @@ class Monitor:
             "consumed_samples": consumed_samples,
             **values,
             **{f"{name}_hex": value.hex() for name, value in values.items()},
+            **{name.replace(" ", "_"): value for name, value in result.figures.items()},
             "lr": learning_rate,
             "grad_norm": result.grad_norm,
             "skipped": result.bad is not None,
@@ -109,7 +110,7 @@ class Monitor:
         if self._losses:
             self._losses.add(record)
         if self._board:
-            values = [name.replace(" ", "_") for name in result.losses]
+            values = [name.replace(" ", "_") for name in (*result.losses, *result.figures)]
             scalars = {
                 name: record[name]
                 for name in (*values, "lr", "grad_norm", "pack_fill", "tflops_per_gpu", "data_wait_seconds")

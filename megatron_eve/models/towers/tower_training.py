@@ -1,4 +1,4 @@
-"""How a tower is trained: weights of its losses. Imports no torch."""
+"""How a tower that makes codes and pictures is trained: weights of its losses. Imports no torch."""
 
 from __future__ import annotations
 

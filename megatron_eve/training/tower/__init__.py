@@ -1,0 +1,1 @@
+"""Training of a vision tower that makes codes of pictures, and pictures of codes."""
