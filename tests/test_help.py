@@ -18,6 +18,7 @@ COLUMNS = (80, 160)
 # Commands that load no torch for their pages, so that these come at once.
 FAST = [
     ["megatron_eve.pretrain"],
+    ["megatron_eve.train_tower"],
     ["megatron_eve.preflight"],
     *(
         [str(path.relative_to(ROOT))]
@@ -142,3 +143,20 @@ def test_each_group_of_pretrain_begins_with_a_sentence() -> None:
         "logging",
     ]  # fmt: skip
     assert all(re.fullmatch(r"  [A-Z].*[a-z)]\.", sentence) for _, sentence in groups), groups
+
+
+def test_the_page_of_towers_has_no_flags_of_decoders() -> None:
+    (page,) = drive([(["megatron_eve.train_tower", "--help"], 160)])
+    groups = re.findall(r"^(\w+):\n(.*)\n\n  --", page["out"], re.MULTILINE)
+    assert [name for name, _ in groups] == [
+        "configuration", "vision", "parallel", "training", "optimizer", "data", "checkpoint", "faults", "logging",
+    ]  # fmt: skip
+    shown = set(re.findall(r"^  (--[a-z0-9-]+)", page["out"], re.MULTILINE))
+    assert {"--vision-tower", "--global-batch-size", "--load", "--eval-interval", "--adam-beta1"} <= shown
+    assert not shown & {
+        "--tensor-model-parallel-size",
+        "--num-layers",
+        "--lora-rank",
+        "--seq-length",
+        "--stage",
+    }

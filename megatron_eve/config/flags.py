@@ -31,8 +31,8 @@ torchrun --nproc-per-node 2 -m megatron_eve.pretrain --mock-data \\
     --train-iters 5 --tensor-model-parallel-size 2 --save runs/try
 """
 _TOWER_EXAMPLES = """\
-python -m megatron_eve.train_tower --data-path data/pairs --global-batch-size 16 \\
-    --train-iters 100 --save runs/tower
+python -m megatron_eve.train_tower --data-path data/pairs \\
+    --global-batch-size 16 --train-iters 100 --save runs/tower
 """
 _DESCRIPTION = """\
 {what} Each setting has a flag, a default, and a place in a YAML recipe (--config FILE), whose

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from megatron_eve.models.family import ModelFamily
+from megatron_eve.models.family import ModelFamily, Stage
 from megatron_eve.models.model_parts import FamilyFlops, FamilyObjective, FrontEnd, Work
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class TowerFamily(ModelFamily, Protocol):
     optimizer_defaults: Mapping[str, float] = {}
     parts: Mapping[str, tuple[str, ...]] = {}
 
+    def stage(self, config: RunConfig) -> Stage:
+        """See `ModelFamily.stage`."""
+        return next(iter(self.stages.values()))
+
     # --- of a tower ---
 
     @abstractmethod
@@ -67,6 +71,35 @@ class TowerFamily(ModelFamily, Protocol):
         Raises:
             ConfigError: likewise.
         """
+        ...
+
+    @abstractmethod
+    def tower(self, config: RunConfig, pretrained: Path | None) -> Any:
+        """Build the tower, in float32 on the CPU, with the weights that the run starts from: a `TrainableTower`
+        (`models/towers/trainable.py`).
+
+        Args:
+            config: of the run.
+            pretrained: folder of a tower, `--pretrained-checkpoint`, whose weights go before those of the SigLIP.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of other sizes.
+        """
+        ...
+
+    @abstractmethod
+    def perceptual(self, config: RunConfig) -> Any:
+        """The network of the perceptual loss, in float32 on the CPU: a `PerceptualLoss` (`models/towers/perceptual.py`);
+        None without that loss.
+
+        Raises:
+            ConfigError: weights that are missing, damaged or of another network.
+        """
+        ...
+
+    @abstractmethod
+    def pair_flops(self, config: RunConfig, iteration: int) -> float:
+        """Model FLOPs of the training step behind so many iterations, of one pair."""
         ...
 
     @abstractmethod

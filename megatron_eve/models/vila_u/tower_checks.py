@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.vila_u.tower_config import TowerConfig, text_sizes, tower_settings
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_settings import GROUPS, TowerSettings, size_problems
+from megatron_eve.runtime.digests import file_digest
 
 _WEIGHTS = (
     "contrastive_weight",
@@ -29,6 +31,8 @@ _AT_LEAST_ONE = (
     "decoder_grid",
     "picture_size",
 )
+RANDOM = "random"
+"""In place of a file: random features."""
 # Codes are stored as 16 bits.
 _MOST_CODES = 1 << 16
 
@@ -76,9 +80,16 @@ def check_start(config: RunConfig) -> Iterator[str]:
         yield str(error)
         return
     yield from _grid_errors(vision, tower)
-    perceptual = vision.reconstruction_weight and vision.perceptual_weight
-    if perceptual and vision.perceptual_weights is not None and not Path(vision.perceptual_weights).is_file():
-        yield f"--perceptual-weights {vision.perceptual_weights}: no such file; name one with the weights of VGG-16"
+    if perceptual(vision) and vision.perceptual_weights is None:
+        yield (
+            "--perceptual-weights: name the file with the weights of torchvision's VGG-16, or leave that loss out with "
+            "--perceptual-weight 0"
+        )
+    elif perceptual(vision) and vision.perceptual_weights != RANDOM:
+        for flag in ("perceptual_weights", "perceptual_linear"):
+            name = getattr(vision, flag)
+            if name is not None and not Path(name).is_file():
+                yield f"{_flag(flag)} {name}: no such file; name the one with the weights"
     if vision.contrastive_weight and config.training.global_batch_size < 2:
         yield (
             f"--global-batch-size {config.training.global_batch_size}: the contrastive loss compares a picture with "
@@ -112,6 +123,23 @@ def check_pretrained(vision: TowerConfig, folder: Path) -> Iterator[str]:
     ):
         if one != other:
             yield f"{flag}: its {what}: {one}, and of this run: {other}; use its sizes, or another folder"
+
+
+def perceptual(vision: TowerConfig) -> bool:
+    """Is there a perceptual loss?"""
+    return bool(vision.reconstruction_weight and vision.perceptual_weight)
+
+
+def perceptual_fingerprint(vision: TowerConfig) -> dict[str, Any] | None:
+    """What identifies the network of the perceptual loss, kept in checkpoints; None without one of files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not perceptual(vision) or vision.perceptual_weights in (None, RANDOM):
+        return None
+    paths = [name for name in (vision.perceptual_weights, vision.perceptual_linear) if name is not None]
+    return {"path": " ".join(paths), "sha256": " ".join(file_digest(Path(path)) for path in paths)}
 
 
 def _grid_errors(vision: TowerConfig, tower: TowerSettings) -> Iterator[str]:

@@ -15,9 +15,9 @@ from megatron_eve.config.flag_types import Flag
 from megatron_eve.config.json_file import read_settings
 from megatron_eve.config.schema import ModelConfig
 from megatron_eve.models.family import Preset
+from megatron_eve.models.towers.tower_training import TowerTraining
 from megatron_eve.models.vila_u.tower_folder import encoder_sizes
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes, TowerSettings
-from megatron_eve.models.towers.tower_training import TowerTraining
 
 # What transformers' SigLIP takes for fields of its text side that config.json leaves out.
 _TEXT_DEFAULTS = {"vocab_size": 32000, "max_position_embeddings": 64}

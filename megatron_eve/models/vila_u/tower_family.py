@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
@@ -23,7 +23,13 @@ from megatron_eve.models.family import (
 from megatron_eve.models.image_flags import ImageFlag, ImageSetting, ImageSettings
 from megatron_eve.models.text_format import Template, TextRules
 from megatron_eve.models.tower_family import PairSizes, TowerFamily
-from megatron_eve.models.vila_u.tower_checks import check_pretrained, check_sizes, check_start
+from megatron_eve.models.towers.tower_training import TowerTraining
+from megatron_eve.models.vila_u.tower_checks import (
+    check_pretrained,
+    check_sizes,
+    check_start,
+    perceptual_fingerprint,
+)
 from megatron_eve.models.vila_u.tower_config import (
     OTHER_NAMES,
     PRESETS,
@@ -32,9 +38,13 @@ from megatron_eve.models.vila_u.tower_config import (
     text_sizes,
     tower_settings,
 )
+from megatron_eve.models.vila_u.tower_flops import pair_flops
 from megatron_eve.models.vila_u.tower_parameters import float32_bytes, parameter_counts
 from megatron_eve.models.vila_u.tower_record import record_of_run
-from megatron_eve.models.towers.tower_training import TowerTraining
+
+if TYPE_CHECKING:
+    from megatron_eve.models.towers.perceptual import PerceptualLoss
+    from megatron_eve.models.towers.trainable import TrainableTower
 
 _VIEW = "tower"
 _GREY = (127, 127, 127)
@@ -92,7 +102,13 @@ class VILAUTowerFamily(TowerFamily):
         self, saved: dict[str, Any], config: RunConfig, frozen: dict[str, Any] | None
     ) -> Iterator[str]:
         """See `ModelFamily.check_resume`: sizes and losses are those of the run, wherever the files lie now."""
-        return size_differences(saved["config"].get("vision", {}), config.vision, _PLACES)
+        yield from size_differences(saved["config"].get("vision", {}), config.vision, _PLACES)
+        before = saved.get("frozen")
+        if before and frozen and before["sha256"] != frozen["sha256"]:
+            yield (
+                f"was made with other weights of the perceptual loss ({before['path']}) than those of "
+                f"{frozen['path']}; resume with the same --perceptual-weights, or start a new run"
+            )
 
     def check_weights(self, saved: dict[str, Any], config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_weights`."""
@@ -104,6 +120,26 @@ class VILAUTowerFamily(TowerFamily):
         return parameter_counts(config.vision)
 
     # --- of a tower ---
+
+    def tower(self, config: RunConfig, pretrained: Path | None) -> TrainableTower:
+        """See `TowerFamily.tower`."""
+        from megatron_eve.models.vila_u.tower_start import start_tower
+
+        return start_tower(config, pretrained)
+
+    def perceptual(self, config: RunConfig) -> PerceptualLoss | None:
+        """See `TowerFamily.perceptual`."""
+        from megatron_eve.models.vila_u.tower_start import perceptual_loss
+
+        return perceptual_loss(config)
+
+    def pair_flops(self, config: RunConfig, iteration: int) -> float:
+        """See `TowerFamily.pair_flops`."""
+        return pair_flops(config.vision, iteration)
+
+    def fingerprint(self, config: RunConfig) -> dict[str, Any] | None:
+        """See `ModelFamily.fingerprint`: the network of the perceptual loss."""
+        return perceptual_fingerprint(config.vision)
 
     def float32_bytes(self, config: RunConfig) -> int:
         """See `TowerFamily.float32_bytes`."""
@@ -165,6 +201,6 @@ class VILAUTowerFamily(TowerFamily):
 
 
 # Settings that name files, and nothing else.
-_PLACES = ("vision_tower", "perceptual_weights")
+_PLACES = ("vision_tower", "perceptual_weights", "perceptual_linear")
 
 FAMILY: TowerFamily = VILAUTowerFamily()

@@ -7,16 +7,12 @@ from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, 
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes
 
 # What transformers' SigLIP takes for fields of its text side that config.json leaves out.
-_TEXT_DEFAULTS = {
+TEXT_DEFAULTS = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 32000,
     "max_position_embeddings": 64,
 }  # fmt: skip
-# The convolutions of VGG-16 that the perceptual loss runs: channels in and out.
-_VGG = (
-    (3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512), (512, 512), (512, 512),
-    (512, 512), (512, 512), (512, 512),
-)  # fmt: skip
-_TAPS = (64, 128, 256, 512, 512)
+VGG_LEVELS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+"""Of VGG-16: convolutions and channels of each level, at whose end the perceptual loss looks."""
 # The discriminator: two convolutions with a bias, at its ends, and two with a norm.
 _DISCRIMINATOR = 3 * 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 256 * 16 + 2 * 256 + 256 * 16 + 1
 
@@ -41,7 +37,7 @@ def parameter_counts(vision: TowerConfig) -> PartCounts:
     pictures = (width + 1) * channels + decoder_parameters(tower.decoder)
     text = 0
     if isinstance(fields.get("text_config"), dict):
-        sizes = {**_TEXT_DEFAULTS, **fields["text_config"]}
+        sizes = {**TEXT_DEFAULTS, **fields["text_config"]}
         inside, rows = sizes["hidden_size"], sizes["vocab_size"] + sizes["max_position_embeddings"]
         out = sizes.get("projection_size") or inside
         layers = sizes["num_hidden_layers"] * _layer(inside, sizes["intermediate_size"])
@@ -62,9 +58,19 @@ def float32_bytes(vision: TowerConfig) -> int:
     vector = (rows // code_rows) * (columns // code_columns) * width
     size, books = vision.visual_codebook_size, depth if vision.separate_codebooks else 1
     codebooks = books * ((2 * size + 1) * vector + size)
-    perceptual = sum(9 * one * other + other for one, other in _VGG) + sum(_TAPS)
     used = vision.reconstruction_weight and vision.perceptual_weight and vision.perceptual_weights
-    return 4 * (codebooks + (perceptual if used else 0))
+    return 4 * (codebooks + (_perceptual_parameters() if used else 0))
+
+
+def _perceptual_parameters() -> int:
+    """Convolutions of VGG-16, and one weight for each channel that is looked at."""
+    total, channels = 0, 3
+    for convolutions, out in VGG_LEVELS:
+        for _ in range(convolutions):
+            total += _convolution(channels, out)
+            channels = out
+        total += out
+    return total
 
 
 def decoder_parameters(decoder: DecoderSizes) -> int:

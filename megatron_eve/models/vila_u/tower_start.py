@@ -9,7 +9,12 @@ from typing import Any
 import torch
 
 from megatron_eve.config.errors import ConfigError
+from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.hf_folder import HFFolder
+from megatron_eve.models.towers.perceptual import PerceptualLoss, load_perceptual, random_perceptual
+from megatron_eve.models.vila_u.tower_checks import RANDOM, perceptual
+from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
+from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
 from megatron_eve.models.vila_u.tower_settings import TowerSettings
 from megatron_eve.models.vila_u.tower_weights import TowerWeights
@@ -18,6 +23,46 @@ from megatron_eve.models.vila_u.trainable_tower import VILAUTrainableTower
 # Parts of the tower in training that a SigLIP has, and what transformers calls them.
 _SIGLIP = {"encoder.": "vision_model.", "text.": "text_model."}
 _SCALARS = ("logit_scale", "logit_bias")
+
+
+def start_tower(config: RunConfig, pretrained: Path | None) -> VILAUTrainableTower:
+    """The tower of a run with the weights that it starts from; see `TowerFamily.tower`.
+
+    Raises:
+        ConfigError: weights that are missing, damaged or of other sizes.
+    """
+    vision: TowerConfig = config.vision
+    assert vision.vision_tower is not None
+    compares = bool(vision.contrastive_weight)
+    tower = VILAUTrainableTower(
+        tower_settings(vision),
+        text_fields(siglip_fields(vision)),
+        contrast=compares,
+        reconstruct=bool(vision.reconstruction_weight),
+        bf16=config.training.bf16,
+        seed=config.training.seed,
+    )
+    siglip = Path(vision.vision_tower)
+    load_siglip(tower, siglip, "--vision-tower")
+    if pretrained is not None:
+        load_tower(tower, read_tower_folder(pretrained, siglip), compares, "--pretrained-checkpoint")
+    return tower
+
+
+def perceptual_loss(config: RunConfig) -> PerceptualLoss | None:
+    """The network of the perceptual loss; see `TowerFamily.perceptual`.
+
+    Raises:
+        ConfigError: weights that are missing, damaged or of another network.
+    """
+    vision: TowerConfig = config.vision
+    if not perceptual(vision):
+        return None
+    if vision.perceptual_weights == RANDOM:
+        return random_perceptual(config.training.seed)
+    assert vision.perceptual_weights is not None
+    linear = None if vision.perceptual_linear is None else Path(vision.perceptual_linear)
+    return load_perceptual(Path(vision.perceptual_weights), linear)
 
 
 def load_siglip(tower: VILAUTrainableTower, folder: Path, flag: str) -> None:
@@ -39,7 +84,9 @@ def load_siglip(tower: VILAUTrainableTower, folder: Path, flag: str) -> None:
             raise ConfigError(
                 f"{flag} {folder}: the weights lack {key}; name a SigLIP with both sides, and copy it again if it is one"
             )
-        _copy(tensor, weights.describe(key)[0], lambda key=key: weights.tensor(key), f"{flag} {folder}: {key}")
+        _copy(
+            tensor, weights.describe(key)[0], lambda key=key: weights.tensor(key), f"{flag} {folder}: {key}"
+        )
 
 
 def load_tower(tower: VILAUTrainableTower, settings: TowerSettings, contrast: bool, flag: str) -> None:
@@ -67,7 +114,12 @@ def load_tower(tower: VILAUTrainableTower, settings: TowerSettings, contrast: bo
             continue
         if key not in weights:
             raise ConfigError(f"{flag} {settings.folder}: the weights lack {key}; copy the folder again")
-        _copy(tensor, weights.shape(key), lambda key=key: weights.tensor(key), f"{flag} {settings.folder}: {key}")
+        _copy(
+            tensor,
+            weights.shape(key),
+            lambda key=key: weights.tensor(key),
+            f"{flag} {settings.folder}: {key}",
+        )
 
 
 def _copy(tensor: torch.Tensor, shape: torch.Size, read: Any, named: str) -> None:

@@ -195,9 +195,7 @@ class VILAUTrainableTower(UnifiedTower):
             None if contrast is None else self.image_features(compared[contrast]),
         )
 
-    def _apply(
-        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
-    ) -> VILAUTrainableTower:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VILAUTrainableTower:
         """Move or convert; scale and bias of the logits are never rounded: in bfloat16 a bias of -10 has no digit."""
         kept = {name: getattr(self, name).detach().clone() for name in _SCALARS}
         super()._apply(fn, recurse)
