@@ -1,8 +1,8 @@
 """Photos and drawings with a sentence each, from Debian's package tuxpaint-stamps-default (GPL-2).
 
 `apt-get install tuxpaint-stamps-default` puts them into /usr/share/tuxpaint/stamps; unpacking the package
-(`dpkg-deb -x`) does without rights. Each PNG has a text file, whose first line is English. Letters and signs (`symbols`, but for money)
-and mirror images are left out.
+(`dpkg-deb -x`) needs no rights. Each PNG has a text file, whose first line is an English sentence. Letters and signs
+(`symbols`, but for money), mirror images and what is white alone are left out.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def _pairs(folder: Path) -> Iterator[Pair]:
         line = text.read_text(encoding="utf-8").partition("\n")[0]
         with Image.open(path) as image:
             pixels = square(image)
+        if pixels.min() == pixels.max():
+            continue  # white on white
         name = ".".join(one.replace(".", "_").replace(" ", "_") for one in place.with_suffix("").parts)
         yield Pair(name, pixels, sentence_of(line, place.parts[:-1]))
 
