@@ -15,8 +15,8 @@ MARKER = ".megatron_eve_quickstart"
 """A file that the quickstart leaves in its folder: nothing is deleted where it is missing."""
 MADE = (
     "answers.jsonl", "data", "interrupted", "logs", "loss.png", "questions.jsonl", "reference", "teacher",
-    "export", "exported.jsonl", "lora", "photos", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
-    "drawings", "pretraining", "sheet.png", "siglip", "settings.json",
+    "export", "exported.jsonl", "lora", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
+    "drawings", "pretraining", "sheet.png", "siglip", "photos", "scores", "settings.json",
 )  # fmt: skip
 """What the quickstart and the programs of `examples/vila_tiny/` and `examples/vila_u_tiny/` make in their folders.
 Whatever else lies there is the user's, and stays."""

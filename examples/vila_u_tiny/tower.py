@@ -30,7 +30,7 @@ with installed_by("make vila-u-tower"):
     from vila_u_tiny.crops import photo_centres, photo_crops
     from vila_u_tiny.drawings import stored_codes
     from vila_u_tiny.pairs import SIDE, write_pairs
-    from vila_u_tiny.tower_scores import TowerScore, load_trained, score
+    from vila_u_tiny.tower_scores import Score, load_trained, score
     from vila_u_tiny.toy_siglip import save_toy_siglip, train_tokenizer
 
     from megatron_eve.config.recipe import load_recipe
@@ -150,7 +150,7 @@ class Example:
         return sheet
 
 
-def check_claims(records: Records, found: TowerScore) -> None:
+def check_claims(records: Records, found: Score) -> None:
     """Check what the example claims.
 
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ _LEAST_ERROR = 255**2 * 1e-10
 
 
 @dataclass(frozen=True)
-class TowerScore:
+class Score:
     """What comes out on the pairs.
 
     Attributes:
@@ -45,6 +46,27 @@ class TowerScore:
     retrieval: Retrieval
 
 
+def read_score(path: Path) -> Score:
+    """A score that was written as JSON."""
+    return _of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def mean_score(some: Sequence[dict[str, Any]]) -> Score:
+    """The mean of several scores, each as JSON has it."""
+    scores = [_of(one) for one in some]
+    found: dict[str, Any] = {
+        field.name: np.mean([getattr(one, field.name) for one in scores], axis=0).tolist()
+        for field in fields(Score)
+        if field.name != "retrieval"
+    }
+    shares = np.mean([astuple(one.retrieval) for one in scores], axis=0).tolist()
+    return Score(**found, retrieval=Retrieval(*shares))
+
+
+def _of(values: dict[str, Any]) -> Score:
+    return Score(**{**values, "retrieval": Retrieval(**values["retrieval"])})
+
+
 def load_trained(checkpoint: Path, siglip: Path) -> VILAUTrainableTower:
     """The tower of a run's checkpoint in evaluation, with its text side.
 
@@ -61,7 +83,7 @@ def load_trained(checkpoint: Path, siglip: Path) -> VILAUTrainableTower:
     return tower.eval().requires_grad_(False)
 
 
-def score(tower: VILAUTrainableTower, pairs: Sequence[Pair], tokenizer: Path) -> TowerScore:
+def score(tower: VILAUTrainableTower, pairs: Sequence[Pair], tokenizer: Path) -> Score:
     """Score a tower, whose codebook is shared by all depths."""
     import torch
 
@@ -76,7 +98,7 @@ def score(tower: VILAUTrainableTower, pairs: Sequence[Pair], tokenizer: Path) ->
     counts = torch.stack(
         [codes[..., depth].flatten().bincount(minlength=tower.settings.codebook_size) for depth in depths]
     )
-    return TowerScore(
+    return Score(
         psnr=[psnr(tower.decode(codes, depth + 1).numpy(), pictures) for depth in depths],
         mean_colours=psnr(mean_colours(pictures, grid), pictures),
         in_use=(counts.sum(0) > 0).float().mean().item(),
