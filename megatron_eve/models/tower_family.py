@@ -89,8 +89,9 @@ class TowerFamily(ModelFamily, Protocol):
 
     @abstractmethod
     def perceptual(self, config: RunConfig) -> Any:
-        """The network of the perceptual loss, in float32 on the CPU: a `PerceptualLoss` (`models/towers/perceptual.py`);
-        None without that loss.
+        """The network of the perceptual loss, in float32 on the CPU; None without that loss.
+
+        A `PerceptualLoss` (`models/towers/perceptual.py`).
 
         Raises:
             ConfigError: weights that are missing, damaged or of another network.

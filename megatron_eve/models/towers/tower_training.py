@@ -31,7 +31,7 @@ class TowerTraining:
     perceptual_weights: Annotated[
         str | None, Flag("FILE", "none; needed unless --perceptual-weight is 0")
     ] = None
-    """File with the weights of torchvision's VGG-16 for the perceptual loss; the word random takes random features, which
-    are of use at toy size alone."""
+    """File with the weights of torchvision's VGG-16 for the perceptual loss; the word random takes random features,
+    which are of use at toy size alone."""
     perceptual_linear: Annotated[str | None, Flag("FILE", "in --perceptual-weights")] = None
     """File with the five maps of the perceptual loss, vgg.pth of the package lpips."""

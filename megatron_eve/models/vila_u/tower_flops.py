@@ -1,7 +1,7 @@
 """FLOPs of a step of the tower's training, of one pair (see `training/monitoring/flops.py` for what is counted).
 
-Counted are matrix products and convolutions. The products of all pictures with all texts, which grow with the batch, the
-norms and the update of the codebooks are left out. Imports no torch.
+Counted are matrix products and convolutions. The products of all pictures with all texts, which grow with the batch,
+the norms and the update of the codebooks are left out. Imports no torch.
 """
 
 from __future__ import annotations

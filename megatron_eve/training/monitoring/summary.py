@@ -10,7 +10,7 @@ from typing import Any
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
 from megatron_eve.data.text.templates import without_conversation
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_family, tower_family
 from megatron_eve.models.stages import stage_of
 
 
@@ -21,7 +21,7 @@ class RunTotals:
     Attributes:
         steps: iterations done, skipped updates included.
         samples, tokens, bad_steps: of these.
-        first_losses, last_losses: by the name of the objective.
+        first_losses, last_losses: by the name of the objective; of one that began later, the first that it had.
         first_seconds: duration of the first step, which compiles kernels and allocates memory.
         seconds: of the later ones.
         later_tokens: of the later ones.
@@ -39,8 +39,9 @@ class RunTotals:
 
     def add(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """Add a step: its line of losses.jsonl, and its losses."""
+        self.first_losses = {**losses, **self.first_losses}  # a loss may begin later
         if self.steps == 0:
-            self.first_losses, self.first_seconds = losses, record["seconds"]
+            self.first_seconds = record["seconds"]
         else:
             self.seconds += record["seconds"]
             self.later_tokens += record["tokens"]
@@ -122,7 +123,13 @@ def _rows(config: RunConfig, totals: RunTotals, end: RunEnd) -> Iterator[tuple[s
 
 
 def _next_steps(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """What to do with a run that is complete: the next training stage, and a first question."""
+    """What to do with a run that is complete: the next training stage, and a first question; or pictures of a tower."""
+    if tower_family(config.family):
+        yield (
+            "try it",
+            f"python tools/reconstruct.py --tower {config.checkpoint.save} --input PHOTO --output SHEET.png",
+        )
+        return
     following = config.training.stage + 1
     if following in find_family(config.family).stages:
         yield (
