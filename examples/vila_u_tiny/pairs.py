@@ -58,7 +58,9 @@ def variants(pairs: Iterable[Pair], count: int, seed: int) -> list[Pair]:
     """Each pair `count` times, the first as it is and the others `varied`."""
     generator = np.random.default_rng(seed)
     return [
-        Pair(f"{pair.name}-{number}", varied(pair.pixels, generator) if number else pair.pixels, pair.sentence)
+        Pair(
+            f"{pair.name}-{number}", varied(pair.pixels, generator) if number else pair.pixels, pair.sentence
+        )
         for pair in pairs
         for number in range(count)
     ]

@@ -1,9 +1,9 @@
 """VILA-U's tower at toy size: a training that turns a SigLIP into a tower that makes codes and pictures, on two cores.
 
 A toy SigLIP trains on crops of photos and their sentences. From it a tower is trained by two processes with all its
-losses, the adversarial one from the middle of the comparison on. The training is killed with SIGKILL and resumed, and
-its losses must equal an uninterrupted run's bit for bit. Then the trained tower writes the codes of a dataset, and a sheet shows
-photos beside what their codes give. What a tower learns is measured by tower_experiment.py.
+losses, the adversarial one from iteration 25 on. The training is killed with SIGKILL and resumed, and its losses must
+equal an uninterrupted run's bit for bit. Then the trained tower writes the codes of a dataset, and a sheet shows photos
+beside what their codes give. tower_experiment.py measures what a tower learns of pictures that it has not seen.
 
     python examples/vila_u_tiny/tower.py
     make vila-u-tower
@@ -81,8 +81,8 @@ class Example:
             ("killed, resumed", f"after iteration {killed}; {COMPARED} losses equal bit for bit"),
             ("PSNR by depth, dB", ", ".join(f"{one:.2f}" for one in found.psnr)),
             ("the same, a mean colour for each code cell", f"{found.mean_colours:.2f}"),
-            ("codes in use", f"{100 * found.in_use:.0f} %"),
-            ("texts of photos found", f"{100 * found.retrieval.text:.0f} % (chance {100 * found.retrieval.chance:.0f})"),
+            ("codes in use", _percent(found.in_use)),
+            ("texts of photos found", f"{_percent(found.retrieval.text)} (chance {_percent(found.retrieval.chance)})"),
             ("codes written", f"{codes:,}"),
             ("photos and reconstructions in", shown(sheet)),
             ("time", runs.console.elapsed),
@@ -102,7 +102,9 @@ class Example:
         console.step("SigLIP", f"{SIGLIP_STEPS} steps on {len(crops)} crops of photos with their sentences")
         train_tokenizer([pair.sentence for pair in crops], runs.tokenizer, WORDS)
         losses = save_toy_siglip(crops, runs.tokenizer, self._siglip, SIGLIP_STEPS)
-        console.say(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}   {console.elapsed}   -> {shown(self._siglip)}")
+        console.say(
+            f"loss {losses[0]:.2f} -> {losses[-1]:.2f}   {console.elapsed}   -> {shown(self._siglip)}"
+        )
         console.step("Dataset", "pairs of a crop and its sentence")
         rows = write_pairs(crops, runs.data / "images", runs.data / f"{DATASET}.json")
         runs.preprocess(DATASET, rows, TEMPLATE, show=True)
@@ -114,7 +116,9 @@ class Example:
             The records of the latter from its first to its last iteration, and after which iteration it was killed.
         """
         console = self.runs.console
-        console.step("Training", f"{COMPARED} iterations for comparison; then SIGKILL at {KILL_AT}, and all of it")
+        console.step(
+            "Training", f"{COMPARED} iterations for comparison; then SIGKILL at {KILL_AT}, and all of it"
+        )
         reference = self._train("reference", "--exit-interval", COMPARED)
         killed = len(self._train("tower", stop_at=KILL_AT, show=False))
         records = self._train("tower", log="resumed", show=False)
@@ -161,7 +165,9 @@ def check_claims(records: Records, found: Score) -> None:
         StepFailed: a claim does not hold; the message is one sentence.
     """
     if not records[-1]["reconstruction_loss"] < 0.5 * records[0]["reconstruction_loss"]:
-        raise StepFailed(f"the reconstruction loss did not fall to a half: {_ends(records, 'reconstruction_loss')}")
+        raise StepFailed(
+            f"the reconstruction loss did not fall to a half: {_ends(records, 'reconstruction_loss')}"
+        )
     began = [record["iteration"] for record in records if "discriminator_loss" in record]
     wanted = load_recipe(RECIPE).vision.gan_start + 1
     if not began or began[0] != wanted:
@@ -169,7 +175,9 @@ def check_claims(records: Records, found: Score) -> None:
     if not found.psnr[-1] > found.psnr[0]:
         raise StepFailed("all depths of the codes together make no better picture than the first alone")
     if found.retrieval.text < 3 * found.retrieval.chance:
-        raise StepFailed(f"the texts of {100 * found.retrieval.text:.0f} % of the photos are found, which is chance")
+        raise StepFailed(
+            f"the texts of {_percent(found.retrieval.text)} of the photos are found, which is chance"
+        )
 
 
 def _ends(records: Records, name: str) -> str:
@@ -177,11 +185,20 @@ def _ends(records: Records, name: str) -> str:
     return f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end" if values else "none"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def main() -> int:
     """Read the command line and run; returns the exit status."""
     flags = example_parser(__doc__, "vila_u_tower").parse_args()
     runs = Runs(
-        flags.output, Console(STEPS), DATASET_FLAGS, ranks=RANKS, layout=(), program="megatron_eve.train_tower"
+        flags.output,
+        Console(STEPS),
+        DATASET_FLAGS,
+        ranks=RANKS,
+        layout=(),
+        program="megatron_eve.train_tower",
     )
     opening = (
         "A toy SigLIP becomes a tower of codes: photos -> training with a kill -> codes, reconstructions\n"

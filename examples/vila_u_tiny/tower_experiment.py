@@ -1,9 +1,9 @@
 """What does a toy tower of VILA-U learn? Measured on pictures that nothing was trained on.
 
 For each seed a toy SigLIP trains on stamps with their sentences, and three towers from it: with all losses ("full"),
-without the contrastive one, and without those of reconstruction. Each is scored on 120 held-out stamps: pictures by depth
-against one mean colour for each code cell, codes in use, and which text belongs to which picture. The same command
-goes on where it was stopped.
+without the contrastive one, and without those of reconstruction. Each is scored on 120 held-out stamps: pictures by
+depth against one mean colour for each code cell, codes in use, and which text belongs to which picture. The same
+command goes on where it was stopped.
 
     apt-get install tuxpaint-stamps-default
     python examples/vila_u_tiny/tower_experiment.py
@@ -90,7 +90,9 @@ class Experiment:
         self._check_settings()
         stamps = read_stamps(self.stamps)
         self._make_data(stamps)
-        runs.console.say(f"{len(stamps.trained)} to train on, each {VARIANTS} times; {len(stamps.held_out)} held out")
+        runs.console.say(
+            f"{len(stamps.trained)} to train on, each {VARIANTS} times; {len(stamps.held_out)} held out"
+        )
         scores: dict[str, list[Score]] = {kind: [] for kind in KINDS}
         starts: list[Retrieval] = []
         for seed in range(self.seeds):
@@ -131,7 +133,10 @@ class Experiment:
         if (runs.data / "whole").is_file():
             return
         train_tokenizer([pair.sentence for pair in stamps.trained], runs.tokenizer, WORDS)
-        for name, pairs in (("trained", variants(stamps.trained, VARIANTS, seed=0)), ("held_out", stamps.held_out)):
+        for name, pairs in (
+            ("trained", variants(stamps.trained, VARIANTS, seed=0)),
+            ("held_out", stamps.held_out),
+        ):
             rows = write_pairs(pairs, runs.data / "images", runs.data / f"{name}.json")
             runs.preprocess(name, rows, "siglip_pair", "--overwrite")
         (runs.data / "whole").touch()
@@ -175,7 +180,11 @@ class Experiment:
 
     def _curve(self, kind: str, seed: int) -> list[dict[str, Any]]:
         """The evaluations of a run on the held-out pairs."""
-        lines = (self.runs.folder(f"{kind}_{seed}") / "valid_losses.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (
+            (self.runs.folder(f"{kind}_{seed}") / "valid_losses.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
         # Iterations that a stopped run had behind its last checkpoint are there twice; the later ones count.
         return list({record["iteration"]: record for record in map(json.loads, lines)}.values())
 
@@ -253,9 +262,7 @@ def main() -> int:
         plot(result, picture)
         print(f"\n{table(rows_of(result))}\nAll of it is in {shown(path)}, and {shown(picture)}.")
 
-    opening = (
-        "Three towers for each seed learn from stamps, and are measured on others. Half an hour on two idle cores."
-    )
+    opening = "Three towers of each seed learn from stamps, and are measured on others. Half an hour on two idle cores."
     return run_example("the experiment", runs, opening, run, goes_on=True)
 
 

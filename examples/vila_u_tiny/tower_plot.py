@@ -27,7 +27,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
             label = title if seed == 0 else None
             depths.plot(range(1, len(one["psnr"]) + 1), one["psnr"], "o-", color=colour, label=label)
             curve = result["curves"][f"{kind}_{seed}"]
-            curves.plot([r["iteration"] for r in curve], [r["PSNR"] for r in curve], color=colour, label=label)
+            curves.plot(
+                [r["iteration"] for r in curve], [r["PSNR"] for r in curve], color=colour, label=label
+            )
             for side, mark in (("picture", "^"), ("text", "v")):
                 retrieved.plot(place, 100 * one["retrieval"][side], mark, color=colour)
     for one in result["siglip"]:
@@ -42,7 +44,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     depths.legend()
     retrieved.axhline(100 * result["siglip"][0]["chance"], color="black", linestyle=":", label="chance")
     names = [*(kind.replace("_", " ") for kind in result["towers"]), "SigLIP"]
-    retrieved.set(ylabel="top-1, % (up: picture of a text, down: text of a picture)", xticks=range(len(names)))
+    retrieved.set(
+        ylabel="top-1, % (up: picture of a text, down: text of a picture)", xticks=range(len(names))
+    )
     retrieved.set_xticklabels(names)
     retrieved.set_ylim(bottom=0)
     retrieved.legend()

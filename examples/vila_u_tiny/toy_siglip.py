@@ -1,6 +1,7 @@
 """A toy SigLIP with both sides, and its tokenizer, trained on pairs: what a toy tower starts from.
 
-The sizes are those that `--preset vila_u_tower_tiny` expects: pictures of 64 pixels in patches of 16, texts of 64 tokens.
+The sizes are those that `--preset vila_u_tower_tiny` expects: pictures of 64 pixels in patches of 16. Texts have 16
+tokens, of which most sentences need less: a text is read at its last position, which has all others before it.
 """
 
 from __future__ import annotations
