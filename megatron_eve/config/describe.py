@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from megatron_eve.config.recipe import sections_of
+from megatron_eve.config.recipe import load_recipe, sections_of
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.registry import find_family
 
@@ -34,7 +34,7 @@ def describe_settings(config: RunConfig, preset: str | None = None, recipes: Seq
         recipes: files of --config, to be named.
     """
     preset = preset or preset_of(config)
-    defaults = RunConfig(family=config.family)
+    defaults = load_recipe(family=config.family)
     if preset:
         sizes = find_family(config.family).presets[preset]
         defaults = replace(defaults, model=sizes.model, vision=sizes.vision)

@@ -109,6 +109,11 @@ class TowerFamily(ModelFamily, Protocol):
         ...
 
     @abstractmethod
+    def start_folder(self, config: RunConfig) -> Path:
+        """Folder in Hugging Face layout whose encoder a run starts from, if it names no whole tower."""
+        ...
+
+    @abstractmethod
     def record(self, config: RunConfig) -> dict[str, Any]:
         """What config.yaml of a checkpoint says of the tower, beside the settings, so that tools can read it."""
         ...

@@ -9,7 +9,13 @@ from typing import Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
-from megatron_eve.models.vila_u.tower_config import TowerConfig, text_sizes, tower_settings
+from megatron_eve.models.vila_u.tower_config import (
+    RANDOM,
+    TowerConfig,
+    perceptual,
+    text_sizes,
+    tower_settings,
+)
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_settings import GROUPS, TowerSettings, size_problems
 from megatron_eve.runtime.digests import file_digest
@@ -31,8 +37,6 @@ _AT_LEAST_ONE = (
     "decoder_grid",
     "picture_size",
 )
-RANDOM = "random"
-"""In place of a file: random features."""
 # Codes are stored as 16 bits.
 _MOST_CODES = 1 << 16
 
@@ -123,11 +127,6 @@ def check_pretrained(vision: TowerConfig, folder: Path) -> Iterator[str]:
     ):
         if one != other:
             yield f"{flag}: its {what}: {one}, and of this run: {other}; use its sizes, or another folder"
-
-
-def perceptual(vision: TowerConfig) -> bool:
-    """Is there a perceptual loss?"""
-    return bool(vision.reconstruction_weight and vision.perceptual_weight)
 
 
 def perceptual_fingerprint(vision: TowerConfig) -> dict[str, Any] | None:

@@ -85,6 +85,15 @@ OTHER_NAMES = {
 }
 
 
+RANDOM = "random"
+"""`--perceptual-weights` in place of a file: random features."""
+
+
+def perceptual(vision: TowerConfig) -> bool:
+    """Is there a perceptual loss?"""
+    return bool(vision.reconstruction_weight and vision.perceptual_weight)
+
+
 class TextSizes(NamedTuple):
     """Of the text side of a SigLIP.
 

@@ -157,6 +157,10 @@ class VILAUTowerFamily(TowerFamily):
         """See `TowerFamily.contrast`."""
         return bool(config.vision.contrastive_weight)
 
+    def start_folder(self, config: RunConfig) -> Path:
+        """See `TowerFamily.start_folder`."""
+        return Path(config.vision.vision_tower)
+
     def record(self, config: RunConfig) -> dict[str, Any]:
         """See `TowerFamily.record`."""
         return record_of_run(config.vision)

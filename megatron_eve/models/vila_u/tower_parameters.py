@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from megatron_eve.models.family import PartCounts
-from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
+from megatron_eve.models.vila_u.tower_config import (
+    RANDOM,
+    TowerConfig,
+    perceptual,
+    siglip_fields,
+    tower_settings,
+)
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes
 
 # What transformers' SigLIP takes for fields of its text side that config.json leaves out.
@@ -58,7 +64,8 @@ def float32_bytes(vision: TowerConfig) -> int:
     vector = (rows // code_rows) * (columns // code_columns) * width
     size, books = vision.visual_codebook_size, depth if vision.separate_codebooks else 1
     codebooks = books * ((2 * size + 1) * vector + size)
-    used = vision.reconstruction_weight and vision.perceptual_weight and vision.perceptual_weights
+    # Random features are small, and not counted.
+    used = perceptual(vision) and vision.perceptual_weights not in (None, RANDOM)
     return 4 * (codebooks + (_perceptual_parameters() if used else 0))
 
 

@@ -12,8 +12,13 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.config.schema import RunConfig
 from megatron_eve.models.hf_folder import HFFolder
 from megatron_eve.models.towers.perceptual import PerceptualLoss, load_perceptual, random_perceptual
-from megatron_eve.models.vila_u.tower_checks import RANDOM, perceptual
-from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
+from megatron_eve.models.vila_u.tower_config import (
+    RANDOM,
+    TowerConfig,
+    perceptual,
+    siglip_fields,
+    tower_settings,
+)
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
 from megatron_eve.models.vila_u.tower_settings import TowerSettings

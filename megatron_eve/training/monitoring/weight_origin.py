@@ -13,6 +13,7 @@ from megatron_eve.checkpoint.files import weights_fingerprint
 from megatron_eve.checkpoint.store import CheckpointStore, path_of_pretrained, path_to_resume
 from megatron_eve.config import RunConfig
 from megatron_eve.config.validate import same_folder
+from megatron_eve.models.registry import tower_family
 from megatron_eve.runtime.digests import file_digest
 
 # Files of a folder in Hugging Face layout that affect the model's output. `*.bin` are pickled weights.
@@ -38,6 +39,8 @@ def startup_messages(config: RunConfig, iteration: int, consumed_samples: int) -
         yield from _other_settings(config, folder)
     elif pretrained := path_of_pretrained(checkpoint):
         yield f"weights: {_described(pretrained)}"
+    elif tower := tower_family(config.family):
+        yield f"weights: {_described(tower.start_folder(config))}; all else random (--seed {config.training.seed})"
     else:
         yield f"weights: random (--seed {config.training.seed})"
     if store is not None and not resumed and not same_folder(checkpoint.load, checkpoint.save):

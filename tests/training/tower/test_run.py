@@ -1,0 +1,150 @@
+"""A run of a tower over the training loop: saved and resumed, under other numbers of ranks, and read by tools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_eve.config import RunConfig, parse
+from megatron_eve.config.flags import TRAIN_TOWER
+from tests.models.vila_u.pairs import caption, write_pairs, write_siglip
+from tests.ranks import RankPool
+
+ITERATIONS = 4
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("tower")
+    siglip = write_siglip(folder / "siglip")
+    pairs = write_pairs(folder, siglip / "tokenizer.json", [caption(number) for number in range(24)])
+    return [
+        "--preset", "vila_u_tower_tiny", "--data-path", pairs, "--vision-tower", str(siglip), "--split", "75,25",
+        "--perceptual-weights", "random", "--global-batch-size", "5", "--train-iters", str(ITERATIONS),
+        "--visual-codebook-size", "32", "--lr", "1e-3", "--gan-start", "1", "--eval-interval", "2",
+    ]  # fmt: skip
+
+
+def config_of(flags: list[str], save: Path, *others: str) -> RunConfig:
+    return parse([*flags, "--save", str(save), "--save-interval", "2", *others], TRAIN_TOWER)
+
+
+def some_steps(config: RunConfig) -> list[dict[str, float]]:
+    """Runs on each rank: what every step reports, from where the run stands to its end or --exit-interval; it saves at
+    --save-interval."""
+    from megatron_eve.checkpoint.saver import CheckpointSaver
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.train import train_one
+    from megatron_eve.training.tower.run import setup
+
+    found = []
+    with model_parallel(config):
+        run, saver = setup(config), CheckpointSaver(config)
+        while (iteration := run.train_state.iteration) < config.total_iterations:
+            if found and iteration == config.training.exit_interval:
+                break
+            result = train_one(run)
+            found.append({**result.values, **result.figures})
+            if run.train_state.iteration % (config.checkpoint.save_interval or 1) == 0:
+                run.save(saver)
+        saver.finish()
+        held_out = run.evaluate()
+        found.append(
+            {f"{name} {loss}": value for name, values in held_out.items() for loss, value in values.items()}
+        )
+        run.loader.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(ranks: RankPool, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """On two ranks, with slices of 2 and 3 pairs: the run's folder, and what it reports."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    found = ranks.run(2, some_steps, config_of(flags, folder))
+    assert found[0] == found[1]
+    return folder, found[0]
+
+
+def test_it_learns_with_both_networks(whole: Any) -> None:
+    _, found = whole
+    assert [sorted(one) for one in found[1:ITERATIONS]] == [sorted(found[1])] * (ITERATIONS - 1)
+    assert "discriminator loss" in found[1] and "discriminator loss" not in found[0]
+    assert found[ITERATIONS - 1]["reconstruction loss"] < found[0]["reconstruction loss"]
+    assert {"pairs PSNR", "pairs top-1 texts of pictures"} <= set(found[ITERATIONS])
+
+
+def test_a_run_that_is_resumed_goes_on_to_the_bit(
+    ranks: RankPool, flags: list[str], whole: Any, tmp_path: Path
+) -> None:
+    first = config_of(flags, tmp_path / "run", "--exit-interval", "2")
+    assert ranks.run(2, some_steps, first)[0][:2] == whole[1][:2]
+    again = config_of(flags, tmp_path / "run", "--load", str(tmp_path / "run"))
+    assert ranks.run(2, some_steps, again)[0] == whole[1][2:]
+
+
+def test_another_number_of_ranks_goes_on_to_rounding(
+    ranks: RankPool, flags: list[str], whole: Any, tmp_path: Path
+) -> None:
+    loaded = config_of(flags, tmp_path / "run", "--load", str(whole[0] / "iter_0000002"))
+    for alone, two in zip(ranks.run(1, some_steps, loaded)[0], whole[1][2:], strict=True):
+        assert alone == pytest.approx(two, rel=2e-3, abs=2e-3)
+        assert [alone[name] for name in alone if "codes" in name] == [
+            two[name] for name in two if "codes" in name
+        ]
+
+
+def test_tools_read_its_checkpoint(flags: list[str], whole: Any, tmp_path: Path) -> None:
+    import torch
+
+    from megatron_eve.models.registry import find_image_codes
+    from tests.models.vila_u.pairs import SIDE
+
+    codes = find_image_codes("vila_u")
+    tower = codes.load_tower(codes.read_tower(whole[0], {}), torch.device("cpu"), torch.float32)
+    pixels = torch.randint(
+        256, (2, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    found = tower.encode(pixels)
+    assert found.shape == (2, 4, 4, 4) and int(found.min()) >= 0 and int(found.max()) < 32
+    assert tower.decode(found).shape == (2, SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        (("--visual-codebook-size", "64"), "was made with --visual-codebook-size 32, this run has 64"),
+        (("--codes-per-position", "2"), "was made with --codes-per-position 4, this run has 2"),
+        (("--gan-start", "0"), "was made with --gan-start 1, this run has 0"),
+        (("--seed", "7"), "was made with --seed 1234, this run has 7"),
+    ],
+)
+def test_what_does_not_fit_a_checkpoint(
+    flags: list[str], whole: Any, tmp_path: Path, others: tuple[str, ...], sentence: str
+) -> None:
+    from megatron_eve.checkpoint.compatibility import CheckpointError, check_resume
+    from megatron_eve.checkpoint.saved_state import read_common
+
+    folder = whole[0] / "iter_0000002"
+    saved = read_common(folder)
+    assert saved is not None
+    config = config_of(flags, tmp_path / "run", *others)
+    with pytest.raises(CheckpointError, match=sentence):
+        check_resume(folder, saved, config, saved["dataset"], saved["frozen"])
+    check_resume(folder, saved, config_of(flags, tmp_path / "run"), saved["dataset"], saved["frozen"])
+
+
+def test_weights_of_another_tower_are_refused_before_torch(
+    flags: list[str], whole: Any, tmp_path: Path
+) -> None:
+    from megatron_eve.models.registry import tower_family
+
+    family, folder = tower_family("vila_u_tower"), whole[0]
+    assert family is not None
+    config = replace(config_of(flags, tmp_path / "run"))
+    assert not [*family.check_pretrained(config, folder)]
+    other = config_of(flags, tmp_path / "run", "--visual-codebook-size", "64")
+    (sentence,) = family.check_pretrained(other, folder)
+    assert "its sizes of codebooks: (32, 32, 32, 32), and of this run: (64, 64, 64, 64)" in sentence
