@@ -41,9 +41,14 @@ start=("$PYTHON")
 shard=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}))/${SLURM_ARRAY_TASK_COUNT:-1}
 echo "== job ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}, start $((${SLURM_RESTART_COUNT:-0} + 1)) of it:" \
     "shard $shard of $TASKS, $MODEL ${STEP:+at iteration $STEP}, $(date -Is)"
+# torchrun exits with 1 whatever its ranks exit with; rank 0 writes its status here.
+mkdir -p "$ANSWERS" || die "ANSWERS=$ANSWERS: the folder cannot be made"
+export MEGATRON_EVE_STATUS_FILE=$ANSWERS/shard-${shard/\//-of-}.status
+rm -f "$MEGATRON_EVE_STATUS_FILE"
 status=0
 srun_step "${start[@]}" tools/evaluate.py answer --model-path "$MODEL" ${STEP:+--ckpt-step "$STEP"} --tasks "$TASKS" \
     --data-root "$DATA_ROOT" ${DATA_CACHE:+--data-cache-path "$DATA_CACHE"} --answers "$ANSWERS" --shard "$shard" "$@" || status=$?
+((status == 0)) || status=$(cat "$MEGATRON_EVE_STATUS_FILE" 2> /dev/null || echo "$status")
 case $status in
     0) ;;
     3) echo "== more than 1 % of a task's requests have no answer (above); the score says it, too" ;;

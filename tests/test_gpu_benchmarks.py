@@ -1,4 +1,4 @@
-"""The GPU benchmarks and those of preprocessing at toy size: no machine they were made for must find a typo in them."""
+"""Benchmarks at toy size, those for GPUs above all: no machine they were made for must find a typo in them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.hf.conftest import exported as exported  # the fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = {
@@ -26,6 +28,7 @@ BENCHMARKS = {
         "preprocessing-cpu-of-the-parent.md",
     ),
     "tokenizing.py": ("| bfloat16 | 6 |", "codes-of-pictures.md"),
+    "evaluation.py": ("| scoring |", "planning-and-scoring.md"),
     "large_sources.py": ("| tar, 50 members | whole |", "large-sources.md"),
 }
 
@@ -45,6 +48,18 @@ def test_a_benchmark_runs_as_a_toy(command: str, tmp_path: Path) -> None:
     assert text in found.stdout
     for file in files:
         assert (tmp_path / file).read_text(encoding="utf-8").startswith("## ")
+
+
+@pytest.mark.slow
+def test_both_tools_answer_in_turns(exported: Path) -> None:
+    pytest.importorskip("lmms_eval")
+    words = [sys.executable, "benchmarks/evaluation.py", "--toy", "--model-path", str(exported)]
+    found = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    assert found.returncode == 0, found.stderr[-3000:]
+    one, other = [line.split(" | ") for line in found.stdout.splitlines() if line.startswith("| 1 | ")]
+    assert [one[1], other[1]] == ["generate.py", "evaluate.py"]
+    assert one[2] == other[2] and int(one[2]) > 8  # as many tokens: the same questions
+    assert "Medians: " in found.stdout
 
 
 def test_all_of_them_are_run_and_a_failure_is_told(tmp_path: Path) -> None:

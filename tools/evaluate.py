@@ -47,7 +47,7 @@ from megatron_eve.inference.opening import add_conv_mode_flag
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.runtime.command_line import CommandParser, whole_number
 from megatron_eve.runtime.digests import file_digest
-from megatron_eve.runtime.errors import run_command
+from megatron_eve.runtime.errors import USER_ERROR_STATUS, record_status, run_command
 from megatron_eve.runtime.ranks import global_rank
 
 DESCRIPTION = """\
@@ -207,7 +207,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; returns the exit status. Rank 0 also writes it to the file that `STATUS_FILE` names."""
 
     def work() -> int:
         flags = build_parser(tower_family(argv)).parse_args(argv)
@@ -224,7 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_environment(flags.data_cache_path)
         return answer(flags) if flags.command == "answer" else score(flags)
 
-    return run_command(work)
+    try:
+        status = run_command(work)
+    except SystemExit:  # a flag that argparse refuses, on all ranks, or --help
+        record_status(USER_ERROR_STATUS)
+        raise
+    return status if global_rank() else record_status(status)
 
 
 def answer(flags: argparse.Namespace) -> int:

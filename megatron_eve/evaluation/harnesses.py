@@ -19,6 +19,7 @@ from megatron_eve.evaluation.data_root import (
     check_space,
     copies_folder,
     data_digest,
+    pictures_digest,
 )
 from megatron_eve.evaluation.measured import Measured
 from megatron_eve.evaluation.requests import Request
@@ -95,7 +96,8 @@ class Harnesses:
         return self._harness(task).needs(task)
 
     def check_data(self, cache: Path) -> dict[str, str]:
-        """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder.
+        """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder, and of
+        pictures that lie elsewhere.
 
         Called before `plan` and `score`.
 
@@ -115,7 +117,13 @@ class Harnesses:
             of_digest.setdefault(digest, []).extend(files[task])
         check_space(cache, of_digest)
         self._copies = {task: copies_folder(cache, digest) for task, digest in of_task.items()}
-        return digests
+        return digests | self._picture_digests()
+
+    def _picture_digests(self) -> dict[str, str]:
+        apart: dict[str, Sequence[Path]] = {}
+        for task in self.vision_tasks:
+            apart |= self.vision.picture_files(task)
+        return {name: pictures_digest(files) for name, files in apart.items()}
 
     def _harness(self, task: str) -> TextHarness | VisionHarness:
         return self.text if task in self.text_tasks else self.vision

@@ -87,7 +87,7 @@ def own_values(
         shown = (
             (found.value, found.standard_error, found.n)
             if isinstance(found, Reported)
-            else (None, None, len(found.rows))
+            else (None, None, len(found.rows) - found.not_asked)
         )
         rows = found.rows if isinstance(found, Submission) else None
         known = published or {} if metric == main else {}

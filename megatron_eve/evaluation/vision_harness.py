@@ -99,6 +99,11 @@ class VisionHarness:
         more = metadata.get("more_configs", ())
         return [first, *(DatasetNeed(task, path, name, split) for name in more)]
 
+    def picture_files(self, task: str) -> dict[str, list[Path]]:
+        """Pictures of a task that are not in its dataset, by a name for them."""
+        find = self.metadata(task).get("picture_files")
+        return find(self._root) if find else {}
+
     def metadata(self, task: str) -> dict[str, Any]:
         """What a task file says of itself under `metadata`."""
         found = self._manager._get_config(task).get("metadata") or {}

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 # Exit status for a mistake in flags, files or folders; argparse uses the same.
 USER_ERROR_STATUS = 2
@@ -16,6 +17,9 @@ USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 # Other ranks wait this long before they print an error: rank 0 mostly has the same one, and torchrun then ends them.
 _WAIT_FOR_RANK_0_SECONDS = 10.0
+
+# torchrun exits with 1 whatever its ranks exit with. A batch script that wants to know names a file here.
+STATUS_FILE = "MEGATRON_EVE_STATUS_FILE"
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -76,7 +80,15 @@ def show_error(error: Exception) -> int:
             return USER_ERROR_STATUS
         time.sleep(_WAIT_FOR_RANK_0_SECONDS)
     print(f"error: {error}", file=sys.stderr, flush=True)
-    return USER_ERROR_STATUS
+    return record_status(USER_ERROR_STATUS)
+
+
+def record_status(status: int) -> int:
+    """Write an exit status to the file that the variable `STATUS_FILE` names, if it is set; returns the status."""
+    if path := os.environ.get(STATUS_FILE):
+        with contextlib.suppress(OSError):  # the batch script then takes torchrun's status
+            Path(path).write_text(f"{status}\n", encoding="utf-8")
+    return status
 
 
 def is_lfs_pointer(content: bytes) -> bool:

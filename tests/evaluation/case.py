@@ -17,6 +17,11 @@ from megatron_eve.data.errors import DataError
 SCORERS = "megatron_eve.evaluation.scorers"
 
 
+def module_path(module: str) -> str:
+    """The name by which a module of cases is imported: of one of the scorers, or below `evaluation` with a dot."""
+    return f"megatron_eve.evaluation.{module}" if "." in module else f"{SCORERS}.{module}"
+
+
 @dataclass(frozen=True)
 class Refused:
     """The outcome of a case whose input is refused: a `DataError` whose message matches this pattern."""

@@ -64,7 +64,7 @@ def answer_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    root: Path, answers: Path, *more: Any, ranks: int = 1, unshared: bool = False
+    root: Path, answers: Path, *more: Any, ranks: int = 1, unshared: bool = False, **given: str
 ) -> subprocess.CompletedProcess[str]:
     start = [sys.executable]
     if ranks > 1:
@@ -73,7 +73,7 @@ def run(
         start = ["unshare", "-rn", *start]
     return subprocess.run(
         [*start, ROOT / "tools" / "evaluate.py", *words("answer", root, answers, *more)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **given},
     )  # fmt: skip
 
 
@@ -123,18 +123,23 @@ def test_answered_resumed_and_scored_from_an_exported_folder(
     assert "--conv-mode vicuna_v1; name another folder" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_read_is_counted(
-    evaluate: ModuleType, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_damaged(root: Path) -> None:
+    """POPE with three questions, one of them with a damaged picture, and one that is too long."""
     import pyarrow.parquet
 
     from tests.evaluation.hub_folder import write_split
 
-    folder = write_pope(tmp_path / "root", 3).parent.parent
+    folder = write_pope(root, 3).parent.parent
     rows = pyarrow.parquet.read_table(next(folder.rglob("*.parquet"))).to_pylist()
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:50]
     rows[2]["question"] = "word " * 5000
     write_split(folder, "test", rows)
+
+
+def test_a_picture_that_cannot_be_read_is_counted(
+    evaluate: ModuleType, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_damaged(tmp_path / "root")
     answers, results = tmp_path / "answers", tmp_path / "results.json"
     assert evaluate.main(words("answer", tmp_path / "root", answers, "--model-path", exported)) == 3
     assert "errors    pope: image_unreadable 1, prompt_too_long 1" in capsys.readouterr().out
@@ -169,6 +174,21 @@ def test_mistakes_are_one_sentence(
     error = capsys.readouterr().err
     assert status == 2 and said.format(root=root, here=Path.cwd()) in error and "Traceback" not in error
     assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.parametrize(("more", "status"), [
+    (("--shard", "8/8"), 2),
+    (("--ckpt-step", 77), 2),
+    pytest.param((), 3, marks=pytest.mark.slow),
+], ids=["flag", "checkpoint", "errors"])  # fmt: skip
+def test_rank_0_writes_the_status_that_torchrun_hides(
+    more: tuple[Any, ...], status: int, exported: Path, tmp_path: Path
+) -> None:
+    write_damaged(tmp_path / "root")
+    file, split = tmp_path / "status", ("--tensor-model-parallel-size", 2)
+    given = (*asked(exported), *split, *more)
+    found = run(tmp_path / "root", tmp_path / "answers", *given, ranks=2, MEGATRON_EVE_STATUS_FILE=str(file))
+    assert found.returncode == 1 and file.read_text() == f"{status}\n", found.stderr
 
 
 def test_list_says_what_is_there(

@@ -49,6 +49,7 @@ PROMPTS = {
     "quick_textvqa": f"what does the Sign say?\nReference OCR token: STOP, 4-way{SHORT}",
     "eve_vqav2_val": f"How many cats?{SHORT}",
     "eve_vqav2_test": f"What is it 0?{SHORT}",
+    "eve_vqav2_testdev": f"What is it 1?{SHORT}",
     "eve_vizwiz_val": "Ok. What is this?\nWhen the provided information is insufficient, respond with "
     f"'Unanswerable'.{SHORT}",
     "eve_vizwiz_test": "What is it?\nWhen the provided information is insufficient, respond with "
@@ -75,6 +76,7 @@ SAID: dict[str, list[str | None]] = {
     "eve_textvqa": ["Stop.", "nokia"],
     "eve_vqav2_val": ["two", "zebra", None],
     "eve_vqav2_test": ["The two-way.", None],
+    "eve_vqav2_testdev": ["The two-way."],
     "eve_vizwiz_val": ["Unanswerable", "red"],
     "eve_vizwiz_test": ["The Coke", None],
     "eve_gqa": ["Yes.", "the dog", "dog"],
@@ -123,6 +125,7 @@ VALUES: dict[str, dict[str, float]] = {
 }
 FILES: dict[str, Any] = {
     "eve_vqav2_test": [{"question_id": 200, "answer": "2 way"}, {"question_id": 201, "answer": ""}],
+    "eve_vqav2_testdev": [{"question_id": 201, "answer": "2 way"}, {"question_id": 200, "answer": ""}],
     "eve_vizwiz_test": [
         {"image": "VizWiz_test_00000000.jpg", "answer": "coke"},
         {"image": "VizWiz_test_00000001.jpg", "answer": ""},
@@ -207,7 +210,26 @@ def test_the_values_of_the_table(task: str, scored: Callable[[str], dict[str, Me
 @pytest.mark.parametrize("task", sorted(FILES))
 def test_files_for_a_server_have_no_score(task: str, scored: Callable[[str], dict[str, Measured]]) -> None:
     (one,) = scored(task).values()
-    assert (one.metric, one.value, one.n, one.main) == ("submission", None, len(FILES[task]), True)
+    assert (one.metric, one.value, one.n, one.main) == ("submission", None, len(SAID[task]), True)
+
+
+def test_the_file_of_test_dev_says_what_it_fills_and_what_it_lacks(
+    root: Path, scored: Callable[[str], dict[str, Measured]], tmp_path: Path
+) -> None:
+    (note,) = scored("eve_vqav2_testdev")["submission"].notes
+    assert note == "1 questions: of the split test, not of test-dev: not asked, an empty text in the file"
+    copy_of(root, "VQAv2", tmp_path)
+    for path in (tmp_path / HUB / "VQAv2").rglob("test-*"):
+        path.unlink()
+    rewritten(tmp_path, "VQAv2", "testdev")  # and its README
+    other = VisionHarness(tmp_path)
+    requests = other.plan("eve_vqav2_testdev", tmp_path / "copies")
+    found = {one.key: Answered("no") for one in requests}
+    ((one,), _) = other.score("eve_vqav2_testdev", tmp_path / "copies", found)
+    assert one.submission == [{"question_id": 201, "answer": "no"}] and one.n == 1
+    assert one.notes[0].startswith(
+        "1 split: VQAv2's test is not there: the file has the questions of test-dev"
+    )
 
 
 def test_content_of_the_files(scored: Callable[[str], dict[str, Measured]], tmp_path: Path) -> None:

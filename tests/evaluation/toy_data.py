@@ -68,7 +68,7 @@ def textvqa(root: Path) -> Path:
 
 
 def vqav2(root: Path) -> Path:
-    """Three questions with people's answers, and two for the server."""
+    """Three questions with people's answers, and two for the server, the second of them in test-dev."""
     said = [
         ("How many cats?", people("2", 3)),
         ("What animal?", people("dog", 9)),
@@ -92,6 +92,7 @@ def vqav2(root: Path) -> Path:
          "answers": [{"answer": "", "answer_id": 0, "answer_confidence": ""}]}
         for number in range(2)
     ]  # fmt: skip
+    write_split(root / OWNER / "VQAv2", "testdev", test[1:])
     return write_split(root / OWNER / "VQAv2", "test", test)
 
 

@@ -88,6 +88,35 @@ def test_what_evaluations_lack_ends_the_job_before_it_starts(launch: Launch) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("of_rank_0", "status", "requeued", "said"),
+    [
+        ("", 1, True, "status 1; requeued"),  # it was killed before it could say anything
+        ("130", 1, True, "status 130; requeued"),
+        ("2", 2, False, "== job 7_3, start 1 of it: shard 1/4 of pope"),
+        ("3", 0, False, "more than 1 % of a task's requests have no answer"),
+    ],
+)
+def test_the_status_is_that_of_rank_0_where_torchrun_gives_another(
+    launch: Launch, of_rank_0: str, status: int, requeued: bool, said: str
+) -> None:
+    (launch.folder / "srun").write_text(
+        '#!/bin/bash\necho "$*" > "$RECORD"\n'
+        '[[ -z $OF_RANK_0 ]] || echo "$OF_RANK_0" > "$MEGATRON_EVE_STATUS_FILE"\nexit 1\n'
+    )
+    answers = launch.folder / "answers"
+    answers.mkdir()
+    (answers / "shard-1-of-4.status").write_text("2\n")  # of an earlier start: it does not count
+    found = launch(
+        script="evaluate", flags=("--tensor-model-parallel-size", "2"), OF_RANK_0=of_rank_0,
+        MODEL=str(launch.folder), TASKS="pope", DATA_ROOT=str(launch.folder), ANSWERS=str(answers),
+        SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_MIN="2", SLURM_ARRAY_TASK_COUNT="4",
+    )  # fmt: skip
+    assert (found.returncode, launch.requeued) == (status, requeued), found.stderr
+    assert said in found.stdout
+    assert "--nproc-per-node 2 tools/evaluate.py answer" in (launch.folder / "record").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_two_evaluations_while_a_model_trains_and_a_node_is_lost(site: Site) -> None:

@@ -25,7 +25,9 @@ def misses(folder: Path) -> tuple[int, set[str]]:
     return len(rows), {row.name for row in rows if not row.ok}
 
 
-@pytest.mark.parametrize(("case", "count"), [("vilau_tower", 19), ("vilau_quantizer", 12)])
+@pytest.mark.parametrize(
+    ("case", "count"), [("vilau_tower", 19), ("vilau_quantizer", 102), ("rqvae_losses", 30)]
+)
 def test_every_row_of_a_case(case: str, count: int) -> None:
     assert misses(find_golden(f"vila/{case}")) == (count, set())
 
@@ -34,7 +36,7 @@ def test_every_row_of_a_case(case: str, count: int) -> None:
 def test_cases_under_tensor_parallelism() -> None:
     folders = [str(find_golden(f"vila/{case}")) for case in ("vilau_tower", "vilau_quantizer")]
     found = command("tools/verify_golden.py", *folders, "--tensor-model-parallel-size", "2")
-    assert found.returncode == 0 and "31 of 31 rows within tolerance" in found.stdout, found.stderr
+    assert found.returncode == 0 and "121 of 121 rows within tolerance" in found.stdout, found.stderr
 
 
 def test_a_wrong_number_is_a_miss(tmp_path: Path) -> None:
@@ -44,8 +46,11 @@ def test_a_wrong_number_is_a_miss(tmp_path: Path) -> None:
     tensors["before.codebooks.3.weight"][0] += 100
     tensors["eval_z_q"][0, 0, 0, 0] += 1e-3
     tensors["eval_codes"][1, 2, 3, 0] += 1
+    tensors["after1.codebooks.0.embed_ema"][5] += 1e-3
     save_file(tensors, path)
-    assert misses(case)[1] >= {"separate_restart.eval_z_q", "separate_restart.eval_codes"}
+    missed = misses(case)[1]
+    assert missed >= {"separate_restart.eval_z_q", "separate_restart.eval_codes"}
+    assert "separate_restart.after1.codebooks.0.embed_ema" in missed
 
 
 def test_a_case_with_a_tower_of_its_own_and_other_sizes(tmp_path: Path) -> None:

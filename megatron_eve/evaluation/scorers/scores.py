@@ -81,10 +81,12 @@ class Submission:
     Attributes:
         rows: an object for each question; of MM-Vet one object for all of them, answer by question.
         left_out: questions without an answer, which stand there with an empty one.
+        not_asked: how many of the rows are of questions that the task does not ask.
     """
 
     rows: list[dict[str, Any]] | dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    not_asked: int = 0
 
 
 def in_percent(score: Score, rows: Sequence[object] = ()) -> Reported:

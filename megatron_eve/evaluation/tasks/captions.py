@@ -18,9 +18,10 @@ import datasets
 from PIL import Image
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.evaluation.data_root import DatasetNeed
 from megatron_eve.evaluation.scorers.captions import CaptionRow, score_captions
 from megatron_eve.evaluation.scorers.scores import Reported, answer_of, mean_in_percent
-from megatron_eve.evaluation.tasks.documents import load_split, pictures, text_hash, undecoded
+from megatron_eve.evaluation.tasks.documents import load_split, pictures, read_column, text_hash, undecoded
 from megatron_eve.evaluation.tasks.prompts import short_answer
 
 CAPTION = "Provide a one-sentence caption for the provided image."
@@ -63,17 +64,38 @@ def okvqa_4shot(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def _chosen(train: datasets.Dataset, name: str) -> list[dict[str, Any]]:
-    rows = heapq.nsmallest(
-        SHOTS, range(len(train)), key=[text_hash(str(one)) for one in train[name]].__getitem__
-    )
-    return [train[row] for row in rows]
+    return [train[row] for row in _shot_rows(train[name])]
+
+
+def _shot_rows(names: Sequence[Any]) -> list[int]:
+    return heapq.nsmallest(SHOTS, range(len(names)), key=[text_hash(str(one)) for one in names].__getitem__)
+
+
+def karpathy_files(root: Path) -> dict[str, list[Path]]:
+    """The pictures that the split test names, for the digest of the data."""
+    return {"coco (split test)": [_path(root / "coco", name) for name in _names(root, "test")]}
+
+
+def karpathy_4shot_files(root: Path) -> dict[str, list[Path]]:
+    """The same, and the pictures of the shots."""
+    names = _names(root, "train")
+    return karpathy_files(root) | {
+        "coco (shots)": [_path(root / "coco", names[row]) for row in _shot_rows(names)]
+    }
+
+
+def _names(root: Path, split: str) -> list[str]:
+    return read_column(root, DatasetNeed("vila_coco_karpathy", KARPATHY, None, split, ("filename",)))
+
+
+def _path(coco: Path, filename: str) -> Path:
+    name = Path(filename).name  # COCO_val2014_000000391895.jpg
+    return coco / ("train2014" if "train2014" in name else "val2014") / name
 
 
 def coco_picture(doc: Document) -> list[Image.Image]:
     """The picture of a row of the Karpathy split."""
-    name = Path(doc["filename"]).name  # COCO_val2014_000000391895.jpg
-    folder = "train2014" if "train2014" in name else "val2014"
-    return [Image.open(_coco[0] / folder / name).convert("RGB")]
+    return [Image.open(_path(_coco[0], doc["filename"])).convert("RGB")]
 
 
 def caption_prompt(doc: Document) -> str:

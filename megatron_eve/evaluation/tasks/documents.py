@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 from PIL import Image
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.evaluation.data_root import DatasetNeed, check_dataset
 
 QUICK_DOCUMENTS = 200
 """About how many documents the tasks of the group `quick` ask; a smaller dataset is asked whole."""
@@ -91,6 +93,16 @@ def quick(dataset: datasets.Dataset, name: Callable[[dict[str, Any]], str]) -> d
     bound = min(1.0, QUICK_DOCUMENTS / max(1, len(dataset))) * 2**64
     texts = dataset.select_columns([one for one in dataset.column_names if one != "image"])
     return dataset.select([row for row, doc in enumerate(texts) if text_hash(name(doc)) < bound])
+
+
+def read_column(root: Path, need: DatasetNeed) -> list[Any]:
+    """The one column of a split that a need names, without the rest of its files.
+
+    Raises:
+        DataError: the split or the column is not there.
+    """
+    tables = [pyarrow.parquet.read_table(file, columns=[*need.columns]) for file in check_dataset(root, need)]
+    return [value for table in tables for value in table[need.columns[0]].to_pylist()]
 
 
 def text_hash(text: str) -> int:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from megatron_eve.data.errors import DataError
+from megatron_eve.evaluation.data_root import DatasetNeed
 from megatron_eve.evaluation.scorers.answer_processor import process_answer
 from megatron_eve.evaluation.scorers.circular import CircularRow, is_right, score_circular
 from megatron_eve.evaluation.scorers.exact import (
@@ -23,17 +26,21 @@ from megatron_eve.evaluation.scorers.exact import (
 from megatron_eve.evaluation.scorers.mme import COGNITION, MMERow, read_answer, score_mme
 from megatron_eve.evaluation.scorers.pope import POPERow, YesNoCounts, says_yes, score_pope
 from megatron_eve.evaluation.scorers.scores import (
+    LeftOut,
     Reported,
     Submission,
     answer_of,
+    counted,
     in_percent,
     mean_in_percent,
     no_answers,
     yes_or_no,
 )
 from megatron_eve.evaluation.scorers.vqa import VQARow, VQARule, score_vqa
+from megatron_eve.evaluation.tasks.documents import read_column
 from megatron_eve.evaluation.tasks.prompts import mmbench_options
 
+VQAV2 = "lmms-lab-encoder/VQAv2"
 Document = Mapping[str, Any]
 Results = Sequence[str]
 
@@ -88,6 +95,26 @@ def mmvet_answer(doc: Document, results: Results) -> dict[str, tuple[dict[str, A
 def submission(rows: Sequence[tuple[dict[str, Any], str | None]]) -> Submission:
     """The file of VQAv2 and VizWiz: a list with an object for each question."""
     return Submission([row for row, _ in rows], no_answers([answer for _, answer in rows]))
+
+
+def vqav2_testdev_submission(rows: Sequence[tuple[dict[str, Any], str | None]]) -> Submission:
+    """VQAv2's file for test-dev. The server wants all questions of the split test: the others get an empty answer.
+
+    Called with the data root as working directory.
+    """
+    found, asked = submission(rows), {row["question_id"] for row, _ in rows}
+    need = DatasetNeed("eve_vqav2_testdev", VQAV2, None, "test", ("question_id",))
+    try:
+        others = [one for one in read_column(Path.cwd(), need) if one not in asked]
+    except DataError:
+        why = "VQAv2's test is not there: the file has the questions of test-dev alone, and the server may want all"
+        return replace(found, left_out=(*found.left_out, LeftOut("split", 1, why)))
+    why = "of the split test, not of test-dev: not asked, an empty text in the file"
+    return Submission(
+        [*found.rows, *({"question_id": one, "answer": ""} for one in others)],
+        (*found.left_out, *counted("questions", len(others), why)),
+        len(others),
+    )
 
 
 def mmvet_submission(rows: Sequence[tuple[dict[str, str], str | None]]) -> Submission:

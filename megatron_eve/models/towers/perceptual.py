@@ -168,9 +168,11 @@ def _open(weights: Path, linear: Path | None) -> tuple[HFFolder, list[str]]:
     tensors = HFFolder(weights.parent, {})
     held = {}
     for flag, path in names.items():
-        tensors.add_file(path, {})
         one = HFFolder(path.parent, {})
-        one.add_file(path)
+        try:
+            one.add_file(path)
+        except ConfigError as error:
+            raise ConfigError(f"{flag} {error}") from None
         held[flag] = set(one.keys())
     for name, shape in shapes.items():
         flag = LINEAR_FLAG if name.startswith("lin") else WEIGHTS_FLAG

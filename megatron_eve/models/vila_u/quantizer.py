@@ -344,16 +344,3 @@ class Quantizer(nn.Module):
             return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
 
         return super()._apply(kept, recurse)  # type: ignore[return-value]
-
-
-def code_statistics(usage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many codes of each depth are in use, and their perplexity: as many as equally frequent ones would be.
-
-    Args:
-        usage: int64 [D, K], how often each code was taken.
-
-    Returns:
-        int64 [D], and float32 [D].
-    """
-    shares = usage / usage.sum(1, keepdim=True).clamp_min(1)
-    return (usage > 0).sum(1), torch.special.entr(shares).sum(1).exp()

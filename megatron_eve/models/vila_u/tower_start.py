@@ -1,4 +1,5 @@
-"""The weights that a run of VILA-U's tower starts from: a SigLIP, with random codebooks and pixel decoder, or a tower."""
+"""The weights that a run of VILA-U's tower starts from: of a SigLIP, beside random codebooks and pixel decoder, or of a
+tower."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def load_siglip(tower: VILAUTrainableTower, folder: Path, flag: str) -> None:
             continue
         if key not in keys:
             raise ConfigError(
-                f"{flag} {folder}: the weights lack {key}; name a SigLIP with both sides, and copy it again if it is one"
+                f"{flag} {folder}: the weights lack {key}; name a whole SigLIP, with both of its sides"
             )
         _copy(
             tensor, weights.describe(key)[0], lambda key=key: weights.tensor(key), f"{flag} {folder}: {key}"

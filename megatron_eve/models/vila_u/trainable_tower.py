@@ -135,7 +135,7 @@ class VILAUTrainableTower(UnifiedTower):
         return self._output(features, self.quantizer(features), contrast)
 
     def targets(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See `TrainableTower.targets`; where the tower makes pictures of another size, the mean of what a pixel covers."""
+        """See `TrainableTower.targets`; resized with anti-aliasing where the tower makes pictures of another size."""
         pictures = pixels.permute(0, 3, 1, 2).to(_exact(self.post_quant_conv.weight)) / 127.5 - 1
         if self.settings.picture_size == self.settings.image_size:
             return pictures

@@ -44,8 +44,8 @@ def evaluate(
 
     Returns:
         For each dataset, the same on all ranks: the mean squared error of pictures of -1 .. 1; the mean of the
-        pictures' PSNR in dB, of pixel values cut to 0 .. 255; the perceptual loss; and, where pictures are compared
-        with texts, the shares of pictures whose own text is the nearest of all that were measured, and of texts whose
+        pictures' PSNR in dB, of pixel values cut to 0 .. 255; the perceptual loss; and, where the tower has a
+        text side, the shares of pictures whose own text is the nearest of all that were measured, and of texts whose
         own picture is.
     """
     for chunk in networks.chunks:
@@ -75,7 +75,8 @@ def _measure(
     part: DatasetSlice,
 ) -> Values:
     device, group, tower = accelerator().device, parallel_state.get_data_parallel_group(), networks.tower
-    path = settings.contrastive_path if settings.contrastive_weight and tower.has_texts else None
+    # Also where no loss compares them, to say what the tower knows of texts without it.
+    path = settings.contrastive_path if tower.has_texts else None
     empty = torch.zeros(0, tower.config.hidden_size, device=device)
     images, texts = [empty], [empty]
     totals, pairs = torch.zeros(3, dtype=torch.float64, device=device), 0

@@ -97,13 +97,15 @@ def wrap_networks(
     """
     assert isinstance(tower, torch.nn.Module)
     device = accelerator().device
+    # Losses are in float32, or in the tower's float64.
+    dtype = torch.promote_types(tower.last_weight().dtype, torch.float32)
     bare: Any = tower.to(device)
     chunks = wrap_for_training(config, [bare])
     if settings.reconstruction_weight and settings.adversarial_weight:
         group = parallel_state.get_data_parallel_group()
         discriminator: Any = Discriminator(settings.discriminator_norm, group, config.training.seed)
         exact = replace(config, training=replace(config.training, bf16=False))
-        chunks += wrap_for_training(exact, [discriminator.to(device)])
+        chunks += wrap_for_training(exact, [discriminator.to(device, dtype)])
     if perceptual is not None:
-        perceptual.to(device)
+        perceptual.to(device, dtype)
     return TowerNetworks(tuple(chunks), perceptual)

@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_eve.models.towers.contrast import sigmoid_contrastive
 from megatron_eve.models.towers.discriminator import adaptive_weight, generator_loss, hinge_loss
+from megatron_eve.models.towers.global_batch import sum_over_ranks
 from megatron_eve.models.towers.tower_training import TowerTraining
 from megatron_eve.models.towers.trainable import TowerOutput
 from megatron_eve.training.faults.bad_steps import bad_step_reason, validate_step
@@ -67,13 +68,14 @@ class TowerLosses:
     """
 
     shares: dict[str, torch.Tensor] = field(default_factory=dict)
-    figures: Values = field(default_factory=dict)
+    figures: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def summed(self, group: ProcessGroup) -> Values:
-        """The losses: sums over the ranks in float64. Collective."""
+    def summed(self, group: ProcessGroup) -> tuple[Values, Values]:
+        """The losses, sums over the ranks in float64, and the figures. Collective."""
         totals = torch.stack([share.double() for share in self.shares.values()])
         torch.distributed.all_reduce(totals, group=group)
-        return dict(zip(self.shares, totals.tolist(), strict=True))
+        figures = {name: figure.item() for name, figure in self.figures.items()}
+        return dict(zip(self.shares, totals.tolist(), strict=True)), figures
 
 
 def adversarial(networks: TowerNetworks, settings: TowerTraining, iteration: int) -> bool:
@@ -148,7 +150,7 @@ def _of_pictures(
     losses.shares["generator loss"] = generator.detach()
     (fooling,) = torch.autograd.grad(generator, made)
     weight = _lambda(networks, output.pictures, gradient, fooling)
-    losses.figures["adaptive weight"] = weight.item()
+    losses.figures["adaptive weight"] = weight
     return gradient + settings.adversarial_weight * weight * fooling
 
 
@@ -167,9 +169,8 @@ def _lambda(
         torch.autograd.grad(pictures, last, one.to(pictures.dtype), retain_graph=True)[0]
         for one in (fidelity, fooling)
     ]
-    # Of the same dtype on all ranks, and at least float32: each rank has its share of both.
-    both = torch.stack(found).to(fidelity.dtype)
-    torch.distributed.all_reduce(both, group=parallel_state.get_data_parallel_group())
+    # Each rank has its share of both.
+    both = sum_over_ranks(torch.stack(found).to(fidelity.dtype), parallel_state.get_data_parallel_group())
     return adaptive_weight(both[0], both[1])
 
 
@@ -199,16 +200,12 @@ def _discriminator(
     (parallel_state.get_data_parallel_world_size() * settings.adversarial_weight * loss).backward()
 
 
-def _usage(usage: torch.Tensor) -> Values:
+def _usage(usage: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of each depth from 1: codes in use in the step, and their perplexity, exp of the entropy of their frequencies."""
     shares = usage.double() / usage.sum(1, keepdim=True)
-    entropy = -torch.special.xlogy(shares, shares).sum(1)
-    found: Values = {}
-    for depth, (used, perplexity) in enumerate(
-        zip((usage > 0).sum(1).tolist(), entropy.exp().tolist(), strict=True), start=1
-    ):
-        found |= {f"codes in use {depth}": float(used), f"perplexity {depth}": perplexity}
-    return found
+    perplexity = torch.exp(-torch.special.xlogy(shares, shares).sum(1))
+    found = {f"codes in use {depth}": used for depth, used in enumerate((usage > 0).sum(1).double(), 1)}
+    return found | {f"perplexity {depth}": one for depth, one in enumerate(perplexity, 1)}
 
 
 def train_step(
@@ -220,7 +217,7 @@ def train_step(
     recent: Sequence[Values] = (),
     spike_factor: float | None = None,
 ) -> StepResult:
-    """Forward, backward, and the update of both networks if the step is good; else the codebooks stay as they were, too.
+    """Forward, backward, and the update of both networks if the step is good; else codebooks, too, stay as they were.
     Collective.
 
     Args:
@@ -245,10 +242,10 @@ def train_step(
         for one in active:
             one.prepare_grads()
         norms = [float(one.get_grad_norm()) for one in active]
-        losses = found.summed(group)
+        losses, figures = found.summed(group)
         if len(norms) > 1:
             losses[DISCRIMINATOR_NORM] = norms[1]
-        result = StepResult(losses, norms[0], figures=found.figures)
+        result = StepResult(losses, norms[0], figures=figures)
         result = replace(result, bad=bad_step_reason(result.values, recent, spike_factor))
         validate_step(machine, result.values, result.bad)
     _, leaves, exit_code = machine.should_checkpoint_and_exit()
