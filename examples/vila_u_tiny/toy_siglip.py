@@ -118,6 +118,7 @@ def save_toy_siglip(
     import torch
     from transformers import SiglipConfig, SiglipModel
 
+    _quiet()
     sides: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -166,9 +167,18 @@ def siglip_retrieval(folder: Path, pairs: Sequence[Pair], tokenizer: Path) -> Re
     import torch
     from transformers import SiglipModel
 
+    _quiet()
     model = SiglipModel.from_pretrained(folder).eval()
     sentences = [pair.sentence for pair in pairs]
     pixels = torch.from_numpy(np.stack([pair.pixels for pair in pairs]))
     with torch.no_grad():
         found = model(input_ids=token_ids(sentences, tokenizer), pixel_values=normalised(pixels))
     return retrieval(found.image_embeds, found.text_embeds, sentences)
+
+
+def _quiet() -> None:
+    """No progress bars of transformers, and no warnings of ids that a small vocabulary has not."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
