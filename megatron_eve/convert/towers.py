@@ -146,7 +146,11 @@ def plan_tower_export(
             raise CheckpointError(
                 f"{tower.folder}: has no {name} of shape {shape}, which its settings ask for"
             )
+    known = folders.stored_names(source, tower)
     for name in source:
+        if name not in known:
+            plan.dropped[name] = "of the run that trained the tower: its discriminator, or state of an optimizer"
+            continue
         if not published and (reason := folders.left_out(name, tower)):
             plan.dropped[name] = reason
             continue

@@ -25,6 +25,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--preset", "vila_u_tower_tiny", "--data-path", pairs, "--vision-tower", str(siglip), "--split", "75,25",
         "--perceptual-weights", "random", "--global-batch-size", "5", "--train-iters", str(ITERATIONS),
         "--visual-codebook-size", "32", "--lr", "1e-3", "--gan-start", "1", "--eval-interval", "2",
+        # Else Adam moves what has hardly a gradient by the sign of its rounding, and a code may change.
+        "--adam-eps", "1e-3",
     ]  # fmt: skip
 
 
