@@ -320,7 +320,7 @@ def score(flags: argparse.Namespace) -> int:
     if flags.evaluation_log or flags.tensorboard_dir:
         check_iteration(answers.head, flags.answers)
     try:
-        measured, requests = harnesses.score(answers.found)
+        measured, requests = harnesses.score(answers.found, bool(flags.mistakes))
     except MissingAnswers as error:
         raise DataError(
             f"--answers {flags.answers}: answers are missing: {error}; run tools/evaluate.py answer "

@@ -149,7 +149,9 @@ def plan_tower_export(
     known = folders.stored_names(source, tower)
     for name in source:
         if name not in known:
-            plan.dropped[name] = "of the run that trained the tower: its discriminator, or state of an optimizer"
+            plan.dropped[name] = (
+                "of the run that trained the tower: its discriminator, or state of an optimizer"
+            )
             continue
         if not published and (reason := folders.left_out(name, tower)):
             plan.dropped[name] = reason

@@ -52,3 +52,9 @@ def stop_texts(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts that end an answer, from a task's `until`: one text or several."""
     until = settings.get("until") or ()
     return tuple(text for text in ((until,) if isinstance(until, str) else until) if text)
+
+
+def lower_is_better(results: Mapping[str, Any], task: str) -> list[str]:
+    """The metrics of a task in a harness's results of which a small value is a good one."""
+    higher = (results.get("higher_is_better") or {}).get(task) or {}
+    return [name for name, better in higher.items() if better is False]

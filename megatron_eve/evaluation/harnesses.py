@@ -132,8 +132,14 @@ class Harnesses:
         """All requests of all tasks."""
         return [one for task in self.tasks for one in self._harness(task).plan(task, self._copies[task])]
 
-    def score(self, found: Mapping[str, Answered]) -> tuple[list[Measured], list[Request]]:
+    def score(
+        self, found: Mapping[str, Answered], graded: bool = False
+    ) -> tuple[list[Measured], list[Request]]:
         """The values of all tasks from answers on disk, and the requests that they are to.
+
+        Args:
+            found: answer by key.
+            graded: stock tasks, too, are to say which documents are wrong.
 
         Raises:
             MissingAnswers: with the count of each task that lacks some.
@@ -143,7 +149,7 @@ class Harnesses:
         missing: dict[str, int] = {}
         for task in self.tasks:
             try:
-                values, asked = self._harness(task).score(task, self._copies[task], found)
+                values, asked = self._harness(task).score(task, self._copies[task], found, graded)
                 measured += values
                 requests += asked
             except MissingAnswers as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from megatron_eve.evaluation.requests import Request, rows_of
 from megatron_eve.evaluation.scorers.scores import Reported, Submission
 
 
@@ -24,7 +25,8 @@ class Measured:
         main: it stands for the task in a table of many tasks.
         notes: what does not count like the rest, for a footnote.
         published: the same value of other models, by name, as their papers have it.
-        graded: of the main value of a task of this project, for each document: 0 (wrong) to 1, and the label.
+        graded: of the main value of a task, for each document: 0 (wrong) to 1, and the label. Of a stock task if it was
+            asked for, and if its harness has such a number.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
     """
 
@@ -61,6 +63,46 @@ def stock_values(
         shown = metric if filtered == "none" else f"{metric} ({filtered})"
         error = _number(results.get(f"{metric}_stderr,{filtered}"))
         yield Measured(task, shown, _number(results[name]), error, n, protocol, name == chosen)
+
+
+def with_grades(
+    values: Iterable[Measured],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    requests: Sequence[Request],
+    lower_is_better: Collection[str] = (),
+) -> list[Measured]:
+    """The values of a stock task, the main one with the points of each document.
+
+    They are taken where the harness has a plain number of 0 to 1 for each document.
+
+    Args:
+        values: of the task.
+        samples: the harness's, by the split of the requests.
+        requests: of the task.
+        lower_is_better: metrics that have no such points.
+    """
+    of_row = {
+        (split, sample["doc_id"]): sample for split, some in samples.items() for sample in reversed(some)
+    }
+    found = []
+    for one in values:
+        metric = one.metric.partition(" (")[0]
+        if one.main and metric not in lower_is_better:
+            grades = [
+                _sample_grade(of_row.get((row[0].split, row[0].doc_id), {}), metric)
+                for row in rows_of(requests)
+            ]
+            known = [grade for grade in grades if grade is not None]
+            one = replace(one, graded=known if len(known) == len(grades) else ())
+        found.append(one)
+    return found
+
+
+def _sample_grade(sample: Mapping[str, Any], metric: str) -> tuple[float, Mapping[str, Any]] | None:
+    points = sample.get(metric)
+    if not isinstance(points, float | int) or not 0 <= points <= 1:
+        return None
+    return float(points), {"label": sample.get("target")}
 
 
 def own_values(

@@ -14,7 +14,7 @@ from PIL import Image
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.evaluation.answers import Answered
 from megatron_eve.evaluation.measured import Measured
-from megatron_eve.evaluation.requests import Request
+from megatron_eve.evaluation.requests import Request, rows_of
 from megatron_eve.models.text_format import IMAGE_TOKEN
 
 LONGEST_TEXT = 2000
@@ -54,21 +54,38 @@ def write_mistakes(
     for one in measured:
         if not one.main:
             continue
-        asked = [request for request in requests if request.task == one.task]
-        if not one.graded or len(one.graded) != len(asked):
+        rows = rows_of([request for request in requests if request.task == one.task])
+        if not one.graded or len(one.graded) != len(rows):
             left_out.append(one.task)
             continue
-        wrong = [(request, *grade) for request, grade in zip(asked, one.graded, strict=True) if grade[0] < 1]
-        title = f"{one.task}: {len(wrong):,} of {len(asked):,} answers are wrong, or right in part"
+        wrong = [(row, *grade) for row, grade in zip(rows, one.graded, strict=True) if grade[0] < 1]
+        title = f"{one.task}: {len(wrong):,} of {len(rows):,} answers are wrong, or right in part"
         parts.append(f"<h2>{_shown(title)}</h2>\n")
-        for request, points, label in sorted(wrong, key=lambda one: one[0].key)[:count]:
-            parts += _article(request, points, label, found[request.key])
+        for row, points, label in sorted(wrong, key=lambda one: one[0][0].key)[:count]:
+            parts += _article(row[0], points, label, _said(row, found))
+    if left_out:
+        why = "the harness has no number of 0 to 1 for each of their questions"
+        parts.append(f"<p>Not on this page: {_shown(', '.join(left_out))}; {why}.</p>\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts), encoding="utf-8")
     return left_out
 
 
-def _article(request: Request, points: float, label: Mapping[str, Any], answer: Answered) -> Iterator[str]:
+def _said(row: Sequence[Request], found: Mapping[str, Answered]) -> str:
+    """The answer to a row: its text, or the most likely of its choices."""
+    answers = [(one, found[one.key]) for one in row]
+    likely = [
+        (answer.log_likelihood, one.continuation)
+        for one, answer in answers
+        if answer.log_likelihood is not None
+    ]
+    if likely:
+        return max(likely)[1]
+    (_, answer) = answers[0]
+    return answer.text if answer.error is None else f"none: {answer.error}"
+
+
+def _article(request: Request, points: float, label: Mapping[str, Any], answer: str) -> Iterator[str]:
     yield f"<article id={request.key}>\n"
     try:
         conversation = request.conversation() if request.conversation is not None else None
@@ -80,7 +97,7 @@ def _article(request: Request, points: float, label: Mapping[str, Any], answer: 
     shown = {
         "row": f"{request.split} {request.doc_id}",
         "asked": said.replace(IMAGE_TOKEN, "").strip(),
-        "answer": answer.text if answer.error is None else f"none: {answer.error}",
+        "answer": answer,
         **{name: value for name, value in label.items() if name not in ("id", "index")},
         "points": f"{points:.2g}",
     }

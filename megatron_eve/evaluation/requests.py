@@ -80,3 +80,11 @@ def of_shard(requests: Sequence[Request], shard: int, shards: int) -> list[Reque
         if row % shards == shard:
             chosen.append(request)
     return chosen
+
+
+def rows_of(requests: Sequence[Request]) -> list[list[Request]]:
+    """The requests of each row of a dataset, in the order of the rows."""
+    rows: dict[tuple[str, str, int], list[Request]] = {}
+    for request in requests:
+        rows.setdefault((request.task, request.split, request.doc_id), []).append(request)
+    return list(rows.values())

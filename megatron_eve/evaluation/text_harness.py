@@ -18,8 +18,14 @@ from megatron_eve.config.errors import ConfigError
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers, missing_by_task
 from megatron_eve.evaluation.data_root import DatasetNeed
-from megatron_eve.evaluation.harness_run import ROLES, RequestsComplete, quiet_run, stop_texts
-from megatron_eve.evaluation.measured import Measured, stock_values
+from megatron_eve.evaluation.harness_run import (
+    ROLES,
+    RequestsComplete,
+    lower_is_better,
+    quiet_run,
+    stop_texts,
+)
+from megatron_eve.evaluation.measured import Measured, stock_values, with_grades
 from megatron_eve.evaluation.requests import Conversation, Request
 from megatron_eve.evaluation.text_tasks import TEXT_TASKS, TextTask
 
@@ -78,9 +84,15 @@ class TextHarness:
         return model.requests
 
     def score(
-        self, name: str, copies: Path, found: Mapping[str, Answered]
+        self, name: str, copies: Path, found: Mapping[str, Answered], graded: bool = False
     ) -> tuple[list[Measured], list[Request]]:
         """The values of a task from answers on disk, and the requests that they are to.
+
+        Args:
+            name: of the task.
+            copies: folder of its dataset's copy in Arrow.
+            found: answer by key.
+            graded: it is to say which documents are wrong.
 
         Raises:
             MissingAnswers: some requests have no answer.
@@ -89,13 +101,16 @@ class TextHarness:
         task = TEXT_TASKS[name]
         with quiet_run("lm-eval", name, self._root, copies):
             model = _Replay(name, found)
-            results = self._run(model, task)
+            results = self._run(model, task, graded)
         leaves = self._leaves(task.name)
         n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
         values = stock_values(name, results["results"][task.name], n, task.protocol, task.main)
+        if graded:
+            lower = lower_is_better(results, task.name)
+            values = with_grades(values, results["samples"], model.requests, lower)
         return list(values), model.requests
 
-    def _run(self, model: LM, task: TextTask) -> Any:
+    def _run(self, model: LM, task: TextTask, log_samples: bool = False) -> Any:
         return lm_eval.evaluator.simple_evaluate(
             model=model,
             tasks=[task.name],
@@ -103,7 +118,7 @@ class TextHarness:
             num_fewshot=task.shots,
             apply_chat_template=task.chat,
             fewshot_as_multiturn=task.chat,
-            log_samples=False,
+            log_samples=log_samples,
         )
 
 

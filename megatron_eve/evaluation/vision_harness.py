@@ -27,8 +27,14 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers, missing_by_task
 from megatron_eve.evaluation.data_root import DatasetNeed
-from megatron_eve.evaluation.harness_run import ROLES, RequestsComplete, quiet_run, stop_texts
-from megatron_eve.evaluation.measured import Measured, own_values, stock_values
+from megatron_eve.evaluation.harness_run import (
+    ROLES,
+    RequestsComplete,
+    lower_is_better,
+    quiet_run,
+    stop_texts,
+)
+from megatron_eve.evaluation.measured import Measured, own_values, stock_values, with_grades
 from megatron_eve.evaluation.requests import Conversation, Request
 from megatron_eve.evaluation.scorers.scores import NoAnswer
 from megatron_eve.models.text_format import IMAGE_TOKEN
@@ -127,9 +133,15 @@ class VisionHarness:
         return model.requests
 
     def score(
-        self, task: str, copies: Path, found: Mapping[str, Answered]
+        self, task: str, copies: Path, found: Mapping[str, Answered], graded: bool = False
     ) -> tuple[list[Measured], list[Request]]:
         """The values of a task from answers on disk, and the requests that they are to.
+
+        Args:
+            task: its name.
+            copies: folder of its dataset's copy in Arrow.
+            found: answer by key.
+            graded: a stock task, too, is to say which documents are wrong.
 
         Raises:
             MissingAnswers: some requests have no answer.
@@ -137,8 +149,12 @@ class VisionHarness:
         """
         model = _Replay(found)
         with quiet_run("lmms-eval", task, self._root, copies):
-            results = self._run(model, task)
-        return list(self._values(task, results)), model.requests
+            results = self._run(model, task, graded and task not in self.own_names())
+        values = self._values(task, results)
+        if samples := results.get("samples"):
+            asked = {request.split: samples[task] for request in model.requests}
+            values = with_grades(values, asked, model.requests, lower_is_better(results, task))
+        return list(values), model.requests
 
     def _values(self, task: str, results: Mapping[str, Any]) -> Iterable[Measured]:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
@@ -147,14 +163,14 @@ class VisionHarness:
         own = own_values(task, values, protocol, main, metadata.get("published"))
         return [*own] or stock_values(task, values, n, protocol, main)
 
-    def _run(self, model: lmms, task: str) -> Any:
+    def _run(self, model: lmms, task: str, log_samples: bool = False) -> Any:
         lmms_eval.api.task._resolve_hf_datasets_cache_dir.cache_clear()  # of the task before
         return lmms_eval.evaluator.simple_evaluate(
             model=model,
             tasks=[task],
             task_manager=self._manager,
             batch_size=1,
-            log_samples=False,
+            log_samples=log_samples,
             # Documents come without their pictures: one that cannot be decoded costs no score.
             cli_args=argparse.Namespace(process_with_media=False, reasoning_tags=None, output_path=None),
             process_docs_parallel=1,

@@ -109,13 +109,19 @@ def has_own_template(flags: argparse.Namespace, conv_mode: str | None = None) ->
 
 def engine_fingerprint(flags: argparse.Namespace) -> tuple[str, int | None, str]:
     """What answers, for the origin of its answers: its name, its iteration (None but of a checkpoint) and a digest of
-    its weights; of a server, whose weights cannot be read, a digest of the model's name.
+    its weights; of a server, whose weights cannot be read, a digest of the model's name, and of the folder that it says
+    it serves (vLLM does). The address is not in it: a server that is started again may have another.
 
     Raises:
         ConfigError: a file is missing or cannot be read.
+        ServerError: the server cannot be reached, or serves no such model.
     """
     if flags.base_url is not None:
-        digest = hashlib.sha256(f"model of a server: {flags.model}".encode()).hexdigest()
+        from megatron_eve.inference.http_client import HTTPClient, listed_model
+
+        folder = listed_model(HTTPClient(flags.base_url), flags.model).get("root")
+        served = f"{flags.model} of {folder}" if isinstance(folder, str) else flags.model
+        digest = hashlib.sha256(f"model of a server: {served}".encode()).hexdigest()
         return f"{flags.base_url}, model {flags.model}", None, digest
     return str(flags.model_path), *model_fingerprint(flags.model_path)
 

@@ -170,3 +170,22 @@ class HTTPClient:
 def _seconds(header: str | None) -> float:
     """Of a Retry-After header; 0 where it has a date or nothing."""
     return float(header) if header is not None and header.strip().isdigit() else 0.0
+
+
+def listed_model(client: HTTPClient, model: str) -> dict[str, Any]:
+    """What a server says of a model in its list of models; nothing where it lists none.
+
+    Raises:
+        ServerError: it cannot be reached, or serves no such model.
+    """
+    listed = client.get("/models")
+    served = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(served, list):
+        return {}  # a server need not list its models; a wrong name is then found by the first request
+    models = {one.get("id"): one for one in served if isinstance(one, dict)}
+    if model not in models:
+        names = ", ".join(sorted(str(name) for name in models)) or "none"
+        raise ServerError(
+            f"--model {model}: {client.base_url} serves no such model, but {names}; name one of these"
+        )
+    return models[model]

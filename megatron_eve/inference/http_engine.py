@@ -30,7 +30,7 @@ from megatron_eve.inference.engine import (
     Query,
     cut_at_stop,
 )
-from megatron_eve.inference.http_client import HTTPClient, ServerError, TooLong
+from megatron_eve.inference.http_client import HTTPClient, ServerError, TooLong, listed_model
 from megatron_eve.inference.sampling import GREEDY, Sampling
 
 UNKNOWN_LENGTH = 2**31 - 1
@@ -73,17 +73,7 @@ class HTTPEngine:
 
     def _look_up_model(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        listed = self._client.get("/models")
-        served = listed.get("data") if isinstance(listed, dict) else None
-        if not isinstance(served, list):
-            return UNKNOWN_LENGTH  # a server need not list its models; a wrong name is then found by the first request
-        models = {one.get("id"): one for one in served if isinstance(one, dict)}
-        if self.model not in models:
-            names = ", ".join(sorted(str(name) for name in models)) or "none"
-            raise ServerError(
-                f"--model {self.model}: {self._client.base_url} serves no such model, but {names}; name one of these"
-            )
-        length = models[self.model].get("max_model_len")
+        length = listed_model(self._client, self.model).get("max_model_len")
         return length if isinstance(length, int) and length > 0 else UNKNOWN_LENGTH
 
     def prompt(self, turns: Sequence[Turn], num_images: int) -> str:

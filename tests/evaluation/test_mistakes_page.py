@@ -11,6 +11,7 @@ import pytest
 from megatron_eve.evaluation.answers import Answered
 from megatron_eve.evaluation.harnesses import Harnesses
 from megatron_eve.evaluation.mistakes import LONGEST_TEXT, write_mistakes
+from tests.evaluation import toy_data
 from tests.evaluation.hub_folder import write_pope, write_split
 
 pytest.importorskip("lmms_eval")
@@ -49,6 +50,30 @@ def test_the_page_has_wrong_answers_alone(tmp_path: Path) -> None:
 
     assert write_mistakes(page, 1, measured, requests, found) == ["pope"]
     assert page.read_text(encoding="utf-8").count("<article") == 1
+
+
+def test_stock_tasks_are_on_the_page_where_they_have_a_number_for_each_question(tmp_path: Path) -> None:
+    """scienceqa_img and textvqa_val have one, pope has an object with the answer that it read."""
+    toy_data.science_qa(tmp_path / "root")
+    toy_data.textvqa(tmp_path / "root")
+    write_pope(tmp_path / "root")
+    harnesses = Harnesses(["scienceqa_img", "textvqa_val", "pope"], tmp_path / "root")
+    harnesses.check_data(tmp_path / "cache")
+    said = {"scienceqa_img": ["A", "A", "B"], "textvqa_val": ["stop", "<b>nokia"], "pope": ["no"] * 6}
+    found = {one.key: Answered(said[one.task][one.doc_id]) for one in harnesses.plan()}
+    assert not any(one.graded for one in harnesses.score(found)[0])
+    measured, requests = harnesses.score(found, graded=True)
+    page = tmp_path / "page.html"
+    assert write_mistakes(page, 9, measured, requests, found) == ["pope"]
+    content = page.read_text(encoding="utf-8")
+    for task in ("scienceqa_img", "textvqa_val"):
+        (one,) = [one for one in measured if one.task == task and one.main]
+        points = [point for point, _ in one.graded]
+        assert one.value == pytest.approx(sum(points) / len(points)) and 0 < one.value < 1
+        wrong = sum(point < 1 for point in points)
+        assert f"{task}: {wrong} of {len(points)} answers are wrong" in content
+    assert "<b>answer</b>&lt;b&gt;nokia" in content and content.count("data:image/jpeg;base64,") >= 2
+    assert "Not on this page: pope; the harness has no number" in content
 
 
 def test_points_of_each_row_agree_with_the_value(tmp_path: Path) -> None:

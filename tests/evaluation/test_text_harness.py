@@ -13,6 +13,7 @@ from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.evaluation.answers import Answered, MissingAnswers
 from megatron_eve.evaluation.harnesses import Harnesses
+from megatron_eve.evaluation.mistakes import write_mistakes
 from megatron_eve.evaluation.requests import Request
 from tests.evaluation.hub_folder import write_split
 
@@ -110,6 +111,19 @@ def test_mmlu(mmlu: tuple[Harnesses, list[Request]]) -> None:
 
 
 @pytest.mark.slow
+def test_wrong_choices_are_on_the_page(mmlu: tuple[Harnesses, list[Request]], tmp_path: Path) -> None:
+    harnesses, plan = mmlu
+    measured, requests = harnesses.score(right(plan, frozenset({1})), graded=True)
+    (main,) = [one for one in measured if one.main]
+    assert [points for points, _ in main.graded] == [1, 0] * 57
+    page = tmp_path / "page.html"
+    assert write_mistakes(page, 2, measured, requests, right(plan, frozenset({1}))) == []
+    content = page.read_text(encoding="utf-8")
+    assert "mmlu: 57 of 114 answers are wrong" in content and content.count("<article") == 2
+    assert content.count("<b>answer</b> C</pre>") == 2 and content.count("<b>label</b>1</pre>") == 2
+
+
+@pytest.mark.slow
 def test_in_the_chat_template_each_shot_is_a_turn(root: Path, mmlu: tuple[Harnesses, list[Request]]) -> None:
     plan = opened(root, "mmlu_chat").plan()
     one = next(one for one in plan if one.split == "mmlu_anatomy")
@@ -130,6 +144,8 @@ def test_bbh(root: Path) -> None:
         one.key: Answered("So the answer is (A)." if one.doc_id else "The answer is False.") for one in plan
     }
     assert main_value(harnesses, said) == 0.5  # "the answer is" counts its case
+    (main,) = [one for one in harnesses.score(said, graded=True)[0] if one.main]
+    assert [points for points, _ in main.graded] == [0, 1] * 27 and main.graded[0][1] == {"label": "False"}
     said = {
         one.key: Answered("So the answer is (A)." if one.doc_id else "So the answer is False.")
         for one in plan

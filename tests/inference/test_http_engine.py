@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +19,7 @@ from megatron_eve.data.images import ImageError, decode_image
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference import http_client
 from megatron_eve.inference.engine import Answer, PromptError
+from megatron_eve.inference.engine_choice import engine_fingerprint
 from megatron_eve.inference.http_client import HTTPClient, ServerError
 from megatron_eve.inference.http_engine import UNKNOWN_LENGTH, HTTPEngine, data_url
 from megatron_eve.inference.sampling import Sampling
@@ -199,6 +201,29 @@ def test_unknown_models_and_servers_are_refused_at_the_start(server: tuple[str, 
         free.bind(("127.0.0.1", 0))
         with pytest.raises(ServerError, match="no answer after"):
             opened(f"http://127.0.0.1:{free.getsockname()[1]}/v1")
+
+
+def test_a_model_of_a_server_is_its_name_and_the_folder_that_the_server_names(
+    server: tuple[str, Served], engine: TransformersEngine
+) -> None:
+    def digest(url: str) -> str:
+        name, iteration, found = engine_fingerprint(Namespace(base_url=url, model="tiny"))
+        assert (name, iteration) == (f"{url}, model tiny", None)
+        return found
+
+    url, served = server
+    first = digest(url)
+    with serving(engine) as (other, again):
+        assert other != url and digest(other) == first  # the same model on another port
+        again.models[0]["root"] = "models/one"
+        one = digest(other)
+        again.models[0]["root"] = "models/two"
+        assert len({first, one, digest(other)}) == 3
+    served.lists_models = False
+    assert digest(url) == first
+    served.lists_models, served.models = True, [{"id": "small"}]
+    with pytest.raises(ServerError, match="serves no such model, but small"):
+        digest(url)
 
 
 def test_the_key_goes_to_the_server_and_into_no_message(

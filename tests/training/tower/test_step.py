@@ -10,7 +10,7 @@ from megatron_eve.models.towers.tower_training import TowerTraining
 from tests.ranks import RankPool
 from tests.training.tower.mutations import MUTATIONS
 from tests.training.tower.plain_step import PlainStep, PlainTower
-from tests.training.tower.towers import LR, PAIRS, SEED, SIGLIP, STEPS, Case, few_steps, pairs
+from tests.training.tower.towers import LR, PAIRS, SEED, SIGLIP, STEPS, Case, bad_step, few_steps, pairs
 
 pytestmark = pytest.mark.distributed
 
@@ -88,3 +88,8 @@ def test_mistakes_are_noticed(ranks: RankPool, mutation: str) -> None:
     for answer in answers:  # ranks may disagree, which is part of the mistake
         answer["steps"][-1] = answers[0]["steps"][-1]
     assert differences(SHARED, answers)
+
+
+def test_a_bad_step_changes_neither_weights_nor_codebooks_nor_statistics(ranks: RankPool) -> None:
+    ((changed, why),) = ranks.run(1, bad_step, SHARED)
+    assert why is not None and why.startswith("the reconstruction loss is") and changed == []

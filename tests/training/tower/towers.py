@@ -147,3 +147,27 @@ def few_steps(case: Case, slices: list[int], mutation: str | None = None) -> dic
             for name, buffer in unwrap(chunk).named_buffers(remove_duplicate=True)
         }
     return {"start": start, "steps": steps, "buffers": buffers}
+
+
+def bad_step(case: Case) -> tuple[list[str], str | None]:
+    """Runs on each rank: names of the tensors that a bad step has changed, and why it is bad."""
+    from megatron_eve.models.build import unwrap
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.models.vila_u.trainable_tower import VILAUTrainableTower
+    from megatron_eve.training.faults.bad_steps import MIN_STEPS, start_rerun_machine
+    from megatron_eve.training.loop.optimizer import build_optimizer
+    from megatron_eve.training.tower.networks import wrap_networks
+    from megatron_eve.training.tower.step import TowerBatch, train_step
+
+    config = run_config()
+    with model_parallel(config):
+        start_rerun_machine(config.faults)
+        tower = VILAUTrainableTower(case.settings, SIGLIP["text_config"])
+        networks = wrap_networks(config, tower, None, case.training)
+        optimizer = build_optimizer(config, networks.chunks, per_network=True)
+        state = {n: t for chunk in networks.chunks for n, t in unwrap(chunk).state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        recent = [{"reconstruction loss": 1e-6}] * MIN_STEPS
+        batch = TowerBatch(*pairs(), PAIRS, 0, SEED)
+        result = train_step(networks, optimizer, case.training, batch, recent=recent, spike_factor=2)
+        return [name for name in state if not torch.equal(state[name], before[name])], result.bad
