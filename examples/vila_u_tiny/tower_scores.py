@@ -32,7 +32,7 @@ class Score:
     Attributes:
         psnr: mean of the pictures' PSNR in dB, from the codes of depth 1 alone, of depths 1 and 2, and so on.
         mean_colours: the same of pictures in which the square of each position with codes has its mean colour.
-        in_use: share of the codebook's vectors that any depth takes.
+        in_use: share of the vectors of all codebooks that are taken; of a shared one, by any depth.
         in_use_by_depth: the same of each depth alone.
         perplexity: exp of the entropy of the codes' frequencies, by depth.
         retrieval: among the pairs.
@@ -84,7 +84,7 @@ def load_trained(checkpoint: Path, siglip: Path) -> VILAUTrainableTower:
 
 
 def score(tower: VILAUTrainableTower, pairs: Sequence[Pair], tokenizer: Path) -> Score:
-    """Score a tower, whose codebook is shared by all depths."""
+    """Score a tower, whose codebooks have one size."""
     import torch
 
     pictures = np.stack([pair.pixels for pair in pairs])
@@ -98,11 +98,12 @@ def score(tower: VILAUTrainableTower, pairs: Sequence[Pair], tokenizer: Path) ->
     counts = torch.stack(
         [codes[..., depth].flatten().bincount(minlength=tower.settings.codebook_size) for depth in depths]
     )
+    taken = counts > 0
     return Score(
         psnr=[psnr(tower.decode(codes, depth + 1).numpy(), pictures) for depth in depths],
         mean_colours=psnr(mean_colours(pictures, grid), pictures),
-        in_use=(counts.sum(0) > 0).float().mean().item(),
-        in_use_by_depth=(counts > 0).float().mean(1).tolist(),
+        in_use=(taken.any(0) if tower.settings.shared_codebook else taken).float().mean().item(),
+        in_use_by_depth=taken.float().mean(1).tolist(),
         perplexity=_perplexity(counts),
         retrieval=retrieval(images, texts, sentences),
     )
