@@ -94,7 +94,9 @@ def start(script: str, *words: str, **more: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("script", ["quickstart/run.py", "vila_tiny/run.py", "vila_u_tiny/run.py", "vila_u_tiny/tower.py"])
+@pytest.mark.parametrize(
+    "script", ["quickstart/run.py", "vila_tiny/run.py", "vila_u_tiny/run.py", "vila_u_tiny/tower.py"]
+)
 def test_a_folder_that_is_not_its_own_is_refused(script: str, tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     (tmp_path / "thesis.tex").write_text("mine")
