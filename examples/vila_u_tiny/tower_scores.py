@@ -74,6 +74,9 @@ def load_trained(checkpoint: Path, siglip: Path) -> VILAUTrainableTower:
         checkpoint: the run's folder.
         siglip: that the run started from.
     """
+    from megatron_eve.runtime.accelerator import accelerator
+
+    accelerator()  # before megatron-core is imported
     from megatron_eve.models.vila_u.tower_start import load_tower, text_fields
     from megatron_eve.models.vila_u.trainable_tower import VILAUTrainableTower
 
