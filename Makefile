@@ -41,7 +41,7 @@ BEGAN := $(shell date +%s)
 SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-eval install-dev install-gpu quickstart vila vila-u test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-eval install-dev install-gpu quickstart vila vila-u vila-u-tower test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
@@ -124,6 +124,9 @@ vila: install ## The same for VILA: a vision tower, three stages, LoRA, an expor
 vila-u: install ## The same for VILA-U: codes of photos, one training to read and to draw, an export
 	@$(BIN)/python examples/vila_u_tiny/run.py
 
+vila-u-tower: install ## Its tower: a training from a toy SigLIP with a kill, codes, reconstructions
+	@$(BIN)/python examples/vila_u_tiny/tower.py
+
 test: install-dev ## All tests but the slow ones and those for a GPU
 	@$(PYTEST) $(ARGS)
 
@@ -146,6 +149,8 @@ clean: ## Remove what was built and run here, .venv too; what others put there s
 	@$(PYTHON) examples/quickstart/folder.py vila_pictures
 	@$(PYTHON) examples/quickstart/folder.py vila_u
 	@$(PYTHON) examples/quickstart/folder.py vila_u_memory
+	@$(PYTHON) examples/quickstart/folder.py vila_u_tower
+	@$(PYTHON) examples/quickstart/folder.py vila_u_tower_scores
 	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \
 		echo "$(VENV) was not made by make install, so it stays as it is: delete it yourself if it is not needed" >&2; fi
 	@rm -rf build/lib build/bdist.* dist/megatron_eve-* megatron_eve.egg-info

@@ -94,7 +94,9 @@ def start(script: str, *words: str, **more: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("script", ["quickstart/run.py", "vila_tiny/run.py", "vila_u_tiny/run.py"])
+@pytest.mark.parametrize(
+    "script", ["quickstart/run.py", "vila_tiny/run.py", "vila_u_tiny/run.py", "vila_u_tiny/tower.py"]
+)
 def test_a_folder_that_is_not_its_own_is_refused(script: str, tmp_path: Path) -> None:
     pytest.importorskip("skimage")
     (tmp_path / "thesis.tex").write_text("mine")
@@ -126,6 +128,7 @@ def test_a_recipe_that_saves_too_late_is_refused(tmp_path: Path) -> None:
         ("quickstart/run.py", "skimage", "make quickstart"),
         ("vila_tiny/text_experiment.py", "matplotlib", "make vila"),
         ("vila_u_tiny/run.py", "matplotlib", "make vila-u"),
+        ("vila_u_tiny/tower.py", "skimage", "make vila-u-tower"),
     ],
 )
 def test_a_package_that_is_missing_is_named_at_once(

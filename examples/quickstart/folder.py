@@ -16,7 +16,7 @@ MARKER = ".megatron_eve_quickstart"
 MADE = (
     "answers.jsonl", "data", "interrupted", "logs", "loss.png", "questions.jsonl", "reference", "teacher",
     "export", "exported.jsonl", "lora", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
-    "drawings", "pretraining", "sheet.png",
+    "drawings", "pretraining", "sheet.png", "siglip", "photos", "scores", "settings.json",
 )  # fmt: skip
 """What the quickstart and the programs of `examples/vila_tiny/` and `examples/vila_u_tiny/` make in their folders.
 Whatever else lies there is the user's, and stays."""
@@ -60,6 +60,17 @@ def prepare(folder: Path) -> None:
         NotOurs: see `check`; nothing was changed.
     """
     clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def keep(folder: Path) -> None:
+    """Mark a folder as the quickstart's, and keep what the quickstart made there.
+
+    Raises:
+        NotOurs: see `check`; nothing was changed.
+    """
+    check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
 

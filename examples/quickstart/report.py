@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 COMMAND_WIDTH = 60
-OTHER_LOSSES = {"align_loss": "aligning", "visual_loss": "visual"}
-"""Losses of some families beside the language loss, with their names in the progress."""
+MAIN_LOSSES = ("lm_loss", "reconstruction_loss")
+"""The first of these that a record has is the run's loss: a decoder's, or a tower's."""
+OTHER_LOSSES = {"align_loss": "aligning", "visual_loss": "visual", "contrastive_loss": "contrast"}
+"""Losses of some families beside it, with their names in the progress."""
 
 Records = Sequence[dict[str, Any]]
 """Lines of a losses.jsonl, one an iteration."""
+
+
+def main_loss(record: dict[str, Any]) -> float:
+    """The loss of a run that its progress shows first."""
+    return float(next(record[name] for name in MAIN_LOSSES if name in record))
 
 
 class Console:
@@ -65,7 +72,7 @@ class Console:
             f"{title} {record[name]:6.4f}   " for name, title in OTHER_LOSSES.items() if name in record
         )
         self.say(
-            f"iteration {record['iteration']:4d}/{iterations}   loss {record['lm_loss']:7.4f}   "
+            f"iteration {record['iteration']:4d}/{iterations}   loss {main_loss(record):7.4f}   "
             f"{others}{rate:6,.0f} tokens/s   {self.elapsed}"
         )
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from folder import NotOurs, prepare
+from folder import NotOurs, keep, prepare
 from launch import ROOT, Command, StepFailed, follow, module, read_records, shown, words
-from report import Console
+from report import Console, main_loss
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.runtime.command_line import CommandParser, command_parser_of
@@ -35,8 +35,10 @@ class Runs:
         output: the folder; it gets `data/`, a folder for each run, and `logs/`.
         console: gets the progress.
         dataset_flags: of the preprocessing, for every dataset.
-        ranks: processes of a training run: four in `LAYOUT`, or one.
+        ranks: processes of a training run: several in `layout`, or one.
         subfolder: of `output`, for the folders of the runs.
+        layout: flags of a run on several processes.
+        program: the module that trains.
     """
 
     output: Path
@@ -44,6 +46,8 @@ class Runs:
     dataset_flags: Sequence[object]
     ranks: int = RANKS
     subfolder: str = ""
+    layout: Sequence[object] = LAYOUT
+    program: str = "megatron_eve.pretrain"
 
     @property
     def data(self) -> Path:
@@ -100,7 +104,7 @@ class Runs:
         Args:
             name: of the run, so of its folder.
             blend: datasets by name, or weights and names in turns.
-            flags: of `megatron_eve.pretrain`.
+            flags: of the program that trains.
             start: the run whose weights this one starts from.
             iterations: of the run, to show its progress; None shows one line at its end.
             stop_at: kill all processes with SIGKILL once this iteration is reported.
@@ -117,16 +121,14 @@ class Runs:
         losses = folder / "losses.jsonl"
         data = [self.data / word if isinstance(word, str) else word for word in blend]
         arguments = words(
-            *flags, *(LAYOUT if self.ranks > 1 else ()), "--data-path", *data, "--tokenizer-model", self.tokenizer,
+            *flags, *(self.layout if self.ranks > 1 else ()), "--data-path", *data, "--tokenizer-model", self.tokenizer,
             "--save", folder, "--load", folder,
             *(() if start is None else ("--pretrained-checkpoint", self.folder(start))),
         )  # fmt: skip
         torchrun = f"torchrun --nproc-per-node {self.ranks}" if self.ranks > 1 else "python"
         if show:
-            self._show([*torchrun.split(), "-m", "megatron_eve.pretrain"], arguments)
-        with Command(
-            module(self.ranks, "megatron_eve.pretrain", *arguments), self._log(log or name)
-        ) as running:
+            self._show([*torchrun.split(), "-m", self.program], arguments)
+        with Command(module(self.ranks, self.program, *arguments), self._log(log or name)) as running:
             for record in follow(running, losses):
                 iteration = record["iteration"]
                 if iterations and (iteration in (1, iterations) or iteration % PROGRESS == 0):
@@ -143,7 +145,7 @@ class Runs:
                 raise StepFailed("the run was over before the kill: raise training.train_iters in the recipe")
             self.console.say(f"SIGKILL to all {killed} processes after iteration {last}")
         if iterations is None:
-            first, end = (records[place]["lm_loss"] for place in (0, -1))
+            first, end = (main_loss(records[place]) for place in (0, -1))
             self.console.say(
                 f"{name}: {len(records)} iterations, loss {first:.4f} -> {end:.4f}   {self.console.elapsed}"
             )
@@ -225,7 +227,9 @@ def example_parser(description: str | None, folder: str) -> CommandParser:
     return parser
 
 
-def run_example(name: str, runs: Runs, opening: str, steps: Callable[[], None]) -> int:
+def run_example(
+    name: str, runs: Runs, opening: str, steps: Callable[[], None], *, goes_on: bool = False
+) -> int:
     """Prepare the folder of an example and run its steps.
 
     Args:
@@ -233,6 +237,7 @@ def run_example(name: str, runs: Runs, opening: str, steps: Callable[[], None]) 
         runs: of the folder.
         opening: what the example does and how long it takes, for the start.
         steps: all of them.
+        goes_on: keep what is in the folder, which the steps then do not make again.
 
     Returns:
         The exit status: 0, 1 after a step that failed, 2 where the folder is not the example's, 130 after Ctrl-C.
@@ -240,7 +245,7 @@ def run_example(name: str, runs: Runs, opening: str, steps: Callable[[], None]) 
 
     def run() -> int:
         try:
-            prepare(runs.output)
+            (keep if goes_on else prepare)(runs.output)
         except NotOurs as found:
             raise ConfigError(f"{found}: move it away, or choose another folder with --output") from None
         print(

@@ -10,7 +10,7 @@ from typing import Any
 import photos
 import tokenizer
 from runs import Runs
-from vila_u_tiny.tower import PRESET
+from vila_u_tiny.random_tower import PRESET
 
 from megatron_eve.config.presets import PRESETS
 from megatron_eve.models.vila_u.templates import SPECIAL_TOKENS

@@ -29,7 +29,7 @@ with installed_by("make vila-u"):
     from vila_u_tiny import inputs, placed_shapes
     from vila_u_tiny.drawings import Codes, code_sums, draw, equal_share, stored_codes
     from vila_u_tiny.placed_shapes import PlacedShape, Score
-    from vila_u_tiny.tower import SIDE, save_toy_tower
+    from vila_u_tiny.random_tower import SIDE, save_toy_tower
 
     from megatron_eve.runtime.command_line import whole_number
 

@@ -37,8 +37,8 @@ with installed_by("make vila-u", "matplotlib"):
         save_pictures,
         stored_codes,
     )
+    from vila_u_tiny.random_tower import save_toy_tower
     from vila_u_tiny.sheet import Drawn, write_sheet
-    from vila_u_tiny.tower import save_toy_tower
 
     from megatron_eve.config.recipe import load_recipe
 

@@ -1,149 +1,211 @@
-"""Make a toy vision tower of VILA-U in the published layout, with random weights: a folder `vision_tower`.
+"""VILA-U's tower at toy size: a training that turns a SigLIP into a tower that makes codes and pictures, on two cores.
 
-It has the sizes that `--preset vila_u_tiny` expects: pictures of 64 pixels become 4 x 4 positions of 4 codes. Its
-SigLIP and its pixel decoder are random, and its codebook holds features of random pictures, so that codes tell pictures
-apart; pictures that are made of codes show nothing that a person would recognise.
+A toy SigLIP trains on crops of photos and their sentences. From it a tower is trained by two processes with all its
+losses, the adversarial one from iteration 25 on. The training is killed with SIGKILL and resumed, and its losses must
+equal an uninterrupted run's bit for bit. Then the trained tower writes the codes of a dataset, and a sheet shows photos
+beside what their codes give. tower_experiment.py measures what a tower learns of pictures that it has not seen.
 
-    python examples/vila_u_tiny/tower.py vision_tower
+    python examples/vila_u_tiny/tower.py
+    make vila-u-tower
 """
 
 from __future__ import annotations
 
-import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megatron_eve.models.vila_u.config import PRESETS, VILAUConfig
-from megatron_eve.models.vila_u.tower_folder import read_tower_folder
-from megatron_eve.models.vila_u.tower_names import published_name
-from megatron_eve.runtime.command_line import command_parser_of
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]  # which has what the examples need alike
 
-if TYPE_CHECKING:
-    import torch
+from installed import installed_by  # noqa: E402
 
-    from megatron_eve.models.vila_u.quantizer import Quantizer
+with installed_by("make vila-u-tower"):
+    from launch import StepFailed, shown
+    from report import Console, Records, table
+    from runs import Runs, example_parser, run_example
+    from same_losses import require_same_losses
+    from vila_u_tiny import inputs
+    from vila_u_tiny.crops import photo_centres, photo_crops
+    from vila_u_tiny.drawings import stored_codes
+    from vila_u_tiny.pairs import SIDE, write_pairs
+    from vila_u_tiny.tower_scores import Score, load_trained, score
+    from vila_u_tiny.toy_siglip import save_toy_siglip, train_tokenizer
 
-PRESET = "vila_u_tiny"
-SIDE = 64
-"""Of a picture, in pixels."""
-SIGLIP = "siglip-tiny"
-"""Folder in the tower's, with the sizes of its SigLIP."""
-_RANDOM_PICTURES, _BLOBS = 256, 5
+    from megatron_eve.config.recipe import load_recipe
+
+STEPS = 6
+RECIPE = EXAMPLES / "vila_u_tiny" / "train_tower.yaml"
+DATASET_FLAGS = ("--family", "vila_u_tower", "--tower-size", SIDE)
+TEMPLATE = "siglip_pair"
+RANKS = 2
+DATASET, CROPS = "crops", 16
+"""Of the training; crops of each photo."""
+WORDS = 300
+"""Of the tokenizer, at most."""
+SIGLIP_STEPS = 150
+COMPARED, KILL_AT = 40, 33
+"""Iterations of the uninterrupted run, and the iteration after which the other run is killed."""
+SHOWN = ("astronaut", "chelsea", "coffee", "rocket")
+"""Photos on the sheet."""
 
 
-def save_toy_tower(folder: Path, seed: int = 0, mixing: float = 1.0) -> Path:
-    """Save a tower with seeded weights and the sizes of the preset in the published layout; returns the new folder.
+@dataclass(frozen=True)
+class Example:
+    """The steps, each of which raises `StepFailed` where something is not as it must be.
+
+    Attributes:
+        runs: the folder that the example owns.
+    """
+
+    runs: Runs
+
+    def run(self) -> None:
+        """All steps, and the table."""
+        runs, step = self.runs, self.runs.console.step
+        self._make_inputs()
+        records, killed = self._train_tower()
+        step("Codes", "the trained tower writes those of a dataset of photos to be read and drawn")
+        codes = self._write_codes()
+        step("Sheet", "photos, and what their codes give at each depth")
+        sheet = self._write_sheet()
+        step("Scores", "of the middle of each photo, which no crop is exactly")
+        found = score(load_trained(runs.folder("tower"), self._siglip), photo_centres(), runs.tokenizer)
+        rows = [
+            ("layout", f"{RANKS} processes, data parallel"),
+            ("reconstruction loss", _ends(records, "reconstruction_loss")),
+            ("perceptual loss (random features)", _ends(records, "perceptual_loss")),
+            ("contrastive loss", _ends(records, "contrastive_loss")),
+            ("discriminator loss", _ends(records, "discriminator_loss")),
+            ("killed, resumed", f"after iteration {killed}; {COMPARED} losses equal bit for bit"),
+            ("PSNR by depth, dB", ", ".join(f"{one:.2f}" for one in found.psnr)),
+            ("the same, a mean colour for each code cell", f"{found.mean_colours:.2f}"),
+            ("codes in use", _percent(found.in_use)),
+            ("texts of photos found", f"{_percent(found.retrieval.text)} (chance {_percent(found.retrieval.chance)})"),
+            ("codes written", f"{codes:,}"),
+            ("photos and reconstructions in", shown(sheet)),
+            ("time", runs.console.elapsed),
+        ]  # fmt: skip
+        print("\n" + table(rows))
+        print(f"What the commands printed is in {shown(runs.output / 'logs')}.")
+        check_claims(records, found)
+
+    @property
+    def _siglip(self) -> Path:
+        return self.runs.output / "siglip"
+
+    def _make_inputs(self) -> None:
+        """Crops, tokenizer, SigLIP, dataset."""
+        runs, console = self.runs, self.runs.console
+        crops = photo_crops(CROPS, seed=0)
+        console.step("SigLIP", f"{SIGLIP_STEPS} steps on {len(crops)} crops of photos with their sentences")
+        train_tokenizer([pair.sentence for pair in crops], runs.tokenizer, WORDS)
+        losses = save_toy_siglip(crops, runs.tokenizer, self._siglip, SIGLIP_STEPS)
+        console.say(
+            f"loss {losses[0]:.2f} -> {losses[-1]:.2f}   {console.elapsed}   -> {shown(self._siglip)}"
+        )
+        console.step("Dataset", "pairs of a crop and its sentence")
+        rows = write_pairs(crops, runs.data / "images", runs.data / f"{DATASET}.json")
+        runs.preprocess(DATASET, rows, TEMPLATE, show=True)
+
+    def _train_tower(self) -> tuple[Records, int]:
+        """An uninterrupted run of the first iterations, and the whole of it with a kill.
+
+        Returns:
+            The records of the latter from its first to its last iteration, and after which iteration it was killed.
+        """
+        console = self.runs.console
+        console.step(
+            "Training", f"{COMPARED} iterations for comparison; then SIGKILL at {KILL_AT}, and all of it"
+        )
+        reference = self._train("reference", "--exit-interval", COMPARED)
+        killed = len(self._train("tower", stop_at=KILL_AT, show=False))
+        records = self._train("tower", log="resumed", show=False)
+        require_same_losses(reference, [one for one in records if one["iteration"] <= COMPARED], COMPARED)
+        console.say(f"equal at the first {COMPARED} iterations, those after the resume included")
+        return [*records[: records[killed]["iteration"] - 1], *records[killed:]], killed
+
+    def _train(self, name: str, *flags: object, **settings: Any) -> list[dict[str, Any]]:
+        return self.runs.train(
+            name, (DATASET,), "--config", RECIPE, "--vision-tower", self._siglip, *flags,
+            iterations=load_recipe(RECIPE).total_iterations, **settings,
+        )  # fmt: skip
+
+    def _write_codes(self) -> int:
+        """Codes of whole photos, each to be read and to be drawn; returns how many were written."""
+        runs = Runs(self.runs.folder("photos"), self.runs.console, inputs.DATASET_FLAGS)
+        photos = inputs.export_photos(runs)
+        inputs.train_tokenizer(runs, (sentence for _, _, sentence in photos))
+        inputs.make_dataset(runs, "photos", photos, self.runs.folder("tower"))
+        written = stored_codes(runs.data / "photos", range(len(photos)))
+        runs.console.say(f"{len(photos)} photos -> {shown(runs.data / 'photos')}   {runs.console.elapsed}")
+        return sum(codes.size for codes in written)
+
+    def _write_sheet(self) -> Path:
+        centres = [pair for pair in photo_centres() if pair.name in SHOWN]
+        images, sheet = self.runs.data / "centres", self.runs.output / "sheet.png"
+        write_pairs(centres, images, self.runs.data / "centres.json")
+        files = [images / f"{pair.name}.png" for pair in centres]
+        self.runs.tool(
+            "tools/reconstruct.py", "reconstruct", "--tower", self.runs.folder("tower"), "--input", *files,
+            "--output", sheet,
+        )  # fmt: skip
+        return sheet
+
+
+def check_claims(records: Records, found: Score) -> None:
+    """Check what the example claims.
 
     Args:
-        folder: new.
-        seed: of the weights.
-        mixing: factor on what each layer of the SigLIP adds to its input; with a small one the codes of a position tell
-            mostly of its own patch.
+        records: of the training, from its first to its last iteration.
+        found: of the trained tower.
+
+    Raises:
+        StepFailed: a claim does not hold; the message is one sentence.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    from megatron_eve.models.vila_u.tower import UnifiedTower
-
-    vision: VILAUConfig = PRESETS[PRESET].vision
-    (folder / SIGLIP).mkdir(parents=True)
-    for path, fields in ((folder, _sizes(vision)), (folder / SIGLIP, _siglip_sizes(vision))):
-        (path / "config.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        tower = UnifiedTower(read_tower_folder(folder))
-        coarse = torch.rand(_RANDOM_PICTURES, 3, _BLOBS, _BLOBS)
-        pixels = torch.nn.functional.interpolate(coarse, SIDE, mode="bilinear").mul(255).byte()
-        with torch.no_grad():
-            for name, weight in tower.encoder.named_parameters():
-                if name.endswith(("out_proj.weight", "fc2.weight")):
-                    weight.mul_(mixing)
-            fill_codebook(tower.quantizer, tower.features(pixels.permute(0, 2, 3, 1)))
-    tensors = {published_name(name): tensor.clone() for name, tensor in tower.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    if not records[-1]["reconstruction_loss"] < 0.5 * records[0]["reconstruction_loss"]:
+        raise StepFailed(
+            f"the reconstruction loss did not fall to a half: {_ends(records, 'reconstruction_loss')}"
+        )
+    began = [record["iteration"] for record in records if "discriminator_loss" in record]
+    wanted = load_recipe(RECIPE).vision.gan_start + 1
+    if not began or began[0] != wanted:
+        raise StepFailed(f"the discriminator has not trained from iteration {wanted} on")
+    if not found.psnr[-1] > found.psnr[0]:
+        raise StepFailed("all depths of the codes together make no better picture than the first alone")
+    if found.retrieval.text < 3 * found.retrieval.chance:
+        raise StepFailed(
+            f"the texts of {_percent(found.retrieval.text)} of the photos are found, which is chance"
+        )
 
 
-def fill_codebook(quantizer: Quantizer, features: torch.Tensor) -> None:
-    """Fill a shared codebook with K / D features, K / D of what these leave of all features, and so on.
-
-    Args:
-        quantizer: with one codebook of K vectors for D depths, D a divisor of K.
-        features: float32 [n, H, W, C] of pictures; more of them than K.
-    """
-    import torch
-
-    from megatron_eve.models.vila_u.quantizer import Codebook
-
-    codebook, left = quantizer.codebooks[0], quantizer.fold(features).flatten(0, -2)
-    assert isinstance(codebook, Codebook)
-    picked: list[torch.Tensor] = []
-    for _ in range(quantizer.depth):
-        left = left[left.norm(dim=1) > 1e-4]  # those that were picked leave nothing
-        some = left[torch.randperm(len(left))[: len(codebook.weight[:-1]) // quantizer.depth]]
-        left = left - some[torch.cdist(left, some).argmin(1)]
-        picked.append(some)
-    codebook.weight[:-1] = torch.cat(picked)
-    codebook.embed_ema.copy_(codebook.weight[:-1])
-    codebook.cluster_size_ema.fill_(1.0)
+def _ends(records: Records, name: str) -> str:
+    values = [record[name] for record in records if name in record]
+    return f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end" if values else "none"
 
 
-def _sizes(vision: VILAUConfig) -> dict[str, Any]:
-    """config.json of the tower."""
-    grid, width = vision.code_grid, vision.code_vector_size
-    return {
-        "model_type": "rqvaesigliptransformer_model",
-        "hidden_size": width,
-        "rqvaesiglip": {
-            "model_type": "rqvaesiglip_model",
-            "pretrained_model": SIGLIP,
-            "embed_dim": width,
-            "n_embed": vision.visual_codebook_size,
-            "latent_shape": [grid, grid, width],
-            "code_shape": [grid, grid, vision.codes_per_position],
-            "shared_codebook": not vision.separate_codebooks,
-            "decoder_latent_shape": None,
-            "decay": 0.99,
-            "latent_loss_weight": 0.25,
-            "restart_unused_codes": True,
-            "ddconfig": {
-                "ch": 32,
-                "ch_mult": [1, 1, 1, 1, 2],
-                "num_res_blocks": 1,
-                "attn_resolutions": [grid],
-                "z_channels": width,
-                "resolution": SIDE,
-                "out_ch": 3,
-                "in_channels": 3,
-                "double_z": False,
-                "dropout": 0.0,
-            },
-        },
-    }
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
-def _siglip_sizes(vision: VILAUConfig) -> dict[str, Any]:
-    """config.json of its SigLIP, of which the vision side is read."""
-    sides = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": vision.code_vector_size,
-        "intermediate_size": 2 * vision.code_vector_size,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": SIDE,
-        "patch_size": SIDE // vision.code_grid,
-    }
-    return {"model_type": "siglip", "vision_config": sides}
-
-
-def main() -> None:
-    """Read the command line and save."""
-    parser = command_parser_of(__doc__)
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="new folder for config.json and model.safetensors"
+def main() -> int:
+    """Read the command line and run; returns the exit status."""
+    flags = example_parser(__doc__, "vila_u_tower").parse_args()
+    runs = Runs(
+        flags.output,
+        Console(STEPS),
+        DATASET_FLAGS,
+        ranks=RANKS,
+        layout=(),
+        program="megatron_eve.train_tower",
     )
-    print(f"-> {save_toy_tower(parser.parse_args().folder)}")
+    opening = (
+        "A toy SigLIP becomes a tower of codes: photos -> training with a kill -> codes, reconstructions\n"
+        "About four minutes on two idle cores."
+    )
+    return run_example("vila-u-tower", runs, opening, Example(runs).run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

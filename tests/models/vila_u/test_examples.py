@@ -28,8 +28,8 @@ from vila_u_tiny import inputs, placed_shapes  # noqa: E402
 from vila_u_tiny.drawings import code_sums, equal_share  # noqa: E402
 from vila_u_tiny.memory_experiment import PhotoResult, check_photos  # noqa: E402
 from vila_u_tiny.placed_shapes import ALL, PlacedShape, named, nearest_combination, score  # noqa: E402
+from vila_u_tiny.random_tower import SIDE, save_toy_tower  # noqa: E402
 from vila_u_tiny.run import check_claims  # noqa: E402
-from vila_u_tiny.tower import SIDE, save_toy_tower  # noqa: E402
 
 
 def test_the_tower_fits_the_preset_and_tells_pictures_apart(tmp_path: Path) -> None:
