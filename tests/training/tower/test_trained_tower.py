@@ -12,7 +12,7 @@ from tests.convert.test_conversion import convert
 from tests.ranks import RankPool
 from tests.training.tower.towers import PAIRS, SEED, SIGLIP, STEPS, pairs, run_config, write_siglip
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 PICTURES, AT_ONCE = 1000, 250
 
@@ -70,7 +70,7 @@ def trained_codes(siglip: str, folder: str, bf16: bool) -> torch.Tensor:
             return torch.cat([tower.quantizer.encode(tower.features(part)) for part in parts])
 
 
-@pytest.mark.parametrize("bf16", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("bf16", [False, True])
 def test_codes_are_those_of_training_everywhere(ranks: RankPool, tmp_path: Path, bf16: bool) -> None:
     from transformers import AutoModel
 
