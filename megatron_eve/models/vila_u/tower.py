@@ -61,6 +61,10 @@ class UnifiedTower(nn.Module):
         features = self.encoder(pixels)
         return features.view(len(pixels), *self.settings.latent_shape)  # type: ignore[no-any-return]
 
+    def pooled(self, features: torch.Tensor) -> torch.Tensor:
+        """Features [n, H, W, C], quantised or not, as they are compared with texts: [n, C], of any length."""
+        return self.encoder.pooled(features.flatten(1, 2))
+
     def quantize(self, pixels: torch.Tensor) -> Quantized:
         """Codes and quantised features of pictures uint8 [n, S, S, 3]."""
         return self.quantizer(self.features(pixels))  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from torch.nn import functional
 from megatron_eve.models.towers.trainable import ContrastivePath, TowerOutput
 from megatron_eve.models.vila_u.quantizer import Quantized
 from megatron_eve.models.vila_u.restart import KeyedDraw
+from megatron_eve.models.vila_u.text_encoder import TextEncoder
 from megatron_eve.models.vila_u.tower import UnifiedTower
 from megatron_eve.models.vila_u.tower_names import published_name, stored_name
 from megatron_eve.models.vila_u.tower_settings import TowerSettings
@@ -30,42 +31,6 @@ from megatron_eve.models.vila_u.tower_settings import TowerSettings
 # Of a SigLIP before any training (arXiv 2303.15343).
 _LOGIT_SCALE, _LOGIT_BIAS = math.log(10), -10.0
 _SCALARS = ("logit_scale", "logit_bias")
-
-
-class TextEncoder(nn.Module):
-    """The text side of a SigLIP, of transformers' layers: a text becomes what its last position says of it. Frozen."""
-
-    embeddings: Any
-    encoder: Any
-    final_layer_norm: Any
-    head: Any
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        """Random weights, in float32 on the CPU.
-
-        Args:
-            fields: `text_config` of the SigLIP's config.json.
-        """
-        super().__init__()
-        import transformers
-
-        # Its own ids of a beginning and an end are not used, and outside of a small vocabulary it warns of them.
-        unused = {"bos_token_id": None, "eos_token_id": None, "attn_implementation": "sdpa"}
-        config = transformers.SiglipTextConfig(**{**fields, **unused})
-        model = transformers.SiglipTextModel(config)
-        model = getattr(model, "text_model", model)  # transformers 4.57 wraps it
-        for name in ("embeddings", "encoder", "final_layer_norm", "head"):
-            setattr(self, name, getattr(model, name))
-        self.requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [n, T], filled up to T without a mask, as SigLIP was trained -> [n, C]."""
-        hidden = self.embeddings(input_ids=tokens)
-        for layer in self.encoder.layers:
-            output = layer(hidden, None)
-            hidden = output[0] if isinstance(output, tuple) else output
-        return self.head(self.final_layer_norm(hidden)[:, -1])  # type: ignore[no-any-return]
 
 
 class VILAUTrainableTower(UnifiedTower):
@@ -153,7 +118,7 @@ class VILAUTrainableTower(UnifiedTower):
 
     def image_features(self, features: torch.Tensor) -> torch.Tensor:
         """Features [n, H, W, C], quantised or not, as they are compared with texts: [n, C] of unit length."""
-        return _unit(self.encoder.pooled(features.flatten(1, 2)))
+        return _unit(self.pooled(features))
 
     def logit_scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `TrainableTower.logit_scale_and_bias`."""

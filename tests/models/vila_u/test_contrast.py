@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_eve.config import ConfigError
-from megatron_eve.models.vila_u.contrast import load_contrast, load_pictures, text_encoder
+from megatron_eve.models.vila_u.contrast import load_contrast, text_encoder
 from megatron_eve.models.vila_u.golden_towers import case_tower
+from megatron_eve.models.vila_u.tower import load_tower
 from megatron_eve.models.vila_u.tower_folder import read_tower_folder, text_folder
 from megatron_eve.models.vila_u.tower_weights import TowerWeights
 from tests.evaluation.toy_pictures import write_reading_tower
@@ -26,11 +27,10 @@ def test_vectors_of_the_published_model() -> None:
     tower = case_tower(folder)
     near = tower.parent / "siglip_config"
     settings = read_tower_folder(tower, near if near.is_dir() else None)
-    weights = TowerWeights(settings)
     z_q = load_file(folder / "outputs.safetensors")["z_q"]
     with torch.no_grad():
-        texts = text_encoder(settings, weights).eval()(golden["text_input_ids"]).pooler_output
-        pooled = load_pictures(settings, weights).eval()(z_q)
+        texts = text_encoder(settings, TowerWeights(settings)).eval()(golden["text_input_ids"])
+        pooled = load_tower(settings, torch.device("cpu"), torch.float32).pooled(z_q)
     torch.testing.assert_close(texts, golden["text_features"], atol=5e-6, rtol=0)
     torch.testing.assert_close(pooled, golden["derived_pooled_from_zq"], atol=5e-6, rtol=0)
 
