@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, "torch.Tensor"]
 
 _QUANTIZER = {"x", "eval_z_q", "eval_codes", "before.codebooks.0.weight"}
-_INPUTS, _OUTPUTS = "inputs.safetensors", "outputs.safetensors"
+_INPUTS, _OUTPUTS, _TEXTS = "inputs.safetensors", "outputs.safetensors", "siglip_side.safetensors"
 _OFFSET = re.compile(r"tower_tokens_offset_(\d+)")
 
 
@@ -30,7 +30,8 @@ class TowerGolden(LanguageGolden):
 
     A quantiser's case is files of x, codebooks and eval_*, and of steps of training (train0_x, after0.*) with their
     random draws; a tower's is pictures in inputs.safetensors (`images`) and what became of them in outputs.safetensors,
-    beside or around the folder of its weights. The losses of training are a case of their own (`golden_losses`).
+    beside or around the folder of its weights, with texts in siglip_side.safetensors. The losses of training are a case
+    of their own (`golden_losses`).
     """
 
     def reads(self, folder: Path) -> bool:
@@ -48,7 +49,10 @@ class TowerGolden(LanguageGolden):
         for path in loss_files(folder):
             yield from loss_comparisons(path.stem, load_file(path))
         if _is_tower_case(folder):
-            yield from _tower_comparisons(folder, load_file(folder / _INPUTS), load_file(folder / _OUTPUTS))
+            outputs = load_file(folder / _OUTPUTS)
+            yield from _tower_comparisons(folder, load_file(folder / _INPUTS), outputs)
+            if (folder / _TEXTS).is_file():
+                yield from _contrast_comparisons(folder, outputs, load_file(folder / _TEXTS))
 
 
 def _quantizer_files(folder: Path) -> list[Path]:
@@ -212,6 +216,44 @@ def _made(tower: UnifiedTower, codes: torch.Tensor, features: torch.Tensor) -> d
         "recon_from_codes": tower.decode_features(quantizer.embed(codes)),
         "recon_uint8_range": tower.decode(codes).permute(0, 3, 1, 2),
     }
+
+
+def _contrast_comparisons(folder: Path, outputs: Tensors, golden: Tensors) -> Iterator[Comparison]:
+    """Texts, pictures and how they compare. What of a picture is compared is not published: the names that begin with
+    derived_ are those of quantised features."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from megatron_eve.models.towers.contrast import sigmoid_contrastive
+    from megatron_eve.models.vila_u.contrast import text_encoder
+    from megatron_eve.models.vila_u.tower import load_tower
+    from megatron_eve.models.vila_u.tower_weights import TowerWeights
+    from megatron_eve.runtime.accelerator import accelerator
+
+    device = accelerator().device
+    settings = read_tower_folder(case_tower(folder))
+    weights, tower = TowerWeights(settings), load_tower(settings, device, torch.float32)
+    scale, bias = (
+        weights.tensor(f"rqvaesiglip.{name}").to(device)[0] for name in ("logit_scale", "logit_bias")
+    )
+    with torch.no_grad():
+        texts = text_encoder(settings, weights).to(device).eval()(golden["text_input_ids"].to(device))
+        pictures, quantized = (tower.pooled(outputs[name].to(device)) for name in ("pre_quant", "z_q"))
+        unit = normalize(texts, dim=-1)
+        logits = unit @ normalize(pictures, dim=-1).t() * scale.exp() + bias
+        of_codes = normalize(quantized, dim=-1)
+        found = {
+            "text_features": texts,
+            "image_features_unquantized": pictures,
+            "logits_per_text": logits,
+            "logits_per_image": logits.t(),
+            "derived_pooled_from_zq": quantized,
+            "derived_logits_per_text": unit @ of_codes.t() * scale.exp() + bias,
+            "derived_siglip_loss": sigmoid_contrastive(of_codes, unit, scale.exp(), bias),
+        }
+    for name, ours in found.items():
+        if name in golden:
+            yield Comparison(name, ours, golden[name], "activation")
 
 
 def case_tower(folder: Path) -> Path:
