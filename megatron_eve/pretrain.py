@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,15 +93,17 @@ def _train(config: RunConfig, signals: ExitSignals) -> None:
         from megatron_eve.checkpoint.save_lock import save_lock
         from megatron_eve.models.kernels import check_kernels
         from megatron_eve.models.registry import tower_family
-        from megatron_eve.training.loop.decoder_run import setup
         from megatron_eve.training.loop.train import train
 
     if tower_family(config.family):
-        from megatron_eve.training.tower.run import setup
+        from megatron_eve.training.tower.run import setup as setup_tower
+
+        start = partial(train, setup=setup_tower)
     else:
         check_kernels(config, device)
+        start = partial(train)
     with distributed(config), save_lock(config.checkpoint.save):
-        status = train(config, signals, setup)
+        status = start(config, signals)
     sys.exit(status)
 
 

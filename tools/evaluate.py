@@ -14,6 +14,7 @@ from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.evaluation.answering import AnsweringCounts, answer_requests
+from megatron_eve.evaluation.answering_model import AnsweringModel, find_model
 from megatron_eve.evaluation.answers import (
     Head,
     MissingAnswers,
@@ -23,8 +24,10 @@ from megatron_eve.evaluation.answers import (
     read_answers,
 )
 from megatron_eve.evaluation.data_root import prepare_environment
-from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, versions
+from megatron_eve.evaluation.harnesses import Harnesses, check_installed, listing, ungrouped, versions
+from megatron_eve.evaluation.judging import Judge, check_judge_flags, judge_answers
 from megatron_eve.evaluation.mistakes import write_mistakes
+from megatron_eve.evaluation.picture_answering import PictureAnswering
 from megatron_eve.evaluation.report import (
     errors_by_task,
     in_doubt,
@@ -34,19 +37,15 @@ from megatron_eve.evaluation.report import (
 )
 from megatron_eve.evaluation.requests import Request, of_shard
 from megatron_eve.evaluation.training_record import add_scalars, append_scores, check_iteration
-from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
-from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
+from megatron_eve.inference.code_tower import add_tower_flags
+from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.engine_choice import (
     add_engine_flags,
-    check_engine_flags,
-    engine_fingerprint,
     open_engine_and_work,
 )
 from megatron_eve.inference.model_lease import model_lease
-from megatron_eve.inference.opening import add_conv_mode_flag
-from megatron_eve.inference.origin import AnswerOrigin
+from megatron_eve.inference.opening import add_conv_mode_flag, run_on_rank
 from megatron_eve.runtime.command_line import CommandParser, whole_number
-from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.errors import USER_ERROR_STATUS, record_status, run_command
 from megatron_eve.runtime.ranks import global_rank
 
@@ -126,10 +125,28 @@ def build_parser(family: str | None) -> argparse.ArgumentParser:
         help="file that gets the scores as JSON; files for servers go beside it",
     )
     results.add_argument(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="for the FID of pictures: the Inception network as TorchScript, inception-2015-12-05.pt",
+    )
+    results.add_argument(
         "--mistakes",
         type=whole_number(1),
         metavar="N",
         help="also write a page beside --output with N wrong answers of each task and their pictures",
+    )
+    results.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="also have a model behind a server with OpenAI's interface grade the answers, where a task has a "
+        "judge's prompt: http://HOST:8000/v1; its values stand under its name, and its verdicts are kept below "
+        "--answers; a key is taken from OPENAI_API_KEY",
+    )
+    results.add_argument(
+        "--judge-model",
+        metavar="NAME",
+        help="with --judge-url: the name that the server gives its model (default: the only one that it has)",
     )
     results.add_argument(
         "--evaluation-log",
@@ -240,17 +257,17 @@ def answer(flags: argparse.Namespace) -> int:
     """
     if flags.model_path is not None:
         flags.model_path = flags.model_path.resolve()
-    flags.conv_mode = check_engine_flags(flags, flags.conv_mode)
-    tower = model_tower(flags, needed=True) if flags.conv_mode != OWN_TEMPLATE else None
+    model = find_model(flags, ungrouped(flags.tasks))
     if global_rank():
         return open_engine_and_work(flags, flags.conv_mode, work=None)
     with model_lease(flags.model_path):
-        return _answer_shard(flags, tower)
+        return _answer_shard(flags, model)
 
 
-def _answer_shard(flags: argparse.Namespace, tower: ModelTower | None) -> int:
+def _answer_shard(flags: argparse.Namespace, model: AnsweringModel) -> int:
     harnesses = Harnesses(flags.tasks, flags.data_root)
-    head = Head(_origin(flags, tower).to_metadata(), harnesses.check_data(flags.data_cache_path), versions())
+    data = harnesses.check_data(flags.data_cache_path)
+    head = Head(model.origin(flags).to_metadata(), data | model.data(), versions())
     before = read_answers(flags.answers, "--answers")
     check_head(before.head, head, flags.answers)
     requests = of_shard(harnesses.plan(), *flags.shard)
@@ -263,17 +280,27 @@ def _answer_shard(flags: argparse.Namespace, tower: ModelTower | None) -> int:
     if not missing:
         return 0
     with ShardFile(flags.answers / f"shard-{shard}-of-{shards}.jsonl", head) as file:
-        return open_engine_and_work(
-            flags, flags.conv_mode, lambda engine: _answer(engine, missing, file, flags.batch_size), tower
-        )
+
+        def work(engine: Engine | None) -> int:
+            return _answer(engine, missing, file, flags.batch_size, model.pictures)
+
+        if not model.needs_engine:
+            return run_on_rank(lambda: work(None))
+        return open_engine_and_work(flags, flags.conv_mode, work, model.tower)
 
 
-def _answer(engine: Engine, missing: Sequence[Request], file: ShardFile, batch_size: int) -> int:
+def _answer(
+    engine: Engine | None,
+    missing: Sequence[Request],
+    file: ShardFile,
+    batch_size: int,
+    pictures: PictureAnswering | None,
+) -> int:
     from tqdm import tqdm
 
     with tqdm(total=len(missing), desc="answers") as bar:
         try:
-            counts = answer_requests(engine, missing, file, batch_size, bar.update)
+            counts = answer_requests(engine, missing, file, batch_size, bar.update, pictures)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the same command goes on with what is missing") from None
     print(_summary(counts))
@@ -287,22 +314,9 @@ def _summary(counts: AnsweringCounts) -> str:
         f"errors    {task}: {', '.join(f'{reason} {count:,}' for reason, count in sorted(reasons.items()))}"
         for task, reasons in counts.errors.items()
     ]
-    rows.append(f"tokens    {counts.tokens:,} in {counts.seconds:.1f} s: {rate:,.1f} tokens/s")
+    if counts.tokens or not counts.answered:
+        rows.append(f"tokens    {counts.tokens:,} in {counts.seconds:.1f} s: {rate:,.1f} tokens/s")
     return "\n".join(rows)
-
-
-def _origin(flags: argparse.Namespace, tower: ModelTower | None) -> AnswerOrigin:
-    name, iteration, sha256 = engine_fingerprint(flags)
-    return AnswerOrigin(
-        model_path=name,
-        iteration=iteration,
-        model_sha256=sha256,
-        tokenizer_sha256=file_digest(flags.tokenizer_model) if flags.tokenizer_model else None,
-        conv_mode=flags.conv_mode,
-        max_new_tokens=None,
-        apply_exif=not flags.ignore_exif_orientation,
-        tower_sha256=tower.check_weights() if tower else None,
-    )
 
 
 def score(flags: argparse.Namespace) -> int:
@@ -311,7 +325,8 @@ def score(flags: argparse.Namespace) -> int:
     Raises:
         UserError: answers that are missing, of two models, or to other data.
     """
-    harnesses = Harnesses(flags.tasks, flags.data_root)
+    harnesses = Harnesses(flags.tasks, flags.data_root, flags.answers, flags.inception_weights)
+    check_judge_flags(flags.judge_url, flags.judge_model, harnesses.tasks, harnesses.judged_tasks())
     data = harnesses.check_data(flags.data_cache_path)
     answers = read_answers(flags.answers, "--answers")
     if answers.head is None:
@@ -319,6 +334,8 @@ def score(flags: argparse.Namespace) -> int:
     check_data(answers.head, data, flags.answers)
     if flags.evaluation_log or flags.tensorboard_dir:
         check_iteration(answers.head, flags.answers)
+    harnesses.check_scoring()
+    judge = Judge(flags.judge_url, flags.judge_model) if flags.judge_url else None
     try:
         measured, requests = harnesses.score(answers.found, bool(flags.mistakes))
     except MissingAnswers as error:
@@ -327,6 +344,9 @@ def score(flags: argparse.Namespace) -> int:
             "until each shard is done"
         ) from None
     errors = errors_by_task(requests, answers)
+    ungraded: list[str] = []
+    if judge is not None:
+        measured, ungraded = judge_answers(measured, requests, judge, flags.answers)
     print(markdown(measured, errors))
     write_results(flags.output, measured, errors, answers, versions())
     for path in write_submissions(flags.output, measured):
@@ -339,7 +359,7 @@ def score(flags: argparse.Namespace) -> int:
         append_scores(flags.evaluation_log, answers.head, measured)
     if flags.tensorboard_dir:
         add_scalars(flags.tensorboard_dir, answers.head, measured)
-    return SOME_MISSING if in_doubt(requests, errors) else 0
+    return SOME_MISSING if in_doubt(requests, errors) or ungraded else 0
 
 
 def list_tasks(flags: argparse.Namespace) -> int:

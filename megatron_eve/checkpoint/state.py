@@ -43,12 +43,9 @@ from megatron_eve.runtime.ranks import print_rank_0
 
 # A family may add parameters to some layers only, and optimizer state must load under any layout.
 # Pass copies of this: megatron-core adds process groups to the dictionary.
-CONTENT = {
-    "non_homogeneous_layers": True,
-    "distrib_optim_sharding_type": "fully_reshardable",
-    # Optimizers of several networks: their keys differ by the parameters' names, and all begin with "optimizer".
-    "chained_optim_avoid_prefix": True,
-}
+CONTENT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
+# Keys of several networks' optimizers differ by the parameters' names; all have to begin with "optimizer".
+CONTENT["chained_optim_avoid_prefix"] = True
 _EXTRA = "_extra_state"
 # A resumed run follows its own flags in these, not those the checkpoint was written under.
 _OWN_SETTINGS = ("max_lr", "min_lr", "betas", "eps")

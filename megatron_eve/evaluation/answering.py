@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.evaluation.answers import Answered, ShardFile
-from megatron_eve.evaluation.requests import Request
+from megatron_eve.evaluation.picture_answering import PictureAnswering, picture_digests
+from megatron_eve.evaluation.requests import PICTURE_KINDS, Request
 from megatron_eve.inference.engine import Answer, ContinuationQuery, Engine, LogLikelihood, Query
 
 
@@ -31,27 +31,34 @@ class AnsweringCounts:
 
 
 def answer_requests(
-    engine: Engine,
+    engine: Engine | None,
     requests: Sequence[Request],
     file: ShardFile,
     batch_size: int,
     done: Callable[[int], object],
+    pictures: PictureAnswering | None = None,
 ) -> AnsweringCounts:
     """Answer requests in order, each batch on disk before the next begins.
 
     A picture that cannot be decoded or a prompt that is too long gives a row with an error, and the run goes on.
 
     Args:
-        engine: the model.
+        engine: the model; None where all requests are of `TOWER_KINDS`.
         requests: without an answer yet.
         file: gets the answers.
         batch_size: requests that are answered together; it changes no answer.
         done: called after each batch with its number of requests.
+        pictures: answers the requests of `PICTURE_KINDS`.
     """
     counts, began = AnsweringCounts(), time.monotonic()
     for batch in _batches(requests, batch_size):
-        prepared = [_prepare(engine, request) for request in batch]
-        answered = _answers(engine, batch, prepared, counts)
+        if batch[0].kind in PICTURE_KINDS:
+            assert pictures is not None
+            answered = pictures.answers(batch, engine)
+        else:
+            assert engine is not None
+            answered = _answers(engine, [_prepare(engine, request) for request in batch], counts)
+        _count(batch, answered, counts)
         file.append(zip(batch, answered, strict=True))
         done(len(batch))
     counts.seconds = time.monotonic() - began
@@ -84,7 +91,6 @@ def _prepare(engine: Engine, request: Request) -> Query | ContinuationQuery | Sk
 
 def _answers(
     engine: Engine,
-    batch: Sequence[Request],
     prepared: Sequence[Query | ContinuationQuery | SkipRow],
     counts: AnsweringCounts,
 ) -> list[Answered]:
@@ -95,23 +101,29 @@ def _answers(
     answered: list[Answered] = []
     found: Answer | LogLikelihood | None
     problem: str | None
-    for request, one in zip(batch, prepared, strict=True):
+    for one in prepared:
         if isinstance(one, SkipRow):
             found, problem = None, str(one)
         else:
             found = next(generated) if isinstance(one, Query) else next(likelihoods)
             problem = found.problem
         if problem is not None:
-            reason, reasons = problem.partition(":")[0], counts.errors.setdefault(request.task, {})
-            reasons[reason] = reasons.get(reason, 0) + 1
             answered.append(Answered(error=problem))
             continue
         assert found is not None and not isinstance(one, SkipRow)
-        counts.answered += 1
-        digests = tuple(hashlib.sha256(image).hexdigest() for image in one.images)
+        digests = picture_digests(one.images)
         if isinstance(found, Answer):
             counts.tokens += len(found.tokens)
             answered.append(Answered(found.text, images=digests))
         else:
             answered.append(Answered(log_likelihood=found.sum, is_greedy=found.is_greedy, images=digests))
     return answered
+
+
+def _count(batch: Sequence[Request], answered: Sequence[Answered], counts: AnsweringCounts) -> None:
+    for request, answer in zip(batch, answered, strict=True):
+        if answer.error is None:
+            counts.answered += 1
+            continue
+        reason, reasons = answer.error.partition(":")[0], counts.errors.setdefault(request.task, {})
+        reasons[reason] = reasons.get(reason, 0) + 1

@@ -4,6 +4,9 @@ A file begins with a head: what the answers depend on, `{"head": {"model": ..., 
 that asks more tasks appends another head with their data. Each other line is an answer, `{"key", "task", "split",
 "doc_id", "number", ...}` with "text" of a generated answer, or "log_likelihood" and "is_greedy", or "error". A key is
 answered once; all files of the folder are read, so that a later run may cut the requests otherwise.
+
+Where the answer is a picture, "text" is the path of a PNG file below the folder (`picture_path`), which is on disk
+before its line is.
 """
 
 from __future__ import annotations
@@ -15,11 +18,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from megatron_eve.data.errors import DataError
 from megatron_eve.evaluation.requests import Request
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import open_locked
 
+PICTURES = "pictures"
+"""Folder of pictures, below that of the answers."""
+TOWER = "--tower"
+"""In the place of a dataset's path: the tower that makes pictures of codes."""
 _BEGINS = (b'{"head": ', b'{"key": ')
 
 
@@ -28,7 +39,7 @@ class Answered:
     """The answer to a request.
 
     Attributes:
-        text: of a generated answer; empty with an error.
+        text: of a generated answer, or the path of a picture below the folder; empty with an error.
         log_likelihood: the sum of the continuation's log probabilities.
         is_greedy: each of its tokens is the most likely one.
         images: sha256 of each picture that the model was given.
@@ -137,10 +148,43 @@ def check_data(found: Head, now: Mapping[str, str], folder: Path) -> None:
     """Refuse data that has changed since the answers were given."""
     for name in sorted(found.data.keys() & now.keys()):
         if found.data[name] != now[name]:
+            if name == TOWER:
+                raise DataError(
+                    f"--answers {folder}: its pictures are of another {TOWER}; name another folder"
+                )
             raise DataError(
                 f"--answers {folder}: its answers are to other files than those in {name} of --data-root now; name "
                 "another folder, or bring the data back"
             )
+
+
+def picture_path(request: Request) -> str:
+    """Where the picture of an answer goes, relative to the folder of the answers."""
+    return f"{PICTURES}/{request.key[:2]}/{request.key}.png"
+
+
+def write_picture(folder: Path, request: Request, pixels: NDArray[np.uint8]) -> str:
+    """Write the picture of an answer, whole or not at all; returns its path below the folder.
+
+    Args:
+        folder: of the answers.
+        request: that it answers.
+        pixels: [height, width, 3].
+    """
+    path = folder / picture_path(request)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Of two processes with the same request each writes a file of its own, and both give the same picture.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+            file.flush()
+            os.fsync(file.fileno())  # on disk before the line that names it
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return picture_path(request)
 
 
 def _answer(row: Mapping[str, Any]) -> Answered:
@@ -221,7 +265,7 @@ def _line(request: Request, answer: Answered) -> str:
     }
     if answer.error is not None:
         row["error"] = answer.error
-    elif request.kind == "generate":
+    elif request.kind != "log_likelihood":
         row |= {"prompt": request.context, "text": answer.text}
     else:
         row |= {

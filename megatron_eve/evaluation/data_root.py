@@ -47,6 +47,7 @@ class DatasetNeed:
         config: of its README; None if it has one.
         split: that is asked.
         columns: that the task reads, where it says so.
+        files: names of the files and folders that make up a dataset of another layout, in place of config and split.
     """
 
     task: str
@@ -54,6 +55,7 @@ class DatasetNeed:
     config: str | None
     split: str
     columns: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def prepare_environment(cache: Path) -> None:
@@ -89,18 +91,22 @@ def alone_in(root: Path, copies: Path) -> Iterator[None]:
 
 
 def check_dataset(root: Path, need: DatasetNeed) -> list[Path]:
-    """Check that a task's dataset is there, and return its parquet files.
+    """Check that a task's dataset is there, and return its parquet files, if it is of these.
 
     Raises:
-        DataError: a missing folder, config, split or column: names what is there and the layout that is expected.
+        DataError: a missing folder, config, split, column or file: names what is there and the layout that is expected.
     """
     where = f"--tasks {need.task}: --data-root {root}"
     folder = root / need.path
     if not folder.is_dir():
         raise DataError(
             f"{where} has no folder {need.path}: copy the dataset there, as the hub has it "
-            "(README.md and parquet files)"
+            f"({', '.join(need.files) or 'README.md and parquet files'})"
         )
+    if need.files:
+        if missing := [name for name in need.files if not (folder / name).exists()]:
+            raise DataError(f"{where}: {need.path} has no {missing[0]}; copy it there, zip files unpacked")
+        return []
     patterns = _patterns(folder, need, where)
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not files:
@@ -205,14 +211,19 @@ def check_space(cache: Path, files: Mapping[str, Sequence[Path]]) -> None:
         )
 
 
-def data_digest(folder: Path) -> str:
-    """One digest of a dataset's folder: names, sizes and first megabyte of its files, but for hidden ones."""
+def data_digest(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """One digest of a dataset's folder: names, sizes and first megabyte of its files, but for hidden ones.
+
+    Args:
+        folder: of the dataset.
+        without: endings of names; of such files, of which there are many small ones, names and sizes alone count.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
-        digest.update(_described(name.as_posix(), path))
+        digest.update(_described(name.as_posix(), path, not path.name.endswith(without)))
     return digest.hexdigest()
 
 
@@ -225,10 +236,12 @@ def pictures_digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _described(name: str, path: Path) -> bytes:
+def _described(name: str, path: Path, content: bool = True) -> bytes:
+    first = ""
     try:
-        with path.open("rb") as file:
-            first = hashlib.sha256(file.read(FIRST_BYTES)).hexdigest()
+        if content:
+            with path.open("rb") as file:
+                first = hashlib.sha256(file.read(FIRST_BYTES)).hexdigest()
         size = str(path.stat().st_size)
     except FileNotFoundError:
         size = first = "missing"

@@ -22,15 +22,17 @@ from megatron_eve.evaluation.data_root import (
     pictures_digest,
 )
 from megatron_eve.evaluation.measured import Measured
+from megatron_eve.evaluation.picture_tasks import PICTURE_GROUPS, PICTURE_TASKS
 from megatron_eve.evaluation.requests import Request
 from megatron_eve.evaluation.text_tasks import TEXT_TASKS
 
 if TYPE_CHECKING:
+    from megatron_eve.evaluation.picture_harness import PictureHarness
     from megatron_eve.evaluation.text_harness import TextHarness
     from megatron_eve.evaluation.vision_harness import VisionHarness
 
-GROUPS = {"forgetting": (*TEXT_TASKS, "forgetting_sqa")}
-"""Groups with tasks of both harnesses; those of tasks with pictures alone are files beside them."""
+GROUPS = {"forgetting": (*TEXT_TASKS, "forgetting_sqa"), **PICTURE_GROUPS}
+"""Groups with tasks of several harnesses; those of lmms-eval's tasks alone are files beside these."""
 _PACKAGES = ("megatron_eve", "lmms_eval", "lm_eval", "datasets", "transformers", "torch")
 
 
@@ -41,29 +43,45 @@ def check_installed() -> None:
         raise ConfigError(f"{', '.join(missing)} is not installed: make install-eval")
 
 
+def ungrouped(names: Sequence[str]) -> list[str]:
+    """Names with those of a group's tasks in its place."""
+    return [one for given in names for one in GROUPS.get(given, (given,))]
+
+
 class Harnesses:
     """The tasks of a run, and the harnesses that ask them, which are loaded when one of their tasks is asked for.
 
     Args:
         names: of tasks and groups.
         data_root: whose folders the tasks read.
+        answers: folder of the answers, where they are scored.
+        inception: file of the Inception network, for scores that need it.
 
     Raises:
         ConfigError: an unknown name, with those that are like it.
     """
 
-    def __init__(self, names: Sequence[str], data_root: Path) -> None:
-        self._root = data_root
+    def __init__(
+        self,
+        names: Sequence[str],
+        data_root: Path,
+        answers: Path | None = None,
+        inception: Path | None = None,
+    ) -> None:
+        self._root, self._answers, self._inception = data_root, answers, inception
         self.vision_tasks: list[str] = []
         self.text_tasks: list[str] = []
+        self.picture_tasks: list[str] = []
         self._copies: dict[str, Path] = {}
-        for name in [one for given in names for one in GROUPS.get(given, (given,))]:
-            if name in TEXT_TASKS:
+        for name in ungrouped(names):
+            if name in PICTURE_TASKS:
+                self.picture_tasks.append(name)
+            elif name in TEXT_TASKS:
                 self.text_tasks.append(name)
             elif name in self.vision.names:
                 self.vision_tasks += self.vision.tasks(name)
             else:
-                known = [*TEXT_TASKS, *GROUPS, *self.vision.names]
+                known = [*TEXT_TASKS, *PICTURE_TASKS, *GROUPS, *self.vision.names]
                 like = difflib.get_close_matches(name, known, n=3)
                 hint = f"; did you mean {' or '.join(like)}?" if like else ""
                 raise ConfigError(
@@ -71,6 +89,7 @@ class Harnesses:
                 )
         self.vision_tasks = list(dict.fromkeys(self.vision_tasks))
         self.text_tasks = list(dict.fromkeys(self.text_tasks))
+        self.picture_tasks = list(dict.fromkeys(self.picture_tasks))
 
     @cached_property
     def vision(self) -> VisionHarness:
@@ -86,14 +105,28 @@ class Harnesses:
 
         return TextHarness(self._root)
 
+    @cached_property
+    def pictures(self) -> PictureHarness:
+        """Ours."""
+        from megatron_eve.evaluation.picture_harness import PictureHarness
+
+        return PictureHarness(self._root, self._answers, self._inception)
+
     @property
     def tasks(self) -> list[str]:
         """All of them, in the order of tables."""
-        return [*self.vision_tasks, *self.text_tasks]
+        return [*self.vision_tasks, *self.text_tasks, *self.picture_tasks]
 
     def needs(self, task: str) -> list[DatasetNeed]:
         """What a task reads; all of it lies in one folder."""
         return self._harness(task).needs(task)
+
+    def judged_tasks(self) -> list[str]:
+        """Those whose answers a judge can grade."""
+        return [
+            *(task for task in self.vision_tasks if self.vision.metadata(task).get("judge")),
+            *(task for task in self.picture_tasks if PICTURE_TASKS[task].judge),
+        ]
 
     def check_data(self, cache: Path) -> dict[str, str]:
         """Check the datasets of all tasks, and the room for their copies; returns a digest of each folder, and of
@@ -108,13 +141,15 @@ class Harnesses:
         files = {
             task: [path for need in needs[task] for path in check_dataset(self._root, need)] for task in needs
         }
-        digests = {
-            path: data_digest(self._root / path) for path in sorted({need[0].path for need in needs.values()})
-        }
+        digests = {}
+        for first in sorted((need[0] for need in needs.values()), key=lambda one: one.path):
+            if first.path not in digests:
+                digests[first.path] = data_digest(self._root / first.path, (".jpg",) if first.files else ())
         of_task = {task: digests[need[0].path] for task, need in needs.items()}
         of_digest: dict[str, list[Path]] = {}
         for task, digest in of_task.items():
-            of_digest.setdefault(digest, []).extend(files[task])
+            if task not in self.picture_tasks:  # whose files are read as they are
+                of_digest.setdefault(digest, []).extend(files[task])
         check_space(cache, of_digest)
         self._copies = {task: copies_folder(cache, digest) for task, digest in of_task.items()}
         return digests | self._picture_digests()
@@ -125,12 +160,23 @@ class Harnesses:
             apart |= self.vision.picture_files(task)
         return {name: pictures_digest(files) for name, files in apart.items()}
 
-    def _harness(self, task: str) -> TextHarness | VisionHarness:
+    def _harness(self, task: str) -> TextHarness | VisionHarness | PictureHarness:
+        if task in self.picture_tasks:
+            return self.pictures
         return self.text if task in self.text_tasks else self.vision
 
     def plan(self) -> list[Request]:
         """All requests of all tasks."""
         return [one for task in self.tasks for one in self._harness(task).plan(task, self._copies[task])]
+
+    def check_scoring(self) -> None:
+        """Refuse to score without a file that some task needs, before anything takes time.
+
+        Raises:
+            ConfigError: naming the flag.
+        """
+        if self.picture_tasks:
+            self.pictures.check_scoring(self.picture_tasks)
 
     def score(
         self, found: Mapping[str, Answered], graded: bool = False
@@ -174,6 +220,11 @@ def listing(data_root: Path) -> tuple[list[tuple[str, str, str]], dict[str, Sequ
             rows.append((name, what, _state(data_root, vision.needs(name))))
     for name, task in TEXT_TASKS.items():
         rows.append((name, f"{task.protocol}, scored here", _state(data_root, harnesses.text.needs(name))))
+    for name, one in PICTURE_TASKS.items():
+        where = _WHERE["judge" if one.judge else "here"]
+        rows.append(
+            (name, f"{one.protocol}, scored {where}", _state(data_root, harnesses.pictures.needs(name)))
+        )
     return rows, groups | GROUPS
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_eve.evaluation.requests import Request, rows_of
+from megatron_eve.evaluation.scorers.judged import JudgeRow
 from megatron_eve.evaluation.scorers.scores import Reported, Submission
 
 
@@ -28,6 +29,10 @@ class Measured:
         graded: of the main value of a task, for each document: 0 (wrong) to 1, and the label. Of a stock task if it was
             asked for, and if its harness has such a number.
         submission: the content of a server's or a judge's file, which stands in the place of a value.
+        judged: of the main value, the answers of all documents for a judge; none where no judge is asked.
+        judge_rule: how it is asked (`scorers.judged.RULES`).
+        judge: the name of the judge whose value this is; empty for values that were worked out here.
+        without_answer: what becomes of a request without an answer, for a footnote.
     """
 
     task: str
@@ -41,6 +46,10 @@ class Measured:
     published: Mapping[str, float] = field(default_factory=dict)
     graded: Sequence[tuple[float, Mapping[str, Any]]] = field(default=(), repr=False)
     submission: list[dict[str, Any]] | dict[str, str] | None = None
+    judged: Sequence[JudgeRow] = field(default=(), repr=False)
+    judge_rule: str = ""
+    judge: str = ""
+    without_answer: str = "scored as wrong"
 
 
 def stock_values(
@@ -111,6 +120,7 @@ def own_values(
     protocol: str,
     main: str | None,
     published: Mapping[str, float] | None = None,
+    judge_rule: str = "",
 ) -> Iterable[Measured]:
     """The values of a task of this project, whose results are `Reported` and `Submission`, as `stock_values`.
 
@@ -120,6 +130,7 @@ def own_values(
         protocol: whose.
         main: the metric that stands for the task.
         published: the main metric of other models.
+        judge_rule: how a judge is asked about the answers, if it is.
     """
     for name, found in results.items():
         metric, _, _ = name.partition(",")
@@ -134,7 +145,8 @@ def own_values(
         rows = found.rows if isinstance(found, Submission) else None
         known = published or {} if metric == main else {}
         graded = _graded(found) if metric == main and isinstance(found, Reported) else ()
-        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, graded, rows)
+        judged = (found.judged, judge_rule) if metric == main and judge_rule else ()
+        yield Measured(task, metric, *shown, protocol, metric == main, notes, known, graded, rows, *judged)
 
 
 def _graded(found: Reported) -> list[tuple[float, Mapping[str, Any]]]:

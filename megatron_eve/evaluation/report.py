@@ -42,11 +42,13 @@ def markdown(measured: Sequence[Measured], errors: Mapping[str, Mapping[str, int
     others = list(dict.fromkeys(name for one in measured for name in one.published))
     rows = [["task", "metric", "value", "standard error", "n", "protocol", *others]]
     for one in measured:
-        metric = f"**{one.metric}**" if one.main else one.metric
+        # The names of judges are whatever their servers call them.
+        name, protocol = (" ".join(text.split()).replace("|", "\\|") for text in (one.metric, one.protocol))
+        metric = f"**{name}**" if one.main else name
         value = "-" if one.value is None else f"{one.value:,.5g}"
         error = "" if one.standard_error is None else f"{one.standard_error:,.2g}"
         known = [f"{one.published[name]:,}" if name in one.published else "" for name in others]
-        rows.append([one.task, metric, value, error, f"{one.n:,}", one.protocol, *known])
+        rows.append([one.task, metric, value, error, f"{one.n:,}", protocol, *known])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -54,9 +56,10 @@ def markdown(measured: Sequence[Measured], errors: Mapping[str, Mapping[str, int
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     notes = ["values of other models are those of their papers, not measured here"] if others else []
-    notes += [f"{one.task}: {note}" for one in measured if one.main for note in one.notes]
+    notes += [f"{one.task}: {note}" for one in measured if one.main or one.judge for note in one.notes]
+    fate = {one.task: one.without_answer for one in measured}
     notes += [
-        f"{task}: {sum(reasons.values()):,} requests without an answer, scored as wrong "
+        f"{task}: {sum(reasons.values()):,} requests without an answer, {fate.get(task, 'scored as wrong')} "
         f"({', '.join(f'{reason} {count:,}' for reason, count in sorted(reasons.items()))})"
         for task, reasons in errors.items()
     ]
@@ -85,8 +88,9 @@ def write_results(
 
 def _entry(one: Measured) -> dict[str, Any]:
     """A value without what has files of its own."""
-    entry = asdict(replace(one, graded=(), submission=None))
-    return {name: value for name, value in entry.items() if name not in ("graded", "submission")}
+    entry = asdict(replace(one, graded=(), submission=None, judged=()))
+    own = ("graded", "submission", "judged", "judge_rule", "without_answer")
+    return {name: value for name, value in entry.items() if name not in own}
 
 
 def write_submissions(path: Path, measured: Sequence[Measured]) -> list[Path]:

@@ -160,7 +160,7 @@ class VisionHarness:
         metadata, n = self.metadata(task), results["n-samples"][task]["effective"]
         main, protocol = metadata.get("main_metric"), metadata.get("protocol", "lmms-eval")
         values = results["results"][task]
-        own = own_values(task, values, protocol, main, metadata.get("published"))
+        own = own_values(task, values, protocol, main, metadata.get("published"), metadata.get("judge", ""))
         return [*own] or stock_values(task, values, n, protocol, main)
 
     def _run(self, model: lmms, task: str, log_samples: bool = False) -> Any:
@@ -257,6 +257,8 @@ def _opener(
     def open_it() -> Conversation:
         try:
             messages = doc_to_messages(datasets[task][split][doc_id])
+        except SkipRow:
+            raise
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise SkipRow("image_unreadable", " ".join(str(error).split())[:200]) from error
         return conversation_of(messages)
@@ -297,6 +299,8 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
 
 def picture_file(picture: Any) -> bytes:
     """A picture as a file: PPM, which is written in a fraction of PNG's time, and holds the same pixels."""
+    if isinstance(picture, bytes):
+        return picture
     if isinstance(picture, str):
         return Path(picture).read_bytes()
     rgb = picture.convert("RGB")

@@ -200,6 +200,36 @@ class DrawingEngine(Engine, Protocol):
         """
 
 
+@dataclass(frozen=True)
+class DrawingQuery:
+    """A text to draw that an engine has checked.
+
+    Attributes:
+        text: what to draw.
+        name: of its random numbers: with another name the same text gives another picture.
+    """
+
+    text: str
+    name: str
+
+
+@runtime_checkable
+class BatchDrawingEngine(DrawingEngine, Protocol):
+    """An engine that draws pictures of several texts together."""
+
+    def prepare_drawing(self, text: str, name: str) -> DrawingQuery:
+        """Check a text before anything is drawn.
+
+        Raises:
+            SkipRow: as `DrawingEngine.draw`.
+        """
+
+    def pictures(
+        self, queries: Sequence[DrawingQuery], guidance: float, sampling: Sampling
+    ) -> NDArray[np.uint8]:
+        """Draw a picture of each text, uint8 [n, P, P, 3]; each is the one that its query would get alone."""
+
+
 class TextPieces:
     """Text of a growing list of tokens, in final pieces.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,8 +37,8 @@ class TooLong(Exception):
     """The server found one request longer than its model takes; the message is the server's."""
 
 
-def check_base_url(base_url: str) -> str:
-    """The address without a slash at its end.
+def check_base_url(base_url: str, flag: str = "--base-url") -> str:
+    """The address, given by a flag, without a slash at its end.
 
     Raises:
         ServerError: not an http(s) address, or one that holds a password, which would get into answers files.
@@ -48,10 +49,10 @@ def check_base_url(base_url: str) -> str:
     except ValueError:
         valid = False
     if not valid or any(character.isspace() for character in base_url):
-        raise ServerError(f"--base-url {base_url}: not an address such as http://HOST:8000/v1")
+        raise ServerError(f"{flag} {base_url}: not an address such as http://HOST:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ServerError(
-            f"--base-url: an address with a user, a password, ? or # is kept in answers files; leave these out, and "
+            f"{flag}: an address with a user, a password, ? or # is kept in answers files; leave these out, and "
             f"put the key into the environment variable {API_KEY_VARIABLE}"
         )
     return base_url.rstrip("/")
@@ -63,13 +64,24 @@ class HTTPClient:
     Args:
         base_url: up to and with the version: http://HOST:8000/v1.
         first_wait: seconds before the second try; doubles with each further one.
+        flag, model_flag: by which the user names the address and the model, for messages.
+
+    Attributes:
+        place: the flag and the address, with which messages begin.
 
     Raises:
         ServerError: not a usable address.
     """
 
-    def __init__(self, base_url: str, first_wait: float = _FIRST_WAIT_SECONDS) -> None:
-        self.base_url = check_base_url(base_url)
+    def __init__(
+        self,
+        base_url: str,
+        first_wait: float = _FIRST_WAIT_SECONDS,
+        flag: str = "--base-url",
+        model_flag: str = "--model",
+    ) -> None:
+        self.base_url = check_base_url(base_url, flag)
+        self.place, self._model_flag = f"{flag} {self.base_url}", model_flag
         self._key = os.environ.get(API_KEY_VARIABLE, "").strip()
         self._first_wait = first_wait
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -102,10 +114,41 @@ class HTTPClient:
         response = self._send("POST", path, body)
         if response.status_code == 404:
             raise ServerError(
-                f"--base-url {self.base_url}: has no {path} (status 404: {self._reason(response)}); the address mostly "
-                "ends in /v1, and --model is the name that the server gives its model"
+                f"{self.place}: has no {path} (status 404: {self._reason(response)}); the address mostly "
+                f"ends in /v1, and {self._model_flag} is the name that the server gives its model"
             )
         return self._json(response, path)
+
+    def served_models(self) -> dict[str, Any] | None:
+        """What the server says of its models, by name; None if it does not list them."""
+        listed = self.get("/models")
+        served = listed.get("data") if isinstance(listed, dict) else None
+        if not isinstance(served, list):
+            return None
+        return {str(one.get("id")): one for one in served if isinstance(one, dict)}
+
+    def no_such_model(self, model: str, served: Mapping[str, Any]) -> ServerError:
+        """The error for a model that is none of those that the server lists."""
+        names = ", ".join(sorted(served)) or "none"
+        return ServerError(
+            f"{self._model_flag} {model}: {self.base_url} serves no such model, but {names}; name one of these"
+        )
+
+    def first_choice(self, reply: Any, *path: str) -> Any:
+        """A field of the first choice of a reply.
+
+        Raises:
+            ServerError: there is none.
+        """
+        try:
+            found = reply["choices"][0]
+            for name in path:
+                found = found[name]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ServerError(
+                f"{self.place}: its reply has no choices[0].{'.'.join(path)}; is it a server with OpenAI's interface?"
+            ) from error
+        return found
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """A response that is not worth another try."""
@@ -116,9 +159,7 @@ class HTTPClient:
             except (httpx.TransportError, httpx.InvalidURL) as error:
                 problem, asked = f"{type(error).__name__}: {str(error)[:200] or 'no reason given'}", 0.0
                 if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
-                    raise ServerError(
-                        f"--base-url {self.base_url}: {problem}; correct the address"
-                    ) from error
+                    raise ServerError(f"{self.place}: {problem}; correct the address") from error
             else:
                 if response.status_code not in _TRANSIENT:
                     return response
@@ -128,7 +169,7 @@ class HTTPClient:
                 time.sleep(min(max(wait, asked), _LONGEST_WAIT_SECONDS))
                 wait *= 2
         raise ServerError(
-            f"--base-url {self.base_url}: no answer after {TRIES} tries ({problem}); when the server runs, repeat the "
+            f"{self.place}: no answer after {TRIES} tries ({problem}); when the server runs, repeat the "
             "command, which asks only what has no answer yet"
         )
 
@@ -138,19 +179,19 @@ class HTTPClient:
             raise TooLong(self._reason(response))
         if status in (401, 403):
             raise ServerError(
-                f"--base-url {self.base_url}: refuses the key (status {status}); put the right one into the "
+                f"{self.place}: refuses the key (status {status}); put the right one into the "
                 f"environment variable {API_KEY_VARIABLE}"
             )
         if not response.is_success:
             raise ServerError(
-                f"--base-url {self.base_url}: refuses {path} (status {status}: {self._reason(response)}); check the "
+                f"{self.place}: refuses {path} (status {status}: {self._reason(response)}); check the "
                 "server's options and the address"
             )
         try:
             return response.json()
         except ValueError as error:
             raise ServerError(
-                f"--base-url {self.base_url}: {path} does not answer with JSON; is it a server with OpenAI's interface?"
+                f"{self.place}: {path} does not answer with JSON; is it a server with OpenAI's interface?"
             ) from error
 
     def _reason(self, response: httpx.Response) -> str:
@@ -178,14 +219,9 @@ def listed_model(client: HTTPClient, model: str) -> dict[str, Any]:
     Raises:
         ServerError: it cannot be reached, or serves no such model.
     """
-    listed = client.get("/models")
-    served = listed.get("data") if isinstance(listed, dict) else None
-    if not isinstance(served, list):
+    models = client.served_models()
+    if models is None:
         return {}  # a server need not list its models; a wrong name is then found by the first request
-    models = {one.get("id"): one for one in served if isinstance(one, dict)}
     if model not in models:
-        names = ", ".join(sorted(str(name) for name in models)) or "none"
-        raise ServerError(
-            f"--model {model}: {client.base_url} serves no such model, but {names}; name one of these"
-        )
+        raise client.no_such_model(model, models)
     return models[model]

@@ -100,7 +100,7 @@ class HTTPEngine:
             raise ConfigError(
                 "--base-url: a server is asked for the most likely answer alone; leave --temperature out"
             )
-        return _at_once(self._answer, queries)
+        return at_once(self._answer, queries)
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`; the answer comes as one piece."""
@@ -116,9 +116,11 @@ class HTTPEngine:
             if query.text.startswith(_MESSAGES):
                 body["messages"] = self._with_pictures(query)
                 reply = self._client.post("/chat/completions", body)
-                text = self._field(reply, "message", "content")
+                text = self._client.first_choice(reply, "message", "content")
             else:
-                text = self._field(self._client.post("/completions", body | {"prompt": query.text}), "text")
+                text = self._client.first_choice(
+                    self._client.post("/completions", body | {"prompt": query.text}), "text"
+                )
         except TooLong as error:
             return Answer((), "", problem=f"prompt_too_long: {error}")
         return Answer((), cut_at_stop(text or "", query.stop).strip())
@@ -139,19 +141,6 @@ class HTTPEngine:
                 for part in parts
             ]
         return messages
-
-    def _field(self, reply: Any, *path: str) -> Any:
-        """A field of the first choice of a reply."""
-        try:
-            found = reply["choices"][0]
-            for name in path:
-                found = found[name]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(
-                f"--base-url {self._client.base_url}: its reply has no choices[0].{'.'.join(path)}; is it a server "
-                "with OpenAI's interface?"
-            ) from error
-        return found
 
     def prepare_continuation(
         self, text: str, images: Sequence[bytes], continuation: str
@@ -180,12 +169,12 @@ class HTTPEngine:
         except (ServerError, TooLong) as error:
             raise ServerError(f"{error}; {remedy}") from error
         if len(found) < 2:
-            raise ServerError(f"--base-url {self._client.base_url}: gives no logprobs of a prompt, {remedy}")
+            raise ServerError(f"{self._client.place}: gives no logprobs of a prompt, {remedy}")
         self._gives_log_likelihoods = True
 
     def log_likelihoods(self, queries: Sequence[ContinuationQuery]) -> list[LogLikelihood]:
         """See `Engine.log_likelihoods`."""
-        return _at_once(self._log_likelihood, queries)
+        return at_once(self._log_likelihood, queries)
 
     def _log_likelihood(self, query: ContinuationQuery) -> LogLikelihood:
         # As lm-eval's models: white space at the context's end belongs to the continuation, and the context's tokens
@@ -215,7 +204,7 @@ class HTTPEngine:
             "logprobs": 1,
         }
         reply = self._client.post("/completions", asked)
-        found = self._field(reply, "logprobs")
+        found = self._client.first_choice(reply, "logprobs")
         if not found:
             return []
         values, tops = found.get("token_logprobs") or [], found.get("top_logprobs") or []
@@ -246,7 +235,7 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _at_once(ask: Callable[[One], Other], queries: Sequence[One]) -> list[Other]:
+def at_once(ask: Callable[[One], Other], queries: Sequence[One]) -> list[Other]:
     """Ask for all queries from threads; replies in order. The first error ends it."""
     if not queries:
         return []

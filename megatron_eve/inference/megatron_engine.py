@@ -10,7 +10,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megatron_eve.config import RunConfig
 from megatron_eve.data.errors import SkipRow
@@ -25,6 +27,7 @@ from megatron_eve.inference.engine import (
     Answer,
     AnswerEnd,
     ContinuationQuery,
+    DrawingQuery,
     DrawingStep,
     EngineLost,
     LogLikelihood,
@@ -50,6 +53,7 @@ from megatron_eve.inference.log_likelihoods import (
 from megatron_eve.inference.picture_codes import PictureCodes
 from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.decoder.model import VisionLanguageModel
+from megatron_eve.models.image_plan import CodeSizes
 from megatron_eve.models.registry import find_family, image_planner
 
 
@@ -71,7 +75,7 @@ class _Drawings(NamedTuple):
 
 
 class MegatronEngine:
-    """A `DrawingEngine` over this rank's part of a model. On rank 0 use it, on the others call `follow`.
+    """A `BatchDrawingEngine` over this rank's part of a model. On rank 0 use it, on the others call `follow`.
 
     Args:
         model: built under `generation_config`, with its weights.
@@ -179,26 +183,10 @@ class MegatronEngine:
         self, text: str, count: int, guidance: float, sampling: Sampling
     ) -> Generator[DrawingStep, None, None]:
         """See `DrawingEngine.draw`."""
-        sizes = find_family(self._config.family).code_sizes(self._config)
-        if sizes is None:
-            raise PromptError("draws_nothing", f"it is of the family {self._config.family}")
-        if self._picture_codes is None:
-            raise PromptError("no_tower", NO_TOWER)
-        try:
-            tokens, unconditional = (
-                encode_text(drawing_prompt(words, self.conv_mode), self._tokenizer, self.conv_mode)
-                for words in (text, "")
-            )
-        except SkipRow:
-            raise
-        except ValueError as error:
-            raise PromptError("draws_nothing", str(error)) from None
-        total = sizes.grid[0] * sizes.grid[1]
-        check_drawing_length(len(tokens), total, self.max_length)
+        sizes, tower = self._drawn_sizes()
+        drawing, total = self._drawing(text), sizes.grid[0] * sizes.grid[1]
         sampling = replace(sampling, top_k=min(sampling.top_k, sizes.codebook_size))
-        drawings = [
-            Drawing(tokens, unconditional, drawing_key(sampling, text, number)) for number in range(count)
-        ]
+        drawings = [replace(drawing, key=drawing_key(sampling, text, number)) for number in range(count)]
         steps = self._lead(_Drawings(drawings, guidance, sampling))
         codes: list[torch.Tensor] = []
         try:
@@ -209,7 +197,50 @@ class MegatronEngine:
         finally:
             steps.close()
         grid = torch.stack(codes, dim=1).reshape(count, *sizes.grid, sizes.depth)
-        yield DrawingStep(total, total, self._picture_codes.pictures(grid))
+        yield DrawingStep(total, total, tower.pictures(grid))
+
+    def prepare_drawing(self, text: str, name: str) -> DrawingQuery:
+        """See `BatchDrawingEngine.prepare_drawing`."""
+        self._drawing(text)
+        return DrawingQuery(text, name)
+
+    def pictures(
+        self, queries: Sequence[DrawingQuery], guidance: float, sampling: Sampling
+    ) -> NDArray[np.uint8]:
+        """See `BatchDrawingEngine.pictures`."""
+        sizes, tower = self._drawn_sizes()
+        sampling = replace(sampling, top_k=min(sampling.top_k, sizes.codebook_size))
+        drawings = [
+            replace(self._drawing(query.text), key=drawing_key(sampling, query.name, 0)) for query in queries
+        ]
+        codes = list(self._lead(_Drawings(drawings, guidance, sampling)))
+        grid = torch.stack(codes, dim=1).reshape(len(queries), 1, *sizes.grid, sizes.depth)
+        # One at a time: in a batch a pixel may round otherwise.
+        return np.concatenate([tower.pictures(one) for one in grid])
+
+    def _drawn_sizes(self) -> tuple[CodeSizes, PictureCodes]:
+        """Sizes of the codes that the model draws, and the tower that makes pictures of them."""
+        sizes = find_family(self._config.family).code_sizes(self._config)
+        if sizes is None:
+            raise PromptError("draws_nothing", f"it is of the family {self._config.family}")
+        if self._picture_codes is None:
+            raise PromptError("no_tower", NO_TOWER)
+        return sizes, self._picture_codes
+
+    def _drawing(self, text: str) -> Drawing:
+        """What is drawn of a text; its key is still to be set."""
+        sizes, _ = self._drawn_sizes()
+        try:
+            tokens, unconditional = (
+                encode_text(drawing_prompt(words, self.conv_mode), self._tokenizer, self.conv_mode)
+                for words in (text, "")
+            )
+        except SkipRow:
+            raise
+        except ValueError as error:
+            raise PromptError("draws_nothing", str(error)) from None
+        check_drawing_length(len(tokens), sizes.grid[0] * sizes.grid[1], self.max_length)
+        return Drawing(tokens, unconditional)
 
     def _text(self, tokens: list[int]) -> str:
         """Text of an answer. Padding rows of the embedding have no piece, and so no text."""

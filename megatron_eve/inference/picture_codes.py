@@ -60,7 +60,7 @@ class PictureCodes:
         Raises:
             ImageError: one that does not decode.
         """
-        size = self._codes.square_size(self._tower.settings)
+        size = self.square_size
         found: list[NDArray[np.int64]] = []
         for first in range(0, len(images), _MOST_TOGETHER):
             squares = [
@@ -74,6 +74,18 @@ class PictureCodes:
                     encode_squares(self._model(self._tower.dtype), squares, len(squares), self._device)
                 )
         return found
+
+    @property
+    def square_size(self) -> int:
+        """Side of the square picture that the tower reads, S, in pixels."""
+        return self._codes.square_size(self._tower.settings)
+
+    def reconstruction(self, square: Pixels) -> Pixels:
+        """The picture uint8 [P, P, 3] of the codes of a square uint8 [S, S, 3]."""
+        with one_thread(self._device):
+            codes = encode_squares(self._model(self._tower.dtype), [square], 1, self._device)
+        picture: Pixels = self.pictures(torch.from_numpy(codes))[0]
+        return picture
 
     def pictures(self, codes: torch.Tensor) -> Pixels:
         """Pictures uint8 [n, P, P, 3] of codes int64 [n, h, w, D], made in float32 whatever made the data's codes."""

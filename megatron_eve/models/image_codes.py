@@ -11,7 +11,7 @@ D = codes of a position, K = size of the codebook.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,6 +69,18 @@ class CodeModel(Protocol):
         Returns:
             float [n, P, P, 3] in 0 .. 255.
         """
+        ...
+
+
+class ContrastModel(Protocol):
+    """A tower's contrastive side with its weights: vectors of pictures and texts, alike where they belong together."""
+
+    def picture_vectors(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Vectors float32 [n, C] of length 1, of pictures uint8 [n, S, S, 3] as their codes have them."""
+        ...
+
+    def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors float32 [n, C] of length 1, of texts."""
         ...
 
 
@@ -180,5 +192,30 @@ class ImageCodes(Protocol):
 
         Raises:
             ConfigError: weights that are missing or damaged.
+        """
+        ...
+
+    def text_folder(self, tower: CodeTower, flags: Mapping[str, Any]) -> Path:
+        """The folder of the tokenizer of the texts that a tower's contrastive side takes.
+
+        Args:
+            tower: it.
+            flags: values of `add_flags` by name.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        ...
+
+    def load_contrast(self, tower: CodeTower, texts: Path, device: torch.device) -> ContrastModel:
+        """The contrastive side of a tower with its weights, in float32.
+
+        Args:
+            tower: it.
+            texts: `text_folder`.
+            device: that it runs on.
+
+        Raises:
+            ConfigError: the tower has none, or it or the tokenizer is damaged.
         """
         ...

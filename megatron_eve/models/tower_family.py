@@ -46,7 +46,7 @@ class TowerFamily(ModelFamily, Protocol):
         optimizer_defaults: settings of the section `optimizer` that have other defaults in its runs.
     """
 
-    optimizer_defaults: Mapping[str, float] = {}
+    optimizer_defaults: Mapping[str, Any] = {}
     parts: Mapping[str, tuple[str, ...]] = {}
 
     def stage(self, config: RunConfig) -> Stage:

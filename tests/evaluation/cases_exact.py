@@ -151,8 +151,54 @@ CHAINS = [
 ]  # fmt: skip
 CASES += [Case("exact", f"BBH {text!r}", lambda m, t=text: m.bbh_answer(t), out) for text, out in CHAINS]
 
+# Of videos: answer, label, points.
+WORDS = [
+    ("guitar", "guitar", 1.0), (" Guitar. ", "guitar", 1.0), ("guitar", "Guitar", 1.0), ("guitar", " guitar", 1.0),
+    ("a guitar", "guitar", 0.0), ("guitars", "guitar", 0.0), ("", "guitar", 0.0), (None, "guitar", 0.0),
+    ("guitar!", "guitar", 0.0),
+]  # fmt: skip
+CASES += [
+    Case(
+        "exact",
+        f"video {answer!r}, {label!r}",
+        lambda m, a=answer, w=label: m.score_word("x", [m.MatchRow(1, w, a)]).points,
+        (points,),
+    )
+    for answer, label, points in WORDS
+]
+CASES += [
+    Case(
+        "exact",
+        f"video: the label {label!r}",
+        lambda m, w=label: m.score_word("x", [m.MatchRow(1, w, "a")]),
+        Refused(f"^x, question 1: the label is {label!r}; write the answer as text"),
+    )
+    for label in (" ", 3)
+]
+
 
 MUTATIONS = [
+    Mutation(
+        "exact", "video: spaces of the answer count", "gqa_answer(answer.strip())", "gqa_answer(answer)"
+    ),
+    Mutation(
+        "exact", "video: spaces of the label count", "gqa_answer(row.label.strip())", "gqa_answer(row.label)"
+    ),
+    Mutation(
+        "exact",
+        "video: case of the label counts",
+        "label=gqa_answer(row.label.strip())",
+        "label=row.label.strip()",
+    ),
+    Mutation(
+        "exact",
+        "video: the last word counts",
+        "gqa_answer(answer.strip())",
+        "gqa_answer((answer.split() or [''])[-1])",
+    ),
+    Mutation(
+        "exact", "video: empty labels pass", "isinstance(row.label, str) and row.label.strip()", "row.label"
+    ),
     Mutation(
         "exact",
         "ScienceQA: case does not count",

@@ -45,3 +45,25 @@ def test_published_values_stand_beside_ours() -> None:
 def test_without_published_values_there_are_no_columns() -> None:
     table = markdown([Measured("pope", "accuracy", 0.5, None, 4, "lmms-eval", True)], {})
     assert table.splitlines()[0].endswith("| protocol  |") and len(table.splitlines()) == 3
+
+
+def test_values_of_a_judge_have_notes_of_their_own_and_no_published_value_beside_them() -> None:
+    lines = markdown(
+        [
+            Measured("a_vet", "submission", None, None, 2, "A", True, (), {"A-7B": 30.5}),
+            Measured(
+                "a_vet",
+                "judged by a|b\nc",
+                50.0,
+                None,
+                2,
+                "P, judge a|b\nc",
+                False,
+                ("judged: 1",),
+                judge="a|b\nc",
+            ),
+        ],
+        {},
+    ).splitlines()
+    assert lines[3].replace(" ", "") == r"|a_vet|judgedbya\|bc|50||2|P,judgea\|bc||"
+    assert lines[-1] == "- a_vet: judged: 1" and len(lines) == 7

@@ -67,8 +67,11 @@ PROMPTS = {
     "vila_okvqa_4shot": f"What sport is 0?{SHORT}",
     "vila_coco_karpathy": CAPTION,
     "vila_coco_karpathy_4shot": CAPTION,
+    "vila_u_msvd_qa": "what is a man playing?",
+    "vila_u_msrvtt_qa": "what is a man playing?",
 }
 TASKS = list(PROMPTS)
+VIDEOS = ("vila_u_msvd_qa", "vila_u_msrvtt_qa")
 # Task -> what the model says to its questions in order; None: nothing, as for a picture that cannot be decoded.
 SAID: dict[str, list[str | None]] = {
     "eve_pope": ["Yes", "No", "No", "Yes, there is one.", "Yes", "NO"],
@@ -91,6 +94,8 @@ SAID: dict[str, list[str | None]] = {
     "vila_okvqa_4shot": ["golf", None],
     "vila_coco_karpathy": ["A cat sits on a mat", "a dog", "Two dogs run!"],
     "vila_coco_karpathy_4shot": ["A cat sits on a mat", None, "Two dogs run!"],
+    "vila_u_msvd_qa": ["Guitar.", "an onion", "horse"],
+    "vila_u_msrvtt_qa": ["The man is playing a guitar.", None, " horse. "],
 }
 SAID |= {f"quick_{name}": SAID[f"eve_{name}"] for name in ("pope", "textvqa")}
 SAID |= {"eve_textvqa_no_ocr": SAID["eve_textvqa"], "quick_sqa": SAID["eve_sqa_img"]}
@@ -122,6 +127,8 @@ VALUES: dict[str, dict[str, float]] = {
     "eve_seed_image": {"accuracy": 50},
     "vila_okvqa": {"accuracy": (100 + 90) / 2},
     "vila_okvqa_4shot": {"accuracy": 50},
+    "vila_u_msvd_qa": {"accuracy": 200 / 3},
+    "vila_u_msrvtt_qa": {"accuracy": 100 / 3},
 }
 FILES: dict[str, Any] = {
     "eve_vqav2_test": [{"question_id": 200, "answer": "2 way"}, {"question_id": 201, "answer": ""}],
@@ -196,7 +203,7 @@ def test_the_first_question_as_it_is_asked(task: str, plan: dict[str, list[Reque
         assert len(shown.images) == 5 and shown.turns[-1].text == f"<image>\n{PROMPTS[task]}"
     else:
         assert [turn.text for turn in shown.turns] == [PROMPTS[task]]  # the picture stands in front
-        assert len(shown.images) == (task != "eve_sqa_text")
+        assert len(shown.images) == (8 if task in VIDEOS else task != "eve_sqa_text")
 
 
 @pytest.mark.parametrize("task", sorted(VALUES))
@@ -462,10 +469,11 @@ def test_a_caption_that_does_not_exist(scored: Callable[[str], dict[str, Measure
 
 
 def test_captions_without_java(
-    scored: Callable[[str], dict[str, Measured]], monkeypatch: pytest.MonkeyPatch
+    harness: VisionHarness, plan: dict[str, list[Request]], copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    found = scored("vila_coco_karpathy")
+    values, _ = harness.score("vila_coco_karpathy", copies, answers(plan, "vila_coco_karpathy"))
+    found = {one.metric: one for one in values}
     assert {one.value for one in found.values()} == {None} and len(found) == 7
     assert "needs the program java" in found["CIDEr"].notes[0]
 

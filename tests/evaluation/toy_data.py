@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.data.clips import write_clip
 from tests.evaluation.hub_folder import picture, write_split
 
 OWNER = "lmms-lab-encoder"
@@ -196,8 +197,8 @@ def seed(root: Path) -> Path:
 def mmvet(root: Path) -> Path:
     """Two questions."""
     rows = [
-        {"question_id": f"v1_{number}", "question": f"What is x in equation {number}?", "answer": "-1",
-         "image": picture(11)}
+        {"question_id": f"v1_{number}", "question": f"What is x in equation {number}?", "answer": "-1<AND>-5",
+         "capability": ("ocr,math", "math")[number], "image": picture(11)}
         for number in range(2)
     ]  # fmt: skip
     return write_split(root / OWNER / "MMVet", "test", rows)
@@ -218,6 +219,29 @@ def okvqa(root: Path) -> Path:
     ]  # fmt: skip
     write_split(folder, "val2014", rows)
     return write_split(folder, "train2014", train)
+
+
+def videos(root: Path) -> Path:
+    """Three questions about two clips, of 16 and of 5 frames; those of MSRVTT-QA lie in a folder of their own."""
+    for name, ending, place in (("MSVD", "avi", "videos"), ("MSRVTT", "mp4", "videos/all")):
+        folder = root / "GPT_Zero_Shot_QA" / f"{name}_Zero_Shot_QA"
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for clip, frames in (("long", 16), ("short", 5)):
+            write_clip(folder / place / f"{clip}.{ending}", frames)
+        rows = [
+            {
+                "question_id": number,
+                "question": f"what is a man {doing}?",
+                "answer": answer,
+                "video_name": clip,
+            }
+            for number, (doing, answer, clip) in enumerate(
+                (("playing", "guitar", "long"), ("cutting", "onion", "short"), ("riding", "horse", "long"))
+            )
+        ]
+        rows[1]["video_name"] = f"short.{ending}"
+        path = write_split(folder, "test", rows)
+    return path
 
 
 CAPTIONS = (
@@ -245,7 +269,7 @@ def karpathy(root: Path) -> Path:
 
 
 FOLDERS: tuple[Callable[[Path], Path], ...] = (
-    pope, mme, textvqa, vqav2, vizwiz, gqa, science_qa, mmbench, seed, mmvet, okvqa, karpathy,
+    pope, mme, textvqa, vqav2, vizwiz, gqa, science_qa, mmbench, seed, mmvet, okvqa, karpathy, videos,
 )  # fmt: skip
 """All of them."""
 

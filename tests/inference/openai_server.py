@@ -32,8 +32,9 @@ class Served:
         most_at_once: requests that were answered at the same time.
     """
 
-    def __init__(self, engine: TransformersEngine) -> None:
-        self.engine, self.models = engine, [{"id": "tiny", "max_model_len": engine.max_length}]
+    def __init__(self, engine: TransformersEngine | None) -> None:
+        if engine is not None:
+            self.engine, self.models = engine, [{"id": "tiny", "max_model_len": engine.max_length}]
         self.failures: list[Failure] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
@@ -118,9 +119,9 @@ class Served:
 
 
 @contextmanager
-def serving(engine: TransformersEngine) -> Iterator[tuple[str, Served]]:
-    """Address, with /v1, and state of a server that runs meanwhile."""
-    served = Served(engine)
+def serving(engine: TransformersEngine | Served) -> Iterator[tuple[str, Served]]:
+    """Address, with /v1, and state of a server that runs meanwhile, of an engine or of another kind."""
+    served = engine if isinstance(engine, Served) else Served(engine)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

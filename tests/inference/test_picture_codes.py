@@ -26,7 +26,7 @@ from megatron_eve.data.opening import open_datasets
 from megatron_eve.data.preprocessing.preprocess import PreprocessConfig
 from megatron_eve.data.text.prompts import encode_text, prompt_text
 from megatron_eve.inference.code_tower import ModelTower, find_tower
-from megatron_eve.inference.engine import DrawingEngine
+from megatron_eve.inference.engine import BatchDrawingEngine, DrawingEngine
 from megatron_eve.inference.generate import Prompt, _Prompts, generation_config
 from megatron_eve.inference.sampling import DRAWING
 from megatron_eve.models.registry import find_image_codes
@@ -88,7 +88,7 @@ class Answered(NamedTuple):
         prompts: token ids.
         answers: token ids.
         logits: [COUNT, W] that each of these was chosen from.
-        pictures: uint8 [2, 32, 32, 3] that were drawn of a text.
+        pictures: uint8 [5, 32, 32, 3] that were drawn: two of a text, then one of each of three queries.
     """
 
     prompts: list[list[int]]
@@ -138,6 +138,14 @@ def answered(model: Model, images: Path, layout: Layout) -> Answered | None:
         assert engine.answers(queries[:1]) == found[:1]
         *steps_drawn, last = engine.draw("A red car.", 2, 3.0, DRAWING)
         assert [step.done for step in steps_drawn] == list(range(1, ROWS)) and last.pictures is not None
+        assert isinstance(engine, BatchDrawingEngine)
+        wanted = [("A red car.", "A red car."), ("A red car.", "b"), ("Two dogs, asleep.", "c")]
+        texts = [engine.prepare_drawing(*one) for one in wanted]
+        together = engine.pictures(texts, 3.0, DRAWING)
+        for text, one in zip(texts, together, strict=True):
+            assert np.array_equal(engine.pictures([text], 3.0, DRAWING)[0], one)
+        # The number 0 of a text is the picture of a query that has the text as its name.
+        assert np.array_equal(together[0], last.pictures[0]) and not np.array_equal(together[0], together[1])
         engine.dismiss()
     prompts = [encode_text(query.text, tokenizer, "v1") for query in queries]
     counts = [prompt.count(-200) for prompt in prompts]
@@ -149,7 +157,7 @@ def answered(model: Model, images: Path, layout: Layout) -> Answered | None:
         prompts,
         [list(answer.tokens) for answer in found],
         [torch.stack(some) for some in zip(*steps[:COUNT], strict=True)] if has_logits else [],
-        last.pictures,
+        np.concatenate([last.pictures, together]),
     )
 
 

@@ -194,6 +194,21 @@ def test_data_and_weights_of_every_notation_are_taken(launch: Launch) -> None:
     assert launch(LOAD=f"{launch.folder}/stage1").returncode == 0
 
 
+def test_a_tower_is_trained_by_a_command_of_its_own(launch: Launch) -> None:
+    folder = str(launch.folder)
+    found = launch(script="train_tower", SIGLIP=folder, PERCEPTUAL=f"{folder}/config.json", LOAD="")
+    assert found.returncode == 0, found.stderr
+    command = _command(launch.words())
+    begin = command.index("megatron_eve.train_tower")
+    assert command[begin + 1 :] == [
+        "--config", "examples/vila_u_7b/tower.yaml", "--save", str(launch.save), "--load", str(launch.save),
+        "--data-path", f"{folder}/captions", "--vision-tower", folder,
+        "--perceptual-weights", f"{folder}/config.json", "--bf16",
+    ]  # fmt: skip
+    asked = launch(script="train_tower", SIGLIP="")
+    assert "SIGLIP is not set: the folder of the SigLIP to start from" in asked.stderr
+
+
 def test_the_check_before_the_start(launch: Launch) -> None:
     """It is given what the ranks are given; what it finds ends the job, and where it cannot be run the job goes on."""
     assert launch().returncode == 0

@@ -1,10 +1,10 @@
-"""Multiple choice and exact match: ScienceQA, SEED-Bench, GQA; of the text tasks, MMLU and BBH."""
+"""Multiple choice and exact match: ScienceQA, SEED-Bench, GQA, videos; of the text tasks, MMLU and BBH."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_eve.data.errors import DataError
@@ -138,6 +138,23 @@ def score_gqa(task: str, rows: Sequence[MatchRow]) -> Score:
 def gqa_answer(answer: str) -> str:
     """An answer as GQA compares it: trailing full stops dropped, lower case."""
     return answer.rstrip(".").lower()
+
+
+def score_word(task: str, rows: Sequence[MatchRow]) -> Score:
+    """MSVD-QA and MSRVTT-QA: share of answers that are the label and nothing else, which is one word.
+
+    Case, full stops at the end and spaces around do not count.
+
+    Raises:
+        DataError: no rows, or a label that is empty or not text; names task, question and value.
+
+    Source: none in text; both datasets define accuracy as the share of right words.
+    """
+    for row in rows:
+        if not (isinstance(row.label, str) and row.label.strip()):
+            raise bad_label(task, row.id, row.label, "write the answer as text")
+    plain = [replace(row, label=gqa_answer(row.label.strip())) for row in rows]
+    return _score_matches(task, plain, lambda answer: gqa_answer(answer.strip()))
 
 
 def mmlu_choice(log_likelihoods: Sequence[float]) -> int:

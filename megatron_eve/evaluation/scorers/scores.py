@@ -64,6 +64,7 @@ class Reported:
         left_out: what does not count like the rest; with the main value of a task, for the whole task.
         rows: with the main value of a task, all of its rows, in the order of the documents.
         points: of these rows, 0 (wrong) to 1.
+        judged: with the main value of a task whose answers a judge can grade, all of them (`judged.JudgeRow`).
     """
 
     value: float | None
@@ -72,6 +73,7 @@ class Reported:
     left_out: tuple[LeftOut, ...] = ()
     rows: tuple[Any, ...] = ()
     points: tuple[float, ...] = ()
+    judged: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,13 @@ class Submission:
         rows: an object for each question; of MM-Vet one object for all of them, answer by question.
         left_out: questions without an answer, which stand there with an empty one.
         not_asked: how many of the rows are of questions that the task does not ask.
+        judged: as of `Reported`.
     """
 
     rows: list[dict[str, Any]] | dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
     not_asked: int = 0
+    judged: tuple[Any, ...] = ()
 
 
 def in_percent(score: Score, rows: Sequence[object] = ()) -> Reported:

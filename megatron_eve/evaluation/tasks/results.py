@@ -23,6 +23,7 @@ from megatron_eve.evaluation.scorers.exact import (
     score_science_qa,
     score_seed,
 )
+from megatron_eve.evaluation.scorers.judged import JudgeRow
 from megatron_eve.evaluation.scorers.mme import COGNITION, MMERow, read_answer, score_mme
 from megatron_eve.evaluation.scorers.pope import POPERow, YesNoCounts, says_yes, score_pope
 from megatron_eve.evaluation.scorers.scores import (
@@ -85,11 +86,16 @@ def vizwiz_answer(doc: Document, results: Results) -> dict[str, tuple[dict[str, 
     return {"submission": ({"image": image, "answer": process_answer(answer or "")}, answer)}
 
 
-def mmvet_answer(doc: Document, results: Results) -> dict[str, tuple[dict[str, Any], str | None]]:
-    """An entry of MM-Vet's file, the answer as the model wrote it."""
-    answer = answer_of(results)
+def mmvet_answer(doc: Document, results: Results) -> dict[str, tuple[str, JudgeRow]]:
+    """The name of a question in MM-Vet's file, and the answer, as the model wrote it, for a judge."""
     name = f"v1_{str(doc['question_id']).removeprefix('v1_')}"
-    return {"submission": ({name: answer or ""}, answer)}
+    groups = tuple(str(doc.get("capability") or "").split(","))
+    return {
+        "submission": (
+            name,
+            JudgeRow(name, doc["question"], doc.get("answer") or "", answer_of(results), groups),
+        )
+    }
 
 
 def submission(rows: Sequence[tuple[dict[str, Any], str | None]]) -> Submission:
@@ -117,10 +123,11 @@ def vqav2_testdev_submission(rows: Sequence[tuple[dict[str, Any], str | None]]) 
     )
 
 
-def mmvet_submission(rows: Sequence[tuple[dict[str, str], str | None]]) -> Submission:
+def mmvet_submission(rows: Sequence[tuple[str, JudgeRow]]) -> Submission:
     """The file of MM-Vet: one object, answer by question."""
-    answers = {name: text for row, _ in rows for name, text in row.items()}
-    return Submission(answers, no_answers([answer for _, answer in rows]))
+    judged = tuple(row for _, row in rows)
+    answers = {name: row.answer or "" for name, row in rows}
+    return Submission(answers, no_answers([row.answer for row in judged]), judged=judged)
 
 
 # POPE.

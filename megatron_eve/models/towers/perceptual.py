@@ -84,7 +84,8 @@ class PerceptualLoss(nn.Module):
     def _features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Behind the last ReLU of each level."""
         hidden = (pictures.to(self.shift.dtype) - self.shift) / self.scale
-        number, found = 0, []
+        number = 0
+        found: list[torch.Tensor] = []
         for convolutions, _ in _LEVELS:
             if found:
                 hidden = functional.max_pool2d(hidden, 2)

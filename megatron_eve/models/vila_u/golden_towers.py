@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.golden_format import Comparison, LanguageGolden, tensor_names
@@ -103,7 +103,7 @@ def _training_comparisons(name: str, case: Tensors) -> Iterator[Comparison]:
     device = accelerator().device
     quantizer, step = quantizer_of(case).to(device), 0
     # Of settings that a case does not hold, the public code's defaults.
-    settings = {key: case[key].item() for key in ("decay", "epsilon") if key in case}
+    settings: dict[str, Any] = {key: case[key].item() for key in ("decay", "epsilon") if key in case}
     while f"train{step}_x" in case:
         draw = RecordedDraw(case, step) if f"train{step}_randperm_call0" in case else None
         found = quantizer.train_forward(case[f"train{step}_x"].to(device), draw, **settings)

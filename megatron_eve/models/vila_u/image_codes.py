@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.models.image_codes import CodeModel, CodeTower
+from megatron_eve.models.image_codes import CodeModel, CodeTower, ContrastModel
 from megatron_eve.models.vila_u.golden_towers import TowerGolden
 from megatron_eve.models.vila_u.tower_export import VILAUFolders
-from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, read_tower_folder
+from megatron_eve.models.vila_u.tower_folder import SIGLIP_FLAG, read_tower_folder, text_folder
 from megatron_eve.models.vila_u.tower_settings import TowerSettings
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ class VILAUCodes:
 
         assert isinstance(tower, TowerSettings)
         return load_tower(tower, device, dtype)
+
+    def text_folder(self, tower: CodeTower, flags: Mapping[str, Any]) -> Path:
+        """See `ImageCodes.text_folder`."""
+        assert isinstance(tower, TowerSettings)
+        return text_folder(tower, flags.get("siglip_config"))
+
+    def load_contrast(self, tower: CodeTower, texts: Path, device: torch.device) -> ContrastModel:
+        """See `ImageCodes.load_contrast`."""
+        from megatron_eve.models.vila_u.contrast import load_contrast
+
+        assert isinstance(tower, TowerSettings)
+        return load_contrast(tower, texts, device)
 
 
 IMAGE_CODES = VILAUCodes()

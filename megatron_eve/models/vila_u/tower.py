@@ -95,7 +95,8 @@ class UnifiedTower(nn.Module):
         """Features [n, H, W, C], quantised or not -> pictures [n, 3, P, P], about -1 .. 1."""
         hidden = features.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         if grid := self.settings.decoder_latent_shape:
-            hidden = nn.functional.interpolate(hidden.float(), grid, mode="bilinear", align_corners=False)
+            exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            hidden = nn.functional.interpolate(exact, grid, mode="bilinear", align_corners=False)
             hidden = hidden.to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(hidden))  # type: ignore[no-any-return]
 

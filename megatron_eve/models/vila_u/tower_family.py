@@ -86,7 +86,7 @@ class VILAUTowerFamily(TowerFamily):
     image_flags: Mapping[str, ImageFlag] = IMAGE_FLAGS
     text_rules = TextRules(templates={PAIR.name: PAIR})
     # RQ-VAE's, in the autoencoder and in the discriminator.
-    optimizer_defaults: Mapping[str, float] = {"adam_beta1": 0.5, "adam_beta2": 0.9}
+    optimizer_defaults: Mapping[str, Any] = {"adam_beta1": 0.5, "adam_beta2": 0.9}
 
     def check_sizes(self, config: RunConfig) -> Iterator[str]:
         """See `ModelFamily.check_sizes`."""

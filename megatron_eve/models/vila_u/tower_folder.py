@@ -27,6 +27,8 @@ from megatron_eve.models.vila_u.tower_settings import (
 
 SIGLIP_FLAG = "--siglip-config"
 CONFIG, SETTINGS = "config.json", "config.yaml"
+SPIECE = "spiece.model"
+"""File of a SigLIP's tokenizer, beside or in place of tokenizer.json."""
 
 TOWER_TYPE = "rqvaesigliptransformer_model"
 SECTION, _HEAD_SECTION = "rqvaesiglip", "rqtransformer"
@@ -243,6 +245,33 @@ def encoder_sizes(source: str, fields: Mapping[str, Any]) -> EncoderSizes:
         patch_size=vision["patch_size"],
         hidden_act=vision["hidden_act"],
         norm_epsilon=vision["layer_norm_eps"],
+    )
+
+
+def text_folder(tower: TowerSettings, siglip: Path | None) -> Path:
+    """The folder of the tokenizer of a tower's texts: its SigLIP's.
+
+    Args:
+        tower: what its folder says.
+        siglip: that SigLIP's folder, or its config.json; None: one beside or in the tower's.
+
+    Raises:
+        ConfigError: no tokenizer there.
+    """
+    folder = tower.folder
+    if siglip is not None:
+        places = [siglip if siglip.is_dir() else siglip.parent]
+    else:
+        near = sorted(
+            path.parent for path in (*folder.glob("*/config.json"), *folder.parent.glob("*/config.json"))
+        )
+        places = [folder, *near]
+    for place in places:
+        if (place / SPIECE).is_file() or (siglip and (place / "tokenizer.json").is_file()):
+            return place
+    raise ConfigError(
+        f"{SIGLIP_FLAG}: texts need the tokenizer of the tower's SigLIP, and {places[0]} has no {SPIECE}; name the "
+        "SigLIP's folder, with its tokenizer"
     )
 
 

@@ -35,6 +35,11 @@ _SCALARS = ("logit_scale", "logit_bias")
 class TextEncoder(nn.Module):
     """The text side of a SigLIP, of transformers' layers: a text becomes what its last position says of it. Frozen."""
 
+    embeddings: Any
+    encoder: Any
+    final_layer_norm: Any
+    head: Any
+
     def __init__(self, fields: Mapping[str, Any]) -> None:
         """Random weights, in float32 on the CPU.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.image_codes import CodeTower
@@ -104,6 +104,14 @@ class ToyCodes:
         if tower.broken:
             raise ConfigError("the weights are damaged")
         return ToyDigits(tower)
+
+    def text_folder(self, tower: CodeTower, flags: Mapping[str, Any]) -> Path:
+        """See `ImageCodes.text_folder`: a toy knows no texts."""
+        raise ConfigError(f"--tower {tower.folder}: has no contrastive side; name a tower that has")
+
+    def load_contrast(self, tower: CodeTower, texts: Path, device: torch.device) -> NoReturn:
+        """See `ImageCodes.load_contrast`: nor has it a contrastive side."""
+        raise ConfigError(f"--tower {tower.folder}: has no contrastive side; name a tower that has")
 
 
 IMAGE_CODES = ToyCodes()

@@ -40,8 +40,6 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float) -> None:
-    import unittest.mock
-
     step = Step(
         batches=(),
         num_microbatches=0,
@@ -53,7 +51,7 @@ def report(monitor: Monitor, iteration: int, loss: float = 2.5, **others: float)
         capacity_fraction=0.5,
     )
     losses = {"lm loss": loss, **others}
-    result = unittest.mock.Mock(spec=StepResult, losses=losses, grad_norm=math.inf, bad=None)
+    result = StepResult(losses, math.inf)
     monitor.report(iteration, 4 * iteration, step, result, learning_rate=0.1, flops=1.0)
     monitor.write(data_wait=0.25, peak_memory=3 << 29)
     monitor.report_held_out(iteration, "a", losses)

@@ -48,7 +48,9 @@ def differences(case: Case, answers: list[dict[str, Any]]) -> list[str]:
         if squares[True]:
             wanted["discriminator grad norm"] = squares[True] ** 0.5
         for name, loss in wanted.items():
-            if not abs(losses[name] - loss) <= TOLERANCE * max(abs(loss), 1e-3):
+            # megatron-core adds norms up in float32.
+            tolerance = 1e-6 if name.endswith("norm") else TOLERANCE
+            if not abs(losses[name] - loss) <= tolerance * max(abs(loss), 1e-3):
                 found.append(f"step {number}: {name} {losses[name]} {loss}")
         assert set(losses) == set(wanted)
         for name, gradient in wanted_gradients.items():
@@ -68,7 +70,14 @@ def differences(case: Case, answers: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("slices", [[6], [4, 2], [2, 1, 2, 1]], ids=["DP1", "DP2", "DP4"])
+@pytest.mark.parametrize(
+    "slices",
+    [
+        pytest.param([6], id="DP1", marks=pytest.mark.slow),
+        pytest.param([4, 2], id="DP2"),
+        pytest.param([2, 1, 2, 1], id="DP4", marks=pytest.mark.slow),
+    ],
+)
 def test_equals_the_plain_step(ranks: RankPool, slices: list[int]) -> None:
     answers = ranks.run(len(slices), few_steps, SHARED, slices)
     assert len(answers[0]["steps"]) == STEPS and sum(slices) == PAIRS

@@ -70,7 +70,7 @@ def trained_codes(siglip: str, folder: str, bf16: bool) -> torch.Tensor:
             return torch.cat([tower.quantizer.encode(tower.features(part)) for part in parts])
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_codes_are_those_of_training_everywhere(ranks: RankPool, tmp_path: Path, bf16: bool) -> None:
     from transformers import AutoModel
 

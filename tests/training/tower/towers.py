@@ -104,7 +104,10 @@ def write_siglip(folder: Path, text: bool = True) -> Path:
 
 
 def few_steps(case: Case, slices: list[int], mutation: str | None = None) -> dict[str, Any]:
-    """Runs on each rank, in float64: losses, gradients and buffers of some steps, and all weights before them."""
+    """Runs on each rank, in float64: losses, gradients and buffers of some steps, and all weights before them.
+
+    With a mistake in it, one step: that must be enough to notice it.
+    """
     from megatron.core import parallel_state
 
     from megatron_eve.models.build import unwrap
@@ -129,7 +132,7 @@ def few_steps(case: Case, slices: list[int], mutation: str | None = None) -> dic
         rank = parallel_state.get_data_parallel_rank()
         mine = slice(sum(slices[:rank]), sum(slices[: rank + 1]))
         steps = []
-        for iteration in range(STEPS):
+        for iteration in range(1 if mutation else STEPS):
             pixels, tokens = pairs(iteration)
             batch = TowerBatch(pixels[mine], tokens[mine], PAIRS, iteration, SEED)
             result = train_step(networks, optimizer, case.training, batch)
