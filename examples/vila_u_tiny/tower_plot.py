@@ -45,7 +45,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     retrieved.axhline(100 * result["siglip"][0]["chance"], color="black", linestyle=":", label="chance")
     names = [*(kind.replace("_", " ") for kind in result["towers"]), "SigLIP"]
     retrieved.set(
-        ylabel="top-1, % (up: picture of a text, down: text of a picture)", xticks=range(len(names))
+        ylabel="top-1, %", title="up: picture of a text, down: text of a picture", xticks=range(len(names))
     )
     retrieved.set_xticklabels(names)
     retrieved.set_ylim(bottom=0)

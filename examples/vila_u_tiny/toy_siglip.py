@@ -84,13 +84,13 @@ def train_tokenizer(sentences: Sequence[str], path: Path, words: int) -> Path:
 
 
 def token_ids(sentences: Sequence[str], tokenizer: Path) -> torch.Tensor:
-    """Sentences as the dataset has them: int64 [n, TEXT_LENGTH]."""
+    """Sentences as the dataset has them, with `<s>` in front: int64 [n, TEXT_LENGTH]."""
     import torch
 
     read = Tokenizer(tokenizer)
     found = torch.full((len(sentences), TEXT_LENGTH), TEXT_PAD)
     for row, sentence in enumerate(sentences):
-        ids = read.encode(clean_text(sentence))[: TEXT_LENGTH - 1]
+        ids = read.encode(clean_text(sentence), bos=True)[: TEXT_LENGTH - 1]
         found[row, : len(ids)] = torch.tensor(ids)
     return found
 

@@ -127,7 +127,7 @@ def test_a_toy_siglip_learns_its_pairs(tmp_path: Path) -> None:
     pairs = photo_centres()[:6]
     tokenizer = train_tokenizer([pair.sentence for pair in pairs], tmp_path / "tokenizer.model", 200)
     ids = token_ids(["Word!", pairs[0].sentence], tokenizer)
-    assert ids.shape == (2, TEXT_LENGTH) and ids[0].tolist() == [2, *[1] * (TEXT_LENGTH - 1)]
+    assert ids.shape == (2, TEXT_LENGTH) and ids[0].tolist() == [0, 2, *[1] * (TEXT_LENGTH - 2)]
     losses = save_toy_siglip(pairs, tokenizer, tmp_path / "siglip", 25)
     again = save_toy_siglip(pairs, tokenizer, tmp_path / "again", 25)
     assert losses == again and losses[-1] < losses[0]
