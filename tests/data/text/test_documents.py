@@ -123,6 +123,7 @@ def test_which_template_takes_which_kind(tokenizer: Tokenizer, kind: Any, templa
         "nvila_document": {"interleaved", "pair", "text"},
         "v1": {"conversation", "generation"},
         "v1_document": {"interleaved", "pair", "text"},
+        "siglip_pair": {"conversation", "pair"},
     }
     row = record(kind, "A cat." if kind == "text" else "<image>A cat.", kind != "text")
     if kind == "conversation":
