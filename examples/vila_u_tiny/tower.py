@@ -202,7 +202,7 @@ def main() -> int:
     )
     opening = (
         "A toy SigLIP becomes a tower of codes: photos -> training with a kill -> codes, reconstructions\n"
-        "About four minutes on two idle cores."
+        "Three to four minutes on two idle cores."
     )
     return run_example("vila-u-tower", runs, opening, Example(runs).run)
 

@@ -262,7 +262,7 @@ def main() -> int:
         plot(result, picture)
         print(f"\n{table(rows_of(result))}\nAll of it is in {shown(path)}, and {shown(picture)}.")
 
-    opening = "Three towers of each seed learn from stamps, and are measured on others. Half an hour on two idle cores."
+    opening = "Three towers of each seed learn from stamps, and are measured on others."
     return run_example("the experiment", runs, opening, run, goes_on=True)
 
 
