@@ -60,8 +60,7 @@ def prepare(folder: Path) -> None:
         NotOurs: see `check`; nothing was changed.
     """
     clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
+    _mark(folder)
 
 
 def keep(folder: Path) -> None:
@@ -71,6 +70,10 @@ def keep(folder: Path) -> None:
         NotOurs: see `check`; nothing was changed.
     """
     check(folder)
+    _mark(folder)
+
+
+def _mark(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
 

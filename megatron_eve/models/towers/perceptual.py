@@ -16,12 +16,11 @@ from torch.nn import functional
 
 from megatron_eve.config.errors import ConfigError
 from megatron_eve.models.hf_folder import HFFolder
+from megatron_eve.models.towers.tower_training import PERCEPTUAL_LEVELS
 from megatron_eve.runtime.digests import file_digest
 
 WEIGHTS_FLAG, LINEAR_FLAG = "--perceptual-weights", "--perceptual-linear"
 
-# Convolutions of the five levels, and the multiple of the first level's width that each of them has.
-_LEVELS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 # The smallest squared length of features: the square root of 0 has no gradient.
@@ -86,7 +85,7 @@ class PerceptualLoss(nn.Module):
         hidden = (pictures.to(self.shift.dtype) - self.shift) / self.scale
         number = 0
         found: list[torch.Tensor] = []
-        for convolutions, _ in _LEVELS:
+        for convolutions, _ in PERCEPTUAL_LEVELS:
             if found:
                 hidden = functional.max_pool2d(hidden, 2)
                 number += 1
@@ -138,7 +137,7 @@ def random_perceptual(seed: int, width: int = 16) -> PerceptualLoss:
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, shape in _shapes(width).items():
         if name.startswith("lin"):
-            tensors[name] = torch.full(shape, 1 / len(_LEVELS))
+            tensors[name] = torch.full(shape, 1 / len(PERCEPTUAL_LEVELS))
         elif name.endswith("weight"):
             tensors[name] = torch.randn(shape, generator=generator) * (2 / (9 * shape[1])) ** 0.5
     return PerceptualLoss(width).load(tensors)
@@ -148,13 +147,13 @@ def _shapes(width: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors by their names, in torchvision's order and then lpips'."""
     shapes: dict[str, tuple[int, ...]] = {}
     number, channels = 0, 3
-    for level, (convolutions, multiple) in enumerate(_LEVELS):
+    for level, (convolutions, multiple) in enumerate(PERCEPTUAL_LEVELS):
         number += level > 0  # the pooling
         for _ in range(convolutions):
             shapes[f"features.{number}.weight"] = (width * multiple, channels, 3, 3)
             shapes[f"features.{number}.bias"] = (width * multiple,)
             number, channels = number + 2, width * multiple
-    for level, (_, multiple) in enumerate(_LEVELS):
+    for level, (_, multiple) in enumerate(PERCEPTUAL_LEVELS):
         shapes[f"lin{level}.model.1.weight"] = (1, width * multiple, 1, 1)
     return shapes
 

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 from megatron_eve.config.flag_types import Flag
 
+PERCEPTUAL_LEVELS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+"""Of the VGG-16 of the perceptual loss: convolutions of each level, at whose end it looks, and by how many times its
+channels are those of the first."""
+
 
 @dataclass(frozen=True)
 class TowerTraining:

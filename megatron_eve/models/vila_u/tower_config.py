@@ -20,7 +20,10 @@ from megatron_eve.models.vila_u.tower_folder import encoder_sizes
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes, TowerSettings
 
 # What transformers' SigLIP takes for fields of its text side that config.json leaves out.
-_TEXT_DEFAULTS = {"vocab_size": 32000, "max_position_embeddings": 64}
+TEXT_DEFAULTS = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 32000,
+    "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def text_sizes(vision: TowerConfig) -> TextSizes:
             f"--vision-tower {vision.vision_tower}: config.json has no text_config, and texts are compared with "
             "pictures; name a SigLIP with both sides"
         )
-    sizes = {**_TEXT_DEFAULTS, **text}
+    sizes = {**TEXT_DEFAULTS, **text}
     return TextSizes(int(sizes["vocab_size"]), int(sizes["max_position_embeddings"]))
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_eve.models.flops import FORWARD, FROM_PIXELS, FROZEN, TRAINED, attention, matrix
-from megatron_eve.models.vila_u.tower_config import TowerConfig, siglip_fields, tower_settings
-from megatron_eve.models.vila_u.tower_parameters import TEXT_DEFAULTS, VGG_LEVELS
+from megatron_eve.models.vila_u.tower_config import TEXT_DEFAULTS, TowerConfig, siglip_fields, tower_settings
+from megatron_eve.models.vila_u.tower_parameters import VGG_LEVELS
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes, EncoderSizes
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from megatron_eve.models.family import PartCounts
+from megatron_eve.models.towers.tower_training import PERCEPTUAL_LEVELS
 from megatron_eve.models.vila_u.tower_config import (
     RANDOM,
+    TEXT_DEFAULTS,
     TowerConfig,
     perceptual,
     siglip_fields,
@@ -12,13 +14,8 @@ from megatron_eve.models.vila_u.tower_config import (
 )
 from megatron_eve.models.vila_u.tower_settings import DecoderSizes
 
-# What transformers' SigLIP takes for fields of its text side that config.json leaves out.
-TEXT_DEFAULTS = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 32000,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-VGG_LEVELS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-"""Of VGG-16: convolutions and channels of each level, at whose end the perceptual loss looks."""
+VGG_LEVELS = tuple((convolutions, 64 * multiple) for convolutions, multiple in PERCEPTUAL_LEVELS)
+"""Of VGG-16: convolutions and channels of each level."""
 # The discriminator: two convolutions with a bias, at its ends, and two with a norm.
 _DISCRIMINATOR = 3 * 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 256 * 16 + 2 * 256 + 256 * 16 + 1
 

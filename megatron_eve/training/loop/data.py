@@ -16,6 +16,7 @@ from megatron_eve.config import RunConfig, parse_split
 from megatron_eve.data.dataset import VisionDataset
 from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.images.backends import open_decoder
+from megatron_eve.data.images.interface import ImageDecoder
 from megatron_eve.data.mock import MockDataset
 from megatron_eve.data.opening import check_code_tower, check_split, open_datasets, pack_limits
 from megatron_eve.data.pixels import decode_settings
@@ -134,20 +135,22 @@ def _cache_name(datasets: Sequence[AnyDataset], parts: Sequence[DatasetSlice]) -
     return f"modalities-{digest.hexdigest()[:32]}"
 
 
+def open_run_decoder(config: RunConfig, data: RunData) -> ImageDecoder:
+    """The decoder of a run's images, on this rank's device."""
+    device = accelerator().device
+    return open_decoder(
+        config.data.image_decoder,
+        decode_settings(data.dataset),
+        threads=config.data.num_workers,
+        gpu=device.index if device.type == "cuda" else None,
+    )
+
+
 def build_loader(config: RunConfig, data: RunData) -> StepLoader:
     """This rank's loader. Packs come in multiples of the pipeline size under the interleaved schedule."""
     parallel = config.parallel
     interleaved = config.virtual_pipeline_model_parallel_size is not None
     views, shared_views = decoded_views(config)
-    decoder = None
-    if views or shared_views:
-        device = accelerator().device
-        decoder = open_decoder(
-            config.data.image_decoder,
-            decode_settings(data.dataset),
-            threads=config.data.num_workers,
-            gpu=device.index if device.type == "cuda" else None,
-        )
     return StepLoader(
         data.dataset,
         data.order,
@@ -166,7 +169,7 @@ def build_loader(config: RunConfig, data: RunData) -> StepLoader:
         views=views,
         shared_views=shared_views,
         share=image_share(),
-        decoder=decoder,
+        decoder=open_run_decoder(config, data) if views or shared_views else None,
         upload=Uploader() if accelerator().name == "cuda" else None,
         codes=reads_codes(config),
     )

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.rerun_state_machine import RerunState, get_rerun_state_machine
 
-from megatron_eve.checkpoint.state import TrainState, load_checkpoint, load_weights
+from megatron_eve.checkpoint.state import load_weights
 from megatron_eve.checkpoint.store import path_of_pretrained
 from megatron_eve.config import RunConfig
 from megatron_eve.data.sampling.loader import Step, StepLoader
 from megatron_eve.models.build import build_chunks
 from megatron_eve.runtime.phases import phase
-from megatron_eve.runtime.ranks import print_rank_0
-from megatron_eve.training.faults.bad_steps import start_rerun_machine
-from megatron_eve.training.loop.data import build_loader, open_data
+from megatron_eve.training.loop.data import build_loader
 from megatron_eve.training.loop.dropout import seed_dropout
 from megatron_eve.training.loop.evaluation import evaluate
 from megatron_eve.training.loop.loss import Normalizer, objectives_of
-from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler
+from megatron_eve.training.loop.optimizer import build_optimizer
 from megatron_eve.training.loop.run import Run
+from megatron_eve.training.loop.start import resume, start_with_data
 from megatron_eve.training.loop.step import train_step
 from megatron_eve.training.loop.step_result import StepResult, Values
 from megatron_eve.training.loop.targets import TargetModels, build_target_models, shared_fingerprint
@@ -81,11 +79,7 @@ def setup(config: RunConfig) -> DecoderRun:
 
     The process groups exist already. Data is opened first, since mistakes there are found fastest.
     """
-    start_rerun_machine(config.faults)
-    with phase("opening the data"):
-        data = open_data(config)
-    for sentence in data.dropped:
-        print_rank_0(f"warning: {sentence}")
+    data = start_with_data(config)
     loader = build_loader(config, data)
     with phase("loading target models"):
         models, frozen = build_target_models(config), shared_fingerprint(config)
@@ -101,15 +95,7 @@ def setup(config: RunConfig) -> DecoderRun:
     with phase("building the optimizer"):
         chunks = wrap_for_training(config, bare)
         optimizer = build_optimizer(config, chunks)
-    train_state = TrainState()
-    if config.checkpoint.load:
-        with phase(f"loading {config.checkpoint.load}"):
-            train_state = load_checkpoint(config, chunks, optimizer, data.fingerprint, frozen)
-    scheduler = build_scheduler(config, optimizer)
-    scheduler.step(increment=train_state.consumed_samples)
-    # For its messages: the machine counts a step when it begins, and has already counted one that is run again.
-    rerun = get_rerun_state_machine().state is RerunState.WILL_RERUN_FROM_CHECKPOINT
-    get_rerun_state_machine().current_iteration = train_state.iteration + rerun
+    train_state, scheduler = resume(config, chunks, optimizer, data, frozen)
     return DecoderRun(
         config=config,
         chunks=chunks,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.rerun_state_machine import get_rerun_state_machine
 
-from megatron_eve.checkpoint.state import TrainState, load_checkpoint
 from megatron_eve.checkpoint.store import path_of_pretrained
 from megatron_eve.config import RunConfig
-from megatron_eve.data.images.backends import open_decoder
-from megatron_eve.data.pixels import decode_settings
 from megatron_eve.data.sampling.pairs import PairLoader, PairStep, long_texts
 from megatron_eve.models.registry import tower_family
 from megatron_eve.models.tower_family import TEXT_PAD, TowerFamily
@@ -21,10 +19,10 @@ from megatron_eve.runtime.accelerator import accelerator
 from megatron_eve.runtime.phases import phase
 from megatron_eve.runtime.ranks import print_rank_0
 from megatron_eve.runtime.transfer import to_device
-from megatron_eve.training.faults.bad_steps import start_rerun_machine
-from megatron_eve.training.loop.data import RunData, open_data
-from megatron_eve.training.loop.optimizer import build_optimizer, build_scheduler
+from megatron_eve.training.loop.data import RunData, open_run_decoder
+from megatron_eve.training.loop.optimizer import build_optimizer
 from megatron_eve.training.loop.run import Run
+from megatron_eve.training.loop.start import resume, start_with_data
 from megatron_eve.training.loop.step_result import StepResult, Values
 from megatron_eve.training.loop.targets import shared_fingerprint
 from megatron_eve.training.monitoring.memory import checkpoint_bytes
@@ -45,11 +43,13 @@ class TowerRun(Run):
     Attributes:
         networks: the tower, and what its losses need.
         settings: which losses there are.
+        pair_flops: FLOPs of one pair after so many iterations; they are worked out once.
     """
 
     loader: PairLoader
     networks: TowerNetworks
     settings: TowerTraining
+    pair_flops: Callable[[int], float]
 
     def train_step(self, step: PairStep) -> StepResult:
         """See `Run.train_step`."""
@@ -72,7 +72,8 @@ class TowerRun(Run):
 
     def flops(self, step: PairStep) -> float:
         """See `Run.flops`."""
-        pair = _family(self.config).pair_flops(self.config, self.train_state.iteration)
+        begun = self.train_state.iteration >= self.settings.gan_start
+        pair = self.pair_flops(self.settings.gan_start if begun else 0)  # equal until then, and from then on
         return len(step.sample_ids) * pair / torch.distributed.get_world_size()
 
     def evaluate(self) -> dict[str, Values]:
@@ -102,13 +103,9 @@ def setup(config: RunConfig) -> TowerRun:
 
     The process groups exist already. Data is opened first, since mistakes there are found fastest.
     """
-    start_rerun_machine(config.faults)
     family, settings = _family(config), config.vision
     assert isinstance(settings, TowerTraining)
-    with phase("opening the data"):
-        data = open_data(config)
-    for sentence in data.dropped:
-        print_rank_0(f"warning: {sentence}")
+    data = start_with_data(config)
     loader = build_loader(config, data)
     with phase("loading the network of the perceptual loss"):
         perceptual, frozen = family.perceptual(config), shared_fingerprint(config)
@@ -117,13 +114,8 @@ def setup(config: RunConfig) -> TowerRun:
         networks = wrap_networks(config, tower, perceptual, settings)
     with phase("building the optimizers"):
         optimizer = build_optimizer(config, networks.chunks, per_network=True)
-    chunks, train_state = list(networks.chunks), TrainState()
-    if config.checkpoint.load:
-        with phase(f"loading {config.checkpoint.load}"):
-            train_state = load_checkpoint(config, chunks, optimizer, data.fingerprint, frozen)
-    scheduler = build_scheduler(config, optimizer)
-    scheduler.step(increment=train_state.consumed_samples)
-    get_rerun_state_machine().current_iteration = train_state.iteration
+    chunks = list(networks.chunks)
+    train_state, scheduler = resume(config, chunks, optimizer, data, frozen)
     return TowerRun(
         config=config,
         chunks=chunks,
@@ -136,18 +128,14 @@ def setup(config: RunConfig) -> TowerRun:
         stragglers=None,
         networks=networks,
         settings=settings,
+        # It reads the SigLIP's config.json.
+        pair_flops=cache(partial(family.pair_flops, config)),
     )
 
 
 def build_loader(config: RunConfig, data: RunData) -> PairLoader:
     """This rank's loader."""
-    device, sizes = accelerator().device, _family(config).pair_sizes(config)
-    decoder = open_decoder(
-        config.data.image_decoder,
-        decode_settings(data.dataset),
-        threads=config.data.num_workers,
-        gpu=device.index if device.type == "cuda" else None,
-    )
+    sizes = _family(config).pair_sizes(config)
     return PairLoader(
         data.dataset,
         data.order,
@@ -157,7 +145,7 @@ def build_loader(config: RunConfig, data: RunData) -> PairLoader:
         view=sizes.view,
         text_length=sizes.text_length,
         pad=TEXT_PAD,
-        decoder=decoder,
+        decoder=open_run_decoder(config, data),
     )
 
 
