@@ -122,7 +122,7 @@ def plan_import(
                     entry.shape, dtype or weights.dtype, partial(_given, weights)
                 )
             else:
-                rule, names = source_for(entry.name, rules, found.is_tied)
+                rule, names = source_for(entry.name, rules, found.is_tied, found.has_experts)
                 _map(plan, entry, folder, rule, names, model, dtype)
     used = {key for some in plan.mapped.values() for key in some}
     _account(plan, source, family, keys - used, found.is_tied)

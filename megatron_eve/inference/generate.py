@@ -255,6 +255,8 @@ def step_inputs(
     bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
     packed = packed_params(bounds, [1] * count, cache, samples)
     packed.max_seqlen_kv = max(positions) + 1
+    rows = expert_rows(torch.zeros(count, dtype=torch.bool))  # of text, whatever is behind them
+    packed.expert_rows = replace(rows, order=rows.order.to(device), place=rows.place.to(device))
     return ModelInputs(
         packed=packed,
         position_ids=torch.tensor(positions, device=device),

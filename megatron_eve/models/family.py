@@ -92,6 +92,11 @@ class Stage:
         """Do the decoder's own matrices train? Frozen, their backward pass has no weight gradients."""
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
 
+    @property
+    def experts_train(self) -> bool:
+        """Do the weights for rows of images train, of a decoder with experts?"""
+        return self.trains("decoder.layers.0.self_attention.linear_qkv.visual_weight")
+
 
 class ModelSettings(Protocol):
     """What a model is built from: of a run (`RunConfig`), or read from a folder of weights."""
