@@ -292,8 +292,10 @@ def import_config(source: Path, family: ModelFamily, flags: Flags) -> RunConfig:
         raise ConfigError(
             f"--family {family.name}: {found.source} is of the family {found.family.name}; leave --family out"
         )
-    vision = family.hugging_face().import_settings(found.fields, source, flags)
-    model = found.model_config()
+    its = family.hugging_face()
+    vision, model = its.import_settings(found.fields, source, flags), found.model_config()
+    if its.adds_experts(flags):
+        model = replace(model, modality_experts=True)
     if found.family is None:
         text = family.text_rules
         rows = rows_of_vocabulary(

@@ -220,6 +220,10 @@ class HFFormat(Protocol):
         """
         ...
 
+    def adds_experts(self, flags: Flags) -> bool:
+        """Does the decoder get experts for rows of images, which begin as copies where the folder has none?"""
+        return False
+
     def import_fingerprint(self, flags: Flags) -> dict[str, Any] | None:
         """What identifies the frozen models that these flags name, as `ModelFamily.fingerprint`."""
         return None

@@ -128,7 +128,7 @@ class ExpertLinear(_Linear):
 class ExpertColumnLinear(ExpertLinear, ColumnParallelLinear):
     """A column-parallel layer: sorted rows in, sorted rows out."""
 
-    split_axes = dict.fromkeys(("weight", "bias", "visual_weight", "visual_bias"), 0)  # noqa: RUF012
+    split_axes = dict.fromkeys(("weight", "bias", "visual_weight", "visual_bias"), 0)
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         """This rank's outputs of all rows, [n, 1, outputs], and no bias."""
@@ -142,7 +142,7 @@ class ExpertColumnLinear(ExpertLinear, ColumnParallelLinear):
 class ExpertRowLinear(ExpertLinear, RowParallelLinear):
     """A row-parallel layer without a bias: sorted rows in, sorted rows out."""
 
-    split_axes = dict.fromkeys(("weight", "visual_weight"), 1)  # noqa: RUF012
+    split_axes = dict.fromkeys(("weight", "visual_weight"), 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Outputs of all rows (or of this rank's share of them), [n, 1, outputs], and no bias."""

@@ -32,8 +32,7 @@ class EVE2Golden(LanguageGolden):
         return (
             _is_batch(folder)
             or bool(_geometry(folder))
-            or (folder / _ROWS).is_file()
-            and bool(_groups(folder))
+            or ((folder / _ROWS).is_file() and bool(_groups(folder)))
         )
 
     def batches(self, folder: Path) -> Sequence[GoldenBatch]:

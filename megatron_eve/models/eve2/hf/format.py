@@ -68,6 +68,17 @@ class EVE2Format(HFFormat):
             help="width of the patch embedding layer that a language model gets",
         )
 
+        parser.add_argument(
+            "--modality-experts",
+            action="store_true",
+            help="give a model without experts (a language model, or that of stage 0) some, as copies of its weights; a "
+            "run that starts from it with --modality-experts does the same",
+        )
+
+    def adds_experts(self, flags: Flags) -> bool:
+        """See `HFFormat.adds_experts`."""
+        return bool(flags["modality_experts"])
+
     def import_settings(self, fields: Mapping[str, Any], folder: Path, flags: Flags) -> EVE2Config:
         """See `HFFormat.import_settings`."""
         found = {"patch_embedding_size": flags["patch_embedding_size"], "max_image_side": 800}

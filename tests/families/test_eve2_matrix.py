@@ -1,0 +1,79 @@
+"""EVE v2 under every layout: the loss and every gradient of a step are those of one process, to float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pytest
+
+from tests.families.eve2_steps import CONTENTS, Run
+from tests.families.steps import Outcome, Weights, furthest, one_step, weights_of
+from tests.families.vila import PP2_UNEVEN, PP2_VPP2
+from tests.layouts import CP2, DP2, ONE, PP2, PP4, TP2, TP2_PP2, TP2_SP, TP2_SP_CP2, Layout
+from tests.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = (TP2, TP2_SP, PP2, PP4, PP2_VPP2, PP2_UNEVEN, CP2, TP2_PP2, TP2_SP_CP2, DP2)
+RUNS = tuple(Run(content, stage) for content, stage in product(CONTENTS, (1, 2)))
+# Each layout once, and each kind of run with some.
+FAST = {
+    (TP2, Run("lone")),
+    (TP2_SP, Run("mixed")),
+    (PP2, Run("text", 1)),
+    (PP4, Run("visual", 1)),
+    (PP2_VPP2, Run("text")),
+    (CP2, Run("lone")),
+    (TP2_PP2, Run("mixed", 1)),
+    (TP2_SP_CP2, Run("mixed")),
+    (DP2, Run("lone", 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(ranks: RankPool) -> Weights:
+    return ranks.run(1, weights_of, Run())[0]
+
+
+@pytest.fixture(scope="module")
+def one_process(ranks: RankPool, weights: Weights) -> Callable[[Run], Outcome]:
+    return cache(lambda run: ranks.run(1, one_step, run, ONE.parallel, weights)[0])
+
+
+@pytest.mark.parametrize(
+    ("layout", "run"),
+    [
+        pytest.param(
+            layout,
+            run,
+            id=f"{layout.name}-{run}",
+            marks=() if (layout, run) in FAST else pytest.mark.slow,
+        )
+        for layout in LAYOUTS
+        for run in RUNS
+    ],
+)
+def test_the_layout_changes_nothing(
+    layout: Layout,
+    run: Run,
+    ranks: RankPool,
+    weights: Weights,
+    one_process: Callable[[Run], Outcome],
+) -> None:
+    expected = one_process(run)
+    found = ranks.run(layout.ranks, one_step, run, layout.parallel, weights)[-1]
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    error, name = furthest(found, expected)
+    assert error < 1e-9, name
+
+
+@pytest.mark.parametrize("mistake", ["class row is text", "one norm", "unsorted attention"])
+def test_mistakes_are_noticed(
+    mistake: str, ranks: RankPool, weights: Weights, one_process: Callable[[Run], Outcome]
+) -> None:
+    run = replace(Run(), mistake=mistake)
+    found = ranks.run(1, one_step, run, ONE.parallel, weights)[0]
+    assert abs(found.loss / one_process(Run()).loss - 1) > 1e-6
