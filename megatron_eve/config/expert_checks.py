@@ -16,8 +16,8 @@ def expert_errors(config: RunConfig) -> Iterator[str]:
         yield "--lora-rank: adapters are of decoders without experts; leave it out, or train without --modality-experts"
     if training.fp8_format is not None:
         yield (
-            f"--fp8-format {training.fp8_format}: matrices of experts are megatron-core's own, which compute in bfloat16; "
-            "leave it out"
+            f"--fp8-format {training.fp8_format}: matrices of experts are megatron-core's own, which compute in "
+            "bfloat16; leave it out"
         )
     if "mlp" in training.recompute_modules:
         yield (
@@ -25,4 +25,7 @@ def expert_errors(config: RunConfig) -> Iterator[str]:
             "--recompute-granularity full"
         )
     if config.parallel.tp_comm_overlap:
-        yield "--tp-comm-overlap: is of TransformerEngine's matrices, and those of experts are megatron-core's; leave it out"
+        yield (
+            "--tp-comm-overlap: is of TransformerEngine's matrices, and those of experts are megatron-core's own; leave "
+            "it out"
+        )

@@ -27,6 +27,12 @@ class ExpertRows:
     text_of_share: int
 
 
+def rows_of_text(count: int, device: torch.device) -> ExpertRows:
+    """Of a pack without images, on a device."""
+    order = torch.arange(count, device=device)
+    return ExpertRows(order, order, count, count)
+
+
 def expert_rows(is_visual: torch.Tensor, rank: int = 0, ranks: int = 1) -> ExpertRows:
     """Sort the rows of a pack, on the host.
 

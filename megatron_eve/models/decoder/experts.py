@@ -178,8 +178,8 @@ class ExpertProjection(ExpertRowLinear):
 class ExpertLayer(TransformerLayer):
     """megatron-core's layer over sorted rows: it tells its modules which rows are of images.
 
-    It does so at the start of each pass, also of one that recomputes activations; parts of a layer that are recomputed by
-    themselves would not hear of it (`--recompute-modules mlp`, which `config/validate.py` refuses).
+    It does so at the start of each pass, also of one that recomputes activations; an MLP that is recomputed by itself
+    would not hear of it (`--recompute-modules mlp`, which `config/expert_checks.py` refuses).
     """
 
     def forward(

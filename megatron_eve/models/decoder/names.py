@@ -48,8 +48,7 @@ QKV_BIAS_RULE = Rule(
     QKV(),
 )
 
-# Of a decoder with `--modality-experts`, whose second set of weights EVE v2 published (`moe_` in the last part of a name, but
-# in front of `mlp`).
+# Of a decoder with `--modality-experts`, as EVE v2 published its second set of weights.
 _EXPERT_RULES: tuple[Rule, ...] = (
     Rule(
         f"{_LAYER}.input_layernorm.visual_weight",

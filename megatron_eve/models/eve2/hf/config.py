@@ -32,8 +32,8 @@ def field_errors(fields: Mapping[str, Any]) -> Iterator[str]:
     part = fields.get("moe_part")
     if has_experts(fields) and part != EXPERT_PARTS:
         yield (
-            f"moe_part is {part!r}, and experts are of all parts here ({EXPERT_PARTS!r}), as in the published model; take "
-            "a model with these"
+            f"moe_part is {part!r}, and experts are of all parts here ({EXPERT_PARTS!r}), as in the published model; "
+            "take a model with these"
         )
 
 

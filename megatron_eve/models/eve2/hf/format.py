@@ -71,8 +71,8 @@ class EVE2Format(HFFormat):
         parser.add_argument(
             "--modality-experts",
             action="store_true",
-            help="give a model without experts (a language model, or that of stage 0) some, as copies of its weights; a "
-            "run that starts from it with --modality-experts does the same",
+            help="give a model without experts (a language model, or that of stage 0) some, as copies of its weights; "
+            "a run that starts from it with --modality-experts does the same",
         )
 
     def adds_experts(self, flags: Flags) -> bool:
