@@ -26,6 +26,6 @@ def expert_errors(config: RunConfig) -> Iterator[str]:
         )
     if config.parallel.tp_comm_overlap:
         yield (
-            "--tp-comm-overlap: is of TransformerEngine's matrices, and those of experts are megatron-core's own; leave "
-            "it out"
+            "--tp-comm-overlap: is of TransformerEngine's matrices, and those of experts are megatron-core's own; "
+            "leave it out"
         )
