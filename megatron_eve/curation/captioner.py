@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from megatron_eve.curation.caption_answers import CaptionAnswer, CaptionAnswers
-from megatron_eve.curation.caption_prompts import drawn_prompt
-from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.errors import DataError, SkipRow
+from megatron_eve.data.schema import Record
 from megatron_eve.data.text.turns import Turn
-from megatron_eve.inference.engine import Answer, Engine, Query
+from megatron_eve.inference.engine import OWN_TEMPLATE, Answer, Engine, Query
 from megatron_eve.inference.http_client import ServerError
 from megatron_eve.inference.http_engine import HTTPEngine, at_once
 from megatron_eve.inference.sampling import Sampling
@@ -19,6 +19,25 @@ from megatron_eve.inference.sampling import Sampling
 SERVER_ERROR = "server_error"
 MOST_FAILED = 64
 """Rows in a row that a server may fail on before its error ends the shard, which the same command then continues."""
+
+
+@dataclass(frozen=True)
+class CaptionModel:
+    """Which model answers.
+
+    Attributes:
+        folder: that transformers loads; None for a server.
+        conv_mode: the template of its prompts, or OWN_TEMPLATE.
+        base_url: address of the server; None for a folder.
+        served: the name that the server gives the model.
+        sha256: of the folder's files; of a server, of what it says of the model.
+    """
+
+    folder: Path | None
+    conv_mode: str
+    base_url: str | None
+    served: str | None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,38 @@ class Picture:
     problem: SkipRow | None = None
 
 
+def picture_of(row: int, prompt: str, record: Record | SkipRow) -> Picture:
+    """The picture of a row; none of a row that is no pair of one picture and a caption, and that keeps its text."""
+    if isinstance(record, SkipRow):
+        return Picture(row, prompt, None, record)
+    if record.kind != "pair" or len(record.images) != 1:
+        return Picture(row, prompt, None)
+    data = record.images[0].data
+    if data is None:
+        name = record.images[0].path
+        return Picture(row, prompt, None, SkipRow("image_missing", f"{name}: the shard holds its path alone"))
+    return Picture(row, prompt, data)
+
+
+def open_engine(model: CaptionModel) -> Engine:
+    """The engine of a model.
+
+    Raises:
+        ConfigError: the folder cannot be opened.
+        ServerError: the server cannot be reached, or serves no such model.
+    """
+    if model.base_url is not None and model.served is not None:
+        return HTTPEngine(model.base_url, model.served)
+    assert model.folder is not None
+    if model.conv_mode == OWN_TEMPLATE:
+        from megatron_eve.inference.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model.folder)
+    from megatron_eve.inference.hf_engine import HFEngine
+
+    return HFEngine(model.folder, model.conv_mode)
+
+
 class Captioner:
     """Captions pictures with an engine.
 
@@ -50,7 +101,13 @@ class Captioner:
     def __init__(self, engine: Engine, max_new_tokens: int, sampling: Sampling) -> None:
         self._engine, self._max_new_tokens, self._sampling = engine, max_new_tokens, sampling
 
-    def fill(self, answers: CaptionAnswers, pictures: Iterable[Picture], batch_size: int) -> None:
+    def fill(
+        self,
+        answers: CaptionAnswers,
+        pictures: Iterable[Picture],
+        batch_size: int,
+        done: Callable[[], object] = lambda: None,
+    ) -> None:
         """Caption pictures and append the answers, each batch before the next begins.
 
         Rows that the server fails on are held back until it answers another one: a server that is down ends the shard,
@@ -60,6 +117,7 @@ class Captioner:
             answers: gets them.
             pictures: of `answers.missing`, in order.
             batch_size: pictures that are asked about together.
+            done: called after each batch.
 
         Raises:
             ServerError: the server failed on more than `MOST_FAILED` rows in a row.
@@ -74,6 +132,7 @@ class Captioner:
                 held = []
             elif len(failed) > MOST_FAILED:
                 raise ServerError(failed[-1].detail)
+            done()
         if held:  # the last rows of the shard: is it their fault?
             assert isinstance(self._engine, HTTPEngine)
             self._engine.check_server()
@@ -108,6 +167,12 @@ class Captioner:
             return self._engine.answers(queries, self._sampling)
         except ServerError:
             return at_once(self._alone, queries)  # which of them it fails on
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; a server is asked without torch
+                raise
+            raise DataError(
+                f"the memory of the GPU is too small for --batch-size {len(queries)}: give a smaller one"
+            ) from error
 
     def _alone(self, query: Query) -> Answer:
         try:
