@@ -154,8 +154,8 @@ class TestMake:
         plain = self.make()
         assert plain.returncode == 0 and plain.stdout == self.make("help").stdout
         for command in (
-            "install", "install-eval", "install-curate", "install-dev", "install-gpu", "quickstart", "test", "test-slow",
-            "lint", "clean",
+            "install", "install-eval", "install-curate", "install-dev", "install-gpu", "quickstart", "test",
+            "test-slow", "lint", "clean",
         ):  # fmt: skip
             assert re.search(rf"^  make {command} +\w", plain.stdout, re.MULTILINE), command
 
