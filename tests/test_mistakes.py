@@ -321,6 +321,14 @@ MISTAKES = [
     Mistake("reconstruct", f"{SHEET} --input {{root}}", "--input {root}: Is a directory; name files of pictures"),
     Mistake("reconstruct", f"{SHEET} --tower {{root}}", "--tower {root}: is not folder of a toy tower"),
     Mistake("reconstruct", f"{SHEET} --dtype float16", "--dtype float16: must be one of float32, bfloat16"),
+    Mistake("prepare_data", "", "required: NAME; see --help"),
+    Mistake("prepare_data", "sa1 --source {root} --output {root}/p", "NAME sa1: must be one of sa1b, openimages"),
+    Mistake("prepare_data", "sa1b --source {root}/x --output {root}/p", "--source {root}/x is not a folder: name that"),
+    Mistake("prepare_data", "sa1b --source {root} --output {root}/p", "has no sa_*.tar: sa1b expects the archives sa_"),
+    Mistake("prepare_data", "sa1b --source {root} --output {root}/p --best-share 1", "--best-share: no such flag;"),
+    Mistake("prepare_data", "coyo --source {root} --output {root}/p --best-share 2", "must lie between 0 and 1"),
+    Mistake("prepare_data", "coyo --source {root} --output {root}/p --min-clip-similarity x", "x: must be a number"),
+    Mistake("prepare_data", "mmc4 --source {root} --output {root}/p --workers 0", "--workers 0: must be 1 or more"),
     Mistake("doctor", "--fix", "--fix: no such flag; --help lists them all"),
 ]  # fmt: skip
 ON_RANKS = [Mistake(one.tool, one.words, one.says, ranks=4) for one in SHARED]
