@@ -60,13 +60,13 @@ class TestPublishedJson:
                     {"from": "human", "value": f"<image>\nQuestion {number}?"},
                     {"from": "gpt", "value": f"A{number}."},
                 ],
-                meta={"dataset": folder, "file": "eve_instruct_mix1.8m.json"},
+                meta={"dataset": folder, "source_file": "eve_instruct_mix1.8m.json"},
             )
             for number, (picture, folder) in enumerate(zip(PICTURES, folders, strict=True))
             if folder is not None
         ]
         turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
-        meta = {"file": "eve_instruct_mix1.8m.json"}
+        meta = {"source_file": "eve_instruct_mix1.8m.json"}
         assert records(tmp_path / "out") == [
             *expected,
             Record("text", "eve_hd", "conversation", [], turns, meta),
