@@ -172,7 +172,8 @@ def test_a_download_of_which_no_row_can_be_kept(tmp_path: Path) -> None:
 
 def test_an_archive_that_breaks_off(tmp_path: Path, source: Path) -> None:
     last = source / "sa_000001.tar"
-    last.write_bytes(last.read_bytes()[:-5000])
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
         DataError, match=r"sa_000001.tar breaks off: it does not end .*; copy or download it again"
     ):
