@@ -356,6 +356,8 @@ MISTAKES = [
     Mistake("train_tower", f"{TOWER} --vision-tokenizer {{tower}}", "--vision-tokenizer: no such flag; use --vision-"),
     Mistake("train_tower", f"{TOWER} --pretrained-checkpoint {{siglip}}", "'rqvaesigliptransformer_model' is needed;"),
     Mistake("train_tower", f"{TOWER} --pretrained-checkpoint {{run}}", "{run}: is a checkpoint of another model; name"),
+    Mistake("train_tower", f"{TOWER} --seq-lenght 8", "--seq-lenght: no such flag; --help lists them all"),
+    Mistake("train_tower", f"{TOWER} --micro-batch-size 2", "--micro-batch-size: no such flag; there are no micro"),
     Mistake("train_tower", f"{TOWER} --load {{run}}", "made with --family eve, this run has vila_u_tower; use"),
     Mistake("train_tower", f"{TOWER} --data-path {{foreign}}", "and the run's vocabulary has 96: name the Sig"),
     Mistake("train_tower", f"{TOWER} --vision-tower {{voiceless}}", "config.json has no text_config, and texts are"),
