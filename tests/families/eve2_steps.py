@@ -47,11 +47,13 @@ class Run:
         content: one of `CONTENTS`: packs with and without pictures; one picture in all, so that ranks have none; a
             step of text alone; next to nothing but pictures.
         stage: 1 trains patch embedding and experts, 2 all.
+        experts: the decoder has them.
         mistake: what is made wrong, for tests that are to notice it.
     """
 
     content: str = "mixed"
     stage: int = 2
+    experts: bool = True
     mistake: Literal["", "class row is text", "one norm", "unsorted attention"] = ""
 
     def __str__(self) -> str:
@@ -103,7 +105,7 @@ class Run:
             images.append([_picture(draw, size) for size in sizes])
         labels = np.where(mask & (ids != IMAGE_TOKEN_ID), ids, IGNORE_INDEX)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-        return case_of("eve2", MODEL, VISION, tensors, images)
+        return case_of("eve2", replace(MODEL, modality_experts=self.experts), VISION, tensors, images)
 
 
 def _picture(draw: np.random.Generator, size: tuple[int, int]) -> bytes:

@@ -9,6 +9,7 @@ from itertools import product
 
 import pytest
 
+from megatron_eve.models.name_rules import EXPERT_MARK
 from tests.families.eve2_steps import CONTENTS, Run
 from tests.families.steps import Outcome, Weights, furthest, one_step, weights_of
 from tests.families.vila import PP2_UNEVEN, PP2_VPP2
@@ -77,3 +78,29 @@ def test_mistakes_are_noticed(
     run = replace(Run(), mistake=mistake)
     found = ranks.run(1, one_step, run, ONE.parallel, weights)[0]
     assert abs(found.loss / one_process(Run()).loss - 1) > 1e-6
+
+
+@pytest.mark.parametrize("layout", [ONE, TP2_SP], ids=["one process", "TP2+SP"])
+def test_text_alone_is_that_of_a_decoder_without_experts(
+    layout: Layout, ranks: RankPool, weights: Weights
+) -> None:
+    """Bit for bit: the loss, and every gradient that both have; those of experts are zero."""
+    found, dense = (
+        ranks.run(layout.ranks, one_step, Run("text", experts=experts), layout.parallel, weights)[-1]
+        for experts in (True, False)
+    )
+    assert found.loss == dense.loss
+    for name, gradient in found.gradients.items():
+        if EXPERT_MARK in name:
+            assert not gradient.any(), name
+        else:
+            assert gradient.equal(dense.gradients[name]), name
+
+
+def test_copies_of_the_text_weights_are_a_decoder_without_experts(ranks: RankPool, weights: Weights) -> None:
+    """On pictures, too: each row meets the same numbers, in products of other shapes."""
+    copied = {name: weights[name.replace(EXPERT_MARK, ".")] for name in weights}
+    found, dense = (
+        ranks.run(1, one_step, Run(experts=experts), ONE.parallel, copied)[0] for experts in (True, False)
+    )
+    assert found.loss == pytest.approx(dense.loss, rel=1e-12)
