@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_eve.config.schema import RunConfig
@@ -60,6 +61,10 @@ class EVE2Family(ModelFamily):
         return check_stage(config)
 
     # --- configuration ---
+
+    def inference_settings(self, vision: EVE2Config) -> EVE2Config:
+        """See `ModelFamily.inference_settings`: pictures get their size by the published rule of evaluation."""
+        return replace(vision, image_resize="scale")
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:
         """See `ModelFamily.parameter_counts`."""

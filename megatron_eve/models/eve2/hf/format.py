@@ -7,15 +7,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_eve.config.schema import ModelConfig, RunConfig
+from megatron_eve.config.schema import ModelConfig
+from megatron_eve.models.chat_templates import vicuna_chat_template
 from megatron_eve.models.eve2.config import EVE2Config
 from megatron_eve.models.eve2.hf.config import (
     MODEL_TYPE,
+    code_files,
     field_errors,
     has_experts,
     published_files,
     stated,
+    transformers_files,
 )
+from megatron_eve.models.eve2.templates import EVE2_QWEN2
 from megatron_eve.models.hf_format import Flags, HFFormat, JSONFiles, Stated
 from megatron_eve.runtime.command_line import whole_number
 
@@ -31,6 +35,7 @@ class EVE2Format(HFFormat):
     fields: Mapping[str, str] = {"mm_hidden_size": "patch_embedding_size"}
     run_decides: Collection[str] = ("max_image_side", "image_resize")
     qkv_bias = True
+    chat_templates: Mapping[str, str] = {EVE2_QWEN2.name: vicuna_chat_template("", "<|im_end|>")}
 
     def check_fields(self, fields: Mapping[str, Any]) -> Iterator[str]:
         """See `HFFormat.check_fields`."""
@@ -95,13 +100,18 @@ class EVE2Format(HFFormat):
         """See `HFFormat.published_files`."""
         return published_files(model, vision, dtype, ids)
 
-    def check_export(self, config: RunConfig, published: bool, flags: Flags) -> Iterator[str]:
-        """See `HFFormat.check_export`."""
-        if not published:
-            yield "--format transformers: is not there yet for EVE v2; use --format published"
-
     def transformers_files(
         self, model: ModelConfig, vision: EVE2Config, dtype: str, ids: Mapping[str, int], image_token_id: int
     ) -> JSONFiles:
         """See `HFFormat.transformers_files`."""
-        raise NotImplementedError
+        return transformers_files(model, vision, dtype, ids, image_token_id)
+
+    def code(self, vision: EVE2Config) -> Sequence[Path]:
+        """See `HFFormat.code`."""
+        return code_files()
+
+    def register(self) -> Mapping[str, type]:
+        """See `HFFormat.register`."""
+        from megatron_eve.models.eve2.hf.register import register
+
+        return register()
