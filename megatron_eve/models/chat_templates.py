@@ -36,7 +36,7 @@ BEGIN{%- if messages and messages[0].role == 'system' -%}
 
 
 def vicuna_chat_template(begin: str, end: str) -> str:
-    """Vicuna's conversations (`text_format.VICUNA_V1`): a message's only image goes to its front, several stay in place.
+    """Vicuna's conversations (`text_format.VICUNA_V1`): a message's only image goes to its front, several stay.
 
     `generation` in it marks what the labels of training are: an answer, and the control token behind it.
 

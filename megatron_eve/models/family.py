@@ -208,7 +208,7 @@ class ModelFamily(Protocol):
         return tree
 
     def inference_settings(self, vision: Any) -> Any:
-        """The settings of the same model without what only training needs."""
+        """The settings of the same model for asking it: without what only training needs."""
         return vision
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:

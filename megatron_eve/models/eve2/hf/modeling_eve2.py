@@ -1,7 +1,7 @@
 """EVE v2 on transformers' current Qwen2: several images a sample, batches of unequal lengths, cached generation.
 
-Rows of images go through a second set of weights in each layer (`modeling_eve2_layers.py`); the model of stage 0 has one
-set. Parameters have their published names (baaivision/EVE, `EVEv2`), so published folders load as they are.
+Rows of images go through a second set of weights in each layer (`modeling_eve2_layers.py`); the model of stage 0 has
+one set. Parameters have their published names (baaivision/EVE, `EVEv2`), so published folders load as they are.
 
 Shapes: B = samples, L = tokens with every image row counted, N = patches of a sample at most, M = images of a sample at
 most, C = width between the convolutions, D = decoder width, W = vocabulary.
@@ -85,6 +85,8 @@ class EVE2Model(EVE2PreTrainedModel, Qwen2Model):
 
     def __init__(self, config: EVE2Config) -> None:
         super().__init__(config)
+        # A tokenizer may pad with the token behind each answer, whose embedding trains.
+        self.embed_tokens.padding_idx = None
         if config.image_token_index is None:
             # Kept, so that a vocabulary that grows later (`resize_token_embeddings`) does not move it.
             config.image_token_index = config.vocab_size

@@ -117,7 +117,5 @@ class EVE2DecoderLayer(Qwen2DecoderLayer):
         """As Qwen2's; hidden_states [B, L, D]."""
         normed = by_set(hidden_states, rows, self.input_layernorm, self.moe_input_layernorm)
         hidden_states = hidden_states + self.self_attn(normed, rows=rows, **kwargs)[0]
-        normed = by_set(
-            hidden_states, rows, self.post_attention_layernorm, self.moe_post_attention_layernorm
-        )
+        normed = by_set(hidden_states, rows, self.post_attention_layernorm, self.moe_post_attention_layernorm)
         return hidden_states + by_set(normed, rows, self.mlp, self.moe_mlp)

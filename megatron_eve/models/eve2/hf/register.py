@@ -33,4 +33,6 @@ def register() -> Mapping[str, type]:
     EVEQwen2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     EVE2ImageProcessor.register_for_auto_class("AutoImageProcessor")
     EVE2Processor.register_for_auto_class("AutoProcessor")
-    return {some.__name__: some for some in (EVE2Config, EVE2ImageProcessor, EVEQwen2ForCausalLM, EVE2Processor)}
+    return {
+        some.__name__: some for some in (EVE2Config, EVE2ImageProcessor, EVEQwen2ForCausalLM, EVE2Processor)
+    }
