@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.convert.test_conversion import convert
+from megatron_eve.checkpoint.hf.config import settings_of
+from megatron_eve.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from tests.convert.test_conversion import convert, pass_through
 from tests.golden_dir import find_golden
+from tests.layouts import ONE, PP2, TP2_PP2, TP2_SP, Layout, parametrize
+from tests.ranks import RankPool
 
 
 @pytest.mark.parametrize("name", ["hf_all", "hf_stage0"])
@@ -41,3 +51,31 @@ def test_experts_begin_as_copies(tmp_path: Path, source: str) -> None:
     language = {key for key in theirs if "vision_tower" not in key}
     assert all(theirs[key].equal(ours[key]) for key in language)
     assert theirs.keys() == ours.keys()
+
+
+@pytest.mark.distributed
+@parametrize(TP2_PP2, slow=(ONE, TP2_SP, PP2))
+def test_a_folder_for_transformers_through_a_run(ranks: RankPool, tmp_path: Path, layout: Layout) -> None:
+    """Loaded, trained for a step at a rate of zero under a layout, and exported: the very same bytes of weights."""
+    published, start, run, back = (
+        find_golden("eve_v2") / "_shared" / "hf_all",
+        *(tmp_path / name for name in ("start", "run", "back")),
+    )
+    assert convert("import", "--source", published, "--target", tmp_path / "import") == 0
+    words = ("--format", "transformers", "--tokenizer", published)
+    assert convert("export", "--source", tmp_path / "import", "--target", start, *words) == 0
+    sizes = settings_of(start)
+    config = RunConfig(
+        family=sizes.family,
+        model=sizes.model,
+        vision=sizes.vision,
+        parallel=layout.parallel,
+        training=TrainingConfig(global_batch_size=4, train_iters=20, stage=2),
+        optimizer=OptimizerConfig(lr=4e-5, lr_warmup_fraction=0.1),
+        data=DataConfig(mock_data=True, seq_length=256),
+        checkpoint=CheckpointConfig(save=str(run), pretrained_checkpoint=str(start)),
+    )
+    ranks.run(layout.world_size, pass_through, config)
+    assert convert("export", "--source", run, "--target", back, *words) == 0
+    assert (back / "model.safetensors").read_bytes() == (start / "model.safetensors").read_bytes()
+    assert (back / "config.json").read_bytes() == (start / "config.json").read_bytes()
