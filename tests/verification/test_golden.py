@@ -113,7 +113,7 @@ def test_greedy_tokens_of_eve2(ranks: RankPool, layout: Layout) -> None:
     """Pictures get their size by the published rule of evaluation."""
     rows = ranks.run(layout.world_size, check, find_golden("eve_v2") / "generate", layout.parallel)[0]
     assert not misses(rows)
-    assert [row.name for row in rows] == ["a.png: tokens", "b.png: tokens", "text: tokens"]
+    assert [name for name, *_ in rows] == ["a.png: tokens", "b.png: tokens", "text: tokens"]
 
 
 @pytest.mark.parametrize("name", ["tokenize", "preprocess"])
