@@ -1,4 +1,4 @@
-"""A second set of weights in every decoder layer, for rows of images: the experts of EVE v2 (arXiv 2502.06788).
+"""A second set of weights in every decoder layer, for rows of images (experts, arXiv 2502.06788).
 
 Norms, matrices and biases of a layer exist twice. Each set works on its own rows alone; attention is over all rows
 together. Embedding, final norm and output layer are shared. The published code computes both sets on all rows and
