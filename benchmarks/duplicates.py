@@ -165,7 +165,11 @@ def main() -> None:
     parser = command_parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=33_000_000, help="rows of all tables together")
     parser.add_argument(
-        "--distance", type=int, choices=range(1, MAX_DISTANCE + 1), default=6, help="bits in which near copies differ"
+        "--distance",
+        type=int,
+        choices=range(1, MAX_DISTANCE + 1),
+        default=6,
+        help="bits in which near copies differ",
     )
     parser.add_argument(
         "--folder", metavar="DIR", help="where to write (default: the system's temporary folder)"
