@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -189,24 +190,37 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def test_planted_copies_are_found_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def planted() -> list[list[Record]]:
+    """The originals in the first shard, their copies in two others."""
     originals = photos()
     copies = [
         record(f"{name}{n}", change(image))
         for name, change in CHANGES.items()
         for n, image in enumerate(originals)
     ]
-    shards = [
+    return [
         [record(f"original{n}", encoded(image)) for n, image in enumerate(originals)],
         copies[::2],
         copies[1::2],
     ]
-    work = tmp_path / "work"
-    curate(work, "filter", "--input", write(tmp_path / "shards", *shards), "--min-side", "1")
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with planted copies in which the stage `filter` is finished; tests copy it."""
+    folder = tmp_path_factory.mktemp("filtered")
+    curate(folder / "work", "filter", "--input", write(folder / "shards", *planted()), "--min-side", "1")
+    return folder / "work"
+
+
+def test_planted_copies_are_found_and_nothing_else(
+    filtered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(filtered, tmp_path / "work")
     curate(work, "duplicates")
     opened = Work.open(work)
+    shards = planted()
+    count = len(shards[0])
     found = {}
     for shard in (1, 2):
         for row in opened.read_table("duplicates", shard).to_pylist():
@@ -214,42 +228,30 @@ def test_planted_copies_are_found_and_nothing_else(
             assert row["of_shard"] == 0 and name.endswith(str(row["of_row"]))
             found[name] = row["reason"]
     assert len(opened.read_table("duplicates", 0)) == 0
-    kinds = {name: [found.get(f"{name}{n}") for n in range(len(originals))] for name in CHANGES}
+    kinds = {name: [found.get(f"{name}{n}") for n in range(count)] for name in CHANGES}
     assert set(kinds["exact"]) == {EXACT} and set(kinds["jpeg60"]) == set(kinds["shrunk"]) == {NEAR}
-    assert kinds["cropped"].count(NEAR) >= 0.9 * len(originals)
-    assert [len(opened.kept_rows(shard, "features")) for shard in range(3)] == [
-        len(originals), *(len(shards[shard]) - len(opened.read_table("duplicates", shard)) for shard in (1, 2))
-    ]  # fmt: skip
+    assert kinds["cropped"].count(NEAR) >= 0.9 * count
+    kept = sum(len(opened.kept_rows(shard, "features")) for shard in range(3))
+    assert kept == sum(map(len, shards)) - len(found)
     printed = capsys.readouterr().out
-    assert re.search(rf"dropped +{len(originals)}  duplicate_exact: ", printed)
+    assert re.search(rf"dropped +{count}  duplicate_exact: ", printed)
     page = (work / "duplicates" / "duplicates.html").read_text(encoding="utf-8")
-    assert "The same file" in page and page.count("<img") >= 2 * len(originals)
+    assert "The same file" in page and page.count("<img") >= 2 * count
 
 
-def test_exact_only_keeps_what_looks_alike(tmp_path: Path) -> None:
-    image = photos()[0]
-    pattern = write(
-        tmp_path / "shards",
-        [record("a", encoded(image)), record("b", encoded(image, 60)), record("c", encoded(image))],
-    )
-    work = tmp_path / "work"
-    curate(work, "filter", "--input", pattern, "--min-side", "1")
+def test_exact_only_keeps_what_looks_alike(filtered: Path, tmp_path: Path) -> None:
+    work = shutil.copytree(filtered, tmp_path / "work")
     curate(work, "duplicates", "--exact-only")
-    (row,) = parquet.read_table(work / "duplicates" / "00000.parquet").to_pylist()
-    assert row == {"row": 2, "reason": EXACT, "of_shard": 0, "of_row": 0, "distance": 0}
+    tables = [Work.open(work).read_table("duplicates", shard) for shard in range(3)]
+    found = [row for table in tables for row in table.to_pylist()]
+    assert {row["reason"] for row in found} == {EXACT} and len(found) == len(photos())
 
 
-def test_a_table_without_its_columns_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = tmp_path / "work"
-    curate(
-        work,
-        "filter",
-        "--input",
-        write(tmp_path / "shards", [record("a", encoded(photos()[0]))]),
-        "--min-side",
-        "1",
-    )
-    path = work / "filter" / "00000.parquet"
+def test_a_table_without_its_columns_is_refused(
+    filtered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(filtered, tmp_path / "work")
+    path = work / "filter" / "00001.parquet"
     parquet.write_table(parquet.read_table(path).drop_columns(["phash"]), path)
     assert main(["duplicates", "--work", str(work)]) == 2
     printed = capsys.readouterr().err
