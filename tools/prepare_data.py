@@ -24,8 +24,9 @@ Make parquet shards of records, pictures inside, from a data set as it is publis
 
 The first word names the data set. Its files are found below --source in the layout in which they are published, and
 OUT/00000.parquet ... have a record (docs/data.md) for each row that can be used: text, pictures as the bytes of their
-files, id, source, license, URL, author and scores. Nothing is downloaded, and no picture is written anew. Rows that
-cannot be used are left out, counted by reason in the summary and in OUT/prepared.json, and listed in OUT/skipped.jsonl.
+files, id, source, license, URL, author and scores. Nothing is downloaded, and no picture is written anew (but
+those of AI2D on which letters have to be drawn). Rows that cannot be used are left out, counted by reason in the
+summary and in OUT/prepared.json, and listed in OUT/skipped.jsonl.
 
 After a kill the same command goes on with the shards that are missing. Files and rows of test and validation splits are
 left out. The exit status is 0 if any row was kept.
@@ -41,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         title="data sets", dest="name", required=True, metavar="NAME", prog=parser.prog
     )
     for name, preparer in PREPARERS.items():
-        described = f"{preparer.what[0].upper()}{preparer.what[1:]}.\n\n--source must have {preparer.layout}."
+        stop = "" if preparer.layout.endswith(".") else "."
+        described = f"{preparer.what}.\n\n--source has {preparer.layout}{stop}"
         one = commands.add_parser(name, help=preparer.what, description=described, examples=_example(name))
         _add_flags(one, preparer)
     return parser
@@ -53,9 +55,7 @@ def _example(name: str) -> str:
 
 def _add_flags(parser: argparse.ArgumentParser, preparer: type[Preparer]) -> None:
     files = parser.add_argument_group("input and output", "What is read, and where the shards go.")
-    files.add_argument(
-        "--source", required=True, type=Path, metavar="DIR", help=f"folder of the download: {preparer.layout}"
-    )
+    files.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the download")
     files.add_argument(
         "--output", required=True, type=Path, metavar="OUT", help="folder of the shards, which is made"
     )

@@ -10,7 +10,10 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
+
+from pyarrow import compute
 
 from megatron_eve.curation.captions_of_records import with_caption
 from megatron_eve.curation.stage import Stage
@@ -30,16 +33,21 @@ class BuildStage(Stage):
     def run(self, work: Work, shard: int) -> Counter[str]:
         """See `Stage`: counts rows that were read and written, and new captions."""
         captions = self._captions(work, shard)
+        records = self._records(work, shard, captions)
+        first = next(records, None)
+        if first is None:  # preprocessing refuses a file without rows
+            work.write_empty(self.name, shard)
+            return Counter({"read": work.inputs.rows[shard], "empty shards": 1})
         with work.output(self.name, shard) as path:
-            count = write_records(path, self._records(work, shard, captions))
+            count = write_records(path, chain([first], records))
         return Counter({"read": work.inputs.rows[shard], "written": count, "captions": len(captions)})
 
     def _captions(self, work: Work, shard: int) -> dict[int, str]:
-        """The new captions of a shard, by row."""
+        """The new captions of a shard, by row; rows that keep their text have none."""
         if not work.has("caption"):
             return {}
         table = work.read_table("caption", shard, ("row", "caption", "reason"))
-        table = table.filter(table["reason"].is_null())
+        table = table.filter(compute.and_(table["reason"].is_null(), table["caption"].is_valid()))
         return dict(zip(table["row"].to_pylist(), table["caption"].to_pylist(), strict=True))
 
     def _records(self, work: Work, shard: int, captions: dict[int, str]) -> Iterator[Record]:
@@ -61,7 +69,7 @@ class BuildStage(Stage):
         return [
             ("rows read", f"{counts['read']:,}"),
             ("rows written", f"{counts['written']:,}, of which {counts['captions']:,} have a new caption"),
-            ("curated shards", str(folder)),
+            ("curated shards", f"{folder}; {counts['empty shards']:,} shards have no row left and no file"),
             ("next", f"python tools/preprocess_data.py --input '{folder}/*.parquet' ..."),
         ]
 
