@@ -1,4 +1,4 @@
-"""Rows of images with a class row in front and a row-end row behind each row of their grid: EVE's, of both generations.
+"""Rows of images with a class row in front and a row-end row behind each row of their grid.
 
 Letters: I = images, N = merged patches, V = visual rows (for each image 1 + rows * (columns + 1)).
 """

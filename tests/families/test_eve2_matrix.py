@@ -65,7 +65,7 @@ def test_the_layout_changes_nothing(
     one_process: Callable[[Run], Outcome],
 ) -> None:
     expected = one_process(run)
-    found = ranks.run(layout.ranks, one_step, run, layout.parallel, weights)[-1]
+    found = ranks.run(layout.world_size, one_step, run, layout.parallel, weights)[-1]
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     error, name = furthest(found, expected)
     assert error < 1e-9, name
@@ -86,7 +86,7 @@ def test_text_alone_is_that_of_a_decoder_without_experts(
 ) -> None:
     """Bit for bit: the loss, and every gradient that both have; those of experts are zero."""
     found, dense = (
-        ranks.run(layout.ranks, one_step, Run("text", experts=experts), layout.parallel, weights)[-1]
+        ranks.run(layout.world_size, one_step, Run("text", experts=experts), layout.parallel, weights)[-1]
         for experts in (True, False)
     )
     assert found.loss == dense.loss

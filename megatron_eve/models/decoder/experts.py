@@ -1,8 +1,8 @@
-"""A second set of weights in every decoder layer, for rows of images: the experts of EVE v2 (arXiv 2502.06788).
+"""A second set of weights in every decoder layer, for rows of images (experts, arXiv 2502.06788).
 
 Norms, matrices and biases of a layer exist twice. Each set works on its own rows alone; attention is over all rows
 together. Embedding, final norm and output layer are shared. The published code computes both sets on all rows and
-blends them by a mask (`moe_function` in EVEv2's modeling_qwen2.py), which gives the same numbers.
+blends them by a mask (`moe_function`), which gives the same numbers.
 
 The rows of a pack are sorted once, text first, where they enter the decoder, so that each set multiplies one block of
 rows. Between layers, and between pipeline stages, rows stay sorted; queries, keys and values go back to the order of

@@ -48,7 +48,7 @@ QKV_BIAS_RULE = Rule(
     QKV(),
 )
 
-# Of a decoder with `--modality-experts`, as EVE v2 published its second set of weights.
+# Of a decoder with `--modality-experts`, as its second set of weights was published.
 _EXPERT_RULES: tuple[Rule, ...] = (
     Rule(
         f"{_LAYER}.input_layernorm.visual_weight",
