@@ -58,7 +58,7 @@ class ModelConfig:
     """Rows of the token embedding, before padding for tensor parallelism: the pieces of the tokenizer, or up to 64
     more."""
     modality_experts: bool = False
-    """Give each decoder layer a second set of norms and matrices, which works on the rows of images (arXiv 2502.06788)."""
+    """Give each decoder layer a second set of norms and matrices, for the rows of images (arXiv 2502.06788)."""
     max_position_embeddings: int = 2048
     """Longest sample, in tokens."""
     norm_epsilon: float = 1e-5

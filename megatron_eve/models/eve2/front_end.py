@@ -11,6 +11,8 @@ between the convolutions, D = decoder width.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -56,7 +58,7 @@ class PatchEmbedding(nn.Module):
         Returns:
             [V, D], images in order, in the dtype of the parameters.
         """
-        first, second = self.patch_embedding["0"], self.patch_embedding["2"]
+        first, second = (cast(nn.Conv2d, self.patch_embedding[name]) for name in ("0", "2"))
         pixels = normalise(patches, first.weight.dtype)
         embedded = functional.gelu(functional.linear(pixels, first.weight.flatten(1), first.bias))  # (P, C)
         # (D, C, y, x) to the order of a cell's values: patch by patch.
