@@ -10,7 +10,7 @@ most, C = width between the convolutions, D = decoder width, W = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class EVE2VisionTower(nn.Module):
             [V, D]; 1 + rows * (columns + 1) vectors an image.
         """
         # Kernels are as large as their strides, so that each convolution is a matrix product over patches.
-        first, activation, second = self.patch_embedding
+        first, activation, second = cast("tuple[nn.Conv2d, nn.GELU, nn.Conv2d]", tuple(self.patch_embedding))
         embedded = activation(F.linear(patches, first.weight.flatten(1), first.bias))  # (P, C)
         weight = second.weight.permute(0, 2, 3, 1).flatten(1)  # (D, 4 C), patch by patch
         cells = F.linear(embedded.reshape(-1, weight.shape[1]), weight, second.bias)  # (P / 4, D)

@@ -56,7 +56,7 @@ class EVE2Attention(Qwen2Attention):
     def __init__(self, config: EVE2Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         width, heads = config.hidden_size, config.num_attention_heads * self.head_dim
-        groups = config.num_key_value_heads * self.head_dim
+        groups = self.k_proj.out_features
         self.moe_q_proj = nn.Linear(width, heads)
         self.moe_k_proj = nn.Linear(width, groups)
         self.moe_v_proj = nn.Linear(width, groups)
@@ -113,7 +113,9 @@ class EVE2DecoderLayer(Qwen2DecoderLayer):
         self.moe_input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.moe_post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, rows: Rows | None = None, **kwargs: Any) -> Tensor:
+    def forward(  # type: ignore[override] # transformers gives all but the first argument by name
+        self, hidden_states: Tensor, *, rows: Rows | None = None, **kwargs: Any
+    ) -> Tensor:
         """As Qwen2's; hidden_states [B, L, D]."""
         normed = by_set(hidden_states, rows, self.input_layernorm, self.moe_input_layernorm)
         hidden_states = hidden_states + self.self_attn(normed, rows=rows, **kwargs)[0]
