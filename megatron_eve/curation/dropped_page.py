@@ -62,7 +62,7 @@ def write_dropped_page(work: Work, counts: Mapping[str, int], total: int) -> Pat
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         meaning = find_reason(reason)
         parts.append(
-            f"<h2>{escape(reason)}: {count:,} rows ({count / total:.1%})</h2>"
+            f"<h2>{escape(reason)}: {count:,} row{'s' * (count > 1)} ({count / total:.1%})</h2>"
             f"<p>{escape(meaning.what)}. To do: {escape(meaning.remedy)}.</p><div class=rows>"
         )
         parts += [_section(one, records[one.shard, one.row]) for one in by_reason[reason]]
@@ -108,11 +108,11 @@ def _section(one: _Dropped, record: Record | SkipRow) -> str:
         cut = f"{text[:_LONGEST_TEXT]} ..." if len(text) > _LONGEST_TEXT else text
         lines.append(f"<p>{escape(cut).encode('utf-8', 'backslashreplace').decode()}</p>")
         if record.images:
-            lines.insert(0, _picture(record.images[0].data or b""))
+            lines.insert(0, picture_html(record.images[0].data or b""))
     return f"<section>{''.join(lines)}</section>"
 
 
-def _picture(data: bytes) -> str:
+def picture_html(data: bytes) -> str:
     """A small copy of a picture; nothing for one that does not decode."""
     try:
         picture = decode_image(data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
