@@ -1,0 +1,197 @@
+"""Three downloads of views of photos, in the layouts in which SA-1B, OpenImages and LAION are published.
+
+Most rows are good. The others are known to be bad in one way each: too small, padded to a square as img2dataset does,
+with a caption that is too short or repeats itself, copies of a picture of another download, or with a license that is
+not wanted. `Row.fate` says what has to become of each, and `curated.py` compares.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import photos
+from curation_tiny.views import KINDS, jpeg, view
+from PIL import Image
+
+VIEWS = 3
+"""Views of each photo in each download."""
+SMALL_SIDE = 120
+"""Pixels of the shorter side of pictures that are too small."""
+ROWS_PER_FILE = 24
+SOURCES = ("sa1b", "openimages", "laion")
+"""The downloads, in the order in which curation reads them: of copies, that of the first one is kept."""
+_CSV = (
+    "ImageID", "Subset", "OriginalURL", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title",
+    "OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation",
+)  # fmt: skip
+_CC_BY = "https://creativecommons.org/licenses/by/2.0/"
+_NOT_WANTED = "https://creativecommons.org/licenses/by-nc/2.0/"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a download.
+
+    Attributes:
+        source: the download.
+        id: of the row.
+        kind: the photo that it is a view of.
+        picture: the file; None where the download says that it failed.
+        fate: "good", or why it must be dropped: the name of a reason.
+        caption: its text, where the download has texts.
+        license: of the picture, where the download names one.
+    """
+
+    source: str
+    id: str
+    kind: str
+    picture: bytes | None
+    fate: str = "good"
+    caption: str = ""
+    license: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where the row says that its picture came from."""
+        return f"https://example.org/{self.source}/{self.kind}/{self.id}.jpg"
+
+
+def make_rows(views: int = VIEWS) -> list[Row]:
+    """The rows of all downloads, in their order."""
+    return [*_sa1b(views), *_openimages(views), *_laion(views)]
+
+
+def _views(first: int, count: int) -> Iterator[tuple[str, int]]:
+    """Photos and numbers of views, so that neighbours show different photos."""
+    for number in range(first, first + count):
+        for kind in KINDS:
+            yield kind, number
+
+
+def _sa1b(views: int) -> list[Row]:
+    return [
+        Row("sa1b", f"sa_{number}", kind, jpeg(view(kind, which)))
+        for number, (kind, which) in enumerate(_views(0, views), start=1)
+    ]
+
+
+def _openimages(views: int) -> list[Row]:
+    rows = []
+    for number, (kind, which) in enumerate(_views(100, views)):
+        unwanted = number % 20 == 7
+        rows.append(
+            Row(
+                "openimages", f"{number:016x}", kind, jpeg(view(kind, which)),
+                "license" if unwanted else "good", license=_NOT_WANTED if unwanted else _CC_BY,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _laion(views: int) -> list[Row]:
+    captions = photos.load_captions()
+    found: list[tuple[str, bytes | None, str, str]] = [
+        (kind, jpeg(view(kind, which)), "good", captions[kind]) for kind, which in _views(200, views)
+    ]
+    for number, kind in enumerate(KINDS[:4]):
+        caption, other = captions[kind], view(kind, 300 + number)
+        found += [
+            (kind, jpeg(view(kind, 310, SMALL_SIDE)), "too_small", caption),
+            (kind, jpeg(_padded(other)), "padded", caption),
+            (kind, jpeg(view(kind, 320)), "too_few_words", "photo"),
+            (kind, jpeg(view(kind, 330)), "repetitive", "buy cheap photos now " * 8),
+            (kind, None, "failed", caption),
+            # Copies of pictures of the other downloads, which stand before this one in the list.
+            (kind, jpeg(view(kind, 0)), "duplicate_exact", caption),
+            (kind, jpeg(view(kind, 100), quality=60), "duplicate_near", caption),
+            (kind, jpeg(_shrunk(view(kind, 1))), "duplicate_near", caption),
+        ]
+    return [
+        Row("laion", f"{number // ROWS_PER_FILE:05d}{number % ROWS_PER_FILE:04d}", kind, picture, fate, caption)
+        for number, (kind, picture, fate, caption) in enumerate(found)
+    ]
+
+
+def _padded(picture: Image.Image) -> Image.Image:
+    """In the middle of a white square, as `img2dataset --resize_mode border` leaves it."""
+    square = Image.new("RGB", (max(picture.size),) * 2, "white")
+    square.paste(picture, tuple((square.width - length) // 2 for length in picture.size))
+    return square
+
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    return picture.resize((picture.width * 9 // 10, picture.height * 9 // 10), Image.Resampling.LANCZOS)
+
+
+def write_downloads(rows: list[Row], folder: Path) -> None:
+    """Write the rows below a folder, a download each: sa1b/, openimages/, laion/."""
+    by_source = {source: [row for row in rows if row.source == source] for source in SOURCES}
+    for source, write in (("sa1b", _write_sa1b), ("openimages", _write_openimages), ("laion", _write_laion)):
+        (folder / source).mkdir(parents=True)
+        write(by_source[source], folder / source)
+
+
+def _write_sa1b(rows: list[Row], folder: Path) -> None:
+    for number, some in enumerate(_chunks(rows)):
+        members = []
+        for row in some:
+            assert row.picture is not None
+            width, height = Image.open(io.BytesIO(row.picture)).size
+            about = {"image_id": int(row.id[3:]), "width": width, "height": height, "file_name": f"{row.id}.jpg"}
+            masks = json.dumps({"image": about, "annotations": []})
+            members += [(f"{row.id}.jpg", row.picture), (f"{row.id}.json", masks.encode())]
+        _write_tar(folder / f"sa_{number:06d}.tar", members)
+
+
+def _write_openimages(rows: list[Row], folder: Path) -> None:
+    (folder / "V6Train1").mkdir()
+    with (folder / "train-images-boxable-with-rotation.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, _CSV)
+        table.writeheader()
+        for row in rows:
+            assert row.picture is not None
+            (folder / "V6Train1" / f"{row.id}.jpg").write_bytes(row.picture)
+            table.writerow(
+                {
+                    "ImageID": row.id, "Subset": "train", "OriginalURL": row.url, "License": row.license,
+                    "Author": f"Author of {row.id}", "Title": row.kind, "Rotation": "0.0",
+                    "OriginalSize": len(row.picture),
+                }
+            )  # fmt: skip
+
+
+def _write_laion(rows: list[Row], folder: Path) -> None:
+    for number, some in enumerate(_chunks(rows)):
+        members = []
+        for row in some:
+            about = {"url": row.url, "caption": row.caption, "key": row.id, "status": "success", "similarity": 0.3}
+            if row.picture is None:
+                about |= {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+            else:
+                size = Image.open(io.BytesIO(row.picture)).size
+                about |= dict(zip(("width", "height"), size, strict=True))
+                about |= {"sha256": hashlib.sha256(row.picture).hexdigest()}
+                members.append((f"{row.id}.jpg", row.picture))
+                members.append((f"{row.id}.txt", row.caption.encode()))
+                members.append((f"{row.id}.json", json.dumps(about).encode()))
+        _write_tar(folder / f"{number:05d}.tar", members)
+
+
+def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
+    for first in range(0, len(rows), ROWS_PER_FILE):
+        yield rows[first : first + ROWS_PER_FILE]
+
+
+def _write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
