@@ -16,9 +16,10 @@ CUDA ?=
 FLAVOUR = $(or $(file < $(VENV)/flavour),cpu)
 CONSTRAINTS = constraints/$(FLAVOUR).txt
 TORCH = $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
-# Files of the environment, written when it holds what a user needs; what evaluation needs; what tests and linters need.
+# Files of the environment, written when it holds what a user needs; what evaluation, curation, and tests and linters need.
 STAMP = $(VENV)/installed
 EVAL_STAMP = $(VENV)/installed-eval
+CURATE_STAMP = $(VENV)/installed-curate
 DEV_STAMP = $(VENV)/installed-dev
 # Left in an environment that was made here; `make clean` deletes no other.
 MARKER = $(VENV)/.megatron_eve
@@ -41,12 +42,12 @@ BEGAN := $(shell date +%s)
 SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-eval install-dev install-gpu quickstart vila vila-u vila-u-tower test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-eval install-curate install-dev install-gpu quickstart vila vila-u vila-u-tower test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables: PYTHON=python3.11  VENV=.venv  ARGS='-k packing' (to pytest)"
 	@echo "           INDEX_URL=...  TORCH_INDEX_URL=... (other package indexes; see README)"
@@ -75,9 +76,18 @@ $(EVAL_STAMP): $(STAMP) $(PINS)
 	@touch $@
 	@echo "==> the evaluation harnesses are installed: $(SPENT)"
 
-install-dev: $(DEV_STAMP) ## Adds evaluation, tests, linters, the chat's page with its browser driver, and DALI
+install-curate: $(CURATE_STAMP) ## Adds what tools/curate.py needs: datatrove, faiss and imagehash
 
-$(DEV_STAMP): $(EVAL_STAMP) $(PINS)
+$(CURATE_STAMP): $(STAMP) $(PINS)
+	@echo "==> what curation needs: datatrove, faiss and imagehash"
+	@$(PIP) $(INDEX) --editable '.[curate]'
+	@$(CHECK_TORCH)
+	@touch $@
+	@echo "==> the packages of curation are installed: $(SPENT)"
+
+install-dev: $(DEV_STAMP) ## Adds evaluation, curation, tests, linters, the chat's page with its browser driver, DALI
+
+$(DEV_STAMP): $(EVAL_STAMP) $(CURATE_STAMP) $(PINS)
 	@echo "==> what tests and linters need; the chat's page and a driver for browsers$(if $(filter cpu,$(FLAVOUR)),; DALI)"
 	@$(PIP) $(INDEX) --editable '.[$(DEV_EXTRAS)]'
 	@$(CHECK_TORCH)

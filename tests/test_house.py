@@ -104,7 +104,9 @@ def test_constraints_are_exact_and_agree_on_megatron_core(path: Path) -> None:
     assert all(re.fullmatch(r"[\w.]+", version) for version in versions.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["quickstart"] + extras["dev"] + extras["chat"]
+    wanted = (
+        project["dependencies"] + extras["quickstart"] + extras["dev"] + extras["chat"] + extras["curate"]
+    )
     wanted += extras["dali" if path.stem == "cpu" else "gpu"]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", want)[0]).lower() for want in wanted}
     assert names <= set(versions), f"not pinned: {sorted(names - set(versions))}"
@@ -119,8 +121,8 @@ def test_constraints_of_evaluation_add_to_the_others(path: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = extras["optional-dependencies"]["eval"]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", want)[0]).lower() for want in wanted}
-    # pandas and accelerate come with the chat's page and the tests elsewhere
-    assert names - {"pandas", "accelerate", "filelock"} <= set(versions)
+    # pandas, accelerate and loguru come with the chat's page, the tests and curation elsewhere
+    assert names - {"pandas", "accelerate", "filelock", "loguru"} <= set(versions)
 
 
 def test_constraints_for_gpus_take_one_cuda() -> None:
@@ -152,7 +154,8 @@ class TestMake:
         plain = self.make()
         assert plain.returncode == 0 and plain.stdout == self.make("help").stdout
         for command in (
-            "install", "install-eval", "install-dev", "install-gpu", "quickstart", "test", "test-slow", "lint", "clean",
+            "install", "install-eval", "install-curate", "install-dev", "install-gpu", "quickstart", "test",
+            "test-slow", "lint", "clean",
         ):  # fmt: skip
             assert re.search(rf"^  make {command} +\w", plain.stdout, re.MULTILINE), command
 

@@ -22,7 +22,7 @@ LEVELS = (
     {"checkpoint"},
     {"training", "convert"},
     {"inference"},
-    {"verification", "evaluation"},
+    {"verification", "evaluation", "curation"},
     {"doctor", "preflight"},
     {"pretrain"},
     {"train_tower"},

@@ -42,7 +42,7 @@ class TestTargets:
     @pytest.mark.parametrize("target", ["install-dev", "test", "test-slow", "lint", "format"])
     def test_what_tests_and_linters_need_comes_with_them(self, target: str, tmp_path: Path) -> None:
         lines = would_run(target, tmp_path / "venv")
-        assert extras(lines) == ["quickstart", "eval", "dev,chat,dali"]
+        assert extras(lines) == ["quickstart", "eval", "curate", "dev,chat,dali"]
         torch = next(number for number, line in enumerate(lines) if " torch==" in line)
         assert torch < next(number for number, line in enumerate(lines) if "--editable" in line)
 
@@ -53,10 +53,12 @@ class TestTargets:
         (venv / "installed").touch()
         assert extras(would_run("install", venv)) == []
         assert extras(would_run("install-eval", venv)) == ["eval"]
+        assert extras(would_run("install-curate", venv)) == ["curate"]
         (venv / "installed-eval").touch()
+        (venv / "installed-curate").touch()
         assert extras(would_run("install-dev", venv)) == ["dev,chat,dali"]
         (venv / "installed-dev").touch()
-        for target in ("install", "install-eval", "install-dev", "test"):
+        for target in ("install", "install-eval", "install-curate", "install-dev", "test"):
             assert extras(would_run(target, venv)) == []
 
     def test_lmms_eval_comes_without_what_it_asks_for(self, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ class TestTargets:
         (venv / "flavour").write_text("cu12\n")
         (venv / "installed").touch()
         lines = would_run("test", venv)
-        assert extras(lines) == ["eval", "dev,chat"]
+        assert extras(lines) == ["eval", "curate", "dev,chat"]
         assert "--constraint constraints/cu12.txt" in "\n".join(lines)
 
     @pytest.mark.parametrize("cuda", ["12", "13"])

@@ -127,11 +127,13 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
             - parts.last_frozen * last
             + decoder * (decoder_trains and not config.lora.enabled)
         )
+        # Trained in float32 beside --bf16.
+        exact = parts.float32 * first * training.bf16
         needed.append(
             RankMemory(
-                weights=(decoder + others) * (2 if training.bf16 else 4) + in_float32,
+                weights=(decoder + others) * (2 if training.bf16 else 4) + exact * 2 + in_float32,
                 gradients=trained * _GRADIENT,
-                optimizer=trained * (_MOMENTS + _MASTER * training.bf16) // shards,
+                optimizer=(trained * (_MOMENTS + _MASTER * training.bf16) - exact * _MASTER) // shards,
             )
         )
     return max(needed, key=lambda memory: memory.total)

@@ -131,12 +131,14 @@ class PartCounts(NamedTuple):
         first_stage, last_stage: all of them.
         frozen: those of the first stage that do not train, so that they have no gradient and no optimizer state.
         last_frozen: likewise of the last stage.
+        float32: those of the first stage that train in float32 also with --bf16, and so need no master weights.
     """
 
     first_stage: int
     last_stage: int
     frozen: int = 0
     last_frozen: int = 0
+    float32: int = 0
 
 
 @runtime_checkable

@@ -82,6 +82,16 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     return count
 
 
+def count_rows(file: Path) -> int:
+    """Number of rows of a parquet file.
+
+    Raises:
+        DataError: it is not parquet, is truncated, or has columns that `ParquetSource` does not take.
+    """
+    _columns(file)
+    return sum(_row_counts(file))
+
+
 class ParquetSource(Source):
     """Rows of parquet files, which all have the same columns.
 

@@ -9,7 +9,7 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from megatron_eve.models.towers.global_batch import gather_rows, slice_of
+from megatron_eve.models.towers.global_batch import gather_rows
 
 
 def sigmoid_contrastive(
@@ -33,12 +33,12 @@ def sigmoid_contrastive(
         group: ranks that the batch is divided among; None: this process alone. Every rank of it calls this, and runs
             the backward pass if images have a gradient.
     """
-    start, total = slice_of(len(texts), group)
-    logits = scale * texts @ gather_rows(images, group).t() + bias  # [n, N]
+    every, start = gather_rows(images, group)
+    logits = scale * texts @ every.t() + bias  # [n, N]
     signs = -torch.ones_like(logits)
     own = torch.arange(len(texts), device=texts.device)
     signs[own, start + own] = 1
-    return -functional.logsigmoid(signs * logits).sum() / total
+    return -functional.logsigmoid(signs * logits).sum() / len(every)
 
 
 def retrieval_accuracy(images: torch.Tensor, texts: torch.Tensor) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 
-def slice_of(count: int, group: ProcessGroup | None) -> tuple[int, int]:
+def start_and_total(count: int, group: ProcessGroup | None) -> tuple[int, int]:
     """(start, total): where this rank's `count` rows begin among all rows of the global batch, and how many those are.
 
     Communicates: every rank of the group calls it.
@@ -34,17 +34,18 @@ def sum_over_ranks(values: torch.Tensor, group: ProcessGroup | None) -> torch.Te
     return values if group is None else _Sum.apply(values, group)
 
 
-def gather_rows(rows: torch.Tensor, group: ProcessGroup | None) -> torch.Tensor:
-    """Rows of all ranks in the order of the global batch, the same on all.
+def gather_rows(rows: torch.Tensor, group: ProcessGroup | None) -> tuple[torch.Tensor, int]:
+    """Rows of all ranks in the order of the global batch, and where this rank's begin among them.
 
     Args:
         rows: [n, ...]; n may differ from rank to rank.
         group: of the ranks.
 
     Returns:
-        [N, ...]. The gradient of a rank's rows is the sum of those that all ranks give them.
+        [N, ...], the same on all ranks, and the place of this rank's first row. The gradient of a rank's rows is the
+        sum of those that all ranks give them.
     """
-    return rows if group is None else _Gather.apply(rows, group)
+    return (rows, 0) if group is None else _Gather.apply(rows, group)
 
 
 def _counts(count: int, group: ProcessGroup | None) -> list[int]:
@@ -75,17 +76,17 @@ class _Sum(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, group: ProcessGroup) -> tuple[torch.Tensor, int]:
         counts = _counts(len(rows), group)
         ctx.group, ctx.count, ctx.start = group, len(rows), sum(counts[: group.rank()])
         # A sum with zeros in the other ranks' places: exact, and slices may differ in length.
         every = rows.new_zeros(sum(counts), *rows.shape[1:])
         every[ctx.start : ctx.start + ctx.count] = rows.detach()
         torch.distributed.all_reduce(every, group=group)
-        return every
+        return every, ctx.start
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total, group=ctx.group)
         return total[ctx.start : ctx.start + ctx.count], None

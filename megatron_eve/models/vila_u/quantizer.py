@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from megatron_eve.models.towers.global_batch import slice_of, sum_over_ranks
+from megatron_eve.models.towers.global_batch import start_and_total, sum_over_ranks
 from megatron_eve.models.vila_u.restart import RestartDraw
 
 # Of the public code's running sums.
@@ -251,7 +251,7 @@ class Quantizer(nn.Module):
         vectors = (
             features.shape[0] * (features.shape[1] // self.block[0]) * (features.shape[2] // self.block[1])
         )
-        start, total = slice_of(vectors, group)
+        start, total = start_and_total(vectors, group)
         largest = max(len(codebook.embed_ema) for codebook in self.codebooks)  # type: ignore[arg-type]
         usage = torch.zeros(self.depth, largest, dtype=torch.int64, device=features.device)
 

@@ -16,6 +16,8 @@ from megatron_eve.models.vila_u.tower_settings import DecoderSizes
 
 VGG_LEVELS = tuple((convolutions, 64 * multiple) for convolutions, multiple in PERCEPTUAL_LEVELS)
 """Of VGG-16: convolutions and channels of each level."""
+# Scale and bias of the logits.
+_SCALARS = 2
 # The discriminator: two convolutions with a bias, at its ends, and two with a norm.
 _DISCRIMINATOR = 3 * 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 256 * 16 + 2 * 256 + 256 * 16 + 1
 
@@ -23,7 +25,8 @@ _DISCRIMINATOR = 3 * 64 * 16 + 64 + 64 * 128 * 16 + 2 * 128 + 128 * 256 * 16 + 2
 def parameter_counts(vision: TowerConfig) -> PartCounts:
     """All parameters of a rank, and those that do not train.
 
-    These are the text side or, where pictures are not compared with texts, the whole contrastive side.
+    These are the text side or, where pictures are not compared with texts, the whole contrastive side, and, where no
+    loss asks for pictures, what makes them.
 
     Raises:
         ConfigError: `--vision-tower` cannot be read.
@@ -35,7 +38,7 @@ def parameter_counts(vision: TowerConfig) -> PartCounts:
     encoder = embeddings + (tower.encoder.num_layers - 1) * _layer(width, inner)
     # Its last layer, the norm behind it, attention pooling, and scale and bias of the logits.
     pooling = width + 4 * (width**2 + width) + 2 * width + _mlp(width, inner)
-    contrast = _layer(width, inner) + 2 * width + pooling + 2
+    contrast = _layer(width, inner) + 2 * width + pooling + _SCALARS
     channels = tower.decoder.z_channels
     pictures = (width + 1) * channels + decoder_parameters(tower.decoder)
     text = 0
@@ -45,9 +48,14 @@ def parameter_counts(vision: TowerConfig) -> PartCounts:
         out = sizes.get("projection_size") or inside
         layers = sizes["num_hidden_layers"] * _layer(inside, sizes["intermediate_size"])
         text = rows * inside + layers + 2 * inside + (inside + 1) * out
-    discriminator = _DISCRIMINATOR if vision.adversarial_weight else 0
-    frozen = text if vision.contrastive_weight else text + contrast
-    return PartCounts(encoder + contrast + pictures + text + discriminator, 0, frozen)
+    reconstructs, compares = bool(vision.reconstruction_weight), bool(vision.contrastive_weight)
+    discriminator = _DISCRIMINATOR if reconstructs and vision.adversarial_weight else 0
+    return PartCounts(
+        encoder + contrast + pictures + text + discriminator,
+        0,
+        frozen=text + (not compares) * contrast + (not reconstructs) * pictures,
+        float32=discriminator + _SCALARS * compares,
+    )
 
 
 def float32_bytes(vision: TowerConfig) -> int:

@@ -21,7 +21,7 @@ class TrainingBytes:
     """Bytes on one rank.
 
     Attributes:
-        weights: all parameters, frozen ones too.
+        weights: all parameters, frozen ones too; no buffers.
         gradients: DDP's buffers of the trained ones, which a step reduces over the data-parallel ranks.
         optimizer: Adam's moments and master weights, this rank's shard of them.
     """
@@ -39,11 +39,14 @@ def training_bytes(chunks: Sequence[DistributedDataParallel], optimizer: Any, bf
         optimizer: megatron-core's.
         bf16: the run keeps float32 master weights.
     """
-    shard = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    shard = [p for group in optimizer.param_groups for p in group["params"]]
+    # What trains in float32 also with bf16 is its own master weight: the optimizer has views of it.
+    own = {p.untyped_storage().data_ptr() for chunk in chunks for p in chunk.parameters()}
+    copies = [p for p in shard if bf16 and p.untyped_storage().data_ptr() not in own]
     return TrainingBytes(
         weights=sum(p.nbytes for chunk in chunks for p in chunk.parameters()),
         gradients=sum(buffer.grad_data.nbytes for chunk in chunks for buffer in chunk.buffers),
-        optimizer=shard * (_MOMENTS + _MASTER * bf16),
+        optimizer=sum(p.numel() for p in shard) * _MOMENTS + sum(p.numel() for p in copies) * _MASTER,
     )
 
 

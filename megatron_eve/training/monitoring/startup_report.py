@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import yaml
@@ -56,16 +56,22 @@ def print_startup_report(run: Run, total: int, trained: int) -> None:
     print_settings(run)
 
 
-def memory_and_samples(run: Run) -> str:
-    """Lines about the memory of the rank that needs most, the datasets, and the length of the run. Collective."""
+def memory_and_samples(run: Run, beside: Mapping[str, int] | None = None) -> str:
+    """Lines about the memory of the rank that needs most, the datasets, and the length of the run. Collective.
+
+    Args:
+        run: that starts.
+        beside: bytes of what every rank keeps beside the parameters of the run, by name.
+    """
     config = run.config
     held = training_bytes(run.chunks, run.optimizer, config.training.bf16)
     most = torch.tensor([held.weights, held.gradients, held.optimizer])
     most = most.to(accelerator().device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
     weights, gradients, optimizer = map(in_units, most.tolist())
+    others = "".join(f", {name} {in_units(size)}" for name, size in (beside or {}).items())
     return (
-        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}\n"
+        f"most on one rank: weights {weights}, gradient buffers {gradients}, optimizer state {optimizer}{others}\n"
         f"{_samples(run.data)}\n{config.total_samples:,} samples in "
         f"{config.total_iterations:,} iterations; starting at iteration {run.train_state.iteration}"
     )

@@ -96,7 +96,7 @@ def _measure(
         found[PERCEPTUAL] = perceptual
     if path is not None and pairs:
         # Ranks come one after another here, and pictures stand as their texts do.
-        every = [gather_rows(torch.cat(rows), group) for rows in (images, texts)]
+        every = [gather_rows(torch.cat(rows), group)[0] for rows in (images, texts)]
         found[TEXTS_OF_PICTURES], found[PICTURES_OF_TEXTS] = retrieval_accuracy(*every)
     return found
 

@@ -65,15 +65,25 @@ class TowerNetworks:
         """Bare."""
         return unwrap(self.chunks[1]) if len(self.chunks) > 1 else None  # type: ignore[return-value]
 
+    def other_bytes(self) -> dict[str, int]:
+        """Bytes of what is no parameter of the chunks, by name: codebooks with their running sums and statistics of the
+        discriminator, and the network of the perceptual loss."""
+        found = {"codebooks": sum(one.nbytes for one in self._buffers())}
+        if self.perceptual is not None:
+            found["perceptual loss"] = sum(one.nbytes for one in self.perceptual.buffers())
+        return found
+
+    def _buffers(self) -> list[torch.Tensor]:
+        # A codebook may be that of several depths.
+        return [*{id(one): one for chunk in self.chunks for one in unwrap(chunk).buffers()}.values()]
+
     def snapshot(self) -> Callable[[], None]:
         """Keep what a step changes beside the parameters: codebooks, and statistics of the discriminator.
 
         Returns:
             A function that restores them; it can be called several times.
         """
-        # A codebook may be that of several depths.
-        buffers = {id(one): one for chunk in self.chunks for one in unwrap(chunk).buffers()}
-        kept = [(buffer, buffer.clone()) for buffer in buffers.values()]
+        kept = [(buffer, buffer.clone()) for buffer in self._buffers()]
 
         def restore() -> None:
             for buffer, before in kept:

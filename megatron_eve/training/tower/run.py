@@ -87,7 +87,7 @@ class TowerRun(Run):
         ranks = parallel_state.get_data_parallel_world_size()
         print_rank_0(
             f"vision tower on {accelerator().name}: DP {ranks}, {total:,} parameters on each rank, {trained:,} train\n"
-            f"{memory_and_samples(self)}"
+            f"{memory_and_samples(self, self.networks.other_bytes())}"
         )
         length = _family(config).pair_sizes(config).text_length
         if cut := long_texts(self.data.dataset, length):

@@ -40,8 +40,9 @@ def share_of_rank(slices: list[int], within: bool = False) -> dict[str, Any]:
         tensor.requires_grad_()
     gather = contrast.gather_rows
     if within:
-        contrast.gather_rows = lambda rows, group: torch.cat(
-            [rows.new_zeros(start, WIDTH), rows, rows.new_zeros(PAIRS - start - len(rows), WIDTH)]
+        contrast.gather_rows = lambda rows, group: (
+            torch.cat([rows.new_zeros(start, WIDTH), rows, rows.new_zeros(PAIRS - start - len(rows), WIDTH)]),
+            start,
         )
     try:
         loss = sigmoid_contrastive(*(given[name] for name in NAMES), dist.group.WORLD)

@@ -17,7 +17,7 @@ from megatron_eve.config.memory import rank_memory
 from megatron_eve.models.registry import find_family, tower_families, tower_family
 from megatron_eve.models.vila_u.tower_config import TowerConfig, tower_settings
 from megatron_eve.models.vila_u.tower_folder import is_tower, read_tower_folder
-from megatron_eve.models.vila_u.tower_parameters import parameter_counts
+from megatron_eve.models.vila_u.tower_parameters import float32_bytes, parameter_counts
 from megatron_eve.models.vila_u.tower_record import record_of_run
 from tests.models.vila_u.pairs import SIGLIP
 
@@ -133,6 +133,7 @@ def test_parameters_are_counted_without_torch_as_torch_has_them(
     import transformers
 
     from megatron_eve.models.towers.discriminator import PatchDiscriminator
+    from megatron_eve.models.towers.perceptual import PerceptualLoss
     from megatron_eve.models.vila_u.tower import UnifiedTower
 
     def count(*modules: torch.nn.Module) -> int:
@@ -146,11 +147,18 @@ def test_parameters_are_counted_without_torch_as_torch_has_them(
     counts = parameter_counts(vision)
     assert counts.first_stage == count(whole, tower.post_quant_conv, tower.decoder, discriminator)
     assert counts.frozen == count(whole.text_model)
-    memory = rank_memory(RunConfig(family="vila_u_tower", vision=vision), 4)
+    config = RunConfig(family="vila_u_tower", vision=vision)
+    memory = rank_memory(config, 4)
     trained = counts.first_stage - counts.frozen
     codebooks = sum(buffer.nbytes for buffer in tower.quantizer.buffers())
     assert memory.weights == 4 * counts.first_stage + codebooks
     assert (memory.gradients, memory.optimizer) == (4 * trained, 8 * trained // 4)
+    half = rank_memory(replace(config, training=replace(config.training, bf16=True)), 4)
+    exact = count(discriminator) + 2  # and scale and bias of the logits
+    assert half.weights == memory.weights - 2 * (counts.first_stage - exact)
+    assert (half.gradients, half.optimizer) == (memory.gradients, (12 * trained - 4 * exact) // 4)
+    perceptual = sum(buffer.nbytes for buffer in PerceptualLoss().buffers() if buffer.numel() > 3)
+    assert float32_bytes(replace(vision, perceptual_weights="vgg16.pth")) == codebooks + perceptual
 
 
 def test_a_checkpoint_says_what_its_tower_is(

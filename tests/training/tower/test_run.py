@@ -10,6 +10,7 @@ import pytest
 
 from megatron_eve.config import RunConfig, parse
 from megatron_eve.config.flags import TRAIN_TOWER
+from megatron_eve.config.memory import rank_memory
 from tests.models.vila_u.pairs import caption, write_pairs, write_siglip
 from tests.ranks import RankPool
 
@@ -112,6 +113,49 @@ def test_tools_read_its_checkpoint(flags: list[str], whole: Any, tmp_path: Path)
     found = tower.encode(pixels)
     assert found.shape == (2, 4, 4, 4) and int(found.min()) >= 0 and int(found.max()) < 32
     assert tower.decode(found).shape == (2, SIDE, SIDE, 3)
+
+
+def held(config: RunConfig) -> tuple[Any, dict[str, int], dict[str, int]]:
+    """Runs on each rank, for one step: what the start of a run prints of its memory; and what there is, bytes of the
+    optimizer's tensors and the number of parameters that train."""
+    from megatron_eve.models.process_groups import model_parallel
+    from megatron_eve.training.loop.train import train_one
+    from megatron_eve.training.monitoring.memory import training_bytes
+    from megatron_eve.training.tower.run import setup
+
+    with model_parallel(config):
+        run = setup(config)
+        printed = training_bytes(run.chunks, run.optimizer, config.training.bf16)
+        others = run.networks.other_bytes()
+        assert train_one(run).bad is None
+        run.loader.close()
+        state = 0
+        for one in run.optimizer.chained_optimizers:
+            moments = [
+                part[name] for part in one.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+            ]
+            masters = [master for group in one.shard_fp32_from_float16_groups for master in group]
+            state += sum(tensor.nbytes for tensor in [*moments, *masters])
+        trained = sum(p.numel() for chunk in run.chunks for p in chunk.parameters() if p.requires_grad)
+        return printed, others, {"optimizer": state, "trained": trained}
+
+
+@pytest.mark.parametrize("others", ["--bf16", "--reconstruction-weight 0", "--contrastive-weight 0"])
+def test_bytes_of_a_rank_are_those_that_the_start_prints(
+    ranks: RankPool, flags: list[str], tmp_path: Path, others: str
+) -> None:
+    """By the optimizer's tensors behind a step of both networks, whose moments two ranks share."""
+    config = config_of(
+        flags, tmp_path / "run", "--gan-start", "0", "--use-distributed-optimizer", *others.split()
+    )
+    found, expected = ranks.run(2, held, config), rank_memory(config, 2)
+    for printed, _, real in found:
+        assert printed.optimizer == real["optimizer"]
+        assert printed.weights + found[0][1]["codebooks"] == pytest.approx(expected.weights, abs=10_000)
+        assert 4 * real["trained"] == expected.gradients
+        # megatron-core rounds each parameter's place in the buffer up to 64 elements.
+        assert expected.gradients <= printed.gradients <= 1.05 * expected.gradients
+    assert sum(real["optimizer"] for _, _, real in found) // 2 == expected.optimizer
 
 
 @pytest.mark.parametrize(
