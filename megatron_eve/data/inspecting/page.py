@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,24 +11,10 @@ from megatron_eve.data.format.joined import AnyDataset
 from megatron_eve.data.inspecting.charts import bar_chart, size_chart
 from megatron_eve.data.inspecting.checking import parts_of
 from megatron_eve.data.inspecting.codes import Codes, describe_codes
+from megatron_eve.data.inspecting.html import chart, figure, html_page, table
 from megatron_eve.data.inspecting.layout import RowLayout
 from megatron_eve.data.inspecting.statistics import MOST_IMAGES, SIDES, Histogram, Statistics
 from megatron_eve.data.reasons import REASONS
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 1010px; margin: 24px auto; padding: 0 16px; }
-h1 { font-size: 24px; overflow-wrap: anywhere; } h2 { font-size: 19px; margin-top: 32px; }
-h3 { font-size: 15px; margin: 0 0 4px; }
-table { border-collapse: collapse; } td, th { padding: 2px 14px 2px 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, 480px); gap: 20px 24px; }
-.charts p { margin: 0; color: #555; font-size: 13px; }
-svg text { font: 11px system-ui, sans-serif; fill: #555; } svg text.axis { font-size: 12px; fill: #1c1c1c; }
-figure { margin: 0 0 28px; border: 1px solid #ccc; } figure img { width: 100%; display: block; }
-details { padding: 6px 12px; } .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
-.trains { background: #bee8be; } .image { background: #ffd696; } .role { color: #555; font-weight: 600; }
-.wrong { color: #a00; }
-"""
 
 
 @dataclass(frozen=True)
@@ -74,19 +59,15 @@ def dataset_page(
         '<p>Grounds of the text: <span class="trains">trains</span>, <span class="image">a picture\'s place</span>; '
         "the rest is read and does not train.</p>"
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(prefix)}</title><style>{_STYLE}</style></head><body>"
+    return html_page(
+        prefix,
         f"<h1>Dataset {escape(prefix)}</h1>"
         f"<h2>Counts</h2>{_counts(dataset, codes)}"
         f"<h2>Text and tokens</h2>{_token_charts(statistics)}"
         f"{_picture_part(dataset, statistics)}"
         f"<h2>Rows left out</h2>{_skipped(dataset)}"
         f"{_licences(statistics)}"
-        f"<h2>Rows drawn at random</h2>{legend}{note}{shown}"
-        "</body></html>\n"
+        f"<h2>Rows drawn at random</h2>{legend}{note}{shown}",
     )
 
 
@@ -124,7 +105,7 @@ def _counts(dataset: AnyDataset, codes: Sequence[Codes]) -> str:
     rows += [("images to draw", f"{images:,}, of {labels:,} rows")] if images else []
     rows += [("codes", describe_codes(one)) for one in codes]
     rows += [("part", f"{part['prefix']}, {part['num_samples']:,} samples") for part in info.datasets]
-    return _table(rows)
+    return table(rows)
 
 
 def _token_charts(statistics: Statistics) -> str:
@@ -134,11 +115,11 @@ def _token_charts(statistics: Statistics) -> str:
         ("Tokens of a sample, an image as one", statistics.text_lengths, "tokens"),
     ]
     parts = [
-        _chart(name, _span(histogram), bar_chart(histogram.edges, histogram.counts, axis))
+        chart(name, _span(histogram), bar_chart(histogram.edges, histogram.counts, axis))
         for name, histogram, axis in charts
     ]
     percent = bar_chart(shares.edges, shares.counts, "labels that train, of a sample's tokens", _percent)
-    parts.append(_chart("Share of labels that train", _span(shares, _percent), percent))
+    parts.append(chart("Share of labels that train", _span(shares, _percent), percent))
     images = statistics.images
     by_number = bar_chart(
         images.edges,
@@ -147,7 +128,7 @@ def _token_charts(statistics: Statistics) -> str:
         lambda value: f"{value:.0f}{'+' if value == MOST_IMAGES else ''}",
         centred=True,
     )
-    parts.append(_chart("Images of a sample", _span(images), by_number))
+    parts.append(chart("Images of a sample", _span(images), by_number))
     return f'<div class="charts">{"".join(parts)}</div>'
 
 
@@ -158,9 +139,9 @@ def _picture_part(dataset: AnyDataset, statistics: Statistics) -> str:
     sizes = f"width {_span(widths)}; height {_span(heights)}"
     aspects = bar_chart(statistics.aspects.edges, statistics.aspects.counts, "width : height", _ratio)
     parts = [
-        _chart("Sizes of pictures", sizes, size_chart(SIDES, statistics.sizes)),
-        _chart("Aspect ratios", "tall on the left, wide on the right", aspects)
-        + _chart(
+        chart("Sizes of pictures", sizes, size_chart(SIDES, statistics.sizes)),
+        chart("Aspect ratios", "tall on the left, wide on the right", aspects)
+        + chart(
             "Bytes of a picture",
             _span(files, _bytes),
             bar_chart(files.edges, files.counts, "bytes", _bytes, used_only=True),
@@ -192,11 +173,8 @@ def _licences(statistics: Statistics) -> str:
 def _sample(sample: ShownRow) -> str:
     if sample.layout is None:
         return f'<p class="wrong">Row {sample.row}: {escape(sample.problem)}</p>'
-    drawn = base64.b64encode(sample.png).decode()
-    return (
-        f'<figure><img alt="row {sample.row}" src="data:image/png;base64,{drawn}">'
-        f"<details><summary>Row {sample.row} as text</summary>{_text(sample.layout)}</details></figure>"
-    )
+    below = f"<details><summary>Row {sample.row} as text</summary>{_text(sample.layout)}</details>"
+    return figure(f"row {sample.row}", sample.png, below)
 
 
 def _text(row: RowLayout) -> str:
@@ -219,15 +197,6 @@ def _text(row: RowLayout) -> str:
         text += piece.text
     close()
     return "".join([*parts, "</div>"])
-
-
-def _chart(name: str, note: str, svg: str) -> str:
-    return f"<section><h3>{escape(name)}</h3><p>{escape(note)}</p>{svg}</section>"
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{lines}</table>"
 
 
 def _counted(rows: Iterable[tuple[str, int]]) -> str:
