@@ -14,7 +14,9 @@ import psutil
 import pytest
 from pyarrow import parquet
 
-from tests.curation.toy import Toy, make_toy, stage_lines
+from megatron_eve.data.schema import ImageFile, Record
+from megatron_eve.data.sources.parquet import write_records
+from tests.data.helpers import encoded, picture
 from tests.slurm.cluster import Cluster, running, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +103,48 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def site(cluster: Cluster, tmp_path: Path) -> Iterator[Site]:
     yield Site(cluster, tmp_path)
     cluster.run("scancel", "--user=root")  # what a test that failed left running
+
+
+def _kill(site: Site, stage: str, tasks: Sequence[int]) -> None:
+    """Kill the processes that write tables of a stage."""
+    for task in tasks:
+        site.writing(stage, task).kill()
+
+
+def _records(folder: Path) -> list[dict[str, object]]:
+    """The rows of the shards in a folder."""
+    return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+
+
+def _pair(number: int) -> Record:
+    image = ImageFile(encoded(picture(64, 48, seed=number), "JPEG"))
+    return Record(str(number), "photos", "pair", [image], [{"from": "gpt", "value": "<image>A photo of a house."}])
+
+
+def test_a_task_is_killed_in_mid_write_and_the_same_command_makes_it_good(site: Site) -> None:
+    """Two stages of three shards; the second stage does not start before the first one is whole."""
+    shards = site.folder / "shards"
+    shards.mkdir()
+    for number in range(3):
+        write_records(shards / f"{number:05d}.parquet", map(_pair, range(4 * number, 4 * number + 4)))
+    lines = [f"filter --input {shards}/*.parquet --min-side 32", "build"]
+    jobs = site.submit(lines, **site.hanging("filter", [1]))
+    assert [shown for _, shown in jobs.values()] == ["0-2", "0-2"]
+    (filtering, _), (building, _) = jobs["filter"], jobs["build"]
+    assert site.ended(filtering, [0, 2]) == ["COMPLETED"] * 2
+    # While its task lives nothing is submitted again, and the next stage waits.
+    found = site.call(STAGES=f"{site.folder}/stages.txt")
+    assert found.returncode == 2 and "jobs of an earlier call still wait or run" in found.stderr
+    assert site.cluster.state(f"{building}_0") == "PENDING"
+    _kill(site, "filter", [1])
+    assert site.ended(filtering, [1]) == ["FAILED"]
+    assert "1 of 3 shards unfinished: 1; the same command finishes them" in site.log("filter", filtering, 1)
+    assert site.ended(building, [0]) == ["CANCELLED"]
+    assert not (site.work / "build").exists()
+    jobs = site.submit(lines)
+    assert [shown for _, shown in jobs.values()] == ["1", "0-2"]
+    assert site.ended(jobs["filter"][0], [1]) == ["COMPLETED"], site.log("filter", jobs["filter"][0], 1)
+    assert site.ended(jobs["build"][0], range(3)) == ["COMPLETED"] * 3, site.log("build", jobs["build"][0], 0)
+    assert site.submit(lines) == {}
+    assert not list(site.work.rglob(".partial-*"))
+    assert [row["id"] for row in _records(site.work / "build")] == [str(number) for number in range(12)]
