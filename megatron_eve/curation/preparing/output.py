@@ -49,7 +49,7 @@ class ShardCounts:
         changes: what was changed of rows that were kept, by the names of `data/reasons.py` CHANGES.
         licenses: rows by license, those without one as "".
         skipped: rows that were left out, by reason.
-        skipped_rows: each of them, but for `reasons.UNLISTED`: file, row, reason, detail, id, image.
+        skipped_rows: the first 100 of each reason: file, row, reason, detail, id, image.
     """
 
     rows_read: int = 0
@@ -151,19 +151,19 @@ class PrepareFolder:
         self._lock.close()
 
     def _begin(self) -> None:
-        """Compare the settings with those that the folder was begun with, or write them."""
+        """Compare the settings with those that shards were made with, or write them where there are no shards."""
         for name in (MANIFEST, _SETTINGS):
             path = self._folder / name
-            if path.exists():
-                content = _read_json(path)
-                self._check_settings(content.get("settings"))
+            if path.exists() and (name == MANIFEST or any((self._folder / _COUNTS).glob("*.json"))):
+                self._check_settings(_read_json(path).get("settings"))
                 return
-        others = sorted(file.name for file in self._folder.iterdir() if file.name != _LOCK)
+        own = {_LOCK, _SETTINGS, f"{_SETTINGS}.partial", _COUNTS, SKIPPED}
+        others = sorted(file.name for file in self._folder.iterdir() if file.name not in own)
         if others:
             raise DataError(
                 f"--output {self._folder} holds other files, such as {others[0]}: name a new folder, or empty this one"
             )
-        (self._folder / _COUNTS).mkdir()
+        (self._folder / _COUNTS).mkdir(exist_ok=True)
         _write_json(self._folder / _SETTINGS, {"version": _VERSION, "settings": self._settings})
 
     def _check_settings(self, there: object) -> None:
@@ -174,10 +174,9 @@ class PrepareFolder:
         for name in sorted({*there, *self._settings}):
             old, new = there.get(name), self._settings.get(name)
             if old != new:
-                flag = "--source" if name == "source files" else f"--{name.replace('_', '-')}"
-                values = (
-                    " (names or sizes of its files)" if flag == "--source" else f" ({old!r}, now {new!r})"
-                )
+                flag, values = f"--{name.replace('_', '-')}", f" ({old!r}, now {new!r})"
+                if name.endswith(" files"):
+                    flag, values = "--source", f" (names or sizes of its {name})"
                 raise DataError(
                     f"--output {self._folder} was begun with another {flag}{values}: use the same again, or name a new "
                     "folder"
@@ -273,6 +272,8 @@ class PrepareFolder:
         """Remove what only an unfinished folder needs."""
         (self._folder / _SETTINGS).unlink(missing_ok=True)
         shutil.rmtree(self._folder / _COUNTS, ignore_errors=True)
+        for partial in self._folder.glob("*.partial"):  # of a process that was killed
+            partial.unlink()
 
 
 def _nothing_kept(data: PreparedData, folder: Path) -> DataError:
@@ -282,7 +283,7 @@ def _nothing_kept(data: PreparedData, folder: Path) -> DataError:
     reason = PREPARING_REASONS[name]
     return DataError(
         f"none of the {data.rows_read:,} rows can be kept; {count:,} of them because {name}: {reason.what}; to do: "
-        f"{reason.remedy}; all of them are in {folder / SKIPPED}"
+        f"{reason.remedy}; rows are listed in {folder / SKIPPED}"
     )
 
 

@@ -43,11 +43,11 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PreparedData:
     """
     files = config.preparer.files()
     settings = config.settings(files)
+    source = config.preparer.open(files)
     try:
         with PrepareFolder(config.output, settings) as folder:
             if (finished := folder.finished()) is not None:
                 return finished
-            source = config.preparer.open(files)
             bar = tqdm(unit=" rows", desc="prepare", disable=not progress, mininterval=_bar_seconds())
             with bar:
                 _make_shards(config, source, folder, bar)

@@ -9,13 +9,16 @@ from typing import Any
 
 from megatron_eve.curation.preparing.config import PrepareConfig
 from megatron_eve.curation.preparing.output import ShardCounts, shard_path, write_counts
-from megatron_eve.curation.preparing.reasons import UNLISTED
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.format.metadata import Exclusions, license_of
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.parquet import write_records
 from megatron_eve.data.sources.source import RawRow, Source
+
+_LISTED = (
+    100  # rows of a shard that are listed for each reason, since most rows of a download may be left out
+)
 
 
 class ShardWriter:
@@ -59,7 +62,7 @@ class ShardWriter:
                 record = self._complete(record, row)
             except SkipRow as skip:
                 counts.skipped[skip.reason] += 1
-                if skip.reason not in UNLISTED:
+                if counts.skipped[skip.reason] <= _LISTED:
                     counts.skipped_rows.append(
                         {
                             "file": row.file,
@@ -81,7 +84,7 @@ class ShardWriter:
             SkipRow: it is excluded, a picture cannot be read, or it cannot be stored.
         """
         preparer = self._config.preparer
-        meta: dict[str, Any] = {**record.meta, "file": Path(row.file).name}
+        meta: dict[str, Any] = {**record.meta, "source_file": Path(row.file).name}
         if license_of(meta) is None and preparer.license is not None:
             meta["license"] = preparer.license
         record = replace(record, meta=meta)

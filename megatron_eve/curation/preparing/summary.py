@@ -42,7 +42,7 @@ def format_summary(data: PreparedData, folder: Path, seconds: float) -> str:
         for name, count in [*data.licenses.items()][:_LICENSES_SHOWN]
     ]
     if skipped:
-        lines += [format_skipped(data), f"  all of them: {folder / SKIPPED}"]
+        lines += [format_skipped(data), f"  more of them: {folder / SKIPPED}"]
     how = f"{seconds:,.1f} s ({data.rows_read / max(seconds, 1e-9):,.0f} rows/s)"
     lines.append(f"time            {how if data.new else 'it was finished already: nothing to do'}")
     lines.append(f"shards          {folder}/*.parquet")

@@ -56,7 +56,7 @@ class Mmc4Source(JsonSource):
         changes: Counter[str] = Counter()
         sentences = _sentences(fields.get("text_list"), changes)
         pictures, num_missing = self._pictures(fields.get("image_info"), len(sentences), changes)
-        _check_matrix(fields.get("similarity_matrix"), len(fields["image_info"]), len(sentences))
+        check_matrix(fields.get("similarity_matrix"), len(fields["image_info"]), len(sentences))
         pictures.sort(key=lambda picture: picture["matched_text_index"])  # a stable sort, as published
         for picture in pictures:
             place = picture["matched_text_index"]
@@ -98,11 +98,7 @@ class Mmc4Source(JsonSource):
             if _is_missing(os.path.join(self._image_root or "", name)):
                 num_missing += 1
                 continue
-            if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < num_sentences:
-                raise SkipRow(
-                    "matched_text_index",
-                    f"{place!r:.80} of picture {number}, where there are {num_sentences} sentences",
-                )
+            check_place(place, number, num_sentences)
             taken.append(picture)
         if num_missing and not taken:
             raise SkipRow(
@@ -132,8 +128,21 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _check_matrix(found: object, num_pictures: int, num_sentences: int) -> None:
-    """Validate the shape of the matrix. Its values are not used; a wrong shape means that the row is incomplete."""
+def check_place(place: object, picture: int, num_sentences: int) -> None:
+    """Raise SkipRow unless the matched sentence of a picture, counted from 0, exists."""
+    if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < num_sentences:
+        raise SkipRow(
+            "matched_text_index",
+            f"{place!r:.80} of picture {picture}, where there are {num_sentences} sentences",
+        )
+
+
+def check_matrix(found: object, num_pictures: int, num_sentences: int) -> None:
+    """Validate the shape of the matrix: a wrong one means that the row is incomplete. Its values are not used.
+
+    Raises:
+        SkipRow: it has another shape than pictures x sentences.
+    """
     if found is None:
         return
     rows = found if isinstance(found, list) else []

@@ -40,7 +40,7 @@ def expected(number: int, file: str) -> Record:
             "width": 32,
             "height": 24,
             "file_name": f"sa_{number}.jpg",
-            "file": file,
+            "source_file": file,
             "license": "SA-1B Research License",
         },
     )
