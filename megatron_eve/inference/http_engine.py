@@ -76,6 +76,10 @@ class HTTPEngine:
         length = listed_model(self._client, self.model).get("max_model_len")
         return length if isinstance(length, int) and length > 0 else UNKNOWN_LENGTH
 
+    def check_server(self) -> None:
+        """Raise ServerError if the server cannot be reached any more, or does not serve the model any more."""
+        listed_model(self._client, self.model)
+
     def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
         """See `Engine.prompt`: the messages as JSON."""
         return _MESSAGES + json.dumps(messages_of(turns, num_images), ensure_ascii=False)
