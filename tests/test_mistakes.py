@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +27,8 @@ from tests.data.tokenizing.helpers import write_codes, write_tower
 from tests.families.toy.image_codes import ToyCodes
 from tests.golden_dir import find_golden
 from tests.hf.test_export import spoilt_tokenizer
+from tests.models.vila_u.pairs import SIGLIP, caption, write_pairs
+from tests.models.vila_u.pairs import write_tokenizer as write_siglip_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +59,10 @@ ASK = "--question-file {questions} --image-folder {root} --answers-file {root}/a
 MODEL = "--model-path {run} --tokenizer-model {tokenizer}"
 CURVE = "--model-path {run} --data-path {set} --output {root}/curve.json"
 CODES = "--family tests.families.toy.family --tower {toy}"
+TOWER = (
+    "--preset vila_u_tower_tiny --vision-tower {siglip} --data-path {pairs} --perceptual-weights random "
+    "--global-batch-size 4 --train-iters 1"
+)
 SHEET = f"{CODES} --input {{photo}} --output {{root}}/sheet.png"
 IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
 
@@ -322,6 +330,27 @@ MISTAKES = [
     Mistake("reconstruct", f"{SHEET} --tower {{root}}", "--tower {root}: is not folder of a toy tower"),
     Mistake("reconstruct", f"{SHEET} --dtype float16", "--dtype float16: must be one of float32, bfloat16"),
     Mistake("doctor", "--fix", "--fix: no such flag; --help lists them all"),
+    Mistake("doctor", "--perceptual-linear {rows}", "--perceptual-linear: only used with --perceptual-weights; add"),
+    Mistake("train_tower", f"{TOWER} --preset vila_u_tiny", "a decoder; use python -m megatron_eve.pretrain"),
+    Mistake("train_tower", f"{TOWER} --code-grid 3", "--code-grid 3: must divide 4, the patches along a side of"),
+    Mistake("train_tower", f"{TOWER} --decoder-grid 8", "make pictures of 128 pixels from a grid of 8, and 64 are"),
+    Mistake("train_tower", f"{TOWER} --visual-codebook-size 1", "--visual-codebook-size 1: one vector tells nothing"),
+    Mistake("train_tower", f"{TOWER} --codes-per-position 0", "--codes-per-position 0: must be above 0"),
+    Mistake("train_tower", f"{TOWER} --vision-tower {{tower}}", "is 'clip', and a SigLIP is needed; name its"),
+    Mistake("train_tower", f"{TOWER} --vision-tower {{root}}/x", "--vision-tower {root}/x"),
+    Mistake("train_tower", f"{TOWER} --perceptual-weights {{root}}/x", "weights {root}/x: no such file; name the one"),
+    Mistake("train_tower", TOWER.replace("--perceptual-weights random", ""), "--perceptual-weights: name the file"),
+    Mistake("train_tower", f"{TOWER} --global-batch-size 1", "compares a picture with the texts of others; use 2 or"),
+    Mistake("train_tower", f"{TOWER} --recompute-granularity full", "--recompute-granularity full: is of no use to a"),
+    Mistake("train_tower", f"{TOWER} --tensor-model-parallel-size 2", "a tower is trained data parallel only", ranks=2),
+    Mistake("train_tower", f"{TOWER} --data-path {{set}}", "{set} was made with --template"),
+    Mistake("train_tower", f"{TOWER} --data-path {{wordless}}", "has no text, and a tower trains on pairs of"),
+    Mistake("train_tower", f"{TOWER} --vision-tokenizer {{tower}}", "--vision-tokenizer: no such flag; use --vision-"),
+    Mistake("train_tower", f"{TOWER} --pretrained-checkpoint {{siglip}}", "'rqvaesigliptransformer_model' is needed;"),
+    Mistake("train_tower", f"{TOWER} --pretrained-checkpoint {{run}}", "{run}: is a checkpoint of another model; name"),
+    Mistake("train_tower", f"{TOWER} --load {{run}}", "made with --family eve, this run has vila_u_tower; use"),
+    Mistake("train_tower", f"{TOWER} --data-path {{foreign}}", "and the run's vocabulary has 96: name the Sig"),
+    Mistake("train_tower", f"{TOWER} --vision-tower {{voiceless}}", "config.json has no text_config, and texts are"),
 ]  # fmt: skip
 ON_RANKS = [Mistake(one.tool, one.words, one.says, ranks=4) for one in SHARED]
 
@@ -366,11 +395,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in ("adapter_config.json", "processor_config.json", "tokenizer.json"):
         (root / "adapter" / name).write_text("{}")
     write_coded_datasets(root / "of_codes")
+    write_tower_inputs(root)
     damaged = root / "damaged" / "case"
     (damaged / "raw").mkdir(parents=True)
     (damaged / "meta.json").write_text("{")
     return {
         "damaged": str(damaged.parent),
+        "siglip": str(root / "siglip"), "pairs": str(root / "pairs"), "wordless": str(root / "wordless"),
+        "foreign": str(root / "foreign"), "voiceless": str(root / "voiceless"),
         **{name: str(root / "of_codes" / name) for name in ("toy", "other_toy", "coded", "cut_codes", "begun")},
         "photo": str(root / "of_codes" / "photo.png"),
         "root": str(root), "set": str(root / "set"), "cut": str(root / "cut"), "recipe": str(recipe),
@@ -407,6 +439,23 @@ def write_coded_datasets(root: Path) -> None:
     path = root / "cut_codes_codes.bin"
     path.write_bytes(path.read_bytes()[:-1])
     picture(20, 20).save(root / "photo.png")
+
+
+def write_tower_inputs(root: Path) -> None:
+    """A SigLIP without its weights, and datasets of pairs, of which one lacks a text."""
+    tokenizer = write_siglip_tokenizer(root / "siglip")
+    (root / "siglip" / "config.json").write_text(json.dumps(SIGLIP))
+    write_pairs(root, tokenizer, [caption(number) for number in range(8)])
+    for path in root.glob("pairs_*"):
+        for name in ("wordless", "foreign"):
+            shutil.copyfile(path, root / path.name.replace("pairs", name))
+    manifest = root / "foreign_dataset.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "vocab_size": 97}))
+    (root / "voiceless").mkdir()
+    (root / "voiceless" / "config.json").write_text(json.dumps(SIGLIP["vision_config"]))
+    samples = np.load(root / "wordless_samples.npy")
+    samples["text_length"][3] = 1
+    np.save(root / "wordless_samples.npy", samples)
 
 
 def write_run(folder: Path, **more: Any) -> Path:

@@ -73,13 +73,13 @@ def run(
     """Write the sheet; returns the name of each picture with its PSNR by depth."""
     import torch
 
+    from megatron_eve.data.inspecting.reconstruction import draw_sheet, reconstruct
     from megatron_eve.data.tokenizing.worker import code_device
-    from megatron_eve.inference.reconstruction import draw_sheet, reconstruct
 
     device = code_device()
     model = tower.codes.load_tower(tower.settings, device, getattr(torch, flags.dtype))
     found = [
-        reconstruct(model, path.name, square, tower.settings.depth, device)
+        reconstruct(model, path.name, square, device)
         for path, square in zip(flags.input, squares, strict=True)
     ]
     draw_sheet(found).save(flags.output)

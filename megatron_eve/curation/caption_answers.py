@@ -1,8 +1,8 @@
 """The answers of a captioning model to one shard, on disk while it works: JSON lines, appended batch by batch.
 
-A line is `{"row", "prompt", "caption"}`, or `{"row", "reason", "detail"}` of a row that has no answer. Lines stand in the
-order of the rows, and each batch is on disk before the next begins. After a kill the file is cut at the last whole batch, so
-that batches are the same as in one run: on a GPU an answer may depend on what it is batched with, by rounding.
+A line is `{"row", "prompt", "caption"}`, or `{"row", "reason", "detail"}` of a row that has no answer. Lines stand in
+the order of the rows, and each batch is on disk before the next begins. After a kill the file is cut at the last whole
+batch, so that batches are the same as in one run: on a GPU an answer may depend on what it is batched with, by rounding.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def picture_of(row: int, prompt: str, record: Record | SkipRow) -> Picture:
     data = record.images[0].data
     if data is None:
         name = record.images[0].path
-        return Picture(row, prompt, None, SkipRow("image_missing", f"{name}: the shard holds its path alone"))
+        return Picture(row, prompt, None, SkipRow("picture_not_in_shard", f"{name} has no bytes"))
     return Picture(row, prompt, data)
 
 

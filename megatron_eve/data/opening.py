@@ -190,6 +190,8 @@ def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> An
     """
     settings, tower = find_family(config.family).image_settings(config), tower_family(config.family)
     dataset = open_dataset(prefix, mmap_bin_files=config.data.mmap_bin_files)
+    if tower:
+        _check_pairs(config, prefix, dataset)
     dataset.check_compatible(
         tokenizer_sha256=tokenizer_sha256,
         vocab_size=tower.vocabulary_size(config) if tower else config.model.vocab_size,
@@ -197,8 +199,6 @@ def open_one(config: RunConfig, prefix: str, tokenizer_sha256: str | None) -> An
         image_settings=settings,
     )
     dataset.use_image_settings(config.family, settings)
-    if tower:
-        _check_pairs(config, prefix, dataset)
     if find_family(config.family).reads_codes:
         _use_codes(config, dataset)
     return dataset
@@ -224,9 +224,10 @@ def _check_pairs(config: RunConfig, prefix: str, dataset: AnyDataset) -> None:
         (samples["text_length"] - samples["num_images"] < 1, "no text"),
     ):
         if (rows := np.flatnonzero(wrong)).size:
+            others = f" ({rows.size:,} samples have)" if rows.size > 1 else ""
             raise DataError(
-                f"{dataset.sample_name(int(rows[0]))} has {what}, as have {rows.size - 1:,} others, and a tower trains "
-                f"on pairs of one picture and a text: make {prefix} again without them"
+                f"{dataset.sample_name(int(rows[0]))} has {what}{others}, and a tower trains on pairs of one picture "
+                f"and a text: leave such rows out, and make {prefix} again"
             )
 
 

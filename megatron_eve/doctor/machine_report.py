@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_eve.doctor.packages import EXTENSION, Package, Packages, inspect_packages
+from megatron_eve.doctor.perceptual_files import perceptual_files
 from megatron_eve.doctor.plan import ReportLine, describe_plan
 from megatron_eve.doctor.problems import Problem, capability, find_problems
 from megatron_eve.runtime.accelerator import accelerator
@@ -19,11 +20,15 @@ from megatron_eve.runtime.machine import Gpu, Machine, inspect_machine
 _LABEL, _WIDTH = 18, 118
 
 
-def examine(pyproject: Path) -> tuple[str, bool]:
+def examine(
+    pyproject: Path, perceptual_weights: Path | None = None, perceptual_linear: Path | None = None
+) -> tuple[str, bool]:
     """Inspect this machine and write the report.
 
     Args:
         pyproject: this project's pyproject.toml, which names the wanted versions.
+        perceptual_weights: file with the weights of the perceptual loss; None looks at none.
+        perceptual_linear: file with its five maps, if they are not in that one.
 
     Returns:
         The report, and True if a run can start here and nothing installed is broken or wrong.
@@ -41,6 +46,9 @@ def examine(pyproject: Path) -> tuple[str, bool]:
             plan = [("nothing", reason)]
             if not any(problem.breaks for problem in problems):
                 problems = [Problem(f"no run can be prepared: {reason}", "make install"), *problems]
+        if perceptual_weights is not None:
+            line, problem = perceptual_files(perceptual_weights, perceptual_linear)
+            plan, problems = [*plan, line], [*([problem] if problem else []), *problems]
     return report(machine, packages, plan, problems), not any(problem.breaks for problem in problems)
 
 

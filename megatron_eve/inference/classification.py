@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from megatron_eve.data.images.squares import FITS, square_of
+from megatron_eve.data.inspecting.reconstruction import one_thread
 from megatron_eve.data.tokenizing.worker import code_device
 from megatron_eve.inference.code_tower import ModelTower
-from megatron_eve.inference.reconstruction import one_thread
 from megatron_eve.models.registry import find_image_codes
 
 _TOGETHER = 256  # texts that go through the text encoder at once

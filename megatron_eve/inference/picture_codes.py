@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.images.resizing import Pixels
 from megatron_eve.data.images.squares import FITS, square_of
+from megatron_eve.data.inspecting.reconstruction import decoded_pictures, one_thread
 from megatron_eve.data.tokenizing.worker import code_device, encode_squares
 from megatron_eve.inference.code_tower import ModelTower
-from megatron_eve.inference.reconstruction import decoded_pictures, one_thread
 from megatron_eve.models.image_codes import CodeModel
 from megatron_eve.models.registry import find_image_codes
 

@@ -65,7 +65,7 @@ def test_a_file_of_something_else_is_refused_and_left(
     if content is not None:
         path.write_bytes(content)
     before = path.read_bytes()
-    with pytest.raises(DataError, match="00000.jsonl") as raised:
+    with pytest.raises(DataError, match=r"00000\.jsonl") as raised:
         CaptionAnswers(path, rows, 3)
     assert said in str(raised.value) and path.read_bytes() == before
 

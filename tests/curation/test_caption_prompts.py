@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: bytes | None, said:
     path = tmp_path / "prompts.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="^--prompt-file .*prompts.txt") as raised:
+    with pytest.raises(DataError, match=r"^--prompt-file .*prompts\.txt") as raised:
         read_prompts(path)
     assert said in str(raised.value)
 
@@ -43,5 +44,5 @@ def test_prompts_are_drawn_with_equal_chances_by_seed_and_row() -> None:
     assert all(1850 < counts[prompt] < 2150 for prompt in prompts)  # 2000, and four standard deviations
     assert drawn != [drawn_prompt(prompts, 8, row) for row in range(6000)]
     # The draws of neighbouring rows do not depend on each other.
-    pairs = Counter(zip(drawn[:-1], drawn[1:], strict=True))
+    pairs = Counter(pairwise(drawn))
     assert len(pairs) == 9 and min(pairs.values()) > 500

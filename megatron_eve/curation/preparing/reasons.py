@@ -14,6 +14,21 @@ PREPARING_REASONS = REASONS | {
         "the row belongs to a test or validation split",
         "nothing, a model is not trained on it; --allow-eval-splits takes it",
     ),
+    "questions_layout": Reason(
+        "a question, its answer or its choices are not under the published keys, or have the wrong type",
+        "download the file again; correct the rows, or leave them out",
+    ),
+    "answer_index": Reason(
+        "the index of the right answer is that of none of the choices", "correct the rows, or leave them out"
+    ),
+    "choice_labels": Reason(
+        "the choices are letters on the picture, and the annotations do not say where to draw them",
+        "download annotations/ of the same archive",
+    ),
+    "text_with_pictures": Reason(
+        "a row of a data set without pictures names a picture or a video",
+        "make a dataset of such rows with tools/preprocess_data.py --input-format llava",
+    ),
     NOT_SELECTED: Reason(
         "it is not among the rows of the metadata that --min-clip-similarity and --best-share select",
         "nothing, it was asked for",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.manifest import MANIFEST, STORED_AS, DatasetInfo, max_padding_rows
 from megatron_eve.models.image_flags import ImageSettings
-from megatron_eve.models.registry import find_family
+from megatron_eve.models.registry import find_family, tower_family
 
 
 def check_compatible(
@@ -32,11 +32,14 @@ def check_compatible(
             f"is {tokenizer_sha256[:12]}...): give that one as --tokenizer-model, or preprocess again"
         )
     if not info.vocab_size <= vocab_size <= info.vocab_size + max_padding_rows(info.tokenizer_kind):
-        cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
+        same, cut = f"give --vocab-size {info.vocab_size}", ""
+        if tower_family(family):
+            same = "name the SigLIP with that tokenizer (--vision-tower)"
+        elif info.vocab_size < vocab_size:
+            cut = f"; cut weights with more rows first (transformers' resize_token_embeddings({info.vocab_size}))"
         raise DataError(
             f"{path} was made with a tokenizer of {info.vocab_size} pieces, and the run's vocabulary has "
-            f"{vocab_size}: give --vocab-size {info.vocab_size}, or preprocess the data with the model's tokenizer"
-            f"{cut if info.vocab_size < vocab_size else ''}"
+            f"{vocab_size}: {same}, or preprocess the data with the model's tokenizer{cut}"
         )
     if info.num_images and info.family != family:
         raise DataError(

@@ -137,6 +137,20 @@ class PairLoader:
         """A step of any samples, outside the run."""
         return self._plan(sample_ids, lambda: None)
 
+    def read(self, sample_ids: NDArray[np.int64]) -> PairBatch:
+        """Texts and pictures of any samples, all of them for this rank."""
+        images = [int(self._dataset.samples[int(sample)]["first_image"]) for sample in sample_ids]
+        plans = [self._dataset.image_plan(image) for image in images]
+        pixels, damaged = decode_pixels(self._dataset, images, plans, (self._view,), (), None, self._decoder)
+        tokens = np.full((len(sample_ids), self._text_length), self._pad, dtype=np.int64)
+        for row, sample in enumerate(sample_ids):
+            text, _ = self._dataset.text(int(sample))
+            text = text[text != IMAGE_TOKEN_ID]
+            if len(text) > self._text_length:
+                text = text[: self._text_length - 1]
+            tokens[row, : len(text)] = text
+        return PairBatch(pixels[self._view], torch.from_numpy(tokens), damaged)
+
     def close(self) -> None:
         """Stop decoding."""
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -158,7 +172,7 @@ class PairLoader:
         mine = slice_of(len(ids), self._rank, self._ranks)
         own = ids[mine.start : mine.stop]
         self._dataset.will_need(own)
-        future: Future[PairBatch] = self._executor.submit(self._read, own)
+        future: Future[PairBatch] = self._executor.submit(self.read, own)
         asked = False
 
         def batch() -> PairBatch:
@@ -173,20 +187,6 @@ class PairLoader:
 
         kept = np.minimum(lengths, self._text_length)
         return PairStep(ids, mine, int(kept.sum()), int((lengths > self._text_length).sum()), batch)
-
-    def _read(self, ids: NDArray[np.int64]) -> PairBatch:
-        """Texts and pictures of these samples."""
-        images = [int(self._dataset.samples[int(sample)]["first_image"]) for sample in ids]
-        plans = [self._dataset.image_plan(image) for image in images]
-        pixels, damaged = decode_pixels(self._dataset, images, plans, (self._view,), (), None, self._decoder)
-        tokens = np.full((len(ids), self._text_length), self._pad, dtype=np.int64)
-        for row, sample in enumerate(ids):
-            text, _ = self._dataset.text(int(sample))
-            text = text[text != IMAGE_TOKEN_ID]
-            if len(text) > self._text_length:
-                text = text[: self._text_length - 1]
-            tokens[row, : len(text)] = text
-        return PairBatch(pixels[self._view], torch.from_numpy(tokens), damaged)
 
 
 def long_texts(dataset: VisionDataset, text_length: int) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.questions import LETTERS
 from megatron_eve.evaluation.scorers.scores import (
-    LETTERS,
     Score,
     bad_label,
     counted,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.text.questions import LETTERS
 from megatron_eve.evaluation.scorers.scores import (
-    LETTERS,
     Score,
     bad_label,
     counted,

@@ -11,9 +11,6 @@ from typing import Any
 
 from megatron_eve.data.errors import DataError
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Names of the options of a multiple-choice question, in order."""
-
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -8,14 +8,12 @@ the function says what was followed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from megatron_eve.evaluation.scorers.scores import LETTERS
+from megatron_eve.data.text.questions import LETTER, LETTERS, SHORT_ANSWER, options
 
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 _MME_SUFFIX = " Please answer yes or no."  # in the dataset, not in the published questions
 _NO_TEXT = ("nan", "none")  # what an empty cell of MMBench's table has become
@@ -93,8 +91,3 @@ def is_empty(cell: Any) -> bool:
 def mmvet(doc: Document) -> str:
     """MM-Vet: the question alone."""
     return str(doc["question"])
-
-
-def options(texts: Sequence[str]) -> str:
-    """Options on lines of their own, each behind its letter."""
-    return "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))

@@ -15,6 +15,8 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.distributed import ProcessGroup
 
+from megatron_eve.models.image_codes import CodeModel
+
 ContrastivePath = Literal["quantized", "unquantized"]
 
 
@@ -32,8 +34,10 @@ class TowerOutput(NamedTuple):
     images: torch.Tensor | None
 
 
-class TrainableTower(Protocol):
+class TrainableTower(CodeModel, Protocol):
     """A tower in training, a `torch.nn.Module`. What does not train is frozen when it is built.
+
+    As a `CodeModel` it makes codes, and pictures of codes, by the weights and codebooks that it has at the time.
 
     Attributes:
         config: megatron-core's, for its wrappers.

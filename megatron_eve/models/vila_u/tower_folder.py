@@ -103,6 +103,11 @@ def read_tower_folder(folder: Path, siglip_config: Path | None = None) -> TowerS
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path}: no settings of a tower ({error}); import the tower again") from None
         return _settings(place, path, fields, sizes)
+    if (folder / TRACKER).is_file() or (folder / SETTINGS).is_file():
+        raise ConfigError(
+            f"{folder}: is a checkpoint of another model; name one of a tower (megatron_eve.train_tower), or the "
+            "folder vision_tower of a VILA-U"
+        )
     if not is_published(folder) and (folder / "vision_tower" / CONFIG).is_file():
         folder = folder / "vision_tower"
     path = folder / CONFIG
@@ -224,7 +229,9 @@ def encoder_sizes(source: str, fields: Mapping[str, Any]) -> EncoderSizes:
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
     if vision["model_type"] != "siglip":
-        raise ConfigError(f"{source}: model_type is {vision['model_type']!r}, and a SigLIP is needed")
+        raise ConfigError(
+            f"{source}: model_type is {vision['model_type']!r}, and a SigLIP is needed; name its folder"
+        )
     names = (
         "hidden_size",
         "intermediate_size",

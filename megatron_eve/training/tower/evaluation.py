@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ def evaluate(
     settings: TowerTraining,
     loader: PairLoader,
     held_out: Sequence[DatasetSlice],
+    sheet: Callable[[], None] | None = None,
 ) -> dict[str, Values]:
     """Measure a tower on every dataset's held-out pairs; the state of the run does not change. Collective.
 
@@ -41,6 +42,7 @@ def evaluate(
         settings: which losses there are.
         loader: of the run; its position in the order does not change.
         held_out: held-out part of each dataset.
+        sheet: called with the tower in evaluation mode; on any ranks.
 
     Returns:
         For each dataset, the same on all ranks: the mean squared error of pictures of -1 .. 1; the mean of the
@@ -52,6 +54,8 @@ def evaluate(
         chunk.eval()
     with torch.no_grad():
         found = {part.name: _measure(config, networks, settings, loader, part) for part in held_out}
+    if sheet is not None:
+        sheet()
     for chunk in networks.chunks:
         chunk.train()
     return found

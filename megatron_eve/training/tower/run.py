@@ -33,6 +33,7 @@ from megatron_eve.training.monitoring.startup_report import (
 )
 from megatron_eve.training.tower.evaluation import evaluate
 from megatron_eve.training.tower.networks import TowerNetworks, wrap_networks
+from megatron_eve.training.tower.sheet import sheet_path, write_sheet
 from megatron_eve.training.tower.step import TowerBatch, train_step
 
 
@@ -78,7 +79,11 @@ class TowerRun(Run):
 
     def evaluate(self) -> dict[str, Values]:
         """See `Run.evaluate`."""
-        return evaluate(self.config, self.networks, self.settings, self.loader, self.data.held_out)
+        data, save, sheet = self.data, self.config.checkpoint.save, None
+        if save and data.held_out and torch.distributed.get_rank() == 0:
+            path = sheet_path(save, self.train_state.iteration)
+            sheet = partial(write_sheet, path, self.networks.tower, data.dataset, self.loader, data.held_out)
+        return evaluate(self.config, self.networks, self.settings, self.loader, data.held_out, sheet)
 
     def report(self) -> int:
         """See `Run.report`."""

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from megatron_eve.config import RunConfig, parse
 from megatron_eve.config.flags import TRAIN_TOWER
 from megatron_eve.config.memory import rank_memory
-from tests.models.vila_u.pairs import caption, write_pairs, write_siglip
+from tests.models.vila_u.pairs import SIDE, caption, write_pairs, write_siglip
 from tests.ranks import RankPool
 
 ITERATIONS = 4
@@ -99,20 +101,62 @@ def test_another_number_of_ranks_goes_on_to_rounding(
         ]
 
 
-def test_tools_read_its_checkpoint(flags: list[str], whole: Any, tmp_path: Path) -> None:
+def tower_of(folder: Path) -> Any:
+    """As tools read it."""
     import torch
 
     from megatron_eve.models.registry import find_image_codes
-    from tests.models.vila_u.pairs import SIDE
 
     codes = find_image_codes("vila_u")
-    tower = codes.load_tower(codes.read_tower(whole[0], {}), torch.device("cpu"), torch.float32)
-    pixels = torch.randint(
-        256, (2, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
-    found = tower.encode(pixels)
-    assert found.shape == (2, 4, 4, 4) and int(found.min()) >= 0 and int(found.max()) < 32
-    assert tower.decode(found).shape == (2, SIDE, SIDE, 3)
+    return codes.load_tower(codes.read_tower(folder, {}), torch.device("cpu"), torch.float32)
+
+
+def test_the_sheet_of_an_evaluation_shows_held_out_pictures(whole: Any) -> None:
+    """Beside each of the six pictures stands what the saved tower makes of it at each depth."""
+    import torch
+
+    from megatron_eve.data.inspecting.reconstruction import reconstruct
+
+    sheets = list((whole[0] / "reconstructions").iterdir())
+    assert [sheet.name for sheet in sheets] == ["iter_0000004.png"]
+    sheet, tower = np.asarray(Image.open(sheets[0])), tower_of(whole[0])
+    columns, rows = (sheet.shape[1] - 8) // (8 + 2 * SIDE), (sheet.shape[0] - 30) // (44 + 2 * SIDE)
+    assert (columns, rows) == (5, 6)
+    for row in range(rows):
+        top = 44 + row * (44 + 2 * SIDE)
+        cells = [
+            sheet[top:, 8 + column * (8 + 2 * SIDE) :][: 2 * SIDE : 2, : 2 * SIDE : 2] for column in range(5)
+        ]
+        found = reconstruct(tower, "", np.ascontiguousarray(cells[0]), torch.device("cpu"))
+        assert cells[0].std() > 5 and all(map(np.array_equal, cells[1:], found.pictures))
+
+
+def test_tools_read_its_checkpoint(
+    flags: list[str], whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """reconstruct.py, tokenize_images.py, and an export with what it imports again."""
+    from megatron_eve.models.vila_u.image_codes import IMAGE_CODES
+    from megatron_eve.models.vila_u.tower_folder import read_tower_folder
+    from tests.convert.test_conversion import convert
+    from tools import reconstruct, tokenize_images
+
+    pairs, siglip = (flags[flags.index(flag) + 1] for flag in ("--data-path", "--vision-tower"))
+    words = ["--family", "vila_u", "--tower", str(whole[0])]
+    photo, sheet = Path(pairs).parent / "pictures" / "0.png", tmp_path / "sheet.png"
+    assert reconstruct.main([*words, "--input", str(photo), "--output", str(sheet)]) == 0
+    assert sheet.is_file() and "depth 4" in capsys.readouterr().out
+    out = str(tmp_path / "codes")
+    assert tokenize_images.main([*words, "--input", pairs, "--output-prefix", out, "--workers", "1"]) == 0
+    assert "24 images of 4 x 4 x 4 codes below 32" in capsys.readouterr().out
+    published, again = tmp_path / "published", tmp_path / "again"
+    assert convert("export", "--source", whole[0], "--target", published) == 0
+    assert convert("import", "--source", published, "--target", again, "--siglip-config", siglip) == 0
+    towers = [
+        read_tower_folder(whole[0]),
+        read_tower_folder(published, Path(siglip)),
+        read_tower_folder(again),
+    ]
+    assert len({IMAGE_CODES.sha256(tower) for tower in towers}) == 1
 
 
 def held(config: RunConfig) -> tuple[Any, dict[str, int], dict[str, int]]:

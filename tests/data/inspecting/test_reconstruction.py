@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_eve.inference.reconstruction import draw_sheet, peak_signal_to_noise, reconstruct
+from megatron_eve.data.inspecting.reconstruction import draw_sheet, peak_signal_to_noise, reconstruct
 from tests.data.helpers import picture
 from tests.data.tokenizing.helpers import FAMILY, write_tower
 from tests.families.toy.image_codes import ToyCodes
@@ -30,7 +30,7 @@ def test_each_depth_is_nearer_to_the_picture(tmp_path: Path) -> None:
     model = codes.load_tower(tower, torch.device("cpu"), torch.float32)
     gray = np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)
     square = np.repeat(gray.repeat(8, 0).repeat(8, 1)[..., None], 3, axis=-1)
-    found = reconstruct(model, "gray.png", square, tower.depth, torch.device("cpu"))
+    found = reconstruct(model, "gray.png", square, torch.device("cpu"))
     assert len(found.pictures) == 3 and all(one.shape == (32, 32, 3) for one in found.pictures)
     assert found.psnr[0] < 35 < found.psnr[1] < 55 < found.psnr[2] == float("inf")
     sheet = np.asarray(draw_sheet([found, found]))

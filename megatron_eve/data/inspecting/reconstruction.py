@@ -81,21 +81,19 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def reconstruct(
-    model: CodeModel, name: str, square: Pixels, depth: int, device: torch.device
-) -> Reconstruction:
+def reconstruct(model: CodeModel, name: str, square: Pixels, device: torch.device) -> Reconstruction:
     """Encode a picture, and decode its codes at each depth.
 
     Args:
         model: the tower.
         name: of the picture.
         square: uint8 [S, S, 3].
-        depth: D of the tower.
         device: of the tower.
     """
     with torch.inference_mode():
         codes = model.encode(torch.from_numpy(square)[None].to(device))
-    pictures = [decoded_pictures(model, codes, device, depth=level)[0] for level in range(1, depth + 1)]
+    depths = range(1, codes.shape[-1] + 1)
+    pictures = [decoded_pictures(model, codes, device, depth=depth)[0] for depth in depths]
     if (side := len(pictures[0])) != len(square):
         square = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
     return Reconstruction(name, square, tuple(pictures))

@@ -1,0 +1,140 @@
+"""The page about new captions: beside each picture its prompt, the old caption and the new one; one HTML file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+
+import numpy as np
+import pyarrow
+from numpy.typing import NDArray
+
+from megatron_eve.curation.captions_of_records import caption_of
+from megatron_eve.curation.reasons import find_reason
+from megatron_eve.curation.work import Work
+from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.images.decode import DEFAULT_MAX_PIXELS, decode_image
+from megatron_eve.data.inspecting.html import html_page, table
+from megatron_eve.data.schema import Record
+
+SHOWN_CAPTIONS, SHOWN_OF_REASON = 24, 4
+_MOST_SHARDS = 8  # that are read; each is read whole
+_SIDE = 280  # pixels of a picture's longer side
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class ShownCaption:
+    """One row of the page.
+
+    Attributes:
+        name: shard, row and id.
+        picture: a small JPEG file, or why there is none.
+        prompt: that the model was asked with.
+        old: the caption before; empty where there was none.
+        new: the model's answer; None where there is none.
+        reason, detail: why the row is dropped; None of one that is kept.
+    """
+
+    name: str
+    picture: bytes | str
+    prompt: str
+    old: str
+    new: str | None
+    reason: str | None
+    detail: str | None
+
+
+def shown_captions(work: Work, stage: str, prompt_of: Callable[[int, int], str]) -> list[ShownCaption]:
+    """Rows drawn at random: new captions that are kept, and some dropped rows of each reason.
+
+    Args:
+        work: the curation.
+        stage: whose tables are read.
+        prompt_of: the prompt of a row, by the numbers of shard and row.
+    """
+    count = len(work.inputs)
+    shards = sorted({round(at) for at in np.linspace(0, count - 1, min(count, _MOST_SHARDS))})
+    shown: list[ShownCaption] = []
+    for shard in shards:
+        answers = work.read_table(stage, shard, ("row", "caption", "reason", "detail"))
+        chosen = {row["row"]: row for row in _drawn(answers, len(shards)).to_pylist()}
+        for number, record in work.records(shard, np.array(sorted(chosen), dtype=np.int64)):
+            row = chosen[number]
+            shown.append(
+                ShownCaption(
+                    name=f"shard {shard}, row {number}" + (f", {record.id}" if record.id else ""),
+                    picture=_thumbnail(record),
+                    prompt=prompt_of(shard, number),
+                    old="" if isinstance(record, SkipRow) else caption_of(record) or "",
+                    new=row["caption"],
+                    reason=row["reason"],
+                    detail=row["detail"],
+                )
+            )
+    return shown
+
+
+def _drawn(answers: pyarrow.Table, shards: int) -> pyarrow.Table:
+    """The rows of one shard that are shown: its part of each group, at least one."""
+    rng = np.random.default_rng(_SEED)
+    reasons = np.array(answers["reason"].to_pylist(), dtype=object)
+    new = np.array(answers["caption"].is_valid())
+    groups: list[tuple[NDArray[np.bool_], int]] = [(new & (reasons == None), SHOWN_CAPTIONS)]  # noqa: E711
+    groups += [(reasons == reason, SHOWN_OF_REASON) for reason in sorted({one for one in reasons if one})]
+    drawn = [rng.permutation(np.flatnonzero(group))[: max(1, most // shards)] for group, most in groups]
+    return answers.take(np.sort(np.concatenate(drawn)))
+
+
+def _thumbnail(record: Record | SkipRow) -> bytes | str:
+    try:
+        if isinstance(record, SkipRow):
+            raise record
+        data = record.images[0].data if record.images else None
+        picture = decode_image(data or b"", apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
+    except SkipRow as skip:
+        return skip.reason
+    picture.thumbnail((_SIDE, _SIDE))
+    stream = BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def caption_page(name: str, facts: Sequence[tuple[str, str]], shown: Sequence[ShownCaption]) -> str:
+    """The text of the page.
+
+    Args:
+        name: of the work folder.
+        facts: rows of the summary.
+        shown: rows with their pictures.
+    """
+    kept = "".join(_row(one) for one in shown if one.reason is None)
+    dropped = []
+    for reason in sorted({one.reason for one in shown if one.reason is not None}):
+        rows = "".join(_row(one) for one in shown if one.reason == reason)
+        dropped.append(f"<h2>Dropped: {escape(reason)}</h2><p>{escape(find_reason(reason).what)}.</p>{rows}")
+    return html_page(
+        name,
+        f"<h1>New captions {escape(name)}</h1><h2>Counts</h2>{table(facts)}"
+        f"<h2>Rows drawn at random</h2>{kept or '<p>None.</p>'}{''.join(dropped)}",
+    )
+
+
+def _row(one: ShownCaption) -> str:
+    if isinstance(one.picture, str):
+        picture = f'<span class="wrong">{escape(one.picture)}</span>'
+    else:
+        data = base64.b64encode(one.picture).decode()
+        picture = f'<img alt="{escape(one.name)}" src="data:image/jpeg;base64,{data}">'
+    lines = [("prompt", one.prompt), ("old caption", one.old or "none")]
+    lines += [] if one.new is None else [("new caption", one.new)]
+    text = "".join(
+        f'<p class="text"><span class="role">{label}</span>\n{escape(said)}</p>' for label, said in lines
+    )
+    if one.detail:
+        text += f'<p class="wrong">{escape(one.detail)}</p>'
+    cells = f'<td style="width: {_SIDE}px">{picture}</td><td>{text}</td>'
+    return f"<h3>{escape(one.name)}</h3><table><tr>{cells}</tr></table>"
