@@ -2,7 +2,7 @@
 
 Most rows are good. The others are known to be bad in one way each: too small, padded to a square as img2dataset does,
 with a caption that is too short or repeats itself, copies of a picture of another download, or with a license that is
-not wanted. `Row.fate` says what has to become of each, and `curated.py` compares.
+not wanted. `Row.fate` says what has to become of each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ VIEWS = 3
 SMALL_SIDE = 120
 """Pixels of the shorter side of pictures that are too small."""
 ROWS_PER_FILE = 24
+WIDE = ("chelsea", "coffee", "horse", "rocket")
+"""Photos that are far from square, whose views serve as bad rows."""
+GOOD, FAILED, UNWANTED = "good", "failed", "license_dropped"
+"""Fates of rows: kept by all rules, not downloaded at all, dropped while preparing. Other fates are reasons of curation."""
 SOURCES = ("sa1b", "openimages", "laion")
 """The downloads, in the order in which curation reads them: of copies, that of the first one is kept."""
 _CSV = (
@@ -44,7 +48,7 @@ class Row:
         id: of the row.
         kind: the photo that it is a view of.
         picture: the file; None where the download says that it failed.
-        fate: "good", or why it must be dropped: the name of a reason.
+        fate: what has to become of it: GOOD, FAILED, UNWANTED, or the reason for which curation has to drop it.
         caption: its text, where the download has texts.
         license: of the picture, where the download names one.
     """
@@ -53,7 +57,7 @@ class Row:
     id: str
     kind: str
     picture: bytes | None
-    fate: str = "good"
+    fate: str = GOOD
     caption: str = ""
     license: str = ""
 
@@ -88,8 +92,12 @@ def _openimages(views: int) -> list[Row]:
         unwanted = number % 20 == 7
         rows.append(
             Row(
-                "openimages", f"{number:016x}", kind, jpeg(view(kind, which)),
-                "license" if unwanted else "good", license=_NOT_WANTED if unwanted else _CC_BY,
+                "openimages",
+                f"{number:016x}",
+                kind,
+                jpeg(view(kind, which)),
+                UNWANTED if unwanted else GOOD,
+                license=_NOT_WANTED if unwanted else _CC_BY,
             )  # fmt: skip
         )
     return rows
@@ -98,23 +106,30 @@ def _openimages(views: int) -> list[Row]:
 def _laion(views: int) -> list[Row]:
     captions = photos.load_captions()
     found: list[tuple[str, bytes | None, str, str]] = [
-        (kind, jpeg(view(kind, which)), "good", captions[kind]) for kind, which in _views(200, views)
+        (kind, jpeg(view(kind, which)), GOOD, captions[kind]) for kind, which in _views(200, views)
     ]
-    for number, kind in enumerate(KINDS[:4]):
-        caption, other = captions[kind], view(kind, 300 + number)
+    for kind in WIDE:
+        caption = captions[kind]
         found += [
             (kind, jpeg(view(kind, 310, SMALL_SIDE)), "too_small", caption),
-            (kind, jpeg(_padded(other)), "padded", caption),
-            (kind, jpeg(view(kind, 320)), "too_few_words", "photo"),
-            (kind, jpeg(view(kind, 330)), "repetitive", "buy cheap photos now " * 8),
-            (kind, None, "failed", caption),
+            (kind, jpeg(_padded(view(kind, 300))), "padded", caption),
+            (kind, jpeg(view(kind, 320)), "caption_too_short", "photo"),
+            (kind, jpeg(view(kind, 330)), "caption_repetitive", "buy cheap photos now " * 8),
+            (kind, None, FAILED, caption),
             # Copies of pictures of the other downloads, which stand before this one in the list.
             (kind, jpeg(view(kind, 0)), "duplicate_exact", caption),
             (kind, jpeg(view(kind, 100), quality=60), "duplicate_near", caption),
             (kind, jpeg(_shrunk(view(kind, 1))), "duplicate_near", caption),
         ]
     return [
-        Row("laion", f"{number // ROWS_PER_FILE:05d}{number % ROWS_PER_FILE:04d}", kind, picture, fate, caption)
+        Row(
+            "laion",
+            f"{number // ROWS_PER_FILE:05d}{number % ROWS_PER_FILE:04d}",
+            kind,
+            picture,
+            fate,
+            caption,
+        )
         for number, (kind, picture, fate, caption) in enumerate(found)
     ]
 
@@ -144,7 +159,12 @@ def _write_sa1b(rows: list[Row], folder: Path) -> None:
         for row in some:
             assert row.picture is not None
             width, height = Image.open(io.BytesIO(row.picture)).size
-            about = {"image_id": int(row.id[3:]), "width": width, "height": height, "file_name": f"{row.id}.jpg"}
+            about = {
+                "image_id": int(row.id[3:]),
+                "width": width,
+                "height": height,
+                "file_name": f"{row.id}.jpg",
+            }
             masks = json.dumps({"image": about, "annotations": []})
             members += [(f"{row.id}.jpg", row.picture), (f"{row.id}.json", masks.encode())]
         _write_tar(folder / f"sa_{number:06d}.tar", members)
@@ -171,17 +191,25 @@ def _write_laion(rows: list[Row], folder: Path) -> None:
     for number, some in enumerate(_chunks(rows)):
         members = []
         for row in some:
-            about = {"url": row.url, "caption": row.caption, "key": row.id, "status": "success", "similarity": 0.3}
             if row.picture is None:
-                about |= {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
-            else:
-                size = Image.open(io.BytesIO(row.picture)).size
-                about |= dict(zip(("width", "height"), size, strict=True))
-                about |= {"sha256": hashlib.sha256(row.picture).hexdigest()}
-                members.append((f"{row.id}.jpg", row.picture))
-                members.append((f"{row.id}.txt", row.caption.encode()))
-                members.append((f"{row.id}.json", json.dumps(about).encode()))
+                continue
+            width, height = Image.open(io.BytesIO(row.picture)).size
+            about = {
+                "url": row.url, "caption": row.caption, "key": row.id, "status": "success", "width": width,
+                "height": height, "sha256": hashlib.sha256(row.picture).hexdigest(),
+            }  # fmt: skip
+            members.append((f"{row.id}.jpg", row.picture))
+            members.append((f"{row.id}.txt", row.caption.encode()))
+            members.append((f"{row.id}.json", json.dumps(about).encode()))
         _write_tar(folder / f"{number:05d}.tar", members)
+        failed = sum(row.picture is None for row in some)
+        counts = {
+            "count": len(some),
+            "successes": len(some) - failed,
+            "failed_to_download": failed,
+            "failed_to_resize": 0,
+        }
+        (folder / f"{number:05d}_stats.json").write_text(json.dumps(counts))
 
 
 def _chunks(rows: list[Row]) -> Iterator[list[Row]]:

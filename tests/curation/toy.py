@@ -51,7 +51,17 @@ class Toy:
         """
         random = ("--model-path", f"{self.folder}/captioner", "--max-new-tokens", "6", *ANY_CAPTION)
         return [
-            ["filter", "--input", *self.inputs, "--min-side", "200", "--min-words", "3", "--max-repeated", "0.3"],
+            [
+                "filter",
+                "--input",
+                *self.inputs,
+                "--min-side",
+                "200",
+                "--min-words",
+                "3",
+                "--max-repeated",
+                "0.3",
+            ],
             ["duplicates"],
             ["features", "--tower", f"{self.folder}/tower"],
             ["centres", "--centres", "12", "--points-per-centre", "5"],
@@ -77,7 +87,13 @@ def make_toy(folder: Path, views: int, rows_per_shard: int) -> Toy:
     rows = make_rows(views)
     write_downloads(rows, folder / "downloads")
     for source in SOURCES:
-        words = [source, "--source", f"{folder}/downloads/{source}", "--output", f"{folder}/prepared/{source}"]
+        words = [
+            source,
+            "--source",
+            f"{folder}/downloads/{source}",
+            "--output",
+            f"{folder}/prepared/{source}",
+        ]
         words += ["--rows-per-shard", str(rows_per_shard), "--workers", "1"]
         assert prepare_data([*words, "--drop-license", "*by-nc*"]) == 0
     save_toy_teacher(folder / "tower", PRESETS["eve_tiny"].vision)

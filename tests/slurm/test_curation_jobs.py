@@ -118,7 +118,9 @@ def _records(folder: Path) -> list[dict[str, object]]:
 
 def _pair(number: int) -> Record:
     image = ImageFile(encoded(picture(64, 48, seed=number), "JPEG"))
-    return Record(str(number), "photos", "pair", [image], [{"from": "gpt", "value": "<image>A photo of a house."}])
+    return Record(
+        str(number), "photos", "pair", [image], [{"from": "gpt", "value": "<image>A photo of a house."}]
+    )
 
 
 def test_a_task_is_killed_in_mid_write_and_the_same_command_makes_it_good(site: Site) -> None:
