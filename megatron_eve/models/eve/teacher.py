@@ -19,10 +19,9 @@ from megatron_eve.config import ConfigError
 from megatron_eve.models.eve.config import TEACHER_FLAGS, EVEConfig
 from megatron_eve.models.eve.geometry import PATCH_SIZE
 from megatron_eve.models.model_parts import Pack
-from megatron_eve.models.towers.hf_tower import load_tower, weight_files
+from megatron_eve.models.towers.hf_tower import file_digests, load_tower
 from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from megatron_eve.models.towers.sharing import shared_features
-from megatron_eve.runtime.digests import file_digest
 
 
 def teacher_fingerprint(folder: str) -> dict[str, Any]:
@@ -34,9 +33,7 @@ def teacher_fingerprint(folder: str) -> dict[str, Any]:
         ConfigError: a file of weights that is something else (a pointer of git-lfs).
     """
     path = Path(folder)
-    weights = weight_files(path, TEACHER_FLAGS.folder)
-    files = [*sorted(path.glob("*config.json")), *weights, *sorted(path.glob("*.py"))]
-    return {"path": str(path), "sha256": {file.name: file_digest(file) for file in files}}
+    return {"path": str(path), "sha256": file_digests(path, TEACHER_FLAGS.folder)}
 
 
 class Teacher:

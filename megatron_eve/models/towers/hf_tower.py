@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_eve.config import ConfigError
 from megatron_eve.models.towers.sizes import remote_code_lock
+from megatron_eve.runtime.digests import file_digest
 from megatron_eve.runtime.wrong_content import wrong_content
 
 
@@ -25,6 +26,23 @@ def weight_files(folder: Path, flag: str) -> list[Path]:
         if other := wrong_content(file):
             raise ConfigError(f"{flag} {folder}: {file.name} cannot be read: it {other}")
     return files
+
+
+def file_digests(folder: Path, flag: str) -> dict[str, str]:
+    """The sha256 of each file that decides what a tower computes, by its name.
+
+    These are the configuration, the weight files that are read, and Python files that may be.
+
+    Args:
+        folder: in Hugging Face layout.
+        flag: that names it, for messages.
+
+    Raises:
+        ConfigError: a file of weights that is something else (a pointer of git-lfs).
+    """
+    weights = weight_files(folder, flag)
+    files = [*sorted(folder.glob("*config.json")), *weights, *sorted(folder.glob("*.py"))]
+    return {file.name: file_digest(file) for file in files}
 
 
 def load_tower(folder: Path, trust_remote_code: bool, flag: str) -> Any:
