@@ -235,7 +235,7 @@ class DataConfig:
 
     __pydantic_config__ = _STRICT
 
-    data_path: Annotated[Words, Flag("PREFIX", "none; needed without --mock-data")] = ()
+    data_path: Annotated[Words, Flag("PREFIX", "none; needed")] = ()
     """Datasets to train on, each the --output-prefix of tools/preprocess_data.py; several are one dataset, or, with a
     weight before each (0.3 data/a 0.7 data/b), a blend in these shares."""
     valid_data_path: Annotated[Words, Flag("PREFIX", "none")] = ()
