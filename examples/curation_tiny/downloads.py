@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import photos
-from curation_tiny.views import KINDS, jpeg, view
+from curation_tiny.views import KINDS, distinct_views, jpeg
 from PIL import Image
 
 VIEWS = 3
 """Views of each photo in each download."""
-SMALL_SIDE = 120
-"""Pixels of the shorter side of pictures that are too small."""
+SMALL = 0.5
+"""Scale of pictures that are too small."""
+_EXTRA = 3  # views of each photo for bad rows
 ROWS_PER_FILE = 24
-WIDE = ("chelsea", "coffee", "horse", "rocket")
+WIDE = ("chelsea", "coffee", "motorcycle_left", "rocket")
 """Photos that are far from square, whose views serve as bad rows."""
 GOOD, FAILED, UNWANTED = "good", "failed", "license_dropped"
-"""Fates of rows: kept by all rules, not downloaded at all, dropped while preparing. Other fates are reasons of curation."""
+"""Fates of rows: kept by all rules, not downloaded, dropped while preparing. The others are reasons of curation."""
 SOURCES = ("sa1b", "openimages", "laion")
 """The downloads, in the order in which curation reads them: of copies, that of the first one is kept."""
 _CSV = (
@@ -50,7 +51,7 @@ class Row:
         picture: the file; None where the download says that it failed.
         fate: what has to become of it: GOOD, FAILED, UNWANTED, or the reason for which curation has to drop it.
         caption: its text, where the download has texts.
-        license: of the picture, where the download names one.
+        license: of the picture; None where the download names none.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Row:
     picture: bytes | None
     fate: str = GOOD
     caption: str = ""
-    license: str = ""
+    license: str | None = None
 
     @property
     def url(self) -> str:
@@ -72,66 +73,53 @@ def make_rows(views: int = VIEWS) -> list[Row]:
     return [*_sa1b(views), *_openimages(views), *_laion(views)]
 
 
-def _views(first: int, count: int) -> Iterator[tuple[str, int]]:
-    """Photos and numbers of views, so that neighbours show different photos."""
-    for number in range(first, first + count):
+def _views(source: str, views: int) -> Iterator[tuple[str, Image.Image]]:
+    """Photos and their views for a download, so that neighbours show different photos."""
+    first = SOURCES.index(source) * views
+    for number in range(first, first + views):
         for kind in KINDS:
-            yield kind, number
+            yield kind, distinct_views(kind, len(SOURCES) * views + _EXTRA)[number]
 
 
 def _sa1b(views: int) -> list[Row]:
     return [
-        Row("sa1b", f"sa_{number}", kind, jpeg(view(kind, which)))
-        for number, (kind, which) in enumerate(_views(0, views), start=1)
+        Row("sa1b", f"sa_{number}", kind, jpeg(picture), license="SA-1B Research License")
+        for number, (kind, picture) in enumerate(_views("sa1b", views), start=1)
     ]
 
 
 def _openimages(views: int) -> list[Row]:
     rows = []
-    for number, (kind, which) in enumerate(_views(100, views)):
+    for number, (kind, picture) in enumerate(_views("openimages", views)):
         unwanted = number % 20 == 7
-        rows.append(
-            Row(
-                "openimages",
-                f"{number:016x}",
-                kind,
-                jpeg(view(kind, which)),
-                UNWANTED if unwanted else GOOD,
-                license=_NOT_WANTED if unwanted else _CC_BY,
-            )  # fmt: skip
-        )
+        license, fate = (_NOT_WANTED, UNWANTED) if unwanted else (_CC_BY, GOOD)
+        rows.append(Row("openimages", f"{number:016x}", kind, jpeg(picture), fate, license=license))
     return rows
 
 
 def _laion(views: int) -> list[Row]:
     captions = photos.load_captions()
     found: list[tuple[str, bytes | None, str, str]] = [
-        (kind, jpeg(view(kind, which)), GOOD, captions[kind]) for kind, which in _views(200, views)
+        (kind, jpeg(picture), GOOD, captions[kind]) for kind, picture in _views("laion", views)
     ]
     for kind in WIDE:
-        caption = captions[kind]
+        caption, pictures = captions[kind], distinct_views(kind, len(SOURCES) * views + _EXTRA)
         found += [
-            (kind, jpeg(view(kind, 310, SMALL_SIDE)), "too_small", caption),
-            (kind, jpeg(_padded(view(kind, 300))), "padded", caption),
-            (kind, jpeg(view(kind, 320)), "caption_too_short", "photo"),
-            (kind, jpeg(view(kind, 330)), "caption_repetitive", "buy cheap photos now " * 8),
+            (kind, jpeg(_resized(pictures[-1], SMALL)), "too_small", caption),
+            (kind, jpeg(_padded(pictures[-1])), "padded", caption),
+            (kind, jpeg(pictures[-2]), "caption_too_short", "photo"),
+            (kind, jpeg(pictures[-3]), "caption_repetitive", "buy cheap photos now " * 8),
             (kind, None, FAILED, caption),
             # Copies of pictures of the other downloads, which stand before this one in the list.
-            (kind, jpeg(view(kind, 0)), "duplicate_exact", caption),
-            (kind, jpeg(view(kind, 100), quality=60), "duplicate_near", caption),
-            (kind, jpeg(_shrunk(view(kind, 1))), "duplicate_near", caption),
+            (kind, jpeg(pictures[0]), "duplicate_exact", caption),
+            (kind, jpeg(pictures[views], quality=60), "duplicate_near", caption),
+            (kind, jpeg(_resized(pictures[1], 0.9)), "duplicate_near", caption),
         ]
-    return [
-        Row(
-            "laion",
-            f"{number // ROWS_PER_FILE:05d}{number % ROWS_PER_FILE:04d}",
-            kind,
-            picture,
-            fate,
-            caption,
-        )
-        for number, (kind, picture, fate, caption) in enumerate(found)
-    ]
+    rows = []
+    for number, (kind, picture, fate, caption) in enumerate(found):
+        key = f"{number // ROWS_PER_FILE:05d}{number % ROWS_PER_FILE:04d}"
+        rows.append(Row("laion", key, kind, picture, fate, caption))
+    return rows
 
 
 def _padded(picture: Image.Image) -> Image.Image:
@@ -141,8 +129,9 @@ def _padded(picture: Image.Image) -> Image.Image:
     return square
 
 
-def _shrunk(picture: Image.Image) -> Image.Image:
-    return picture.resize((picture.width * 9 // 10, picture.height * 9 // 10), Image.Resampling.LANCZOS)
+def _resized(picture: Image.Image, scale: float) -> Image.Image:
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def write_downloads(rows: list[Row], folder: Path) -> None:

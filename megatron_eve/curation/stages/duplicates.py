@@ -39,12 +39,3 @@ class DuplicatesStage(Stage):
             counts.update(table["reason"].to_pylist())
             counts.update(f"distance {bits}" for bits in table["distance"].to_pylist())
         return counts
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this stage."""
-
-
-def from_flags(flags: argparse.Namespace) -> DuplicatesStage:
-    """The stage."""
-    return DuplicatesStage(MAX_DISTANCE)

@@ -1,7 +1,7 @@
 """A disk that hangs once for some files of a curation: those whose path the regular expression in HANGING matches.
 
-Python imports this at its start from a folder in PYTHONPATH. A table has a temporary name until `os.fsync` has returned,
-so a test finds the process that writes it, and nothing else waits. The folder HUNG notes which files it was.
+Python imports this at its start from a folder in PYTHONPATH. A table has a temporary name until `os.fsync` has
+returned, so a test finds the process that writes it, and nothing else waits. The folder HUNG notes which files it was.
 """
 
 from __future__ import annotations
