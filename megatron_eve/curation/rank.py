@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -72,8 +72,7 @@ def _make(stage: Stage, work: Work, record: StageRecord, task: int) -> Result:
         if not free:
             return Result("busy")
         mark = logs / "completions" / f"{task:05d}"
-        files = [work.stage_folder(stage.name) / name for name in record.outputs(task)]
-        whole = all(file.exists() for file in files)
+        whole = not record.missing(work, task)
         if mark.exists():
             if whole and (logs / "stats" / f"{task:05d}.json").exists():
                 return Result("there")
@@ -81,7 +80,7 @@ def _make(stage: Stage, work: Work, record: StageRecord, task: int) -> Result:
             again = "lost"
         else:
             again = "unmarked" if whole else ""
-        _execute(lambda: stage.run(work, task), stage.name, logs, record.tasks, task, files)
+        _execute(stage, work, record, task)
         return Result("done", again)
 
 
@@ -97,9 +96,7 @@ def _locked(path: Path) -> Iterator[bool]:
         yield True
 
 
-def _execute(
-    make: Callable[[], Any], name: str, logs: Path, tasks: int, task: int, files: list[Path]
-) -> None:
+def _execute(stage: Stage, work: Work, record: StageRecord, task: int) -> None:
     """Let datatrove run a task, and mark it as completed once all its files are there."""
     # Only here: the process that starts the tasks does not need datatrove.
     from datatrove.executor.local import LocalPipelineExecutor
@@ -109,14 +106,14 @@ def _execute(
         """The stage as the one step of the pipeline."""
 
         def __init__(self) -> None:
-            self.type, self.name = "curate", name
+            self.type, self.name = "curate", stage.name
             super().__init__()
 
         def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-            for label, count in make().items():
+            for label, count in stage.run(work, task).items():
                 self.stat_update(label, value=count)
-            missing = [file.name for file in files if not file.exists()]
-            assert not missing, f"the stage {name} has not written {missing[:3]}"
+            missing = record.missing(work, task)
+            assert not missing, f"the stage {stage.name} has not written {missing[:3]}"
 
     class Executor(LocalPipelineExecutor):
         """One task in this process, without the manager process, which would outlive a task that is killed."""
@@ -124,6 +121,7 @@ def _execute(
         def run(self) -> Any:
             return self._run_for_rank(self.local_rank_offset)
 
+    logs = str(work.stage_folder(stage.name) / LOGS)
     Executor(
-        [Step()], tasks=tasks, workers=1, logging_dir=str(logs), local_tasks=1, local_rank_offset=task
+        [Step()], tasks=record.tasks, workers=1, logging_dir=logs, local_tasks=1, local_rank_offset=task
     ).run()

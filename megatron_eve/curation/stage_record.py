@@ -15,7 +15,7 @@ from megatron_eve.curation.inputs import INPUTS
 from megatron_eve.curation.numbers import shown
 from megatron_eve.curation.stage import Stage
 from megatron_eve.curation.stage_names import STAGES
-from megatron_eve.curation.work import STAGE_FILE, Work
+from megatron_eve.curation.work import EMPTY, STAGE_FILE, Work
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.file_lock import lock_file
 
@@ -104,8 +104,12 @@ class StageRecord:
         return [
             task
             for task in range(self.tasks)
-            if f"{task:05d}" not in marks or not there.issuperset(self.outputs(task))
+            if f"{task:05d}" not in marks or _missing(self.outputs(task), there)
         ]
+
+    def missing(self, work: Work, task: int) -> list[str]:
+        """Names of the files of a task that are not there."""
+        return _missing(self.outputs(task), _names(work.stage_folder(self.stage)))
 
     def counts(self, work: Work) -> Counter[str]:
         """The counts that `Stage.run` returned, added up over all finished tasks, from datatrove's statistics."""
@@ -119,6 +123,10 @@ class StageRecord:
 def _total(value: float | dict[str, float]) -> float:
     """The sum in one of datatrove's statistics, which writes a plain number where it has nothing else to say."""
     return value["total"] if isinstance(value, dict) else value
+
+
+def _missing(outputs: list[str], there: set[str]) -> list[str]:
+    return [name for name in outputs if name not in there and f"{name}{EMPTY}" not in there]
 
 
 def _names(folder: Path, suffix: str = "") -> set[str]:
@@ -141,7 +149,9 @@ def begin_stage(stage: Stage, work: Work) -> StageRecord:
     stage.check(work)
     folder = work.stage_folder(stage.name)
     folder.mkdir(exist_ok=True)
-    with lock_file(folder / "stage.lock", wait=True) or open(os.devnull):
+    lock = lock_file(folder / "stage.lock", wait=True)
+    assert lock is not None
+    with lock:
         found = StageRecord.read(work, stage.name)
         if found is None:
             record.write(work)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.runtime.command_line import whole_number
 
-SEQUENCE = 3
+SEQUENCE = 4
 """Words of a sequence; one that came before in the caption is repetition."""
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FINAL_MARKS = (".", "!", "?", "。", "！", "？")
@@ -28,7 +28,7 @@ class CaptionRules:
     Attributes:
         min_words: least number of words.
         max_words: largest number of words.
-        max_repeated: largest share of words that repeat a sequence of three words of the same caption.
+        max_repeated: largest share of words that repeat a sequence of four words of the same caption.
         complete_sentences: the last sentence must have a final mark, and not be cut off.
     """
 
@@ -55,7 +55,7 @@ class CaptionRules:
 
 
 def repeated_share(words: list[str]) -> float:
-    """Share of the words that lie in a sequence of three words that came before, 0 to 1."""
+    """Share of the words that lie in a sequence of four words that came before, 0 to 1."""
     seen: set[tuple[str, ...]] = set()
     repeated: set[int] = set()
     for start in range(len(words) - SEQUENCE + 1):
@@ -104,7 +104,7 @@ def add_caption_flags(parser: argparse.ArgumentParser, defaults: CaptionRules, w
         type=_share,
         default=defaults.max_repeated,
         metavar="X",
-        help="drop captions in which more than this share of the words, 0 to 1, lies in sequences of three words that "
+        help="drop captions in which more than this share of the words, 0 to 1, lies in sequences of four words that "
         "came before in the caption",
     )
     group.add_argument(

@@ -27,6 +27,8 @@ from megatron_eve.data.sources.parquet import ParquetSource
 from megatron_eve.data.sources.row_groups import UNREADABLE, one_line
 
 STAGE_FILE = "stage.json"
+EMPTY = ".empty"
+"""Suffix behind the name of a file that would have no rows, and that readers refuse without: an empty file instead."""
 # The table of this stage lists the rows that are left. Those of the others give rows that are dropped a `reason`.
 _LISTS_KEPT_ROWS = "select"
 _GIVE_REASONS = ("filter", "duplicates", "caption")
@@ -87,6 +89,11 @@ class Work:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def write_empty(self, stage: str, shard: int, suffix: str = ".parquet") -> None:
+        """Write the mark of a file without rows, in the place of the file."""
+        with self.output(stage, shard, suffix + EMPTY) as path:
+            path.touch()
 
     def write_table(self, stage: str, shard: int, table: pyarrow.Table) -> None:
         """Write the table of a stage for a shard."""

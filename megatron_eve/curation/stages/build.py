@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from megatron_eve.curation.captions_of_records import with_caption
@@ -30,8 +31,13 @@ class BuildStage(Stage):
     def run(self, work: Work, shard: int) -> Counter[str]:
         """See `Stage`: counts rows that were read and written, and new captions."""
         captions = self._captions(work, shard)
+        records = self._records(work, shard, captions)
+        first = next(records, None)
+        if first is None:  # preprocessing refuses a file without rows
+            work.write_empty(self.name, shard)
+            return Counter({"read": work.inputs.rows[shard], "empty shards": 1})
         with work.output(self.name, shard) as path:
-            count = write_records(path, self._records(work, shard, captions))
+            count = write_records(path, chain([first], records))
         return Counter({"read": work.inputs.rows[shard], "written": count, "captions": len(captions)})
 
     def _captions(self, work: Work, shard: int) -> dict[int, str]:
@@ -61,7 +67,7 @@ class BuildStage(Stage):
         return [
             ("rows read", f"{counts['read']:,}"),
             ("rows written", f"{counts['written']:,}, of which {counts['captions']:,} have a new caption"),
-            ("curated shards", str(folder)),
+            ("curated shards", f"{folder}; {counts['empty shards']:,} shards have no row left and no file"),
             ("next", f"python tools/preprocess_data.py --input '{folder}/*.parquet' ..."),
         ]
 
