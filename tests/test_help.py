@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from megatron_eve.curation.preparing.registry import PREPARERS
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = (80, 160)
 # Commands that load no torch for their pages, so that these come at once.
@@ -27,6 +29,7 @@ FAST = [
     ),
     ["tools/convert_checkpoint.py", "import"],
     ["tools/convert_checkpoint.py", "export"],
+    *(["tools/prepare_data.py", name] for name in PREPARERS),
     ["examples/toy_teacher.py"],
     ["examples/quickstart/run.py"],
 ]

@@ -41,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
         title="data sets", dest="name", required=True, metavar="NAME", prog=parser.prog
     )
     for name, preparer in PREPARERS.items():
-        described = f"{preparer.what[0].upper()}{preparer.what[1:]}.\n\n--source must have {preparer.layout}."
+        stop = "" if preparer.layout.endswith(".") else "."
+        described = f"{preparer.what}.\n\n--source has {preparer.layout}{stop}"
         one = commands.add_parser(name, help=preparer.what, description=described, examples=_example(name))
         _add_flags(one, preparer)
     return parser
@@ -53,9 +54,7 @@ def _example(name: str) -> str:
 
 def _add_flags(parser: argparse.ArgumentParser, preparer: type[Preparer]) -> None:
     files = parser.add_argument_group("input and output", "What is read, and where the shards go.")
-    files.add_argument(
-        "--source", required=True, type=Path, metavar="DIR", help=f"folder of the download: {preparer.layout}"
-    )
+    files.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the download")
     files.add_argument(
         "--output", required=True, type=Path, metavar="OUT", help="folder of the shards, which is made"
     )

@@ -98,9 +98,9 @@ class Experiment:
         for seed in range(self.seeds):
             step("SigLIP", f"of seed {seed}, {self.settings.siglip_steps} steps on the stamps to train on")
             starts.append(self._make_siglip(seed, stamps))
-            for kind in KINDS:
-                step("Tower", f"{kind.replace('_', ' ')}, seed {seed}, {self.settings.iterations} iterations")
-                scores[kind].append(self._score(kind, seed, stamps.held_out))
+        for kind, seed in self._all():
+            step("Tower", f"{kind.replace('_', ' ')}, seed {seed}, {self.settings.iterations} iterations")
+            scores[kind].append(self._score(kind, seed, stamps.held_out))
         return {
             "settings": {**asdict(self.settings), "trained": len(stamps.trained), "held_out": len(stamps.held_out)},
             "siglip": [asdict(one) for one in starts],
@@ -109,7 +109,7 @@ class Experiment:
         }  # fmt: skip
 
     def _all(self) -> Iterator[tuple[str, int]]:
-        return ((kind, seed) for seed in range(self.seeds) for kind in KINDS)
+        return ((kind, seed) for kind in KINDS for seed in range(self.seeds))
 
     def _check_settings(self) -> None:
         """Refuse a folder of other settings.

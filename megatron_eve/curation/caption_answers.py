@@ -2,7 +2,7 @@
 
 A line is `{"row", "prompt", "caption"}`, or `{"row", "reason", "detail"}` of a row that has no answer. Lines stand in
 the order of the rows, and each batch is on disk before the next begins. After a kill the file is cut at the last whole
-batch, so that batches are the same as in one run: on a GPU an answer may depend on what it is batched with, by rounding.
+batch, so that batches are the same as in one run: on a GPU rounding may let an answer depend on its batch.
 """
 
 from __future__ import annotations

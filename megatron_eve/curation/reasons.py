@@ -17,6 +17,15 @@ CURATION_REASONS = {
         "a square picture with two bars of one colour, which img2dataset adds (--resize_mode border)",
         "if they are many, download again with --resize_mode no or keep_ratio",
     ),
+    "caption_empty": Reason("the model answered without a visible character", _ASKED),
+    "prompt_too_long": Reason(
+        "prompt, picture and --max-new-tokens are more tokens than the captioning model takes",
+        "shorten the prompts, or give a smaller --max-new-tokens",
+    ),
+    "server_error": Reason(
+        "the server gave no answer about this picture, while it answered about others",
+        "look at what it said (column detail), and at the log of the server",
+    ),
     "caption_too_short": Reason("the caption has fewer words than --min-words", _ASKED),
     "caption_too_long": Reason("the caption has more words than --max-words", _ASKED),
     "caption_repetitive": Reason("the caption repeats its own words, more than --max-repeated", _ASKED),

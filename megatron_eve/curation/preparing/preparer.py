@@ -102,7 +102,7 @@ class Preparer(ABC):
             )
         found = sorted({file for pattern in patterns for file in self.folder.glob(pattern) if file.is_file()})
         if not found:
-            raise self.missing(" or ".join(patterns))
+            raise self.missing(" or ".join(pattern.removeprefix("**/") for pattern in patterns))
         if self.allow_eval_splits:
             return found
         training, evaluation = without_eval_splits(found, self.folder)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
+from pyarrow import compute
+
 from megatron_eve.curation.captions_of_records import with_caption
 from megatron_eve.curation.stage import Stage
 from megatron_eve.curation.stage_record import StageRecord
@@ -41,11 +43,11 @@ class BuildStage(Stage):
         return Counter({"read": work.inputs.rows[shard], "written": count, "captions": len(captions)})
 
     def _captions(self, work: Work, shard: int) -> dict[int, str]:
-        """The new captions of a shard, by row."""
+        """The new captions of a shard, by row; rows that keep their text have none."""
         if not work.has("caption"):
             return {}
         table = work.read_table("caption", shard, ("row", "caption", "reason"))
-        table = table.filter(table["reason"].is_null())
+        table = table.filter(compute.and_(table["reason"].is_null(), table["caption"].is_valid()))
         return dict(zip(table["row"].to_pylist(), table["caption"].to_pylist(), strict=True))
 
     def _records(self, work: Work, shard: int, captions: dict[int, str]) -> Iterator[Record]:

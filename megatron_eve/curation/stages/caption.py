@@ -180,7 +180,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--model-path",
         type=Path,
         metavar="DIR",
-        help="folder of the model: any that AutoModelForImageTextToText and AutoProcessor of transformers load, such as "
+        help="folder of the model: any that transformers' AutoModelForImageTextToText and AutoProcessor load, such as "
         "LLaVA-1.5; no code of it runs",
     )
     model.add_argument(

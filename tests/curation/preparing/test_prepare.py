@@ -65,7 +65,17 @@ def test_shards_do_not_depend_on_the_number_of_workers(tmp_path: Path, source: P
 
 def command(source: Path, output: Path, *more: str) -> list[str]:
     """The command in a process of its own, a shard for each row."""
-    words = ["--source", str(source), "--output", str(output), "--rows-per-shard", "1", "--workers", "2", *more]
+    words = [
+        "--source",
+        str(source),
+        "--output",
+        str(output),
+        "--rows-per-shard",
+        "1",
+        "--workers",
+        "2",
+        *more,
+    ]
     return [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "sa1b", *words]
 
 
@@ -162,8 +172,11 @@ def test_a_download_of_which_no_row_can_be_kept(tmp_path: Path) -> None:
 
 def test_an_archive_that_breaks_off(tmp_path: Path, source: Path) -> None:
     last = source / "sa_000001.tar"
-    last.write_bytes(last.read_bytes()[:-5000])
-    with pytest.raises(DataError, match=r"sa_000001.tar breaks off: it does not end .*; copy or download it again"):
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        DataError, match=r"sa_000001.tar breaks off: it does not end .*; copy or download it again"
+    ):
         run(Sa1b(source), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.parquet"))
 
