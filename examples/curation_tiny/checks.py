@@ -1,4 +1,4 @@
-"""What the example requires: each bad row dropped for its reason, and the right metadata beside each row that is left."""
+"""What the example requires: bad rows dropped for their reasons, and each other row with its own picture and metadata."""
 
 from __future__ import annotations
 

@@ -63,6 +63,11 @@ class Row:
     license: str | None = None
 
     @property
+    def is_good(self) -> bool:
+        """Whether all rules keep it."""
+        return self.fate == GOOD
+
+    @property
     def url(self) -> str:
         """Where the row says that its picture came from."""
         return f"https://example.org/{self.source}/{self.kind}/{self.id}.jpg"

@@ -108,11 +108,11 @@ def _section(one: _Dropped, record: Record | SkipRow) -> str:
         cut = f"{text[:_LONGEST_TEXT]} ..." if len(text) > _LONGEST_TEXT else text
         lines.append(f"<p>{escape(cut).encode('utf-8', 'backslashreplace').decode()}</p>")
         if record.images:
-            lines.insert(0, _picture(record.images[0].data or b""))
+            lines.insert(0, picture_html(record.images[0].data or b""))
     return f"<section>{''.join(lines)}</section>"
 
 
-def _picture(data: bytes) -> str:
+def picture_html(data: bytes) -> str:
     """A small copy of a picture; nothing for one that does not decode."""
     try:
         picture = decode_image(data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -201,9 +201,19 @@ def _blocks_in_key(count: int, distance: int) -> int:
 
 
 def _blocks(count: int) -> list[_Block]:
-    """Cut the bits of a hash into blocks of almost equal widths."""
-    edges = [HASH_BITS * number // count for number in range(count + 1)]
-    return [_Block(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    """Cut the bits of a hash into blocks of almost equal widths, from the highest bits on."""
+    edges = [HASH_BITS * number // count for number in range(count, -1, -1)]
+    return [_Block(low, high - low) for high, low in pairwise(edges)]
+
+
+def _joined(blocks: Sequence[_Block]) -> list[_Block]:
+    """The blocks, those that follow each other in a hash as one: fewer moves arrange them."""
+    joined: list[_Block] = []
+    for block in blocks:
+        if joined and block.low + block.width == joined[-1].low:
+            block = _Block(block.low, block.width + joined.pop().width)
+        joined.append(block)
+    return joined
 
 
 def _bits(hashes: Hashes, block: _Block) -> Hashes:
@@ -237,7 +247,7 @@ def _equal_keys(
     hashes: Hashes, key: Sequence[_Block], rest: Sequence[_Block], distance: int
 ) -> Iterator[tuple[Hashes, Hashes]]:
     """The pairs of near hashes that are equal in all blocks of a key."""
-    blocks = [*key, *rest]
+    blocks = _joined([*key, *rest])
     table = _arranged(hashes, blocks)
     table.sort()
     # Two hashes of which the highest bits, the key, are equal differ by less.
@@ -250,16 +260,19 @@ def _equal_keys(
 def _near_in_buckets(table: Hashes, start: int, limit: np.uint64, distance: int) -> tuple[Hashes, Hashes]:
     """Compare each hash of a slice of a sorted table with those after it, to the end of its bucket."""
     found = [(table[:0], table[:0])]
-    left = np.arange(start, min(start + _SLICE, len(table)))
+    stop = min(start + _SLICE, len(table) - 1)
+    # Most buckets end here, so the next hash is looked at without an index.
+    left = start + np.flatnonzero((table[start:stop] ^ table[start + 1 : stop + 1]) < limit)
     step = 1
-    while len(left := left[: np.searchsorted(left, len(table) - step)]):
+    while len(left):
         one, other = table[left], table[left + step]
         differences = one ^ other
         in_bucket = differences < limit
-        near = in_bucket & (np.bitwise_count(differences) <= distance)
-        if near.any():
+        near = np.flatnonzero(in_bucket & (np.bitwise_count(differences) <= distance))
+        if len(near):
             found.append((one[near], other[near]))
-        left = left[in_bucket]
         step += 1
+        left = left[in_bucket]
+        left = left[: np.searchsorted(left, len(table) - step)]
     ones, others = zip(*found, strict=True)
     return np.concatenate(ones), np.concatenate(others)

@@ -64,9 +64,9 @@ class Toy:
             ],
             ["duplicates"],
             ["features", "--tower", f"{self.folder}/tower"],
-            ["centres", "--centres", "12", "--points-per-centre", "5"],
+            ["centres", "--centres", "12", "--points-per-centre", "4"],
             ["assign"],
-            ["select", "--per-cluster", "6"],
+            ["select", "--per-cluster", "3"],
             ["caption", "--prompt-file", f"{self.folder}/prompts.txt", *(captions or random)],
             ["build"],
         ]

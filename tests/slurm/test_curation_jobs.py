@@ -10,14 +10,21 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from pyarrow import parquet
 
+from megatron_eve.data.format.joined import open_dataset
 from megatron_eve.data.schema import ImageFile, Record
 from megatron_eve.data.sources.parquet import write_records
+from tests.curation.toy import Toy, make_toy
 from tests.data.helpers import encoded, picture
+from tests.golden_dir import find_golden
 from tests.slurm.cluster import Cluster, running, why_not
+from tools.curate import main as curate
+from tools.merge_datasets import main as merge
+from tools.preprocess_data import main as preprocess
 
 ROOT = Path(__file__).parents[2]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
@@ -150,3 +157,97 @@ def test_a_task_is_killed_in_mid_write_and_the_same_command_makes_it_good(site: 
     assert site.submit(lines) == {}
     assert not list(site.work.rglob(".partial-*"))
     assert [row["id"] for row in _records(site.work / "build")] == [str(number) for number in range(12)]
+
+
+KILLED: dict[str, tuple[int, ...]] = {
+    "filter": (1, 6), "duplicates": (0,), "features": (2, 5), "centres": (0,), "assign": (3,), "select": (0,),
+    "caption": (4,), "build": (0, 7),
+}  # fmt: skip
+"""Tasks of each stage that are killed in mid-write. Of the features, the second one loses its node."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_tasks_of_every_stage_are_killed_and_a_node_is_lost(site: Site) -> None:
+    """All stages in one call, eight shards; the same call again after each kill, until the dataset is there."""
+    toy = make_toy(site.folder / "toy", views=2, rows_per_shard=20)
+    lines, finished = toy.lines(), set[str]()
+    for stage, tasks in KILLED.items():
+        jobs = site.submit(lines, **site.hanging(stage, tasks))
+        assert set(KILLED) - set(jobs) == finished
+        (job, asked), count = jobs[stage], 1 if stage in PARTIAL else 8
+        assert asked == ("0" if count == 1 else "0-7")
+        lost = tasks[1:] if stage == "features" else ()
+        _kill(site, stage, [task for task in tasks if task not in lost])
+        _lose_nodes(site, stage, job, lost)  # four tasks are on each node
+        for task, how in enumerate(site.ended(job, range(count))):
+            killed = task in tasks and task not in lost
+            assert how == ("FAILED" if killed else "COMPLETED"), site.log(stage, job, task)
+        later = list(jobs)[list(jobs).index(stage) + 1 :]
+        assert all(site.ended(jobs[name][0], [0]) == ["CANCELLED"] for name in later)
+        # What was killed the time before is what was submitted of that stage.
+        again = [name for name in jobs if name not in (stage, *later)]
+        assert [jobs[name][1] for name in again] == [_numbers(_failed(name)) for name in again]
+        finished.update(again)
+    jobs = site.submit(lines)
+    assert {stage: shown for stage, (_, shown) in jobs.items()} == {"build": "0,7"}
+    assert site.ended(jobs["build"][0], [0, 7]) == ["COMPLETED"] * 2
+    assert site.submit(lines) == {}
+    assert not list(site.work.rglob(".partial-*"))
+    _assert_is_what_one_process_makes(site, toy)
+
+
+def _failed(stage: str) -> tuple[int, ...]:
+    """Tasks of a stage that are unfinished after the kills: not that of a lost node, which Slurm starts again."""
+    return KILLED[stage][:1] if stage == "features" else KILLED[stage]
+
+
+def _numbers(tasks: Sequence[int]) -> str:
+    return ",".join(map(str, tasks))
+
+
+def _lose_nodes(site: Site, stage: str, job: str, tasks: Sequence[int]) -> None:
+    """Cut the power of the node of a task in mid-write; Slurm starts what ran there once the node is back."""
+    for task in tasks:
+        process = site.writing(stage, task)
+        told = site.cluster.run("scontrol", "--oneliner", "show", "job", f"{job}_{task}").stdout
+        node = int(next(word for word in told.split() if word.startswith("BatchHost=node"))[-1])
+        site.cluster.cut_power(node)
+        assert psutil.wait_procs([process], timeout=20)[1] == []
+        site.cluster.wait_for(f"{job}_{task}", "PENDING", "REQUEUED")
+        site.cluster.start_node(node)
+
+
+def _assert_is_what_one_process_makes(site: Site, toy: Toy) -> None:
+    """The dataset of the array, merged, against that of stages with one process at a time, made in one go."""
+    tokenizer, out = str(find_golden("tokenize") / "tokenizer.model"), site.folder / "datasets"
+    small = ("--template", "plain", "--image-size", "224", "--teacher-size", "112")
+    given = {
+        "INPUT": f"{site.work}/build",
+        "OUT": str(out),
+        "TOKENIZER": tokenizer,
+        "SBATCH_OUTPUT": "/dev/null",
+    }
+    printed = site.call("preprocess_data", *small, **given).stdout
+    submitted = re.search(r"^Submitted batch job (\d+)$", printed, re.MULTILINE)
+    assert submitted, printed
+    shards = [path.stem for path in sorted((site.work / "build").glob("*.parquet"))]
+    assert site.ended(submitted[1], range(len(shards))) == ["COMPLETED"] * len(shards)
+    assert "== all" in site.call("preprocess_data", *small, **given).stdout
+    assert merge(["--output-prefix", f"{site.folder}/all", *(f"{out}/{shard}" for shard in shards)]) == 0
+    work = site.folder / "work of one process"
+    for stage, *flags in toy.stages():
+        assert curate([stage, "--work", str(work), "--workers", "1", *flags]) == 0
+    words = ["--input", f"{work}/build/*.parquet", "--tokenizer-model", tokenizer, *small]
+    assert preprocess([*words, "--output-prefix", f"{site.folder}/one"]) == 0
+
+    merged, one = open_dataset(site.folder / "all"), open_dataset(site.folder / "one")
+    metas = [row for shard in shards for row in parquet.read_table(f"{out}/{shard}_meta.parquet").to_pylist()]
+    assert metas == parquet.read_table(f"{site.folder}/one_meta.parquet").to_pylist()
+    assert len({(row["source"], row["id"]) for row in metas}) == len(metas) == len(merged) == len(one) > 20
+    every = np.arange(len(one))
+    assert np.array_equal(merged.samples[every], one.samples[every])
+    for row in range(len(one)):
+        assert merged.image_bytes(row) == one.image_bytes(row)
+        for ours, theirs in zip(merged.text(row), one.text(row), strict=True):
+            assert np.array_equal(ours, theirs)

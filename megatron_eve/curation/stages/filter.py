@@ -8,7 +8,6 @@ for captions, since it gets one later.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from PIL import Image
 
 from megatron_eve.curation.captions_of_records import caption_of
 from megatron_eve.curation.dropped_page import write_dropped_page
+from megatron_eve.curation.hashes import perceptual_hash, sha256_of
 from megatron_eve.curation.reasons import find_reason
 from megatron_eve.curation.rules import PUBLISHED_MIN_SIDE, PictureRules
 from megatron_eve.curation.stage import Stage
@@ -99,7 +99,7 @@ class FilterStage(Stage):
         for image in record.images:
             picture = _decode(image)
             if len(record.images) == 1:
-                digest = hashlib.sha256(image.data or b"").digest()
+                digest = sha256_of(image.data or b"")
                 found |= {"width": picture.width, "height": picture.height, "sha256": digest}
             if caption is not None:
                 self.pictures.check(picture)
@@ -132,13 +132,6 @@ def _decode(image: ImageFile) -> Image.Image:
     if image.data is None:
         raise SkipRow("picture_not_in_shard", image.path or "")
     return decode_image(image.data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
-
-
-def perceptual_hash(picture: Image.Image) -> int:
-    """The 64 bits of imagehash's phash, whose first is the highest: the signs of 8 x 8 frequencies of a small copy."""
-    import imagehash  # takes long to import
-
-    return int(str(imagehash.phash(picture)), 16)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
