@@ -148,7 +148,9 @@ def print_different(photo_tiles: list[Image.Image]) -> None:
     for name, hashes in groups.items():
         left = hashes[np.bitwise_count(hashes) > PLAIN_BITS]
         label = f"{name}: {len(hashes):,}, {len(hashes) - len(left):,} plain"
-        print(f"{label:<42}" + "".join(f"{text:>12}" for text in map(_taken_for_copies(left), (0, 2, 4, 6, 8))))
+        print(
+            f"{label:<42}" + "".join(f"{text:>12}" for text in map(_taken_for_copies(left), (0, 2, 4, 6, 8)))
+        )
 
 
 def _taken_for_copies(hashes: NDArray[np.uint64]) -> Callable[[int], str]:
@@ -160,7 +162,8 @@ def _taken_for_copies(hashes: NDArray[np.uint64]) -> Callable[[int], str]:
             size = dict(zip(values.tolist(), counts.tolist(), strict=True))
             for one, other in near_pairs(values, distance):
                 pairs += sum(
-                    size[a] * size[b] for a, b in zip(values[one].tolist(), values[other].tolist(), strict=True)
+                    size[a] * size[b]
+                    for a, b in zip(values[one].tolist(), values[other].tolist(), strict=True)
                 )
         return f"{dropped} ({pairs})"
 

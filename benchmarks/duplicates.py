@@ -10,7 +10,6 @@ bits set, as half of the coefficients lie above their median. A new process read
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -117,8 +116,10 @@ def write_tables(folder: Path, rows: int, distance: int) -> None:
 
 
 def memory() -> float:
-    """Most memory that this process has had, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Most memory that this process has had, GiB (`ru_maxrss` begins with that of the process that started it)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (peak,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 2**20
 
 
 def measure(folder: Path, distance: int) -> None:
@@ -164,7 +165,11 @@ def main() -> None:
     parser = command_parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=33_000_000, help="rows of all tables together")
     parser.add_argument(
-        "--distance", type=int, choices=range(1, MAX_DISTANCE + 1), default=6, help="bits in which near copies differ"
+        "--distance",
+        type=int,
+        choices=range(1, MAX_DISTANCE + 1),
+        default=6,
+        help="bits in which near copies differ",
     )
     parser.add_argument(
         "--folder", metavar="DIR", help="where to write (default: the system's temporary folder)"

@@ -24,6 +24,7 @@ same command finishes, and 2 if something has to be corrected first.
 EXAMPLES = """\
 python tools/curate.py filter --work curated --input 'shards/*.parquet'
 python tools/curate.py build --work curated
+python tools/curate.py filter --work curated --shards 3,7-9 --workers 2
 """
 
 

@@ -24,8 +24,9 @@ Make parquet shards of records, pictures inside, from a data set as it is publis
 
 The first word names the data set. Its files are found below --source in the layout in which they are published, and
 OUT/00000.parquet ... have a record (docs/data.md) for each row that can be used: text, pictures as the bytes of their
-files, id, source, license, URL, author and scores. Nothing is downloaded, and no picture is written anew. Rows that
-cannot be used are left out, counted by reason in the summary and in OUT/prepared.json, and listed in OUT/skipped.jsonl.
+files, id, source, license, URL, author and scores. Nothing is downloaded, and no picture is written anew (but
+those of AI2D on which letters have to be drawn). Rows that cannot be used are left out, counted by reason in the
+summary and in OUT/prepared.json, and listed in OUT/skipped.jsonl.
 
 After a kill the same command goes on with the shards that are missing. Files and rows of test and validation splits are
 left out. The exit status is 0 if any row was kept.

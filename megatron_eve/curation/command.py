@@ -127,14 +127,14 @@ def _print_summary(
         rows.append(
             (
                 "made again",
-                f"{len(outcome.lost)}, marked as finished without their files: {shown(outcome.lost)}",
+                f"{len(outcome.lost)}, marked as finished without their files: {shown(sorted(outcome.lost))}",
             )
         )
     if outcome.unmarked:
         rows.append(
             (
                 "made again",
-                f"{len(outcome.unmarked)}, whose files had no mark of completion: {shown(outcome.unmarked)}",
+                f"{len(outcome.unmarked)}, whose files had no mark of completion: {shown(sorted(outcome.unmarked))}",
             )
         )
     if not unfinished:
@@ -156,7 +156,7 @@ def _close(stage: Stage, work: Work, record: StageRecord, outcome: Outcome, left
         what = f"the stage {stage.name} is unfinished"
     lines = [f"{what}; the same command {'finishes them' if record.tasks > 1 else 'finishes it'}"]
     for text, tasks in outcome.failures.items():
-        printed = log_file(work.folder, stage.name, tasks[0])
+        printed = log_file(work.folder, stage.name, min(tasks))
         lines.append(f"  {_which(record, tasks)}: {text}; what it printed is in {printed}")
     if outcome.busy:
         lines.append(f"  {_which(record, outcome.busy)}: another command is making it")

@@ -114,6 +114,13 @@ class CommandParser(argparse.ArgumentParser):
         flags = [word.split("=", 1)[0] for word in words if word.startswith("--") and len(word) > 2]
         unknown = [flag for flag in flags if _dashed(flag) not in known]
         if unknown and not {"-h", "--help"} & set(words):
+            # A flag that the page does not show is of no use here.
+            known -= {
+                flag
+                for action in self._actions
+                if action.help == argparse.SUPPRESS
+                for flag in action.option_strings
+            }
             self.error(
                 "\n".join(f"{flag}: no such flag; {flag_hint(flag, known, self.others)}" for flag in unknown)
             )

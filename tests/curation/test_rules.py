@@ -108,11 +108,11 @@ def test_rules_for_captions(rules: CaptionRules, fine: str, broken: str, expecte
 
 def test_the_share_of_repeated_words() -> None:
     """Words that lie in a sequence of four that came before; the first time counts for none."""
-    assert repeated_share("a b c d e f g h".split()) == 0
-    assert repeated_share("a b c d a b c d".split()) == 4 / 8
-    assert repeated_share("a b c d x a b c d y".split()) == 4 / 10
-    assert repeated_share("a a a a a".split()) == 4 / 5
-    assert repeated_share("a b c a b c".split()) == 0
+    assert repeated_share(["a", "b", "c", "d", "e", "f", "g", "h"]) == 0
+    assert repeated_share(["a", "b", "c", "d", "a", "b", "c", "d"]) == 4 / 8
+    assert repeated_share(["a", "b", "c", "d", "x", "a", "b", "c", "d", "y"]) == 4 / 10
+    assert repeated_share(["a", "a", "a", "a", "a"]) == 4 / 5
+    assert repeated_share(["a", "b", "c", "a", "b", "c"]) == 0
     assert repeated_share([]) == 0
 
 

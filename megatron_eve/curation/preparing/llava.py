@@ -55,13 +55,16 @@ class ConversationSource(LlavaSource):
         record = super()._record(row, fields)
         check_answers(record)
         meta, images = dict(record.meta), record.images
-        if self._by_folder and images:
-            name = PurePosixPath(str(images[0].path))
+        if self._by_folder and images and images[0].path:
+            name = PurePosixPath(images[0].path)
             if not self._allow_eval_splits and is_eval_split(str(name.parent)):
                 raise SkipRow(EVAL_SPLIT, f"its picture is {name}")
             meta["dataset"] = name.parts[0]
         if self._pictures is not None:
-            images = [replace(one, data=self._pictures.read(str(one.path))) for one in images]
+            images = [
+                replace(one, data=self._pictures.read(one.path)) if one.data is None and one.path else one
+                for one in images
+            ]
         return replace(record, source=self._name, meta=meta, images=images)
 
 

@@ -54,7 +54,7 @@ class PictureQuestions(NamedTuple):
 class QuestionSource(Source):
     """Rows of one picture each with all its questions, in the order of the first of them.
 
-    The parent reads all questions before the first row, about 400 bytes of memory for each.
+    The parent reads all questions before the first row, about 500 bytes of memory for each.
 
     Args:
         files: that the questions are in.

@@ -117,16 +117,25 @@ def check_pretrained(vision: TowerConfig, folder: Path) -> Iterator[str]:
         yield f"{flag}: {error}"
         return
     for what, one, other in (
-        ("codes of a picture (rows, columns, depth)", theirs.code_shape, ours.code_shape),
-        ("sizes of codebooks", theirs.codebook_sizes, ours.codebook_sizes),
-        ("one codebook for all depths", theirs.shared_codebook, ours.shared_codebook),
+        ("rows and columns of codes (--code-grid)", theirs.code_shape[:2], ours.code_shape[:2]),
+        ("depth of codes (--codes-per-position)", theirs.code_shape[2], ours.code_shape[2]),
+        (
+            "sizes of codebooks (--visual-codebook-size)",
+            sorted({*theirs.codebook_sizes}),
+            sorted({*ours.codebook_sizes}),
+        ),
+        (
+            "one codebook for all depths (--no-separate-codebooks)",
+            theirs.shared_codebook,
+            ours.shared_codebook,
+        ),
         ("features of a picture", theirs.latent_shape, ours.latent_shape),
         ("encoder", theirs.encoder, ours.encoder),
         ("pixel decoder", theirs.decoder, ours.decoder),
         ("grid of the pixel decoder", theirs.decoder_latent_shape, ours.decoder_latent_shape),
     ):
         if one != other:
-            yield f"{flag}: its {what}: {one}, and of this run: {other}; use its sizes, or another folder"
+            yield f"{flag}: its {what}: {one}, and of this run: {other}; use its sizes, or another tower"
 
 
 def perceptual_fingerprint(vision: TowerConfig) -> dict[str, Any] | None:

@@ -84,6 +84,8 @@ PRESETS: dict[str, Preset] = {
 
 OTHER_NAMES = {
     "--siglip-config": "the run starts from a whole SigLIP; use --vision-tower",
+    "--micro-batch-size": "there are no microbatches: each rank takes its slice of --global-batch-size",
+    "--image-size": "the pictures have the size that --vision-tower reads",
     "--vision-tokenizer": "use --vision-tower, or --pretrained-checkpoint for the weights of a tower with codes",
 }
 

@@ -106,7 +106,7 @@ class Monitor:
         (record, result), self._reported = self._reported, None
         record |= {"data_wait_seconds": data_wait, "peak_memory_bytes": int(peak_memory)}
         self._line.add(record)
-        self._totals.add(record, result.losses)
+        self._totals.add(record, result.losses, result.figures)
         if self._losses:
             self._losses.add(record)
         if self._board:
@@ -168,6 +168,7 @@ class Monitor:
         """Report an evaluation of one dataset: a log line, valid_losses.jsonl, TensorBoard ("... validation/NAME")."""
         if not self.active:
             return
+        self._totals.held_out[name] = losses
         values = {loss.replace(" ", "_"): value for loss, value in losses.items()}
         if self._held_out:
             self._held_out.add({"iteration": iteration, "dataset": name, **values})

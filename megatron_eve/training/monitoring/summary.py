@@ -22,6 +22,8 @@ class RunTotals:
         steps: iterations done, skipped updates included.
         samples, tokens, bad_steps: of these.
         first_losses, last_losses: by the name of the objective; of one that began later, the first that it had.
+        figures: of the last step, by name.
+        held_out: of the last evaluation, by dataset.
         first_seconds: duration of the first step, which compiles kernels and allocates memory.
         seconds: of the later ones.
         later_tokens: of the later ones.
@@ -33,19 +35,26 @@ class RunTotals:
     bad_steps: int = 0
     first_losses: Mapping[str, float] = field(default_factory=dict)
     last_losses: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    held_out: dict[str, Mapping[str, float]] = field(default_factory=dict)
     first_seconds: float = 0.0
     seconds: float = 0.0
     later_tokens: int = 0
 
-    def add(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
-        """Add a step: its line of losses.jsonl, and its losses."""
+    def add(
+        self,
+        record: Mapping[str, Any],
+        losses: Mapping[str, float],
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add a step: its line of losses.jsonl, its losses, and what else is logged of it."""
         self.first_losses = {**losses, **self.first_losses}  # a loss may begin later
         if self.steps == 0:
             self.first_seconds = record["seconds"]
         else:
             self.seconds += record["seconds"]
             self.later_tokens += record["tokens"]
-        self.last_losses = losses
+        self.last_losses, self.figures = losses, figures or {}
         self.steps += 1
         self.samples += record["samples"]
         self.tokens += record["tokens"]
@@ -102,6 +111,9 @@ def _rows(config: RunConfig, totals: RunTotals, end: RunEnd) -> Iterator[tuple[s
         )
     for name, last in totals.last_losses.items():
         yield name, f"{totals.first_losses[name]:.6f} at first, {last:.6f} at last"
+    yield from _numbered(totals.figures)
+    for name, values in totals.held_out.items():
+        yield f"held out, {name}", ", ".join(f"{loss} {value:.6g}" for loss, value in values.items())
     yield (
         "left out",
         f"{end.left_out:,} samples that no pack can hold, {end.placeholders:,} damaged images replaced by "
@@ -120,6 +132,15 @@ def _rows(config: RunConfig, totals: RunTotals, end: RunEnd) -> Iterator[tuple[s
         yield "next", f"{again} goes on from iteration {kept}" if kept else f"{again} starts again"
     else:
         yield from _next_steps(config)
+
+
+def _numbered(figures: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """A row for each figure; those whose names differ in a number at the end, such as that of a depth, on one."""
+    rows: dict[str, list[float]] = {}
+    for name, value in figures.items():
+        rows.setdefault(name.rstrip("0123456789").rstrip(), []).append(value)
+    for name, values in rows.items():
+        yield name, f"{', '.join(f'{value:.4g}' for value in values)} at last"
 
 
 def _next_steps(config: RunConfig) -> Iterator[tuple[str, str]]:

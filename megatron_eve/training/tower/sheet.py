@@ -55,5 +55,6 @@ def write_sheet(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(found).save(path)
+        print(f" held-out pictures beside their reconstructions: {path}", flush=True)
     except OSError as error:  # such as a full disk
         print(f" {path} could not be written ({error.strerror or error}); the run goes on", flush=True)

@@ -87,7 +87,7 @@ def test_questions_become_rows_and_those_that_cannot_be_used_are_counted(tmp_pat
             },
             {"from": "gpt", "value": "B"},
         ],
-        meta={"image": "0.png", "abcLabel": False, "file": "0.png.json"},
+        meta={"image": "0.png", "abcLabel": False, "source_file": "0.png.json"},
     )
     assert second.images[0].path == "0_labels.png"
     assert second.turns == [
@@ -97,7 +97,7 @@ def test_questions_become_rows_and_those_that_cannot_be_used_are_counted(tmp_pat
         },
         {"from": "gpt", "value": "C"},
     ]
-    assert second.meta == {"image": "0.png", "abcLabel": True, "file": "0.png.json"}
+    assert second.meta == {"image": "0.png", "abcLabel": True, "source_file": "0.png.json"}
     assert third.turns[1] == {"from": "gpt", "value": "A"}
     assert skipped(tmp_path / "out") == [
         ("0.png-2", "choice_labels"),  # no rectangle of X

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from megatron_eve.curation.preparing.eve_hd import EveHd
 from megatron_eve.data.errors import DataError
+from megatron_eve.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_eve.data.schema import ImageFile, Record
 from tests.curation.preparing import test_ai2d, test_llava, test_short_questions
 from tests.curation.preparing.helpers import jpeg, manifest, records, run, skipped
 from tests.curation.preparing.test_llava import write_json, write_picture
 from tests.curation.preparing.test_synthdog_and_text import truth
+from tests.golden_dir import find_golden
 
 PICTURES = (
     "ai2d/images/0.png",
@@ -60,13 +63,13 @@ class TestPublishedJson:
                     {"from": "human", "value": f"<image>\nQuestion {number}?"},
                     {"from": "gpt", "value": f"A{number}."},
                 ],
-                meta={"dataset": folder, "file": "eve_instruct_mix1.8m.json"},
+                meta={"dataset": folder, "source_file": "eve_instruct_mix1.8m.json"},
             )
             for number, (picture, folder) in enumerate(zip(PICTURES, folders, strict=True))
             if folder is not None
         ]
         turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
-        meta = {"file": "eve_instruct_mix1.8m.json"}
+        meta = {"source_file": "eve_instruct_mix1.8m.json"}
         assert records(tmp_path / "out") == [
             *expected,
             Record("text", "eve_hd", "conversation", [], turns, meta),
@@ -123,6 +126,39 @@ class TestParts:
         ]
         assert manifest(tmp_path / "out")["licenses"] == {"": 11, "GPL-3.0": 1, "Apache-2.0": 1}
         assert found.files_left_out == ["dvqa/val_easy_qa.json", "docvqa/val_v1.0_withQT.json"]
+
+    def test_the_way_to_a_dataset_keeps_metadata_beside_the_right_row(self, tmp_path: Path) -> None:
+        """OCR-VQA's file here is no picture: preprocessing leaves its row out, and the others keep theirs."""
+        run(EveHd(self.write(tmp_path / "in")), tmp_path / "out", rows_per_shard=5)
+        preprocess(
+            PreprocessConfig(
+                input=[str(tmp_path / "out" / "*.parquet")],
+                tokenizer_model=str(find_golden("tokenize") / "tokenizer.model"),
+                output_prefix=str(tmp_path / "set"),
+                template="vicuna_v1",
+                workers=1,
+                image_settings={"image_size": 224, "teacher_size": 112},
+            ),
+            progress=False,
+        )
+        table = parquet.read_table(f"{tmp_path / 'set'}_meta.parquet").to_pylist()
+        metas = [json.loads(one["meta"]) for one in table]
+        assert [(one["source"], one["id"], one["license"]) for one in table] == [
+            ("llava_mix665k", "000000033471", None),
+            ("llava_mix665k", "wgByO4Y_0", None),
+            ("ai2d", "0.png-0", None),
+            ("ai2d", "0.png-1", None),
+            ("ai2d", "12.png-0", None),
+            ("synthdog", "image_0.jpg", None),
+            ("dvqa", "bar_train_00000001.png", None),
+            ("dvqa", "bar_train_00000002.png", None),
+            ("chartqa", "two_col_1.png", "GPL-3.0"),
+            ("docvqa", "xnbl0037_1.png", None),
+            ("vision_flan", "1", None),
+            ("bunny", "2", "Apache-2.0"),
+        ]
+        assert [meta.get("question_id") for meta in metas[6:8]] == [[11, 13], [12, 16]]
+        assert [meta.get("abcLabel") for meta in metas[1:6]] == [None, False, True, False, None]
 
     def test_parts_that_are_not_there_are_named(self, tmp_path: Path) -> None:
         folder = self.write(tmp_path / "in")

@@ -66,7 +66,7 @@ def captions(urls: bool) -> list[Record]:
                 {"from": "human", "value": "Render a clear and concise summary of the photo.\n<image>"},
                 {"from": "gpt", "value": "select luxury furniture 3 - inch gel memory foam mattress topper"},
             ],
-            meta={"file": file},
+            meta={"source_file": file},
         ),
         Record(
             id="002239345",
@@ -77,7 +77,9 @@ def captions(urls: bool) -> list[Record]:
                 {"from": "human", "value": "<image>\nWrite a terse but informative summary of the picture."},
                 {"from": "gpt", "value": "a grey watch with an army style strap"},
             ],
-            meta={"url": "https://example.org/watch.jpg", "file": file} if urls else {"file": file},
+            meta={"url": "https://example.org/watch.jpg", "source_file": file}
+            if urls
+            else {"source_file": file},
         ),
     ]
 
@@ -207,7 +209,7 @@ class TestLlavaMix665k:
                     {"from": "human", "value": "What feature can be seen on the back of the bus?"},
                     {"from": "gpt", "value": "The back of the bus features an advertisement."},
                 ],
-                meta={"dataset": "coco", "file": file},
+                meta={"dataset": "coco", "source_file": file},
             ),
             Record(  # OCR-VQA's pictures are named .jpg, whatever they are: the bytes stay as they are
                 id="0780739",
@@ -221,7 +223,7 @@ class TestLlavaMix665k:
                     },
                     {"from": "gpt", "value": "Jay Heinrichs"},
                 ],
-                meta={"dataset": "ocr_vqa", "file": file},
+                meta={"dataset": "ocr_vqa", "source_file": file},
             ),
             Record(
                 id="wgByO4Y_0",
@@ -232,7 +234,7 @@ class TestLlavaMix665k:
                     {"from": "human", "value": "How do I sort a list?"},
                     {"from": "gpt", "value": "Call sorted()."},
                 ],
-                meta={"model": "", "file": file},
+                meta={"model": "", "source_file": file},
             ),
         ]
         assert skipped(tmp_path / "out") == [
@@ -288,7 +290,10 @@ def test_vision_flan_and_its_row_with_an_empty_answer(tmp_path: Path) -> None:
                 {"from": "human", "value": "Select the text that describes the picture.\n<image>"},
                 {"from": "gpt", "value": "A dog on a beach."},
             ],
-            meta={"task_name": "Image_Text+image_text_selection", "file": "annotation_191-task_1k.json"},
+            meta={
+                "task_name": "Image_Text+image_text_selection",
+                "source_file": "annotation_191-task_1k.json",
+            },
         )
     ]
     assert skipped(tmp_path / "out") == [("Image_Text+Image_Text_2", "nothing_to_train")]
@@ -318,7 +323,7 @@ class TestBunny:
                     {"from": "human", "value": "<image>\nWhat is the bus doing?"},
                     {"from": "gpt", "value": "It waits at a stop."},
                 ],
-                meta={"dataset": "coco", "file": "bunny_695k.json", "license": "Apache-2.0"},
+                meta={"dataset": "coco", "source_file": "bunny_695k.json", "license": "Apache-2.0"},
             )
         ]
         assert manifest(tmp_path / "out")["licenses"] == {"Apache-2.0": 1}

@@ -81,7 +81,7 @@ class TestDvqa:
                     *asked("How many bars are there?", "two", first=True),
                     *asked("What is the label of the first bar?", "dog"),
                 ],
-                meta={"question_id": [11, 13], "file": "train_qa.json"},
+                meta={"question_id": [11, 13], "source_file": "train_qa.json"},
             ),
             Record(
                 id="bar_train_00000002.png",
@@ -92,7 +92,7 @@ class TestDvqa:
                     *asked("What is the value of cat?", "7", first=True),
                     *asked("What is the sum of the bars?", "12"),
                 ],
-                meta={"question_id": [12, 16], "file": "train_qa.json"},
+                meta={"question_id": [12, 16], "source_file": "train_qa.json"},
             ),
         ]
         assert skipped(tmp_path / "out") == [
@@ -140,7 +140,7 @@ class TestChartQa:
                     for number, (question, answer, _) in enumerate(questions)
                     for turn in asked(question, answer, first=number == 0)
                 ],
-                meta={"type": [kind for _, _, kind in questions], "file": file, "license": "GPL-3.0"},
+                meta={"type": [kind for _, _, kind in questions], "source_file": file, "license": "GPL-3.0"},
             )
             for name, seed, questions in self.EXPECTED
         ]
@@ -241,7 +241,7 @@ class TestDocVqa:
                     "ucsf_document_page_no": "1",
                     "questionId": [337, 338],
                     "question_types": [["form"], ["handwritten", "form"]],
-                    "file": "train_v1.0_withQT.json",
+                    "source_file": "train_v1.0_withQT.json",
                 },
             )
         ]

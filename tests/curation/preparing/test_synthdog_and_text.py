@@ -33,7 +33,7 @@ def page(seed: int, name: str, path: str, text: str, file: str) -> Record:
         kind="conversation",
         images=[ImageFile(jpeg(seed), path)],
         turns=[{"from": "human", "value": QUESTION}, {"from": "gpt", "value": text}],
-        meta={"file": file},
+        meta={"source_file": file},
     )
 
 
@@ -135,7 +135,7 @@ class TestText:
 
         def conversation(identifier: str | None, question: str, answer: str, **meta: object) -> Record:
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-            return Record(identifier, "text", "conversation", [], turns, meta | {"file": "flan.jsonl"})
+            return Record(identifier, "text", "conversation", [], turns, meta | {"source_file": "flan.jsonl"})
 
         assert records(tmp_path / "out") == [
             conversation("7", "Translate to French: cat", "chat", task="wmt"),
@@ -147,7 +147,7 @@ class TestText:
                 "text",
                 [],
                 [{"from": "gpt", "value": "A text as it is."}],
-                {"file": "flan.jsonl"},
+                {"source_file": "flan.jsonl"},
             ),
         ]
         assert [reason for _, reason in skipped(tmp_path / "out")] == [

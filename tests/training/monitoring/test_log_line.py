@@ -103,6 +103,20 @@ def test_the_summary_of_a_run_that_was_interrupted(tmp_path: Path, monkeypatch: 
     assert nothing["saved"] == "nothing: no --save was given" and "next" not in nothing
 
 
+def test_the_summary_has_figures_by_depth_and_the_last_evaluation() -> None:
+    totals = RunTotals()
+    totals.add(
+        record(1, 1.0),
+        {"commitment loss": 2.0},
+        {"codes in use 1": 30.0, "codes in use 2": 31.0, "adaptive weight": 4.0 / 3},
+    )
+    totals.held_out["pairs"] = {"PSNR": 15.5, "top-1 texts of pictures": 0.25}
+    lines = format_run_summary(config_of(None), totals, RunEnd(None, 0, 1, 8, None, 0, 0)).splitlines()
+    rows = dict(re.split("  +", line, maxsplit=1) for line in lines)
+    assert rows["codes in use"] == "30, 31 at last" and rows["adaptive weight"] == "1.333 at last"
+    assert rows["held out, pairs"] == "PSNR 15.5, top-1 texts of pictures 0.25"
+
+
 def test_the_summary_of_a_complete_run_names_the_next_command() -> None:
     end = RunEnd(None, 1, 4, 32, saved=4, left_out=0, placeholders=0)
     rows = rows_of(config_of("runs/a", load="runs/a"), end)

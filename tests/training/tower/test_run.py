@@ -237,4 +237,6 @@ def test_weights_of_another_tower_are_refused_before_torch(
     assert not [*family.check_pretrained(config, folder)]
     other = config_of(flags, tmp_path / "run", "--visual-codebook-size", "64")
     (sentence,) = family.check_pretrained(other, folder)
-    assert "its sizes of codebooks: (32, 32, 32, 32), and of this run: (64, 64, 64, 64)" in sentence
+    assert "its sizes of codebooks (--visual-codebook-size): [32], and of this run: [64]" in sentence
+    (sentence,) = family.check_pretrained(config_of(flags, tmp_path, "--codes-per-position", "2"), folder)
+    assert "its depth of codes (--codes-per-position): 4, and of this run: 2; use its sizes" in sentence
