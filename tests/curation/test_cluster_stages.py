@@ -114,7 +114,7 @@ def selected_ids(work: Work) -> set[str]:
 
 def test_pictures_of_a_kind_are_in_one_cluster(photos: Photos) -> None:
     found = all_assigned(photos.work)["centre"].astype(np.int64)
-    # Measured: 0.80 with this tower, 0.36 with random features.
+    # Measured: 0.82, 0.73 and 0.82 with the seeds 0, 1 and 2; with random features 0.37 to 0.43.
     assert adjusted_rand_index(found, photos.kinds) > 0.7
     shuffled = np.random.default_rng(0).permutation(photos.kinds)
     assert abs(adjusted_rand_index(found, shuffled)) < 0.1

@@ -162,7 +162,7 @@ class FeaturesStage(Stage):
         counts, width = feature_counts(work)
         total = int(counts.sum())
         left_out = sum(len(work.kept_rows(shard, self.name)) for shard in range(len(counts))) - total
-        rows = [("vectors", f"{total:,} of {width} numbers, {2 * total * width / 1e9:,.3g} GB")]
+        rows = [("vectors", f"{total:,} of {width} numbers, {2 * total * width / 1e6:,.1f} MB")]
         return rows + ([("left out", f"{left_out:,} rows whose picture does not decode")] if left_out else [])
 
 
