@@ -38,7 +38,7 @@ def curate(
         patterns: --input of the first stage; None for the shards that the folder has.
         workers: tasks at a time; None for the stage's own number, mostly one on each CPU core.
         shards: numbers of the shards that are run, such as "3,7-9"; None for all.
-        list_unfinished: only print the numbers of unfinished tasks.
+        list_unfinished: only print the numbers of unfinished tasks, such as "0,3,7-9", or "none".
 
     Returns:
         The exit status: 0 if all shards that were asked for are finished.
@@ -49,7 +49,7 @@ def curate(
     work = open_work(folder, patterns)
     if list_unfinished:
         words = ranges(check_settings(stage, work).unfinished(work))
-        print(",".join(words))
+        print(",".join(words) or "none")
         return 0
     check_installed()
     record = begin_stage(stage, work)
