@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from gpu_common import parser, photos
@@ -51,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags_of.error("give --model-path, or --toy for a random model")
     with tempfile.TemporaryDirectory() as folder:
         if flags.toy:
-            from tests.inference.baseline_models import make_llava
-
-            flags.model_path = make_llava(Path(folder))
+            flags.model_path = import_module("tests.inference.baseline_models").make_llava(Path(folder))
         engine = TransformersEngine(flags.model_path)
         files = photos(flags.pictures, 640, 480)
         caption(engine, files[:2], 2, 4)  # warm up

@@ -64,6 +64,7 @@ TOWER = (
     "--global-batch-size 4 --train-iters 1"
 )
 SHEET = f"{CODES} --input {{photo}} --output {{root}}/sheet.png"
+CAPTION = "caption --work {root}/w --prompt-file {recipe}"
 IMPORT, EXPORT = "import --source {root} --target {root}/y", "export --source {run} --target {root}/y"
 
 # Of several ranks, all of which find the same.
@@ -199,6 +200,27 @@ MISTAKES = [
     Mistake("merge_datasets", "--output-prefix {root}/all {set} {modern}",
             "{modern}_dataset.json has tokenizer_kind 'sentencepiece legacy=False'"),
     Mistake("merge_datasets", "--output-prefix {root}/all {coded} {cut_codes}", "{cut_codes}_codes.bin is truncated"),
+    Mistake("curate", "caption --work {root}/w", "required: --prompt-file; see --help"),
+    Mistake("curate", "caption --work {root}/w --prompt-file {root}/x", "--prompt-file {root}/x: no such file;"),
+    Mistake("curate", CAPTION, "name one model: --model-path DIR, or --base-url URL with --model NAME"),
+    Mistake("curate", f"{CAPTION} --model-path {{run}}", "{run}: no folder that transformers loads (it has"),
+    Mistake("curate", f"{CAPTION} --model-path {{adapter}}", "{adapter}: holds an adapter of PEFT and no"),
+    Mistake("curate", f"{CAPTION} --model-path {{tower}}", "{root}/w holds no curation: begin with tools/curate.py"),
+    Mistake("curate", f"{CAPTION} --base-url node7:8000 --model x", "not an address such as http://HOST:8000/v1"),
+    Mistake("curate", f"{CAPTION} --base-url http://127.0.0.1:9/v1", "--base-url: name the model, as the server calls"),
+    Mistake("curate", f"{CAPTION} --model-path {{run}} --top-p 0.9", "--top-p: has no effect without --temperature"),
+    Mistake("curate", f"{CAPTION} --model-path {{run}} --batch-size 0", "--batch-size 0: must be 1 or more"),
+    Mistake("curate", f"{CAPTION} --prompts {{recipe}}", "--prompts: no such flag; did you mean --prompt-file?"),
+    Mistake("curate", "filter --work {root}/w --input {root}/*.xyz", "--input {root}/*.xyz: no file matches this"),
+    Mistake("curate", "filter --work {root}/w --input {rows}", "{rows}: curation reads parquet shards of records"),
+    Mistake("curate", "filter --work {recipe}", "--work {recipe} is a file: name a folder"),
+    Mistake("curate", "filter --work {root}/w", "{root}/w holds no curation: begin with tools/curate.py filter"),
+    Mistake("curate", "filter --input {rows}", "required: --work; see --help"),
+    Mistake("curate", "filters --work {root}/w", "filters: no such command; choose one of filter, "),
+    Mistake("curate", "filter --work {root}/w --worker 2", "--worker: no such flag; did you mean --workers?"),
+    Mistake("curate", "filter --work {root}/w --min-side -1", "--min-side -1: must be 0 or more"),
+    Mistake("curate", "filter --work {root}/w --max-aspect 0.5", "--max-aspect 0.5: must be 1 or more"),
+    Mistake("curate", "filter --work {root}/w --max-repeated 2", "--max-repeated 2: must lie between 0 and 1"),
     Mistake("inspect_data", "{root}/x", "{root}/x_dataset.json is missing: the path of a dataset is"),
     Mistake("inspect_data", "{cut} --check", "{cut}_text.bin is truncated"),
     Mistake("inspect_data", "{set} --tokenizer-model {root}/x", "cannot read the tokenizer {root}/x"),

@@ -24,6 +24,7 @@ same command finishes, and 2 if something has to be corrected first.
 EXAMPLES = """\
 python tools/curate.py filter --work curated --input 'shards/*.parquet'
 python tools/curate.py build --work curated
+python tools/curate.py filter --work curated --shards 3,7-9 --workers 2
 """
 
 
@@ -66,7 +67,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list-unfinished",
         action="store_true",
-        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, and do nothing else",
+        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, or none, and do nothing else",
     )
 
 

@@ -38,7 +38,7 @@ def curate(
         patterns: --input of the first stage; None for the shards that the folder has.
         workers: tasks at a time; None for the stage's own number, mostly one on each CPU core.
         shards: numbers of the shards that are run, such as "3,7-9"; None for all.
-        list_unfinished: only print the numbers of unfinished tasks.
+        list_unfinished: only print the numbers of unfinished tasks, such as "0,3,7-9", or "none".
 
     Returns:
         The exit status: 0 if all shards that were asked for are finished.
@@ -49,7 +49,7 @@ def curate(
     work = open_work(folder, patterns)
     if list_unfinished:
         words = ranges(check_settings(stage, work).unfinished(work))
-        print(",".join(words))
+        print(",".join(words) or "none")
         return 0
     check_installed()
     record = begin_stage(stage, work)
@@ -127,14 +127,14 @@ def _print_summary(
         rows.append(
             (
                 "made again",
-                f"{len(outcome.lost)}, marked as finished without their files: {shown(outcome.lost)}",
+                f"{len(outcome.lost)}, marked as finished without their files: {shown(sorted(outcome.lost))}",
             )
         )
     if outcome.unmarked:
         rows.append(
             (
                 "made again",
-                f"{len(outcome.unmarked)}, whose files had no mark of completion: {shown(outcome.unmarked)}",
+                f"{len(outcome.unmarked)}, whose files had no mark of completion: {shown(sorted(outcome.unmarked))}",
             )
         )
     if not unfinished:
@@ -156,7 +156,7 @@ def _close(stage: Stage, work: Work, record: StageRecord, outcome: Outcome, left
         what = f"the stage {stage.name} is unfinished"
     lines = [f"{what}; the same command {'finishes them' if record.tasks > 1 else 'finishes it'}"]
     for text, tasks in outcome.failures.items():
-        printed = log_file(work.folder, stage.name, tasks[0])
+        printed = log_file(work.folder, stage.name, min(tasks))
         lines.append(f"  {_which(record, tasks)}: {text}; what it printed is in {printed}")
     if outcome.busy:
         lines.append(f"  {_which(record, outcome.busy)}: another command is making it")

@@ -62,7 +62,7 @@ def write_dropped_page(work: Work, counts: Mapping[str, int], total: int) -> Pat
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         meaning = find_reason(reason)
         parts.append(
-            f"<h2>{escape(reason)}: {count:,} rows ({count / total:.1%})</h2>"
+            f"<h2>{escape(reason)}: {count:,} row{'s' * (count > 1)} ({count / total:.1%})</h2>"
             f"<p>{escape(meaning.what)}. To do: {escape(meaning.remedy)}.</p><div class=rows>"
         )
         parts += [_section(one, records[one.shard, one.row]) for one in by_reason[reason]]

@@ -48,7 +48,7 @@ def selection_page(
     )
     return html_page(
         name,
-        f"<h1>Selection {escape(name)}</h1>"
+        f"<h1>Selection in {escape(name)}</h1>"
         f"<h2>Counts</h2>{table(facts)}"
         f'<h2>Clusters</h2><div class="charts">{"".join(charts)}</div>'
         f"<h2>{len(sheets)} clusters, from the largest to the smallest</h2>{note}"

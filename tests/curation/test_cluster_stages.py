@@ -114,7 +114,7 @@ def selected_ids(work: Work) -> set[str]:
 
 def test_pictures_of_a_kind_are_in_one_cluster(photos: Photos) -> None:
     found = all_assigned(photos.work)["centre"].astype(np.int64)
-    # Measured: 0.80 with this tower, 0.36 with random features.
+    # Measured: 0.82, 0.73 and 0.82 with the seeds 0, 1 and 2; with random features 0.37 to 0.43.
     assert adjusted_rand_index(found, photos.kinds) > 0.7
     shuffled = np.random.default_rng(0).permutation(photos.kinds)
     assert abs(adjusted_rand_index(found, shuffled)) < 0.1
@@ -174,12 +174,11 @@ def test_features_have_length_one_and_leave_out_what_does_not_decode(tmp_path: P
     work = begin(tmp_path / "work", [*records, text], 1)
     (work.folder / "features").mkdir()
     stage = features_stage(random_tower(tmp_path / "tower"))
-    assert stage.run(work, 0) == {"kept": 2, "image_damaged": 1, "image_missing": 1}
+    assert stage.run(work, 0) == {"vectors": 2, "image_damaged": 1, "no_picture": 1}
     found = read_features(work, 0)
     assert found.vectors.dtype == np.float16 and found.rows.tolist() == [0, 2]
     np.testing.assert_allclose(np.linalg.norm(found.vectors.astype(np.float64), axis=1), 1, atol=1e-3)
     assert np.array_equal(found.vectors[0], found.vectors[1])
-    assert dict(stage.report(work))["left out"].startswith("2 rows")
 
 
 class TestRefused:

@@ -87,7 +87,8 @@ class ShardWriter:
         meta: dict[str, Any] = {**record.meta, "source_file": Path(row.file).name}
         if license_of(meta) is None and preparer.license is not None:
             meta["license"] = preparer.license
-        record = replace(record, meta=meta)
+        name = None if record.id is None else _storable(record.id)
+        record = replace(record, id=name, source=_storable(record.source), meta=meta)
         self._excluded.check(record)
         if record.video is not None:
             raise SkipRow("other_media", f"the video {record.video.path}, of which a shard has no column")
@@ -100,7 +101,7 @@ class ShardWriter:
             root = str(self._root or self._config.preparer.folder)
             data = read_image_file(root, str(image.path), self._config.follow_links)
         self._excluded.check_file(data)
-        return replace(image, data=data)
+        return replace(image, data=data, path=None if image.path is None else _storable(image.path))
 
 
 def _chained(first: Record, others: Iterator[Record]) -> Iterator[Record]:
@@ -125,6 +126,11 @@ def _check_turns(turns: object) -> None:
             (turn["from"] + turn["value"]).encode("utf-8")
         except UnicodeEncodeError:
             raise SkipRow("text_not_unicode", f"half of a surrogate pair in {turn['value']!r:.80}") from None
+
+
+def _storable(text: str) -> str:
+    """A name without halves of surrogate pairs, which JSON may hold and a column may not; each becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _printable(value: object) -> str | None:

@@ -97,6 +97,13 @@ def test_without_metadata_rows_have_what_img2dataset_kept(tmp_path: Path) -> Non
     ]
 
 
+def test_an_id_that_a_column_cannot_hold(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "00000.tar", members(0, id="half \ud83d", note="\ud83d"))
+    run(Coyo(tmp_path / "in"), tmp_path / "out")
+    (record,) = records(tmp_path / "out")
+    assert record.id == "half ?" and record.meta["note"] == "\ud83d"
+
+
 def test_an_id_of_another_data_set_is_not_joined(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "00000.tar", members(0, id=7) | members(1, id=8))
     write_part(tmp_path / "in", 0, [metadata(5, 7), metadata(1, 8)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,6 +84,17 @@ def ended(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
 
 
+def workers_of(process: int) -> list[int]:
+    """The processes of multiprocessing that a command started, without its resource tracker."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
 @pytest.mark.distributed
 def test_the_same_command_after_a_kill_makes_the_same_shards(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
@@ -100,6 +112,14 @@ def test_the_same_command_after_a_kill_makes_the_same_shards(tmp_path: Path) -> 
     done = {int(file.stem): file.stat().st_mtime_ns for file in output.glob("counts/*.json")}
     assert len(done) < 300 and not (output / MANIFEST).exists()
     (output / "00000.parquet.partial").write_bytes(b"the beginning of a shard")
+    second = subprocess.Popen(command(source, output), stderr=subprocess.PIPE, text=True)
+    while len(list(output.glob("counts/*.json"))) <= len(done) and second.poll() is None:
+        time.sleep(0.002)
+    os.kill(workers_of(second.pid)[0], signal.SIGKILL)
+    _, said = second.communicate(timeout=120)
+    assert (
+        second.returncode == 2 and "error: a worker died, it may have run out of memory: use fewer" in said
+    )
     again = ended(command(source, output))
     assert again.returncode == 0, again.stderr
     assert digests(output) == digests(tmp_path / "whole")
