@@ -23,7 +23,7 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]  # which has what t
 
 from installed import installed_by  # noqa: E402
 
-with installed_by("make curation", "skimage", "datatrove", "faiss", "imagehash"):
+with installed_by("make curation", "datatrove", "faiss", "imagehash", extras="quickstart,curate"):
     import photos
     import tokenizer
     from curation_tiny.captioner import PROMPT, train_captioner
