@@ -112,14 +112,12 @@ def test_the_same_command_after_a_kill_makes_the_same_shards(tmp_path: Path) -> 
     done = {int(file.stem): file.stat().st_mtime_ns for file in output.glob("counts/*.json")}
     assert len(done) < 300 and not (output / MANIFEST).exists()
     (output / "00000.parquet.partial").write_bytes(b"the beginning of a shard")
-    process = subprocess.Popen(command(source, output), stderr=subprocess.PIPE, text=True)
-    while len(list(output.glob("counts/*.json"))) <= len(done) and process.poll() is None:
+    second = subprocess.Popen(command(source, output), stderr=subprocess.PIPE, text=True)
+    while len(list(output.glob("counts/*.json"))) <= len(done) and second.poll() is None:
         time.sleep(0.002)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert (
-        process.returncode == 2 and "error: a worker died, it may have run out of memory: use fewer" in said
-    )
+    os.kill(workers_of(second.pid)[0], signal.SIGKILL)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 2 and "error: a worker died, it may have run out of memory: use fewer" in said
     again = ended(command(source, output))
     assert again.returncode == 0, again.stderr
     assert digests(output) == digests(tmp_path / "whole")
