@@ -1,4 +1,4 @@
-"""What the example requires: bad rows dropped for their reasons, and each other row with its own picture and metadata."""
+"""What the example requires: bad rows dropped for their reasons, the others with their own pictures and metadata."""
 
 from __future__ import annotations
 

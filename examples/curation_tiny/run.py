@@ -23,7 +23,7 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "quickstart")]  # which has what t
 
 from installed import installed_by  # noqa: E402
 
-with installed_by("make curation", "skimage", "datatrove", "faiss", "imagehash"):
+with installed_by("make curation", "datatrove", "faiss", "imagehash", extras="quickstart,curate"):
     import photos
     import tokenizer
     from curation_tiny.captioner import PROMPT, train_captioner
@@ -40,6 +40,7 @@ with installed_by("make curation", "skimage", "datatrove", "faiss", "imagehash")
 
 STEPS = 7
 PER_CLUSTER = 4
+ROWS_PER_SHARD = 60
 LEAST_RIGHT = 0.5
 """Share of the captions that must be the sentence of the photo; a guess is right one time in 20."""
 _VISION = PRESETS["eve_tiny"].vision
@@ -111,7 +112,7 @@ class Example:
         for source in SOURCES:
             runs.tool(
                 "tools/prepare_data.py", f"prepare-{source}", source, "--source", runs.output / "downloads" / source,
-                "--output", runs.output / "prepared" / source, "--rows-per-shard", 30, "--drop-license", "*by-nc*",
+                "--output", runs.output / "prepared" / source, "--rows-per-shard", ROWS_PER_SHARD, "--drop-license", "*by-nc*",
             )  # fmt: skip
         return rows
 

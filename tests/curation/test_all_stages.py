@@ -42,7 +42,7 @@ def caption_of(picture: bytes) -> str:
 
 
 def test_three_downloads_become_a_dataset_with_the_right_metadata(tmp_path: Path) -> None:
-    toy = make_toy(tmp_path, views=1, rows_per_shard=30)
+    toy = make_toy(tmp_path, views=1, rows_per_shard=40)
     work = tmp_path / "work"
     with serving(CaptionsOfFiles()) as (address, _):
         for stage, *flags in toy.stages(["--base-url", address, "--model", "captions"]):

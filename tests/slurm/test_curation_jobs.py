@@ -50,7 +50,7 @@ class Site:
         """Call a script as a user does, in the root of the checkout."""
         variables = {
             "CLUSTER_ENV": f"{self.folder}/cluster.env", "WORK": str(self.work), "SHARDS_PER_TASK": "1",
-            "SBATCH_CPUS_PER_TASK": "1", **given,
+            **given,
         }  # fmt: skip
         return self.cluster.run(
             "bash", f"slurm/{script}.sh", *flags, env={**self.cluster.environment, **variables}, cwd=ROOT

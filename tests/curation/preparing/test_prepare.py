@@ -117,9 +117,7 @@ def test_the_same_command_after_a_kill_makes_the_same_shards(tmp_path: Path) -> 
         time.sleep(0.002)
     os.kill(workers_of(second.pid)[0], signal.SIGKILL)
     _, said = second.communicate(timeout=120)
-    assert (
-        second.returncode == 2 and "error: a worker died, it may have run out of memory: use fewer" in said
-    )
+    assert second.returncode == 2 and "error: a worker died, it may have run out of memory: use fewer" in said
     again = ended(command(source, output))
     assert again.returncode == 0, again.stderr
     assert digests(output) == digests(tmp_path / "whole")
