@@ -110,7 +110,7 @@ def _thumbnail(record: Record | SkipRow) -> Image.Image | str:
         if isinstance(record, SkipRow):
             raise record
         if not record.images:
-            return "image_missing"
+            return "no_picture"
         data = record.images[0].data or b""
         picture = decode_image(data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
     except SkipRow as skip:
