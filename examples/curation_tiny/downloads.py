@@ -129,8 +129,9 @@ def _laion(views: int) -> list[Row]:
 
 def _padded(picture: Image.Image) -> Image.Image:
     """In the middle of a white square, as `img2dataset --resize_mode border` leaves it."""
-    square = Image.new("RGB", (max(picture.size),) * 2, "white")
-    square.paste(picture, tuple((square.width - length) // 2 for length in picture.size))
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return square
 
 

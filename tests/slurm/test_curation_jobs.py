@@ -27,6 +27,8 @@ from tools.merge_datasets import main as merge
 from tools.preprocess_data import main as preprocess
 
 ROOT = Path(__file__).parents[2]
+WAIT = 1800
+"""Seconds that a task may take where other work is on the machine."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
 PARTIAL = {"duplicates": "00000.parquet", "centres": "centres.npy", "select": "00000.parquet"}
 """The file in whose writing the one task of these stages is killed."""
@@ -68,7 +70,7 @@ class Site:
 
     def ended(self, job: str, tasks: Sequence[int]) -> list[str]:
         """Wait for tasks; how they ended."""
-        return [self.cluster.wait_for(f"{job}_{task}", *ENDED, timeout=600) for task in tasks]
+        return [self.cluster.wait_for(f"{job}_{task}", *ENDED, timeout=WAIT) for task in tasks]
 
     def log(self, stage: str, job: str, task: int) -> str:
         """What a task printed, in all its starts."""
@@ -87,7 +89,7 @@ class Site:
 
     def writing(self, stage: str, task: int) -> psutil.Process:
         """The process of a task that hangs in mid-write, once there is one."""
-        name, deadline = f".partial-{PARTIAL.get(stage, f'{task:05d}')}", time.monotonic() + 400
+        name, deadline = f".partial-{PARTIAL.get(stage, f'{task:05d}')}", time.monotonic() + WAIT
         while time.monotonic() < deadline:
             if (self.folder / "hung").exists() and any(
                 path.name.startswith(f"{stage}-{name}") for path in (self.folder / "hung").iterdir()
