@@ -275,6 +275,7 @@ def seconds_of(task: psutil.Process) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """SIGKILL to tasks of the real filter, between their start and their last file, until there were twenty."""
     pattern = numbered_shards(tmp_path / "in", shards=8, rows=10, side=200)
