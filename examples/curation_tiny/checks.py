@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import photos
 from curation_tiny.downloads import FAILED, GOOD, Row
@@ -79,7 +78,7 @@ def check_dataset(rows: Sequence[Row], prefix: Path, tokenizer: Path) -> tuple[i
     sentences, words, right = photos.load_captions(), Tokenizer(tokenizer), 0
     dataset = open_dataset(prefix)
     seen = set()
-    for number, found in enumerate(read_metadata(prefix)):
+    for number, found in enumerate(parquet.read_table(f"{prefix}_meta.parquet").to_pylist()):
         key = (found["source"], found["id"])
         row = by_id[key]
         if key in seen or row.fate != GOOD:
@@ -101,10 +100,3 @@ def check_dataset(rows: Sequence[Row], prefix: Path, tokenizer: Path) -> tuple[i
     if len(seen) != len(dataset):
         raise StepFailed(f"the dataset has {len(dataset)} rows, and metadata of {len(seen)}")
     return len(seen), right
-
-
-def read_metadata(prefix: Path) -> list[dict[str, Any]]:
-    """The metadata of a dataset, row by row; of a merged one that of its parts, one after the other."""
-    manifest = json.loads(Path(f"{prefix}_dataset.json").read_text())
-    parts = [prefix.parent / part["prefix"] for part in manifest.get("parts", [])] or [prefix]
-    return [row for part in parts for row in parquet.read_table(f"{part}_meta.parquet").to_pylist()]

@@ -112,7 +112,8 @@ class Example:
         for source in SOURCES:
             runs.tool(
                 "tools/prepare_data.py", f"prepare-{source}", source, "--source", runs.output / "downloads" / source,
-                "--output", runs.output / "prepared" / source, "--rows-per-shard", ROWS_PER_SHARD, "--drop-license", "*by-nc*",
+                "--output", runs.output / "prepared" / source, "--rows-per-shard", ROWS_PER_SHARD,
+                "--drop-license", "*by-nc*",
             )  # fmt: skip
         return rows
 

@@ -81,7 +81,7 @@ def _assert_metadata(row: Row, meta: dict[str, Any]) -> None:
     elif row.source == "openimages":
         assert (meta["OriginalURL"], meta["Author"]) == (row.url, f"Author of {row.id}")
     else:
-        assert (meta["url"], meta["key"]) == (row.url, row.id)
+        assert meta["url"] == row.url
     assert meta.get("original_caption", "") == row.caption
 
 

@@ -79,7 +79,7 @@ class Site:
 
     def hanging(self, stage: str, tasks: Sequence[int]) -> dict[str, str]:
         """Variables with which the disk hangs once while tasks of a stage write."""
-        files = PARTIAL.get(stage) or "|".join(f"{task:05d}" for task in tasks)
+        files = PARTIAL.get(stage) or "|".join(f"{task:05d}[.]" for task in tasks)
         (self.folder / "hung").mkdir(exist_ok=True)
         return {
             "PYTHONPATH": str(Path(__file__).parent / "slow_disk"),
