@@ -5,6 +5,8 @@
 #   need DATA "prefix of the dataset"     stop unless the variable is set
 #   need_file TOKENIZER "..."             and names something that exists
 #   need_folder LOAD "..."                and names a folder
+#   need_lines STAGES "..."               and names a file, whose lines, but for comments, become the array `lines`
+#   split_line LINE                       the words of a line become the array `words`, with quotes as in a shell
 #   srun_step COMMAND...                  run a command by srun, in the container if there is one
 #   train RECIPE FLAGS...                 run megatron_eve.pretrain (or training_command) until it is done, across
 #                                         requeues; LAYOUT, if it is set, names a second recipe that overrides the first
@@ -65,6 +67,19 @@ need_file() { # NAME MEANING
 need_folder() { # NAME MEANING
     need_file "$1" "$2"
     [[ -d ${!1} ]] || die "$1=${!1}: is a file, not a folder ($2)"
+}
+
+need_lines() { # NAME MEANING
+    need_file "$1" "$2"
+    [[ ! -d ${!1} ]] || die "$1=${!1}: is a folder, not a file ($2)"
+    mapfile -t lines < <(grep -Ev '^[[:space:]]*(#|$)' "${!1}")
+    ((${#lines[@]})) || die "$1=${!1}: has no line ($2)"
+}
+
+split_line() { # LINE
+    local found
+    found=$(xargs -n 1 printf '%s\n' <<< "$1" 2> /dev/null) || die "a quotation mark is missing: $1"
+    mapfile -t words <<< "$found"
 }
 
 # Datasets, as --data-path takes them: prefixes, or weights and prefixes in turns.

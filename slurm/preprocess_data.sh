@@ -47,6 +47,11 @@ for file in "$INPUT"/*.json "$INPUT"/*.jsonl "$INPUT"/*.ndjson "$INPUT"/*.csv "$
         # img2dataset writes two files beside a shard: a table of its rows without pictures, and counts.
         *.parquet) [[ ! -e ${file%.*}.tar ]] || continue ;;
         *_stats.json) [[ ! -e ${file%_*}.tar && ! -e ${file%_*}.parquet ]] || continue ;;
+        # So do tools/curate.py and tools/prepare_data.py beside their shards.
+        */stage.json | */prepared.json | */skipped.jsonl)
+            shards=("$INPUT"/*.parquet)
+            ((!${#shards[@]})) || continue
+            ;;
     esac
     case ${file,,} in
         *.tar | *.parquet) ;;

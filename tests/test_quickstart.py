@@ -95,7 +95,14 @@ def start(script: str, *words: str, **more: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart/run.py", "vila_tiny/run.py", "vila_u_tiny/run.py", "vila_u_tiny/tower.py"]
+    "script",
+    [
+        "quickstart/run.py",
+        "vila_tiny/run.py",
+        "vila_u_tiny/run.py",
+        "vila_u_tiny/tower.py",
+        "curation_tiny/run.py",
+    ],
 )
 def test_a_folder_that_is_not_its_own_is_refused(script: str, tmp_path: Path) -> None:
     pytest.importorskip("skimage")
@@ -129,6 +136,7 @@ def test_a_recipe_that_saves_too_late_is_refused(tmp_path: Path) -> None:
         ("vila_tiny/text_experiment.py", "matplotlib", "make vila"),
         ("vila_u_tiny/run.py", "matplotlib", "make vila-u"),
         ("vila_u_tiny/tower.py", "skimage", "make vila-u-tower"),
+        ("curation_tiny/run.py", "datatrove", "make curation"),
     ],
 )
 def test_a_package_that_is_missing_is_named_at_once(
@@ -150,8 +158,9 @@ def test_a_package_that_is_missing_is_named_at_once(
     search = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     found = start(script, "--output", str(output), PYTHONPATH=search)
     assert found.returncode == 2 and not output.exists()
+    extras = "quickstart,curate" if script == "curation_tiny/run.py" else "quickstart"
     assert found.stderr == (
-        f"error: {package} is not installed: {command} installs it, or pip install '.[quickstart]'\n"
+        f"error: {package} is not installed: {command} installs it, or pip install '.[{extras}]'\n"
     )
 
 

@@ -31,10 +31,12 @@ python tools/curate.py filter --work curated --shards 3,7-9 --workers 2
 def build_parser() -> argparse.ArgumentParser:
     """A parser with one command for each stage."""
     parser = CommandParser(description=DESCRIPTION, examples=EXAMPLES)
+    modules = stage_modules()
+    names = "{" + ",".join(modules) + "}"  # by which argparse knows that these are commands
     stages = parser.add_subparsers(
-        title="stages", dest="stage", required=True, metavar="STAGE", prog=parser.prog
+        title="stages", dest="stage", required=True, metavar=names, prog=parser.prog
     )
-    for name, module in stage_modules().items():
+    for name, module in modules.items():
         doc = (module.__doc__ or "").removeprefix(f"The stage `{name}`: ").strip()
         first = doc.split("\n\n")[0].replace("\n", " ").rstrip(".")
         stage = stages.add_parser(name, help=first, description=doc[:1].upper() + doc[1:])
@@ -67,7 +69,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list-unfinished",
         action="store_true",
-        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, and do nothing else",
+        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, or none, and do nothing else",
     )
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Say what this machine has and lacks, and what follows for a run.
+r"""Say what this machine has and lacks, and what follows for a run.
 
     python tools/doctor.py
-    python tools/doctor.py --perceptual-weights vgg16.pth --perceptual-linear vgg.pth
+    python tools/doctor.py --perceptual-weights vgg16.pth \
+        --perceptual-linear vgg.pth
 
 It needs nothing installed, starts nothing and writes nothing. The exit status is 0 if a run can start here, and 1 if
 something that it needs is missing, or something installed, or a file that is named, is broken or wrong.

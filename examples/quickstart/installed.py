@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def installed_by(command: str, *later: str) -> Iterator[None]:
+def installed_by(command: str, *later: str, extras: str = "quickstart") -> Iterator[None]:
     """Around imports: a package that is missing ends the program with one sentence and status 2.
 
     Args:
         command: that installs the packages.
         later: packages that are imported near the end of the program, and looked for now.
+        extras: of this package, that pip installs instead.
     """
     try:
         for name in later:
@@ -23,7 +24,7 @@ def installed_by(command: str, *later: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         print(
-            f"error: {error.name} is not installed: {command} installs it, or pip install '.[quickstart]'",
+            f"error: {error.name} is not installed: {command} installs it, or pip install '.[{extras}]'",
             file=sys.stderr,
         )
         sys.exit(2)

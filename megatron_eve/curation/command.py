@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_eve.curation.engine import Outcome, default_workers, run_tasks
-from megatron_eve.curation.inputs import INPUTS, Inputs
+from megatron_eve.curation.inputs import INPUTS, Inputs, shard_files
 from megatron_eve.curation.numbers import parse_numbers, ranges, shown
 from megatron_eve.curation.rank import log_file
 from megatron_eve.curation.stage import Stage
@@ -38,7 +38,7 @@ def curate(
         patterns: --input of the first stage; None for the shards that the folder has.
         workers: tasks at a time; None for the stage's own number, mostly one on each CPU core.
         shards: numbers of the shards that are run, such as "3,7-9"; None for all.
-        list_unfinished: only print the numbers of unfinished tasks.
+        list_unfinished: only print the numbers of unfinished tasks, such as "0,3,7-9", or "none".
 
     Returns:
         The exit status: 0 if all shards that were asked for are finished.
@@ -49,7 +49,7 @@ def curate(
     work = open_work(folder, patterns)
     if list_unfinished:
         words = ranges(check_settings(stage, work).unfinished(work))
-        print(",".join(words))
+        print(",".join(words) or "none")
         return 0
     check_installed()
     record = begin_stage(stage, work)
@@ -76,27 +76,19 @@ def open_work(folder: Path, patterns: Sequence[str] | None) -> Work:
         raise DataError(f"--work {folder} is a file: name a folder")
     if patterns is None:
         return Work.open(folder)
-    inputs = Inputs.of(patterns)
+    if not (folder / INPUTS).exists():  # nothing is made for a mistake in --input
+        shard_files(patterns)
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_file(folder / f"{INPUTS}.lock", wait=True)
     assert lock is not None
     with lock:
-        found = Inputs.read(folder)
-        if found is None:
+        inputs = Inputs.read(folder)
+        if inputs is None:
+            inputs = Inputs.of(patterns)
             inputs.write(folder)
-    if found is not None and found != inputs:
-        raise DataError(f"{_difference(folder, found, inputs)}: give the same --input, or another --work")
+            return Work(folder, inputs)
+    inputs.compare(patterns, folder)
     return Work(folder, inputs)
-
-
-def _difference(folder: Path, before: Inputs, now: Inputs) -> str:
-    """What differs between the shards of a work folder and those of --input."""
-    for number, (old, new) in enumerate(zip(before.files, now.files, strict=False)):
-        if old != new:
-            return f"shard {number} of {folder / INPUTS} is {old}, and --input now has {new} in its place"
-        if (before.rows[number], before.sizes[number]) != (now.rows[number], now.sizes[number]):
-            return f"{new} has changed since {folder / INPUTS} was made"
-    return f"{folder / INPUTS} lists {len(before)} shards, and --input now names {len(now)}"
 
 
 def check_installed() -> None:
@@ -155,7 +147,10 @@ def _close(stage: Stage, work: Work, record: StageRecord, outcome: Outcome, left
     if record.tasks == 1:
         what = f"the stage {stage.name} is unfinished"
     lines = [f"{what}; the same command {'finishes them' if record.tasks > 1 else 'finishes it'}"]
-    for text, tasks in outcome.failures.items():
+    for text, ended in outcome.failures.items():
+        tasks = [task for task in ended if task in left]  # one may be killed after its last file
+        if not tasks:
+            continue
         printed = log_file(work.folder, stage.name, min(tasks))
         lines.append(f"  {_which(record, tasks)}: {text}; what it printed is in {printed}")
     if outcome.busy:

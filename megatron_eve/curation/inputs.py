@@ -15,6 +15,23 @@ from megatron_eve.data.sources.parquet import count_rows
 from megatron_eve.data.sources.recognise import input_files
 
 INPUTS = "inputs.json"
+_OTHERS = "give the same --input, or another --work"
+
+
+def shard_files(patterns: Sequence[str]) -> list[Path]:
+    """Absolute paths of the shards that --input names; the files of a pattern are sorted by name.
+
+    Raises:
+        DataError: no file matches, or one is not .parquet.
+    """
+    files = [file.resolve() for file in input_files(patterns)]
+    other = next((file for file in files if file.suffix != ".parquet"), None)
+    if other is not None:
+        raise DataError(
+            f"--input {other}: curation reads parquet shards of records (.parquet); make them with "
+            "tools/prepare_data.py"
+        )
+    return files
 
 
 @dataclass(frozen=True)
@@ -36,18 +53,12 @@ class Inputs:
 
     @classmethod
     def of(cls, patterns: Sequence[str]) -> Inputs:
-        """The shards that --input names; the files of a pattern are sorted by name.
+        """The shards that --input names.
 
         Raises:
-            DataError: no file matches, or a file is no parquet file with rows of text and images.
+            DataError: see `shard_files`; or a file is no parquet file with rows of text and images.
         """
-        files = [file.resolve() for file in input_files(patterns)]
-        other = next((file for file in files if file.suffix != ".parquet"), None)
-        if other is not None:
-            raise DataError(
-                f"--input {other}: curation reads parquet shards of records (.parquet); make them with "
-                "tools/prepare_data.py"
-            )
+        files = shard_files(patterns)
         return cls(tuple(files), tuple(map(count_rows, files)), tuple(file.stat().st_size for file in files))
 
     @classmethod
@@ -80,6 +91,26 @@ class Inputs:
     def digest(self) -> str:
         """The sha256 of the list, in hexadecimal digits."""
         return hashlib.sha256(json.dumps(self._shards()).encode()).hexdigest()
+
+    def compare(self, patterns: Sequence[str], folder: Path) -> None:
+        """Check that --input still names these shards; the files are not opened, as each task of an array does this.
+
+        Args:
+            patterns: of --input.
+            folder: the work folder, for the message.
+
+        Raises:
+            DataError: see `shard_files`; or it names others.
+        """
+        files, path = shard_files(patterns), folder / INPUTS
+        for number, (old, new) in enumerate(zip(self.files, files, strict=False)):
+            if old != new:
+                raise DataError(
+                    f"shard {number} of {path} is {old}, and --input now has {new} in its place: {_OTHERS}"
+                )
+            self.check(number)
+        if len(files) != len(self):
+            raise DataError(f"{path} lists {len(self)} shards, and --input now names {len(files)}: {_OTHERS}")
 
     def check(self, shard: int) -> None:
         """Raise DataError if a shard is not the file that it was when the list was made."""

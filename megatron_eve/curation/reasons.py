@@ -11,6 +11,7 @@ CURATION_REASONS = {
         "the shard has the path of a picture and not its bytes",
         "prepare the data again with the folder of the pictures, so that the shards hold them",
     ),
+    "no_picture": Reason("the row has no picture, so it has no vector", "nothing, rows of text have none"),
     "too_small": Reason("the width or height of a picture is less than --min-side", _ASKED),
     "aspect_ratio": Reason("a picture is longer than --max-aspect times its shorter side", _ASKED),
     "padded": Reason(

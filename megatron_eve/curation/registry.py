@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Protocol, cast
 
 from megatron_eve.curation.stage import Stage
@@ -24,8 +23,4 @@ class StageModule(Protocol):
 
 def stage_modules() -> dict[str, StageModule]:
     """The modules of the stages by name, in their order."""
-    return {
-        name: cast(StageModule, import_module(f"{_MODULES}.{name}"))
-        for name in STAGES
-        if find_spec(f"{_MODULES}.{name}") is not None
-    }
+    return {name: cast(StageModule, import_module(f"{_MODULES}.{name}")) for name in STAGES}

@@ -182,7 +182,7 @@ def test_from_shards_to_a_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[s
         "00000.parquet", "00001.parquet", "00002.parquet", "00003.parquet.empty",
     ]  # fmt: skip
     assert curate(BuildStage(), folder, list_unfinished=True) == 0
-    assert capfd.readouterr().out == "\n"
+    assert capfd.readouterr().out == "none\n"
     info = preprocess(
         PreprocessConfig(
             input=[str(folder / "build" / "*.parquet")],

@@ -120,6 +120,15 @@ def test_what_img2dataset_writes_beside_its_shards_has_no_task(arrays: Arrays) -
     assert _handed(arrays)[0] == "of_people_stats.json"
 
 
+def test_what_curation_writes_beside_its_shards_has_no_task(arrays: Arrays) -> None:
+    for beside in (("stage.json",), ("prepared.json", "skipped.jsonl")):
+        arrays.add("00000.parquet", "00001.parquet", *beside)
+    assert "there are 2 files in" in arrays.task(2, IMAGES="").stderr
+    for shard in (0, 1):
+        (arrays.folder / "input" / f"0000{shard}.parquet").unlink()
+    assert "there are 3 files in" in arrays.task(3).stderr  # rows by another's names
+
+
 def test_it_submits_a_task_for_each_file_without_a_dataset(arrays: Arrays) -> None:
     arrays.add(*(f"part{number}.json" for number in range(10, 18)))
     script, flags = "slurm/preprocess_data.sh", ["--template", "plain"]

@@ -149,7 +149,11 @@ def test_shellcheck() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [path for path in SCRIPTS if path.name not in ("launch.sh", "preprocess_data.sh")],
+    [
+        path
+        for path in SCRIPTS
+        if path.name not in ("launch.sh", "curate.sh", "prepare_data.sh", "preprocess_data.sh")
+    ],
     ids=lambda path: path.stem,
 )
 def test_outside_slurm_a_script_says_what_to_do(script: Path) -> None:

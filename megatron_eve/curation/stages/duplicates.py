@@ -72,7 +72,7 @@ class DuplicatesStage(Stage):
             if counts[f"{_BITS}{bits}"]
         ]
         if by_bits:
-            rows.append(("bits of the near", ", ".join(by_bits)))
+            rows.append(("near, by bits", ", ".join(by_bits)))
         if counts[_PLAIN]:
             rows.append(
                 (

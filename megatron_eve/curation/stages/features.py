@@ -25,7 +25,9 @@ from megatron_eve.curation.feature_files import (
     feature_counts,
     write_features,
 )
+from megatron_eve.curation.reasons import find_reason
 from megatron_eve.curation.stage import Stage
+from megatron_eve.curation.stage_record import StageRecord
 from megatron_eve.curation.work import Work
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import Record
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from megatron_eve.data.images.interface import ImageDecoder
 
 FLAG = "--tower"
+_WITH_VECTOR = "vectors"
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -104,7 +107,7 @@ class FeaturesStage(Stage):
         finally:
             decoder.close()
         write_features(work, shard, vectors[:count], numbers[:count])
-        counts["kept"] = count
+        counts[_WITH_VECTOR] = count
         return counts
 
     def _batches(
@@ -134,11 +137,13 @@ class FeaturesStage(Stage):
         for row, record in records:
             if isinstance(record, SkipRow):
                 counts[record.reason] += 1
-            elif not record.images or record.images[0].data is None:
-                counts["image_missing"] += 1
+            elif not record.images:
+                counts["no_picture"] += 1
+            elif (data := record.images[0].data) is None:
+                counts["picture_not_in_shard"] += 1
             else:
                 rows.append(row)
-                files.append(record.images[0].data)
+                files.append(data)
             if len(rows) == self.batch_size:
                 yield rows, files
                 rows, files = [], []
@@ -159,11 +164,17 @@ class FeaturesStage(Stage):
 
     def report(self, work: Work) -> list[tuple[str, str]]:
         """See `Stage`."""
-        counts, width = feature_counts(work)
-        total = int(counts.sum())
-        left_out = sum(len(work.kept_rows(shard, self.name)) for shard in range(len(counts))) - total
-        rows = [("vectors", f"{total:,} of {width} numbers, {2 * total * width / 1e6:,.1f} MB")]
-        return rows + ([("left out", f"{left_out:,} rows whose picture does not decode")] if left_out else [])
+        record = StageRecord.read(work, self.name)
+        assert record is not None
+        counts, width = record.counts(work), feature_counts(work)[1]
+        total = counts.pop(_WITH_VECTOR, 0)
+        return [
+            ("vectors", f"{total:,} of {width} numbers, {2 * total * width / 1e6:,.1f} MB"),
+            *(
+                ("without one", f"{count:,}  {name}: {find_reason(name).what}")
+                for name, count in counts.most_common()
+            ),
+        ]
 
 
 def _decoded(
