@@ -67,7 +67,13 @@ def test_the_layout_changes_nothing(
     expected = one_process(run)
     found = ranks.run(layout.world_size, one_step, run, layout.parallel, weights)[-1]
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
-    error, name = furthest(found, expected)
+    # Of a key bias's gradient little is left, a difference of large sums: it is compared with that of the values.
+    for name in [name for name in expected.gradients if name.endswith("k_proj.bias")]:
+        ours, golden = found.gradients.pop(name), expected.gradients[name]
+        scale = expected.gradients[name.replace("k_proj", "v_proj")].norm()
+        assert (ours - golden).norm() <= 1e-10 * scale + 1e-12, name
+    kept = {name: golden for name, golden in expected.gradients.items() if not name.endswith("k_proj.bias")}
+    error, name = furthest(found, Outcome(expected.losses, kept))
     assert error < 1e-9, name
 
 
