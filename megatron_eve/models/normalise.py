@@ -1,4 +1,4 @@
-"""Bytes of patches to normalised numbers, in the dtype that the patch embedding multiplies.
+"""Bytes of patches to normalised numbers, in the dtype of the model.
 
 Letters: P = patches, K = values of a patch, 3 * side * side.
 """
