@@ -18,7 +18,7 @@ Shapes: n = rows of a context-parallel rank, t = those of text among them, D = w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +76,9 @@ class ExpertLinear(_Linear):
 
     rows: ExpertRows
     split_axes: dict[str, int]
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+    _forward_impl: Callable[..., torch.Tensor]
     gated = False
 
     def __init__(self, inputs: int, outputs: int, **named: Any) -> None:
