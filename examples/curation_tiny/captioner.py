@@ -53,7 +53,7 @@ def train_captioner(folder: Path, steps: int = STEPS) -> Path:
 
 def _inputs(processor: LlavaProcessor, pictures: list[Any], texts: list[str]) -> dict[str, torch.Tensor]:
     """Token ids, mask, pixels and labels, padded at the end; only the captions have labels."""
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]},
     ]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
@@ -108,7 +108,7 @@ def _tokenizer(texts: list[str]) -> Any:
 def _model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             **sizes, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH, projection_dim=64
