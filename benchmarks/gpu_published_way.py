@@ -36,8 +36,8 @@ from tables import Table, exit_if_failed
 from megatron_eve.data.batch import PackedBatch, build_batch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
-from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.models.family import Preset
+from megatron_eve.models.normalise import normalise
 from megatron_eve.runtime.accelerator import accelerator
 
 MICRO_BATCH = 16  # samples, as published

@@ -37,7 +37,7 @@ def machine_rows() -> list[TableRow]:
             ("GPU", properties.name),
             ("memory, GB", f"{properties.total_memory / 1e9:.1f}"),
             ("CUDA", torch.version.cuda or ""),
-            ("cuDNN", torch.backends.cudnn.version() or ""),
+            ("cuDNN", _cudnn()),
         ]
     for package in PACKAGES:
         try:
@@ -45,6 +45,14 @@ def machine_rows() -> list[TableRow]:
         except metadata.PackageNotFoundError:
             rows.append((package, "not installed"))
     return rows
+
+
+def _cudnn() -> str:
+    """The version that is loaded; torch refuses to say it where that is older than the one it was compiled against."""
+    try:
+        return str(torch.backends.cudnn.version() or "")
+    except RuntimeError:
+        return str(torch.backends.cudnn.version() or "")  # it has it by now
 
 
 def _commit() -> str:

@@ -53,7 +53,7 @@ def train_captioner(folder: Path, steps: int = STEPS) -> Path:
 
 def _inputs(processor: LlavaProcessor, pictures: list[Any], texts: list[str]) -> dict[str, torch.Tensor]:
     """Token ids, mask, pixels and labels, padded at the end; only the captions have labels."""
-    asked: list[dict[str, Any]] = [
+    asked: list[Any] = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]},
     ]
     prompt = processor.apply_chat_template(asked, add_generation_prompt=True)

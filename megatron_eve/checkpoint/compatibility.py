@@ -161,7 +161,9 @@ def check_start(folder: Path, saved: dict[str, Any], model: ModelConfig) -> None
         raise CheckpointError(
             f"{folder}: its {difference}; use the same flags, its preset or recipe, or another checkpoint"
         )
-    _check_sizes(folder, saved, model, ignore=_SHAPELESS)
+    # Experts that the weights lack begin as copies.
+    added = {"modality_experts"} if model.modality_experts else set()
+    _check_sizes(folder, saved, model, ignore=_SHAPELESS | added)
 
 
 def start_note(folder: Path, saved: dict[str, Any], model: ModelConfig) -> str | None:

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,8 @@ from megatron_eve.checkpoint.store import CheckpointStore, path_to_resume
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
+from megatron_eve.models.decoder.experts import copy_experts
+from megatron_eve.models.decoder.names import is_expert
 from megatron_eve.models.family import ADAPTERS, begins_at_random
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
@@ -187,16 +188,25 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     lacking = dict(family.missing_parts(saved, config))
     if lacks_adapters:
         lacking[ADAPTERS] = "holds no adapters, so those of this run begin anew"
+    copies_experts = config.model.modality_experts and not saved["config"]["model"].get("modality_experts")
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None
-    if lacking:
-        is_fresh = partial(begins_at_random, family, lacking=tuple(lacking))
-        for reason in lacking.values():
+    if lacking or copies_experts:
+
+        def is_fresh(name: str) -> bool:
+            return begins_at_random(family, name, tuple(lacking)) or (copies_experts and is_expert(name))
+
+        reasons = [*lacking.values()]
+        if copies_experts:
+            reasons.append("has no experts, so those of this run begin as copies of its weights")
+        for reason in reasons:
             print_rank_0(f"{path}: {reason}")
         for part in state.values():
             for name in [name for name in part if is_fresh(name)]:
                 del part[name]
     _load_model(chunks, read_tensors(state, path), optional=is_fresh)
+    if copies_experts:
+        copy_experts(unwrap(chunk) for chunk in chunks)
 
 
 def saved_config(folder: str) -> dict[str, Any]:

@@ -22,7 +22,14 @@ def preset_of(config: RunConfig) -> str | None:
     """Name of the preset whose sizes a run has, None if they are its own."""
     family = find_family(config.family)
     sizes = config.model, family.inference_settings(config.vision)
-    return next((name for name, preset in family.presets.items() if preset == sizes), None)
+    return next(
+        (
+            name
+            for name, preset in family.presets.items()
+            if sizes == (preset.model, family.inference_settings(preset.vision))
+        ),
+        None,
+    )
 
 
 def describe_settings(config: RunConfig, preset: str | None = None, recipes: Sequence[str] = ()) -> str:

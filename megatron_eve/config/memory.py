@@ -23,7 +23,8 @@ class ParameterCounts:
     """Parameters of the decoder, by part.
 
     Attributes:
-        layer: one decoder layer.
+        layer: one decoder layer, experts included.
+        experts: those of a layer that work on rows of images alone (`--modality-experts`).
         embedding: the token embedding; the output layer has as many.
         norm: the final norm.
     """
@@ -31,6 +32,7 @@ class ParameterCounts:
     layer: int
     embedding: int
     norm: int
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def count_parameters(model: ModelConfig, tensor_parallel: int = 1) -> ParameterC
     )
     multiple = _VOCABULARY_MULTIPLE * tensor_parallel
     rows = -(-model.vocab_size // multiple) * multiple
-    return ParameterCounts(layer, rows * width, width)
+    experts = layer * model.modality_experts
+    return ParameterCounts(layer + experts, rows * width, width, experts)
 
 
 def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
@@ -114,18 +117,21 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
     counts = ParameterCounts(0, 0, 0) if towers else count_parameters(config.model, tensor)
     in_float32 = towers.float32_bytes(config) if towers else 0
     parts, decoder_trains = family.parameter_counts(config), family.stage(config).decoder_trains
+    experts_train = family.stage(config).experts_train
     adapters = adapter_parameters(config.model, config.lora, tensor)
     shards = world_size // (tensor * pipeline) if parallel.use_distributed_optimizer else 1
     needed = []
     for stage, layers in enumerate(config.stage_layers):
         first, last = stage == 0, stage == pipeline - 1
         decoder = (layers * counts.layer + counts.embedding * (first + last) + counts.norm * last) // tensor
+        experts = layers * counts.experts // tensor
         others = parts.first_stage * first + parts.last_stage * last + layers * adapters
         trained = (
             others
             - parts.frozen * first
             - parts.last_frozen * last
-            + decoder * (decoder_trains and not config.lora.enabled)
+            + (decoder - experts) * (decoder_trains and not config.lora.enabled)
+            + experts * experts_train
         )
         # Trained in float32 beside --bf16.
         exact = parts.float32 * first * training.bf16

@@ -57,6 +57,8 @@ class ModelConfig:
     vocab_size: int = 384
     """Rows of the token embedding, before padding for tensor parallelism: the pieces of the tokenizer, or up to 64
     more."""
+    modality_experts: bool = False
+    """Give each decoder layer a second set of norms and matrices, for the rows of images (arXiv 2502.06788)."""
     max_position_embeddings: int = 2048
     """Longest sample, in tokens."""
     norm_epsilon: float = 1e-5

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_eve.config.blend import parse_blend, parse_split
 from megatron_eve.config.errors import ConfigError, at_least_one
+from megatron_eve.config.expert_checks import expert_errors
 from megatron_eve.config.kernel_checks import kernel_errors
 from megatron_eve.config.lora_checks import lora_errors
 from megatron_eve.config.pipeline import pipeline_errors
@@ -39,7 +40,7 @@ def validate(config: RunConfig, world_size: int) -> None:
         *_sizes(config.model), *family.check_sizes(config), *_layout(config, world_size),
         *layers, *_stage(config, family), *_training(config), *([] if layers else _chunks(config)),
         *kernel_errors(config), *_optimizer(config), *_data(config),
-        *family.check(config), *lora_errors(config), *_checkpoint(config), *_faults(config),
+        *family.check(config), *lora_errors(config), *expert_errors(config), *_checkpoint(config), *_faults(config),
     ]  # fmt: skip
     if errors:
         raise ConfigError("\n".join(errors))

@@ -122,7 +122,7 @@ def plan_import(
                     entry.shape, dtype or weights.dtype, partial(_given, weights)
                 )
             else:
-                rule, names = source_for(entry.name, rules, found.is_tied)
+                rule, names = source_for(entry.name, rules, found.is_tied, found.has_experts)
                 _map(plan, entry, folder, rule, names, model, dtype)
     used = {key for some in plan.mapped.values() for key in some}
     _account(plan, source, family, keys - used, found.is_tied)
@@ -292,8 +292,10 @@ def import_config(source: Path, family: ModelFamily, flags: Flags) -> RunConfig:
         raise ConfigError(
             f"--family {family.name}: {found.source} is of the family {found.family.name}; leave --family out"
         )
-    vision = family.hugging_face().import_settings(found.fields, source, flags)
-    model = found.model_config()
+    its = family.hugging_face()
+    vision, model = its.import_settings(found.fields, source, flags), found.model_config()
+    if its.adds_experts(flags):
+        model = replace(model, modality_experts=True)
     if found.family is None:
         text = family.text_rules
         rows = rows_of_vocabulary(

@@ -11,47 +11,14 @@ from megatron_eve.checkpoint.hf.config import token_ids
 from megatron_eve.config import ModelConfig
 from megatron_eve.convert.fast_tokenizer import fast_tokenizer
 from megatron_eve.data.text.text_tokenizer import TOKENIZERS, TextTokenizer
+from megatron_eve.models.chat_templates import vicuna_chat_template
 from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.hf_format import Flags
 from megatron_eve.models.registry import find_family, loaded_families
-from megatron_eve.models.text_format import TEXT_OF_MESSAGE, VICUNA_SYSTEM
 
-# By template, as `data/text/conversation.py` writes it: a message's only image goes to its front. "plain" has no turns.
-# The text begins with the BOS token, as templates of transformers do: its tokenizers add none to it, nor does TRL.
-# `generation` marks what the labels of training are: an answer, and the end-of-sequence token behind it.
-_CHAT_TEMPLATES = {
-    "vicuna_v1": TEXT_OF_MESSAGE
-    + """\
-{{- '<s>' -}}
-{%- if messages and messages[0].role == 'system' -%}
-    {{- text_of(messages[0].content) + ' ' -}}
-    {%- set messages = messages[1:] -%}
-{%- else -%}
-    {{- 'SYSTEM_PROMPT ' -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- set text = text_of(message.content) -%}
-    {%- if text.count('<image>') == 1 -%}
-        {%- set text = ('<image>\\n' + text.replace('<image>', '').strip()).strip() -%}
-    {%- endif -%}
-    {%- if message.role == 'user' -%}
-        {{- 'USER:' + (' ' + text + ' ' if text else '') -}}
-    {%- elif message.role == 'assistant' -%}
-        {{- 'ASSISTANT:' -}}
-        {%- if text -%}
-            {%- generation -%}
-                {{- ' ' + text + '</s>' -}}
-            {%- endgeneration -%}
-        {%- endif -%}
-    {%- else -%}
-        {{- raise_exception('roles are user and assistant, and system in front; not ' + message.role) -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- 'ASSISTANT:' -}}
-{%- endif -%}
-""".replace("SYSTEM_PROMPT", VICUNA_SYSTEM.replace("'", "\\'")),
-}
+# By template, as `data/text/conversation.py` writes it. "plain" has no turns. The text begins with the BOS token, as
+# templates of transformers do: its tokenizers add none to it, nor does TRL.
+_CHAT_TEMPLATES = {"vicuna_v1": vicuna_chat_template("<s>", "</s>")}
 
 
 def is_our_chat_template(text: str) -> bool:

@@ -147,7 +147,10 @@ def _close(stage: Stage, work: Work, record: StageRecord, outcome: Outcome, left
     if record.tasks == 1:
         what = f"the stage {stage.name} is unfinished"
     lines = [f"{what}; the same command {'finishes them' if record.tasks > 1 else 'finishes it'}"]
-    for text, tasks in outcome.failures.items():
+    for text, ended in outcome.failures.items():
+        tasks = [task for task in ended if task in left]  # one may be killed after its last file
+        if not tasks:
+            continue
         printed = log_file(work.folder, stage.name, min(tasks))
         lines.append(f"  {_which(record, tasks)}: {text}; what it printed is in {printed}")
     if outcome.busy:

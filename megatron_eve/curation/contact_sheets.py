@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,8 @@ def choose_clusters(sizes: NDArray[np.int64], chosen: NDArray[np.void]) -> list[
 
 def read_thumbnails(work: Work, sheets: list[ClusterSheet]) -> dict[Place, Image.Image | str]:
     """The pictures of sheets by shard and row, each made small, or the error where one cannot be read."""
-    rows = np.unique(np.concatenate([sheet.shown[["shard", "row"]] for sheet in sheets])) if sheets else []
+    places = [sheet.shown[["shard", "row"]] for sheet in sheets]
+    rows: list[Any] = list(np.unique(np.concatenate(places))) if places else []
     found: dict[Place, Image.Image | str] = {}
     for shard in sorted({int(one["shard"]) for one in rows}):
         wanted = np.array([one["row"] for one in rows if one["shard"] == shard], dtype=np.int64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -63,6 +63,7 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     fields: Mapping[str, Any] = {}
     if path.is_file():
         fields = read_settings(path, "copy the folder again", FLAG)
+    fit: Literal["crop", "stretch"]
     try:
         size = fields.get("size", image_size)
         size = size if isinstance(size, dict) else {"shortest_edge": size}

@@ -23,6 +23,7 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.mock import MockInfo
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
+from megatron_eve.models.decoder.expert_rows import rows_of_text
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.packed import KeyValueCache, packed_params
 from megatron_eve.models.family import ImagePlan
@@ -255,6 +256,7 @@ def step_inputs(
     bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
     packed = packed_params(bounds, [1] * count, cache, samples)
     packed.max_seqlen_kv = max(positions) + 1
+    packed.expert_rows = rows_of_text(count, device)
     return ModelInputs(
         packed=packed,
         position_ids=torch.tensor(positions, device=device),

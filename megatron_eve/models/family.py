@@ -92,6 +92,11 @@ class Stage:
         """Do the decoder's own matrices train? Frozen, their backward pass has no weight gradients."""
         return self.trains("decoder.layers.0.self_attention.linear_qkv.weight")
 
+    @property
+    def experts_train(self) -> bool:
+        """Do the weights for rows of images train, of a decoder with experts?"""
+        return self.trains("decoder.layers.0.self_attention.linear_qkv.visual_weight")
+
 
 class ModelSettings(Protocol):
     """What a model is built from: of a run (`RunConfig`), or read from a folder of weights."""
@@ -203,7 +208,7 @@ class ModelFamily(Protocol):
         return tree
 
     def inference_settings(self, vision: Any) -> Any:
-        """The settings of the same model without what only training needs."""
+        """The settings of the same model for asking it: without what only training needs."""
         return vision
 
     def parameter_counts(self, config: RunConfig) -> PartCounts:

@@ -135,6 +135,7 @@ class GoldenPicture(NamedTuple):
         settings: of pictures, by the family's names; those that are left out have their defaults.
         view: that is compared.
         sha256: of its bytes, [3, height, width].
+        channels_last: its bytes are [height, width, 3].
     """
 
     name: str
@@ -142,6 +143,7 @@ class GoldenPicture(NamedTuple):
     settings: Mapping[str, Any]
     view: str
     sha256: str
+    channels_last: bool = False
 
 
 def image_names(counts: Sequence[int]) -> list[list[str]]:

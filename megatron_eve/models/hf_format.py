@@ -107,6 +107,7 @@ class HFFormat(Protocol):
         left_out: what an export leaves out of a checkpoint, and why.
         chat_templates: the family's own templates (`TextRules.templates`) in Jinja, for transformers, by name.
         rotary_buffers: does the published code expect the frequencies of the rotary embedding with every layer?
+        qkv_bias: have query, key and value of every model of the family biases?
     """
 
     title: str
@@ -118,6 +119,7 @@ class HFFormat(Protocol):
     ignored_keys: Mapping[str, str] = {}
     left_out: str = "what only training needs"
     rotary_buffers: bool = False
+    qkv_bias: bool = False
     chat_templates: Mapping[str, str] = {}
 
     # --- config.json of a folder ---
@@ -125,6 +127,10 @@ class HFFormat(Protocol):
     def check_fields(self, fields: Mapping[str, Any]) -> Iterator[str]:
         """Why a model with this config.json cannot be computed here: a sentence each, which begins with the field."""
         return iter(())
+
+    def has_experts(self, fields: Mapping[str, Any]) -> bool:
+        """Has the decoder of a model with this config.json experts for rows of images?"""
+        return False
 
     def folders(self, fields: Mapping[str, Any]) -> Mapping[str, Mapping[str, str]]:
         """The folders in which a model lies, each with weights, and the names of tensors in them.
@@ -213,6 +219,10 @@ class HFFormat(Protocol):
             flags: of the import.
         """
         ...
+
+    def adds_experts(self, flags: Flags) -> bool:
+        """Does the decoder get experts for rows of images, which begin as copies where the folder has none?"""
+        return False
 
     def import_fingerprint(self, flags: Flags) -> dict[str, Any] | None:
         """What identifies the frozen models that these flags name, as `ModelFamily.fingerprint`."""

@@ -15,6 +15,9 @@ from megatron_eve.models.tensor_layouts import Layout
 # The embedding and the output layer, which are one matrix in some folders.
 EMBEDDING_KEY, HEAD_KEY = "model.embed_tokens.weight", "lm_head.weight"
 
+# Marks the experts for rows of images in published names: without it the name is that of their twin for text.
+EXPERT_MARK = ".moe_"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -60,12 +63,20 @@ def placed(key: str, folders: Mapping[str, Mapping[str, str]]) -> tuple[str, str
     return folder, there
 
 
-def source_for(megatron_name: str, rules: Sequence[Rule], tied: bool) -> tuple[Rule, tuple[str, ...]]:
-    """`rule_for`, for a folder that is read: where embedding and output layer are tied, the embedding is both."""
+def source_for(
+    megatron_name: str, rules: Sequence[Rule], tied: bool, has_experts: bool = True
+) -> tuple[Rule, tuple[str, ...]]:
+    """`rule_for`, for a folder that is read.
+
+    Args:
+        megatron_name, rules: see `rule_for`.
+        tied: embedding and output layer are one matrix there, and the embedding is both.
+        has_experts: False: where the model has experts and the folder none, those are copies of the text weights.
+    """
     rule, names = rule_for(megatron_name, rules)
     if tied and names == (HEAD_KEY,):
         names = (EMBEDDING_KEY,)
-    return rule, names
+    return rule, names if has_experts else tuple(name.replace(EXPERT_MARK, ".") for name in names)
 
 
 def rule_for(megatron_name: str, rules: Sequence[Rule]) -> tuple[Rule, tuple[str, ...]]:

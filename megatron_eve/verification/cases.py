@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.config import ModelConfig, RunConfig
 from megatron_eve.data.images import view_of
+from megatron_eve.data.images.patches import picture_of
 from megatron_eve.data.text.conversation import encode_conversation
 from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
@@ -136,7 +137,9 @@ def check_pictures_alone(family: ModelFamily, folder: Path) -> Iterator[CheckRes
         with Image.open(one.file) as picture:
             image = picture.convert("RGB")
         view = family.image_planner(one.settings)(*image.size).views[one.view]
-        sha256 = hashlib.sha256(view_of(image, view).transpose(2, 0, 1).tobytes()).hexdigest()
+        pixels = picture_of(view_of(image, view), view)
+        pixels = pixels if one.channels_last else pixels.transpose(2, 0, 1)
+        sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
         yield equal(f"{one.name}: sha256", sha256 != one.sha256)
 
 

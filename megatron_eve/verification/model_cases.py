@@ -1,4 +1,4 @@
-"""Golden cases that need the model: embeddings, logits, loss, gradients and greedy tokens, under any layout."""
+"""Golden cases that need the model: embeddings, logits, loss and gradients, under any layout."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_eve.checkpoint.hf.config import settings_of
 from megatron_eve.checkpoint.hf.load import global_parameters, load_hf_weights
 from megatron_eve.checkpoint.hf.rules import to_hf
 from megatron_eve.config import (
     ParallelConfig,
     RunConfig,
-    TrainingConfig,
     validate,
 )
 from megatron_eve.data.batch import PADDING_SAMPLE_ID, PackedBatch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
-from megatron_eve.inference.generate import Prompt, generate, generation_config
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
-from megatron_eve.models.golden_format import GoldenFormat, image_names, read_case_file
+from megatron_eve.models.golden_format import GoldenFormat, image_names
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
 from megatron_eve.models.tensor_layouts import Sizes
@@ -38,7 +35,7 @@ from megatron_eve.training.loop.step import forward_backward
 from megatron_eve.training.loop.targets import TargetModels, build_target_models
 from megatron_eve.training.loop.wrap import wrap_for_training
 from megatron_eve.verification.case_run import CaseDataset, case_config
-from megatron_eve.verification.cases import ModelCase, case_family, check_pictures, linked
+from megatron_eve.verification.cases import ModelCase, check_pictures
 from megatron_eve.verification.gradients import check_gradients
 from megatron_eve.verification.results import (
     ACTIVATIONS,
@@ -322,52 +319,3 @@ def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> d
     gathered: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, mine)
     return {name: gradient for some in gathered for name, gradient in some.items()}
-
-
-def check_greedy(folder: Path, parallel: ParallelConfig) -> list[CheckResult]:
-    """`generate/`: greedy tokens equal, from the sibling cases' pictures. Collective.
-
-    A token is compared up to the first position where the published model's own margin is within rounding.
-    """
-    rows = []
-    entries: dict[str, list[dict[str, Any]]] = {}
-    for entry in read_case_file(folder / "greedy.json")["cases"]:
-        entries.setdefault(entry["case"], []).append(entry)
-    for name, some in entries.items():
-        if (folder.parent / name).is_dir():
-            rows += _check_answers(folder.parent / name, some, parallel)
-    return rows
-
-
-def _check_answers(case: Path, entries: list[dict[str, Any]], parallel: ParallelConfig) -> list[CheckResult]:
-    """Greedy tokens for prompts of one case, all in one pack."""
-    meta = read_case_file(case / "meta.json")
-    hf = linked(case, "hf")
-    family = case_family(meta)
-    sizes = settings_of(hf, **family.golden().settings(meta, hf, ()))
-    config = generation_config(
-        RunConfig(
-            family=family.name,
-            model=sizes.model,
-            vision=sizes.vision,
-            training=TrainingConfig(transformer_impl="local"),
-        ),
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-    )
-    prompts = [
-        Prompt(entry["input_ids"], [next((case / "raw").glob(f"{entry['sample']}_*.png")).read_bytes()])
-        for entry in entries
-    ]
-    with model_parallel(config):
-        (chunk,) = build_chunks(config, freeze=False)
-        load_hf_weights(hf, [chunk], sizes)
-        count = max(len(entry["new_tokens"]) for entry in entries)
-        answers = generate(chunk, prompts, config, max_new_tokens=count, stop_ids=(), apply_exif=False)
-    rows = []
-    for entry, ours in zip(entries, answers, strict=True):
-        golden, margins = entry["new_tokens"], entry["top1_minus_top2_logit"]
-        clear = next((i for i, margin in enumerate(margins) if margin < 1e-4), len(golden))
-        different = sum(a != b for a, b in zip(ours[:clear], golden[:clear], strict=True))
-        rows.append(equal(f"{case.name}.{entry['sample']}.{entry['kind']}: tokens", different))
-    return rows

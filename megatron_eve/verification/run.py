@@ -14,7 +14,8 @@ from megatron_eve.verification.cases import (
     read_model_case,
 )
 from megatron_eve.verification.forms import is_model_case, reading_family, tower_golden
-from megatron_eve.verification.model_cases import check_comparisons, check_greedy, check_model_case
+from megatron_eve.verification.greedy import check_greedy
+from megatron_eve.verification.model_cases import check_comparisons, check_model_case
 from megatron_eve.verification.results import CheckResult
 from megatron_eve.verification.rows import check_rows
 

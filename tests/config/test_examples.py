@@ -127,3 +127,28 @@ def test_recipes_of_vila_u(name: str) -> None:
         config, data=replace(config.data, mock_data=True), checkpoint=replace(config.checkpoint, save="run")
     )
     validate(ready, 32)
+
+
+# Stage, batch, rate, samples and sides of pictures of EVE v2's recipes, as the released scripts have them.
+EVE2 = {
+    "eve2_7b/stage0": (0, 1024, 2e-4, 10_000_000, 800),
+    "eve2_7b/stage1_0": (1, 1024, 1e-4, 29_000_000, 800),
+    "eve2_7b/stage1_1": (1, 1024, 5e-5, 48_000_000, 1600),
+    "eve2_7b/stage2": (2, 512, 2e-5, 15_000_000, 1600),
+    "eve2_7b/stage3": (3, 512, 1e-5, 7_300_000, 1600),
+}
+
+
+@pytest.mark.parametrize("name", EVE2)
+def test_recipes_of_eve2(name: str) -> None:
+    config = _load(name)
+    training, optimizer = config.training, config.optimizer
+    found = (training.stage, training.global_batch_size, optimizer.lr, training.train_samples)
+    assert (*found, config.vision.max_image_side) == EVE2[name]
+    assert (optimizer.lr_warmup_fraction, optimizer.clip_grad, optimizer.weight_decay) == (0.03, 0.0, 0.0)
+    assert config.family == "eve2" and config.model.modality_experts == (name != "eve2_7b/stage0")
+    ready = replace(
+        config, data=replace(config.data, mock_data=True), checkpoint=replace(config.checkpoint, save="run")
+    )
+    validate(ready, 32)
+    assert _gigabytes(config, 32) < 0.75 * 80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -265,32 +266,35 @@ def tasks_of(command: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
+def seconds_of(task: psutil.Process) -> float:
+    """CPU time that a task has used, which a busy machine does not change; 0 if it has ended."""
+    try:
+        return float(sum(task.cpu_times()[:2]))
+    except psutil.Error:
+        return 0.0
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
-    """SIGKILL to random tasks of the real filter at random times, until there were twenty."""
+    """SIGKILL to tasks of the real filter, between their start and their last file, until there were twenty."""
     pattern = numbered_shards(tmp_path / "in", shards=8, rows=10, side=200)
-    tool = [
-        sys.executable,
-        "tools/curate.py",
-        "filter",
-        "--workers",
-        "3",
-        "--min-side",
-        "100",
-        "--input",
-        pattern,
-    ]
+    tool = [sys.executable, "tools/curate.py", "filter", "--workers", "3", "--min-side", "100", "--input"]
+    tool.append(pattern)
     random, kills, statuses, folder = np.random.default_rng(0), 0, [1], tmp_path / "killed"
     while kills < 20 or statuses[-1]:
         command = subprocess.Popen(
             [*tool, "--work", str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT,
         )  # fmt: skip
+        ends: dict[int, float] = {}  # CPU seconds at which a task is killed; some have finished by then
         while command.poll() is None and kills < 20:
-            time.sleep(random.uniform(0.1, 1.5))
-            if tasks := tasks_of(command):
-                tasks[random.integers(len(tasks))].kill()
-                kills += 1
+            time.sleep(0.05)
+            for task in tasks_of(command):
+                if seconds_of(task) > ends.setdefault(task.pid, random.uniform(0, 4)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        task.kill()
+                    ends[task.pid], kills = float("inf"), kills + 1
         _, err = command.communicate(timeout=550)
         statuses.append(command.returncode)
         unfinished = record(folder).unfinished(Work.open(folder))
@@ -299,7 +303,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         if not unfinished and kills < 20:  # some are made again, so that there is something to kill
             for path in sorted(folder.glob("filter/*.parquet"))[:4]:
                 path.unlink()
-    assert kills == 20 and statuses.count(1) > 1
+    assert kills >= 20 and statuses.count(1) > 1
     subprocess.run([*tool, "--work", str(tmp_path / "whole")], cwd=ROOT, env=ENVIRONMENT, check=True)
     whole, again = Work.open(tmp_path / "whole"), Work.open(folder)
     for shard in range(8):

@@ -16,6 +16,7 @@ from megatron_eve.data.text.conversation import IMAGE_TOKEN_ID
 from megatron_eve.inference.generate import generation_config
 from tests.convert.test_conversion import convert
 from tests.families.eve import EVE
+from tests.families.eve2 import EVE2
 from tests.families.suite import FamilyCase, Trace, loading_from, run, saving_in, with_weights
 from tests.families.toy.case import TOY
 from tests.families.vila import VILA
@@ -25,7 +26,7 @@ from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-CASES = (EVE, TOY, VILA, VILA_U)
+CASES = (EVE, TOY, VILA, VILA_U, EVE2)
 
 
 def each(

@@ -22,7 +22,7 @@ from megatron_eve.data.text.conversation import encode_conversation
 from megatron_eve.data.text.prompts import encode_prompt
 from megatron_eve.data.text.tokenizer import Tokenizer
 from megatron_eve.hf import EVEImageProcessor
-from megatron_eve.models.eve.normalise import normalise
+from megatron_eve.models.normalise import normalise
 from tests.data.helpers import planner
 from tests.golden_dir import find_golden
 from tests.inference.test_generate import picture

@@ -152,8 +152,13 @@ def test_a_pack_never_waits_for_the_gpu() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_pack_can_be_captured_in_a_graph() -> None:
-    """Vision, merge, layers and loss; torch's layers, since those of TransformerEngine fork random states."""
+def test_a_pack_can_be_captured_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vision, merge, layers and loss; torch's layers, since those of TransformerEngine fork random states, with the
+    fused rotary embedding, since megatron-core's other one asks the device for the lengths of samples."""
+    from megatron_eve.models import build
+
+    settings = build.kernel_settings
+    monkeypatch.setattr(build, "kernel_settings", lambda some: {**settings(some), "apply_rope_fusion": True})
     some = config(transformer_impl="local")
     with bare_chunk(some) as chunk:
         inputs = inputs_of(some, chunk, [0, 1])
@@ -277,7 +282,8 @@ def pretrain(folder: Path, steps: int, gpu: bool) -> list[float]:
         "--global-batch-size", "4", "--train-iters", "6", "--exit-interval", str(steps), "--lr", "1e-4",
         "--transformer-impl", "local", "--save", str(folder), "--load", str(folder),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths}
     if not gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=500)

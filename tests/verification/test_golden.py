@@ -107,6 +107,15 @@ def test_greedy_tokens(ranks: RankPool, layout: Layout) -> None:
     assert len(rows) == 12
 
 
+@pytest.mark.distributed
+@parametrize(ONE, TP2_PP2)
+def test_greedy_tokens_of_eve2(ranks: RankPool, layout: Layout) -> None:
+    """Pictures get their size by the published rule of evaluation."""
+    rows = ranks.run(layout.world_size, check, find_golden("eve_v2") / "generate", layout.parallel)[0]
+    assert not misses(rows)
+    assert [name for name, *_ in rows] == ["a.png: tokens", "b.png: tokens", "text: tokens"]
+
+
 @pytest.mark.parametrize("name", ["tokenize", "preprocess"])
 def test_cases_without_a_model(name: str) -> None:
     assert not misses(check(find_golden(name), ParallelConfig()))

@@ -113,7 +113,13 @@ class HFConfig:
     def has_qkv_bias(self) -> bool:
         """Have query, key and value biases? All of Qwen2's, and those of a family's model that says so (`qkv_bias`)."""
         fields = self.language
-        return bool(fields["model_type"] == "qwen2" or (self.family and fields.get("qkv_bias")))
+        of_family = self.family is not None and self.family.hugging_face().qkv_bias
+        return bool(fields["model_type"] == "qwen2" or of_family or (self.family and fields.get("qkv_bias")))
+
+    @property
+    def has_experts(self) -> bool:
+        """Has the decoder experts for rows of images?"""
+        return self.family is not None and self.family.hugging_face().has_experts(self.fields)
 
     @property
     def is_tied(self) -> bool:
@@ -137,6 +143,7 @@ class HFConfig:
             **values,
             num_query_groups=None if groups == fields["num_attention_heads"] else groups,
             add_qkv_bias=self.has_qkv_bias,
+            modality_experts=self.has_experts,
             rotary_base=int(self.rope_theta),
             **read_scaling(fields, self._language_file),
         )
@@ -216,6 +223,10 @@ def check_config(folder: Path, settings: ModelSettings) -> HFConfig:
                 f"{config.source}: {name} is {there}, this run has --{ours.replace('_', '-')} {here}; use the preset "
                 "or recipe of that model"
             )
+    if theirs.modality_experts and not model.modality_experts:
+        raise ConfigError(
+            f"{config.source}: is of a model with experts, and this run has none; add --modality-experts"
+        )
     here, there = (some.num_query_groups or some.num_attention_heads for some in (model, theirs))
     if here != there:
         raise ConfigError(

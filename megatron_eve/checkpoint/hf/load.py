@@ -59,7 +59,9 @@ def load_hf_weights(folder: Path, chunks: Sequence[Any], settings: ModelSettings
                 print_rank_0(f"{folder}: holds no {part}, so that of this run keeps its initial weights")
     at_random = (*lacking, ADAPTERS)
     filled = [some for some in global_parameters(chunks) if not begins_at_random(family, some[0], at_random)]
-    planned = _plan(folder, source, filled, settings, found.is_tied)
+    if settings.model.modality_experts and not found.has_experts:
+        print_rank_0(f"{folder}: has no experts, so those of this run begin as copies of its weights")
+    planned = _plan(folder, source, filled, settings, found.is_tied, found.has_experts)
     for key in unknown_keys(settings, keys):
         raise ConfigError(f"{folder}: holds {key}, which no rule knows; is this another model family?")
     _fill(planned, source, folder.name)
@@ -91,6 +93,7 @@ def _plan(
     parameters: Iterable[tuple[str, torch.nn.Parameter, int]],
     settings: ModelSettings,
     tied: bool,
+    has_experts: bool = True,
 ) -> list[_Planned]:
     """What each parameter is made from.
 
@@ -99,14 +102,14 @@ def _plan(
         source: its tensors.
         parameters: as `global_parameters` gives them.
         settings: of the model.
-        tied: are embedding and output layer one matrix there?
+        tied, has_experts: see `source_for`.
 
     Raises:
         ConfigError: a tensor that is missing, of another shape, or of other numbers than floating-point ones.
     """
     planned, rules = [], rules_of(settings)
     for name, parameter, padded in parameters:
-        rule, names = source_for(name, rules, tied)
+        rule, names = source_for(name, rules, tied, has_experts)
         parts = [source.describe(key) for key in names]
         size = sum(shape.numel() * dtype.itemsize for shape, dtype in parts)
         one = _Planned(parameter, names, rule.layout, Sizes.of(settings.model, padded), size)

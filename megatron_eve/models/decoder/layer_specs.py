@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_eve.config import LoRAConfig
+from megatron_eve.models.decoder.experts import add_experts
 from megatron_eve.models.decoder.intermediate_features import FeatureLayer
 from megatron_eve.models.decoder.lora import with_adapter
 from megatron_eve.models.decoder.torch_layers import PackedAttention, RMSNorm
@@ -89,6 +90,7 @@ def block_spec(
     vp_stage: int | None,
     features: IntermediateFeatures | None = None,
     lora: LoRAConfig | None = None,
+    experts: bool = False,
 ) -> TransformerBlockSubmodules:
     """The layers that this pipeline stage (and model chunk) builds, without a final norm.
 
@@ -96,10 +98,14 @@ def block_spec(
         features: intermediate features that layers project and send on (see `intermediate_features`);
             None leaves the layers as they are.
         lora: settings of adapters; without a rank there are none.
+        experts: a second set of weights for rows of images; goes with neither features nor adapters.
     """
     layer = transformer_engine_layer_spec() if transformer_engine else torch_layer_spec()
     if lora is not None and lora.enabled:
         add_adapters(layer, transformer_engine, lora)
+    if experts:
+        assert features is None and not (lora is not None and lora.enabled), "config/validate.py refuses it"
+        add_experts(layer, torch_layer_spec().submodules.sharded_state_dict_keys_map)
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     if features is None:
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=None)

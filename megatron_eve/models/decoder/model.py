@@ -123,7 +123,7 @@ class VisionLanguageModel(LanguageModel):
         assert len(wanted) <= 1, "at most one objective of a model may want intermediate features"
         features = wanted[0] if wanted else None
         depths = features.depths if features is not None else ()
-        layers = block_spec(config, transformer_engine, vp_stage, features, lora)
+        layers = block_spec(config, transformer_engine, vp_stage, features, lora, model.modality_experts)
         # Drawn first: how many random numbers the embedding takes depends on how the layout pads the vocabulary.
         vision_model = front_end() if pre_process else None
         super().__init__(
@@ -136,6 +136,7 @@ class VisionLanguageModel(LanguageModel):
             vp_stage=vp_stage,
         )
         self.true_vocab_size = model.vocab_size
+        self.has_experts = model.modality_experts
         self.views = views
         self.objectives = tuple(objectives)
         self.features = features
@@ -214,6 +215,11 @@ class VisionLanguageModel(LanguageModel):
         hidden = self.embed(inputs)
         if inputs.context_rows is not None:
             hidden = hidden[inputs.context_rows]
+        if self.has_experts:
+            assert inputs.packed.expert_rows is not None, (
+                "a decoder with experts needs to know rows of images"
+            )
+            hidden = hidden[inputs.packed.expert_rows.order]
         if self.config.sequence_parallel:
             hidden = scatter_to_sequence_parallel_region(hidden)
         return hidden
@@ -255,9 +261,12 @@ class VisionLanguageModel(LanguageModel):
                 name = objective.name
                 if name in inputs.heads and objective.gathers_rows == gathers_rows:
                     losses[name] = self.heads[name](hidden, features, rows, inputs.heads[name])
+        output_rows, experts = inputs.output_rows, inputs.packed.expert_rows
+        if self.has_experts and experts is not None:
+            output_rows = experts.place[output_rows]
         if inputs.output is not None:
-            return inputs.output(hidden[inputs.output_rows, 0])
-        logits, _ = self.output_layer(hidden[inputs.output_rows])  # (R, 1, W / tp)
+            return inputs.output(hidden[output_rows, 0])
+        logits, _ = self.output_layer(hidden[output_rows])  # (R, 1, W / tp)
         group = self.pg_collection.tp
         if inputs.labels is None:
             mask_padded_vocabulary(logits, self.true_vocab_size, group)

@@ -48,10 +48,62 @@ QKV_BIAS_RULE = Rule(
     QKV(),
 )
 
+# Of a decoder with `--modality-experts`, as its second set of weights was published.
+_EXPERT_RULES: tuple[Rule, ...] = (
+    Rule(
+        f"{_LAYER}.input_layernorm.visual_weight",
+        (f"{_HF_LAYER}.moe_input_layernorm.weight",),
+        Replicated(),
+    ),
+    Rule(
+        f"{_LAYER}.self_attention.linear_qkv.layer_norm_visual_weight",
+        (f"{_HF_LAYER}.moe_input_layernorm.weight",),
+        Replicated(),
+    ),
+    Rule(
+        f"{_LAYER}.self_attention.linear_qkv.visual_weight",
+        tuple(f"{_HF_LAYER}.self_attn.moe_{p}_proj.weight" for p in "qkv"),
+        QKV(),
+    ),
+    Rule(
+        f"{_LAYER}.self_attention.linear_proj.visual_weight",
+        (f"{_HF_LAYER}.self_attn.moe_o_proj.weight",),
+        Row(),
+    ),
+    Rule(
+        f"{_LAYER}.pre_mlp_layernorm.visual_weight",
+        (f"{_HF_LAYER}.moe_post_attention_layernorm.weight",),
+        Replicated(),
+    ),
+    Rule(
+        f"{_LAYER}.mlp.linear_fc1.layer_norm_visual_weight",
+        (f"{_HF_LAYER}.moe_post_attention_layernorm.weight",),
+        Replicated(),
+    ),
+    Rule(
+        f"{_LAYER}.mlp.linear_fc1.visual_weight",
+        (f"{_HF_LAYER}.moe_mlp.gate_proj.weight", f"{_HF_LAYER}.moe_mlp.up_proj.weight"),
+        GatedMLP(),
+    ),
+    Rule(f"{_LAYER}.mlp.linear_fc2.visual_weight", (f"{_HF_LAYER}.moe_mlp.down_proj.weight",), Row()),
+)
+_EXPERT_BIAS_RULE = Rule(
+    f"{_LAYER}.self_attention.linear_qkv.visual_bias",
+    tuple(f"{_HF_LAYER}.self_attn.moe_{p}_proj.bias" for p in "qkv"),
+    QKV(),
+)
+
 # Keys that nothing is made of, and why: a buffer that transformers 4.31 saved with every layer.
 IGNORED_KEYS = {r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "a buffer that is computed"}
 
 
 def decoder_rules(model: ModelConfig) -> tuple[Rule, ...]:
-    """The rules of a decoder: the fixed ones, and that of the biases if it has them."""
-    return (*DECODER_RULES, QKV_BIAS_RULE) if model.add_qkv_bias else DECODER_RULES
+    """The rules of a decoder: the fixed ones, and those of biases and experts if it has them."""
+    experts = _EXPERT_RULES if model.modality_experts else ()
+    biases = (QKV_BIAS_RULE, *([_EXPERT_BIAS_RULE] if experts else [])) if model.add_qkv_bias else ()
+    return (*DECODER_RULES, *biases, *experts)
+
+
+def is_expert(name: str) -> bool:
+    """Is this tensor of ours (or its key in a checkpoint) of the weights for rows of images?"""
+    return "visual_" in name.rpartition(".")[2]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_eve.models.decoder.expert_rows import ExpertRows
 from megatron_eve.models.decoder.intermediate_features import FeatureRows
 
 # TransformerEngine looks for its best attention anew whenever the longest sample has another length; it may be told of
@@ -54,6 +55,7 @@ class PackedParams(PackedSeqParams):
         gathered_order: int64 [T], where each row of the pack stands in the concatenation of what the
             context-parallel ranks hold (context parallelism only).
         feature_rows: which rows become intermediate features, None without any.
+        expert_rows: which rows are of images, for a decoder with experts; None for others.
         cache: keys and values of earlier steps when generating, else None.
         samples: names of the pack's samples in the cache, in pack order (generation only).
     """
@@ -61,6 +63,7 @@ class PackedParams(PackedSeqParams):
     lengths: list[int] = field(default_factory=list)
     gathered_order: torch.Tensor | None = None
     feature_rows: FeatureRows | None = None
+    expert_rows: ExpertRows | None = None
     cache: KeyValueCache | None = None
     samples: list[int] = field(default_factory=list)
 

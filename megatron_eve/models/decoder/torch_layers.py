@@ -31,9 +31,12 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of [..., D]; returns the input's dtype."""
+        return self.weight * self.normalise(x)
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """The same without the weight."""
         wide = x if x.dtype == torch.float64 else x.float()
-        normed = functional.rms_norm(wide, (x.shape[-1],), eps=self.eps)
-        return self.weight * normed.to(x.dtype)
+        return functional.rms_norm(wide, (x.shape[-1],), eps=self.eps).to(x.dtype)
 
 
 class PackedAttention(torch.nn.Module):

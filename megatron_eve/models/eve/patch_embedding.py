@@ -15,57 +15,18 @@ not approximations; they halve the operations of the published form.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron_eve.models.eve.normalise import normalise
-from megatron_eve.runtime.transfer import to_device
+from megatron_eve.models.image_rows import row_indices
+from megatron_eve.models.normalise import normalise
 
 # On a CPU merged patches go through the local attention so many at a time, so that what is computed of them stays in
 # the cache: without it the layer takes 1.3 times as long.
 _CPU_BLOCK = 512
-
-
-class RowIndices(NamedTuple):
-    """Where the rows of a microbatch's images lie among its V visual rows. All int64."""
-
-    images: Tensor
-    """[N] the image of each merged patch."""
-    cls_rows: Tensor
-    """[I] row of each CLS."""
-    split_rows: Tensor
-    """[sum of grid rows] row of each row-end token."""
-    merged_rows: Tensor
-    """[N] row of each merged patch."""
-
-
-def row_indices(image_grids: Tensor) -> RowIndices:
-    """Builds the layout of the visual rows from the grid sizes alone, on the device that holds them.
-
-    Args:
-        image_grids: [I, 2] int64, rows and columns of merged patches. Sizes of the result depend on the values, so a
-            grid on an accelerator costs a synchronisation.
-    """
-    rows, columns = image_grids.unbind(dim=1)
-    numbers = torch.arange(len(image_grids), device=image_grids.device)
-    lengths = 1 + rows * (columns + 1)
-    starts = lengths.cumsum(0) - lengths
-
-    counts = rows * columns
-    images = numbers.repeat_interleave(counts)
-    place = torch.arange(len(images), device=image_grids.device) - (counts.cumsum(0) - counts)[images]
-    row_images = numbers.repeat_interleave(rows)
-    row = torch.arange(len(row_images), device=image_grids.device) - (rows.cumsum(0) - rows)[row_images]
-    return RowIndices(
-        images=images,
-        cls_rows=starts,
-        split_rows=starts[row_images] + (row + 1) * (columns[row_images] + 1),
-        # Before a merged patch lie CLS, the image's earlier ones, and a row end for each full row of them.
-        merged_rows=starts[images] + 1 + place + place // columns[images],
-    )
 
 
 class NormedLinear(nn.Sequential):
@@ -180,7 +141,7 @@ class PatchEmbedding(nn.Module):
                 f"{patches.shape[0]} patches came with grids of {merged} merged patches of four each"
             )
         weight = self.patch_embedding.weight
-        layout = RowIndices(*(to_device(index, weight.device) for index in row_indices(image_grids)))
+        layout = row_indices(image_grids).to(weight.device)
         pixels = (
             normalise(patches, weight.dtype) if patches.dtype == torch.uint8 else patches.to(weight.dtype)
         )

@@ -20,6 +20,7 @@ from megatron_eve.config import RunConfig
 from megatron_eve.data.batch import PackedBatch
 from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.decoder.context_parallel import gathered_order
+from megatron_eve.models.decoder.expert_rows import ExpertRows, expert_rows
 from megatron_eve.models.decoder.model import ModelInputs, VisionLanguageModel
 from megatron_eve.models.decoder.pack_rows import context_rows
 from megatron_eve.models.decoder.packed import PackedParams, packed_params
@@ -99,6 +100,21 @@ class DevicePack:
         """The same on the device."""
         return None if self.rank_rows is None else to_device(self.rank_rows, accelerator().device)
 
+    def expert_rows(self, sequence_parallel: bool) -> ExpertRows:
+        """Rows of text and of images in a decoder with experts."""
+        batch = self.batch
+        is_visual = torch.zeros(len(batch.tokens), dtype=torch.bool)
+        is_visual[image_rows(batch.image_starts, batch.image_rows)] = True
+        if self.rank_rows is not None:
+            is_visual = is_visual[self.rank_rows]
+        share = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_world_size(),
+        )
+        rows = expert_rows(is_visual, *(share if sequence_parallel else ()))
+        device = accelerator().device
+        return replace(rows, order=to_device(rows.order, device), place=to_device(rows.place, device))
+
     def rows(self, objective: FamilyObjective, sequence_parallel: bool) -> PackRows | None:
         """What `FamilyObjective.rows` gives for the pack."""
         if objective.name not in self._rows:
@@ -144,6 +160,8 @@ def model_inputs(
     inputs = ModelInputs(
         packed=replace(pack.packed), position_ids=pack.position_ids, context_rows=pack.context_rows
     )
+    if chunk.has_experts:
+        inputs.packed.expert_rows = pack.expert_rows(chunk.config.sequence_parallel)
     _add_objectives(inputs, pack, chunk, models or {})
     if chunk.pre_process:
         inputs.tokens = to_device(batch.tokens, device)

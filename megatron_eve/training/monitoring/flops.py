@@ -71,23 +71,31 @@ def model_flops(config: RunConfig, work: Work) -> dict[str, float]:
         The family's front end, the decoder (see `decoder_flops`), its adapters if it has any, the family's objectives.
     """
     family = find_family(config.family).flops(config, work)
-    decoder = decoder_flops(config.model, work, decoder_trains=stage_of(config).decoder_trains)
+    stage = stage_of(config)
+    decoder = decoder_flops(
+        config.model, work, decoder_trains=stage.decoder_trains, experts_train=stage.experts_train
+    )
     adapters = {"adapters": adapter_flops(config.model, config.lora, work)} if config.lora.enabled else {}
     parts = {**family.front_end, **decoder, **adapters, **family.objectives}
     return {part: float(flops) for part, flops in parts.items()}
 
 
-def decoder_flops(model: ModelConfig, work: Work, *, decoder_trains: bool) -> dict[str, int]:
+def decoder_flops(
+    model: ModelConfig, work: Work, *, decoder_trains: bool, experts_train: bool = False
+) -> dict[str, int]:
     """FLOPs of "decoder" (its matrices), "attention" (its products) and "output_layer".
 
     Args:
         model: sizes.
         work: what the step holds.
         decoder_trains: False where decoder, token embedding and output layer are frozen.
+        experts_train: with `--modality-experts`, True where those that work on rows of images are not.
     """
     factor = TRAINED if decoder_trains else FROZEN
+    experts = (TRAINED if experts_train else FROZEN) if model.modality_experts else factor
+    rows = factor * (work.tokens - work.image_rows) + experts * work.image_rows
     return {
-        "decoder": factor * work.tokens * model.num_layers * decoder_layer(model),
+        "decoder": rows * model.num_layers * decoder_layer(model),
         "attention": TRAINED * model.num_layers * attention(work.attended, model.hidden_size),
         "output_layer": factor * work.labels * matrix(model.hidden_size, model.vocab_size),
     }

@@ -25,8 +25,8 @@ from megatron_eve.data.images.interface import DecodeSettings, ImageDecoder, Ima
 from megatron_eve.data.images.patches import view_of
 from megatron_eve.data.images.png import without_texts
 from megatron_eve.hf import EVEImageProcessor
-from megatron_eve.models.eve.normalise import normalise
 from megatron_eve.models.family import View
+from megatron_eve.models.normalise import normalise
 from tests.data.helpers import planner
 from tests.data.odd_pictures import BASE, ODD, Odd, chunk, exif, itxt, jpeg, png, ztxt
 

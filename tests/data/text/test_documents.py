@@ -124,6 +124,7 @@ def test_which_template_takes_which_kind(tokenizer: Tokenizer, kind: Any, templa
         "v1": {"conversation", "generation"},
         "v1_document": {"interleaved", "pair", "text"},
         "siglip_pair": {"conversation", "pair"},
+        "eve2_plain": {"conversation", "pair"},
     }
     row = record(kind, "A cat." if kind == "text" else "<image>A cat.", kind != "text")
     if kind == "conversation":

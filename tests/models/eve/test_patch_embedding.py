@@ -16,8 +16,9 @@ from megatron_eve.data.images import cut_patches
 from megatron_eve.models.eve import patch_embedding
 from megatron_eve.models.eve.hf import modeling_eve
 from megatron_eve.models.eve.hf.modeling_eve import EVEVisionTower
-from megatron_eve.models.eve.normalise import normalise
-from megatron_eve.models.eve.patch_embedding import PatchEmbedding, row_indices
+from megatron_eve.models.eve.patch_embedding import PatchEmbedding
+from megatron_eve.models.image_rows import row_indices
+from megatron_eve.models.normalise import normalise
 from megatron_eve.models.towers.normalisation import CLIP_MEAN, CLIP_STD
 from tests.golden_dir import find_golden
 

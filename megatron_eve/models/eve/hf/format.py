@@ -39,8 +39,6 @@ class EVEFormat(HFFormat):
     title = "EVE v1"
     model_types: tuple[str, ...] = ("eve",)
     other_model_types: Mapping[str, str] = {
-        "eve-qwen2": "EVE v2 is another architecture, with weights of its own for each modality; take a folder of EVE "
-        "v1",
         **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model", "dinov2"), _TOWER),
     }
     fields: Mapping[str, str] = {"mm_hidden_size": "patch_embedding_size"}

@@ -1,6 +1,6 @@
-"""Bytes of patches to normalised numbers, in the dtype that the patch embedding multiplies.
+"""Bytes of patches to normalised numbers, in the dtype of the model.
 
-Letters: P = patches, K = 588 = 3 * 14 * 14 values of a patch.
+Letters: P = patches, K = values of a patch, 3 * side * side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def normalise(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         [P, K].
     """
     mean, std = _constants(patches.device)
-    colours = patches.float().unflatten(1, (3, -1))  # (P, 3, 196)
+    colours = patches.float().unflatten(1, (3, -1))  # (P, 3, K / 3)
     return colours.div_(255).sub_(mean).div_(std).view(patches.shape).to(dtype)
 
 

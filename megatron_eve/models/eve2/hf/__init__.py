@@ -1,0 +1,1 @@
+"""EVE v2's folders in Hugging Face layout."""
