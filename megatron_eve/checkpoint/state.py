@@ -144,7 +144,9 @@ def load_checkpoint(
     check_resume(folder, saved, config, dataset, frozen)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
     # Loading replaces the groups, and Adam has other settings on GPUs (TransformerEngine's) than on CPUs (torch's).
-    built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    built = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
     state = _model_state(chunks)
     request = {
         **state,
