@@ -143,6 +143,8 @@ def load_checkpoint(
     saved = dist_checkpointing.load_common_state_dict(str(folder))
     check_resume(folder, saved, config, dataset, frozen)
     settings = [{name: group.get(name) for name in _OWN_SETTINGS} for group in optimizer.param_groups]
+    # Loading replaces the groups, and Adam has other settings on GPUs (TransformerEngine's) than on CPUs (torch's).
+    built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     state = _model_state(chunks)
     request = {
         **state,
@@ -159,8 +161,8 @@ def load_checkpoint(
     for i, chunk in enumerate(chunks):
         unwrap(chunk).load_state_dict(loaded.get(f"scales{i}", {}), strict=False)
     optimizer.load_state_dict(loaded["optimizer"])
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    for group, own, defaults in zip(optimizer.param_groups, settings, built, strict=True):
+        group.update({**defaults, **group, **own})
     if same_layout:
         _restore_rng(loaded["rng_state"])
     restore_rerun_state(loaded)
