@@ -73,6 +73,9 @@ class Example:
         step(
             "Clusters", f"features of a tower with random weights, {len(KINDS)} centres, the nearest of each"
         )
+        from transformers.utils.logging import disable_progress_bar  # here: transformers takes long to import
+
+        disable_progress_bar()
         tower = save_toy_teacher(runs.output / "tower", _VISION)
         self._curate("features", "--tower", tower)
         self._curate("centres", "--centres", len(KINDS), "--points-per-centre", 8)
@@ -186,7 +189,7 @@ def main() -> int:
     runs = Runs(flags.output, Console(STEPS), sizes)
     opening = (
         "Curation at toy size: downloads -> rules -> duplicates -> clusters -> selection -> captions -> a dataset\n"
-        "About four minutes on two idle cores."
+        "About five minutes on two idle cores."
     )
     return run_example("curation", runs, opening, Example(runs).run)
 
