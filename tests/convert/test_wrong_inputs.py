@@ -106,10 +106,11 @@ WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>
 WRONG: dict[str, tuple[Make, str]] = {
     "mistral": (
         config(model_type="mistral"),
-        "/config.json: model_type is 'mistral', and Llama, Qwen2, EVE v1, VILA and VILA-U are known",
+        "/config.json: model_type is 'mistral', and Llama, Qwen2, EVE v1, EVE v2, VILA and VILA-U are known",
     ),
-    "eve v2": (
-        config(model_type="eve-qwen2"), "/config.json: model_type is 'eve-qwen2', and EVE v2 is another architecture",
+    "experts of the MLP alone": (
+        config(model_type="eve-qwen2", add_moe=True, moe_part="mlp"),
+        "/config.json: moe_part is 'mlp', and experts are of all parts here ('layernorm-self_attn-mlp')",
     ),
     "clip": (
         lambda folder, source: Path(shutil.copytree(find_golden(TEACHER), folder)),
