@@ -12,6 +12,7 @@ EVE2_PLAIN = replace(
     what="as plain, without white space around the caption (EVE v2)",
     clean_caption=str.strip,
     stop=("\n",),
+    prompts=False,  # a caption is asked for with `plain`, which makes the same prompt
 )
 EVE2_QWEN2 = replace(
     VICUNA_V1,
