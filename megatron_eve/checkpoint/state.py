@@ -6,18 +6,16 @@ The format is megatron-core's distributed one (`torch_dist`). `saver.py` writes 
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core import dist_checkpointing
 
 from megatron_eve.checkpoint.compatibility import (
     CheckpointError,
@@ -31,13 +29,13 @@ from megatron_eve.checkpoint.files import checked_bytes, compare_checksums, miss
 from megatron_eve.checkpoint.optimizer_state import make_moments
 from megatron_eve.checkpoint.reading import read_tensors
 from megatron_eve.checkpoint.rerun_state import rerun_request, rerun_state_to_save, restore_rerun_state
+from megatron_eve.checkpoint.rng_state import restore_rng_state, rng_state
 from megatron_eve.checkpoint.store import CheckpointStore, path_to_resume
 from megatron_eve.checkpoint.tokenizer_record import TokenizerRecord
 from megatron_eve.config import TRACKER, RunConfig
 from megatron_eve.models.build import unwrap
 from megatron_eve.models.decoder.experts import copy_experts
-from megatron_eve.models.decoder.names import is_expert
-from megatron_eve.models.family import ADAPTERS, begins_at_random
+from megatron_eve.models.family import ADAPTERS, EXPERTS, begins_at_random
 from megatron_eve.models.registry import find_family
 from megatron_eve.runtime.progress_bar import byte_progress
 from megatron_eve.runtime.ranks import print_rank_0
@@ -111,7 +109,7 @@ def run_state(
         **rerun_state_to_save(),
         **model,
         **_fp8_state(chunks, config.to_dict()),
-        "rng_state": _rng_state(),
+        "rng_state": rng_state(),
         "optimizer": optimizer.sharded_state_dict(model, is_loading=False, metadata=dict(CONTENT)),
     }
 
@@ -154,7 +152,7 @@ def load_checkpoint(
     }
     same_layout = rank_layout(saved["config"]) == rank_layout(config.to_dict())
     if same_layout:
-        request["rng_state"] = _rng_state()
+        request["rng_state"] = rng_state()
     request |= rerun_request(saved, config)
     if _fp8_state_fits(saved["config"], config.to_dict()):
         request |= _fp8_state(chunks, config.to_dict())
@@ -166,7 +164,7 @@ def load_checkpoint(
     for group, own, defaults in zip(optimizer.param_groups, settings, built, strict=True):
         group.update({**defaults, **group, **own})
     if same_layout:
-        _restore_rng(loaded["rng_state"])
+        restore_rng_state(loaded["rng_state"])
     restore_rerun_state(loaded)
     # Some of these entries are missing in checkpoints of older versions.
     return TrainState(**{name: saved[name] for name in asdict(TrainState()) if name in saved})
@@ -192,24 +190,19 @@ def load_weights(folder: str, chunks: Sequence[Any], config: RunConfig) -> None:
     lacking = dict(family.missing_parts(saved, config))
     if lacks_adapters:
         lacking[ADAPTERS] = "holds no adapters, so those of this run begin anew"
-    copies_experts = config.model.modality_experts and not saved["config"]["model"].get("modality_experts")
+    if config.model.modality_experts and not saved["config"]["model"].get("modality_experts"):
+        lacking[EXPERTS] = "has no experts, so those of this run begin as copies of its weights"
     state = _model_state(chunks)
     is_fresh: Callable[[str], bool] | None = None
-    if lacking or copies_experts:
-
-        def is_fresh(name: str) -> bool:
-            return begins_at_random(family, name, tuple(lacking)) or (copies_experts and is_expert(name))
-
-        reasons = [*lacking.values()]
-        if copies_experts:
-            reasons.append("has no experts, so those of this run begin as copies of its weights")
-        for reason in reasons:
+    if lacking:
+        is_fresh = partial(begins_at_random, family, lacking=tuple(lacking))
+        for reason in lacking.values():
             print_rank_0(f"{path}: {reason}")
         for part in state.values():
             for name in [name for name in part if is_fresh(name)]:
                 del part[name]
     _load_model(chunks, read_tensors(state, path), optional=is_fresh)
-    if copies_experts:
+    if EXPERTS in lacking:
         copy_experts(unwrap(chunk) for chunk in chunks)
 
 
@@ -377,36 +370,3 @@ def _load_model(
         missing = [name for name in result.missing_keys if not (optional and optional(name))]
         wrong = [name for name in missing if not name.endswith(_EXTRA)] + result.unexpected_keys
         assert not wrong, f"megatron-core loaded other weights than it was asked for: {wrong}"
-
-
-def _rng_state() -> ShardedObject:
-    """Random states of this rank's tensor and pipeline position; data-parallel ranks share them."""
-    states = {
-        "random": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return ShardedObject(
-        "rng_state",
-        states,
-        (
-            parallel_state.get_pipeline_model_parallel_world_size(),
-            parallel_state.get_tensor_model_parallel_world_size(),
-        ),
-        (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank()),
-        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
-    )
-
-
-def _restore_rng(states: dict[str, Any]) -> None:
-    if ("cuda" in states) != torch.cuda.is_available():
-        return  # written on another kind of device (CPU or GPU), whose generator states differ
-    random.setstate(states["random"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(states["tracker"])

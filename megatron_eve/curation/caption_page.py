@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
+from PIL import Image
 
 from megatron_eve.curation.captions_of_records import caption_of
 from megatron_eve.curation.reasons import find_reason
+from megatron_eve.curation.thumbnails import picture_html, thumbnail
 from megatron_eve.curation.work import Work
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.images.decode import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.inspecting.html import html_page, table
-from megatron_eve.data.schema import Record
 
 SHOWN_CAPTIONS, SHOWN_OF_REASON = 24, 4
 _MOST_SHARDS = 8  # that are read; each is read whole
@@ -32,7 +30,7 @@ class ShownCaption:
 
     Attributes:
         name: shard, row and id.
-        picture: a small JPEG file, or why there is none.
+        picture: made small, or why there is none.
         prompt: that the model was asked with.
         old: the caption before; empty where there was none.
         new: the model's answer; None where there is none.
@@ -40,7 +38,7 @@ class ShownCaption:
     """
 
     name: str
-    picture: bytes | str
+    picture: Image.Image | str
     prompt: str
     old: str
     new: str | None
@@ -67,7 +65,7 @@ def shown_captions(work: Work, stage: str, prompt_of: Callable[[int, int], str])
             shown.append(
                 ShownCaption(
                     name=f"shard {shard}, row {number}" + (f", {record.id}" if record.id else ""),
-                    picture=_thumbnail(record),
+                    picture=thumbnail(record, _SIDE),
                     prompt=prompt_of(shard, number),
                     old="" if isinstance(record, SkipRow) else caption_of(record) or "",
                     new=row["caption"],
@@ -87,20 +85,6 @@ def _drawn(answers: pyarrow.Table, shards: int) -> pyarrow.Table:
     groups += [(reasons == reason, SHOWN_OF_REASON) for reason in sorted({one for one in reasons if one})]
     drawn = [rng.permutation(np.flatnonzero(group))[: max(1, most // shards)] for group, most in groups]
     return answers.take(np.sort(np.concatenate(drawn)))
-
-
-def _thumbnail(record: Record | SkipRow) -> bytes | str:
-    try:
-        if isinstance(record, SkipRow):
-            raise record
-        data = record.images[0].data if record.images else None
-        picture = decode_image(data or b"", apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
-    except SkipRow as skip:
-        return skip.reason
-    picture.thumbnail((_SIDE, _SIDE))
-    stream = BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
 
 
 def caption_page(name: str, facts: Sequence[tuple[str, str]], shown: Sequence[ShownCaption]) -> str:
@@ -127,8 +111,7 @@ def _row(one: ShownCaption) -> str:
     if isinstance(one.picture, str):
         picture = f'<span class="wrong">{escape(one.picture)}</span>'
     else:
-        data = base64.b64encode(one.picture).decode()
-        picture = f'<img alt="{escape(one.name)}" src="data:image/jpeg;base64,{data}">'
+        picture = picture_html(one.picture, one.name)
     lines = [("prompt", one.prompt), ("old caption", one.old or "none")]
     lines += [] if one.new is None else [("new caption", one.new)]
     text = "".join(

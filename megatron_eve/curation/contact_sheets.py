@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from megatron_eve.curation.clusters import evenly_spaced
+from megatron_eve.curation.thumbnails import Place, records_at, thumbnail
 from megatron_eve.curation.work import Work
-from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.images.decode import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.inspecting.drawing import WIDTH, load_font
-from megatron_eve.data.schema import Record
 
 SHOWN_CLUSTERS = 20
 _COLUMNS = 8  # pictures of a line; the first line has the nearest, the second the farthest
@@ -23,8 +20,6 @@ _GAP = 8
 _SIDE = (WIDTH - _GAP) // _COLUMNS - _GAP
 _TITLE, _CAPTION = 30, 18  # heights in pixels
 _INK, _GREY = (20, 20, 20), (90, 90, 90)
-
-Place = tuple[int, int]  # shard and row
 
 
 @dataclass(frozen=True)
@@ -76,14 +71,8 @@ def choose_clusters(sizes: NDArray[np.int64], chosen: NDArray[np.void]) -> list[
 
 def read_thumbnails(work: Work, sheets: list[ClusterSheet]) -> dict[Place, Image.Image | str]:
     """The pictures of sheets by shard and row, each made small, or the error where one cannot be read."""
-    places = [sheet.shown[["shard", "row"]] for sheet in sheets]
-    rows: list[Any] = list(np.unique(np.concatenate(places))) if places else []
-    found: dict[Place, Image.Image | str] = {}
-    for shard in sorted({int(one["shard"]) for one in rows}):
-        wanted = np.array([one["row"] for one in rows if one["shard"] == shard], dtype=np.int64)
-        for row, record in work.records(shard, wanted):
-            found[shard, row] = _thumbnail(record)
-    return found
+    places = {(int(one["shard"]), int(one["row"])) for sheet in sheets for one in sheet.shown}
+    return {place: thumbnail(record, _SIDE) for place, record in records_at(work, places)}
 
 
 def draw_sheet(sheet: ClusterSheet, pictures: dict[Place, Image.Image | str]) -> bytes:
@@ -105,17 +94,3 @@ def draw_sheet(sheet: ClusterSheet, pictures: dict[Place, Image.Image | str]) ->
     stream = BytesIO()
     page.save(stream, "PNG", optimize=True)
     return stream.getvalue()
-
-
-def _thumbnail(record: Record | SkipRow) -> Image.Image | str:
-    try:
-        if isinstance(record, SkipRow):
-            raise record
-        if not record.images:
-            return "no_picture"
-        data = record.images[0].data or b""
-        picture = decode_image(data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
-    except SkipRow as skip:
-        return skip.reason
-    picture.thumbnail((_SIDE, _SIDE))
-    return picture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,16 +12,17 @@ import numpy as np
 
 from megatron_eve.curation.captions_of_records import caption_of
 from megatron_eve.curation.reasons import find_reason
+from megatron_eve.curation.thumbnails import picture_html, records_at, thumbnail
 from megatron_eve.curation.work import Work
 from megatron_eve.data.errors import SkipRow
-from megatron_eve.data.images.decode import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.inspecting.html import html_page
 from megatron_eve.data.schema import Record
 
 PAGE = "dropped.html"
 SHOWN = 12
 """Rows of each reason."""
-_SIDE = 224  # pixels, the longer side of a picture on the page
+SIDE = 224
+"""Pixels of the longer side of a picture on the page."""
 _LONGEST_TEXT = 300  # characters of a caption on the page
 _STYLE = """
 .rows { display: grid; grid-template-columns: repeat(auto-fill, 230px); gap: 16px 20px; margin: 8px 0 28px; }
@@ -57,7 +56,8 @@ def write_dropped_page(work: Work, counts: Mapping[str, int], total: int) -> Pat
     by_reason: dict[str, list[_Dropped]] = defaultdict(list)
     for one in _choose(work, counts):
         by_reason[one.reason].append(one)
-    records = _records(work, [one for rows in by_reason.values() for one in rows])
+    places = [(one.shard, one.row) for rows in by_reason.values() for one in rows]
+    records = dict(records_at(work, places))
     parts = [f"<style>{_STYLE}</style><h1>Dropped rows</h1><p>{escape(str(work.folder))}</p>"]
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         meaning = find_reason(reason)
@@ -85,18 +85,6 @@ def _choose(work: Work, counts: Mapping[str, int]) -> Iterator[_Dropped]:
                 yield _Dropped(shard, row["row"], row["reason"], row["detail"] or "")
 
 
-def _records(work: Work, rows: list[_Dropped]) -> dict[tuple[int, int], Record | SkipRow]:
-    """The rows themselves, by shard and row."""
-    of_shard: dict[int, list[int]] = defaultdict(list)
-    for one in rows:
-        of_shard[one.shard].append(one.row)
-    return {
-        (shard, row): record
-        for shard, numbers in of_shard.items()
-        for row, record in work.records(shard, np.array(sorted(numbers), dtype=np.int64))
-    }
-
-
 def _section(one: _Dropped, record: Record | SkipRow) -> str:
     """One row as HTML."""
     lines = [f"<p class=note>shard {one.shard}, row {one.row}; {escape(one.detail)}</p>"]
@@ -107,18 +95,7 @@ def _section(one: _Dropped, record: Record | SkipRow) -> str:
             text = ""
         cut = f"{text[:_LONGEST_TEXT]} ..." if len(text) > _LONGEST_TEXT else text
         lines.append(f"<p>{escape(cut).encode('utf-8', 'backslashreplace').decode()}</p>")
-        if record.images:
-            lines.insert(0, picture_html(record.images[0].data or b""))
+        picture = thumbnail(record, SIDE)
+        if not isinstance(picture, str):
+            lines.insert(0, picture_html(picture))
     return f"<section>{''.join(lines)}</section>"
-
-
-def picture_html(data: bytes) -> str:
-    """A small copy of a picture; nothing for one that does not decode."""
-    try:
-        picture = decode_image(data, apply_exif=True, max_pixels=DEFAULT_MAX_PIXELS)
-    except SkipRow:
-        return ""
-    picture.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_eve.curation.dropped_page import picture_html
+from megatron_eve.curation.dropped_page import SIDE
 from megatron_eve.curation.duplicates import EXACT
+from megatron_eve.curation.thumbnails import Place, picture_html, records_at, thumbnail
 from megatron_eve.curation.work import Work
 from megatron_eve.data.inspecting.html import html_page
-from megatron_eve.data.schema import Record
 
 PAGE = "duplicates.html"
 SHOWN = 12
@@ -26,8 +26,6 @@ _STYLE = """
 
 _MOST_SHARDS = 8  # that are read for the page, since finding a row means reading its shard
 
-_Place = tuple[int, int]  # shard and row
-
 
 def write_duplicates_page(work: Work) -> Path:
     """Write WORK/duplicates/duplicates.html and return its path.
@@ -36,7 +34,9 @@ def write_duplicates_page(work: Work) -> Path:
         DataError: a table or a shard cannot be read.
     """
     groups = _choose(work)
-    pictures = _pictures(work, {place for pairs in groups.values() for pair in pairs for place in pair})
+    places = {place for pairs in groups.values() for pair in pairs for place in pair}
+    copies = {place: thumbnail(record, SIDE) for place, record in records_at(work, places)}
+    pictures = {place: "" if isinstance(copy, str) else picture_html(copy) for place, copy in copies.items()}
     parts = [f"<style>{_STYLE}</style><h1>Duplicates</h1><p>{escape(str(work.folder))}</p>"]
     parts.append("<p>On the left the earlier picture, on the right its copy, which is dropped.</p>")
     for (reason, distance), pairs in sorted(groups.items()):
@@ -53,9 +53,9 @@ def write_duplicates_page(work: Work) -> Path:
     return work.stage_folder("duplicates") / PAGE
 
 
-def _choose(work: Work) -> dict[tuple[str, int], list[tuple[_Place, _Place]]]:
+def _choose(work: Work) -> dict[tuple[str, int], list[tuple[Place, Place]]]:
     """Up to SHOWN pairs of each reason and distance: (earlier row, dropped row), from few shards."""
-    groups: dict[tuple[str, int], list[tuple[_Place, _Place]]] = defaultdict(list)
+    groups: dict[tuple[str, int], list[tuple[Place, Place]]] = defaultdict(list)
     shards: set[int] = set()
     for shard in np.random.default_rng(0).permutation(len(work.inputs)).tolist():
         for found in work.read_table("duplicates", shard).to_pylist():
@@ -67,15 +67,3 @@ def _choose(work: Work) -> dict[tuple[str, int], list[tuple[_Place, _Place]]]:
         if len(shards) >= _MOST_SHARDS:
             break
     return groups
-
-
-def _pictures(work: Work, places: set[_Place]) -> dict[_Place, str]:
-    """The pictures of some rows, as HTML."""
-    rows_of: dict[int, list[int]] = defaultdict(list)
-    for shard, row in sorted(places):
-        rows_of[shard].append(row)
-    return {
-        (shard, row): picture_html(record.images[0].data or b"") if isinstance(record, Record) else ""
-        for shard, rows in rows_of.items()
-        for row, record in work.records(shard, np.array(rows, np.int64))
-    }

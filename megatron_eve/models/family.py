@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTERS",
     "ADAPTER_PARAMETERS",
+    "EXPERTS",
+    "EXPERT_PARAMETERS",
     "FRONT_END",
     "CodeSizes",
     "ImagePlan",
@@ -329,10 +331,11 @@ class ModelFamily(Protocol):
 
 
 # Parts that a folder of weights may lack: what embeds the images (one of `ModelFamily.parts`), and the decoder's
-# adapters (of all families).
-FRONT_END, ADAPTERS = "front end", "adapters"
-# Global names of the adapters' parameters (`--lora-rank`), as a glob.
+# adapters and experts (of all families).
+FRONT_END, ADAPTERS, EXPERTS = "front end", "adapters", "experts"
+# Global names of the parameters of adapters (`--lora-rank`) and of experts (`--modality-experts`), as globs.
 ADAPTER_PARAMETERS = "decoder.layers.*.lora.*"
+EXPERT_PARAMETERS = "decoder.layers.*.visual_*"
 
 
 def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -> bool:
@@ -341,7 +344,7 @@ def begins_at_random(family: ModelFamily, name: str, lacking: Collection[str]) -
     Args:
         family: of the model.
         name: of the parameter, local or global.
-        lacking: parts that the folder does not hold, as `parts` names them, and ADAPTERS.
+        lacking: parts that the folder does not hold, as `parts` names them, ADAPTERS and EXPERTS.
     """
-    parts = {**family.parts, ADAPTERS: (ADAPTER_PARAMETERS,)}
+    parts = {**family.parts, ADAPTERS: (ADAPTER_PARAMETERS,), EXPERTS: (EXPERT_PARAMETERS,)}
     return any(matches(name, parts.get(part, ())) for part in lacking)

@@ -102,8 +102,3 @@ def decoder_rules(model: ModelConfig) -> tuple[Rule, ...]:
     experts = _EXPERT_RULES if model.modality_experts else ()
     biases = (QKV_BIAS_RULE, *([_EXPERT_BIAS_RULE] if experts else [])) if model.add_qkv_bias else ()
     return (*DECODER_RULES, *biases, *experts)
-
-
-def is_expert(name: str) -> bool:
-    """Is this tensor of ours (or its key in a checkpoint) of the weights for rows of images?"""
-    return "visual_" in name.rpartition(".")[2]

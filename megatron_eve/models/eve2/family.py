@@ -11,9 +11,10 @@ from megatron_eve.models.eve2.checks import check_sizes, check_stage, check_weig
 from megatron_eve.models.eve2.config import OTHER_NAMES, PRESETS, EVE2Config
 from megatron_eve.models.eve2.flops import eve2_flops
 from megatron_eve.models.eve2.geometry import IMAGE_FLAGS, image_setting_errors, image_settings, planner
-from megatron_eve.models.eve2.parameters import EXPERTS, PARTS, parameter_counts
+from megatron_eve.models.eve2.parameters import PARTS, parameter_counts
 from megatron_eve.models.eve2.templates import EVE2_PLAIN, EVE2_QWEN2, TEXT_RULES
 from megatron_eve.models.family import (
+    EXPERT_PARAMETERS,
     FRONT_END,
     ImagePlanner,
     ModelFamily,
@@ -44,7 +45,9 @@ class EVE2Family(ModelFamily):
     other_names: Mapping[str, str] = OTHER_NAMES
     stages: Mapping[int, Stage] = {
         0: Stage("patch embedding alone", PARTS[FRONT_END], template=EVE2_PLAIN.name),
-        1: Stage("patch embedding and experts", (*PARTS[FRONT_END], *EXPERTS), template=EVE2_PLAIN.name),
+        1: Stage(
+            "patch embedding and experts", (*PARTS[FRONT_END], EXPERT_PARAMETERS), template=EVE2_PLAIN.name
+        ),
         2: Stage("full alignment", ("*",), template=EVE2_QWEN2.name),
         3: Stage("supervised fine-tuning", ("*",), template=EVE2_QWEN2.name),
     }

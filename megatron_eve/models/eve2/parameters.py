@@ -8,8 +8,6 @@ from megatron_eve.models.eve2.geometry import MERGE, PATCH_VALUES
 from megatron_eve.models.family import FRONT_END, PartCounts
 
 PARTS = {FRONT_END: ("vision_model.*",)}
-EXPERTS = ("decoder.layers.*.visual_*",)
-"""The second set of weights of each layer (`models/decoder/experts.py`)."""
 
 
 def parameter_counts(model: ModelConfig, vision: EVE2Config) -> PartCounts:

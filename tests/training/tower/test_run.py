@@ -27,7 +27,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [
         "--preset", "vila_u_tower_tiny", "--data-path", pairs, "--vision-tower", str(siglip), "--split", "75,25",
         "--perceptual-weights", "random", "--global-batch-size", "5", "--train-iters", str(ITERATIONS),
-        "--visual-codebook-size", "32", "--lr", "1e-3", "--gan-start", "1", "--eval-interval", "2",
+        # Of few vectors two are rarely as near, so that rounding changes no code: with 32 it does on some processors.
+        "--visual-codebook-size", "8", "--lr", "1e-3", "--gan-start", "1", "--eval-interval", "2",
         # Else Adam moves what has hardly a gradient by the sign of its rounding, and a code may change.
         "--adam-eps", "1e-3",
     ]  # fmt: skip
@@ -90,9 +91,6 @@ def test_a_run_that_is_resumed_goes_on_to_the_bit(
     assert ranks.run(2, some_steps, again)[0] == whole[1][2:]
 
 
-@pytest.mark.xfail(
-    reason="one code flips by rounding, and losses differ by 0.4 %: not understood yet", strict=False
-)
 def test_another_number_of_ranks_goes_on_to_rounding(
     ranks: RankPool, flags: list[str], whole: Any, tmp_path: Path
 ) -> None:
