@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
 import traceback
@@ -82,20 +83,19 @@ class RankPool:
             What each rank returned, in rank order (must pickle).
 
         Raises:
-            RankError: a rank raised, or did not answer in time.
+            RankError: a rank raised, ended, or did not answer in time.
         """
         self._start(world_size)
         # Ranks meet in a file: a port found free may be taken before they use it.
         self._runs += 1
         store = f"file://{self._folder.name}/store_{self._runs}"
-        for rank in range(world_size):
-            self._pipes[rank].send((function, arguments, rank, world_size, store))
-        answers = []
-        for rank in range(world_size):
-            if not self._pipes[rank].poll(TIMEOUT_SECONDS):
-                self.close()
-                raise RankError(f"rank {rank} of {world_size} did not answer within {TIMEOUT_SECONDS} s")
-            answers.append(self._pipes[rank].recv())
+        try:
+            for rank in range(world_size):
+                self._pipes[rank].send((function, arguments, rank, world_size, store))
+            answers = [self._answer(rank) for rank in range(world_size)]
+        except (EOFError, OSError) as error:
+            # The ranks that are left cannot serve the next test alone.
+            raise RankError(f"{error!r}; ranks that ended, with their status: {self.close()}") from error
         failed = [f"rank {rank}:\n{text}" for rank, (fine, text) in enumerate(answers) if not fine]
         if failed:
             raise RankError("\n".join(failed))
@@ -113,8 +113,17 @@ class RankPool:
             self._processes.append(process)
             self._pipes.append(ours)
 
-    def close(self) -> None:
-        """End the ranks."""
+    def _answer(self, rank: int) -> Any:
+        if not self._pipes[rank].poll(TIMEOUT_SECONDS):
+            raise TimeoutError(f"rank {rank} did not answer within {TIMEOUT_SECONDS} s")
+        return self._pipes[rank].recv()
+
+    def close(self) -> dict[int, int]:
+        """End the ranks. Returns the exit statuses of those that had ended themselves (-9: killed, often for memory)."""
+        # A pipe closes a moment before the process ends.
+        sentinels = [process.sentinel for process in self._processes]
+        multiprocessing.connection.wait(sentinels, timeout=1)
+        statuses = {rank: process.exitcode for rank, process in enumerate(self._processes)}
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -122,3 +131,4 @@ class RankPool:
             if process.is_alive():
                 process.kill()
         self._processes, self._pipes = [], []
+        return {rank: status for rank, status in statuses.items() if status is not None}
