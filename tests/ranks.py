@@ -119,7 +119,7 @@ class RankPool:
         return self._pipes[rank].recv()
 
     def close(self) -> dict[int, int]:
-        """End the ranks. Returns the exit statuses of those that had ended themselves (-9: killed, often for memory)."""
+        """End the ranks. Returns the exit statuses of those that had ended themselves (-9: killed, as for memory)."""
         # A pipe closes a moment before the process ends.
         sentinels = [process.sentinel for process in self._processes]
         multiprocessing.connection.wait(sentinels, timeout=1)

@@ -19,10 +19,9 @@ Tensors = Mapping[str, "torch.Tensor"]
 _NEEDED = {"x", "z", "last.weight", "last.bias", "lpips.lin0", "disc.main.0.weight", "adaptive_weight"}
 # Weight of the generator's loss and of the discriminator's in the public code.
 _ADVERSARIAL = 0.75
-# Made of gradients through the VGG-16. The public code's are up to 1.3e-5 away from those in float64: where a
-# convolution adds up in another order, an input of a ReLU near 0 falls on the other side.
+# Made of gradients through the VGG-16, of which the public code's in float32 are up to 1.3e-5 away from float64.
 _GRADIENTS = {"lpips_grad_y", "adaptive_weight", "total_without_commitment", "grad_last.weight"}
-# The discriminator's: sums over all positions, whose order depends on the number of threads (1.4e-6 with two).
+# The discriminator's, of which they are up to 9e-6 away: sums over all positions.
 _OF_DISCRIMINATOR = "disc_grad."
 
 
@@ -35,15 +34,20 @@ def loss_comparisons(name: str, case: Tensors) -> Iterator[Comparison]:
     """All values of a case, whose reconstruction is y = conv3x3(z), by its names.
 
     Their order is that of a step: the generator's pass, then the discriminator's of reconstruction and pictures; then
-    one in evaluation.
+    one in evaluation. All is computed in float64: in float32 the order of a convolution's sums, and with it the side of
+    0 on which an input of a ReLU falls, depends on the processor (gradients through the VGG-16 differ by up to 1e-2).
     """
     import torch
 
     from megatron_eve.runtime.accelerator import accelerator
 
     device = accelerator().device
-    given = {key: tensor.to(device) for key, tensor in case.items()}
-    perceptual, discriminator = perceptual_of(case).to(device), discriminator_of(case).to(device)
+    given = {
+        key: tensor.to(device, torch.float64 if tensor.is_floating_point() else None)
+        for key, tensor in case.items()
+    }
+    perceptual = perceptual_of(case).to(device, torch.float64)
+    discriminator = discriminator_of(case).to(device, torch.float64)
     found = _tower_losses(given, perceptual, discriminator)
     found |= _discriminator_losses(given, found["y"].detach(), discriminator)
     with torch.no_grad():
