@@ -126,6 +126,33 @@ class GoldenRow(NamedTuple):
     prompt: Literal["", "text", "image", "video"] = ""
 
 
+class GoldenSteps(NamedTuple):
+    """Steps that a published trainer took on one batch with AdamW, at a constant learning rate.
+
+    Attributes:
+        name: in front of the names of the rows.
+        weights: folder of the model in Hugging Face layout, with the tokenizer; the steps begin there.
+        stage: of training; says what trains.
+        optimizer: settings of `OptimizerConfig`, by their names.
+        samples: rows of text; their tokens and labels are empty.
+        pictures: of each sample, as files.
+        losses, grad_norms: of each step, before its update.
+        changes: L2 norm of what all steps changed in a parameter, by key; of the others nothing changed.
+        final: some parameters behind the last step, by key.
+    """
+
+    name: str
+    weights: Path
+    stage: int
+    optimizer: Mapping[str, Any]
+    samples: Sequence[GoldenRow]
+    pictures: Sequence[Sequence[bytes]]
+    losses: Sequence[float]
+    grad_norms: Sequence[float]
+    changes: Mapping[str, float]
+    final: Mapping[str, torch.Tensor]
+
+
 class GoldenPicture(NamedTuple):
     """What a published processor made of a picture.
 
@@ -197,6 +224,10 @@ class GoldenFormat(Protocol):
 
     def rows(self, folder: Path) -> Iterator[GoldenRow]:
         """Rows of text that such a folder holds."""
+        return iter(())
+
+    def steps(self, folder: Path) -> Iterator[GoldenSteps]:
+        """Steps of the optimizer that such a folder holds."""
         return iter(())
 
     def pictures_alone(self, folder: Path) -> Iterator[GoldenPicture]:

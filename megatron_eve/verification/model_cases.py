@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from megatron_eve.data.text.conversation import IGNORE_INDEX
 from megatron_eve.models.build import build_chunks, unwrap
 from megatron_eve.models.decoder.model import VisionLanguageModel
 from megatron_eve.models.decoder.next_token import NextToken
+from megatron_eve.models.family import ModelSettings
 from megatron_eve.models.golden_format import GoldenFormat, image_names
 from megatron_eve.models.process_groups import model_parallel
 from megatron_eve.models.registry import find_family
@@ -305,17 +306,33 @@ def _compare_logits(case: ModelCase, sample: int, logits: torch.Tensor) -> list[
 
 def whole_gradients(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[str, torch.Tensor]:
     """Gradients of all parameters under their Hugging Face names, whole, on every rank. Collective."""
+    return whole_tensors(
+        (
+            (name, parameter.main_grad, padded)  # type: ignore[attr-defined]
+            for name, parameter, padded in global_parameters(chunks)
+            if parameter.requires_grad
+        ),
+        case,
+    )
+
+
+def whole_tensors(
+    shards: Iterable[tuple[str, torch.Tensor, int]], settings: ModelSettings
+) -> dict[str, torch.Tensor]:
+    """What ranks hold of parameters, or of something of their shapes, whole by Hugging Face name. Collective.
+
+    Args:
+        shards: global name, this rank's part, and the padded vocabulary of its chunk.
+        settings: of the model.
+    """
     group = parallel_state.get_tensor_model_parallel_group()
     size = parallel_state.get_tensor_model_parallel_world_size()
     mine: dict[str, torch.Tensor] = {}
-    for name, parameter, padded in global_parameters(chunks):
-        if not parameter.requires_grad:
-            continue
-        gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
-        shards = [torch.empty_like(gradient) for _ in range(size)]
-        torch.distributed.all_gather(shards, gradient.contiguous(), group=group)
-        shards = [shard.cpu() for shard in shards]
-        mine.update(to_hf(name, shards, Sizes.of(case.model, padded), case))
+    for name, shard, padded in shards:
+        parts = [torch.empty_like(shard) for _ in range(size)]
+        torch.distributed.all_gather(parts, shard.contiguous(), group=group)
+        parts = [part.cpu() for part in parts]
+        mine.update(to_hf(name, parts, Sizes.of(settings.model, padded), settings))
     gathered: list[dict[str, torch.Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, mine)
-    return {name: gradient for some in gathered for name, gradient in some.items()}
+    return {name: tensor for some in gathered for name, tensor in some.items()}

@@ -16,6 +16,7 @@ from megatron_eve.verification.cases import (
 from megatron_eve.verification.forms import is_model_case, reading_family, tower_golden
 from megatron_eve.verification.greedy import check_greedy
 from megatron_eve.verification.model_cases import check_comparisons, check_model_case
+from megatron_eve.verification.optimizer_steps import check_steps
 from megatron_eve.verification.results import CheckResult
 from megatron_eve.verification.rows import check_rows
 
@@ -53,4 +54,5 @@ def _check_own_form(
     for batch in family.golden().batches(folder):
         rows += check_model_case(batch_case(folder, batch), parallel, recompute)
     rows += [*check_rows(family, folder), *check_pictures_alone(family, folder)]
+    rows += check_steps(family, folder, parallel, recompute)
     return rows + check_comparisons(folder, family.golden(), parallel)

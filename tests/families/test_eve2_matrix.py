@@ -18,8 +18,8 @@ from tests.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-# The language loss is computed in float32 (`language_losses`): key biases, which have next to no gradient, differ by up to
-# 2e-8. With a loss in float64 all gradients under TP 2 are within 1e-14.
+# The language loss is computed in float32 (`language_losses`): key biases, which have next to no gradient, differ by up
+# to 2e-8. With a loss in float64 all gradients under TP 2 are within 1e-14.
 LOSS, GRADIENT = 2e-7, 1e-7
 
 LAYOUTS = (TP2, TP2_SP, PP2, PP4, PP2_VPP2, PP2_UNEVEN, CP2, TP2_PP2, TP2_SP_CP2, DP2)
