@@ -12,7 +12,7 @@ from megatron_eve.config.recipe import parse
 from megatron_eve.training.loop.data import open_data
 from tests.families.suite import Trace, run
 from tests.layouts import DP2, ONE, TP2_SP, Layout, parametrize
-from tests.ranks import RankPool
+from tests.ranks import RankError, RankPool
 
 pytestmark = pytest.mark.distributed
 
@@ -60,3 +60,28 @@ def test_overlapped_exchanges_do_not_wait_for_pictures(
     assert trace.samples == one_process.samples
     assert len(trace.losses) == STEPS
     assert trace.losses == pytest.approx(one_process.losses, abs=1e-5, rel=0)
+
+
+def run_without_empty_sides(config: RunConfig) -> Trace:
+    """Runs on each rank: the run, with linear layers that leave out a set of weights that has no rows."""
+    import torch
+
+    from megatron_eve.models.decoder.experts import ExpertLinear
+
+    right = ExpertLinear.multiplied
+
+    def multiplied(self: ExpertLinear, x: torch.Tensor) -> torch.Tensor:
+        if self.rows.text < len(x):
+            return right(self, x)
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    ExpertLinear.multiplied = multiplied  # type: ignore[method-assign]
+    try:
+        return run(config)
+    finally:
+        ExpertLinear.multiplied = right  # type: ignore[method-assign]
+
+
+def test_an_empty_side_without_a_gradient_is_noticed(ranks: RankPool) -> None:
+    with pytest.raises(RankError, match="Communication call has not been issued"):
+        ranks.run(2, run_without_empty_sides, config("eve2_tiny", DP2, "--overlap-grad-reduce"))
