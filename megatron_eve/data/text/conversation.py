@@ -333,7 +333,9 @@ def encode_marked(
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     image = [IMAGE_TOKEN_ID, *(tokenizer.encode(template.behind_image) if template.behind_image else ())]
     tokens = list(tokenizer.bos) if template.with_bos else []
-    encode = partial(encode_marked_text, tokenizer) if template.literal else tokenizer.encode_with_offsets
+    encode: Callable[[str], Iterable[tuple[int, int]]] = (
+        partial(encode_marked_text, tokenizer) if template.literal else tokenizer.encode_with_offsets
+    )
     labels, start = [IGNORE_INDEX] * len(tokens), 0
     draw = iter(drawn)
     for segment in IMAGE_SPLIT.split(text):
