@@ -18,7 +18,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from megatron_eve.config.json_file import read_json
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.text.json_tokenizer import JsonTokenizer
 from megatron_eve.data.text.literal_text import mark_typed
@@ -210,8 +212,9 @@ class ChatTemplate:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        rendered: Any  # a text of each conversation, and its blocks; transformers says a text
         try:
-            texts, blocks = render_jinja_template(
+            rendered = render_jinja_template(
                 [[dict(message) for message in messages]],
                 chat_template=self._source,
                 return_assistant_tokens_mask=self._generation,
@@ -221,6 +224,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program, which may raise anything
             reason = " ".join(str(error).split())[:200]
             raise ConversationError("chat_template", f"raises {type(error).__name__}: {reason}") from None
+        texts, blocks = rendered
         text, found = texts[0], [(int(begin), int(end)) for begin, end in (blocks[0] if blocks else ())]
         if first:
             return text, found
@@ -278,10 +282,13 @@ class ChatTemplate:
             )
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """Names of control tokens that a template may use, such as `eos_token`, and the tokens."""
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    found = {}
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """Names of control tokens that a template may use, such as `eos_token`, and the tokens; none without their file."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds no settings by name: copy it again")
+    found: dict[str, Any] = {}
     for name, value in config.items():
         content = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(content, str):
