@@ -103,8 +103,8 @@ class Experiment:
         return found
 
     def _run_seed(self, seed: int) -> dict[str, list[Losses]]:
-        language = self._train("language", seed, (0.5, "sentences", 0.5, "sums"), None, first=seed == 1)
-        stage1 = self._train("experts_1", seed, (CAPTIONS,), "language", stage=1)
+        language = self._train("language", seed, (0.5, "sentences", 0.5, "sums"), None, self.pretraining)[-1]
+        (stage1,) = self._train("experts_1", seed, (CAPTIONS,), "language", self.iterations, stage=1)
         for name in HELD_OUT:
             if stage1[name] != language[name]:
                 raise StepFailed(
@@ -115,12 +115,11 @@ class Experiment:
         for variant in VARIANTS:
             text = variant.text
             blend = (1 - text, CAPTIONS, text, "sentences") if text else (CAPTIONS,)
-            half, start = stage1, "experts_1"
             if variant.decoder == SHARED:
-                start = f"{variant.name}_1"
-                half = self._train(start, seed, blend, "language")
-            both = self._train(f"{variant.name}_2", seed, blend, start)
-            found[variant.title] = [language, half, both]
+                halves = self._train(variant.name, seed, blend, "language", 2 * self.iterations)
+            else:
+                halves = [stage1, *self._train(variant.name, seed, blend, "experts_1", self.iterations)]
+            found[variant.title] = [language, *halves]
         return found
 
     def _make_inputs(self) -> None:
@@ -145,24 +144,25 @@ class Experiment:
         seed: int,
         blend: Sequence[object],
         start: str | None,
+        iterations: int,
         stage: int = 2,
-        first: bool = False,
-    ) -> Losses:
-        """One run, and the losses at its end. The language model and what has "shared" in its name have no experts."""
+    ) -> list[Losses]:
+        """One run, and the losses at the end of each half; only those whose names say so have experts."""
         pretraining = start is None
-        iterations = self.pretraining if pretraining else self.iterations
         experts = "--modality-experts" if name.startswith(EXPERTS) else "--no-modality-experts"
-        folder = f"{name}_seed{seed}"
+        folder, interval = f"{name}_seed{seed}", iterations if pretraining else self.iterations
         self.runs.train(
             folder, blend, "--preset", PRESET, experts, "--stage", stage, "--train-iters", iterations, "--seed", seed,
-            "--global-batch-size", 32 if pretraining else 12, "--seq-length", 1024,
-            "--lr", 3e-3 if pretraining else self.rate, "--lr-warmup-fraction", 0.1, "--adam-beta2", 0.95,
-            "--save-interval", iterations, "--eval-interval", iterations,
+            "--global-batch-size", 12, "--seq-length", 1024, "--lr", 3e-3 if pretraining else self.rate,
+            "--lr-warmup-fraction", 0.1, "--adam-beta2", 0.95, "--save-interval", iterations,
+            "--eval-interval", interval,
             "--valid-data-path", *(self.runs.data / prefix for prefix in (*HELD_OUT, PHOTOS)),
-            start=None if start is None else f"{start}_seed{seed}", show=first,
+            start=None if start is None else f"{start}_seed{seed}", show=pretraining and seed == 1,
         )  # fmt: skip
-        records = read_records(self.runs.folder(folder) / "valid_losses.jsonl")
-        return {record["dataset"]: float(record["lm_loss"]) for record in records}
+        found: dict[int, Losses] = {}
+        for record in read_records(self.runs.folder(folder) / "valid_losses.jsonl"):
+            found.setdefault(int(record["iteration"]), {})[record["dataset"]] = float(record["lm_loss"])
+        return [found[iteration] for iteration in sorted(found)]
 
 
 def rows_of(found: dict[str, list[list[Losses]]]) -> list[tuple[str, str]]:
