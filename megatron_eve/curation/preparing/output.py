@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from megatron_eve.checkpoint.files import sync_to_disk
 from megatron_eve.curation.preparing.reasons import PREPARING_REASONS
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.file_lock import lock_file
@@ -104,7 +105,9 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def write_counts(folder: Path, shard: int, counts: ShardCounts) -> None:
-    """Write the counts of a shard, which says that it is complete."""
+    """Write the counts of a shard, which says that it is complete, so the shard must be on the disk before."""
+    if counts.rows:
+        sync_to_disk(shard_path(folder, shard))
     _write_json(_counts_path(folder, shard), vars(counts))
 
 
