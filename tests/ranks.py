@@ -63,9 +63,9 @@ def _leave() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
-    # A model refers to itself and to its process groups, each of which keeps three threads of gloo, one of which wakes a
-    # hundred times a second: late in the suite a rank had four hundred of them, and got slower and slower. The angles
-    # that megatron-core caches refer to their module, and so to a group.
+    # A model refers to itself and to its process groups, each of which keeps three threads of gloo, one of which wakes
+    # a hundred times a second: late in the suite a rank had four hundred of them, and got slower and slower. The
+    # angles that megatron-core caches refer to their module, and so to a group.
     RotaryEmbedding.forward.cache_clear()
     gc.collect()
 

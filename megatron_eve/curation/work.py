@@ -55,7 +55,9 @@ class Work:
         """
         inputs = Inputs.read(folder)
         if inputs is None:
-            raise DataError(f"{folder} holds no curation: begin with tools/curate.py filter --work {folder}")
+            raise DataError(
+                f"{folder} holds no curation: begin with tools/curate.py filter --work {folder} --input SHARDS"
+            )
         return cls(folder, inputs)
 
     def stage_folder(self, stage: str) -> Path:
