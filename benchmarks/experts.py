@@ -280,7 +280,7 @@ def compare(decoders: dict[str, Decoder], width: int, steps: int, table: Table) 
 def main() -> None:
     """Time all three and print the table."""
     options = parser(__doc__)
-    options.add_argument("--layers", type=int, default=2, help="decoder layers")
+    options.add_argument("--layers", type=int, default=1, help="decoder layers")
     arguments = options.parse_args()
     on_gpu = accelerator().name == "cuda"
     lengths = [50] * 4 if arguments.toy else [500] * (16 if on_gpu else 4)
@@ -298,7 +298,7 @@ def main() -> None:
         }
         compare(decoders, config.model.hidden_size, arguments.steps, table)
     table.note(
-        f"{config.model.num_layers} layers of width {config.model.hidden_size}, {sum(lengths):,} rows, "
+        f"layers: {config.model.num_layers}, width: {config.model.hidden_size}; {sum(lengths):,} rows, "
         f"{VISUAL_ROWS:.0%} of images, {'bfloat16' if on_gpu else 'float32'}, median of {arguments.steps}, "
         f"{torch.get_num_threads()} threads; compared by {'ms' if on_gpu else 'CPU ms'}"
     )

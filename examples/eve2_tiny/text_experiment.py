@@ -182,7 +182,7 @@ def main() -> int:
     """Read the command line and run; returns the exit status."""
     parser = example_parser(__doc__, "eve2_text")
     for flag, default, what in (
-        ("--seeds", 2, "how often all of it runs, with other initial weights"),
+        ("--seeds", 1, "how often all of it runs, with other initial weights"),
         ("--pretraining", 250, "iterations of the language model"),
         ("--iterations", 40, "iterations of each half"),
     ):
