@@ -201,7 +201,7 @@ def main() -> int:
         )
         print(f"All of it is in {shown(numbers)}.   {runs.console.elapsed}")
 
-    opening = "A language model learns text, and then captions in six ways. About ten minutes on two cores."
+    opening = "A language model learns text, and then captions in six ways. About seven minutes on two cores."
     return run_example("the experiment", runs, opening, run)
 
 
