@@ -165,6 +165,7 @@ clean: ## Remove what was built and run here, .venv too; what others put there s
 	@$(PYTHON) examples/quickstart/folder.py vila_u_tower
 	@$(PYTHON) examples/quickstart/folder.py vila_u_tower_scores
 	@$(PYTHON) examples/quickstart/folder.py curation
+	@$(PYTHON) examples/quickstart/folder.py eve2_text
 	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \
 		echo "$(VENV) was not made by make install, so it stays as it is: delete it yourself if it is not needed" >&2; fi
 	@rm -rf build/lib build/bdist.* dist/megatron_eve-* megatron_eve.egg-info

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all GPU benchmarks on one GPU, limited to nine minutes on an H100: prints all tables and writes them into $OUT
+# Runs all GPU benchmarks on one GPU, limited to ten minutes on an H100: prints all tables and writes them into $OUT
 # (default ./benchmark-results). Benchmarks that fail or exceed their time limit are listed at the end.
 #   benchmarks/gpu_all.sh [--toy]           PYTHON=... chooses the interpreter
 set -uo pipefail
@@ -36,6 +36,7 @@ run 130 gpu_fp8.py "${fewer[@]}" "${losses[@]}"
 run 40 gpu_profile.py
 run 55 gpu_variants.py "${fewer[@]}"
 run 40 decoding.py "${photos[@]}"
+run 40 experts.py "${steps[@]}"
 
 echo "== results in $OUT"
 if ((${#failed[@]})); then

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "gpu_fp8.py --steps 1 --losses 2": ("--fp8-format", "fp8-steps.md", "fp8-losses-of-2-steps.md"),
     "gpu_variants.py --steps 1": ("--transformer-impl local", "one-choice-at-a-time.md"),
     "decoding.py --images 4 --rounds 1": ("published", "decoding.md"),
+    "experts.py --steps 1": ("| decoder | published blending |", "experts-by-rows.md"),
     "preprocessing.py --rounds 1": (
         "| open_images |",
         "preprocessing-start.md",
@@ -82,7 +83,7 @@ def test_all_of_them_are_run_and_a_failure_is_told(tmp_path: Path) -> None:
     assert [line.split()[0] for line in asked] == [
         f"benchmarks/{name}" for name in (
             "gpu_smoke.py", "gpu_step.py", "gpu_published_way.py", "gpu_fp8.py", "gpu_profile.py", "gpu_variants.py",
-            "decoding.py",
+            "decoding.py", "experts.py",
         )
     ]  # fmt: skip
     assert all(f"--out {out}" in line for line in asked) and out.is_dir()

@@ -134,6 +134,7 @@ def test_a_recipe_that_saves_too_late_is_refused(tmp_path: Path) -> None:
         ("quickstart/run.py", "matplotlib", "make quickstart"),
         ("quickstart/run.py", "skimage", "make quickstart"),
         ("vila_tiny/text_experiment.py", "matplotlib", "make vila"),
+        ("eve2_tiny/text_experiment.py", "skimage", "make quickstart"),
         ("vila_u_tiny/run.py", "matplotlib", "make vila-u"),
         ("vila_u_tiny/tower.py", "skimage", "make vila-u-tower"),
         ("curation_tiny/run.py", "datatrove", "make curation"),

@@ -18,7 +18,7 @@ Shapes: n = rows of a context-parallel rank, t = those of text among them, D = w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +46,14 @@ else:
     _Linear = object
 
 
+def split_sets(x: torch.Tensor, text: int) -> Sequence[torch.Tensor]:
+    """Sorted rows of each set, [t, ...] and [n - t, ...].
+
+    In one operation: the gradient of two slices would be two tensors of all rows, filled with zeros and added.
+    """
+    return torch.split(x, [text, len(x) - text])
+
+
 class ExpertNorm(RMSNorm):
     """RMSNorm with a weight for each set of rows."""
 
@@ -58,8 +66,8 @@ class ExpertNorm(RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of sorted rows, [n (or its share), 1, D]; returns the input's dtype."""
-        normed, text = self.normalise(x), self.rows.text_of_share
-        return torch.cat([self.weight * normed[:text], self.visual_weight * normed[text:]])
+        text, visual = split_sets(self.normalise(x), self.rows.text_of_share)
+        return torch.cat([self.weight * text, self.visual_weight * visual])
 
 
 class ExpertLinear(_Linear):
@@ -89,8 +97,8 @@ class ExpertLinear(_Linear):
 
     def multiplied(self, x: torch.Tensor) -> torch.Tensor:
         """Each set of weights on its rows, without communication: [n, 1, inputs] -> [n, 1, outputs of this rank]."""
-        text = self.rows.text
-        sets = ((x[:text], self.weight, self.bias), (x[text:], self.visual_weight, self.visual_bias))
+        text, visual = split_sets(x, self.rows.text)
+        sets = ((text, self.weight, self.bias), (visual, self.visual_weight, self.visual_bias))
         return torch.cat(
             [
                 self._forward_impl(
