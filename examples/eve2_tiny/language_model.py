@@ -43,7 +43,7 @@ def save_language_model(folder: Path, texts: Iterable[str]) -> Path:
         num_key_value_heads=_MODEL.num_query_groups,
         max_position_embeddings=_MODEL.max_position_embeddings,
         rms_norm_eps=_MODEL.norm_epsilon,
-        rope_theta=_MODEL.rotary_base,
+        rope_parameters={"rope_type": "default", "rope_theta": float(_MODEL.rotary_base)},
         tie_word_embeddings=False,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
