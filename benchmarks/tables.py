@@ -52,7 +52,7 @@ def _cudnn() -> str:
     try:
         return str(torch.backends.cudnn.version() or "")
     except RuntimeError:
-        return str(torch.backends.cudnn.version() or "")  # it has it by now
+        return str(torch.backends.cudnn.version() or "")  # the first call has kept it before it compared
 
 
 def _commit() -> str:

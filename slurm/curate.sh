@@ -37,15 +37,19 @@ fi
 source "$SLURM_SUBMIT_DIR/slurm/launch.sh"
 need WORK "the work folder of the curation"
 
+runs_model() { # STAGE FLAGS...
+    [[ $1 == features || ($1 == caption && " $*" != *" --base-url"*) ]]
+}
+
 uses_gpu() { # STAGE FLAGS...
-    [[ ${CURATE_GPUS:-1} != 0 ]] && [[ $1 == features || ($1 == caption && " $*" != *" --base-url"*) ]]
+    [[ ${CURATE_GPUS:-1} != 0 ]] && runs_model "$@"
 }
 
 if [[ -z $submits_itself ]]; then
     stage=$1 first=$((SLURM_ARRAY_TASK_ID * SHARDS_PER_TASK)) workers=${SLURM_CPUS_PER_TASK:-1}
     last=$((first + SHARDS_PER_TASK - 1))
     ((last <= LAST_SHARD)) || last=$LAST_SHARD
-    uses_gpu "$@" && workers=1 # one GPU
+    runs_model "$@" && workers=1 # the process has the GPU, or all cores
     # The one process of these stages has all cores.
     case $stage in duplicates | centres | select) export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} ;; esac
     echo "== job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)) of it: $stage, shards $first" \

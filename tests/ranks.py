@@ -58,12 +58,15 @@ def _leave() -> None:
     """Forget the layout and the process group, whatever state a failed test left them in."""
     import torch.distributed as dist
     from megatron.core import parallel_state
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
-    # A model refers to itself and to its process groups, each of which keeps three threads of gloo: without this a rank
-    # had four hundred of them late in the suite, and got slower and slower.
+    # A model refers to itself and to its process groups, each of which keeps three threads of gloo, one of which wakes
+    # a hundred times a second: late in the suite a rank had four hundred of them, and got slower and slower. The
+    # angles that megatron-core caches refer to their module, and so to a group.
+    RotaryEmbedding.forward.cache_clear()
     gc.collect()
 
 

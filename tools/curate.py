@@ -69,7 +69,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list-unfinished",
         action="store_true",
-        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, or none, and do nothing else",
+        help="print the numbers of the tasks that are unfinished, such as 0,3,7-9, or none, and run nothing",
     )
 
 

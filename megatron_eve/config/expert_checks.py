@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_eve.config.schema import RunConfig
+from megatron_eve.models.registry import find_family
 
 
 def expert_errors(config: RunConfig) -> Iterator[str]:
@@ -12,6 +13,12 @@ def expert_errors(config: RunConfig) -> Iterator[str]:
     if not config.model.modality_experts:
         return
     training = config.training
+    if objectives := find_family(config.family).objectives(config):
+        names = " and ".join(objective.name for objective in objectives)
+        yield (
+            f"--modality-experts: {names} of --family {config.family} would read rows in the order of the experts; "
+            "leave it out, or use --family eve2"
+        )
     if config.lora.enabled:
         yield "--lora-rank: adapters are of decoders without experts; leave it out, or train without --modality-experts"
     if training.fp8_format is not None:

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_eve.curation.captions_of_records import caption_of
+from megatron_eve.curation.clusters import evenly_spaced
 from megatron_eve.curation.reasons import find_reason
-from megatron_eve.curation.thumbnails import picture_html, thumbnail
+from megatron_eve.curation.thumbnails import Place, picture_html, records_at, thumbnail
 from megatron_eve.curation.work import Work
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.inspecting.html import html_page, table
 
 SHOWN_CAPTIONS, SHOWN_OF_REASON = 24, 4
-_MOST_SHARDS = 8  # that are read; each is read whole
+_MOST_SHARDS = 8  # that are read
 _SIDE = 280  # pixels of a picture's longer side
 _SEED = 0
 
@@ -54,26 +55,23 @@ def shown_captions(work: Work, stage: str, prompt_of: Callable[[int, int], str])
         stage: whose tables are read.
         prompt_of: the prompt of a row, by the numbers of shard and row.
     """
-    count = len(work.inputs)
-    shards = sorted({round(at) for at in np.linspace(0, count - 1, min(count, _MOST_SHARDS))})
-    shown: list[ShownCaption] = []
+    shards = evenly_spaced(np.arange(len(work.inputs)), _MOST_SHARDS).tolist()
+    chosen: dict[Place, dict[str, str | None]] = {}
     for shard in shards:
         answers = work.read_table(stage, shard, ("row", "caption", "reason", "detail"))
-        chosen = {row["row"]: row for row in _drawn(answers, len(shards)).to_pylist()}
-        for number, record in work.records(shard, np.array(sorted(chosen), dtype=np.int64)):
-            row = chosen[number]
-            shown.append(
-                ShownCaption(
-                    name=f"shard {shard}, row {number}" + (f", {record.id}" if record.id else ""),
-                    picture=thumbnail(record, _SIDE),
-                    prompt=prompt_of(shard, number),
-                    old="" if isinstance(record, SkipRow) else caption_of(record) or "",
-                    new=row["caption"],
-                    reason=row["reason"],
-                    detail=row["detail"],
-                )
-            )
-    return shown
+        chosen |= {(shard, row.pop("row")): row for row in _drawn(answers, len(shards)).to_pylist()}
+    return [
+        ShownCaption(
+            name=f"shard {place[0]}, row {place[1]}" + (f", {record.id}" if record.id else ""),
+            picture=thumbnail(record, _SIDE),
+            prompt=prompt_of(*place),
+            old="" if isinstance(record, SkipRow) else caption_of(record) or "",
+            new=chosen[place]["caption"],
+            reason=chosen[place]["reason"],
+            detail=chosen[place]["detail"],
+        )
+        for place, record in records_at(work, chosen)
+    ]
 
 
 def _drawn(answers: pyarrow.Table, shards: int) -> pyarrow.Table:

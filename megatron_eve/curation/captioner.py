@@ -11,12 +11,13 @@ from megatron_eve.curation.caption_answers import CaptionAnswer, CaptionAnswers
 from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.schema import Record
 from megatron_eve.data.text.turns import Turn
-from megatron_eve.inference.engine import OWN_TEMPLATE, Answer, Engine, Query
+from megatron_eve.inference.engine import OWN_TEMPLATE, Answer, Engine, PromptError, Query
 from megatron_eve.inference.http_client import ServerError
 from megatron_eve.inference.http_engine import HTTPEngine, at_once
 from megatron_eve.inference.sampling import Sampling
 
 SERVER_ERROR = "server_error"
+_TOO_LONG = "prompt_too_long"
 MOST_FAILED = 64
 """Rows in a row that a server may fail on before its error ends the shard, which the same command then continues."""
 
@@ -159,14 +160,24 @@ class Captioner:
         try:
             text = self._engine.prompt([Turn("human", picture.prompt)], 1)
             return self._engine.prepare(text, [picture.data], self._max_new_tokens)
+        except PromptError as error:
+            if error.reason == _TOO_LONG:
+                return error
+            # Every row would have it.
+            raise DataError(
+                f"the model takes no prompt with one picture ({error.reason}: {error.detail}): change the prompts or "
+                "--conv-mode, or name another model"
+            ) from error
         except SkipRow as error:
             return error
 
     def _answers(self, queries: Sequence[Query]) -> list[Answer]:
+        if isinstance(
+            self._engine, HTTPEngine
+        ):  # a picture that the server fails on costs no other its answer
+            return at_once(self._alone, queries)
         try:
             return self._engine.answers(queries, self._sampling)
-        except ServerError:
-            return at_once(self._alone, queries)  # which of them it fails on
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's; a server is asked without torch
                 raise

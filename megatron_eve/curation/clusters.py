@@ -5,7 +5,6 @@ Shapes: n = vectors, D = width of a vector, K = centres.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +77,8 @@ class NearestCentre:
 
         self._centres = centres
         self._index: Any = faiss.IndexFlatIP(centres.shape[1])
-        if gpus := faiss.get_num_gpus():
-            gpu = int(os.environ.get("LOCAL_RANK", "0")) % gpus
-            self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, self._index)
+        if faiss.get_num_gpus():
+            self._index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
         self._index.add(centres)
 
     def __call__(self, vectors: NDArray[np.floating]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -130,7 +130,11 @@ def _print_summary(
             )
         )
     if not unfinished:
-        rows += stage.report(work)
+        # The last tasks of an array may end together, and a report writes a page.
+        lock = lock_file(work.stage_folder(stage.name) / "report.lock", wait=True)
+        assert lock is not None
+        with lock:
+            rows += stage.report(work)
     width = max(len(label) for label, _ in rows) + 2
     print("\n".join(f"{label:<{width}}{text}" for label, text in rows), flush=True)
 

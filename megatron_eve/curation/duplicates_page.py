@@ -24,7 +24,7 @@ _STYLE = """
 .pairs p { margin: 0; color: #555; }
 """
 
-_MOST_SHARDS = 8  # that are read for the page, since finding a row means reading its shard
+_MOST_SHARDS = 8  # that are read for the page
 
 
 def write_duplicates_page(work: Work) -> Path:

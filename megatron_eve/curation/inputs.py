@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from megatron_eve.curation.json_files import write_json
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.sources.parquet import count_rows
 from megatron_eve.data.sources.recognise import input_files
@@ -83,9 +83,7 @@ class Inputs:
 
     def write(self, folder: Path) -> None:
         """Write the list into a work folder."""
-        partial = folder / f"{INPUTS}.partial"
-        partial.write_text(json.dumps({"shards": self._shards()}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / INPUTS)
+        write_json(folder / INPUTS, {"shards": self._shards()})
 
     @cached_property
     def digest(self) -> str:

@@ -20,6 +20,9 @@ from megatron_eve.data.format.file_lock import lock_file
 from megatron_eve.runtime.errors import UserError
 from megatron_eve.runtime.signals import end_with_parent
 
+# Characters of an error that are sent: a pipe takes 64 KiB before it is read, which is when this process has ended.
+_LONGEST = 4000
+
 
 @dataclass(frozen=True)
 class Result:
@@ -44,11 +47,11 @@ def run_rank(connection: Connection, stage: Stage, folder: Path, record: StageRe
         connection.send(_make(stage, Work.open(folder), record, task))
     except (UserError, OSError) as error:
         traceback.print_exc()
-        connection.send(Result("mistake", str(error)))
+        connection.send(Result("mistake", str(error)[:_LONGEST]))
         sys.exit(2)
     except Exception as error:
         traceback.print_exc()
-        connection.send(Result("bug", f"{type(error).__name__}: {error}"))
+        connection.send(Result("bug", f"{type(error).__name__}: {error}"[:_LONGEST]))
         sys.exit(1)
 
 
@@ -60,7 +63,7 @@ def log_file(folder: Path, stage: str, task: int) -> Path:
 def _print_to(path: Path) -> None:
     """Send all that this process prints to a file, native code and datatrove's own lines too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_eve.curation.inputs import INPUTS
+from megatron_eve.curation.json_files import write_json
 from megatron_eve.curation.numbers import shown
 from megatron_eve.curation.stage import Stage
 from megatron_eve.curation.stage_names import STAGES
@@ -34,6 +36,8 @@ class StageRecord:
         shards: number of shards.
         suffixes: of its files for each shard.
         files: names of its other files.
+        made: a random number in hexadecimal digits, so that stages made from this one know when it is made anew with
+            the same settings: captions, for example, may be others then.
     """
 
     stage: str
@@ -43,6 +47,7 @@ class StageRecord:
     shards: int
     suffixes: tuple[str, ...]
     files: tuple[str, ...]
+    made: str
 
     @classmethod
     def of(cls, stage: Stage, work: Work, made_from: dict[str, str]) -> StageRecord:
@@ -57,6 +62,7 @@ class StageRecord:
             len(work.inputs),
             tuple(stage.suffixes),
             tuple(stage.files),
+            made=uuid.uuid4().hex,
         )
 
     @classmethod
@@ -84,10 +90,7 @@ class StageRecord:
 
     def write(self, work: Work) -> None:
         """Write stage.json."""
-        path = work.stage_folder(self.stage) / STAGE_FILE
-        partial = path.with_name(f"{STAGE_FILE}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(work.stage_folder(self.stage) / STAGE_FILE, asdict(self))
 
     def outputs(self, task: int) -> list[str]:
         """Names of the files that a task makes in the folder of the stage."""
@@ -112,10 +115,19 @@ class StageRecord:
         return _missing(self.outputs(task), _names(work.stage_folder(self.stage)))
 
     def counts(self, work: Work) -> Counter[str]:
-        """The counts that `Stage.run` returned, added up over all finished tasks, from datatrove's statistics."""
+        """The counts that `Stage.run` returned, added up over all finished tasks, from datatrove's statistics.
+
+        Raises:
+            DataError: statistics that are damaged.
+        """
         total: Counter[str] = Counter()
         for path in (work.stage_folder(self.stage) / LOGS / "stats").glob("*.json"):
-            (step,) = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                (step,) = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(
+                    f"{path} is damaged ({error}): delete it and run tools/curate.py {self.stage} again"
+                ) from error
             total.update({label: int(_total(value)) for label, value in step["stats"].items()})
         return total
 
@@ -155,9 +167,9 @@ def begin_stage(stage: Stage, work: Work) -> StageRecord:
         found = StageRecord.read(work, stage.name)
         if found is None:
             record.write(work)
-        else:
-            _compare(work, found, record)
-    return record
+            return record
+    _compare(work, found, record)
+    return found
 
 
 def check_settings(stage: Stage, work: Work) -> StageRecord:
@@ -168,9 +180,10 @@ def check_settings(stage: Stage, work: Work) -> StageRecord:
     """
     found = StageRecord.read(work, stage.name)
     record = StageRecord.of(stage, work, found.made_from if found else {})
-    if found is not None:
-        _compare(work, found, record)
-    return record
+    if found is None:
+        return record
+    _compare(work, found, record)
+    return found
 
 
 def _earlier(stage: Stage, work: Work) -> dict[str, str]:
@@ -208,7 +221,7 @@ def _compare(work: Work, found: StageRecord, record: StageRecord) -> None:
     if found.made_from != record.made_from:
         stale = _stale(work, record.stage, found.made_from, record.made_from)
         raise DataError(f"{stale}: {_again(work, record.stage)}")
-    if found != record:
+    if replace(found, made="") != replace(record, made=""):
         raise DataError(
             f"{folder} was begun by another version of this command: {_again(work, record.stage)}"
         )

@@ -8,7 +8,6 @@ WORK/STAGE/logs/            completions, statistics and logs, as datatrove write
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from megatron_eve.checkpoint.files import sync_to_disk
 from megatron_eve.curation.inputs import Inputs
 from megatron_eve.curation.stage_names import STAGES
 from megatron_eve.data.errors import DataError, SkipRow
@@ -55,7 +55,9 @@ class Work:
         """
         inputs = Inputs.read(folder)
         if inputs is None:
-            raise DataError(f"{folder} holds no curation: begin with tools/curate.py filter --work {folder}")
+            raise DataError(
+                f"{folder} holds no curation: begin with tools/curate.py filter --work {folder} --input SHARDS"
+            )
         return cls(folder, inputs)
 
     def stage_folder(self, stage: str) -> Path:
@@ -84,8 +86,7 @@ class Work:
         partial = path.with_name(f".partial-{name}")
         try:
             yield partial
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_to_disk(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

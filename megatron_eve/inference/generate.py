@@ -174,6 +174,8 @@ def generation_steps(
         inputs = step_inputs(
             [token for _, token in found], [positions[s] + step for s in active], active, cache
         )
+        if config.model.modality_experts:
+            inputs.packed.expert_rows = rows_of_text(len(active), accelerator().device)
 
 
 def prompt_inputs(
@@ -256,7 +258,6 @@ def step_inputs(
     bounds = torch.arange(count + 1, dtype=torch.int32, device=device)
     packed = packed_params(bounds, [1] * count, cache, samples)
     packed.max_seqlen_kv = max(positions) + 1
-    packed.expert_rows = rows_of_text(count, device)
     return ModelInputs(
         packed=packed,
         position_ids=torch.tensor(positions, device=device),

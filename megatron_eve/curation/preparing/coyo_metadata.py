@@ -41,8 +41,11 @@ class CoyoSelection:
         """Numbers of the selected rows of a file, in order.
 
         Args:
-            sums: [rows] of the two similarities; of equal ones the first rows are taken, and NaN is never selected.
+            sums: [rows] of the two similarities; of equal ones the first rows are taken, and NaN is not selected where
+                there is a limit.
         """
+        if self.min_clip_similarity is None and self.best_share is None:
+            return np.arange(len(sums), dtype=np.int64)
         chosen = np.flatnonzero(~np.isnan(sums))
         if self.min_clip_similarity is not None:
             chosen = chosen[sums[chosen] > self.min_clip_similarity]

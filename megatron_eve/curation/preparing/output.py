@@ -10,7 +10,7 @@ OUT/prepared.json      the manifest, written last
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,10 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from megatron_eve.checkpoint.files import sync_to_disk
+from megatron_eve.curation.json_files import write_json
 from megatron_eve.curation.preparing.reasons import PREPARING_REASONS
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.file_lock import lock_file
-from megatron_eve.data.format.metadata import license_of
+from megatron_eve.data.format.metadata import largest_licenses, license_of
 from megatron_eve.data.schema import Record
 
 MANIFEST = "prepared.json"
@@ -29,11 +31,10 @@ MANIFEST = "prepared.json"
 SKIPPED = "skipped.jsonl"
 """Name of the list of rows that were left out."""
 
-_VERSION = 1
 _SETTINGS = "preparing.json"
 _COUNTS = "counts"
 _LOCK = ".lock"
-_MOST_LICENSES = 1000  # different licenses that a manifest counts
+_OF_A_SHARD = re.compile(r"\d{5,}\.parquet(\.partial)?")
 _FIRST_SKIPPED = 5  # rows that the manifest names for each reason
 
 
@@ -104,8 +105,10 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def write_counts(folder: Path, shard: int, counts: ShardCounts) -> None:
-    """Write the counts of a shard, which says that it is complete."""
-    _write_json(_counts_path(folder, shard), vars(counts))
+    """Write the counts of a shard, which says that it is complete, so the shard must be on the disk before."""
+    if counts.rows:
+        sync_to_disk(shard_path(folder, shard))
+    write_json(_counts_path(folder, shard), vars(counts))
 
 
 def _counts_path(folder: Path, shard: int) -> Path:
@@ -158,13 +161,19 @@ class PrepareFolder:
                 self._check_settings(_read_json(path).get("settings"))
                 return
         own = {_LOCK, _SETTINGS, f"{_SETTINGS}.partial", _COUNTS, SKIPPED}
-        others = sorted(file.name for file in self._folder.iterdir() if file.name not in own)
-        if others:
+        files = [file for file in self._folder.iterdir() if file.name not in own]
+        if (
+            self._folder / _SETTINGS
+        ).exists():  # a command that was ended before its first shard was complete
+            for file in [file for file in files if _OF_A_SHARD.fullmatch(file.name)]:
+                file.unlink()
+                files.remove(file)
+        if others := sorted(file.name for file in files):
             raise DataError(
                 f"--output {self._folder} holds other files, such as {others[0]}: name a new folder, or empty this one"
             )
         (self._folder / _COUNTS).mkdir(exist_ok=True)
-        _write_json(self._folder / _SETTINGS, {"version": _VERSION, "settings": self._settings})
+        write_json(self._folder / _SETTINGS, {"settings": self._settings})
 
     def _check_settings(self, there: object) -> None:
         if not isinstance(there, dict):
@@ -183,16 +192,12 @@ class PrepareFolder:
                 )
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is complete.
-
-        Raises:
-            DataError: its parquet file has gone since.
-        """
+        """Whether a shard is complete; one whose parquet file has gone since is to be made again."""
         path = _counts_path(self._folder, shard)
         if not path.exists():
             return False
         if _read_json(path)["rows"] and not shard_path(self._folder, shard).exists():
-            path.unlink()  # somebody removed the shard: make it again
+            path.unlink()
             return False
         return True
 
@@ -206,7 +211,6 @@ class PrepareFolder:
         if not path.exists():
             return None
         content = _read_json(path)
-        content.pop("version", None)
         try:
             found = PreparedData(**content, new=False)
         except TypeError as error:
@@ -254,7 +258,7 @@ class PrepareFolder:
             images=total.images,
             images_missing=total.images_missing,
             changes=dict(total.changes),
-            licenses=dict(total.licenses.most_common(_MOST_LICENSES)),
+            licenses=largest_licenses(total.licenses),
             skipped=dict(total.skipped.most_common()),
             skipped_first=first,
             files_left_out=files_left_out,
@@ -264,7 +268,7 @@ class PrepareFolder:
             raise _nothing_kept(found, self._folder)
         content = asdict(found)
         del content["new"]
-        _write_json(self._folder / MANIFEST, {"version": _VERSION, **content})
+        write_json(self._folder / MANIFEST, content)
         self._clean()
         return found
 
@@ -285,16 +289,6 @@ def _nothing_kept(data: PreparedData, folder: Path) -> DataError:
         f"none of the {data.rows_read:,} rows can be kept; {count:,} of them because {name}: {reason.what}; to do: "
         f"{reason.remedy}; rows are listed in {folder / SKIPPED}"
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that has its name once it is complete and on the disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

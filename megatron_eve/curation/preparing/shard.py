@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ class ShardWriter:
         records = self._records(rows, counts)
         first = next(records, None)
         if first is not None:
-            counts.rows = write_records(shard_path(self._config.output, shard), _chained(first, records))
+            counts.rows = write_records(shard_path(self._config.output, shard), chain([first], records))
         write_counts(self._config.output, shard, counts)
         return len(rows)
 
     def _records(self, rows: list[RawRow], counts: ShardCounts) -> Iterator[Record]:
         for row in rows:
-            name = image = None
+            name = None
             try:
                 record = self._source.record(row)
                 name = record.id
@@ -70,7 +71,7 @@ class ShardWriter:
                             "reason": skip.reason,
                             "detail": _printable(skip.detail),
                             "id": _printable(name or skip.id),
-                            "image": _printable(image or skip.image),
+                            "image": _printable(skip.image),
                         }
                     )
                 continue
@@ -102,11 +103,6 @@ class ShardWriter:
             data = read_image_file(root, str(image.path), self._config.follow_links)
         self._excluded.check_file(data)
         return replace(image, data=data, path=None if image.path is None else _storable(image.path))
-
-
-def _chained(first: Record, others: Iterator[Record]) -> Iterator[Record]:
-    yield first
-    yield from others
 
 
 def _check_turns(turns: object) -> None:

@@ -101,6 +101,11 @@ class FeaturesStage(Stage):
         count = 0
         try:
             for some, features in self._batches(work.records(shard, rows), tower, decoder, counts):
+                if not (finite := features.isfinite().all(dim=1)).all():
+                    raise DataError(
+                        f"--tower {self.tower}: its vector of row {some[int(finite.int().argmin())]} of shard {shard} "
+                        f"is not finite in {self.dtype}; delete {work.stage_folder(self.name)} and give --dtype float32"
+                    )
                 numbers[count : count + len(some)] = some
                 vectors[count : count + len(some)] = features.cpu().numpy()
                 count += len(some)

@@ -60,6 +60,14 @@ def license_of(meta: Mapping[str, Any]) -> str | None:
     return None
 
 
+def largest_licenses(licenses: Counter[str]) -> dict[str, int]:
+    """Counts of the 1,000 most frequent licenses, and of all others as "other"."""
+    largest = dict(licenses.most_common(_MOST_LICENSES))
+    if rest := licenses.total() - sum(largest.values()):
+        largest["other"] = largest.get("other", 0) + rest
+    return largest
+
+
 class MetaWriter:
     """Writes OUT_meta.parquet under its temporary name, with constant memory.
 

@@ -73,6 +73,7 @@ class DevicePack:
         self.batch = batch
         self.targets = targets
         self._rows: dict[str, PackRows | None] = {}
+        self._expert_rows: ExpertRows | None = None
 
     @cached_property
     def packed(self) -> PackedParams:
@@ -102,6 +103,11 @@ class DevicePack:
 
     def expert_rows(self, sequence_parallel: bool) -> ExpertRows:
         """Rows of text and of images in a decoder with experts."""
+        if self._expert_rows is None:
+            self._expert_rows = self._sorted_rows(sequence_parallel)
+        return self._expert_rows
+
+    def _sorted_rows(self, sequence_parallel: bool) -> ExpertRows:
         batch = self.batch
         is_visual = torch.zeros(len(batch.tokens), dtype=torch.bool)
         is_visual[image_rows(batch.image_starts, batch.image_rows)] = True

@@ -148,7 +148,7 @@ def test_tools_read_its_checkpoint(
     assert sheet.is_file() and "depth 4" in capsys.readouterr().out
     out = str(tmp_path / "codes")
     assert tokenize_images.main([*words, "--input", pairs, "--output-prefix", out, "--workers", "1"]) == 0
-    assert "24 images of 4 x 4 x 4 codes below 32" in capsys.readouterr().out
+    assert "24 images of 4 x 4 x 4 codes below 8" in capsys.readouterr().out
     published, again = tmp_path / "published", tmp_path / "again"
     assert convert("export", "--source", whole[0], "--target", published) == 0
     assert convert("import", "--source", published, "--target", again, "--siglip-config", siglip) == 0
@@ -206,7 +206,7 @@ def test_bytes_of_a_rank_are_those_that_the_start_prints(
 @pytest.mark.parametrize(
     ("others", "sentence"),
     [
-        (("--visual-codebook-size", "64"), "was made with --visual-codebook-size 32, this run has 64"),
+        (("--visual-codebook-size", "64"), "was made with --visual-codebook-size 8, this run has 64"),
         (("--codes-per-position", "2"), "was made with --codes-per-position 4, this run has 2"),
         (("--gan-start", "0"), "was made with --gan-start 1, this run has 0"),
         (("--seed", "7"), "was made with --seed 1234, this run has 7"),
@@ -238,6 +238,6 @@ def test_weights_of_another_tower_are_refused_before_torch(
     assert not [*family.check_pretrained(config, folder)]
     other = config_of(flags, tmp_path / "run", "--visual-codebook-size", "64")
     (sentence,) = family.check_pretrained(other, folder)
-    assert "its sizes of codebooks (--visual-codebook-size): [32], and of this run: [64]" in sentence
+    assert "its sizes of codebooks (--visual-codebook-size): [8], and of this run: [64]" in sentence
     (sentence,) = family.check_pretrained(config_of(flags, tmp_path, "--codes-per-position", "2"), folder)
     assert "its depth of codes (--codes-per-position): 4, and of this run: 2; use its sizes" in sentence

@@ -213,7 +213,7 @@ class EVEQwen2ForCausalLM(EVE2PreTrainedModel, Qwen2ForCausalLM):
         Args:
             input_ids: [B, L], `image_token_id` for every image row; made by `EVE2Processor`.
             inputs_embeds: [B, L, D] in their place: all of these rows are text.
-            pixel_values: [B, N, 768], image_grids: [B, M, 2]; see `EVEModel.forward`.
+            pixel_values: [B, N, 768], image_grids: [B, M, 2]; see `EVE2Model.forward`.
             labels: [B, L], -100 where nothing is to be predicted; at image rows they are not looked at, so `input_ids`
                 themselves will do.
 
