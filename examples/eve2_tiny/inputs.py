@@ -1,6 +1,6 @@
-"""What the EVE v2 example trains on and asks: captions of scikit-image's photos, and questions about one and about two.
+"""What the EVE v2 example trains on and asks: captions of scikit-image's photos, and two questions about each.
 
-Questions about two photos come with the photos in either order: which is the first one, only the pixels say.
+A question is the same for all photos, so only the pixels say which answer is right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer import TEMPLATE_TEXT
-from vila_tiny.inputs import ALONE, FIRST, SECOND, caption_of, conversation, pairs
+from vila_tiny.inputs import caption_of, conversation
 
 from megatron_eve.models.eve2.templates import EVE2_QWEN2
 
@@ -21,13 +21,14 @@ DATASET_FLAGS = ("--family", "eve2", "--max-image-side", MAX_IMAGE_SIDE, "--imag
 """Of the preprocessing. Pictures get their sizes by the rule of answers, as in the recipes."""
 TEMPLATE_COPIES = 3
 """How often the tokenizer reads the words of the template and the questions, so that they are few tokens."""
-CAPTIONED = ("chelsea", "coffee", "rocket")
-"""The photos that the model captions at the end; the first of them it is also shown beside another one."""
+QUESTIONS = ("Describe the picture.", "What is shown in the image?")
+ASKED = ("chelsea", "coffee", "rocket")
+"""The photos that the model is asked about at the end."""
 
 Row = dict[str, Any]
 """A row in the LLaVA layout."""
 SWAPPED = 2
-"""Questions about two photos, which are asked again with the photos swapped."""
+"""Questions that are asked again at the end, each with the photo of the other."""
 
 Learnt = tuple[list[str], str, str]
 """File names of photos, a question, and the answer of the training data."""
@@ -35,15 +36,12 @@ Learnt = tuple[list[str], str, str]
 
 def texts(captions: Sequence[Row]) -> list[str]:
     """What the tokenizer is trained on."""
-    return [*map(caption_of, captions), *[TEMPLATE_TEXT, ALONE, FIRST, SECOND] * TEMPLATE_COPIES]
+    return [*map(caption_of, captions), *[TEMPLATE_TEXT, *QUESTIONS] * TEMPLATE_COPIES]
 
 
 def questions(captions: Sequence[Row]) -> list[Row]:
-    """Conversations about each photo alone, and about pairs of photos in both orders."""
-    rows = [conversation([row], ALONE, row) for row in captions]
-    for one, other in pairs(captions):
-        rows += [conversation(shown, text, answer) for shown, text, answer in _about_two(one, other)]
-    return rows
+    """Conversations about each photo, one for each question."""
+    return [conversation([row], text, row) for row in captions for text in QUESTIONS]
 
 
 def write_questions(captions: Path, target: Path) -> Path:
@@ -54,17 +52,9 @@ def write_questions(captions: Path, target: Path) -> Path:
 
 
 def learnt(captions: Sequence[Row]) -> list[Learnt]:
-    """What the model is asked at the end: three captions, then two questions about two photos, in both orders."""
+    """What the model is asked at the end: about each photo of `ASKED`, and about the first two with photos swapped."""
     rows = {row["id"]: row for row in captions}
-    one, other = next(pair for pair in pairs(captions) if pair[0]["id"] == CAPTIONED[0])
-    asked = [([rows[photo]], ALONE, rows[photo]) for photo in CAPTIONED]
-    asked += _about_two(one, other)
-    return [([row["image"] for row in shown], text, caption_of(answer)) for shown, text, answer in asked]
-
-
-def _about_two(one: Row, other: Row) -> list[tuple[list[Row], str, Row]]:
-    """Photos, question and answer: which of two photos is the first and which the second, in both orders."""
-    return [
-        ([one, other], FIRST, one), ([one, other], SECOND, other),
-        ([other, one], FIRST, other), ([other, one], SECOND, one),
-    ]  # fmt: skip
+    texts = [QUESTIONS[place % len(QUESTIONS)] for place in range(len(ASKED))]
+    shown = [*ASKED, ASKED[1], ASKED[0]]
+    asked = zip(shown, [*texts, *texts[:SWAPPED]], strict=True)
+    return [([rows[photo]["image"]], text, caption_of(rows[photo])) for photo, text in asked]

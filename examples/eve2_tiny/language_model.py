@@ -32,7 +32,9 @@ def save_language_model(folder: Path, texts: Iterable[str]) -> Path:
     """Save a seeded random Qwen2 of the preset's sizes and a tokenizer trained on texts; returns the folder."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=_MODEL.vocab_size,

@@ -4,7 +4,7 @@ A language model with random weights gets a patch embedding, which trains alone 
 that are copies of the language model's weights, and trains them; stage 3 trains all weights on questions about photos.
 All stages run as TP 2 x PP 2. Stage 3 is killed with SIGKILL and resumed, and its losses must equal an uninterrupted
 run's bit for bit. Then the model answers what it was trained on, word for word, which is learning by heart; where the
-two photos of a question are swapped, so must be the answers; and transformers gives the same words from the export.
+photos of two questions are swapped, so must be the answers; and transformers gives the same words from the export.
 
     python examples/eve2_tiny/run.py
     make eve2
@@ -70,8 +70,8 @@ class Result:
 
     @property
     def swapped(self) -> int:
-        """Questions about two photos with the answer of the other photo, once the photos are swapped."""
-        first, second, swapped_first, swapped_second = self.said[-4:]
+        """Questions that get the other photo's answer once their photos are swapped."""
+        (first, second), (swapped_first, swapped_second) = self.said[:2], self.said[-2:]
         return (first == swapped_second != swapped_first) + (second == swapped_first != swapped_second)
 
 
@@ -95,7 +95,7 @@ class Example:
         stage1 = self._train("stage1", 1, "captions", start="stage0")
         self._show_the_copy()
         stage3, killed = self._stage3()
-        step("Answers", "one process captions three photos, and tells photos from each other in both orders")
+        step("Answers", "one process tells what three photos show, two of them swapped as well")
         learnt = inputs.learnt(rows)
         said = runs.ask_learnt("stage3", learnt, "--conv-mode", inputs.TEMPLATE)
         step("Export", "to a folder for transformers, which answers the same questions")
@@ -216,7 +216,7 @@ def main() -> int:
     runs = Runs(flags.output, console, inputs.DATASET_FLAGS, tokenizer_path="language_model/tokenizer.json")
     opening = (
         "EVE v2 at toy size: photos -> stages 0, 1 and 3, a kill, a resume -> answers -> transformers\n"
-        "About five minutes on two idle cores."
+        "Ten minutes of CPU time."
     )
     return run_example("eve2", runs, opening, Example(runs).run)
 

@@ -17,7 +17,9 @@ def ask_transformers(folder: Path, learnt: Sequence[Learnt], images: Path) -> li
         images: folder of the photos.
     """
     from transformers import AutoModelForCausalLM, AutoProcessor
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     conversations = []

@@ -7,7 +7,6 @@ MMC4's layout), conversations about one photo and about two, and conversations w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def save_tower(folder: Path) -> Path:
     return folder
 
 
-def pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each photo with another one."""
     return [(row, rows[(place + NEXT) % len(rows)]) for place, row in enumerate(rows)]
 
