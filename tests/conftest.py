@@ -7,9 +7,14 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from megatron_eve.models import registry
 from tests.ranks import RankPool
+
+# Tests say what is right; a loaded machine may take any time for it.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # A shell without job control starts what stands in the background with SIGINT ignored, and so would be every command
 # that a test starts and stops with Ctrl-C.

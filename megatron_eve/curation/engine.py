@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 
 from megatron_eve.curation.rank import Result, run_rank
 from megatron_eve.curation.stage import Stage
@@ -74,6 +75,7 @@ def run_tasks(stage: Stage, work: Work, record: StageRecord, tasks: Iterable[int
         KeyboardInterrupt: Ctrl-C or SIGTERM; all processes have been ended.
     """
     waiting, outcome = deque(tasks), Outcome()
+    others = multiprocessing.active_children()
     sizes = work.inputs.sizes if stage.per_shard else (sum(work.inputs.sizes),)
     running: dict[int, tuple[SpawnProcess, Connection]] = {}
     threads = max(1, default_workers() // max(1, min(workers, len(waiting))))
@@ -91,7 +93,9 @@ def run_tasks(stage: Stage, work: Work, record: StageRecord, tasks: Iterable[int
                     outcome.add(task, _result(*running.pop(task)))
                     advance(sizes[task])
         finally:
-            _end(running)
+            _end([process for process in multiprocessing.active_children() if process not in others])
+            for _, connection in running.values():
+                connection.close()
     return outcome
 
 
@@ -127,17 +131,15 @@ def _result(process: SpawnProcess, connection: Connection) -> Result:
     return Result("bug", f"the process {how}{_OUT_OF_MEMORY if code == -signal.SIGKILL else ''}")
 
 
-def _end(running: dict[int, tuple[SpawnProcess, Connection]]) -> None:
-    """End processes that still run, after an error or Ctrl-C, also one that was being started."""
-    for process in multiprocessing.active_children():
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End processes that still run after an error or Ctrl-C; one that was being started is not in any list of ours."""
+    for process in processes:
         process.terminate()
-    for process in multiprocessing.active_children():
+    for process in processes:
         process.join(_END_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
-    for _, connection in running.values():
-        connection.close()
 
 
 @contextmanager

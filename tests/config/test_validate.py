@@ -245,6 +245,11 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
             "--no-shuffle",
         ),
         ({"data": {"valid_data_path": ("b",)}}, "--mock-data", "--valid-data-path"),
+        (
+            {"model": {"modality_experts": True}, "vision": {"patch_aligning": True}},
+            "--modality-experts: align loss of --family eve",
+            "--family eve2",
+        ),
         ({"training": {"eval_interval": 5}}, "--eval-interval", "--split"),
         ({"training": {"eval_interval": 0}, "data": {"split": "9,1"}}, "--eval-interval 0", "at least 1"),
         ({"training": {"eval_iters": 5}}, "--eval-iters", "--eval-interval"),

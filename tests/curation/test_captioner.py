@@ -11,8 +11,9 @@ import pytest
 from megatron_eve.curation import captioner
 from megatron_eve.curation.caption_answers import CaptionAnswer, CaptionAnswers
 from megatron_eve.curation.captioner import Captioner, Picture
-from megatron_eve.data.errors import SkipRow
+from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.text.turns import Turn
+from megatron_eve.inference.engine import PromptError
 from megatron_eve.inference.http_client import HTTPClient, ServerError
 from megatron_eve.inference.http_engine import HTTPEngine
 from megatron_eve.inference.sampling import GREEDY, Sampling
@@ -75,6 +76,17 @@ def test_a_prompt_that_is_too_long_for_the_model(engine: TransformersEngine, tmp
     assert PICTURES[0].data
     (found,) = captions(engine, tmp_path / "a.jsonl", [Picture(0, "see " * 1200, PICTURES[0].data)], 4)
     assert found.reason == "prompt_too_long"
+
+
+def test_a_prompt_that_no_row_could_have(
+    engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prompt(turns: object, images: int) -> str:
+        raise PromptError("image_count", "images: 1, places for them in the text: 0")
+
+    monkeypatch.setattr(engine, "prompt", prompt)
+    with pytest.raises(DataError, match=r"takes no prompt with one picture \(image_count: images: 1, places"):
+        captions(engine, tmp_path / "a.jsonl", PICTURES, 4)
 
 
 class Failing(Served):

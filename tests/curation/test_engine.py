@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -179,6 +180,24 @@ def test_what_a_stage_was_made_from_must_stay(work: Path, made: Path, tmp_path: 
         DataError, match=r"duplicates was made from another filter: delete the folder .*/dupl"
     ):
         curate(TogetherStage(), work)
+
+
+def test_a_stage_that_was_made_anew_with_the_same_settings(work: Path) -> None:
+    """Its rows may be others, as captions of a server are, so what was made from the old ones is refused."""
+    assert curate(TogetherStage(), work) == 0
+    shutil.rmtree(work / "filter")
+    assert curate(RowsStage(), work, workers=3) == 0
+    with pytest.raises(DataError, match=r"duplicates was made from another filter: delete the folder"):
+        curate(TogetherStage(), work)
+
+
+def test_other_processes_of_the_program_go_on(work: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    assert curate(TogetherStage(), work) == 0
+    assert other.is_alive()
+    other.kill()
+    other.join()
 
 
 def test_damaged_files_are_named_with_the_remedy(work: Path, made: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_selection_of_vila(tmp_path: Path) -> None:
 
 def test_selected_rows_of_a_file() -> None:
     sums = np.array([0.7, np.nan, 0.6, 0.9, 0.7, 0.7], dtype=np.float32)
-    assert CoyoSelection().rows(sums).tolist() == [0, 2, 3, 4, 5]
+    assert CoyoSelection().rows(sums).tolist() == [0, 1, 2, 3, 4, 5]
     assert CoyoSelection(0.6).rows(sums).tolist() == [0, 3, 4, 5]  # larger, not equal
     assert CoyoSelection(None, 0.5).rows(sums).tolist() == [0, 3, 4]  # the first of equal ones
     assert CoyoSelection(0.8, 0.5).rows(sums).tolist() == [3]

@@ -159,6 +159,15 @@ def test_other_settings_are_refused_once_a_shard_is_there(tmp_path: Path, source
         run(Sa1b(source), tmp_path / "out", rows_per_shard=5)
 
 
+def test_a_command_that_was_ended_before_its_first_shard_was_complete(tmp_path: Path, source: Path) -> None:
+    with PrepareFolder(tmp_path / "out", {"rows_per_shard": 10}):
+        pass
+    for name in ("00000.parquet", "00001.parquet.partial"):  # renamed and not counted, and half written
+        (tmp_path / "out" / name).write_bytes(b"the beginning of a shard")
+    found, whole = (run(Sa1b(source), tmp_path / name, rows_per_shard=10) for name in ("out", "whole"))
+    assert found.rows == whole.rows and digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 def test_two_commands_and_folders_of_other_files(tmp_path: Path, source: Path) -> None:
     with (
         PrepareFolder(tmp_path / "out", {}),
