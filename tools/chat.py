@@ -22,12 +22,12 @@ from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.inference.chat import Asked, AskedDrawing, Limits, Refused, check_port
 from megatron_eve.inference.code_tower import add_tower_flags, model_tower
+from megatron_eve.inference.conv_mode import check_conv_mode
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.opening import (
     add_conv_mode_flag,
     add_model_flags,
     chat_template,
-    check_conv_mode,
     check_model_flags,
     family_title,
     model_name,

@@ -15,12 +15,12 @@ from megatron_eve.config.early_flags import flag_value
 from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.inference.checkpoint_model import read_saved
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, drawn_sizes, find_tower
+from megatron_eve.inference.conv_mode import check_conv_mode
 from megatron_eve.inference.drawn_pictures import VIDEO_FRAMES, DrawnPictures, Place
 from megatron_eve.inference.opening import (
     add_checkpoint_flags,
     add_conv_mode_flag,
     chat_template,
-    check_conv_mode,
     check_model_flags,
     is_exported,
     run_on_rank,

@@ -13,13 +13,13 @@ from megatron_eve.config import ConfigError
 from megatron_eve.data.tokenizing.flags import tower_family
 from megatron_eve.inference.answering import AnswerCounts, answer_questions
 from megatron_eve.inference.code_tower import ModelTower, add_tower_flags, model_tower
+from megatron_eve.inference.conv_mode import check_conv_mode
 from megatron_eve.inference.engine import Engine
 from megatron_eve.inference.model_lease import model_lease
 from megatron_eve.inference.opening import (
     add_conv_mode_flag,
     add_model_flags,
     chat_template,
-    check_conv_mode,
     check_model_flags,
     run_with_engine,
     show_any_text,
@@ -222,8 +222,8 @@ def answer(flags: argparse.Namespace) -> int:
     if not flags.image_folder.is_dir():
         raise ConfigError(f"--image-folder {flags.image_folder}: no such folder")
     flags.conv_mode = flags.conv_mode or chat_template(flags.model_path)
-    check_conv_mode(flags, flags.conv_mode)
-    found = read_questions(flags.question_file, flags.conv_mode)
+    template = check_conv_mode(flags, flags.conv_mode)
+    found = read_questions(flags.question_file, template)
     shard = chunk(found.questions, flags.num_chunks, flags.chunk_idx)
     pictures = any(question.images for question in shard)
     tower = model_tower(flags, needed=pictures)

@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--tokenizer-model",
         metavar="FILE",
-        help="tokenizer.model or tokenizer.json that the dataset was made with (default: rows show token ids instead "
-        "of text)",
+        help="tokenizer.model or tokenizer.json that the dataset was made with, or its folder (default: rows show "
+        "token ids instead of text)",
     )
     page.add_argument(
         "--output-dir",

@@ -97,8 +97,8 @@ def _add_input(parser: argparse.ArgumentParser, family: str) -> None:
         "--tokenizer-model",
         required=True,
         metavar="FILE",
-        help="tokenizer of the language model: its sentencepiece tokenizer.model, or its tokenizer.json with "
-        "tokenizer_config.json beside it",
+        help="tokenizer of the language model: its sentencepiece tokenizer.model, its tokenizer.json with "
+        "tokenizer_config.json beside it, or the folder that holds one (of both, tokenizer.model)",
     )
     needed.add_argument(
         "--tokenizer-legacy",

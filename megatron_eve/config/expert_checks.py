@@ -17,7 +17,7 @@ def expert_errors(config: RunConfig) -> Iterator[str]:
         names = " and ".join(objective.name for objective in objectives)
         yield (
             f"--modality-experts: {names} of --family {config.family} would read rows in the order of the experts; "
-            "leave it out, or use --family eve2"
+            "leave it out, or use a family without such a loss"
         )
     if config.lora.enabled:
         yield "--lora-rank: adapters are of decoders without experts; leave it out, or train without --modality-experts"

@@ -248,7 +248,7 @@ class DataConfig:
     data_cache_path: Annotated[str | None, Flag("DIR", "nothing is written")] = None
     """Folder for indices that take time to compute from a dataset; runs may share it."""
     tokenizer_model: Annotated[str | None, Flag("FILE", "not checked")] = None
-    """tokenizer.model or tokenizer.json of the datasets; a dataset that was made with another one is refused."""
+    """tokenizer.model or tokenizer.json of the datasets, or its folder; a dataset made with another one is refused."""
     mock_data: bool = False
     """Train on synthetic samples instead of --data-path."""
     seq_length: int = 2048

@@ -58,6 +58,7 @@ class ExportPlan:
         adapters: of the decoder's matrices, by Hugging Face key, which are merged into them.
         files: of the folder of an adapter: what each holds.
         base: matrices of the model that an adapter belongs to, of which a sample is written beside it.
+        dataset: what the checkpoint records of its data.
         folders: of the export, as `HFFormat.export_folders`. `tensors` has the names of the rules, `mapped` and `added`
             have those that are written, with their folder in front where there are several.
     """
@@ -71,6 +72,7 @@ class ExportPlan:
     adapters: dict[str, LazyTensor] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     base: dict[str, LazyTensor] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
     folders: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {".": {}})
 
     def by_folder(self) -> dict[str, dict[str, LazyTensor]]:
@@ -146,9 +148,11 @@ def plan_export(
     for problem in family.check_export(config, published, flags):
         raise ConfigError(problem)
     source = DistFolder(checkpoint)
-    frozen = (read_common(checkpoint) or {}).get("frozen")
+    saved = read_common(checkpoint) or {}
+    frozen = saved.get("frozen")
     config = replace(config, vision=family.export_settings(config.vision, flags))
     plan = ExportPlan(config, flags)
+    plan.dataset = saved.get("dataset") or {}
     plan.folders = family.export_folders(published, config.vision, flags)
     rows = config.model.vocab_size if image_token_id is None else family.rows(config.model, image_token_id)
     rules = rules_of(config)
@@ -336,7 +340,9 @@ def write_export(
             _write_published_files(plan, unfinished, tokenizer)
         else:
             assert tokenizer is not None
-            write_transformers_files(unfinished, plan.config, _dtype_name(plan), tokenizer, plan.flags)
+            write_transformers_files(
+                unfinished, plan.config, _dtype_name(plan), tokenizer, plan.flags, plan.dataset
+            )
         for name, tensors in plan.by_folder().items():
             (unfinished / name).mkdir(exist_ok=True)
             write_shards(unfinished / name, tensors, max_shard_size, done)

@@ -20,6 +20,7 @@ from megatron_eve.data.format.joined import AnyDataset, JoinedDataset, open_data
 from megatron_eve.data.sampling.fitting import PackLimits
 from megatron_eve.data.sampling.orders import DatasetSlice, split_dataset
 from megatron_eve.data.text.load_tokenizer import load_tokenizer
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.registry import find_family, find_image_codes, tower_family
 
 # Codes of each part that are looked through when a dataset is opened; one that is out of range in the rest is found
@@ -71,12 +72,15 @@ class OpenedDatasets:
             if parts
             else {}
         )
+        written = sorted({dataset.info.chat_template_sha256 for dataset in trained} - {""})
+        chat_templates = {"chat_templates": written} if written else {}
         return {
             "samples": [len(dataset) for dataset in trained],
             "tokens": [dataset.info.num_tokens for dataset in trained],
             "tokenizer_sha256": trained[0].info.tokenizer_sha256,
             "tokenizer_kind": trained[0].info.tokenizer_kind,
             "templates": sorted({dataset.info.template for dataset in trained}),
+            **chat_templates,
             "apply_exif": trained[0].info.apply_exif,
             # Other storage is other pixels: it has the same rows, and yet is another dataset.
             "image storage": [dataset.info.image_storage for dataset in trained],
@@ -103,11 +107,32 @@ def open_datasets(config: RunConfig) -> OpenedDatasets:
     datasets = [open_one(config, prefix, tokenizer.sha256 if tokenizer else None) for prefix in prefixes]
     if tokenizer and any(dataset.info.template == "plain" for dataset in datasets):
         tokenizer.check_newline()
+    if tokenizer:
+        for prefix, dataset in zip(prefixes, datasets, strict=True):
+            _check_chat_template(prefix, dataset.info.chat_template_sha256, tokenizer)
     codes = _codes_of(datasets)
     training, held_out, dropped = _divide(config, prefixes, datasets, len(blend.prefixes))
     return OpenedDatasets(
         tuple(datasets), blend.weights, tuple(training), tuple(held_out), tuple(dropped), codes
     )
+
+
+def _check_chat_template(prefix: str, sha256: str, tokenizer: TextTokenizer) -> None:
+    """Refuse a tokenizer whose chat template is not the one of a dataset that was made with one.
+
+    Raises:
+        DataError: naming both and the remedy.
+    """
+    if not sha256:
+        return
+    from megatron_eve.data.text.chat_template import chat_template_sha256
+
+    if (found := chat_template_sha256(tokenizer.path)) != sha256:
+        what = f"another one (sha256 {found[:12]}...)" if found else "none"
+        raise DataError(
+            f"{prefix} was made with the tokenizer's chat template (sha256 {sha256[:12]}...), and {tokenizer.path} has "
+            f"{what} beside it: name the tokenizer's folder as it was, or make the dataset again"
+        )
 
 
 def _codes_of(datasets: Sequence[AnyDataset]) -> JoinedCodes | None:

@@ -50,6 +50,10 @@ REASONS = {
         "turns do not alternate between 'human' and 'gpt'",
         "join turns of one role that follow each other; a system turn comes first",
     ),
+    "chat_template": Reason(
+        "the tokenizer's chat template refuses the turns, or does not write an answer as it was",
+        "see the detail of the row; a system turn is what most templates refuse",
+    ),
     "kind_template": Reason(
         "--template does not take rows of this kind",
         "choose plain for captions, document for interleaved documents, pairs and texts, another one for conversations",

@@ -19,7 +19,7 @@ from typing import Any
 from megatron_eve.config import ConfigError
 from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images.decode import ACCEPTED_FORMATS
-from megatron_eve.data.text.prompts import prompt_text
+from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.engine import DrawingEngine, DrawingStep, Engine, EngineLost, Query
 from megatron_eve.inference.sampling import GREEDY, GUIDANCE, Sampling, guidance_problem
 
@@ -31,6 +31,8 @@ _READABLE = {
     "no_tower": "This model cannot be shown pictures: {detail}.",
     "drawing_too_long": "This is too long to be drawn: {detail}.",
     "draws_nothing": "This model draws no pictures: {detail}.",
+    "chat_template": "This model's chat template {detail}.",
+    "typed_control_token": "This cannot be asked: {detail}.",
     "prompt_too_long": "This is too long for the model: {detail}. Begin a new conversation.",
 }
 HOST = "127.0.0.1"
@@ -132,7 +134,8 @@ class Asked:
         """
         self.check(limits)
         try:
-            text = prompt_text(self.question.strip(), engine.conv_mode, len(self.images), self.earlier)
+            turns = [turn for pair in self.earlier for turn in map(Turn, ("human", "gpt"), pair)]
+            text = engine.prompt([*turns, Turn("human", self.question.strip())], len(self.images))
             return engine.prepare(text, self.images, limits.new_tokens)
         except SkipRow as error:
             raise Refused(_READABLE.get(error.reason, _PLACEHOLDER).format(detail=error.detail)) from error

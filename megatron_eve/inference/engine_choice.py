@@ -15,11 +15,11 @@ from typing import Any
 from megatron_eve.config import ConfigError
 from megatron_eve.inference.checkpoint_model import say
 from megatron_eve.inference.code_tower import ModelTower
+from megatron_eve.inference.conv_mode import check_conv_mode
 from megatron_eve.inference.engine import OWN_TEMPLATE, Engine
 from megatron_eve.inference.opening import (
     add_model_flags,
     chat_template,
-    check_conv_mode,
     check_model_flags,
     is_exported,
     run_on_rank,

@@ -43,6 +43,7 @@ from megatron_eve.inference.engine import (
     check_length,
     cut_at_stop,
 )
+from megatron_eve.inference.export_template import template_of_export, unmarked
 from megatron_eve.inference.log_likelihoods import (
     Pair,
     SharedRows,
@@ -80,9 +81,9 @@ class HFEngine:
         self._image_row: int | None = self._processor.image_token_id
         self._text: Decoder = PieceText(self._processor.tokenizer)
         self._apply_exif = apply_exif
-        self.conv_mode = conv_mode
-        found = {self._processor.tokenizer.eos_token_id, *stop_tokens(self._ids, conv_mode)}
-        self._stop_ids = sorted(found)
+        self.conv_mode, self._template = conv_mode, template_of_export(folder, conv_mode)
+        eos_id = self._processor.tokenizer.eos_token_id
+        self._stop_ids = sorted({eos_id, *stop_tokens(self._ids, self._template)})
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of a text, without BOS."""
@@ -96,12 +97,13 @@ class HFEngine:
 
     def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
         """See `Engine.prompt`."""
-        return prompt_from_turns(turns, self.conv_mode, num_images)
+        return prompt_from_turns(turns, self._template, num_images)
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
     ) -> Query:
         """See `Engine.prepare`."""
+        text = unmarked(text, self._template, self._processor.tokenizer)
         length = self._more_tokens(text, images) + len(self._prompt_ids(text))
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length, max_new_tokens, tuple(stop))
@@ -110,6 +112,7 @@ class HFEngine:
         self, text: str, images: Sequence[bytes], continuation: str
     ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
+        text = unmarked(text, self._template, self._processor.tokenizer)
         more = self._more_tokens(text, images)
         text, continuation = move_space(text, continuation)
         query = ContinuationQuery(text, tuple(images), continuation, 0)

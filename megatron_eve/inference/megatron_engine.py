@@ -19,6 +19,7 @@ from megatron_eve.data.errors import SkipRow
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, decode_image
 from megatron_eve.data.text.conversation import tiled_text
 from megatron_eve.data.text.prompts import drawing_prompt, encode_text, prompt_from_turns, stop_ids
+from megatron_eve.data.text.templates import template_of
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.drawing import Drawing, drawing_key, drawing_steps
@@ -97,7 +98,8 @@ class MegatronEngine:
     ) -> None:
         self._model, self._config, self._tokenizer, self._apply_exif = model, config, tokenizer, apply_exif
         self._picture_codes = picture_codes
-        self._stop_ids = stop_ids(tokenizer, conv_mode)
+        self._template = template_of(conv_mode, tokenizer)
+        self._stop_ids = stop_ids(tokenizer, self._template)
         self.conv_mode = conv_mode
         self._alone = torch.distributed.get_world_size() == 1
 
@@ -108,14 +110,14 @@ class MegatronEngine:
 
     def prompt(self, turns: Sequence[Turn], num_images: int) -> str:
         """See `Engine.prompt`."""
-        return prompt_from_turns(turns, self.conv_mode, num_images)
+        return prompt_from_turns(turns, self._template, num_images)
 
     def prepare(
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
     ) -> Query:
         """See `Engine.prepare`."""
         text, more = self._placed(text, images)
-        length = len(encode_text(text, self._tokenizer, self.conv_mode)) + more
+        length = len(encode_text(text, self._tokenizer, self._template)) + more
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length, max_new_tokens, tuple(stop))
 
@@ -232,7 +234,7 @@ class MegatronEngine:
         sizes, _ = self._drawn_sizes()
         try:
             tokens, unconditional = (
-                encode_text(drawing_prompt(words, self.conv_mode), self._tokenizer, self.conv_mode)
+                encode_text(drawing_prompt(words, self._template), self._tokenizer, self._template)
                 for words in (text, "")
             )
         except SkipRow:
@@ -262,7 +264,7 @@ class MegatronEngine:
         """The prompts of questions, and what ends their answers."""
         prompts = [
             self._prompt(
-                encode_text(query.text, self._tokenizer, self.conv_mode),
+                encode_text(query.text, self._tokenizer, self._template),
                 query.images,
                 sampling.key(query.text, query.images),
             )
@@ -281,7 +283,7 @@ class MegatronEngine:
         return encode_pair(
             query.text,
             query.continuation,
-            lambda text: encode_text(text, self._tokenizer, self.conv_mode),
+            lambda text: encode_text(text, self._tokenizer, self._template),
             self._tokenizer.eos_id,
         )
 

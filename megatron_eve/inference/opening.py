@@ -13,12 +13,7 @@ from pathlib import Path
 from megatron_eve.checkpoint.hf.config import refuse_adapter
 from megatron_eve.config import TRACKER, ConfigError
 from megatron_eve.convert.usage import family_of_source
-from megatron_eve.data.text.templates import (
-    missing_control_token,
-    prompt_templates,
-    templates,
-    without_conversation,
-)
+from megatron_eve.data.text.templates import prompt_templates, templates, without_conversation
 from megatron_eve.inference.checkpoint_model import (
     checkpoint_config,
     checkpoint_model,
@@ -59,8 +54,8 @@ def add_model_flags(
         "--tokenizer-model",
         type=Path,
         metavar="FILE",
-        help="tokenizer.model or tokenizer.json that the checkpoint was trained with (default: the one whose path the "
-        "checkpoint holds, if it is still there and the same; a folder for transformers has its own)",
+        help="tokenizer.model or tokenizer.json that the checkpoint was trained with, or its folder (default: the one "
+        "whose path the checkpoint holds, if it is still there and the same; a folder for transformers has its own)",
     )
     model.add_argument(
         "--ignore-exif-orientation",
@@ -101,8 +96,10 @@ def add_conv_mode_flag(group: argparse._ArgumentGroup) -> None:
         "--conv-mode",
         type=_conv_mode,
         choices=prompt_templates(),
+        metavar="NAME",
         help="prompt template, the one that the model was trained with: plain (captions only) before the stage that "
-        "trains on conversations (default: that of the checkpoint's conversations, else that of the last stage of the "
+        f"trains on conversations, else one of {', '.join(prompt_templates()[1:])}, of which chat_template is that of "
+        "the tokenizer's folder (default: that of the checkpoint's conversations, else that of the last stage of the "
         "model's family)",
     )
 
@@ -138,36 +135,18 @@ def _lacking(folder: Path) -> str | None:
 
 def chat_template(folder: Path) -> str:
     """Template of conversations with the model of a folder: of the conversations that a checkpoint was trained on, if
-    they had one, else its family's. Imports no torch.
+    they had one, or that an export was made for, else its family's. Imports no torch.
     """
+    if is_exported(folder) and (written := folder / "chat_template.jinja").is_file():
+        from megatron_eve.convert.transformers_folder import template_of_chat_template
+
+        if name := template_of_chat_template(written.read_text(encoding="utf-8", errors="replace")):
+            return name
     dataset = read_saved(folder).get("dataset") or {}
     trained = [name for name in dataset.get("templates", ()) if not without_conversation(name)]
     if len(trained) == 1 and trained[0] in prompt_templates():
         return str(trained[0])
     return find_family(family_of_source(folder) or DEFAULT_FAMILY).chat_template()
-
-
-def check_conv_mode(flags: argparse.Namespace, conv_mode: str) -> None:
-    """Refuse a template whose control tokens the checkpoint's tokenizer does not have.
-
-    Args:
-        flags: of `add_model_flags`, checked; a folder for transformers has a tokenizer of its own.
-        conv_mode: the template of the prompts.
-
-    Raises:
-        ConfigError: naming the token and the remedy.
-    """
-    if is_exported(flags.model_path):
-        return
-    from megatron_eve.checkpoint.tokenizer_record import tokenizer_kind
-    from megatron_eve.data.text.load_tokenizer import load_kind
-
-    tokenizer = load_kind(flags.tokenizer_model, tokenizer_kind(read_saved(flags.model_path)))
-    if (token := missing_control_token(conv_mode, tokenizer.encode)) is not None:
-        raise ConfigError(
-            f"--conv-mode {conv_mode}: it has the control token {token}, which {flags.tokenizer_model} lacks; name the "
-            f"template that the model was trained with, one of {', '.join(prompt_templates())}"
-        )
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:

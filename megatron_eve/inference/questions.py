@@ -22,6 +22,7 @@ from megatron_eve.data.errors import DataError, SkipRow
 from megatron_eve.data.text.prompts import prompt_text
 from megatron_eve.data.text.turns import ConversationError
 from megatron_eve.inference.origin import AnswerOrigin
+from megatron_eve.models.text_format import Template
 
 # How each row of an answers file begins.
 _ROW_BEGINS = b'{"question_id": '
@@ -64,7 +65,7 @@ class QuestionFile:
     refused: list[str]
 
 
-def read_questions(path: Path, conv_mode: str) -> QuestionFile:
+def read_questions(path: Path, template: Template) -> QuestionFile:
     """Read a question file whole and make its prompts. Lines that are not questions are skipped.
 
     Raises:
@@ -82,7 +83,7 @@ def read_questions(path: Path, conv_mode: str) -> QuestionFile:
             if not line.strip():
                 continue
             try:
-                question = _question(line, conv_mode)
+                question = _question(line, template)
                 if question.key in lines:
                     raise ValueError(f"the same question_id and text as in line {lines[question.key]}")
             except (ValueError, RecursionError) as error:
@@ -99,7 +100,7 @@ def read_questions(path: Path, conv_mode: str) -> QuestionFile:
     return QuestionFile(questions, refused)
 
 
-def _question(line: bytes, conv_mode: str) -> Question:
+def _question(line: bytes, template: Template) -> Question:
     """Parse a line as a question.
 
     Raises:
@@ -119,8 +120,8 @@ def _question(line: bytes, conv_mode: str) -> Question:
     if not _is_text(name):
         raise ValueError('"question_id" holds half of a surrogate pair')
     try:
-        images, text = _asked(images, text, conv_mode)
-        return Question(name, images, text, prompt_text(text, conv_mode, len(images)))
+        images, text = _asked(images, text, template.name)
+        return Question(name, images, text, prompt_text(text, template, len(images)))
     except (ValueError, ConversationError) as error:
         shown = text if isinstance(text, str) and _is_text(text) else ""
         return Question(name, (), shown, "", problem=str(error))

@@ -7,9 +7,9 @@ by name. Labels come from the character range of each answer (`data/text/convers
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 IMAGE_TOKEN = "<image>"
 """Marks the position of a picture in a text."""
@@ -36,6 +36,20 @@ class RoleFormat(NamedTuple):
     empty: str = ""
 
 
+Part = tuple[str, bool]
+"""A piece of a sample's text, and whether it trains."""
+
+
+class ChatWriter(Protocol):
+    """Writes conversations where no `RoleFormat` can; turns are (role, text), of "human" and "gpt"."""
+
+    def parts(self, system: str, turns: Sequence[tuple[str, str]]) -> list[Part]:
+        """A whole conversation, without the BOS token; a system prompt of "" is none."""
+
+    def prompt(self, system: str, turns: Sequence[tuple[str, str]]) -> str:
+        """The text to generate from, without the BOS token, of turns the last of which is a question."""
+
+
 def as_written(text: str) -> str:
     """A turn as it is, with its pictures where they are."""
     return text
@@ -45,14 +59,14 @@ def as_written(text: str) -> str:
 class Template:
     """How a row becomes text, as data. A control token that is written in the text becomes its id.
 
-    The tokenizer's BOS token, where it has one, begins every text.
-
     Attributes:
         name: for `--template` and `--conv-mode`.
         kinds: of the rows that it takes (`data/schema.py`).
         what: what it is for, for `--help`.
         samples: what its samples are, where they teach no conversation, such as "captions"; "" for conversations.
-        question, answer: how turns are written. None: the template is no conversation.
+        question, answer: how turns are written. None: the template is no conversation, or has `chat`.
+        chat: writes conversations in place of them; a chat template of transformers.
+        with_bos: the tokenizer's BOS token, where it has one, begins every text.
         system: text in front of the first turn, with `{system}` in it.
         no_system: the same where the system prompt is empty.
         default_system: the system prompt of a row without a system turn.
@@ -71,6 +85,8 @@ class Template:
         place_frames: a turn's text with all frames of a video that is read; None: `place_images`.
         blank_prompt: what a picture without a caption is to be drawn from.
         clean_caption: a caption -> the same as the tokenizer is to read it, of a template without `question`.
+        literal: control tokens in the text of turns stay text (`data/text/literal_text.py`); the published code of the
+            other templates takes them for control tokens.
         ends_captions: what trains behind such a caption: a newline, or the tokenizer's EOS.
     """
 
@@ -80,6 +96,8 @@ class Template:
     samples: str = ""
     question: RoleFormat | None = None
     answer: RoleFormat | None = None
+    chat: ChatWriter | None = None
+    with_bos: bool = True
     system: str = ""
     no_system: str = ""
     default_system: str = ""
@@ -96,7 +114,13 @@ class Template:
     place_frames: Callable[[str], str] | None = None
     blank_prompt: str = ""
     clean_caption: Callable[[str], str] = as_written
+    literal: bool = False
     ends_captions: Literal["newline", "eos"] = "newline"
+
+    @property
+    def is_conversation(self) -> bool:
+        """Are its samples questions and answers?"""
+        return self.question is not None or self.chat is not None
 
     @property
     def is_document(self) -> bool:
@@ -156,6 +180,26 @@ VICUNA_V1 = Template(
     place_images=only_image_first,
     stop=("</s>",),
 )
+CHATML = Template(
+    name="chatml",
+    kinds=("conversation",),
+    what="a conversation in ChatML, <|im_start|>user, a newline, the question<|im_end|> and so on (Qwen2.5); control "
+    "tokens that are typed stay text",
+    question=RoleFormat("<|im_start|>user\n", after="<|im_end|>", behind="\n", empty="<|im_end|>\n"),
+    answer=RoleFormat("<|im_start|>assistant\n", after="<|im_end|>", behind="\n", empty="<|im_end|>\n"),
+    system="<|im_start|>system\n{system}<|im_end|>\n",
+    default_system="You are a helpful assistant.",
+    stop=("<|im_end|>", "<|endoftext|>"),
+    literal=True,
+)
+CHAT_TEMPLATE = Template(
+    name="chat_template",
+    kinds=("conversation",),
+    what="a conversation in the chat template of the tokenizer's folder (chat_template.jinja, or chat_template in "
+    "tokenizer_config.json), as transformers writes it; control tokens that are typed stay text",
+    literal=True,
+)
+"""The one of a tokenizer has `chat`, `with_bos` and `stop` besides (`data/text/templates.py`, `template_of`)."""
 DOCUMENT = Template(
     name="document",
     kinds=("interleaved", "pair", "text"),

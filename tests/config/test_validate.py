@@ -248,7 +248,7 @@ WEIGHTED = BLEND | {"data_path": ("1", "a", "2", "b")}
         (
             {"model": {"modality_experts": True}, "vision": {"patch_aligning": True}},
             "--modality-experts: align loss of --family eve",
-            "--family eve2",
+            "leave it out",
         ),
         ({"training": {"eval_interval": 5}}, "--eval-interval", "--split"),
         ({"training": {"eval_interval": 0}, "data": {"split": "9,1"}}, "--eval-interval 0", "at least 1"),

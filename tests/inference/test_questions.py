@@ -19,6 +19,7 @@ from megatron_eve.inference.engine import Answer, ContinuationQuery, LogLikeliho
 from megatron_eve.inference.origin import AnswerOrigin
 from megatron_eve.inference.questions import AnswersFile, Question, chunk, read_questions
 from megatron_eve.inference.sampling import GREEDY, Sampling
+from megatron_eve.models.text_format import PLAIN, VICUNA_V1
 
 ORIGIN = AnswerOrigin("runs/eve", 100, "a" * 64, "b" * 64, "vicuna_v1", 8, True)
 
@@ -86,7 +87,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def questions_of(file: Path) -> list[Question]:
-    found = read_questions(file, "vicuna_v1")
+    found = read_questions(file, VICUNA_V1)
     assert not found.refused
     return found.questions
 
@@ -286,7 +287,7 @@ def test_a_line_that_is_no_question_is_named_and_the_others_are_kept(
         '{"question_id": 9, "text": "So?"}',
     ]
     path.write_bytes("\n".join(lines).encode("latin-1"))
-    found = read_questions(path, "vicuna_v1")
+    found = read_questions(path, VICUNA_V1)
     assert [question.id for question in found.questions] == [1, 9]
     (line,) = found.refused
     assert line.startswith(f"{path}, line 3: ") and message in line
@@ -338,7 +339,7 @@ def test_a_file_without_a_single_question_is_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(DataError) as error:
-            read_questions(path, "vicuna_v1")
+            read_questions(path, VICUNA_V1)
         assert message in str(error.value)
 
 
@@ -351,7 +352,7 @@ def test_windows_line_ends_a_byte_order_mark_and_a_last_line_without_an_end(tmp_
 
 def test_plain_needs_no_text_and_ignores_it(tmp_path: Path) -> None:
     path = write(tmp_path / "q", {"question_id": 1, "image": ["a", "b"]}, {**GOOD, "question_id": 2})
-    assert [question.prompt for question in read_questions(path, "plain").questions] == [
+    assert [question.prompt for question in read_questions(path, PLAIN).questions] == [
         "<image><image>",
         "<image>",
     ]

@@ -102,6 +102,7 @@ class DatasetSettings:
         image_storage: one of `IMAGE_STORAGES`; "mixed" in a merged dataset whose parts differ.
         tokenizer_kind: how the tokenizer's file was read, `TextTokenizer.kind`. Manifests of older versions lack
             it: there was one kind.
+        chat_template_sha256: digest of the tokenizer's chat template, for `--template chat_template`; else "".
     """
 
     template: str
@@ -114,6 +115,7 @@ class DatasetSettings:
     vocab_size: int
     image_storage: str = "encoded"
     tokenizer_kind: str = SENTENCEPIECE
+    chat_template_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

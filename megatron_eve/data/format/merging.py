@@ -40,6 +40,7 @@ from megatron_eve.data.text.text_tokenizer import SAME_KIND
 _FIRST_SKIPPED = 5  # skipped rows that a manifest lists for each reason
 _REMEDIES = {
     "template": "name datasets of two templates side by side in --data-path instead",
+    "chat_template_sha256": "name datasets of two chat templates side by side in --data-path instead",
     "tokenizer_sha256": "preprocess all with the same --tokenizer-model",
     "tokenizer_kind": SAME_KIND,
     "vocab_size": "preprocess all with the same --tokenizer-model",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from megatron_eve.data.errors import DataError
 from megatron_eve.data.format.manifest import IMAGE_STORAGES, DatasetSettings
 from megatron_eve.data.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_LIMIT
-from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer
-from megatron_eve.data.text.templates import missing_control_token, templates
+from megatron_eve.data.text.load_tokenizer import is_json, load_tokenizer, tokenizer_file
+from megatron_eve.data.text.templates import template_of, templates, unfit_tokenizer
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.image_flags import ImageSetting, ImageSettings
 from megatron_eve.models.registry import DEFAULT_FAMILY, find_family
-from megatron_eve.models.text_format import PLAIN
+from megatron_eve.models.text_format import CHAT_TEMPLATE, PLAIN
 from megatron_eve.runtime.dali import DALI_REMEDY
 
 MAX_VIDEO_FRAMES = 10_000
@@ -39,7 +39,7 @@ class PreprocessConfig:
         drop_license: patterns; rows whose license matches one are left out.
         opt_out: a file of ids, URLs and sha256 of rows that are left out; see `metadata.Exclusions`.
         follow_links: take images under it that are links to files elsewhere, as in Hugging Face's cache.
-        tokenizer_model: a Llama tokenizer.model, or a tokenizer.json.
+        tokenizer_model: a Llama tokenizer.model, a tokenizer.json, or a folder that holds one.
         tokenizer_legacy: how a tokenizer.model is read, see `Tokenizer`; None for what the family says.
         output_prefix: where the dataset goes.
         overwrite: replace a dataset that is there already.
@@ -152,20 +152,23 @@ class PreprocessConfig:
             DataError: it is none, or lacks a control token of the template, or the newline with which captions end.
         """
         legacy = self.tokenizer_legacy
-        if legacy is not None and is_json(self.tokenizer_model):
+        path = tokenizer_file(self.tokenizer_model)
+        if legacy is not None and is_json(path):
             raise DataError(
                 f"--{'' if legacy else 'no-'}tokenizer-legacy: says how a tokenizer.model is read, and "
-                f"{self.tokenizer_model} is a tokenizer.json; leave the flag out"
+                f"{path} is a tokenizer.json; leave the flag out"
             )
         rules = find_family(self.family).text_rules
-        found = load_tokenizer(
-            self.tokenizer_model, rules.tokenizer_legacy if legacy is None else legacy, rules.added_tokens
-        )
-        if (token := missing_control_token(self.template, found.encode)) is not None:
+        found = load_tokenizer(path, rules.tokenizer_legacy if legacy is None else legacy, rules.added_tokens)
+        if unfit := unfit_tokenizer(self.template, found):
             raise DataError(
-                f"--template {self.template}: it has the control token {token}, which {self.tokenizer_model} lacks; "
-                "give the tokenizer of a model that the template is for, or choose another template"
+                f"--template {self.template}: {unfit}; give the tokenizer of a model that the template is for, or "
+                "choose another template"
             )
+        try:
+            template_of(self.template, found)
+        except DataError as error:
+            raise DataError(f"--template {self.template}: {error}") from None
         if self.template == PLAIN.name:
             found.check_newline()
         return found
@@ -188,7 +191,15 @@ class PreprocessConfig:
             vocab_size=tokenizer.vocab_size,
             image_storage=self.image_storage,
             tokenizer_kind=tokenizer.kind,
+            chat_template_sha256=self._chat_template_sha256(tokenizer),
         )
+
+    def _chat_template_sha256(self, tokenizer: TextTokenizer) -> str:
+        if self.template != CHAT_TEMPLATE.name:
+            return ""
+        from megatron_eve.data.text.chat_template import chat_template_sha256
+
+        return chat_template_sha256(tokenizer.path)
 
     def storage(self) -> StorageSettings | None:
         """How images are stored; None where their files are kept as they are. Imports torch otherwise."""

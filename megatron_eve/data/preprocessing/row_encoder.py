@@ -19,6 +19,7 @@ from megatron_eve.data.schema import ImageFile, Record, VideoFile
 from megatron_eve.data.sources.image_files import read_image_file
 from megatron_eve.data.sources.source import RawRow, Source
 from megatron_eve.data.text.documents import as_generation, encode_record
+from megatron_eve.data.text.templates import template_of
 from megatron_eve.models.registry import find_family
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class RowEncoder:
         self._config = config
         self._source = source
         self._tokenizer = config.tokenizer()
+        self._template = template_of(config.template, self._tokenizer)
         family = find_family(config.family)
         self._planner = (
             family.image_planner(config.all_image_settings) if family.text_rules.length_counts_rows else None
@@ -150,7 +152,7 @@ class RowEncoder:
                 )
         loaded = [self._load_image(image, row) for image in record.images] if self._tiled else None
         whole = encode_record(
-            record, self._tokenizer, self._config.template, self._tiles(loaded) if self._tiled else None
+            record, self._tokenizer, self._template, self._tiles(loaded) if self._tiled else None
         )
         rows: list[list[int]] | None = None
         if (

@@ -10,9 +10,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
-from megatron_eve.data.text.templates import find_template
+from megatron_eve.data.text.literal_text import encode_marked_text, mark_typed
+from megatron_eve.data.text.templates import template_of
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.data.text.turns import (
     SYSTEM_ROLE,
@@ -148,13 +150,14 @@ def encode_conversation(
 
     Raises:
         ConversationError: the conversation does not fit the template; `reason` says how.
+        DataError: template "chat_template", and the tokenizer has none.
         ValueError: an unknown template.
     """
-    template = template if isinstance(template, Template) else find_template(template)
+    template = template if isinstance(template, Template) else template_of(template, tokenizer)
     checked = checked_turns(turns)
     check_placeholders(checked)
     system, checked = _split_system(checked, template)
-    if template.question is None:
+    if not template.is_conversation:
         if any(drawn):
             raise ConversationError("draw_template", f"--template {template.name} draws no pictures")
         return _encode_caption(checked, tokenizer, template, num_images, tiles)
@@ -252,18 +255,25 @@ def marked_parts(template: Template, system: str, turns: Sequence[Turn]) -> list
         system: the system prompt, or "".
         turns: of "human" and "gpt", their pictures where they are to be.
     """
-    parts = [(template.system_text(system), False)]
+    if template.chat is not None:
+        return template.chat.parts(system, [(turn.role, turn.text) for turn in turns])
+    parts = [(template.system_text(typed(system, template)), False)]
     for turn in turns:
         form = template.answer if turn.role == "gpt" else template.question
         assert form is not None, f"{template.name} is no template of conversations"
         parts.append((form.header, False))
         if turn.text:
             # With what stands in front of it: sentencepiece keeps the space in front of a word in its piece.
-            parts.append((f"{form.before}{turn.text}{form.after}", turn.role == "gpt"))
+            parts.append((f"{form.before}{typed(turn.text, template)}{form.after}", turn.role == "gpt"))
             parts.append((form.behind, False))
         else:
             parts.append((form.empty, False))
     return parts
+
+
+def typed(text: str, template: Template) -> str:
+    """A text that was typed, as the template has it: what could be a control token is marked where it stays text."""
+    return mark_typed(text) if template.literal else text
 
 
 def place_pictures(
@@ -322,7 +332,10 @@ def encode_marked(
     text = "".join(part for part, _ in parts)
     trains = b"".join((b"\1" if trained else b"\0") * len(part) for part, trained in parts)
     image = [IMAGE_TOKEN_ID, *(tokenizer.encode(template.behind_image) if template.behind_image else ())]
-    tokens = list(tokenizer.bos)
+    tokens = list(tokenizer.bos) if template.with_bos else []
+    encode: Callable[[str], Iterable[tuple[int, int]]] = (
+        partial(encode_marked_text, tokenizer) if template.literal else tokenizer.encode_with_offsets
+    )
     labels, start = [IGNORE_INDEX] * len(tokens), 0
     draw = iter(drawn)
     for segment in IMAGE_SPLIT.split(text):
@@ -330,7 +343,7 @@ def encode_marked(
             tokens += image
             labels += image_labels(next(draw, False), len(image))
         else:
-            for token, begin in tokenizer.encode_with_offsets(segment):
+            for token, begin in encode(segment):
                 tokens.append(token)
                 labels.append(token if trains[start + begin] else IGNORE_INDEX)
         start += len(segment)

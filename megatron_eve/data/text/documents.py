@@ -24,7 +24,7 @@ from megatron_eve.data.text.conversation import (
     place_pictures,
     tiled_text,
 )
-from megatron_eve.data.text.templates import find_template
+from megatron_eve.data.text.templates import template_of
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.data.text.turns import ConversationError, Turn, check_image_count, checked_turns, is_blank
 from megatron_eve.models.text_format import IMAGE_TOKEN, Template
@@ -47,7 +47,7 @@ def encode_record(
         SkipRow: the template does not accept records of this kind, or the text does not fit it.
         ValueError: an unknown template.
     """
-    template = template if isinstance(template, Template) else find_template(template)
+    template = template if isinstance(template, Template) else template_of(template, tokenizer)
     if record.kind not in template.kinds:
         taken = " and ".join(template.kinds)
         raise SkipRow(

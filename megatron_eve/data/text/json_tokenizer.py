@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class JsonTokenizer(TextTokenizer):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         decoder = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: one.content for token, one in decoder.items()}
+        self.control_tokens = tuple(one.content for one in decoder.values() if one.special)
         self.byte_level = b'"ByteLevel"' in content
         self._of_bytes = bytes_of_characters() if self.byte_level else {}
         config = _config(Path(path).parent / _CONFIG)
@@ -89,6 +90,19 @@ class JsonTokenizer(TextTokenizer):
         found = self._tokenizer.encode(text, add_special_tokens=False)
         for token, (begin, _) in zip(found.ids, found.offsets, strict=True):
             yield token, min(begin, len(text) - 1)
+
+    def encode_literally(self, text: str) -> Iterator[tuple[int, int]]:
+        """See `TextTokenizer.encode_literally`. Tokens that the file does not call special (`<think>`) stay tokens."""
+        found = self._literal.encode(text, add_special_tokens=False)
+        for token, (begin, _) in zip(found.ids, found.offsets, strict=True):
+            yield token, min(begin, len(text) - 1)
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        """A copy that reads control tokens as text: that is a setting of the whole tokenizer."""
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = True
+        return copy
 
     def token_bytes(self, token: int) -> bytes:
         """See `TextTokenizer.token_bytes`."""

@@ -8,7 +8,7 @@ from megatron_eve.data.text.conversation import encode_marked, marked_parts
 from megatron_eve.data.text.templates import find_template, prompt_templates
 from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.data.text.turns import SYSTEM_ROLE, ConversationError, Turn, check_image_count, is_blank
-from megatron_eve.models.text_format import IMAGE_TOKEN, Template
+from megatron_eve.models.text_format import CHAT_TEMPLATE, IMAGE_TOKEN, Template
 
 
 def prompt_text(
@@ -33,7 +33,7 @@ def prompt_text(
         ValueError: an unknown template, or one that no prompt fits.
     """
     template = _prompt_template(template)
-    if template.question is None or template.answer is None:
+    if not template.is_conversation:
         return IMAGE_TOKEN * num_images
     if any(IMAGE_TOKEN in answer for _, answer in earlier):
         raise ConversationError("image_in_answer", f"an earlier answer holds {IMAGE_TOKEN}")
@@ -43,7 +43,11 @@ def prompt_text(
     turns.append(Turn("human", question))
     turns = place_images(turns, num_images)
     turns = [Turn(turn.role, template.place_in_prompt(turn.text)) for turn in turns]
-    parts = marked_parts(template, template.default_system if system is None else system, turns)
+    system = template.default_system if system is None else system
+    if template.chat is not None:
+        return template.chat.prompt(system, [(turn.role, turn.text) for turn in turns])
+    assert template.answer is not None, "it has a format of answers, or writes them itself"
+    parts = marked_parts(template, system, turns)
     return "".join(part for part, _ in parts) + template.answer.header
 
 
@@ -110,6 +114,8 @@ def drawing_prompt(
         ConversationError: the question holds `<image>`.
         ValueError: an unknown template, or one that draws none.
     """
+    if template == CHAT_TEMPLATE.name:
+        raise ValueError(f"template {template!r} draws no {'videos' if video else 'pictures'}")
     template = _prompt_template(template)
     around = template.around_drawn_video if video else template.around_drawn
     if around is None or template.answer is None:
@@ -168,6 +174,8 @@ def _prompt_template(template: str | Template) -> Template:
         found = find_template(template)
     except ValueError:
         found = None
+    if found is CHAT_TEMPLATE:
+        raise ValueError(f"template {template!r} belongs to a tokenizer: see template_of")
     if found is None or not found.prompts:
         raise ValueError(f"unknown template {template!r}: use one of {', '.join(prompt_templates())}")
     return found

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from megatron_eve.data.text.text_tokenizer import TextTokenizer
 from megatron_eve.models.registry import loaded_families, tower_families
-from megatron_eve.models.text_format import DOCUMENT, PLAIN, VICUNA_V1, Template
+from megatron_eve.models.text_format import (
+    CHAT_TEMPLATE,
+    CHATML,
+    DOCUMENT,
+    PLAIN,
+    VICUNA_V1,
+    Template,
+)
 
-_SHARED = {template.name: template for template in (PLAIN, VICUNA_V1, DOCUMENT)}
+_SHARED = {template.name: template for template in (PLAIN, VICUNA_V1, DOCUMENT, CHATML, CHAT_TEMPLATE)}
 
 
 def templates() -> dict[str, Template]:
@@ -29,6 +37,39 @@ def find_template(name: str) -> Template:
     if found is None:
         raise ValueError(f"unknown template {name!r}: use one of {', '.join(templates())}")
     return found
+
+
+def template_of(name: str, tokenizer: TextTokenizer) -> Template:
+    """The template of this name for a tokenizer: `chat_template` is the tokenizer's own.
+
+    Raises:
+        DataError: the tokenizer has none, or one that cannot be trained on.
+        ValueError: there is no such template.
+    """
+    if name != CHAT_TEMPLATE.name:
+        return find_template(name)
+    from megatron_eve.data.text.chat_template import own_template  # with transformers, which takes a second
+
+    return own_template(tokenizer)
+
+
+def unfit_tokenizer(name: str, tokenizer: TextTokenizer) -> str | None:
+    """Why a template cannot be used with a tokenizer, in words behind its name; None if it can.
+
+    Raises:
+        ValueError: there is no such template.
+    """
+    if (token := missing_control_token(name, tokenizer.encode)) is not None:
+        return f"it has the control token {token}, which {tokenizer.path} lacks"
+    template = find_template(name)
+    if template.literal:
+        for token in template.control_tokens():
+            if token not in tokenizer.control_tokens:
+                return (
+                    f"it tells the control token {token} from the same characters in a question, which needs a "
+                    f"tokenizer.json that calls it special, and {tokenizer.path} is none"
+                )
+    return None
 
 
 def missing_control_token(template: str, encode: Callable[[str], list[int]]) -> str | None:

@@ -54,6 +54,7 @@ class TextTokenizer(ABC):
         vocab_size: number of tokens, added ones included.
         bos_id: of the token in front of every text; None where there is none (Qwen2).
         eos_id: of the token that ends a text.
+        control_tokens: its control tokens as they are written, where `encode_literally` can leave them text; else none.
     """
 
     path: str
@@ -62,6 +63,7 @@ class TextTokenizer(ABC):
     vocab_size: int
     bos_id: int | None
     eos_id: int
+    control_tokens: Sequence[str] = ()
 
     @property
     def bos(self) -> list[int]:
@@ -74,6 +76,14 @@ class TextTokenizer(ABC):
 
         Control tokens written in the text become their ids.
         """
+
+    def encode_literally(self, text: str) -> Iterator[tuple[int, int]]:
+        """`encode_with_offsets` of a text whose control tokens are text, as of transformers' `split_special_tokens`.
+
+        Raises:
+            ValueError: this kind of tokenizer cannot.
+        """
+        raise ValueError(f"{self.path}: control tokens are told from typed text with a tokenizer.json alone")
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
         """Token ids of `text`, with BOS in front if `bos`; control tokens written in the text become their ids."""

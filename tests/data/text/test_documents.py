@@ -113,7 +113,7 @@ def test_conversations_are_encoded_as_before(tokenizer: Tokenizer) -> None:
         assert encode_record(row, tokenizer, template) == encode_conversation(said, tokenizer, template, 1)
 
 
-@pytest.mark.parametrize("template", sorted(templates()))
+@pytest.mark.parametrize("template", sorted(templates().keys() - {"chat_template"}))
 @pytest.mark.parametrize("kind", KINDS)
 def test_which_template_takes_which_kind(tokenizer: Tokenizer, kind: Any, template: str) -> None:
     takes = {
