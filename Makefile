@@ -42,12 +42,12 @@ BEGAN := $(shell date +%s)
 SPENT = $$(($$(date +%s) - $(BEGAN))) s, $$(du -sh --si --apparent-size $(VENV) | cut -f1)B in $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-eval install-curate install-dev install-gpu quickstart vila vila-u vila-u-tower curation test test-slow lint format clean check-python check-cuda
+.PHONY: help install install-eval install-curate install-dev install-gpu quickstart vila vila-u vila-u-tower eve2 curation test test-slow lint format clean check-python check-cuda
 
 help: ## List these commands
 	@echo "megatron_eve: pretraining of encoder-free vision-language models on megatron-core"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables: PYTHON=python3.11  VENV=.venv  ARGS='-k packing' (to pytest)"
 	@echo "           INDEX_URL=...  TORCH_INDEX_URL=... (other package indexes; see README)"
@@ -137,6 +137,9 @@ vila-u: install ## The same for VILA-U: codes of photos, one training to read an
 vila-u-tower: install ## Its tower: a training from a toy SigLIP with a kill, codes, reconstructions
 	@$(BIN)/python examples/vila_u_tiny/tower.py
 
+eve2: install ## The same for EVE v2: experts as copies, stages 0, 1 and 3, swapped photos, an export
+	@$(BIN)/python examples/eve2_tiny/run.py
+
 curation: install-curate ## Pictures for pretraining: rules, duplicates, clusters, new captions, a dataset
 	@$(BIN)/python examples/curation_tiny/run.py
 
@@ -164,6 +167,7 @@ clean: ## Remove what was built and run here, .venv too; what others put there s
 	@$(PYTHON) examples/quickstart/folder.py vila_u_memory
 	@$(PYTHON) examples/quickstart/folder.py vila_u_tower
 	@$(PYTHON) examples/quickstart/folder.py vila_u_tower_scores
+	@$(PYTHON) examples/quickstart/folder.py eve2
 	@$(PYTHON) examples/quickstart/folder.py curation
 	@$(PYTHON) examples/quickstart/folder.py eve2_text
 	@if test -f $(MARKER); then rm -rf $(VENV); elif test -e $(VENV); then \

@@ -101,6 +101,7 @@ def start(script: str, *words: str, **more: str) -> subprocess.CompletedProcess[
         "vila_tiny/run.py",
         "vila_u_tiny/run.py",
         "vila_u_tiny/tower.py",
+        "eve2_tiny/run.py",
         "curation_tiny/run.py",
     ],
 )

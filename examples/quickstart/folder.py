@@ -17,10 +17,10 @@ MADE = (
     "answers.jsonl", "data", "interrupted", "logs", "loss.png", "questions.jsonl", "reference", "teacher",
     "export", "exported.jsonl", "lora", "stage1", "stage2", "stage3", "tower", "runs", "result.json", "result.png",
     "drawings", "pretraining", "sheet.png", "siglip", "photos", "scores", "settings.json", "captioner", "downloads",
-    "prepared", "prompts.txt", "work",
+    "prepared", "prompts.txt", "work", "language_model", "stage0", "start",
 )  # fmt: skip
-"""What the quickstart and the programs of `examples/vila_tiny/`, `examples/vila_u_tiny/` and `examples/curation_tiny/`
-make in their folders. Whatever else lies there is the user's, and stays."""
+"""What the quickstart and the programs of `examples/vila_tiny/`, `examples/vila_u_tiny/`, `examples/eve2_tiny/`
+and `examples/curation_tiny/` make in their folders. Whatever else lies there is the user's, and stays."""
 
 
 class NotOurs(Exception):

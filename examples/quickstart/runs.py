@@ -39,6 +39,7 @@ class Runs:
         subfolder: of `output`, for the folders of the runs.
         layout: flags of a run on several processes.
         program: the module that trains.
+        tokenizer_path: of the tokenizer in `output`.
     """
 
     output: Path
@@ -48,6 +49,7 @@ class Runs:
     subfolder: str = ""
     layout: Sequence[object] = LAYOUT
     program: str = "megatron_eve.pretrain"
+    tokenizer_path: str = "data/tokenizer.model"
 
     @property
     def data(self) -> Path:
@@ -57,7 +59,7 @@ class Runs:
     @property
     def tokenizer(self) -> Path:
         """The tokenizer of all datasets."""
-        return self.data / "tokenizer.model"
+        return self.output / self.tokenizer_path
 
     def folder(self, run: str) -> Path:
         """Folder of a run."""

@@ -93,9 +93,9 @@ def write_documents(captions: Path, target: Path) -> Path:
 def write_conversations(captions: Path, target: Path) -> Path:
     """Questions about one photo, and about the first and the second of two, in the LLaVA layout."""
     rows = json.loads(captions.read_text(encoding="utf-8"))
-    made = [_conversation([row], ALONE, row) for row in rows]
+    made = [conversation([row], ALONE, row) for row in rows]
     for one, other in pairs(rows):
-        made += [_conversation([one, other], FIRST, one), _conversation([one, other], SECOND, other)]
+        made += [conversation([one, other], FIRST, one), conversation([one, other], SECOND, other)]
     target.write_text(json.dumps(made, indent=1), encoding="utf-8")
     return target
 
@@ -117,7 +117,8 @@ def write_sentences(target: Path) -> Path:
     return target
 
 
-def _conversation(photos: list[dict[str, Any]], question: str, shown: dict[str, Any]) -> dict[str, Any]:
+def conversation(photos: list[dict[str, Any]], question: str, shown: dict[str, Any]) -> dict[str, Any]:
+    """A question in the LLaVA layout about photos, which are rows of captions; the caption of `shown` answers it."""
     names = [photo["image"] for photo in photos]
     turns = [
         {"from": "human", "value": "<image>\n" * len(names) + question},
