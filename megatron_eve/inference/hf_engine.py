@@ -103,7 +103,7 @@ class HFEngine:
         self, text: str, images: Sequence[bytes], max_new_tokens: int, stop: Sequence[str] = ()
     ) -> Query:
         """See `Engine.prepare`."""
-        text = unmarked(text, self._template, self._processor.tokenizer)
+        text = self._unmarked(text)
         length = self._more_tokens(text, images) + len(self._prompt_ids(text))
         check_length(length, max_new_tokens, self.max_length)
         return Query(text, tuple(images), length, max_new_tokens, tuple(stop))
@@ -112,13 +112,17 @@ class HFEngine:
         self, text: str, images: Sequence[bytes], continuation: str
     ) -> ContinuationQuery:
         """See `Engine.prepare_continuation`."""
-        text = unmarked(text, self._template, self._processor.tokenizer)
+        text = self._unmarked(text)
         more = self._more_tokens(text, images)
         text, continuation = move_space(text, continuation)
         query = ContinuationQuery(text, tuple(images), continuation, 0)
         query = replace(query, length=len(self._pair(query).tokens) + more)
         check_continuation_length(query.length, self.max_length)
         return query
+
+    def _unmarked(self, text: str) -> str:
+        """A prompt's text as the processor takes it; raises PromptError, see `unmarked`."""
+        return unmarked(text, self._template, self._processor.tokenizer)
 
     def _prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt's text, `<image>` as one, BOS in front where the model has one."""

@@ -79,6 +79,10 @@ class TransformersEngine(HFEngine):
             return super().log_likelihoods(queries)
         return [one for query in queries for one in super(TransformersEngine, self).log_likelihoods([query])]
 
+    def _unmarked(self, text: str) -> str:
+        """The text as it is: the model's own chat template marks nothing."""
+        return text
+
     def _prompt_ids(self, text: str) -> list[int]:
         return self._prompts.token_ids(text)
 

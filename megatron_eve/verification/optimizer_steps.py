@@ -140,7 +140,7 @@ def _model_case(golden: GoldenSteps, folder: Path, family: ModelFamily) -> Model
 
 def _encoded(row: GoldenRow, tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
     """Ids and labels of a row. Published code takes captions without a picture; preprocessing leaves them out here."""
-    is_caption = row.pictures == 0 and find_template(row.template).question is None
+    is_caption = row.pictures == 0 and not find_template(row.template).is_conversation
     question, *answers = row.turns
     turns = [{**question, "value": IMAGE_TOKEN}, *answers] if is_caption else row.turns
     pictures = [ImageFile(b"")] * (1 if is_caption else row.pictures)
