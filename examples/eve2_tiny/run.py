@@ -216,7 +216,7 @@ def main() -> int:
     runs = Runs(flags.output, console, inputs.DATASET_FLAGS, tokenizer_path="language_model/tokenizer.json")
     opening = (
         "EVE v2 at toy size: photos -> stages 0, 1 and 3, a kill, a resume -> answers -> transformers\n"
-        "Ten minutes of CPU time."
+        "About eleven minutes of CPU time, shared by two cores."
     )
     return run_example("eve2", runs, opening, Example(runs).run)
 
