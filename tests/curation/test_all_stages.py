@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyarrow import parquet
 
 from megatron_eve.data.format.joined import open_dataset
@@ -41,6 +42,7 @@ def caption_of(picture: bytes) -> str:
     return f"This is a photo whose file has the digest {hashlib.sha256(picture).hexdigest()[:16]}."
 
 
+@pytest.mark.slow
 def test_three_downloads_become_a_dataset_with_the_right_metadata(tmp_path: Path) -> None:
     toy = make_toy(tmp_path, views=1, rows_per_shard=40)
     work = tmp_path / "work"

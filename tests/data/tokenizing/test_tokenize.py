@@ -180,6 +180,7 @@ def kill_after(process: subprocess.Popen[str], folder: Path, chunks: int) -> int
     raise AssertionError(process.communicate())
 
 
+@pytest.mark.slow
 def test_one_process_two_and_three_with_kills_give_the_same_bytes(tmp_path: Path) -> None:
     """A slow tower, so that a kill comes in the middle; the workers of a killed command end by themselves."""
     write_tower(tmp_path / "tower", slow=0.02)
