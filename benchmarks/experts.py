@@ -84,24 +84,11 @@ class OneSet(ExpertLinear):
 
     def multiplied(self, x: torch.Tensor) -> torch.Tensor:
         """One set of weights on all rows: [n, 1, inputs] -> [n, 1, outputs]."""
-        weight, bias = (self.visual_weight, self.visual_bias) if self.visual else (self.weight, self.bias)
-        return self._forward_impl(
-            input=x,
-            weight=weight,
-            bias=bias,
-            gradient_accumulation_fusion=self.gradient_accumulation_fusion,
-            allreduce_dgrad=False,
-            sequence_parallel=False,
-            tp_group=self.tp_group,
-        )
+        return self.by_set(x, self.visual)
 
     def by_both(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each set makes of all rows."""
-        made = []
-        for visual in (False, True):
-            self.visual = visual
-            made.append(OneSet.multiplied(self, x))
-        return made
+        return [self.by_set(x, visual) for visual in (False, True)]
 
 
 class Blended(OneSet):

@@ -6,9 +6,8 @@ A folder that transformers saved again works too (`save_pretrained` of model and
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    LogitsProcessor,
-    StoppingCriteria,
 )
-from transformers.generation.streamers import BaseStreamer
 
 import megatron_eve.hf  # noqa: F401 - registers the models
 from megatron_eve.config import ConfigError
@@ -33,7 +29,6 @@ from megatron_eve.data.text.prompts import prompt_from_turns, stop_tokens
 from megatron_eve.data.text.turns import Turn
 from megatron_eve.inference.engine import (
     Answer,
-    AnswerEnd,
     ContinuationQuery,
     LogLikelihood,
     Query,
@@ -44,6 +39,7 @@ from megatron_eve.inference.engine import (
     cut_at_stop,
 )
 from megatron_eve.inference.export_template import template_of_export, unmarked
+from megatron_eve.inference.hf_generation import AnswerEnds, Chooser, TokenStream
 from megatron_eve.inference.log_likelihoods import (
     Pair,
     SharedRows,
@@ -53,7 +49,7 @@ from megatron_eve.inference.log_likelihoods import (
     token_log_probabilities,
 )
 from megatron_eve.inference.piece_text import Decoder, PieceText
-from megatron_eve.inference.sampling import GREEDY, Sampling, next_tokens
+from megatron_eve.inference.sampling import GREEDY, Sampling
 from megatron_eve.models.registry import loaded_families
 from megatron_eve.runtime.accelerator import accelerator
 
@@ -152,8 +148,8 @@ class HFEngine:
         if not queries:
             return []
         inputs = self._inputs(queries)
-        chooser = _Chooser(sampling, queries, inputs)
-        ends = _Ends(queries, self._text, self._stop_ids)
+        chooser = Chooser(sampling, queries, inputs)
+        ends = AnswerEnds(queries, self._text, self._stop_ids)
         longest = max(query.max_new_tokens for query in queries)
         generated = self._generate(inputs, longest, chooser, stopping_criteria=[ends])
         rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
@@ -207,10 +203,10 @@ class HFEngine:
 
     def stream(self, query: Query, sampling: Sampling = GREEDY) -> Generator[str, None, None]:
         """See `Engine.stream`. transformers generates in a thread of its own, which has ended when this does."""
-        ends = _Ends([query], self._text, self._stop_ids)
-        tokens = _Tokens(ends)
+        ends = AnswerEnds([query], self._text, self._stop_ids)
+        tokens = TokenStream(ends)
         inputs, pieces = self._inputs([query]), TextPieces(self._text.decode, query.stop)
-        chooser = _Chooser(sampling, [query], inputs)
+        chooser = Chooser(sampling, [query], inputs)
         thread = threading.Thread(
             target=tokens.run, args=(self._generate, inputs, query.max_new_tokens, chooser)
         )
@@ -225,7 +221,7 @@ class HFEngine:
         if piece := pieces.rest():
             yield piece
 
-    def _generate(self, inputs: Any, max_new_tokens: int, chooser: _Chooser, **more: Any) -> torch.Tensor:
+    def _generate(self, inputs: Any, max_new_tokens: int, chooser: Chooser, **more: Any) -> torch.Tensor:
         """Token ids [B, prompt and answer]; shorter answers are padded at the end."""
         sequences: torch.Tensor = self._model.generate(
             **inputs,
@@ -319,85 +315,3 @@ def _check_tokenizer(folder: Path, config: Any, processor: Any) -> None:
             f"--model-path {folder}: its tokenizer.json is not the one that this model was exported with; save the "
             "processor of the exported folder there (AutoProcessor.from_pretrained(...).save_pretrained(...))"
         )
-
-
-class _Chooser(LogitsProcessor):
-    """Has transformers choose tokens as `MegatronEngine` does, with random numbers of each prompt's own."""
-
-    def __init__(self, sampling: Sampling, queries: Sequence[Query], inputs: Any) -> None:
-        self._sampling = sampling
-        self._keys = [sampling.key(query.text, query.images) for query in queries]
-        self._prompt = inputs["input_ids"].shape[1]
-
-    @property
-    def processors(self) -> list[LogitsProcessor]:
-        """For `generate`: none where the most likely token is taken, which it does by itself."""
-        return [] if self._sampling.greedy else [self]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Called by transformers for each token, scores [B, W]; in what is returned, all but the chosen are -inf."""
-        step = input_ids.shape[1] - self._prompt
-        chosen = next_tokens(scores.float(), self._sampling, self._keys, step)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
-
-
-class _Ends(StoppingCriteria):
-    """Ends each answer of a batch by its own limit and stop texts.
-
-    Attributes:
-        counts: of each answer's tokens, without the one that ended it.
-    """
-
-    def __init__(self, queries: Sequence[Query], text: Decoder, stop_ids: Collection[int]) -> None:
-        self._ends = [AnswerEnd(text.decode, query.max_new_tokens, query.stop) for query in queries]
-        self._stop_ids, self._ended = stop_ids, [False] * len(queries)
-        self.counts = [0] * len(queries)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
-        """Called by transformers after each token: which samples [B] end here."""
-        for sample, token in enumerate(input_ids[:, -1].tolist()):
-            if self._ended[sample]:
-                continue
-            if token in self._stop_ids:
-                self._ended[sample] = True
-            else:
-                self.counts[sample] += 1
-                self._ended[sample] = self._ends[sample].add(token)
-        return torch.tensor(self._ended, device=input_ids.device)
-
-
-class _Tokens(BaseStreamer, StoppingCriteria):
-    """New tokens as they come, from another thread; ends the generation once `left` is set."""
-
-    def __init__(self, ends: _Ends) -> None:
-        self._ends = ends
-        self.left = threading.Event()
-        self._events: queue.Queue[int | Exception | None] = queue.Queue()
-        self._prompt_came = False
-
-    def run(self, generate: Any, inputs: Any, max_new_tokens: int, chooser: _Chooser) -> None:
-        """Generate; an error is passed to the reader of the stream."""
-        try:
-            generate(inputs, max_new_tokens, chooser, streamer=self, stopping_criteria=[self])
-        except Exception as error:
-            self._events.put(error)
-
-    def put(self, value: torch.Tensor) -> None:
-        """Called by transformers: first with the prompt, then with each token."""
-        if self._prompt_came:
-            self._events.put(int(value))
-        self._prompt_came = True
-
-    def end(self) -> None:
-        """Called by transformers after the last token."""
-        self._events.put(None)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
-        """Called by transformers after each token: which samples [B] end here."""
-        return self._ends(input_ids, scores) | self.left.is_set()
-
-    def __iter__(self) -> Generator[int, None, None]:
-        while (event := self._events.get()) is not None:
-            if isinstance(event, Exception):
-                raise event
-            yield event

@@ -113,10 +113,8 @@ def _weights(chunks: Sequence[VisionLanguageModel], case: ModelCase) -> dict[str
 
 def _model_case(golden: GoldenSteps, folder: Path, family: ModelFamily) -> ModelCase:
     settings, rules = settings_of(golden.weights), family.text_rules
-    encoded = [
-        _encoded(row, load_tokenizer(row.tokenizer, rules.tokenizer_legacy, rules.added_tokens))
-        for row in golden.samples
-    ]
+    tokenizer = load_tokenizer(golden.weights, rules.tokenizer_legacy, rules.added_tokens)
+    encoded = [_encoded(row, tokenizer) for row in golden.samples]
     ids, labels = (
         pad_sequence([torch.tensor(values) for values in some], batch_first=True, padding_value=IGNORE_INDEX)
         for some in zip(*encoded, strict=True)

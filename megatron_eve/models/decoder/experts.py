@@ -98,20 +98,18 @@ class ExpertLinear(_Linear):
     def multiplied(self, x: torch.Tensor) -> torch.Tensor:
         """Each set of weights on its rows, without communication: [n, 1, inputs] -> [n, 1, outputs of this rank]."""
         text, visual = split_sets(x, self.rows.text)
-        sets = ((text, self.weight, self.bias), (visual, self.visual_weight, self.visual_bias))
-        return torch.cat(
-            [
-                self._forward_impl(
-                    input=rows,
-                    weight=weight,
-                    bias=bias,
-                    gradient_accumulation_fusion=self.gradient_accumulation_fusion,
-                    allreduce_dgrad=False,
-                    sequence_parallel=False,
-                    tp_group=self.tp_group,
-                )
-                for rows, weight, bias in sets
-            ]
+        return torch.cat([self.by_set(text, False), self.by_set(visual, True)])
+
+    def by_set(self, x: torch.Tensor, visual: bool) -> torch.Tensor:
+        """One set of weights on rows, without communication: [m, 1, inputs] -> [m, 1, outputs of this rank]."""
+        return self._forward_impl(
+            input=x,
+            weight=self.visual_weight if visual else self.weight,
+            bias=self.visual_bias if visual else self.bias,
+            gradient_accumulation_fusion=self.gradient_accumulation_fusion,
+            allreduce_dgrad=False,
+            sequence_parallel=False,
+            tp_group=self.tp_group,
         )
 
     def sharded_state_dict(
